@@ -1,0 +1,1 @@
+"""LLaMA-3: configuration, Flax model, Hugging Face checkpoints and tokenizer."""

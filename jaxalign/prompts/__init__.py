@@ -1,0 +1,67 @@
+"""Prompt texts as files. A user may read and replace them; a run keeps the ones it used."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+
+from jaxalign.errors import UserError
+from jaxalign.survey.instrument import Item
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+_NAMES = ("item", "persona")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The texts, as jinja2 sources. `item` sees `item` and `options` (code, label pairs);
+    `persona` sees `country`, a country's name in English."""
+
+    item: str
+    persona: str
+
+    def user(self, item: Item) -> Message:
+        """The question as the user's message."""
+        options = list(zip(item.codes, item.options, strict=True))
+        return {"role": "user", "content": _render(self.item, item=item, options=options)}
+
+    def system(self, country: str) -> Message:
+        """The persona line as the system message."""
+        return {"role": "system", "content": _render(self.persona, country=country)}
+
+
+def _render(source: str, **values: object) -> str:
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False
+    )
+    try:
+        return environment.from_string(source).render(**values).strip()
+    except jinja2.TemplateError as error:
+        raise UserError(f"prompt template: {error}") from None
+
+
+def load_prompts(folder: Path | None = None) -> Prompts:
+    """The package's texts, each replaced by `folder/NAME.jinja` where that file exists."""
+    texts = {}
+    for name in _NAMES:
+        own = folder / f"{name}.jinja" if folder else None
+        if own is not None and own.is_file():
+            texts[name] = own.read_text(encoding="utf-8")
+        else:
+            texts[name] = (
+                resources.files("jaxalign.prompts").joinpath(f"{name}.jinja").read_text("utf-8")
+            )
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"--prompts {folder}: no such folder")
+    return Prompts(**texts)
+
+
+def icl_messages(prompts: Prompts, examples: list[tuple[Item, int]]) -> list[Message]:
+    """Example items with the answer's option index, as turns of a conversation."""
+    turns: list[Message] = []
+    for item, answer in examples:
+        turns += [prompts.user(item), {"role": "assistant", "content": str(item.codes[answer])}]
+    return turns

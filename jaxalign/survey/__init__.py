@@ -1,0 +1,1 @@
+"""Surveys as data, and pure functions that score them. Knows neither model nor tokenizer."""

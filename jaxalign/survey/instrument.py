@@ -1,0 +1,214 @@
+"""Survey instruments as data: items, their options, and how countries answered them.
+
+File format (JSON, UTF-8):
+
+    {"name": "...", "version": "...", "source": "...", "wording": "paraphrase" | "official",
+     "items": [{"id": "m01", "stem": "...", "text": "...", "scale": "ordinal" | "nominal",
+                "topic": "...", "options": [{"code": 1, "label": "..."}, ...]}, ...],
+     "distributions": {"USA": {"m01": [0.2, 0.5, ...], ...}, ...}}
+
+`stem` is text that several items share (a questionnaire's lead-in); it may be empty or absent.
+`distributions` gives each country's share of respondents per option, in the order of `options`;
+it may be absent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxalign.errors import UserError
+
+Scale = Literal["ordinal", "nominal"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One question. `codes[i]` is the number a respondent gives for `options[i]`."""
+
+    id: str
+    text: str
+    options: tuple[str, ...]
+    codes: tuple[int, ...]
+    scale: Scale = "ordinal"
+    topic: str = ""
+    stem: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"item {self.id!r}"
+        if not self.text.strip():
+            raise UserError(f"{where}: empty text")
+        if len(self.options) != len(self.codes) or len(self.options) < 2:
+            raise UserError(
+                f"{where}: {len(self.options)} options and {len(self.codes)} codes; "
+                "give at least two of each, as many of one as of the other"
+            )
+        if len(set(self.codes)) != len(self.codes):
+            raise UserError(f"{where}: codes {list(self.codes)} repeat")
+        if self.scale not in ("ordinal", "nominal"):
+            raise UserError(f"{where}: scale={self.scale!r}; ordinal or nominal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instrument:
+    """A questionnaire and, where known, how each country answered it.
+
+    `distributions[country][item id]` holds shares in [0, 1] that sum to 1, in option order.
+    """
+
+    name: str
+    version: str
+    source: str
+    wording: Literal["paraphrase", "official"]
+    items: tuple[Item, ...]
+    distributions: dict[str, dict[str, tuple[float, ...]]] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise UserError(f"instrument {self.name!r} has no items")
+        ids = [item.id for item in self.items]
+        if repeated := sorted({i for i in ids if ids.count(i) > 1}):
+            raise UserError(f"instrument {self.name!r}: item ids repeat: {', '.join(repeated)}")
+        by_id = {item.id: item for item in self.items}
+        for country, answers in self.distributions.items():
+            for item_id, shares in answers.items():
+                _check_shares(self.name, country, item_id, shares, by_id)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of everything a run depends on: wording, options and distributions."""
+        text = json.dumps(to_json(self), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def subset(self, ids: set[str]) -> Instrument:
+        """The same instrument with only the items in `ids`, in the same order."""
+        return dataclasses.replace(
+            self,
+            items=tuple(item for item in self.items if item.id in ids),
+            distributions={
+                country: {i: shares for i, shares in answers.items() if i in ids}
+                for country, answers in self.distributions.items()
+            },
+        )
+
+    def majority(self, country: str) -> dict[str, int]:
+        """Index of the most chosen option of each item that `country` answered."""
+        return {i: int(np.argmax(s)) for i, s in self.distributions.get(country, {}).items()}
+
+    def truth_QxO(self, country: str) -> np.ndarray:
+        """float32 [items, most options]: the country's shares, zero past an item's options, a row
+        of NaN where the country did not answer the item."""
+        most = max(len(item.options) for item in self.items)
+        out = np.zeros((len(self.items), most), np.float32)
+        answers = self.distributions.get(country, {})
+        for q, item in enumerate(self.items):
+            shares = answers.get(item.id)
+            out[q, : len(item.options)] = np.nan if shares is None else shares
+        return out
+
+
+def _check_shares(
+    name: str, country: str, item_id: str, shares: tuple[float, ...], by_id: dict[str, Item]
+) -> None:
+    where = f"instrument {name!r}, country {country!r}, item {item_id!r}"
+    if item_id not in by_id:
+        raise UserError(f"{where}: no such item")
+    if len(shares) != len(by_id[item_id].options):
+        raise UserError(f"{where}: {len(shares)} shares for {len(by_id[item_id].options)} options")
+    if any(not math.isfinite(s) or s < 0 for s in shares) or abs(sum(shares) - 1) > 1e-3:
+        raise UserError(f"{where}: shares {list(shares)} are not a distribution")
+
+
+def from_json(fields: dict[str, Any], where: str = "instrument") -> Instrument:
+    """Build and check an Instrument. Raises UserError naming `where` and the item."""
+    try:
+        items = tuple(
+            Item(
+                id=str(row["id"]),
+                text=row["text"],
+                stem=row.get("stem", ""),
+                options=tuple(o["label"] for o in row["options"]),
+                codes=tuple(int(o["code"]) for o in row["options"]),
+                scale=row.get("scale", "ordinal"),
+                topic=row.get("topic", ""),
+            )
+            for row in fields["items"]
+        )
+        return Instrument(
+            name=fields["name"],
+            version=fields["version"],
+            source=fields["source"],
+            wording=fields["wording"],
+            items=items,
+            distributions={
+                country: {item: tuple(map(float, shares)) for item, shares in answers.items()}
+                for country, answers in fields.get("distributions", {}).items()
+            },
+        )
+    except KeyError as error:
+        raise UserError(f"{where}: missing field {error}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: malformed ({error})") from None
+
+
+def to_json(instrument: Instrument) -> dict[str, Any]:
+    """The JSON fields that `from_json` reads back as an equal instrument."""
+    items = [
+        {
+            "id": item.id,
+            "stem": item.stem,
+            "text": item.text,
+            "scale": item.scale,
+            "topic": item.topic,
+            "options": [
+                {"code": c, "label": o} for c, o in zip(item.codes, item.options, strict=True)
+            ],
+        }
+        for item in instrument.items
+    ]
+    return {
+        "name": instrument.name,
+        "version": instrument.version,
+        "source": instrument.source,
+        "wording": instrument.wording,
+        "items": items,
+        "distributions": {
+            country: {i: list(s) for i, s in answers.items()}
+            for country, answers in instrument.distributions.items()
+        },
+    }
+
+
+def load(path: Path) -> Instrument:
+    """Read an instrument file. Raises UserError with the file's name for anything wrong in it."""
+    try:
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: the top level must be a JSON object")
+    return from_json(fields, str(path))
+
+
+def values_module() -> Instrument:
+    """The 24 items that the six scores of VSM 2013 are computed from, in this package's own words.
+
+    A paraphrase: the questionnaire's wording is copyrighted; load it from your own file with
+    `load`, keeping the ids m01...m24.
+    """
+    text = resources.files("jaxalign.survey").joinpath("data/values_module.json").read_text("utf-8")
+    return from_json(json.loads(text), "values_module.json")

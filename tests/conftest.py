@@ -1,0 +1,25 @@
+"""Strict settings for every test: 8 simulated CPU devices, no silent broadcasting of ranks, and a
+compilation cache shared by the workers of one machine."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update(
+    "jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "jaxalign-test-cache")
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def devices() -> list[jax.Device]:
+    """The 8 simulated devices. Fails, never skips, when they are missing."""
+    found = jax.devices()
+    assert len(found) == 8, f"sharding tests need 8 simulated devices, found {len(found)}"
+    return found
