@@ -1,0 +1,276 @@
+"""The one way a model answers survey items: exact option log-probabilities for many prompts.
+
+For P prompts x Q items only a handful of next-token logits are wanted. The text before the prompt
+is computed once for all prompts; a prompt's keys and values once for all its items; text that
+items share once per prompt (`jaxalign.layout`). In the last layer only answer positions are
+computed, and of the output head only the rows of option tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxalign.layout import Layout, Rows
+from jaxalign.llama.config import LlamaConfig
+from jaxalign.llama.model import KeyValue, Llama, causal_mask, masked_attention, rope_tables
+from jaxalign.llama.weights import Params
+
+
+# Finite, so that a padding query, which may see no key at all, has no NaN in its gradient.
+_UNSEEN = float(np.finfo(np.float32).min)
+
+
+@struct.dataclass
+class RowTables:
+    """`layout.Rows` as arrays for the device."""
+
+    keys_RxS: jax.Array
+    mask_RxLxS: jax.Array
+    common: int = struct.field(pytree_node=False)  # W: tokens before the tree in the block
+    queries: int = struct.field(pytree_node=False)  # real tree queries
+    only_tree: bool = struct.field(pytree_node=False)  # queries are tree tokens alone
+
+
+@struct.dataclass
+class Context:
+    """What scoring reads besides the prompts: an argument of compiled programs, never a constant.
+
+    Same shapes, same program: other items of the same layout shape do not recompile.
+    """
+
+    params: Params
+    before: tuple[KeyValue, KeyValue]  # keys and values of the text before the prompt, per layer
+    trunk: jax.Array  # int32 token ids
+    tree: jax.Array  # int32 token ids [T]
+    positions: jax.Array  # int32 [W + T]
+    rows: RowTables
+    answer_rows: RowTables
+    answers: jax.Array  # int32 [A], tree index
+    scored_AxY: jax.Array
+    inner: jax.Array
+    sequences: jax.Array  # int32 [Q, O, spellings, tokens]
+
+
+def make_context(config: LlamaConfig, params: Params, layout: Layout) -> Context:
+    """Put a layout's tables on the device and compute what stands before the prompt."""
+    return Context(
+        params=params,
+        before=_encode_before(config, params, jnp.asarray(layout.before)),
+        trunk=jnp.asarray(layout.trunk),
+        tree=jnp.asarray(layout.tree),
+        positions=jnp.asarray(layout.positions),
+        rows=_row_tables(layout.rows, layout.common_length, only_tree=False),
+        answer_rows=_row_tables(layout.answer_rows, layout.common_length, only_tree=True),
+        answers=jnp.asarray(layout.answers),
+        scored_AxY=jnp.asarray(layout.scored_AxY),
+        inner=jnp.asarray(layout.inner),
+        sequences=jnp.asarray(layout.sequences),
+    )
+
+
+def option_log_probs(
+    config: LlamaConfig, context: Context, prompts_PxMxD: jax.Array, chunk: int = 8
+) -> jax.Array:
+    """Log-probabilities of each item's options, normalised over its options.
+
+    prompts: embeddings [P, M, D]; `chunk` prompts are computed at a time, so memory does not
+    grow with P and a prompt's result does not depend on how many others there are.
+    Returns float32 [P, Q, O]; -inf for options an item does not have. Differentiable.
+    """
+    P = prompts_PxMxD.shape[0]
+    steps = -(-P // chunk)
+    padding = ((0, steps * chunk - P), (0, 0), (0, 0))
+    prompts = jnp.pad(prompts_PxMxD, padding).reshape(steps, chunk, *prompts_PxMxD.shape[1:])
+    out = jax.lax.map(lambda some: _chunk_log_probs(config, context, some), prompts)
+    return out.reshape(steps * chunk, *out.shape[2:])[:P]
+
+
+def valid_mass(config: LlamaConfig, context: Context, prompts_PxMxD: jax.Array) -> jax.Array:
+    """Probability that the next token begins one of the options, float32 [P, Q] in [0, 1].
+
+    Needs the full output head at every item's last token: for reports, not for the hot loop.
+    """
+    model, bound = Llama(config), {"params": context.params}
+    first = context.sequences[..., 0]  # [Q, O, spellings]
+    Y = context.scored_AxY.shape[1]
+    item_rows = first[:, 0, 0] // Y
+
+    def one(prompt_MxD: jax.Array) -> jax.Array:
+        x_AxD = _answer_stream(config, context, prompt_MxD[None])[0]
+        logits_QxV = model.apply(bound, x_AxD[item_rows], method=Llama.logits)
+        log_probs = jax.nn.log_softmax(logits_QxV)
+        tokens = jnp.where(first >= 0, context.scored_AxY.reshape(-1)[first], -1)
+        starts = jax.vmap(
+            lambda t: jnp.zeros(config.vocab_size, bool).at[t].set(True, mode="drop")
+        )(jnp.where(tokens >= 0, tokens, config.vocab_size).reshape(tokens.shape[0], -1))
+        return jnp.sum(jnp.exp(log_probs), axis=-1, where=starts)
+
+    return jax.lax.map(one, prompts_PxMxD)
+
+
+def _chunk_log_probs(config: LlamaConfig, context: Context, prompts_BxMxD: jax.Array) -> jax.Array:
+    x_BxAxD = _answer_stream(config, context, prompts_BxMxD)
+    model, bound = Llama(config), {"params": context.params}
+    rows_AxYxD = model.apply(bound, context.scored_AxY, method=Llama.head_rows)
+    precision = "highest" if config.dtype == "float32" else "default"
+    logits_BxAxY = jnp.einsum(
+        "bad,ayd->bay", x_BxAxD, rows_AxYxD.astype(x_BxAxD.dtype),
+        precision=precision, preferred_element_type=jnp.float32,
+    )  # fmt: skip
+    if context.inner.shape[0]:  # an option of several tokens: its later tokens are normalised
+        full = model.apply(bound, x_BxAxD[:, context.inner], method=Llama.logits)
+        normaliser = jax.nn.logsumexp(full, axis=-1)[..., None]
+        logits_BxAxY = logits_BxAxY.at[:, context.inner].add(-normaliser)
+    return _options_from_tokens(context.sequences, logits_BxAxY)
+
+
+def _options_from_tokens(sequences: jax.Array, logits_BxAxY: jax.Array) -> jax.Array:
+    """Add up tokens of a spelling, then spellings of an option; normalise over options.
+
+    The first token's own normaliser is the same for all options of an item and cancels.
+    """
+    flat = logits_BxAxY.reshape(logits_BxAxY.shape[0], -1)
+    parts = jnp.where(sequences >= 0, flat[:, jnp.maximum(sequences, 0)], 0.0)
+    there = sequences[..., 0] >= 0
+    spellings = jnp.where(there, parts.sum(axis=-1), -jnp.inf)
+    return jax.nn.log_softmax(_logsumexp(spellings, there), axis=-1)
+
+
+def _logsumexp(values: jax.Array, there: jax.Array) -> jax.Array:
+    """logsumexp over the last axis; -inf, with a zero gradient, where nothing is there."""
+    some = there.any(axis=-1)
+    safe = jnp.where(some[..., None], values, 0.0)
+    return jnp.where(some, jax.nn.logsumexp(safe, axis=-1), -jnp.inf)
+
+
+def _answer_stream(config: LlamaConfig, context: Context, prompts_BxMxD: jax.Array) -> jax.Array:
+    """Normed residual stream at the answer nodes, [B, A, D]."""
+    model, bound = Llama(config), {"params": context.params}
+    B = prompts_BxMxD.shape[0]
+    tokens = jnp.concatenate([context.trunk, context.tree])
+    embedded = model.apply(bound, tokens, method=Llama.embed)
+    shared = jnp.broadcast_to(embedded[None], (B, *embedded.shape))
+    x = jnp.concatenate([prompts_BxMxD.astype(config.dtype), shared], axis=1)
+    x, _ = model.apply(
+        bound,
+        x,
+        rope_tables(config, context.positions),
+        jax.tree_util.Partial(tree_attention, context.rows),
+        jax.tree_util.Partial(tree_attention, context.answer_rows),
+        context.before,
+        context.answers + context.rows.common,
+        method=Llama.blocks,
+    )
+    return x
+
+
+def tree_attention(
+    rows: RowTables, q: jax.Array, k: jax.Array, v: jax.Array, before: KeyValue
+) -> jax.Array:
+    """Attention over [before | common | ancestors in the tree]; softmax in float32.
+
+    q [B, W + T, N, H] (or [B, A, N, H] where only tree tokens ask); k, v [B, W + T, K, H];
+    before: keys and values [S, K, H]. Source of the pattern: `jaxalign.layout`.
+    """
+    W = rows.common
+    common, tree = (k[:, :W], v[:, :W]), (k[:, W:], v[:, W:])
+    if rows.only_tree:
+        return _tree_queries(rows, q, common, tree, before)
+    out = _tree_queries(rows, q[:, W:], common, tree, before)
+    if W == 0:
+        return out
+    return jnp.concatenate([_common_queries(q[:, :W], common, before), out], axis=1)
+
+
+def _common_queries(q_BxWxNxH: jax.Array, common: KeyValue, before: KeyValue) -> jax.Array:
+    """Prompt and trunk: causal among themselves, after `before`."""
+    B, W = q_BxWxNxH.shape[:2]
+    keys, values = (
+        jnp.concatenate([jnp.broadcast_to(b[None], (B, *b.shape)), c], axis=1)
+        for b, c in zip(before, common, strict=True)
+    )
+    S = before[0].shape[0]
+    mask = np.tril(np.ones((W, S + W), bool), k=S)[None, None]
+    return masked_attention(mask, q_BxWxNxH, keys, values)
+
+
+def _tree_queries(
+    rows: RowTables, q: jax.Array, common: KeyValue, tree: KeyValue, before: KeyValue
+) -> jax.Array:
+    """Tree tokens: everything common, and their own ancestors by the row's key table."""
+    B, _, N, H = q.shape
+    R, L, _ = rows.mask_RxLxS.shape
+    K = tree[0].shape[2]
+    q = jnp.pad(q, ((0, 0), (0, R * L - rows.queries), (0, 0), (0, 0)))
+    q = q.reshape(B, R, L, K, N // K, H)
+    k, v = (t[:, rows.keys_RxS] for t in tree)  # [B, R, S, K, H]
+    own = _scores("brlkgh,brskh->bkgrls", q, k)
+    own = jnp.where(rows.mask_RxLxS[None, None, None], own, _UNSEEN)
+    scores = [
+        _scores("brlkgh,skh->bkgrls", q, before[0]),
+        _scores("brlkgh,bskh->bkgrls", q, common[0]),
+        own,
+    ]
+    sizes = np.cumsum([s.shape[-1] for s in scores])[:-1].tolist()
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
+    to_before, to_common, to_own = jnp.split(weights, sizes, axis=-1)
+    out = _mix("bkgrls,skh->brlkgh", to_before, before[1])
+    out += _mix("bkgrls,bskh->brlkgh", to_common, common[1])
+    out += _mix("bkgrls,brskh->brlkgh", to_own, v)
+    return out.reshape(B, R * L, N, H)[:, : rows.queries].astype(q.dtype)
+
+
+def _scores(equation: str, q: jax.Array, k: jax.Array) -> jax.Array:
+    precision = "highest" if q.dtype == jnp.float32 else "default"
+    scale = q.shape[-1] ** -0.5
+    return scale * jnp.einsum(
+        equation, q, k, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def _mix(equation: str, weights: jax.Array, v: jax.Array) -> jax.Array:
+    precision = "highest" if v.dtype == jnp.float32 else "default"
+    return jnp.einsum(equation, weights, v, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _encode_before(
+    config: LlamaConfig, params: Params, tokens_S: jax.Array
+) -> tuple[KeyValue, KeyValue]:
+    """Keys and values of the text before the prompt: ([L-1, S, K, H] x 2, [S, K, H] x 2)."""
+
+    @jax.jit
+    def encode(params: Params, tokens: jax.Array) -> tuple[KeyValue, KeyValue]:
+        model, bound = Llama(config), {"params": params}
+        x = model.apply(bound, tokens[None], method=Llama.embed)
+        attend = jax.tree_util.Partial(masked_attention, causal_mask(jnp.ones_like(tokens)[None]))
+        rope = rope_tables(config, jnp.arange(tokens.shape[0]))
+        _, (stacked, last) = model.apply(bound, x, rope, attend, method=Llama.blocks)
+        return tuple(t[:, 0] for t in stacked), tuple(t[0] for t in last)
+
+    if tokens_S.shape[0] == 0:
+        shape = (0, config.num_key_value_heads, config.head_dim)
+        nothing = jnp.zeros(shape, config.dtype)
+        stacked = jnp.zeros((config.num_hidden_layers - 1, *shape), config.dtype)
+        return (stacked, stacked), (nothing, nothing)
+    return encode(params, tokens_S)
+
+
+def _row_tables(rows: Rows, common: int, only_tree: bool) -> RowTables:
+    return RowTables(
+        keys_RxS=jnp.asarray(rows.keys_RxS),
+        mask_RxLxS=jnp.asarray(rows.mask_RxLxS),
+        common=common,
+        queries=rows.queries,
+        only_tree=only_tree,
+    )
+
+
+def embed_tokens(config: LlamaConfig, params: Params, tokens: Any) -> jax.Array:
+    """Embeddings [..., D] of token ids, in float32 (the dtype that prompts are tuned in)."""
+    out = Llama(config).apply({"params": params}, jnp.asarray(tokens), method=Llama.embed)
+    return out.astype(jnp.float32)
