@@ -55,6 +55,15 @@ class Item:
             raise UserError(f"{where}: codes {list(self.codes)} repeat")
         if self.scale not in ("ordinal", "nominal"):
             raise UserError(f"{where}: scale={self.scale!r}; ordinal or nominal")
+        # Distances between options count steps in the order listed, so that must be the scale's.
+        if self.scale == "ordinal" and list(self.codes) not in (
+            sorted(self.codes),
+            sorted(self.codes, reverse=True),
+        ):
+            raise UserError(
+                f"{where}: codes {list(self.codes)} neither rise nor fall; list an ordinal item's "
+                "options in their order"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +85,11 @@ class Instrument:
     def __post_init__(self) -> None:
         if not self.items:
             raise UserError(f"instrument {self.name!r} has no items")
+        if self.wording not in ("paraphrase", "official"):
+            raise UserError(f"wording={self.wording!r}; paraphrase or official")
         ids = [item.id for item in self.items]
         if repeated := sorted({i for i in ids if ids.count(i) > 1}):
-            raise UserError(f"instrument {self.name!r}: item ids repeat: {', '.join(repeated)}")
+            raise UserError(f"instrument {self.name!r}: item ids repeat: {repeated}")
         by_id = {item.id: item for item in self.items}
         for country, answers in self.distributions.items():
             for item_id, shares in answers.items():
@@ -132,26 +143,16 @@ def _check_shares(
 def from_json(fields: dict[str, Any], where: str = "instrument") -> Instrument:
     """Build and check an Instrument. Raises UserError naming `where` and the item."""
     try:
-        items = tuple(
-            Item(
-                id=str(row["id"]),
-                text=row["text"],
-                stem=row.get("stem", ""),
-                options=tuple(o["label"] for o in row["options"]),
-                codes=tuple(int(o["code"]) for o in row["options"]),
-                scale=row.get("scale", "ordinal"),
-                topic=row.get("topic", ""),
-            )
-            for row in fields["items"]
-        )
         return Instrument(
-            name=fields["name"],
-            version=fields["version"],
-            source=fields["source"],
+            name=_text(fields["name"], "name"),
+            version=_text(fields["version"], "version"),
+            source=_text(fields["source"], "source"),
             wording=fields["wording"],
-            items=items,
+            items=tuple(_item(row) for row in fields["items"]),
             distributions={
-                country: {item: tuple(map(float, shares)) for item, shares in answers.items()}
+                _text(country, "country"): {
+                    item: tuple(map(float, shares)) for item, shares in answers.items()
+                }
                 for country, answers in fields.get("distributions", {}).items()
             },
         )
@@ -159,8 +160,35 @@ def from_json(fields: dict[str, Any], where: str = "instrument") -> Instrument:
         raise UserError(f"{where}: missing field {error}") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: malformed ({error})") from None
+
+
+def _item(row: dict[str, Any]) -> Item:
+    where = f"item {row['id']!r}"
+    return Item(
+        id=_text(row["id"], "id"),
+        text=_text(row["text"], f"{where}: text"),
+        stem=_text(row.get("stem", ""), f"{where}: stem"),
+        options=tuple(_text(o["label"], f"{where}: label") for o in row["options"]),
+        codes=tuple(_code(o["code"], where) for o in row["options"]),
+        scale=row.get("scale", "ordinal"),
+        topic=_text(row.get("topic", ""), f"{where}: topic"),
+    )
+
+
+def _text(value: Any, what: str) -> str:
+    """`value` if it is text that can be written as UTF-8: JSON also spells lone surrogates."""
+    if not isinstance(value, str):
+        raise UserError(f"{what} must be text, not {value!r}")
+    value.encode()
+    return value
+
+
+def _code(value: Any, where: str) -> int:
+    if type(value) is not int:  # not a bool either; 2.5 is never cut to 2
+        raise UserError(f"{where}: code must be a whole number, not {value!r}")
+    return value
 
 
 def to_json(instrument: Instrument) -> dict[str, Any]:
@@ -197,7 +225,7 @@ def load(path: Path) -> Instrument:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # bad UTF-8 or JSON, or nested too deep
         raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(fields, dict):
         raise UserError(f"{path}: the top level must be a JSON object")
