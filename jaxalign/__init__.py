@@ -1,1 +1,1 @@
-"""Cultural alignment of LLaMA-3 in JAX: soft prompts tuned by Differential Evolution, and CultureSPA."""
+"""Cultural alignment of LLaMA-3 in JAX: soft prompts tuned by evolution, and CultureSPA."""

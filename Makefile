@@ -1,0 +1,63 @@
+# Two commands for a fresh clone:
+#   make soft-prompt    make .venv, install, run the main job
+#   make test           the same for the tests
+# ARGS="..." hands on arguments, PYTHON=... chooses the interpreter, VENV=... the environment.
+
+VENV ?= .venv
+ARGS ?=
+EXTRAS ?= test
+# 3.11 or newer, and able to make a virtual environment (some systems split that off).
+PROBE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in python3.12 python3.11 python3 python3.13 python; do \
+	"$$name" -c '$(PROBE)' >/dev/null 2>&1 && { echo "$$name"; break; }; done)
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_TEST := $(VENV)/.installed-$(EXTRAS)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: help install soft-prompt test lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make soft-prompt   run the main job; its options: make soft-prompt ARGS=--help"
+	@echo "make test          run the tests; some only: make test ARGS='tests/test_records.py'"
+	@echo "make lint          check style with ruff"
+	@echo "make install       make $(VENV) and install the package, nothing more"
+	@echo "make clean         remove $(VENV) and caches; runs/ stays"
+	@echo "PYTHON=/path/to/python3.11 chooses the interpreter, VENV=DIR another environment"
+
+install: $(INSTALLED)
+
+soft-prompt: $(INSTALLED)
+	@$(BIN)/python -m experiments.soft_prompt $(ARGS)
+
+# The tests simulate 8 devices on the CPU, whatever else the machine has.
+test: $(INSTALLED_TEST)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(INSTALLED_TEST)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+$(BIN)/python:
+	@"$(PYTHON)" -c '$(PROBE)' >/dev/null 2>&1 || { \
+	  echo "error: no working Python 3.11 or newer with venv (tried: $(or $(PYTHON),python3.12 python3.11 python3 python3.13 python));" \
+	    "install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "Making $(VENV) with $$("$(PYTHON)" -V)"
+	@"$(PYTHON)" -m venv "$(VENV)"
+
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	@echo "Installing jaxalign into $(VENV) (about a minute)"
+	@$(PIP) -e .
+	@touch $@
+
+$(INSTALLED_TEST): pyproject.toml | $(BIN)/python
+	@echo "Installing jaxalign and what its tests need into $(VENV) (about a minute)"
+	@$(PIP) -e '.[$(EXTRAS)]'
+	@touch $@ $(INSTALLED)
+
+clean:
+	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
+	rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find $(wildcard experiments jaxalign tests tpu) -name __pycache__ -type d -prune -exec rm -rf {} +

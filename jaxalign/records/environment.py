@@ -1,0 +1,76 @@
+"""What a run ran on: package versions, interpreter, devices, git revision."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_PACKAGES = (
+    "jaxalign",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "evosax",
+    "orbax-checkpoint",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on, where installed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform, devices and git revision, as `config.json` keeps them."""
+    devices = jax.devices()
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "devices": {
+            "backend": jax.default_backend(),
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+            "processes": jax.process_count(),
+        },
+        "git_revision": git_revision(Path(__file__).parents[2]),
+    }
+
+
+def git_revision(folder: Path) -> str | None:
+    """Commit that `folder` is checked out at, `-dirty` added when tracked files differ from it.
+
+    None when the package does not run from its own checkout: an installed copy may lie inside
+    some other project's repository, whose revision would say nothing.
+    """
+    if _git(folder, "ls-files", "--error-unmatch", "jaxalign/__init__.py") is None:
+        return None
+    revision = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return revision and revision + ("-dirty" if changes else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Output of a git command in `folder`; None where it fails or git is missing."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
