@@ -114,9 +114,8 @@ _IGNORED = {
     "min_length", "do_sample", "temperature", "top_p", "top_k", "_attn_implementation_autoset",
     "decoder_start_token_id", "return_dict_in_generate", "jaxalign",
 }  # fmt: skip
-_COPIED = {
-    f.name for f in dataclasses.fields(LlamaConfig)
-} - {"rope_theta", "rope_scaling", "head_dim", "dtype", "param_dtype", "num_key_value_heads"}  # fmt: skip
+_DERIVED = {"rope_theta", "rope_scaling", "head_dim", "num_key_value_heads", "dtype", "param_dtype"}
+_COPIED = {f.name for f in dataclasses.fields(LlamaConfig)} - _DERIVED
 
 
 def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaConfig:
@@ -179,7 +178,7 @@ def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     names = {f.name for f in dataclasses.fields(RopeScaling)}
     if set(scaling) != names:
         raise UserError(
-            f"config.json: llama3 rope scaling needs exactly {sorted(names)}, found {sorted(scaling)}"
+            f"config.json: llama3 rope scaling needs {sorted(names)}, found {sorted(scaling)}"
         )
     return theta, RopeScaling(**scaling)
 

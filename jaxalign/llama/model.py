@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.llama.config import LlamaConfig
-from jaxalign.llama.weights import Params, Weight, block_weights, init_params, outer_weights
+from jaxalign.llama.weights import Weight, block_weights, init_params, outer_weights
 
 __all__ = ["Llama", "causal_mask", "init_params", "masked_attention", "rope_tables"]
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.llama.config import LlamaConfig
+from jaxalign.sharding import named_sharding
 
 Params = dict[str, Any]  # {"embed", "layers": stacked, "last", "norm", "head"?}
 
@@ -50,9 +51,8 @@ class Weight:
 
 def block_weights(c: LlamaConfig) -> dict[str, Weight]:
     """One decoder layer; `hf_name` is relative to `model.layers.{i}.`."""
-    D, F, N, K, H = (
-        c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
-    )  # fmt: skip
+    D, F, H = c.hidden_size, c.intermediate_size, c.head_dim
+    N, K = c.num_attention_heads, c.num_key_value_heads
     kv = ("embed", "kv_heads", "head_dim")
     return {
         "attention_norm": Weight((D,), ("embed",), "input_layernorm.weight", False, None),
@@ -111,6 +111,13 @@ def abstract_params(c: LlamaConfig) -> Params:
 def logical_axes(c: LlamaConfig) -> Params:
     """The logical axis names of every parameter, as tuples."""
     return jax.tree.map(lambda w: w.axes, weight_tree(c), is_leaf=is_weight)
+
+
+def param_shardings(c: LlamaConfig, mesh: jax.sharding.Mesh) -> Params:
+    """The sharding of every parameter. UserError where a dimension does not divide."""
+    return jax.tree.map(
+        lambda w: named_sharding(mesh, w.axes, w.shape), weight_tree(c), is_leaf=is_weight
+    )
 
 
 def init_params(c: LlamaConfig, key: jax.Array) -> Params:
