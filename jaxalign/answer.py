@@ -20,7 +20,6 @@ from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.model import KeyValue, Llama, causal_mask, masked_attention, rope_tables
 from jaxalign.llama.weights import Params
 
-
 # Finite, so that a padding query, which may see no key at all, has no NaN in its gradient.
 _UNSEEN = float(np.finfo(np.float32).min)
 
@@ -96,21 +95,22 @@ def valid_mass(config: LlamaConfig, context: Context, prompts_PxMxD: jax.Array) 
     Needs the full output head at every item's last token: for reports, not for the hot loop.
     """
     model, bound = Llama(config), {"params": context.params}
-    first = context.sequences[..., 0]  # [Q, O, spellings]
-    Y = context.scored_AxY.shape[1]
-    item_rows = first[:, 0, 0] // Y
+    first_QxS = context.sequences[..., 0].reshape(context.sequences.shape[0], -1)
+    nodes_Q = first_QxS[:, 0] // context.scored_AxY.shape[1]
+    tokens_QxS = context.scored_AxY.reshape(-1)[jnp.maximum(first_QxS, 0)]
+    # One past the vocabulary where there is no spelling: `mode="drop"` then marks nothing.
+    tokens_QxS = jnp.where(first_QxS >= 0, tokens_QxS, config.vocab_size)
 
-    def one(prompt_MxD: jax.Array) -> jax.Array:
+    def item(x_D: jax.Array, tokens_S: jax.Array) -> jax.Array:
+        begins_V = jnp.zeros(config.vocab_size, bool).at[tokens_S].set(True, mode="drop")
+        probabilities_V = jax.nn.softmax(model.apply(bound, x_D, method=Llama.logits))
+        return jnp.sum(probabilities_V, where=begins_V)
+
+    def prompt(prompt_MxD: jax.Array) -> jax.Array:
         x_AxD = _answer_stream(config, context, prompt_MxD[None])[0]
-        logits_QxV = model.apply(bound, x_AxD[item_rows], method=Llama.logits)
-        log_probs = jax.nn.log_softmax(logits_QxV)
-        tokens = jnp.where(first >= 0, context.scored_AxY.reshape(-1)[first], -1)
-        starts = jax.vmap(
-            lambda t: jnp.zeros(config.vocab_size, bool).at[t].set(True, mode="drop")
-        )(jnp.where(tokens >= 0, tokens, config.vocab_size).reshape(tokens.shape[0], -1))
-        return jnp.sum(jnp.exp(log_probs), axis=-1, where=starts)
+        return jax.lax.map(lambda q: item(*q), (x_AxD[nodes_Q], tokens_QxS), batch_size=32)
 
-    return jax.lax.map(one, prompts_PxMxD)
+    return jax.lax.map(prompt, prompts_PxMxD)
 
 
 def _chunk_log_probs(config: LlamaConfig, context: Context, prompts_BxMxD: jax.Array) -> jax.Array:

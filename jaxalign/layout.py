@@ -37,15 +37,6 @@ class Rows:
     mask_RxLxS: np.ndarray  # bool: query l of row r sees key s
     queries: int  # real queries; the last row's tail is padding
 
-    @property
-    def padded_queries(self) -> int:
-        return self.mask_RxLxS.shape[0] * self.mask_RxLxS.shape[1]
-
-    @property
-    def cost(self) -> int:
-        R, L, S = self.mask_RxLxS.shape
-        return R * S * (L + _GATHER_COST)
-
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -171,7 +162,7 @@ def plan_layout(
                 [first + tree.depth[n] for n in order],
             ]
         ).astype(np.int32),
-        rows=_best_rows(list(range(len(order) - trunk)), ancestors),
+        rows=_best_rows(range(len(order) - trunk), ancestors),
         answers=answers,
         answer_rows=_best_rows(answers.tolist(), ancestors),
         scored_AxY=scored_AxY,
@@ -215,43 +206,48 @@ def _path(
     return path
 
 
-def _local_ancestors(
-    tree: _Tree, nodes: Sequence[int], index: dict[int, int]
-) -> list[tuple[int, ...]]:
+def _local_ancestors(tree: _Tree, nodes: Sequence[int], index: dict[int, int]) -> list[np.ndarray]:
     """Per tree token, the tree indices it sees: its ancestors outside the trunk, and itself."""
-    found: list[tuple[int, ...]] = []
+    found: list[np.ndarray] = []
     for node in nodes:
         parent = index.get(tree.parent[node], -1)
-        found.append((*(found[parent] if parent >= 0 else ()), index[node]))
+        seen = found[parent] if parent >= 0 else np.empty(0, np.int32)
+        found.append(np.append(seen, np.int32(index[node])))
     return found
 
 
-def _best_rows(queries: list[int], ancestors: list[tuple[int, ...]]) -> Rows:
-    """The row length with the least work."""
-    candidates = [_rows(queries, ancestors, L) for L in _ROW_LENGTHS if L < 2 * len(queries)]
-    return min(candidates or [_rows(queries, ancestors, len(queries))], key=lambda r: r.cost)
-
-
-def _rows(queries: list[int], ancestors: list[tuple[int, ...]], length: int) -> Rows:
-    groups = [queries[i : i + length] for i in range(0, len(queries), length)]
-    keys = [sorted(set().union(*(ancestors[q] for q in group))) for group in groups]
-    most = max(map(len, keys))
-    mask = np.zeros((len(groups), length, most), bool)
-    for r, (group, seen) in enumerate(zip(groups, keys, strict=True)):
-        column = {key: s for s, key in enumerate(seen)}
-        for i, query in enumerate(group):
-            mask[r, i, [column[a] for a in ancestors[query]]] = True
+def _best_rows(queries: Sequence[int], ancestors: list[np.ndarray]) -> Rows:
+    """Cut the queries into rows of the length that makes the least work."""
+    lengths = [n for n in _ROW_LENGTHS if n < 2 * len(queries)] or [len(queries)]
+    plans = [(n, _row_keys(queries, ancestors, n)) for n in lengths]
+    length, keys = min(plans, key=lambda plan: _cost(*plan))
+    mask = np.zeros((len(keys), length, max(map(len, keys))), bool)
+    for i, query in enumerate(queries):
+        r, row_query = divmod(i, length)
+        mask[r, row_query, np.searchsorted(keys[r], ancestors[query])] = True
     return Rows(_pad(keys, 0), mask, len(queries))
+
+
+def _row_keys(queries: Sequence[int], ancestors: list[np.ndarray], length: int) -> list[np.ndarray]:
+    """Per row of `length` queries, the sorted tree indices any of them sees."""
+    starts = range(0, len(queries), length)
+    return [
+        np.unique(np.concatenate([ancestors[q] for q in queries[i : i + length]])) for i in starts
+    ]
+
+
+def _cost(length: int, keys: list[np.ndarray]) -> int:
+    return len(keys) * max(map(len, keys)) * (length + _GATHER_COST)
 
 
 def _sequence_table(
     paths: list, answer_nodes: list[int], scored: dict[int, dict[int, int]], Y: int
 ) -> np.ndarray:
     row = {node: a for a, node in enumerate(answer_nodes)}
-    O = max(map(len, paths))
+    most = max(map(len, paths))
     spellings = max(len(s) for item in paths for s in item)
     tokens = max(len(p) for item in paths for s in item for p in s)
-    table = np.full((len(paths), O, spellings, tokens), -1, np.int32)
+    table = np.full((len(paths), most, spellings, tokens), -1, np.int32)
     for q, item in enumerate(paths):
         for o, option in enumerate(item):
             for s, path in enumerate(option):

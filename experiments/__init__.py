@@ -1,0 +1,1 @@
+"""One module per result; each docstring gives the command, hardware, time and expected numbers."""

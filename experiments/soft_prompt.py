@@ -1,0 +1,426 @@
+"""Soft prompts tuned by Differential Evolution until survey answers give a country's six scores.
+
+    python -m experiments.soft_prompt                        # the pocket Llama
+    python -m experiments.soft_prompt --model /path/to/Meta-Llama-3-8B-Instruct \\
+        --countries USA CHN IND SAU --population 256 --generations 200
+
+One soft prompt per country, against the model asked plainly (naive), in character (persona) and by
+example (ICL). Method: Masoud, Ferianc, Treleaven and Rodrigues 2025 (arXiv 2503.16094).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments.soft_prompt_result import Answers, make_result, show_result, write_plots
+from jaxalign.answer import make_context, option_log_probs, valid_mass
+from jaxalign.baselines import BASELINES, ask, icl_examples, lead_in
+from jaxalign.checkpoints import Checkpoints
+from jaxalign.console import Progress, main
+from jaxalign.errors import UserError
+from jaxalign.evolve import Evolution, State, make_evolution
+from jaxalign.gradient import make_descent
+from jaxalign.held_out import HeldOut
+from jaxalign.interview import soft_prompt_layout
+from jaxalign.layout import Layout
+from jaxalign.llama.checkpoint import load_checkpoint, weights_sha256
+from jaxalign.llama.config import LlamaConfig, read_config
+from jaxalign.llama.tokens import Tokens, check_vocabulary
+from jaxalign.llama.weights import Params, param_shardings
+from jaxalign.memory import refuse_what_does_not_fit
+from jaxalign.objective import Objective, make_fitness
+from jaxalign.pocket import MODEL_FOLDER
+from jaxalign.pocket.society import held_out_survey
+from jaxalign.prompts import Prompts, load_prompts
+from jaxalign.records import Run, check, may_change
+from jaxalign.sharding import make_mesh
+from jaxalign.soft_prompt import (
+    SoftPromptConfig,
+    Space,
+    country_key,
+    decode,
+    initial_population,
+    initial_prompt,
+    make_space,
+    prompt_text,
+    save_peft,
+    save_prompt,
+)  # fmt: skip
+from jaxalign.strategy import Strategy, check_strategy
+from jaxalign.survey.countries import DEFAULT_EDITION, DIMENSIONS, country_name, targets
+from jaxalign.survey.instrument import Instrument, Item, load, values_module
+from jaxalign.survey.score import Reading, Scorer, anchor_constants, make_scorer
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Tune one soft prompt per country by Differential Evolution; compare with the baselines."""
+
+    out: Path | None = may_change(None)
+    """Directory of the run; default runs/soft_prompt-<date>-<time>."""
+    resume: bool = may_change(False)
+    """Continue the run in --out; it ends with the same bits as one that was never stopped."""
+    model: Path | None = None
+    """Folder of a Hugging Face Llama; default: the pocket Llama that ships with the package."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and activations; auto: float32 for the pocket Llama, bfloat16 for others."""
+    countries: tuple[str, ...] = ("USA", "CHN", "IND", "SAU")
+    """ISO 3166 alpha-3 codes."""
+    edition: str = DEFAULT_EDITION
+    """Edition of the published scores that are the targets."""
+    dimensions: tuple[str, ...] = DIMENSIONS
+    """Dimensions that count; leave out those that a country lacks."""
+    constant: float = 50.0
+    """C, the free constant of every dimension, in points."""
+    anchor: tuple[str, ...] = ()
+    """Reference countries: C is then the least-squares fit of the model's persona answers to
+    their published scores, and --constant is not used."""
+    reading: Reading = "expected"
+    """How answers are read while tuning; both readings are always reported."""
+    instrument: Path | None = None
+    """Your file with the official wording of m01...m24; default: our paraphrase."""
+    held_out: Path | None = None
+    """Your survey with country distributions, for ICL examples and the held-out score; default:
+    the simulated society's."""
+    prompts: Path | None = None
+    """Folder with your own prompt texts (item.jinja, persona.jinja); default: the package's."""
+    icl_examples: int = 5
+    """Examples before each question of the ICL baseline."""
+    prompt: SoftPromptConfig = dataclasses.field(default_factory=SoftPromptConfig)
+    strategy: Annotated[Strategy, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=Strategy
+    )
+    generations: int = 150
+    penalty: float = 0.0
+    """Regularisation: points of loss per unit of mean squared search vector."""
+    gradient_steps: int = 100
+    """Steps of the gradient control: the same prompts tuned by Adam; 0 leaves it out."""
+    gradient_rate: float = 0.05
+    """Adam's learning rate, in units of the search vector."""
+    seed: int = 0
+    chunk: int = 8
+    """Prompts evaluated at a time on each device."""
+    save_every: int = 10
+    """Generations per dispatch; each ends in a checkpoint."""
+    quiet: bool = may_change(False)
+    """No progress bar."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What the settings name, read and checked; everything but the weights."""
+
+    folder: Path
+    llama: LlamaConfig
+    tokens: Tokens
+    prompts: Prompts
+    module: Instrument  # what is tuned on
+    held_out: Instrument  # what is not, without the ICL examples
+    survey: Instrument  # where the ICL examples' answers come from
+    examples: tuple[Item, ...]
+    target_Cx6: np.ndarray
+    used_6: np.ndarray
+    layout: Layout
+
+    def facts(self) -> dict[str, str]:
+        """Hashes that a resumed run must find unchanged."""
+        return {
+            "model_sha256": weights_sha256(self.folder),
+            "tokenizer_sha256": self.tokens.sha256,
+            "instrument_sha256": self.module.sha256,
+            "held_out_sha256": self.survey.sha256,
+            "simulated_held_out": self.survey.name == held_out_survey().name,
+            "icl_examples": [item.id for item in self.examples],
+            "prompts": dataclasses.asdict(self.prompts),
+        }
+
+
+def read_study(config: Config) -> Study:
+    """Read and check everything that is quick to check. UserError for whatever is wrong."""
+    check_strategy(config.strategy)
+    if config.generations < 1 or config.save_every < 1 or config.chunk < 1:
+        raise UserError("--generations, --save-every and --chunk must be at least 1")
+    target_Cx6, used_6 = targets(config.countries, config.edition, config.dimensions)
+    targets(config.anchor, config.edition, config.dimensions)
+    folder = config.model or MODEL_FOLDER
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "float32" if config.model is None else "bfloat16"
+    llama = read_config(folder, dtype)
+    tokens = Tokens.load(folder)
+    check_vocabulary(tokens, llama)
+    prompts = load_prompts(config.prompts)
+    module = values_module() if config.instrument is None else load(config.instrument)
+    make_scorer(module)
+    survey = held_out_survey() if config.held_out is None else load(config.held_out)
+    examples = icl_examples(survey, config.countries, config.icl_examples, config.seed)
+    return Study(
+        folder=folder,
+        llama=llama,
+        tokens=tokens,
+        prompts=prompts,
+        module=module,
+        held_out=survey.subset({i.id for i in survey.items} - {i.id for i in examples}),
+        survey=survey,
+        examples=examples,
+        target_Cx6=target_Cx6,
+        used_6=used_6,
+        layout=_layout(config, tokens, prompts, module),
+    )
+
+
+def _layout(config: Config, tokens: Tokens, prompts: Prompts, instrument: Instrument) -> Layout:
+    placement, length = config.prompt.placement, config.prompt.length
+    return soft_prompt_layout(tokens, prompts, instrument.items, placement, length)
+
+
+def tune_prompts(config: Config) -> None:
+    """The whole experiment; see the module's docstring."""
+    out = _directory(config)
+    check(out, config, config.resume)
+    study = read_study(config)
+    mesh = make_mesh()
+    print(f"model {study.folder}: {study.llama.num_hidden_layers} layers, {study.llama.dtype}")
+    print(f"compiled programs are kept in {jax.config.jax_compilation_cache_dir}")
+    print("  ".join(f"{name} {value}" for name, value in study.layout.describe().items()))
+    params = load_checkpoint(study.folder, study.llama, param_shardings(study.llama, mesh))
+    with Run.create(out, config, study.facts(), config.resume) as run:
+        for note in run.notes:
+            print(note)
+        module, held_out = ask_baselines(config, study, params)
+        scorer = make_scorer(study.module, constants(config, study, params))
+        space = search_space(config, study, params)
+        evolution, objective = build(config, study, params, scorer, space, mesh)
+        state, seconds = evolve(config, run, evolution, objective, space)
+        best = evolution.best(state)
+        z_CxZ = jnp.stack([best[country][0] for country in config.countries])
+        tuned = {"start": space.start, "de": decode_each(space, z_CxZ)}
+        if config.gradient_steps:
+            tuned["gradient"] = decode_each(space, descend(config, study, objective))
+        for method, prompts_CxMxD in tuned.items():
+            module[method] = ask_prompts(study.llama, objective.interview, prompts_CxMxD)
+        interview = make_context(
+            study.llama, params, _layout(config, study.tokens, study.prompts, study.held_out)
+        )
+        for method, prompts_CxMxD in tuned.items():
+            held_out[method] = ask_prompts(study.llama, interview, prompts_CxMxD)
+        save_prompts(config, study, run, tuned["de"])
+        finish(config, study, run, scorer, module, held_out, seconds)
+
+
+def _directory(config: Config) -> Path:
+    if config.out is not None:
+        return config.out
+    if config.resume:
+        raise UserError("--resume needs --out, the directory of the run to continue")
+    return Path("runs") / time.strftime("soft_prompt-%Y%m%d-%H%M%S")
+
+
+def ask_baselines(
+    config: Config, study: Study, params: Params
+) -> tuple[dict[str, Answers], dict[str, Answers]]:
+    """Answers of each baseline for each country to the module and to the held-out survey."""
+    lead_ins, slots = [[]], {"naive": [0] * len(config.countries)}
+    for baseline in BASELINES[1:]:
+        slots[baseline] = list(range(len(lead_ins), len(lead_ins) + len(config.countries)))
+        lead_ins += [
+            lead_in(baseline, study.prompts, country, study.survey, study.examples)
+            for country in config.countries
+        ]
+    items = (*study.module.items, *study.held_out.items)
+    log_probs, mass = ask(study.llama, params, study.tokens, study.prompts, lead_ins, items)
+    cut, answers = len(study.module.items), []
+    for part, asked in ((slice(None, cut), study.module), (slice(cut, None), study.held_out)):
+        most = max(len(item.options) for item in asked.items)
+        answers.append(
+            {
+                n: Answers(log_probs[rows, part, :most], mass[rows, part])
+                for n, rows in slots.items()
+            }
+        )
+    return answers[0], answers[1]
+
+
+def constants(config: Config, study: Study, params: Params) -> np.ndarray:
+    """C of each dimension, float32 [6]: as given, or anchored on the reference countries."""
+    if not config.anchor:
+        return np.full(len(DIMENSIONS), config.constant, np.float32)
+    lead_ins = [lead_in("persona", study.prompts, c, study.survey, ()) for c in config.anchor]
+    log_probs, _ = ask(
+        study.llama, params, study.tokens, study.prompts, lead_ins, study.module.items
+    )
+    published_Rx6, _ = targets(config.anchor, config.edition, config.dimensions)
+    raw_Rx6 = make_scorer(study.module).scores(log_probs)
+    found = np.asarray(anchor_constants(raw_Rx6, published_Rx6))
+    return np.where(study.used_6, found, 0.0).astype(np.float32)
+
+
+def search_space(config: Config, study: Study, params: Params) -> Space:
+    """The space around each country's start; `start` is [C, M, D]."""
+    table_VxD, starts = params["embed"], []
+    for country in config.countries:
+        text = study.tokens.encode(prompt_text(config.prompt, country_name(country)))
+        key = country_key(jax.random.key(config.seed), country)
+        starts.append(initial_prompt(config.prompt, table_VxD, text, key))
+    return make_space(config.prompt, jnp.stack(starts), table_VxD)
+
+
+def build(
+    config: Config,
+    study: Study,
+    params: Params,
+    scorer: Scorer,
+    space: Space,
+    mesh: jax.sharding.Mesh,
+) -> tuple[Evolution, Objective]:
+    """The compiled search and what it reads. UserError where it will not fit into memory."""
+    fitness = make_fitness(study.llama, config.reading, config.chunk)
+    evolution = make_evolution(
+        config.strategy, space.dims, fitness, mesh, config.seed, config.countries
+    )
+    objective = Objective(
+        interview=make_context(study.llama, params, study.layout),
+        scorer=scorer,
+        space=space,
+        target_Cx6=jnp.asarray(study.target_Cx6),
+        used_6=jnp.asarray(study.used_6),
+        penalty=jnp.float32(config.penalty),
+    )
+    objective = jax.device_put(objective, evolution.sharding)
+    steps = min(config.save_every, config.generations)
+    compiled = evolution.lower(steps, objective).compile()
+    needed = refuse_what_does_not_fit(compiled, mesh.devices.flat[0], "lower --chunk")
+    print(f"a dispatch of {steps} generations needs {needed / 2**20:,.0f} MiB per device")
+    return evolution, objective
+
+
+def evolve(
+    config: Config, run: Run, evolution: Evolution, objective: Objective, space: Space
+) -> tuple[State, float]:
+    """Run or resume the search; returns the last state and the seconds it took this time."""
+    with Checkpoints(run.out / "checkpoints") as saved:
+        if run.resumed and saved.steps:
+            done, state = saved.restore(evolution.abstract_state())
+            run.rewind(done)
+        else:
+            done, state = 0, evolution.init(first_generation(config, space), objective)
+            run.rewind(-1)
+        began, start = time.monotonic(), done
+        members = len(config.countries) * config.strategy.population
+        with Progress(
+            config.generations, start=done, units_per_step=members, quiet=config.quiet
+        ) as bar:
+            while done < config.generations:
+                steps = min(config.save_every, config.generations - done)
+                state, metrics = evolution.run(state, steps, objective)
+                log_generations(run, config.countries, done, jax.device_get(metrics))
+                done += steps
+                saved.save(done, state)
+                bar.update(done, _shown(config.countries, metrics))
+    seconds = time.monotonic() - began
+    return state, seconds if done > start else 0.0
+
+
+def descend(config: Config, study: Study, objective: Objective) -> jax.Array:
+    """The best search vectors that the gradient control finds, float32 [C, Z]."""
+    fitness = make_fitness(study.llama, config.reading, chunk=1)
+    start, advance = make_descent(fitness, config.gradient_steps, config.gradient_rate)
+    descent = start(len(config.countries), objective.space.dims)
+    bar = Progress(
+        config.gradient_steps, step="gradient step", unit="candidates",
+        units_per_step=len(config.countries), quiet=config.quiet,
+    )  # fmt: skip
+    with bar:
+        for done in range(0, config.gradient_steps, 10):
+            steps = min(10, config.gradient_steps - done)
+            descent = jax.block_until_ready(advance(descent, objective, steps))
+            losses = zip(config.countries, np.asarray(descent.best_fitness_C), strict=True)
+            bar.update(done + steps, {country: f"{loss:.1f}" for country, loss in losses})
+    return descent.best_CxZ
+
+
+def decode_each(space: Space, z_CxZ: jax.Array) -> jax.Array:
+    """One prompt per country, float32 [C, M, D]."""
+    return jax.jit(decode)(space, z_CxZ[:, None])[:, 0]
+
+
+def first_generation(config: Config, space: Space) -> jax.Array:
+    """float32 [C, E, Z], each country's from its own key."""
+    keys = [country_key(jax.random.key(config.seed), c) for c in config.countries]
+    return jnp.stack([initial_population(space, k, config.strategy.population) for k in keys])
+
+
+def log_generations(run: Run, countries: tuple[str, ...], done: int, metrics: dict) -> None:
+    """One line per generation; no clock readings, so that a resumed run's file is the same."""
+    for t in range(len(metrics["best"])):
+        row = {
+            country: {name: values[t, c] for name, values in metrics.items()}
+            for c, country in enumerate(countries)
+        }
+        run.log({"generation": done + t + 1, **row})
+
+
+def _shown(countries: tuple[str, ...], metrics: dict) -> dict[str, str]:
+    best, median = np.asarray(metrics["best_so_far"][-1]), np.asarray(metrics["median"][-1])
+    return {c: f"{best[i]:.1f} (median {median[i]:.1f})" for i, c in enumerate(countries)}
+
+
+def ask_prompts(llama: LlamaConfig, interview, prompts_CxMxD: jax.Array) -> Answers:
+    """Answers under one soft prompt per country."""
+    log_probs = jax.jit(option_log_probs, static_argnums=(0, 3))(llama, interview, prompts_CxMxD, 1)
+    mass = jax.jit(valid_mass, static_argnums=0)(llama, interview, prompts_CxMxD)
+    return Answers(*jax.device_get((log_probs, mass)))
+
+
+def save_prompts(config: Config, study: Study, run: Run, prompts_CxMxD: jax.Array) -> None:
+    """The tuned prompts as safetensors and, where the placement is PEFT's, as PEFT adapters."""
+    if not run.writes:
+        return
+    for country, prompt_MxD in zip(config.countries, np.asarray(prompts_CxMxD), strict=True):
+        metadata = {
+            "country": country,
+            "placement": config.prompt.placement,
+            "start": prompt_text(config.prompt, country_name(country)),
+            "seed": config.seed,
+            "model_sha256": weights_sha256(study.folder),
+        }
+        save_prompt(run.out / "prompts" / f"{country}.safetensors", prompt_MxD, metadata)
+        if config.prompt.placement == "front":
+            folder = run.out / "peft" / country
+            save_peft(folder, prompt_MxD, str(study.folder), study.llama.hidden_size)
+
+
+def finish(
+    config: Config,
+    study: Study,
+    run: Run,
+    scorer: Scorer,
+    module: dict[str, Answers],
+    held_out: dict[str, Answers],
+    seconds: float,
+) -> None:
+    """`result.json`, the plots, and the table on the screen."""
+    survey = HeldOut(study.held_out, config.countries)
+    result = make_result(
+        config, study.facts(), scorer, study.target_Cx6, study.used_6, module, survey, held_out
+    )
+    run.write("result.json", result)
+    if run.writes:
+        write_plots(run.out, result)
+    show_result(result)
+    candidates = config.generations * config.strategy.population * len(config.countries)
+    if seconds:
+        print(f"search: {seconds:.0f} s for up to {candidates:,} candidates")
+    print(f"everything is in {run.out}")
+
+
+if __name__ == "__main__":
+    main(tune_prompts, Config)

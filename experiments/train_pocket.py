@@ -1,0 +1,200 @@
+"""Train the pocket Llama in the simulated society.
+
+    python -m experiments.train_pocket --out DIR
+
+Hardware, time and numbers: TO BE MEASURED
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import tyro
+from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+
+from jaxalign.llama.checkpoint import save_checkpoint
+from jaxalign.llama.config import LlamaConfig
+from jaxalign.llama.weights import Params, Weight, init_params, is_weight, weight_tree
+from jaxalign.pocket.corpus import Corpus, Shape, build_corpus, make_batch, texts
+from jaxalign.pocket.forward import divergence
+from jaxalign.pocket.measure import measure
+from jaxalign.pocket.rows import Batch
+from jaxalign.pocket.tokenizer import save_tokenizer, train_tokenizer
+from jaxalign.prompts import load_prompts
+
+LONG_MIX = {"context": 0.5, "writing": 0.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Lengths are counts of tokens, rows or steps."""
+
+    out: Path
+    """Folder for the model, in Hugging Face layout, and the log."""
+    steps: int = 6000
+    minutes: float = math.inf
+    """Ends the run after this long; the learning rate then falls with the time used. A run that
+    this cuts short is not reproducible to the bit."""
+    seed: int = 0
+    learning_rate: float = 5e-3
+    warm_up: int = 150
+    weight_decay: float = 0.01
+    rows: int = 24
+    length: int = 192
+    answers: int = 16
+    long_every: int = 6
+    """Every so many steps a batch of longer rows: many examples in context, writing questions."""
+    long_rows: int = 6
+    long_length: int = 512
+    long_answers: int = 96
+    vocabulary: int = 1792
+    hidden: int = 128
+    feed_forward: int = 320
+    layers: int = 4
+    save_every_minutes: float = 5.0
+
+
+def model_config(config: Config, vocabulary: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=config.hidden,
+        intermediate_size=config.feed_forward,
+        num_hidden_layers=config.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        tie_word_embeddings=True,
+        max_position_embeddings=4096,
+        initializer_range=0.04,
+        dtype="float32",
+        param_dtype="float32",
+    )
+
+
+def make_rule(config: Config, c: LlamaConfig) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for the matrices inside the layers, scaled so that a step changes
+    them as Adam would (Liu et al. 2025: root mean square 0.2); Adam for embeddings and norms."""
+
+    def dimensions(weight: Weight) -> optax.contrib.MuonDimensionNumbers | None:
+        if not weight.transposed:  # the embedding table and the norms' scales
+            return None
+        axes = [i for i, name in enumerate(weight.axes) if name != "layers"]
+        sizes = np.cumprod([weight.shape[i] for i in axes])
+        split = int(np.flatnonzero(sizes == weight.fan_in)[0]) + 1
+        return optax.contrib.MuonDimensionNumbers(tuple(axes[:split]), tuple(axes[split:]))
+
+    numbers = jax.tree.map(dimensions, weight_tree(c), is_leaf=is_weight)
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.contrib.muon(
+            1.0,
+            weight_decay=config.weight_decay,
+            adam_b2=0.98,
+            muon_weight_dimension_numbers=numbers,
+            consistent_rms=0.2,
+        ),
+    )
+
+
+def make_step(c: LlamaConfig, rule: optax.GradientTransformation):
+    """step(params, state, batch, learning rate) -> params, state, loss. Buffers are reused."""
+
+    def step(params: Params, state: optax.OptState, batch: Batch, rate: jax.Array):
+        loss, gradient = jax.value_and_grad(lambda p: divergence(c, p, batch))(params)
+        updates, state = rule.update(gradient, state, params)
+        params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
+        return params, state, loss
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def learning_rate(config: Config, step: int, seconds: float) -> float:
+    """Linear warm-up, then a cosine to zero over the steps, or over the minutes if those end
+    first."""
+    done = max(step / config.steps, seconds / 60 / config.minutes)
+    rise = min(1.0, (step + 1) / config.warm_up)
+    return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def export(folder: Path, params: Params, c: LlamaConfig, corpus: Corpus) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").unlink(missing_ok=True)  # the last export's
+    save_checkpoint(folder, params, c)
+    save_tokenizer(corpus.tokenizer, folder)
+
+
+def train(config: Config, c: LlamaConfig, corpus: Corpus) -> Params:
+    rule = make_rule(config, c)
+    params = init_params(c, jax.random.key(config.seed))
+    state, step_fn = rule.init(params), make_step(c, rule)
+    shapes = (
+        Shape(config.rows, config.length, config.answers),
+        Shape(config.long_rows, config.long_length, config.long_answers, LONG_MIX),
+    )
+    start = saved = time.monotonic()
+    losses, log = [], (config.out / "train.jsonl").open("w", encoding="utf-8")
+    bar = Progress(*Progress.get_default_columns(), TimeElapsedColumn(), TimeRemainingColumn())
+    with bar, log:
+        task = bar.add_task("training", total=config.steps)
+        for n in range(config.steps):
+            seconds = time.monotonic() - start
+            if seconds > 60 * config.minutes:
+                break
+            long = n % config.long_every == config.long_every - 1
+            batch = make_batch(corpus, config.seed, n, shapes[long])
+            rate = learning_rate(config, n, seconds)
+            params, state, loss = step_fn(params, state, batch, jnp.float32(rate))
+            losses.append((long, loss))
+            bar.advance(task)
+            if n % 100 == 99:
+                _log(log, bar, n + 1, seconds, rate, losses[-100:])
+            if time.monotonic() - saved > 60 * config.save_every_minutes:
+                saved = time.monotonic()
+                export(config.out, params, c, corpus)
+                _report(log, bar, measure(c, params, corpus), step=n + 1)
+    return params
+
+
+def _log(log, bar, step: int, seconds: float, rate: float, losses: list) -> None:
+    short, long = ([float(x) for kind, x in losses if kind is k] for k in (False, True))
+    _report(
+        log,
+        bar,
+        {"kl": float(np.mean(short)), "kl_long": float(np.mean(long))},
+        step=step,
+        seconds=round(seconds, 1),
+        learning_rate=rate,
+    )
+
+
+def _report(log, bar, numbers: dict[str, float], **more: float) -> None:
+    row = {**more, **{name: round(value, 4) for name, value in numbers.items()}}
+    log.write(json.dumps(row) + "\n")
+    log.flush()
+    bar.console.print(row)
+
+
+def main(config: Config) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    prompts = load_prompts()
+    tokenizer = train_tokenizer(texts(prompts), config.vocabulary)
+    corpus = build_corpus(tokenizer, prompts)
+    c = model_config(config, len(tokenizer))
+    params = train(config, c, corpus)
+    export(config.out, params, c, corpus)
+    result = {name: round(value, 4) for name, value in measure(c, params, corpus).items()}
+    (config.out / "measured.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
