@@ -89,7 +89,7 @@ def test_generation_zero_is_evaluated(devices):
     np.testing.assert_array_equal(state.best_CxZ[0], initial()[0, fitness_CxE[0].argmin()])
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 2])
 def test_bits_do_not_depend_on_the_number_of_devices(devices, unbroken, count):
     evolution = build(devices[:count])
     got = evolution.run(evolution.init(initial(), CENTRE_CxZ), 6, CENTRE_CxZ)
@@ -110,13 +110,12 @@ def test_solo_equals_together(devices, algorithm):
         assert bits(solo_metrics) == bits(jax.tree.map(lambda x, i=i: x[:, [i]], metrics))
 
 
-@pytest.mark.parametrize(("before", "after"), [(8, 2), (1, 8)])
-def test_a_resumed_run_equals_the_unbroken_one(devices, unbroken, tmp_path, before, after):
-    first = build(devices[:before])
+def test_a_run_resumed_on_other_devices_equals_the_unbroken_one(devices, unbroken, tmp_path):
+    first = eight()
     state, early = first.run(first.init(initial(), CENTRE_CxZ), 3, CENTRE_CxZ)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, state)
-    second = build(devices[:after])
+    second = build(devices[:3])
     with Checkpoints(tmp_path) as checkpoints:
         _, state = checkpoints.restore(second.abstract_state())
     assert int(state.generation) == 3
@@ -150,16 +149,14 @@ def heavy(candidates_PxZ, country_P, weight_ZxF):
 
 def test_the_compiled_program(devices):
     """Each device scores its share only, gathers the fitness only, and is told its context."""
-    F, flops, text = 2**17, {}, ""
-    for count in (1, 8):
-        evolution = build(devices[:count], fitness_fn=heavy, population=64)
-        program = evolution.lower(3, jax.ShapeDtypeStruct((Z, F), jnp.float32)).compile()
-        flops[count] = program.cost_analysis()["flops"]  # per device, loop bodies once
-        text = program.as_text()
-    assert flops[1] > 2 * 3 * 64 * Z * F
-    assert flops[8] < 1.02 * flops[1] / 8
+    F, P = 2**17, 3 * 64
+    evolution = build(devices, fitness_fn=heavy, population=64)
+    program = evolution.lower(3, jax.ShapeDtypeStruct((Z, F), jnp.float32)).compile()
+    text, flops = program.as_text(), program.cost_analysis()["flops"]  # per device and generation
+    fitness_flops = P * F * (2 * Z + 2)
+    assert fitness_flops / 8 < flops < 1.05 * fitness_flops / 8
     exchanges = [x for x in text.splitlines() if re.search(EXCHANGE, x)]
-    assert [re.search(r"= (\S+?)\{", x)[1] for x in exchanges] == ["f32[192]"]
+    assert [re.search(r"= (\S+?)\{", x)[1] for x in exchanges] == [f"f32[{P}]"]
     assert f"f32[{Z},{F}]" in text
     assert not any(f"f32[{Z},{F}]" in x for x in text.splitlines() if " constant(" in x)
 
@@ -187,22 +184,19 @@ def test_any_number_of_candidates_is_scored_once_each(count, countries, populati
     np.testing.assert_array_equal(state.search.fitness, wanted_CxE.astype(np.float32))
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "bad"),
-    [("DifferentialEvolution", np.nan), ("DifferentialEvolution", -np.inf), ("LES", np.nan)],
-)
-def test_failed_evaluations_do_not_poison(devices, algorithm, bad):
+def test_failed_evaluations_do_not_poison(devices):
     def sometimes(candidates_PxZ, country_P, centre_CxZ):
+        bad_P = jnp.array([jnp.nan, -jnp.inf, jnp.inf])[country_P]
         fitness_P = sphere(candidates_PxZ, country_P, centre_CxZ)
-        return jnp.where(candidates_PxZ[:, 0] > 0.3, bad, fitness_P)
+        return jnp.where(candidates_PxZ[:, 0] > 0.3, bad_P, fitness_P)
 
-    evolution = build(devices, fitness_fn=sometimes, population=16, algorithm=algorithm)
+    evolution = build(devices, fitness_fn=sometimes, population=16)
     start_CxExZ = initial(16)
     start_CxExZ[:, 0, 0] = 1  # the first member fails in generation 0
     state = evolution.init(start_CxExZ, 0.2 * CENTRE_CxZ)
     state, metrics = evolution.run(state, 150, 0.2 * CENTRE_CxZ)
     assert np.isfinite(metrics["mean"]).all()
-    assert metrics["failed"][0].any()
+    assert metrics["failed"].any(0).all()
     assert (state.best_fitness_C < 1e-2).all()
 
 
@@ -216,7 +210,7 @@ def test_everything_failing_leaves_numbers(devices):
 
 def test_one_generation_is_best_1_bin_written_by_hand(devices):
     """Storn & Price's trial vectors and selection in numpy, from the same random draws."""
-    evolution = build(devices, countries=("IND",))
+    evolution = eight(countries=("IND",))
     state = evolution.init(initial(countries=("IND",)), CENTRE_CxZ)
     x_ExZ, fitness_E = np.array(state.search.population[0]), np.array(state.search.fitness[0])
     state, _ = evolution.run(state, 1, CENTRE_CxZ)
@@ -242,7 +236,7 @@ def test_one_generation_is_best_1_bin_written_by_hand(devices):
 
 
 def test_agrees_with_a_plain_evosax_loop(devices):
-    evolution = build(devices, countries=("IND",))
+    evolution = eight(countries=("IND",))
     state = evolution.init(initial(countries=("IND",)), CENTRE_CxZ)
     plain = DifferentialEvolution(8, jnp.zeros(Z))
     params = plain.default_params.replace(
@@ -257,7 +251,8 @@ def test_agrees_with_a_plain_evosax_loop(devices):
             x_ExZ, told = plain.ask(ask, told, params)
             fitness_E = ((x_ExZ - CENTRE_CxZ[0]) ** 2).sum(1)
             told, _ = plain.tell(tell, x_ExZ, fitness_E, told, params)
-    state, _ = evolution.run(state, 5, CENTRE_CxZ)
+    for _ in range(5):
+        state, _ = evolution.run(state, 1, CENTRE_CxZ)
     np.testing.assert_allclose(state.search.population[0], told.population, rtol=1e-5, atol=1e-6)
 
 

@@ -185,7 +185,7 @@ def without_special_tokens(tmp_path: Path) -> Path:
         (["--icl-examples", "1000"], "--icl-examples 1000"),
         (["--resume"], "--resume needs --out"),
         (["--prompt.length", "0"], "length=0"),
-        (["--population", "4000000", "--chunk", "4000000"], "out of memory foreseen"),
+        (["--population", "200000"], "out of memory foreseen"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(arguments, said, tmp_path):

@@ -1,0 +1,62 @@
+"""Made-up results in the shapes that the experiments write, for the report's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_METHODS = ("naive", "persona", "icl", "start", "de")
+_COMPARED = ("before", "start", "permuted")
+
+
+def soft_prompt_sample(countries: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """`result.json` and the rows of `metrics.jsonl` of a soft-prompt run."""
+    random = np.random.default_rng(0)
+    matrix = random.uniform(0.5, 0.8, (len(countries),) * 2)
+    result = {
+        "countries": {c: _soft_prompt_entry(random) for c in countries},
+        "trivial": {
+            c: {"all_middle": 110.0, "uniform_random": 480.0, "smallest_integer": 20.0}
+            for c in countries
+        },
+        "held_out": {
+            "survey": "a survey", "simulated": True, "items": 80, "score": "a score",
+            "interval": "95 %", "matrix": matrix.tolist(),
+            "permutation_test": {
+                "own": 0.7, "others": 0.6 if len(countries) > 1 else None, "p_value": 0.5,
+                "assignments": 2, "exhaustive": True,
+            },
+        },
+        "constants": [50.0] * 6,
+        "dimensions": ["pdi", "idv", "mas", "uai", "lto", "ivr"],
+        "settings": {"model": None, "edition": "hofstede_2015", "anchor": [], "instrument": None,
+                     "countries": list(countries), "strategy.population": 64},
+        "facts": {"prompts": {"item": "{{ question }}\n| <b>", "persona": "x"}},
+        "versions": {"python": "3.11"},
+    }  # fmt: skip
+    metrics = [
+        {"generation": g, **{c: {"best": 80.0 / g, "median": 160.0 / g if g > 1 else None}
+                             for c in countries}}
+        for g in range(1, 31)
+    ]  # fmt: skip
+    return result, metrics
+
+
+def _soft_prompt_entry(random: np.random.Generator) -> dict[str, Any]:
+    reading = {"scores": random.uniform(-20, 130, 6).tolist(), "loss": 90.0}
+    held_out = {
+        name: interval(0.6)
+        for name in ("before", "start", "after", "persona", "icl", "permuted")
+    }
+    held_out |= {f"after_minus_{name}": interval(0.01) for name in _COMPARED}
+    return {
+        "target": random.uniform(0, 100, 6).tolist(),
+        **{m: {"expected": reading, "most_likely": reading, "valid_mass": 0.98} for m in _METHODS},
+        "held_out": held_out,
+    }
+
+
+def interval(mean: float, half: float = 0.05) -> dict[str, float]:
+    return {"mean": mean, "low": mean - half, "high": mean + half}
