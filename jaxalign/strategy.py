@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from evosax.algorithms import algorithms, population_based_algorithms
 
 from jaxalign.errors import UserError
 
@@ -73,10 +72,7 @@ class Search:
     params: Any
     constructor: dict[str, Any]
     spread_is_std: bool
-
-    @property
-    def population_based(self) -> bool:
-        return self.strategy.algorithm in population_based_algorithms
+    population_based: bool  # it keeps members and their fitness, rather than a distribution
 
     def params_for(self, spread: jax.Array) -> Any:
         """evosax's parameters for a country whose first members lie `spread` apart (float32)."""
@@ -113,10 +109,18 @@ class Search:
             return self.algorithm.tell(key, candidates_ExZ, fitness_E, state, params)[0]
 
 
+def known_algorithms() -> dict[str, type]:
+    """evosax's classes by name. Imported here and not above: importing evosax computes something,
+    which starts JAX's backends, and `jax.distributed.initialize` must come before that."""
+    from evosax.algorithms import algorithms
+
+    return algorithms
+
+
 def make_search(strategy: Strategy, num_dims: int) -> Search:
     """Build the named algorithm for `num_dims` dimensions; UserError for what it cannot take."""
     check_strategy(strategy)
-    kind = algorithms[strategy.algorithm]
+    kind = known_algorithms()[strategy.algorithm]
     numbers, callables = _constructor_options(kind)
     given = _given_options(strategy)
     chosen = {k: type(numbers[k])(given.pop(k)) for k in list(given) if k in numbers}
@@ -133,7 +137,8 @@ def make_search(strategy: Strategy, num_dims: int) -> Search:
         )
     params = params.replace(**{k: _like(getattr(params, k), v) for k, v in given.items()})
     spread_is_std = "std_init" in scalars and "std_init" not in given
-    return Search(strategy, algorithm, params, chosen, spread_is_std)
+    population_based = isinstance(algorithm, _population_based())
+    return Search(strategy, algorithm, params, chosen, spread_is_std, population_based)
 
 
 def describe(search: Search) -> dict[str, Any]:
@@ -157,6 +162,7 @@ ARGUMENTS = {"std_schedule": "std", "optimizer": "learning_rate", "sampling_fn":
 
 def check_strategy(strategy: Strategy) -> None:
     """Raise UserError for settings that the algorithm cannot take, before anything is built."""
+    algorithms = known_algorithms()
     if strategy.algorithm not in algorithms:
         raise UserError(
             f"unknown algorithm {strategy.algorithm!r}; choose one of: "
@@ -237,6 +243,12 @@ def _default_of(search: Search, name: str) -> Any:
     if name == "std" and schedule is not None:
         return float(schedule(0))
     return 1.0 if name == "sample_std" else "evosax's default optimizer"
+
+
+def _population_based() -> tuple[type, ...]:
+    from evosax.algorithms import population_based_algorithms
+
+    return tuple(population_based_algorithms.values())
 
 
 def _is_scalar(value: Any) -> bool:

@@ -264,7 +264,6 @@ def test_agrees_with_a_plain_evosax_loop(devices):
         ("SNES", {"std_init": 0.5}),
         ("SimpleGA", {"std": 0.1}),
         ("Open_ES", {"std": 0.3, "learning_rate": 0.1}),
-        ("SV_CMA_ES", {"num_populations": 2}),
     ],
 )
 def test_other_algorithms_improve(devices, algorithm, options):

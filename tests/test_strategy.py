@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +25,12 @@ def test_every_algorithm_builds_starts_and_prints_its_settings(algorithm):
     asked, _ = jax.eval_shape(search.ask, jax.random.key(0), state, jnp.float32(1))
     assert asked.shape == (16, Z)
     assert all(isinstance(v, (bool, int, float, str)) for v in describe(search).values())
+
+
+def test_importing_starts_no_backend():
+    """`jax.distributed.initialize` and the simulated devices must still be possible afterwards."""
+    code = "import jax, jaxalign.evolve; jax.config.update('jax_num_cpu_devices', 3)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_options_reach_evosax():
