@@ -28,9 +28,9 @@ from jaxalign.errors import UserError
 from jaxalign.soft_prompt_files import load_peft, load_prompt, save_peft, save_prompt
 
 __all__ = [
-    "Placement", "SoftPromptConfig", "Space", "country_key", "decode", "encode",
+    "Placement", "SoftPromptConfig", "Space", "country_key", "decode",
     "initial_population", "initial_prompt", "load_peft", "load_prompt", "make_space",
-    "prompt_position", "prompt_text", "save_peft", "save_prompt",
+    "prompt_text", "save_peft", "save_prompt",
 ]  # fmt: skip
 
 Placement = Literal["front", "system"]
@@ -90,24 +90,6 @@ def prompt_text(config: SoftPromptConfig, country: str) -> str:
 def country_key(key: jax.Array, country: str) -> jax.Array:
     """A country's own key, from its code: the same whatever other countries are in the run."""
     return jax.random.fold_in(key, np.uint32(zlib.crc32(country.encode())))
-
-
-def prompt_position(
-    token_ids: Sequence[int], placement: Placement, header_ids: Sequence[int]
-) -> int:
-    """The index in `token_ids` before which the prompt goes: 0, or just after the system header.
-
-    `header_ids` are the tokens that open a system message, up to and with its blank line.
-    Raises UserError for "system" where the conversation has no such header.
-    """
-    if placement == "front":
-        return 0
-    ids, header = list(token_ids), list(header_ids)
-    starts = range(len(ids) - len(header) + 1) if header else ()
-    for start in starts:
-        if ids[start : start + len(header)] == header:
-            return start + len(header)
-    raise UserError("placement system: the conversation has no system header; use placement front")
 
 
 def initial_prompt(
@@ -246,20 +228,6 @@ def _project(matrix_ZxMxD: jax.Array, z: jax.Array) -> jax.Array:
 
     zeros = jnp.zeros((*z.shape[:-1], *matrix_ZxMxD.shape[1:]), jnp.float32)
     return jax.lax.scan(add, zeros, (jnp.moveaxis(z, -1, 0), matrix_ZxMxD))[0]
-
-
-def encode(space: Space, prompt_MxD: jax.Array) -> jax.Array:
-    """The z [..., Z] of prompts [..., M, D]; in the full space only, UserError in a projection."""
-    if space.matrix is not None:
-        raise UserError(
-            "a projected space holds almost no prompt exactly: encode in the full space"
-        )
-    shape = space.start.shape
-    _check_width("the prompt", math.prod(prompt_MxD.shape[-2:]), space.dims)
-    members = (1,) * (prompt_MxD.ndim - len(shape))
-    start = space.start.reshape(*shape[:-2], *members, *shape[-2:])
-    z = (prompt_MxD.astype(jnp.float32) - start) / space.scale
-    return z.reshape(*z.shape[:-2], space.dims)
 
 
 def _check_width(what: str, found: int, expected: int) -> None:

@@ -80,15 +80,6 @@ def test_country_fills_the_text():
     assert sp.prompt_text(config(text="In {country}: {country}"), "China") == "In China: China"
 
 
-def test_position_of_the_prompt():
-    ids, header = [1, 9, 8, 7, 4, 9, 8], [9, 8]
-    assert sp.prompt_position(ids, "front", header) == 0
-    assert sp.prompt_position(ids, "system", header) == 3
-    for absent in ([8, 9], [], [1] * 9):
-        with pytest.raises(UserError, match="no system header"):
-            sp.prompt_position(ids, "system", absent)
-
-
 # --- starts ----------------------------------------------------------------------------------
 
 
@@ -140,14 +131,13 @@ def test_start_depends_on_its_own_country_only(initialisation):
 # --- spaces ----------------------------------------------------------------------------------
 
 
-def test_full_space_round_trip():
+def test_full_space_is_start_plus_scaled_z():
     s = space()
     assert s.dims == 4 * D
     z = jax.random.normal(KEY, (3, 5, s.dims))
     prompts = decode(s, z)
     assert prompts.shape == (3, 5, 4, D)
     assert prompts.dtype == jnp.float32
-    np.testing.assert_allclose(sp.encode(s, prompts), z, atol=1e-5)
     rms = float(jnp.sqrt(jnp.mean(EMBED**2)))
     np.testing.assert_allclose(
         prompts, s.start[None, None] + 0.5 * rms * z.reshape(3, 5, 4, D), atol=1e-6
@@ -186,8 +176,6 @@ def test_projection_comes_from_its_seed():
 def test_projection_refuses_what_it_cannot_do():
     with pytest.raises(UserError, match="projection_dims=48"):
         space(projection_dims=48)
-    with pytest.raises(UserError, match="projected space"):
-        sp.encode(space(projection_dims=6), jnp.zeros((4, D)))
     for s in (space(), space(projection_dims=6)):
         with pytest.raises(UserError, match=f"5 numbers .* {s.dims}"):
             sp.decode(s, jnp.zeros(5))
