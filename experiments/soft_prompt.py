@@ -33,6 +33,7 @@ from jaxalign.llama.weights import Params, param_shardings
 from jaxalign.memory import refuse_what_does_not_fit
 from jaxalign.objective import Objective, make_fitness
 from jaxalign.records import Run, check
+from jaxalign.report import soft_prompt_report
 from jaxalign.sharding import make_mesh
 from jaxalign.soft_prompt import (
     Space,
@@ -44,7 +45,7 @@ from jaxalign.soft_prompt import (
     prompt_text,
     save_peft,
     save_prompt,
-)  # fmt: skip
+)
 from jaxalign.survey.countries import DIMENSIONS, country_name, targets
 from jaxalign.survey.score import Scorer, anchor_constants, make_scorer
 
@@ -274,7 +275,7 @@ def finish(
     held_out: dict[str, Answers],
     seconds: float,
 ) -> None:
-    """`result.json`, the plots, and the table on the screen."""
+    """`result.json`, the plots, the report, and the tables on the screen."""
     survey = HeldOut(study.held_out, config.countries)
     result = make_result(
         config, study.facts(), scorer, study.target_Cx6, study.used_6, module, survey, held_out
@@ -282,6 +283,7 @@ def finish(
     run.write("result.json", result)
     if run.writes:
         write_plots(run.out, result)
+        soft_prompt_report(result, run.out)
     show_result(result)
     candidates = config.generations * config.strategy.population * len(config.countries)
     if seconds:

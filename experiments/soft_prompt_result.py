@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,12 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
     countries = result["countries"]
     curves = {
-        country: ([row[country]["best"] for row in rows], [row[country]["median"] for row in rows])
+        country: tuple(_curve(rows, country, name) for name in ("best", "median"))
         for country in countries
     }
-    shown = ("naive", "persona", "icl")
+    shown, reading = ("naive", "persona", "icl"), result["settings"]["reading"]
     lines = {
-        country: {name: entry[name]["expected"]["loss"] for name in shown}
+        country: {name: entry[name][reading]["loss"] for name in shown}
         for country, entry in countries.items()
     }
     plots.convergence(out / "convergence.png", curves, lines)
@@ -128,6 +128,12 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
     }
     if len(used) > 2:  # a radar of fewer axes has no area
         plots.radar(out / "radar.png", profiles, [DIMENSIONS[d].upper() for d in used])
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], country: str, name: str) -> list[float]:
+    """A metric over generations; NaN, a gap in the line, where it was not finite."""
+    values = [row[country][name] for row in rows]
+    return [float("nan") if value is None else value for value in values]
 
 
 def show_result(result: Mapping[str, Any]) -> None:

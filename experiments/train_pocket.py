@@ -21,16 +21,18 @@ import optax.contrib
 import tyro
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from jaxalign.llama.checkpoint import save_checkpoint
+from jaxalign.llama.checkpoint import load_checkpoint, save_checkpoint
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import Params, Weight, init_params, is_weight, weight_tree
-from jaxalign.pocket.corpus import Corpus, Shape, build_corpus, make_batch, texts
+from jaxalign.pocket.conversations import Shape, make_batch
+from jaxalign.pocket.corpus import Corpus, build_corpus, texts
 from jaxalign.pocket.forward import divergence
 from jaxalign.pocket.measure import measure
 from jaxalign.pocket.rows import Batch
 from jaxalign.pocket.tokenizer import save_tokenizer, train_tokenizer
 from jaxalign.prompts import load_prompts
 
+_QUICK = ("CHN", "IND", "SAU", "DEU")  # countries measured while training
 LONG_MIX = {"context": 0.5, "writing": 0.5}
 
 
@@ -40,13 +42,15 @@ class Config:
 
     out: Path
     """Folder for the model, in Hugging Face layout, and the log."""
+    start: Path | None = None
+    """A model folder of this recipe to go on from, instead of random weights."""
     steps: int = 6000
     minutes: float = math.inf
     """Ends the run after this long; the learning rate then falls with the time used. A run that
     this cuts short is not reproducible to the bit."""
     seed: int = 0
-    learning_rate: float = 5e-3
-    warm_up: int = 150
+    learning_rate: float = 3e-3
+    warm_up: int = 100
     weight_decay: float = 0.01
     rows: int = 24
     length: int = 192
@@ -60,7 +64,7 @@ class Config:
     hidden: int = 128
     feed_forward: int = 320
     layers: int = 4
-    save_every_minutes: float = 5.0
+    save_every_minutes: float = 8.0
 
 
 def model_config(config: Config, vocabulary: int) -> LlamaConfig:
@@ -135,6 +139,8 @@ def export(folder: Path, params: Params, c: LlamaConfig, corpus: Corpus) -> None
 def train(config: Config, c: LlamaConfig, corpus: Corpus) -> Params:
     rule = make_rule(config, c)
     params = init_params(c, jax.random.key(config.seed))
+    if config.start is not None:
+        params = load_checkpoint(config.start, c)
     state, step_fn = rule.init(params), make_step(c, rule)
     shapes = (
         Shape(config.rows, config.length, config.answers),
@@ -160,7 +166,8 @@ def train(config: Config, c: LlamaConfig, corpus: Corpus) -> Params:
             if time.monotonic() - saved > 60 * config.save_every_minutes:
                 saved = time.monotonic()
                 export(config.out, params, c, corpus)
-                _report(log, bar, measure(c, params, corpus), step=n + 1)
+                quick = measure(c, params, corpus, _QUICK, counts=(5,))
+                _report(log, bar, quick, step=n + 1)
     return params
 
 

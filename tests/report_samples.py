@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.survey.analysis import analyse
+from jaxalign.survey.answers import Answers
+from jaxalign.survey.instrument import Instrument, Item
+
 _METHODS = ("naive", "persona", "icl", "start", "de")
 _COMPARED = ("before", "start", "permuted")
 
@@ -47,8 +51,7 @@ def soft_prompt_sample(countries: Sequence[str]) -> tuple[dict[str, Any], list[d
 def _soft_prompt_entry(random: np.random.Generator) -> dict[str, Any]:
     reading = {"scores": random.uniform(-20, 130, 6).tolist(), "loss": 90.0}
     held_out = {
-        name: interval(0.6)
-        for name in ("before", "start", "after", "persona", "icl", "permuted")
+        name: interval(0.6) for name in ("before", "start", "after", "persona", "icl", "permuted")
     }
     held_out |= {f"after_minus_{name}": interval(0.01) for name in _COMPARED}
     return {
@@ -60,3 +63,34 @@ def _soft_prompt_entry(random: np.random.Generator) -> dict[str, Any]:
 
 def interval(mean: float, half: float = 0.05) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def analysis_sample(countries: Sequence[str], personas: int | None = None) -> dict[str, Any]:
+    """What `survey.analysis.analyse` returns for made-up answers of `countries`; the first
+    `personas` of them, by default all but the last, have a persona."""
+    random = np.random.default_rng(0)
+    items = [_item(i) for i in range(8)]
+    distributions = {
+        c: {i.id: tuple(random.dirichlet(np.ones(len(i.options)))) for i in items}
+        for c in countries
+    }
+    survey = Instrument(
+        "a survey", "1", "made up, simulated", "paraphrase", tuple(items), distributions
+    )
+    with_persona = countries[: len(countries) - 1 if personas is None else personas]
+    aware = {c: [_answers(random, items), _answers(random, items)] for c in with_persona}
+    return analyse(survey, aware, [_answers(random, items)], resamples=50)
+
+
+def _item(i: int) -> Item:
+    options = 10 if i == 0 else 4
+    labels, codes = tuple(f"option {o}" for o in range(options)), tuple(range(1, options + 1))
+    scale = "nominal" if i == 7 else "ordinal"
+    return Item(f"q{i}", "A question?", labels, codes, scale, f"topic {i % 3}")
+
+
+def _answers(random: np.random.Generator, items: Sequence[Item]) -> Answers:
+    """One answer is missing, another out of range."""
+    chosen = np.array([random.integers(len(i.options)) for i in items], np.float32)
+    chosen[2:4] = np.nan
+    return Answers(chosen, len(items), ("q2",), ("q3",))

@@ -13,13 +13,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
+from report_samples import analysis_sample, soft_prompt_sample
 
 from jaxalign.report import culture_report, soft_prompt_report
+from jaxalign.report.culture_tables import metrics_table
 from jaxalign.report.document import Document, Estimate, Listing, Note, Table, Text, section
+from jaxalign.report.point_map import place_labels
 from jaxalign.report.render import to_html, to_markdown
 from jaxalign.report.words import INSIDE, number, tally, verdict
-from report_samples import analysis_sample, soft_prompt_sample
 
 _VOID = {"meta", "br", "hr", "img", "link", "input"}
 _HOSTILE = "<script>alert(1)</script> & | `$x^2$`"
@@ -74,7 +77,9 @@ def check_page(path: Path) -> Page:
         if name in ("src", "href"):
             assert value.startswith(("#", "data:image/png;base64,"))
     assert len(page.ids) == len(set(page.ids))
-    anchors = {v[1:] for n, v in page.attributes if n == "href"} | set(re.findall(r"url\(#(.*?)\)", text))
+    anchors = {v[1:] for n, v in page.attributes if n == "href"} | set(
+        re.findall(r"url\(#(.*?)\)", text)
+    )
     assert anchors <= set(page.ids)
     assert page.figures
     for figure in page.figures:
@@ -146,6 +151,38 @@ def test_a_real_model_is_not_labelled_pocket(tmp_path: Path) -> None:
     assert 'class="label"' not in _texts(result, tmp_path)[0]
 
 
+def test_culture_labels_and_statements(culture_run: Path) -> None:
+    text = (culture_run / "report.html").read_text("utf-8")
+    assert (
+        text.index('class="label"') < text.index("Simulated: nobody was asked") < text.index("<h2>")
+    )
+    for words in (
+        "A persona is nearest to its own country in",
+        "Two personas agree at",
+        INSIDE,
+        "8 lines that need no model",
+        "ten options or more",
+        "held no number",
+        "topic 2",
+    ):
+        assert words in text  # fmt: skip
+
+
+def test_means_set_side_by_side_are_over_the_same_countries() -> None:
+    analysis = analysis_sample(("USA", "CHN", "IND"), personas=2)
+    rows = {row[0]: row for row in metrics_table(analysis).rows}
+    for _, aware, unaware, difference, _ in rows.values():
+        assert aware.mean - unaware.mean == pytest.approx(difference.mean, abs=0.01)
+
+
+def test_a_survey_without_personas(tmp_path: Path) -> None:
+    culture_report(analysis_sample(("USA", "CHN", "IND"), personas=0), tmp_path)
+    check_page(tmp_path / "report.html")
+    text = check_markdown(tmp_path / "report.md")
+    assert "A model without a persona" in text
+    assert "persona is nearest" not in text
+
+
 def _texts(result: dict, out: Path) -> tuple[str, str]:
     markdown, page = soft_prompt_report(result, out)
     return page.read_text("utf-8"), markdown.read_text("utf-8")
@@ -158,7 +195,7 @@ def test_missing_values_are_dashes(tmp_path: Path) -> None:
     result["countries"]["USA"]["target"][3] = None
     result["held_out"]["matrix"][0][1] = None
     page, markdown = _texts(result, tmp_path)
-    assert "<td class=\"n\">–</td>" in page
+    assert '<td class="n">–</td>' in page
     assert "| – |" in markdown
     check_page(tmp_path / "report.html")
 
@@ -224,6 +261,16 @@ def test_texts_are_escaped_in_both_forms(tmp_path: Path) -> None:
     assert Page(page).open == []
     assert "<script" not in markdown
     assert re.search(r"^\| y \| – \|$", markdown, re.M)
+
+
+def test_names_on_a_map_keep_apart() -> None:
+    points = np.array([[0.0, 0.0], [12.0, 0.0], [6.0, 9.0], [80.0, 80.0]])
+    names = ["USA", "CHN", "IND", "SAU"]
+    placed = points + np.array(place_labels(points, names))
+    distances = np.linalg.norm(placed[:, None] - points[None], axis=-1)
+    assert distances.argmin(axis=1).tolist() == [0, 1, 2, 3]
+    apart = np.abs(placed[:, None] - placed[None])[np.triu_indices(4, k=1)]
+    assert (np.any(apart > [18, 8.7], axis=-1)).all()
 
 
 def test_needs_no_pyplot() -> None:

@@ -1,0 +1,211 @@
+"""Scores free-text replies to a survey, from any tool, against how countries answered it.
+
+    python -m experiments.score_replies --survey data/ --replies data/result/*.json
+    python -m experiments.score_replies --survey data/ --replies samples_culture_aware_USA.jsonl \\
+        --reader strict --json scores.json
+
+`--survey` is a CultureSPA data folder or any other survey with countries' answers; `--replies` are
+CultureSPA result files, samples of lm-evaluation-harness or logs of inspect (see
+`jaxalign.survey.replies`). Score: the cultural alignment score of Xu et al. 2025 (CultureSPA, arXiv
+2410.12971). On the released folder it gives USA 71.12, CHN 66.54, NGA 61.96 for culture-aware
+replies and 68.34, 62.19, 52.05 for unaware ones. Takes about half a minute on two cores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign import report
+from jaxalign.console import main, print_table
+from jaxalign.errors import UserError
+from jaxalign.records import Run, check
+from jaxalign.records.files import write_json
+from jaxalign.survey.analysis import analyse
+from jaxalign.survey.answers import Answers, Numbering, ReaderName, read_answers
+from jaxalign.survey.culture_lines import LINES
+from jaxalign.survey.instrument import Instrument
+from jaxalign.survey.readers import culturespa, read_survey
+from jaxalign.survey.replies import Mode, Replies, read_replies
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Score replies that exist already; write a report."""
+
+    survey: Path
+    """CultureSPA data folder, or any other survey with countries' answers (an instrument file,
+    World Values Survey, GlobalOpinionQA)."""
+    replies: tuple[Path, ...]
+    """Files of replies; several of one country and mode are runs."""
+    reader: ReaderName = "first_integer"
+    """first_integer: as published, wherever it stands; strict: the reply must be the number."""
+    numbering: Numbering = "codes"
+    """What a number means: codes, the survey's own, some from 0; positions: options shown as
+    1, 2, ..."""
+    country: str | None = None
+    """ISO 3166 alpha-3 code of every file; default: from the files."""
+    mode: Mode | None = None
+    """Of every file: asked as a person of the country (aware) or plainly (unaware); default: from
+    the files."""
+    resamples: int = 10_000
+    """Of the question bootstrap."""
+    seed: int = 0
+    """Of the question bootstrap."""
+    json: Path | None = None
+    """Also write the scores alone to this file."""
+    out: Path | None = None
+    """Directory of the report; default runs/score_replies-<date>-<time>."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What replies are scored against."""
+
+    instrument: Instrument
+    majorities: dict[str, dict[str, int]] | None
+
+
+def score_replies(config: Config) -> None:
+    """The whole experiment; see the module's docstring."""
+    _check(config)
+    out = config.out or Path("runs") / time.strftime("score_replies-%Y%m%d-%H%M%S")
+    check(out, config)
+    survey = read_targets(config.survey)
+    aware, unaware = read_files(config, survey.instrument)
+    print(f"{survey.instrument.name}: {len(survey.instrument.items)} items")
+    result = analyse(
+        survey.instrument, aware, unaware, majorities=survey.majorities,
+        resamples=config.resamples, seed=config.seed,
+    )  # fmt: skip
+    show(result)
+    if config.json is not None:
+        write_json(config.json, summary(result, config))
+    with Run.create(out, config, {"survey": survey.instrument.sha256}) as run:
+        run.write("result.json", result)
+    if hasattr(report, "culture_report"):
+        report.culture_report(result, out)
+    print(f"results in {out}")
+
+
+def _check(config: Config) -> None:
+    if not config.replies:
+        raise UserError("--replies: name at least one file")
+    if not 1 <= config.resamples <= 1_000_000:
+        raise UserError(f"--resamples {config.resamples}: give 1 to 1000000")
+    if config.json is not None and not config.json.absolute().parent.is_dir():
+        raise UserError(f"--json {config.json}: no such folder")
+    if repeated := {p for p in config.replies if config.replies.count(p) > 1}:
+        raise UserError(f"--replies: {sorted(repeated)[0]} is named twice")
+
+
+def read_targets(path: Path) -> Survey:
+    """Whatever survey is in `path`. Raises UserError where no country's answers are."""
+    instrument = read_survey(path)
+    if not isinstance(instrument, Instrument) or not instrument.distributions:
+        raise UserError(f"--survey {path}: it does not say how any country answered")
+    folder = path.is_dir() and culturespa.is_folder(path)
+    return Survey(instrument, culturespa.majorities(path, instrument) if folder else None)
+
+
+def read_files(
+    config: Config, instrument: Instrument
+) -> tuple[dict[str, list[Answers]], list[Answers]]:
+    """Runs by country, in the instrument's order of countries, and those of the unaware model."""
+    found: list[Replies] = []
+    aware: dict[str, list[Answers]] = {}
+    unaware: list[Answers] = []
+    for path in config.replies:
+        for replies in read_replies(path, config.country, config.mode):
+            _refuse_repeated(found, replies)
+            _refuse_unknown(replies, instrument)
+            answers = read_answers(replies, instrument, config.reader, config.numbering)
+            runs = unaware if replies.country is None else aware.setdefault(replies.country, [])
+            runs.append(answers)
+    return {c: aware[c] for c in instrument.distributions if c in aware}, unaware
+
+
+def _refuse_repeated(found: list[Replies], replies: Replies) -> None:
+    """The same replies under the same name are one run copied, not two runs."""
+    for other in found:
+        if replies == dataclasses.replace(other, source=replies.source):
+            raise UserError(f"{replies.source}: holds the same replies as {other.source}")
+    found.append(replies)
+
+
+def _refuse_unknown(replies: Replies, instrument: Instrument) -> None:
+    known = instrument.distributions
+    if replies.country is not None and replies.country not in known:
+        raise UserError(
+            f"{replies.source}: country {replies.country!r} is not in the survey; it has "
+            f"{' '.join(known)}"
+        )
+
+
+def summary(result: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """What `--json` holds: scores in points to two decimals, None where there are no replies."""
+    return {
+        "scores": {
+            country: {mode: _two(row[mode]) for mode in ("aware", "unaware")}
+            for country, row in result["scores"].items()
+        },
+        "means": {
+            which: {mode: _two(row[mode]) for mode in ("aware", "unaware")}
+            | {"countries": row["countries"]}
+            for which, row in result["means"].items()
+        },
+        "lines": {c: {k: _two(v) for k, v in row["lines"].items()}
+                  for c, row in result["scores"].items()},
+        "unreadable": sum(result["unreadable"]["total"][k] for k in ("unreadable", "out_of_range")),
+        "replies": result["unreadable"]["total"]["replies"],
+        "unreadable_by": {
+            "aware": {c: _lost(part) for c, part in result["unreadable"]["aware"].items()},
+            "unaware": _lost(result["unreadable"]["unaware"]),
+        },
+        "reader": config.reader,
+        "numbering": config.numbering,
+    }  # fmt: skip
+
+
+def _lost(part: Mapping[str, Any]) -> int:
+    return part["unreadable"] + part["out_of_range"]
+
+
+def _two(points: float | None) -> float | None:
+    return None if points is None else float(np.round(points, 2))
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Scores per country, what they amount to without a model, and unreadable replies."""
+    named = [*result["scores"].items(), ("mean", result["means"]["all"])]
+    if 0 < len(result["personas"]) < len(result["countries"]):
+        named.append(("mean of personas", result["means"]["personas"]))
+    rows = [
+        [name, *(_text(row[mode]) for mode in ("aware", "unaware")),
+         *(_text(row["lines"][line]) for line in LINES)]
+        for name, row in named
+    ]  # fmt: skip
+    columns = ("", "aware", "unaware", *(name.replace("_", " ") for name in LINES))
+    print_table("Cultural alignment score × 100", columns, rows)
+    total = result["unreadable"]["total"]
+    lost = [f"{country} {_lost(part)}" for country, part in result["unreadable"]["aware"].items()]
+    lost.append(f"unaware {_lost(result['unreadable']['unaware'])}")
+    print(f"replies without an answer, of {total['replies']}: {', '.join(lost)}")
+    for country, row in result["intervals"]["difference"].items():
+        d = row["alignment"]
+        if d["value"] is not None:
+            bounds = f"[{d['low']:+.2f}, {d['high']:+.2f}]"
+            print(f"{country}: aware − unaware {d['value']:+.2f} {bounds}, {d['verdict']}")
+
+
+def _text(points: float | None) -> str:
+    return "–" if points is None else f"{points:.2f}"
+
+
+if __name__ == "__main__":
+    main(score_replies, Config)

@@ -1,0 +1,84 @@
+"""What every experiment's report has: figures with their tables, settings, versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxalign.report.document import Figure, Key, Section, Table, section
+from jaxalign.report.drawing import Panel, drawings, save_png
+
+FIGURES = "figures"
+
+
+def make_figure(
+    png: Path,
+    panels: Sequence[Panel],
+    caption: str,
+    alt: str,
+    table: Table,
+    keys: Sequence[Key] = (),
+    drawn: bool = False,
+) -> Figure:
+    """A figure and its PNG file. `drawn`: the experiment has made that file itself; keep it."""
+    if not (drawn and png.exists()):
+        png.parent.mkdir(parents=True, exist_ok=True)
+        save_png(png, panels, keys)
+    return Figure(caption, alt, png, drawings(png.stem, panels), table, tuple(keys))
+
+
+def matrix_table(
+    caption: str,
+    corner: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    digits: int,
+) -> Table:
+    """A matrix with its names along both sides."""
+    cells = tuple((name, *row) for name, row in zip(rows, values, strict=True))
+    return Table(caption, (corner, *columns), cells, digits=digits)
+
+
+def provenance(result: Mapping[str, Any]) -> Section:
+    """Settings, hashes and versions, folded: what someone needs to make the same again."""
+    return section(
+        "Settings, hashes and versions",
+        *(
+            record_table(title, result[name])
+            for name, title in (
+                ("settings", "Settings"),
+                ("facts", "What the result depends on besides"),
+                ("versions", "Versions"),
+            )
+            if result.get(name)
+        ),
+    )
+
+
+def record_table(caption: str, record: Mapping[str, Any]) -> Table:
+    """Names and values of a record, nested ones spelled `outer.inner`."""
+    rows = tuple((name, _value(value)) for name, value in _flat(record))
+    return Table(caption, ("Name", "Value"), rows, folded=True)
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            pairs += _flat(value, f"{prefix}{name}.")
+        else:
+            pairs.append((f"{prefix}{name}", value))
+    return pairs
+
+
+def _value(value: Any) -> str:
+    """A setting as it was given, not rounded."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(v) for v in value)
+    return f"{value:.7g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,146 @@
+"""A document as `report.md`, with its pictures beside it, and as `report.html`, one file alone.
+
+The HTML loads nothing: style, drawings and tables are all inside. Templates escape every text.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from jaxalign.report import words
+from jaxalign.report.document import Block, Cell, Document, Estimate, Key, Table
+from jaxalign.report.palette import THEMED
+
+_DASHES = {"--": "6 3", "-.": "7 3 1.5 3", ":": "1.5 2.5"}
+_MARKERS = {  # outlines within a box of 12, centre 6
+    "o": "M2 6a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
+    "s": "M2.5 2.5h7v7h-7z",
+    "^": "M6 1.5L10.5 10H1.5z",
+    "v": "M6 10.5L10.5 2H1.5z",
+    "D": "M6 1L11 6L6 11L1 6z",
+    "|": "M5.2 1h1.6v10h-1.6z",
+    "P": "M4.3 1h3.4v3.3H11v3.4H7.7V11H4.3V7.7H1V4.3h3.3z",
+    "X": "M1.5 3.5l2-2L6 4l2.5-2.5l2 2L8 6l2.5 2.5l-2 2L6 8l-2.5 2.5l-2-2L4 6z",
+}
+
+
+def write_report(document: Document, out: Path) -> tuple[Path, Path]:
+    """Write `report.md` and `report.html` into `out`, each whole or not at all; their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    return (
+        _replace(out / "report.md", to_markdown(document, out)),
+        _replace(out / "report.html", to_html(document)),
+    )
+
+
+def to_html(document: Document) -> str:
+    """One self-contained page."""
+    page = _environment(autoescape=True).get_template("report.html.jinja")
+    return page.render(document=document)
+
+
+def to_markdown(document: Document, folder: Path) -> str:
+    """The same for readers of text; pictures are linked relative to `folder`."""
+    page = _environment(autoescape=False).get_template("report.md.jinja")
+    text = page.render(document=document, folder=folder)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _environment(autoescape: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "cell": cell_html,
+        "cell_md": cell_markdown,
+        "md": markdown_text,
+        "sample": key_sample,
+        "numeric": is_numeric,
+        "column_class": column_class,
+        "svg": lambda drawing: Markup(drawing.svg),
+        "link": lambda path, folder: Path(os.path.relpath(path, folder)).as_posix(),
+    }
+    environment.tests["block"] = is_block
+    return environment
+
+
+def is_block(block: Block, kind: str) -> bool:
+    return type(block).__name__ == kind
+
+
+def is_numeric(table: Table, column: int) -> bool:
+    """Whether a column holds numbers, which stand to the right."""
+    cells = [row[column] for row in table.rows if row[column] is not None]
+    return bool(cells) and all(isinstance(c, int | float | Estimate) for c in cells)
+
+
+def column_class(table: Table, column: int) -> str:
+    """ "n" for numbers, "t" for short texts, "long" for those that need room to wrap in."""
+    if is_numeric(table, column):
+        return "n"
+    longest = max((len(c) for row in table.rows if isinstance(c := row[column], str)), default=0)
+    return "long" if longest > 28 else "t" if longest > 10 else "s"
+
+
+def cell_html(cell: Cell, table: Table, column: int) -> Markup:
+    """A cell's text; an interval is set smaller under its mean."""
+    digits, signed = table.digits_of(column), table.columns[column] in table.signed
+    if isinstance(cell, Estimate) and cell.has_interval:
+        mean, span = words.number(cell.mean, digits, signed), words.bounds(cell, digits, signed)
+        return Markup("{} <small>{}</small>").format(mean, span)
+    return Markup.escape(words.cell_text(cell, digits, signed))
+
+
+def cell_markdown(cell: Cell, table: Table, column: int) -> str:
+    digits, signed = table.digits_of(column), table.columns[column] in table.signed
+    return markdown_text(words.cell_text(cell, digits, signed))
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is, on one line, also inside a table."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
+
+
+def key_sample(key: Key) -> Markup:
+    """The look of a series as a picture of a word's size, for a legend."""
+    parts = []
+    if key.line:
+        dash = Markup(' stroke-dasharray="{}"').format(_DASHES.get(key.line, "none"))
+        line = Markup('<path d="M0 6H28" stroke="{}" stroke-width="{}" fill="none"{}/>')
+        parts.append(line.format(_ink(key.colour), key.width, dash))
+    if key.marker:
+        shape = Markup('<path transform="translate(8 0)" d="{}" fill="{}"/>')
+        parts.append(shape.format(_MARKERS[key.marker], _ink(key.colour)))
+    whole = Markup('<svg viewBox="0 0 28 12" width="28" height="12" aria-hidden="true">{}</svg>')
+    return whole.format(Markup("").join(parts))
+
+
+def _ink(colour: str) -> str:
+    """The ink of the page where a series is drawn in ink, so that it shows on dark paper too."""
+    return THEMED.get(colour, colour)
+
+
+def _replace(path: Path, text: str) -> Path:
+    """A reader sees the old file or the new one, whole."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path

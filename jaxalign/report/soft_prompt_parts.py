@@ -1,0 +1,231 @@
+"""Figures and tables of the soft-prompt report, each from the same `result.json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxalign.report import figures
+from jaxalign.report.common import FIGURES, make_figure, matrix_table
+from jaxalign.report.document import Estimate, Figure, Key, Table, is_number
+from jaxalign.report.figures import Series
+from jaxalign.report.palette import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILION
+from jaxalign.report.words import joined, number, verdict
+
+KEYS = {
+    "naive": Key("plain question", ORANGE, "--", "o"),
+    "persona": Key("persona line", PURPLE, "-.", "s"),
+    "icl": Key("examples in context", GREEN, ":", "^"),
+    "start": Key("soft prompt before tuning", SKY, "-", "v"),
+    "de": Key("tuned soft prompt", BLUE, "-", "D", 2.4),
+}
+_TARGET = Key("published scores", INK, "-", "", 2.4)
+_TRIVIAL = {
+    "all_middle": Key("answering 3 to everything", MUTED, "", "|"),
+    "uniform_random": Key("random answers", VERMILION, "", "|"),
+    "smallest_integer": Key("best whole answers", INK, "", "|"),
+}
+_HELD_OUT = {
+    "before": KEYS["naive"],
+    "persona": KEYS["persona"],
+    "icl": KEYS["icl"],
+    "start": KEYS["start"],
+    "after": KEYS["de"],
+    "permuted": Key("other countries' tuned prompts", VERMILION, "", "X"),
+}
+
+
+def used_dimensions(result: Mapping[str, Any]) -> list[str]:
+    """Dimensions that enter the loss: those with a target in some country."""
+    targets = [entry["target"] for entry in result["countries"].values()]
+    return [n for d, n in enumerate(result["dimensions"]) if any(is_number(t[d]) for t in targets)]
+
+
+def constants_words(result: Mapping[str, Any]) -> str:
+    """C, and where it is from."""
+    values = result["constants"]
+    anchor = result["settings"].get("anchor")
+    if not anchor and len(set(values)) == 1:
+        return f"C = {number(values[0], 0)} in every dimension."
+    each = ", ".join(
+        f"{name.upper()} {number(value)}"
+        for name, value in zip(result["dimensions"], values, strict=True)
+    )
+    fitted = f" (least squares on {joined(anchor)})" if anchor else ""
+    return f"C: {each}{fitted}."
+
+
+def loss_table(result: Mapping[str, Any], reading: str, caption: str) -> Table:
+    """A country per row: the methods' losses in `reading`, then the trivial lines."""
+    keys = [*KEYS.values(), *_TRIVIAL.values()]
+    rows = tuple(
+        (
+            country,
+            *(entry[name][reading]["loss"] for name in KEYS if name in entry),
+            *(result["trivial"][country].get(name) for name in _TRIVIAL),
+        )
+        for country, entry in result["countries"].items()
+    )
+    return Table(caption, ("Country", *(key.words for key in keys)), rows)
+
+
+def headline_table(result: Mapping[str, Any]) -> Table:
+    """The least that a reader should carry away, both surveys side by side."""
+    rows = []
+    for country, entry in result["countries"].items():
+        losses = [entry[name]["expected"]["loss"] for name in ("naive", "icl", "de")]
+        change = Estimate.read(entry["held_out"].get("after_minus_before"))
+        most_likely = entry["de"]["most_likely"]["loss"]
+        said = verdict(change, "nearer", "further away")
+        rows.append((country, *losses, most_likely, change, said))
+    columns = (
+        "Country", "Loss, plain question", "Loss, examples", "Loss, tuned",
+        "Loss, tuned, most likely", "Held-out change", "Held-out change in words",
+    )  # fmt: skip
+    return Table(
+        "Tuned survey (loss, 0 is best) and held-out survey", columns, tuple(rows),
+        digits=(0, 1, 1, 1, 1, 3, 0), signed=("Held-out change",),
+    )  # fmt: skip
+
+
+def loss_figure(result: Mapping[str, Any], out: Path) -> Figure:
+    entries = result["countries"]
+    series = [
+        *(
+            Series(key.as_mark(), tuple(e[name]["expected"]["loss"] for e in entries.values()))
+            for name, key in KEYS.items()
+        ),
+        *(
+            Series(key, tuple(result["trivial"][c].get(name) for c in entries))
+            for name, key in _TRIVIAL.items()
+        ),
+    ]
+    table = loss_table(result, "expected", "Loss in the expected reading")
+    return make_figure(
+        out / FIGURES / "losses.png",
+        [figures.dots("", list(entries), series, "loss in points, 0 is best")],
+        "Loss of each method beside the lines that need no model (upright strokes), expected "
+        "reading.",
+        "A row of marks per country: the loss of each method and of three trivial lines. The "
+        "numbers are in the table below.",
+        table,
+        [s.key for s in series],
+    )
+
+
+def valid_table(result: Mapping[str, Any]) -> Table:
+    """How likely a reply is an option at all."""
+    rows = tuple(
+        (country, *(100 * entry[name]["valid_mass"] for name in KEYS))
+        for country, entry in result["countries"].items()
+    )
+    caption = "Chance that a reply begins with an option at all, in per cent"
+    return Table(caption, ("Country", *(key.words for key in KEYS.values())), rows, folded=True)
+
+
+def radar_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
+    """Profiles of published scores, plain question, examples and tuned prompt."""
+    used = [result["dimensions"].index(name) for name in used_dimensions(result)]
+    names = [result["dimensions"][d].upper() for d in used]
+    profiles = {
+        country: {
+            "target": [entry["target"][d] for d in used],
+            **{name: [entry[name]["expected"]["scores"][d] for d in used] for name in KEYS},
+        }
+        for country, entry in result["countries"].items()
+    }
+    if len(names) < 3:
+        return None
+    shown = {"target": _TARGET, **{n: KEYS[n].as_line() for n in ("naive", "icl", "de")}}
+    values = [v for p in profiles.values() for n in shown for v in p[n] if is_number(v)]
+    low, high = 25 * math.floor(min([0, *values]) / 25), 25 * math.ceil(max([100, *values]) / 25)
+    panels = [
+        figures.radar(c, names, [Series(k, tuple(p[n])) for n, k in shown.items()], low, high)
+        for c, p in profiles.items()
+    ]
+    words = {"target": _TARGET, **KEYS}
+    rows = tuple(
+        (f"{c}, {key.words}", *p[name]) for c, p in profiles.items() for name, key in words.items()
+    )
+    table = Table("Scores, expected reading", ("Country and method", *names), rows)
+    return make_figure(
+        out / "radar.png", panels,
+        "Scores per country, expected reading. Where the tuned line covers the published one, the "
+        "target is met.",
+        f"One radar per country with the axes {joined(names)}: published scores, plain question, "
+        "examples in context and tuned prompt.",
+        table, list(shown.values()), drawn=True,
+    )  # fmt: skip
+
+
+def held_out_figure(result: Mapping[str, Any], out: Path) -> Figure:
+    entries = result["countries"]
+    series = [
+        Series(
+            key.as_mark(interval=True),
+            tuple(Estimate.read(e["held_out"].get(name)) for e in entries.values()),
+        )
+        for name, key in _HELD_OUT.items()
+    ]
+    rows = tuple((c, *(s.values[i] for s in series)) for i, c in enumerate(entries))
+    columns = ("Country", *(s.key.words for s in series))
+    return make_figure(
+        out / FIGURES / "held_out.png",
+        [figures.dots("", list(entries), series, "held-out score, 1 is best")],
+        "Held-out score per country with 95 % intervals over items.",
+        "A row per country: the held-out score of each method with its interval. The numbers are "
+        "in the table below.",
+        Table("Held-out scores", columns, rows, digits=3),
+        [s.key for s in series],
+    )
+
+
+def differences_table(result: Mapping[str, Any]) -> Table:
+    """Paired differences, item by item, and what may be said of each."""
+    against = {
+        "before": "the plain question",
+        "start": "the prompt before tuning",
+        "permuted": "other countries' prompts",
+    }
+    rows = []
+    for country, entry in result["countries"].items():
+        for name, words in against.items():
+            difference = Estimate.read(entry["held_out"].get(f"after_minus_{name}"))
+            if difference is not None:
+                rows.append((country, words, difference, verdict(difference, "nearer", "further")))
+    return Table(
+        "Tuned prompt on the held-out survey, paired item by item",
+        ("Country", "Against", "Difference", "In words"),
+        tuple(rows), digits=3, signed=("Difference",),
+    )  # fmt: skip
+
+
+def transfer_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
+    matrix, names = result["held_out"].get("matrix"), list(result["countries"])
+    if not matrix or len(names) < 2:
+        return None
+    own = [(i, i) for i in range(len(names))]
+    panel = figures.heat_map("", names, names, matrix, "prompt tuned for", "scored against", 3, own)
+    return make_figure(
+        out / FIGURES / "transfer.png", [panel],
+        "Transfer matrix: held-out score of each country's prompt (row) against each country "
+        "(column). Framed: own country. Prompts that had learned their country would be highest "
+        "in the frame of their row and of their column.",
+        "Heat map of prompts by countries; the numbers are in the cells and in the table below.",
+        matrix_table("Transfer matrix", "Prompt tuned for", names, names, matrix, 3),
+    )  # fmt: skip
+
+
+def permutation_words(test: Mapping[str, Any] | None) -> str:
+    if not test or not is_number(test.get("others")):
+        return "Permutation test: not made, as it needs two countries."
+    p, count = test["p_value"], test["assignments"]
+    verdict = "told apart from chance" if p <= 0.05 else "not told apart from chance"
+    return (
+        f"Permutation test: prompts score {number(test['own'], 3)} on their own country and "
+        f"{number(test['others'], 3)} on the others. Of {count:,} ways to assign prompts to "
+        f"countries, a share of p = {number(p, 3)} does as well (the smallest possible is "
+        f"{number(1 / count, 3)}): {verdict} at 5 %."
+    )

@@ -1,0 +1,77 @@
+"""The search in the soft-prompt report: losses over generations, from a run's `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxalign.report import figures
+from jaxalign.report.common import make_figure
+from jaxalign.report.document import Figure, Key, Table, is_number
+from jaxalign.report.figures import Series
+from jaxalign.report.palette import BLUE, SKY
+from jaxalign.report.soft_prompt_parts import KEYS
+
+_MOST_GENERATIONS_SHOWN = 12
+
+
+def convergence_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
+    """From `metrics.jsonl`; None where the run left none."""
+    rows = _metrics(out / "metrics.jsonl", list(result["countries"]))
+    if not rows:
+        return None
+    best, median = (
+        Key("best soft prompt", BLUE, "-", "", 2.4),
+        Key("median of the population", SKY, "-"),
+    )
+    shown = {name: KEYS[name].as_line() for name in ("naive", "persona", "icl")}
+    reading = result["settings"].get("reading", "expected")
+    levels = {
+        country: [Series(key, (entry[n][reading]["loss"],)) for n, key in shown.items()]
+        for country, entry in result["countries"].items()
+    }
+    curves = {
+        c: [
+            Series(k, tuple(r[c].get(k_) for r in rows))
+            for k, k_ in ((median, "median"), (best, "best"))
+        ]
+        for c in levels
+    }
+    every = [v for c in curves for s in (*curves[c], *levels[c]) for v in s.values if is_number(v)]
+    top = 1.08 * max(every, default=1.0)
+    panels = [
+        figures.curves(c, curves[c], levels[c], "generation", "loss in points", top) for c in curves
+    ]
+    return make_figure(
+        out / "convergence.png", panels,
+        "Loss over generations in the reading that was tuned, with the baselines' losses as lines "
+        "across.",
+        "One panel per country: the best and the median loss of the population falling over the "
+        "generations.",
+        _convergence_table(rows, list(curves)), [best, median, *shown.values()], drawn=True,
+    )  # fmt: skip
+
+
+def _metrics(path: Path, countries: Sequence[str]) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return [row for row in rows if all(country in row for country in countries)]
+
+
+def _convergence_table(rows: Sequence[Mapping[str, Any]], countries: Sequence[str]) -> Table:
+    """About a dozen generations, evenly spread, the first and the last among them."""
+    last = len(rows) - 1
+    count = min(_MOST_GENERATIONS_SHOWN, len(rows))
+    picked = sorted({round(i * last / max(count - 1, 1)) for i in range(count)})
+    columns = [f"{c}, {name}" for c in countries for name in ("best", "median")]
+    cells = tuple(
+        (
+            str(rows[i]["generation"]),
+            *(rows[i][c].get(n) for c in countries for n in ("best", "median")),
+        )
+        for i in picked
+    )
+    return Table("Loss over generations", ("Generation", *columns), cells)

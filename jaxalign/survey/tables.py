@@ -1,0 +1,83 @@
+"""A survey as arrays, for everything that compares point answers with countries.
+
+An answer is the position of the option chosen, 0 ... options − 1, as float32; NaN is "no answer".
+Positions instead of codes make one rule of every coding: an item coded 0, 1, 2 and one coded
+1, 2, 3 have the same distances, and differences of consecutive codes are differences of positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxalign.errors import UserError
+from jaxalign.survey.instrument import Instrument
+from jaxalign.survey.metrics import ordinal_items
+from jaxalign.survey.score import option_table
+
+LONG_SCALE = 10  # options from which an item counts as a ten-point one
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """What countries C answered to items Q with at most O options; numpy arrays."""
+
+    countries: tuple[str, ...]
+    truth_CxQxO: np.ndarray  # float32 shares, 0 past an item's options, NaN where not asked
+    gold_CxQ: np.ndarray  # float32 position of the most chosen option, NaN where not asked
+    range_Q: np.ndarray  # float32, options − 1
+    valid_QxO: np.ndarray  # bool, false past an item's options
+    ordinal_Q: np.ndarray  # bool, the options have an order
+
+    @property
+    def long_Q(self) -> np.ndarray:
+        """bool [Q]: items with ten options or more."""
+        return self.range_Q >= LONG_SCALE - 1
+
+    @property
+    def asked_CxQ(self) -> np.ndarray:
+        """bool [C, Q]: the country has an answer."""
+        return ~np.isnan(self.gold_CxQ)
+
+    def row(self, country: str) -> int:
+        """Where `country` stands in C. Raises UserError if it does not."""
+        if country not in self.countries:
+            raise UserError(
+                f"country {country!r} is not in the survey; it has {' '.join(self.countries)}"
+            )
+        return self.countries.index(country)
+
+
+def make_tables(
+    instrument: Instrument,
+    countries: Sequence[str] | None = None,
+    majorities: Mapping[str, Mapping[str, int]] | None = None,
+) -> Tables:
+    """Arrays of `countries`, by default all that the instrument has, in its order.
+
+    Of equally chosen options the first is the majority answer, unless `majorities`, positions by
+    country and item id, says otherwise. Raises UserError for an unknown country, and for a survey
+    without any.
+    """
+    known = instrument.distributions
+    chosen = tuple(known if countries is None else countries)
+    if not chosen:
+        raise UserError(f"instrument {instrument.name!r} says of no country how it answered")
+    if unknown := [c for c in chosen if c not in known]:
+        raise UserError(f"country {unknown[0]!r} is not in the survey; it has {' '.join(known)}")
+    valid_QxO, _ = option_table(instrument)
+    truth_CxQxO = np.stack([instrument.truth_QxO(c) for c in chosen])
+    asked_CxQ = ~np.isnan(truth_CxQxO).any(axis=-1)
+    best_CxQ = np.argmax(np.nan_to_num(truth_CxQxO), axis=-1)
+    for c, country in enumerate(chosen if majorities else ()):
+        best_CxQ[c] = [majorities[country].get(item.id, 0) for item in instrument.items]
+    return Tables(
+        countries=chosen,
+        truth_CxQxO=truth_CxQxO,
+        gold_CxQ=np.where(asked_CxQ, best_CxQ, np.nan).astype(np.float32),
+        range_Q=(valid_QxO.sum(axis=-1) - 1).astype(np.float32),
+        valid_QxO=valid_QxO,
+        ordinal_Q=ordinal_items(instrument),
+    )
