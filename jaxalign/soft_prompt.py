@@ -2,8 +2,9 @@
 
 A soft prompt is M embedding vectors put before (or into) a conversation. Lester et al. 2021 tune
 them by gradients, starting from vocabulary rows or the words of the task; here a black-box
-optimiser moves a search vector z of Z numbers, and `decode` turns z into a prompt, in the full
-space of M * D numbers or through a fixed random projection (Sun et al. 2022, "Black-Box Tuning":
+optimiser moves a search vector z of Z numbers, and `decode` turns z into a prompt: in the full
+space of M * D numbers, along principal directions of the embeddings, or through a fixed random
+projection (Sun et al. 2022, "Black-Box Tuning":
 50 tokens from 500 dimensions). Their projection is uniform with variance 1 / (3 Z), in absolute
 units; BBTv2 (Sun et al. 2022b) makes it normal, scaled by the deviation of the embeddings over
 sqrt(Z), as here.
@@ -55,23 +56,29 @@ class SoftPromptConfig:
     placement: Placement = "front"
     """Where the prompt stands: front (before everything, even the begin-of-text token, as PEFT
     does) or system (right after the header of the system message). Only front exports to PEFT."""
-    projection_dims: int | None = None
-    """Search this many dimensions through a fixed random projection (Black-Box Tuning used 500);
-    None searches all M x D numbers of the prompt directly."""
+    projection: Literal["none", "random", "principal"] = "none"
+    """Which space is searched: none (all M x D numbers of the prompt), random (a fixed random
+    projection, as in Black-Box Tuning), principal (each token moves along the directions in which
+    the model's own embeddings differ most)."""
+    projection_dims: int = 64
+    """Dimensions of a projected space (Black-Box Tuning used 500); principal shares them out
+    among the M tokens."""
     projection_seed: int = 0
-    """Seed of that projection, 0 to 4294967295. The matrix is made again from it, never stored,
-    and is the same for all countries."""
+    """Seed of a random projection, 0 to 4294967295. The matrix is made again from it, never
+    stored, and is the same for all countries."""
     spread: float = 0.5
     """Standard deviation of the first population around the start, per coordinate, in units of
     the embedding table's root mean square: 1 moves a token as far as a typical token is long."""
 
     def __post_init__(self) -> None:
-        at_least_one = {"length": self.length, "vocabulary_top": self.vocabulary_top}
-        if self.projection_dims is not None:
-            at_least_one["projection_dims"] = self.projection_dims
-        for name, value in at_least_one.items():
-            if value < 1:
-                raise UserError(f"{name}={value}: must be at least 1")
+        for name in ("length", "vocabulary_top", "projection_dims"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.projection == "principal" and self.projection_dims % self.length:
+            raise UserError(
+                f"projection_dims={self.projection_dims} does not share out among "
+                f"length={self.length} tokens: give a multiple of it"
+            )
         if not (math.isfinite(self.spread) and self.spread > 0):
             raise UserError(f"spread={self.spread}: must be a positive number")
         if not 0 <= self.projection_seed < 2**32:
@@ -155,7 +162,7 @@ class Space:
 
     start: jax.Array  # float32 [..., M, D]
     scale: jax.Array  # float32 [], embedding units
-    matrix: jax.Array | None  # float32 [Z, M, D], normal with variance 1 / Z; None: the full space
+    matrix: jax.Array | None  # float32 [Z, M, D], its rows' squares sum to 1; None: the full space
 
     @property
     def dims(self) -> int:
@@ -166,20 +173,52 @@ class Space:
 
 
 def make_space(config: SoftPromptConfig, start_MxD: jax.Array, embed_VxD: jax.Array) -> Space:
-    """The space around `start` [..., M, D], with the projection made from its seed.
+    """The space around `start` [..., M, D], in the subspace that the config names.
 
-    The matrix takes 4 * Z * M * D bytes. UserError where it would not shrink the space.
+    A matrix takes 4 * Z * M * D bytes. UserError where it would not shrink the space.
     """
     M, D = start_MxD.shape[-2:]
-    Z = config.projection_dims
-    if Z is not None and Z >= M * D:
+    Z, matrix = config.projection_dims, None
+    if config.projection != "none" and Z >= M * D:
         raise UserError(
             f"projection_dims={Z} is not below the prompt's {M} x {D} = {M * D} numbers: "
-            "choose fewer, or leave it out to search them all"
+            "choose fewer, or projection none to search them all"
         )
-    matrix = None if Z is None else _projection(np.uint32(config.projection_seed), Z, M, D)
+    if config.projection == "random":
+        matrix = _projection(np.uint32(config.projection_seed), Z, M, D)
+    elif config.projection == "principal":
+        matrix = _principal(embed_VxD, Z, M)
     scale = config.spread * _rms(embed_VxD)
     return Space(start_MxD.astype(jnp.float32), scale, matrix)
+
+
+def _principal(embed_VxD: jax.Array, Z: int, M: int) -> jax.Array:
+    """float32 [Z, M, D]: token m moves along the k = Z / M principal directions of the table.
+
+    Each direction is scaled by the table's deviation along it, all together so that a unit-variance
+    z displaces a coordinate by 1 (root mean square). A random direction of the model's space is one
+    in which hardly any two tokens differ, and the model has little use for it.
+    """
+    D, k = embed_VxD.shape[1], Z // M
+    variances_D, directions_DxD = np.linalg.eigh(np.asarray(_covariance(embed_VxD), np.float64))
+    top_kxD = directions_DxD[:, ::-1].T[:k]
+    largest = np.take_along_axis(top_kxD, np.abs(top_kxD).argmax(1, keepdims=True), 1)
+    top_kxD *= np.sign(largest)  # an eigenvector's sign is the library's whim
+    deviations_k = np.sqrt(np.maximum(variances_D[::-1][:k], 0))
+    steps_kxD = deviations_k[:, None] * top_kxD
+    steps_kxD *= math.sqrt(D) / np.linalg.norm(deviations_k)
+    return jnp.asarray(np.einsum("kd,mn->mknd", steps_kxD, np.eye(M)).reshape(Z, M, D), jnp.float32)
+
+
+@jax.jit
+def _covariance(embed_VxD: jax.Array) -> jax.Array:
+    """Covariance of the table's rows, float32 [D, D], without a float32 copy of the table."""
+    second = jnp.einsum(
+        "vd,ve->de", embed_VxD, embed_VxD,
+        precision="highest", preferred_element_type=jnp.float32,
+    )  # fmt: skip
+    mean_D, _ = _moments(embed_VxD)
+    return second / embed_VxD.shape[0] - mean_D[:, None] * mean_D[None]
 
 
 def _projection(seed: np.uint32, Z: int, M: int, D: int) -> jax.Array:

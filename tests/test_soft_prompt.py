@@ -50,6 +50,7 @@ def space(**fields) -> sp.Space:
         ({"spread": 0.0}, "spread=0.0"),
         ({"spread": float("nan")}, "spread=nan"),
         ({"projection_dims": 0}, "projection_dims=0"),
+        ({"projection": "principal", "projection_dims": 7}, "projection_dims=7"),
         ({"projection_seed": -1}, "projection_seed=-1"),
         ({"vocabulary_top": 0}, "vocabulary_top=0"),
         ({"text": "From {Country}."}, "{Country}"),
@@ -145,9 +146,14 @@ def test_full_space_is_start_plus_scaled_z():
     np.testing.assert_array_equal(sp.decode(s, jnp.zeros(s.dims)), s.start)
 
 
+def subspace(dims):
+    """Settings of the full space, or of a random projection to `dims`."""
+    return {} if dims is None else {"projection": "random", "projection_dims": dims}
+
+
 @pytest.mark.parametrize("dims", [None, 5, 30])
 def test_unit_variance_displaces_by_scale(dims):
-    c = config(projection_dims=dims, length=16, spread=0.7)
+    c = config(**subspace(dims), length=16, spread=0.7)
     start = sp.initial_prompt(c, EMBED, [1, 2], KEY)
     s = sp.make_space(c, start, EMBED)
     np.testing.assert_allclose(s.scale, 0.7 * np.sqrt(np.mean(np.asarray(EMBED) ** 2)), rtol=1e-5)
@@ -161,9 +167,8 @@ FROZEN_PROJECTION = [0.4098871, -0.3700106, 0.2602081, 0.1304727]
 
 
 def test_projection_comes_from_its_seed():
-    a, b, c = space(projection_dims=6), space(projection_dims=6), space(
-        projection_dims=6, projection_seed=1
-    )  # fmt: skip
+    random = {"projection": "random", "projection_dims": 6}
+    a, b, c = space(**random), space(**random), space(**random, projection_seed=1)
     np.testing.assert_array_equal(a.matrix, b.matrix)
     assert not np.array_equal(a.matrix, c.matrix)
     # Frozen: another generator would silently turn saved search vectors into other prompts.
@@ -173,17 +178,34 @@ def test_projection_comes_from_its_seed():
     np.testing.assert_allclose(decode(a, z), by_hand, atol=1e-5)
 
 
+def test_principal_directions_are_the_tables():
+    """Against numpy's singular values of the centred table; unit variance moves by `scale`."""
+    k = 2
+    s = space(projection="principal", projection_dims=4 * k)
+    centred = np.asarray(EMBED, np.float64) - np.asarray(EMBED, np.float64).mean(0)
+    _, deviations, directions = np.linalg.svd(centred / np.sqrt(len(centred)), full_matrices=False)
+    expected = deviations[:k, None] * directions[:k] * np.sqrt(D) / np.linalg.norm(deviations[:k])
+    for m in range(4):
+        for i in range(k):
+            row = np.asarray(s.matrix[m * k + i])
+            sign = np.sign(row[m] @ expected[i])
+            np.testing.assert_allclose(row[m], sign * expected[i], atol=1e-4)
+            assert not np.delete(row, m, axis=0).any(), "a direction moves one token only"
+            assert row[m][np.abs(row[m]).argmax()] > 0
+    np.testing.assert_allclose(np.sum(np.square(s.matrix)) / (4 * D), 1, rtol=1e-4)
+
+
 def test_projection_refuses_what_it_cannot_do():
     with pytest.raises(UserError, match="projection_dims=48"):
-        space(projection_dims=48)
-    for s in (space(), space(projection_dims=6)):
+        space(projection="random", projection_dims=48)
+    for s in (space(), space(projection="random", projection_dims=6)):
         with pytest.raises(UserError, match=f"5 numbers .* {s.dims}"):
             sp.decode(s, jnp.zeros(5))
 
 
 @pytest.mark.parametrize("dims", [None, 20])
 def test_members_devices_and_countries_do_not_change_a_bit(dims, devices):
-    c = config(projection_dims=dims, length=16)
+    c = config(**subspace(dims), length=16)
     starts_C = [sp.initial_prompt(c, EMBED, ids, KEY) for ids in ([1], [2, 3], [4])]
     spaces = [sp.make_space(c, start, EMBED) for start in starts_C]
     together = sp.make_space(c, jnp.stack(starts_C), EMBED)
@@ -202,7 +224,7 @@ def test_members_devices_and_countries_do_not_change_a_bit(dims, devices):
 
 
 def test_first_population():
-    s = space(projection_dims=6)
+    s = space(projection="random", projection_dims=6)
     z_ExZ = np.asarray(populate(s, KEY, 500))
     assert z_ExZ.shape == (500, 6)
     assert z_ExZ.dtype == np.float32

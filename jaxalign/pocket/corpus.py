@@ -1,0 +1,148 @@
+"""What the pocket model's training text is made of: its questions, tokenised, and turn formats."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from jaxalign.pocket import phrases, society
+from jaxalign.pocket.general import PAIRS, general_question
+from jaxalign.pocket.responses import Response
+from jaxalign.pocket.rows import MOST_OPTIONS
+from jaxalign.pocket.tokenizer import BOS, EOT, HEAD, TAIL
+from jaxalign.prompts import Prompts
+from jaxalign.survey.instrument import Instrument, Item
+
+REQUESTS = (
+    'Write a new survey question on the topic "{topic}" as one JSON object.',
+    'Here are survey questions on "{topic}". Write another as a JSON object.',
+    "Topic: {topic}. Give one new question with its options, as JSON.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """An item, how it is answered, and its user turn: `shared` tokens are the part in common with
+    the other items of its group, `own` the rest with the assistant's header."""
+
+    item: Item
+    response: Response
+    shared: tuple[int, ...]
+    own: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Everything that rows are made of. `groups`: questions by survey and shared beginning."""
+
+    tokenizer: PreTrainedTokenizerFast
+    prompts: Prompts
+
+    groups: dict[str, tuple[tuple[Question, ...], ...]]
+    numbers: tuple[int, ...]
+
+    @functools.cached_property
+    def questions(self) -> dict[str, tuple[Question, ...]]:
+        return {name: tuple(q for g in groups for q in g) for name, groups in self.groups.items()}
+
+
+def as_json(item: Item) -> str:
+    """A question as the JSON object that the model reads and writes."""
+    question = f"{item.stem} {item.text}".strip()
+    return json.dumps({"question": question, "options": list(item.options)}, ensure_ascii=False)
+
+
+def question_request(random: np.random.Generator, topic: str, examples: Sequence[Item]) -> str:
+    """The user's message that asks for a new question."""
+    ask = REQUESTS[random.integers(len(REQUESTS))].format(topic=topic)
+    return "\n".join([ask, *(as_json(item) for item in examples)])
+
+
+def texts(prompts: Prompts, seed: int = 0) -> Iterator[str]:
+    """What the tokenizer learns from: every question, persona and country, some descriptions."""
+    random = np.random.default_rng(seed)
+    items = [i for i, _ in _pool("values") + _pool("held_out")]
+    bank = [i for i, _ in _pool("bank")]
+    for item in items * 3 + bank:
+        yield prompts.user(item)["content"]
+        yield as_json(item)
+    yield from phrases.UNAWARE[2:] * 5
+    for country in society.countries():
+        for _ in range(6):
+            yield phrases.named(random, country, prompts)[0]
+    for _ in range(300):
+        yield phrases.description(random)[0]
+        item, _ = general_question(random)
+        yield prompts.user(item)["content"]
+        yield question_request(random, item.topic, ())
+    for word in [w for pair in PAIRS for w in pair]:
+        yield f"{word} {word} {word}" * 5
+    yield from ["user\n\n", "assistant\n\n", "system\n\n"] * 500  # headers, always two tokens
+    yield from (f"{n} {n}" for n in range(101) for _ in range(40))
+
+
+def _pool(survey: str) -> list[tuple[Item, Response]]:
+    if survey == "bank":
+        return list(society.question_bank())
+    make = society.society_values_module if survey == "values" else society.held_out_survey
+    instrument: Instrument = make()
+    return [(item, society.responses()[item.id]) for item in instrument.items]
+
+
+def build_corpus(tokenizer: PreTrainedTokenizerFast, prompts: Prompts) -> Corpus:
+    groups = {
+        name: _groups(tokenizer, prompts, _pool(name)) for name in ("values", "held_out", "bank")
+    }
+    numbers = [encode(tokenizer, str(n)) for n in range(1, MOST_OPTIONS + 1)]
+    if any(len(n) != 1 for n in numbers):
+        raise ValueError(f"tokenizer splits a number below {MOST_OPTIONS + 1}: {numbers}")
+    return Corpus(tokenizer, prompts, groups, tuple(n[0] for n in numbers))
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _groups(
+    tokenizer: PreTrainedTokenizerFast, prompts: Prompts, pool: list[tuple[Item, Response]]
+) -> tuple[tuple[Question, ...], ...]:
+    """Items with one stem and the same options together, their common first tokens shared."""
+    by_beginning: dict[tuple[str, ...], list[tuple[Item, Response]]] = {}
+    for item, response in pool:
+        key = (item.stem, *item.options) if item.stem else (item.id,)
+        by_beginning.setdefault(key, []).append((item, response))
+    out = []
+    for members in by_beginning.values():
+        turns = [encode(tokenizer, user_turn(prompts, item)) for item, _ in members]
+        common = _common_length(turns) if len(turns) > 1 else 0
+        out.append(
+            tuple(
+                Question(item, response, tuple(turn[:common]), tuple(turn[common:]))
+                for (item, response), turn in zip(members, turns, strict=True)
+            )
+        )
+    return tuple(out)
+
+
+def _common_length(turns: list[list[int]]) -> int:
+    same = [len(set(column)) == 1 for column in zip(*turns, strict=False)]
+    return same.index(False) if False in same else len(same)
+
+
+def user_turn(prompts: Prompts, item: Item) -> str:
+    """The item as a user turn, followed by the header that the answer comes after."""
+    content = prompts.user(item)["content"]
+    return f"{HEAD}user{TAIL}\n\n{content}{EOT}{HEAD}assistant{TAIL}\n\n"
+
+
+def opening(system: str | None, front: bool = False) -> str:
+    """What comes before the first question. `front`: the text stands before everything, even the
+    begin-of-text token, where PEFT puts a soft prompt, instead of in a system message."""
+    if system is None:
+        return BOS
+    return f"{system}{BOS}" if front else f"{BOS}{HEAD}system{TAIL}\n\n{system.strip()}{EOT}"
