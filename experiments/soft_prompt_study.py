@@ -76,8 +76,9 @@ class Config:
     gradient_rate: float = 0.05
     """Adam's learning rate, in units of the search vector."""
     seed: int = 0
-    chunk: int = 8
-    """Prompts evaluated at a time on each device."""
+    chunk: int = 4
+    """Prompts evaluated at a time on each device. Their tokens together should keep the device
+    busy (hundreds to thousands); memory grows with it."""
     save_every: int = 10
     """Generations per dispatch; each ends in a checkpoint."""
     quiet: bool = may_change(False)

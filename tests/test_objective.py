@@ -36,8 +36,6 @@ COUNTRIES = ("USA", "CHN", "IND")
 TARGETS = jnp.array(
     [[40.0, 91, 62, 46, 26, 68], [80, 20, 66, 30, 87, 24], [77, 48, 56, 40, 51, 26]]
 )
-    [[40.0, 91, 62, 46, 26, 68], [80, 20, 66, 30, 87, 24], [77, 48, 56, 40, 51, 26]]
-)
 
 
 def make_objective(countries, penalty=0.0) -> Objective:

@@ -169,8 +169,8 @@ def home() -> Culture:
 
 
 def adherence(examples: int, persona: float = 0.0) -> float:
-    """Share of the way from home to a country: n / (n + 2), where the persona line counts as two
+    """Share of the way from home to a country: n / (n + 1), where the persona line counts as two
     examples and one that also names similar and different cultures as three. So a persona alone
-    moves the answers half of the way: weaker than real people, and alike for all countries."""
+    moves the answers two thirds of the way: weaker than real people, and alike for all."""
     evidence = examples + persona
-    return evidence / (evidence + 2)
+    return evidence / (evidence + 1)
