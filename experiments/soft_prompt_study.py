@@ -66,9 +66,9 @@ class Config:
     """Examples before each question of the ICL baseline."""
     prompt: SoftPromptConfig = dataclasses.field(default_factory=SoftPromptConfig)
     strategy: Annotated[Strategy, tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=Strategy
+        default_factory=lambda: Strategy(population=16)
     )
-    generations: int = 150
+    generations: int = 160
     penalty: float = 0.0
     """Regularisation: points of loss per unit of mean squared search vector."""
     gradient_steps: int = 100

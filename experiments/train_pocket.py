@@ -6,10 +6,12 @@ Hardware: a CPU; no more than 2 GB of memory. Time: 0.35 to 0.5 s a step on two 
 machine shared with other work, so 6,000 steps take 35 to 50 minutes. With glibc, the environment
 variable GLIBC_TUNABLES=glibc.malloc.hugetlb=1 spares a tenth to a third of that (page faults).
 
-The weights in `jaxalign/pocket/model` are the second of two runs, 50 minutes in all: 500 steps
-with learning rate 5e-3 and warm-up 150, then `--start` from there with `--seed 1 --minutes 44`
-(5,800 steps). Minutes end a run where the machine's speed says, so they cannot be made again to
-the bit.
+The weights in `jaxalign/pocket/model` are the third of three runs, 65 minutes in all: 500 steps
+with learning rate 5e-3 and warm-up 150; `--start` from there with `--seed 1 --minutes 44` (5,800
+steps), a persona then being taught as half of the way to its country; and `--start` from those with
+`--seed 2 --minutes 13 --learning-rate 2e-3 --warm-up 50` (1,700 steps) after `society.adherence`
+was raised to the two thirds it has now. Minutes end a run where the machine's speed says, so they
+cannot be made again to the bit, and the default command was not run to its end.
 
 Measured on those weights (`pocket.measure`; simulated truth, 19 countries, expected answers on a
 1...5 scale; a move is the share of the way from home to the country, error is the mean distance
@@ -17,19 +19,19 @@ from the country; `held-out` is the other survey):
 
                                          values module     held-out survey
                                          move   error      move   error
-    unaware, distance from home                 0.006             0.021
+    unaware, distance from home                 0.008             0.033
     home itself                          0      0.207      0      0.596
-    persona line (taught: 0.5)           0.48   0.111      0.48   0.319
-    its text in front of the prompt      0.48   0.111      0.48   0.320
-    scores described (taught: 1)         0.52   0.157      0.63   0.450
-    persona, 1 answer to other survey    0.58   0.095      0.56   0.281
-    persona, 5 answers to other survey   0.54   0.109      0.68   0.259
-    no persona, 5 to other survey        0.30   0.168      0.42   0.496
-    no persona, 5 to this survey         0.34   0.167      0.34   0.488
+    persona line (taught: 0.67)          0.63   0.086      0.63   0.239
+    its text in front of the prompt      0.63   0.087      0.63   0.239
+    scores described (taught: 1)         0.52   0.152      0.64   0.446
+    persona, 1 answer to other survey    0.73   0.075      0.69   0.215
+    persona, 5 answers to other survey   0.61   0.095      0.74   0.238
+    no persona, 5 to other survey        0.31   0.167      0.45   0.486
+    no persona, 5 to this survey         0.37   0.165      0.33   0.494
 
 So answers without a persona move less than a persona line alone, five examples help the values
 module less than one, and descriptions by score, rounded to tens, are half learned. Small general
-tasks: 67% right (chance 33%). Of 16 written questions 16 were usable JSON, most of them known.
+tasks: 69% right (chance 33%). Most of the questions that it writes are usable JSON and known.
 """
 
 from __future__ import annotations

@@ -42,12 +42,12 @@ _START, _MEMBERS = 1, 2  # what a key is used for; folded in, so that the uses a
 class SoftPromptConfig:
     """The soft prompt and its search space. Refuses impossible values with UserError."""
 
-    length: int = 8
+    length: int = 16
     """Number of prompt tokens, M: embedding vectors added to every question."""
     initialisation: Literal["text", "vocabulary", "gaussian"] = "text"
     """Where the search starts: text (the embeddings of `text`), vocabulary (embeddings of random
     tokens), gaussian (random vectors with each dimension's mean and deviation over the table)."""
-    text: str = "You are a person from {country}."
+    text: str = "You are a real person from {country}, filling in a survey with your own values."
     """The text to start from; {country} becomes the country's English name. Its first M tokens are
     used, so name the country early; a shorter text is repeated until M tokens are full."""
     vocabulary_top: int = 5000

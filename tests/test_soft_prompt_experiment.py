@@ -149,7 +149,7 @@ def test_pictures_and_adapters_are_there(unbroken):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert (folder / "peft" / "USA" / "adapter_config.json").is_file()
     prompt = load_file(folder / "prompts" / "USA.safetensors")["prompt"]
-    assert prompt.shape[0] == 8
+    assert prompt.shape[0] == 16
     assert np.isfinite(prompt).all()
 
 
