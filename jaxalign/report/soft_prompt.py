@@ -91,6 +91,13 @@ def _in_short(result: Mapping[str, Any]) -> Section:
         "Held-out survey, tuned prompt against the plain question: "
         + tally(differences["before"], "nearer to the country", "further away") + ".",
     ]  # fmt: skip
+    if "gradient" in parts.methods(result):
+        wins = sum(e["gradient"]["expected"]["loss"] < e["de"]["expected"]["loss"] for e in entries)
+        found.insert(
+            1,
+            f"Control: the same prompts tuned by gradients have a lower loss in {wins} of "
+            f"{len(entries)} countries.",
+        )
     if len(entries) > 1:
         found += [
             "Held-out survey, own prompt against the other countries' prompts: "

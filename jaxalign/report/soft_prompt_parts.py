@@ -11,7 +11,7 @@ from jaxalign.report import figures
 from jaxalign.report.common import FIGURES, make_figure, matrix_table
 from jaxalign.report.document import Estimate, Figure, Key, Table, is_number
 from jaxalign.report.figures import Series
-from jaxalign.report.palette import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILION
+from jaxalign.report.palette import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from jaxalign.report.words import joined, number, verdict
 
 KEYS = {
@@ -20,6 +20,7 @@ KEYS = {
     "icl": Key("examples in context", GREEN, ":", "^"),
     "start": Key("soft prompt before tuning", SKY, "-", "v"),
     "de": Key("tuned soft prompt", BLUE, "-", "D", 2.4),
+    "gradient": Key("same prompt by gradients", YELLOW, "--", "P"),
 }
 _TARGET = Key("published scores", INK, "-", "", 2.4)
 _TRIVIAL = {
@@ -33,8 +34,15 @@ _HELD_OUT = {
     "icl": KEYS["icl"],
     "start": KEYS["start"],
     "after": KEYS["de"],
+    "gradient": KEYS["gradient"],
     "permuted": Key("other countries' tuned prompts", VERMILION, "", "X"),
 }
+
+
+def methods(result: Mapping[str, Any]) -> dict[str, Key]:
+    """The methods that the run compared; the gradient control may have been left out."""
+    entry = next(iter(result["countries"].values()))
+    return {name: key for name, key in KEYS.items() if name in entry}
 
 
 def used_dimensions(result: Mapping[str, Any]) -> list[str]:
@@ -59,11 +67,11 @@ def constants_words(result: Mapping[str, Any]) -> str:
 
 def loss_table(result: Mapping[str, Any], reading: str, caption: str) -> Table:
     """A country per row: the methods' losses in `reading`, then the trivial lines."""
-    keys = [*KEYS.values(), *_TRIVIAL.values()]
+    keys = [*methods(result).values(), *_TRIVIAL.values()]
     rows = tuple(
         (
             country,
-            *(entry[name][reading]["loss"] for name in KEYS if name in entry),
+            *(entry[name][reading]["loss"] for name in methods(result)),
             *(result["trivial"][country].get(name) for name in _TRIVIAL),
         )
         for country, entry in result["countries"].items()
@@ -95,7 +103,7 @@ def loss_figure(result: Mapping[str, Any], out: Path) -> Figure:
     series = [
         *(
             Series(key.as_mark(), tuple(e[name]["expected"]["loss"] for e in entries.values()))
-            for name, key in KEYS.items()
+            for name, key in methods(result).items()
         ),
         *(
             Series(key, tuple(result["trivial"][c].get(name) for c in entries))
@@ -118,11 +126,13 @@ def loss_figure(result: Mapping[str, Any], out: Path) -> Figure:
 def valid_table(result: Mapping[str, Any]) -> Table:
     """How likely a reply is an option at all."""
     rows = tuple(
-        (country, *(100 * entry[name]["valid_mass"] for name in KEYS))
+        (country, *(100 * entry[name]["valid_mass"] for name in methods(result)))
         for country, entry in result["countries"].items()
     )
     caption = "Chance that a reply begins with an option at all, in per cent"
-    return Table(caption, ("Country", *(key.words for key in KEYS.values())), rows, folded=True)
+    return Table(
+        caption, ("Country", *(key.words for key in methods(result).values())), rows, folded=True
+    )
 
 
 def radar_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
@@ -132,7 +142,10 @@ def radar_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
     profiles = {
         country: {
             "target": [entry["target"][d] for d in used],
-            **{name: [entry[name]["expected"]["scores"][d] for d in used] for name in KEYS},
+            **{
+                name: [entry[name]["expected"]["scores"][d] for d in used]
+                for name in methods(result)
+            },
         }
         for country, entry in result["countries"].items()
     }
@@ -145,7 +158,7 @@ def radar_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
         figures.radar(c, names, [Series(k, tuple(p[n])) for n, k in shown.items()], low, high)
         for c, p in profiles.items()
     ]
-    words = {"target": _TARGET, **KEYS}
+    words = {"target": _TARGET, **methods(result)}
     rows = tuple(
         (f"{c}, {key.words}", *p[name]) for c, p in profiles.items() for name, key in words.items()
     )
@@ -168,6 +181,7 @@ def held_out_figure(result: Mapping[str, Any], out: Path) -> Figure:
             tuple(Estimate.read(e["held_out"].get(name)) for e in entries.values()),
         )
         for name, key in _HELD_OUT.items()
+        if any(name in e["held_out"] for e in entries.values())
     ]
     rows = tuple((c, *(s.values[i] for s in series)) for i, c in enumerate(entries))
     columns = ("Country", *(s.key.words for s in series))
