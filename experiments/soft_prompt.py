@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,9 @@ def tune_prompts(config: Config) -> None:
     scorer = make_scorer(study.module, constants(config, study, params))
     space = search_space(config, study, params)
     evolution, objective = build(config, study, params, scorer, space, mesh)
-    with Run.create(out, config, study.facts(), config.resume) as run:
+    facts = study.facts() | {"search": evolution.settings}
+    print("search: " + "  ".join(f"{name} {value}" for name, value in evolution.settings.items()))
+    with Run.create(out, config, facts, config.resume) as run:
         for note in run.notes:
             print(note)
         module, held_out = ask_baselines(config, study, params)
@@ -81,7 +84,7 @@ def tune_prompts(config: Config) -> None:
         for method, prompts_CxMxD in tuned.items():
             held_out[method] = ask_prompts(study.llama, interview, prompts_CxMxD)
         save_prompts(config, study, run, tuned["de"])
-        finish(config, study, run, scorer, module, held_out, seconds)
+        finish(config, study, facts, run, scorer, module, held_out, seconds)
 
 
 def _directory(config: Config) -> Path:
@@ -269,6 +272,7 @@ def save_prompts(config: Config, study: Study, run: Run, prompts_CxMxD: jax.Arra
 def finish(
     config: Config,
     study: Study,
+    facts: dict[str, Any],
     run: Run,
     scorer: Scorer,
     module: dict[str, Answers],
@@ -278,7 +282,7 @@ def finish(
     """`result.json`, the plots, the report, and the tables on the screen."""
     survey = HeldOut(study.held_out, config.countries)
     result = make_result(
-        config, study.facts(), scorer, study.target_Cx6, study.used_6, module, survey, held_out
+        config, facts, scorer, study.target_Cx6, study.used_6, module, survey, held_out
     )
     run.write("result.json", result)
     if run.writes:

@@ -28,6 +28,7 @@ from jaxalign import plots
 from jaxalign.console import print_table
 from jaxalign.held_out import HeldOut, held_out_record, permutation_test
 from jaxalign.records import settings_of, versions
+from jaxalign.strategy import DIFFERENTIAL_EVOLUTION
 from jaxalign.survey.countries import DIMENSIONS
 from jaxalign.survey.score import READINGS, Scorer, loss
 from jaxalign.survey.trivial import trivial_lines
@@ -138,7 +139,8 @@ def _curve(rows: Sequence[Mapping[str, Any]], country: str, name: str) -> list[f
 
 def show_result(result: Mapping[str, Any]) -> None:
     """Losses and held-out scores as two tables, and what the permutation test says."""
-    rows = []
+    algorithm, rows = result["settings"]["strategy.algorithm"], []
+    tuned = "DE" if algorithm == DIFFERENTIAL_EVOLUTION else algorithm
     for country, entry in result["countries"].items():
         losses = [entry[name]["expected"]["loss"] if name in entry else None for name in METHODS]
         most_likely = entry["de"]["most_likely"]["loss"]
@@ -148,24 +150,17 @@ def show_result(result: Mapping[str, Any]) -> None:
         )
     print_table(
         "Loss on the tuned survey (sum of score differences; expected reading)",
-        [
-            "",
-            "naive",
-            "persona",
-            "ICL",
-            "start",
-            "DE",
-            "gradient",
-            "DE most likely",
-            "all 3",
-            "best integers",
-        ],
+        [*_columns(tuned), "gradient", f"{tuned} most likely", "all 3", "best integers"],
         rows,
     )
-    _show_held_out(result)
+    _show_held_out(result, tuned)
 
 
-def _show_held_out(result: Mapping[str, Any]) -> None:
+def _columns(tuned: str) -> list[str]:
+    return ["", "naive", "persona", "ICL", "start", tuned]
+
+
+def _show_held_out(result: Mapping[str, Any], tuned: str) -> None:
     survey = result["held_out"]
     names = ("before", "persona", "icl", "start", "after", "permuted")
     rows = [
@@ -175,7 +170,7 @@ def _show_held_out(result: Mapping[str, Any]) -> None:
     kind = "simulated" if survey["simulated"] else survey["survey"]
     print_table(
         f"Held-out survey ({kind}, {survey['items']} items; 1 is the country's own answers)",
-        ["", "naive", "persona", "ICL", "start", "DE", "others' DE", "DE - naive [95 %]"],
+        [*_columns(tuned), f"others' {tuned}", f"{tuned} - naive [95 %]"],
         rows,
     )
     test = survey["permutation_test"]
