@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -201,6 +202,8 @@ def check_vocabulary(tokens: Tokens, config: LlamaConfig) -> None:
 def _load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in _FILES):
         raise UserError(f"{folder}: no tokenizer there (looked for {', '.join(_FILES)})")
+    # Only tokenizers are wanted: no advice on standard error that PyTorch is missing.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer  # takes seconds; shapes and weights do without it
 
     try:
