@@ -115,8 +115,8 @@ def test_solo_equals_together(devices):
 
 
 def test_cma_es_alone_agrees_with_together_to_rounding(devices):
-    """Its factorisations and matrix products are compiled per program: jax 0.10 gives the same
-    bits alone and among others, later releases the same numbers to rounding."""
+    """Bit for bit on jax 0.10.2, but not on 0.12.0.1, where last bits differ; the cause was not
+    looked for. So only Differential Evolution is promised to the bit."""
     for (_, alone), (_, part) in solo_and_together(devices, "CMA_ES"):
         for name, values in part.items():
             np.testing.assert_allclose(alone[name], values, rtol=1e-3, err_msg=name)
