@@ -11,8 +11,8 @@ with learning rate 5e-3 and warm-up 150; `--start` from there with `--seed 1 --m
 steps), a persona then being taught as half of the way to its country; and `--start` from those with
 `--seed 2 --minutes 13 --learning-rate 2e-3 --warm-up 50` (1,700 steps) after `society.adherence`
 was raised to the two thirds it has now, because no soft prompt search tried on the second weights
-brought China below a quarter of the plain question's loss. Minutes end a run where the machine's speed says, so they
-cannot be made again to the bit, and the default command was not run to its end.
+brought China below a quarter of the plain question's loss. Minutes end a run where the machine's
+speed says, so they cannot be made again to the bit, and the default command was not run to its end.
 
 Measured on those weights (`pocket.measure`; simulated truth, 19 countries, expected answers on a
 1...5 scale; a move is the share of the way from home to the country, error is the mean distance
