@@ -1,29 +1,33 @@
 """Soft prompts on disk: our own safetensors file, and the folder layout of PEFT's prompt tuning.
 
-Every file is written under another name and renamed, so a killed run leaves the old file or the new
-one, never half of one. PEFT (Hugging Face's adapter library) puts a prompt before everything else;
-a prompt tuned for another place would give other logits there without a word, so it is refused.
+PEFT (Hugging Face's adapter library) puts a prompt before everything else; a prompt tuned for
+another place would give other logits there without a word, so it is refused.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes  # noqa: F401 (lets safetensors hand out bfloat16 as numpy)
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from jaxalign.adapter_files import (
+    CONFIG,
+    WEIGHTS,
+    json_object,
+    read_adapter_config,
+    read_tensors,
+    write_adapter,
+    write_bytes,
+)
 from jaxalign.errors import UserError
 
 _OURS = "jaxalign_soft_prompt"  # key of the metadata, which is one JSON object
 _TENSOR, _PEFT_TENSOR = "prompt", "prompt_embeddings"
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 Array = np.ndarray | jax.Array
 
 
@@ -31,7 +35,7 @@ def save_prompt(path: Path, prompt_MxD: Array, metadata: Mapping[str, Any]) -> N
     """Write a prompt as float32 with its metadata (what JSON holds: country, model hash ...)."""
     prompt = _checked(np.asarray(prompt_MxD), path, None)
     header = {_OURS: json.dumps(dict(metadata), sort_keys=True)}
-    _write(path, save({_TENSOR: prompt}, metadata=header))
+    write_bytes(path, save({_TENSOR: prompt}, metadata=header))
 
 
 def load_prompt(path: Path, hidden_size: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -41,7 +45,7 @@ def load_prompt(path: Path, hidden_size: int | None = None) -> tuple[np.ndarray,
     or, with `hidden_size`, made for a model of another width.
     """
     prompt, header = _read(path, _TENSOR, hidden_size)
-    metadata = _json(header.get(_OURS, ""), path, "not a soft prompt saved by jaxalign")
+    metadata = json_object(header.get(_OURS, ""), path, "not a soft prompt saved by jaxalign")
     return prompt, metadata
 
 
@@ -59,10 +63,6 @@ def save_peft(
             "prompts before everything; tune with placement front, or keep the safetensors file"
         )
     prompt = _checked(np.asarray(prompt_MxD), folder, hidden_size)
-    folder.mkdir(parents=True, exist_ok=True)
-    # The config goes first and comes last: a folder that has one is whole.
-    (folder / _CONFIG).unlink(missing_ok=True)
-    _write(folder / _WEIGHTS, save({_PEFT_TENSOR: prompt}, metadata={"format": "pt"}))
     fields = {
         "peft_type": "PROMPT_TUNING",
         "task_type": "CAUSAL_LM",
@@ -73,7 +73,7 @@ def save_peft(
         "prompt_tuning_init": "RANDOM",  # so that PEFT asks for no tokenizer; it loads the weights
         "inference_mode": True,
     }
-    _write(folder / _CONFIG, (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode())
+    write_adapter(folder, fields, {_PEFT_TENSOR: prompt})
 
 
 def load_peft(folder: Path, hidden_size: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -82,41 +82,24 @@ def load_peft(folder: Path, hidden_size: int | None = None) -> tuple[np.ndarray,
     Raises UserError naming the file where one is missing, truncated or of another adapter type, or
     where weights, config and `hidden_size` disagree.
     """
-    path = folder / _CONFIG
-    try:
-        fields = _json(path.read_text(encoding="utf-8"), path, "not a PEFT config")
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path}: cannot be read; give the folder of a PEFT adapter") from None
-    if fields.get("peft_type") != "PROMPT_TUNING":
-        raise UserError(f"{path}: peft_type={fields.get('peft_type')!r}, not 'PROMPT_TUNING'")
+    fields = read_adapter_config(folder, "PROMPT_TUNING")
     if fields.get("num_transformer_submodules") not in (None, 1):
+        submodules = fields["num_transformer_submodules"]
         raise UserError(
-            f"{path}: num_transformer_submodules={fields['num_transformer_submodules']!r}: "
+            f"{folder / CONFIG}: num_transformer_submodules={submodules!r}: "
             "the prompt of an encoder-decoder, not of a Llama"
         )
-    prompt, _ = _read(folder / _WEIGHTS, _PEFT_TENSOR, hidden_size)
+    prompt, _ = _read(folder / WEIGHTS, _PEFT_TENSOR, hidden_size)
     stated = (fields.get("num_virtual_tokens"), fields.get("token_dim"))
     if stated != prompt.shape:
-        raise UserError(f"{folder / _WEIGHTS}: prompt {prompt.shape}, but {_CONFIG} says {stated}")
+        raise UserError(f"{folder / WEIGHTS}: prompt {prompt.shape}, but {CONFIG} says {stated}")
     return prompt, fields
 
 
 def _read(path: Path, tensor: str, hidden_size: int | None) -> tuple[np.ndarray, dict[str, str]]:
     """One prompt tensor as float32, and the file's metadata."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-            if names != [tensor]:
-                raise UserError(f"{path}: not a soft prompt: holds {names[:3]}, not [{tensor!r}]")
-            dtype = file.get_slice(tensor).get_dtype()
-            if dtype not in ("F32", "F16", "BF16"):
-                raise UserError(f"{path}: {tensor} is {dtype}; F32, F16 or BF16 is expected")
-            prompt, header = file.get_tensor(tensor), dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: truncated or not safetensors ({_line(error)})") from None
-    return _checked(prompt, path, hidden_size), header
+    tensors, header = read_tensors(path, {tensor}, "a soft prompt")
+    return _checked(tensors[tensor], path, hidden_size), header
 
 
 def _checked(prompt: np.ndarray, path: Path, hidden_size: int | None) -> np.ndarray:
@@ -132,31 +115,3 @@ def _checked(prompt: np.ndarray, path: Path, hidden_size: int | None) -> np.ndar
     if not np.isfinite(prompt).all():
         raise UserError(f"{path}: the prompt has {np.sum(~np.isfinite(prompt))} non-finite numbers")
     return prompt
-
-
-def _json(text: str, path: Path, complaint: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError:
-        fields = None
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: {complaint}")
-    return fields
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; its folder must be writable and is made where missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

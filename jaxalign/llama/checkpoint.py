@@ -34,7 +34,7 @@ from jaxalign.llama.tensor_files import (
     write_file,
     write_json,
 )
-from jaxalign.llama.weights import Params, Weight, is_weight, weight_tree
+from jaxalign.llama.weights import Params, Weight, input_dims, is_weight, weight_tree
 
 __all__ = ["load_checkpoint", "save_checkpoint", "weights_sha256"]
 
@@ -207,7 +207,7 @@ def _fill(
         _copy(tensor, *index, out)
     else:
         # Theirs is [out, in]: flatten ours to [in, out] and turn it round.
-        split = next(i for i in range(len(shape)) if math.prod(shape[:i]) == weight.fan_in)
+        split = input_dims(shape, weight.fan_in)
         ins = _flat_range(index[:split], shape[:split])
         outs = _flat_range(index[split:], shape[split:])
         _copy(tensor, outs, ins, out.reshape(ins.stop - ins.start, outs.stop - outs.start).T)

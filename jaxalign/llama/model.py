@@ -16,7 +16,8 @@ Source: Llama 3 (Grattafiori et al. 2024), RoPE (Su et al. 2021), GQA (Ainslie e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -28,6 +29,19 @@ from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import Weight, block_weights, init_params, outer_weights
 
 __all__ = ["Llama", "causal_mask", "init_params", "masked_attention", "rope_tables"]
+
+# Input and output axes of every linear map of a layer, as einsum letters.
+AXES = MappingProxyType(
+    {
+        "q": ("d", "nh"),
+        "k": ("d", "kh"),
+        "v": ("d", "kh"),
+        "o": ("nh", "d"),
+        "gate": ("d", "f"),
+        "up": ("d", "f"),
+        "down": ("f", "d"),
+    }
+)
 
 Rope = tuple[jax.Array, jax.Array]  # cos, sin: float32 [T, H/2] or [B, T, H/2]
 KeyValue = tuple[jax.Array, jax.Array]  # keys, values: [B, S, K, H]
@@ -90,12 +104,31 @@ def masked_attention(
     return jax.nn.dot_product_attention(q, k, v, mask=mask_BxTxS)
 
 
-def project(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """einsum in x's dtype with float32 accumulation (float32 is exact, also on TPU and GPU)."""
-    precision = "highest" if x.dtype == jnp.float32 else "default"
-    kernel = kernel.astype(x.dtype)
-    out = jnp.einsum(equation, x, kernel, precision=precision, preferred_element_type=jnp.float32)
+def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
+    """The linear map `name` over the last axes of x, in x's dtype with float32 accumulation.
+
+    Beside a kernel there may be its adapter, `name_a` and `name_b` (`jaxalign.lora`), and the
+    scale of its outputs, `name_scale`, where it is stored in 8 bits (`llama.quantized`).
+    """
+    inputs, outputs = AXES[name]
+    lead = "bt"
+    out = product(f"{lead}{inputs},{inputs}{outputs}->{lead}{outputs}", x, w[name])
+    if f"{name}_scale" in w:
+        scale = w[f"{name}_scale"].astype(jnp.float32)
+        out = out * scale.reshape((1,) * len(lead) + scale.shape)
+    if f"{name}_a" in w:
+        low = product(f"{lead}{inputs},{inputs}r->{lead}r", x, w[f"{name}_a"]).astype(x.dtype)
+        out = out + product(f"{lead}r,r{outputs}->{lead}{outputs}", low, w[f"{name}_b"])
     return out.astype(x.dtype)
+
+
+def product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """einsum of x and a kernel cast to x's dtype, accumulated and returned in float32 (float32 is
+    exact, also on TPU and GPU)."""
+    precision = "highest" if x.dtype == jnp.float32 else "default"
+    return jnp.einsum(
+        equation, x, kernel.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32
+    )
 
 
 class Block(nn.Module):
@@ -114,20 +147,25 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, KeyValue]:
         """`keep` int [A]: only these positions' outputs are computed (keys and values: all)."""
         c = self.config
-        w = _declare(self, c, block_weights(c))
+        w = _declare(self, c, block_weights(c)) | self._beside_kernels()
         h = rms_norm(x_BxTxD, w["attention_norm"], c.rms_norm_eps)
-        k = rotate(project("btd,dkh->btkh", h, w["k"]), rope)
-        v = project("btd,dkh->btkh", h, w["v"])
+        k = rotate(project(h, w, "k"), rope)
+        v = project(h, w, "v")
         x, rope_q = x_BxTxD, rope
         if keep is not None:
             x, h = x[:, keep], h[:, keep]
             rope_q = tuple(jnp.take(t, keep, axis=-2) for t in rope)
-        q = rotate(project("btd,dnh->btnh", h, w["q"]), rope_q)
-        x = x + project("btnh,nhd->btd", attend(q, k, v, cache), w["o"])
+        q = rotate(project(h, w, "q"), rope_q)
+        x = x + project(attend(q, k, v, cache), w, "o")
         h = rms_norm(x, w["mlp_norm"], c.rms_norm_eps)
-        gate, up = project("btd,df->btf", h, w["gate"]), project("btd,df->btf", h, w["up"])
-        x = x + project("btf,fd->btd", nn.silu(gate) * up, w["down"])
+        gate, up = project(h, w, "gate"), project(h, w, "up")
+        x = x + project(nn.silu(gate) * up, w, "down")
         return x, (k, v)
+
+    def _beside_kernels(self) -> dict[str, jax.Array]:
+        """Adapters and scales that the given parameters hold beside the declared kernels."""
+        names = [f"{name}_{part}" for name in AXES for part in ("a", "b", "scale")]
+        return {n: self.get_variable("params", n) for n in names if self.has_variable("params", n)}
 
 
 class Llama(nn.Module):
@@ -186,7 +224,7 @@ class Llama(nn.Module):
         equation, table = ("...d,vd->...v", self.embed_weight)
         if not self.config.tie_word_embeddings:
             equation, table = "...d,dv->...v", self.head_weight
-        return _float32_product(equation, x, table)
+        return product(equation, x, table)
 
     def head_rows(self, tokens: jax.Array) -> jax.Array:
         """Rows of the output head, [..., D], for token ids [...]."""
@@ -219,13 +257,6 @@ class Llama(nn.Module):
         if at_BxA is not None:
             x = jnp.take_along_axis(x, at_BxA[:, :, None], axis=1)
         return self.logits(x)
-
-
-def _float32_product(equation: str, x: jax.Array, table: jax.Array) -> jax.Array:
-    precision = "highest" if x.dtype == jnp.float32 else "default"
-    return jnp.einsum(
-        equation, x, table.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32
-    )
 
 
 def _declare(module: nn.Module, c: LlamaConfig, weights: dict[str, Weight]) -> dict[str, jax.Array]:

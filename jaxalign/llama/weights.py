@@ -9,6 +9,7 @@ kept apart, because slicing a stack inside `jit` copies it and the last layer is
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -47,6 +48,12 @@ class Weight:
         if not self.transposed:
             return self.shape
         return int(np.prod(self.shape)) // self.fan_in, self.fan_in  # [out, in]
+
+
+def input_dims(shape: tuple[int, ...], fan_in: int) -> int:
+    """How many leading dimensions of an unstacked matrix are inputs: their sizes multiply to
+    `fan_in`."""
+    return next(i for i in range(len(shape)) if math.prod(shape[:i]) == fan_in)
 
 
 def block_weights(c: LlamaConfig) -> dict[str, Weight]:
