@@ -10,6 +10,7 @@ example (ICL). Method: Masoud, Ferianc, Treleaven and Rodrigues 2025 (arXiv 2503
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from jaxalign.memory import refuse_what_does_not_fit
 from jaxalign.objective import Objective, make_fitness
 from jaxalign.records import Run, check
 from jaxalign.report import soft_prompt_report
-from jaxalign.sharding import make_mesh
+from jaxalign.sharding import local_view, make_mesh, place_whole
 from jaxalign.soft_prompt import (
     Space,
     country_key,
@@ -60,10 +61,11 @@ def tune_prompts(config: Config) -> None:
     print(f"model {study.folder}: {study.llama.num_hidden_layers} layers, {study.llama.dtype}")
     print(f"compiled programs are kept in {jax.config.jax_compilation_cache_dir}")
     print("  ".join(f"{name} {value}" for name, value in study.layout.describe().items()))
-    params = load_checkpoint(study.folder, study.llama, param_shardings(study.llama, mesh))
+    everywhere = load_checkpoint(study.folder, study.llama, param_shardings(study.llama, mesh))
+    params = local_view(everywhere)
     scorer = make_scorer(study.module, constants(config, study, params))
     space = search_space(config, study, params)
-    evolution, objective = build(config, study, params, scorer, space, mesh)
+    evolution, objective = build(config, study, everywhere, scorer, space, mesh)
     facts = study.facts() | {"search": evolution.settings}
     print("search: " + "  ".join(f"{name} {value}" for name, value in evolution.settings.items()))
     with Run.create(out, config, facts, config.resume) as run:
@@ -72,12 +74,13 @@ def tune_prompts(config: Config) -> None:
         module, held_out = ask_baselines(config, study, params)
         state, seconds = evolve(config, run, evolution, objective, space)
         best = evolution.best(state)
-        z_CxZ = jnp.stack([best[country][0] for country in config.countries])
+        z_CxZ = jnp.stack([z_Z for z_Z, _ in best])
         tuned = {"start": space.start, "de": decode_each(space, z_CxZ)}
         if config.gradient_steps:
-            tuned["gradient"] = decode_each(space, descend(config, study, objective))
+            tuned["gradient"] = decode_each(space, descend(config, study, local_view(objective)))
+        interview = local_view(objective.interview)
         for method, prompts_CxMxD in tuned.items():
-            module[method] = ask_prompts(study.llama, objective.interview, prompts_CxMxD)
+            module[method] = ask_prompts(study.llama, interview, prompts_CxMxD)
         interview = make_context(
             study.llama, params, make_layout(config, study.tokens, study.prompts, study.held_out)
         )
@@ -152,23 +155,28 @@ def build(
     space: Space,
     mesh: jax.sharding.Mesh,
 ) -> tuple[Evolution, Objective]:
-    """The compiled search and what it reads. UserError where it will not fit into memory."""
+    """The compiled search and what it reads, whole on every device of the mesh.
+
+    UserError where it will not fit into memory.
+    """
     fitness = make_fitness(study.llama, config.reading, config.chunk)
     evolution = make_evolution(
         config.strategy, space.dims, fitness, mesh, config.seed, config.countries
     )
     objective = Objective(
-        interview=make_context(study.llama, params, study.layout),
+        interview=dataclasses.replace(
+            make_context(study.llama, local_view(params), study.layout), params=params
+        ),
         scorer=scorer,
         space=space,
         target_Cx6=jnp.asarray(study.target_Cx6),
         used_6=jnp.asarray(study.used_6),
         penalty=jnp.float32(config.penalty),
     )
-    objective = jax.device_put(objective, evolution.sharding)
+    objective = place_whole(objective, evolution.sharding)
     steps = min(config.save_every, config.generations)
     compiled = evolution.lower(steps, objective).compile()
-    needed = refuse_what_does_not_fit(compiled, mesh.devices.flat[0], "lower --chunk")
+    needed = refuse_what_does_not_fit(compiled, jax.local_devices()[0], "lower --chunk")
     print(f"a dispatch of {steps} generations needs {needed / 2**20:,.0f} MiB per device")
     return evolution, objective
 

@@ -8,6 +8,7 @@ computed, and of the output head only the rows of option tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -81,12 +82,24 @@ def option_log_probs(
     grow with P and a prompt's result does not depend on how many others there are.
     Returns float32 [P, Q, O]; -inf for options an item does not have. Differentiable.
     """
-    P = prompts_PxMxD.shape[0]
+    return in_chunks(lambda some: chunk_log_probs(config, context, some), prompts_PxMxD, chunk)
+
+
+def in_chunks(function: Callable, tree: Any, chunk: int) -> Any:
+    """`function` of `chunk` rows of the tree's arrays at a time, its results laid end to end.
+
+    The last chunk is filled up with zeros. Memory does not grow with the number of rows, and a
+    row's bits do not depend on how many others there are.
+    """
+    P = jax.tree.leaves(tree)[0].shape[0]
     steps = -(-P // chunk)
-    padding = ((0, steps * chunk - P), (0, 0), (0, 0))
-    prompts = jnp.pad(prompts_PxMxD, padding).reshape(steps, chunk, *prompts_PxMxD.shape[1:])
-    out = jax.lax.map(lambda some: _chunk_log_probs(config, context, some), prompts)
-    return out.reshape(steps * chunk, *out.shape[2:])[:P]
+
+    def cut(x: jax.Array) -> jax.Array:
+        filled = jnp.pad(x, ((0, steps * chunk - P), *((0, 0),) * (x.ndim - 1)))
+        return filled.reshape(steps, chunk, *x.shape[1:])
+
+    out = jax.lax.map(function, jax.tree.map(cut, tree))
+    return jax.tree.map(lambda x: x.reshape(steps * chunk, *x.shape[2:])[:P], out)
 
 
 def valid_mass(config: LlamaConfig, context: Context, prompts_PxMxD: jax.Array) -> jax.Array:
@@ -113,7 +126,8 @@ def valid_mass(config: LlamaConfig, context: Context, prompts_PxMxD: jax.Array) 
     return jax.lax.map(prompt, prompts_PxMxD)
 
 
-def _chunk_log_probs(config: LlamaConfig, context: Context, prompts_BxMxD: jax.Array) -> jax.Array:
+def chunk_log_probs(config: LlamaConfig, context: Context, prompts_BxMxD: jax.Array) -> jax.Array:
+    """`option_log_probs` of prompts [B, M, D] all at once: float32 [B, Q, O]."""
     x_BxAxD = _answer_stream(config, context, prompts_BxMxD)
     model, bound = Llama(config), {"params": context.params}
     rows_AxYxD = model.apply(bound, context.scored_AxY, method=Llama.head_rows)

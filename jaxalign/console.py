@@ -8,11 +8,12 @@ import io
 import os
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import jax
 import rich.box
@@ -24,6 +25,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from jaxalign import hosts
 from jaxalign.errors import UserError
 
 Config = TypeVar("Config")
@@ -40,16 +42,30 @@ def main(
     """
     try:
         config = _parse(config_class, args)
+        hosts.join()
         enable_compilation_cache()
         run(config)
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
     except KeyboardInterrupt:
         resumable = "resume" in {field.name for field in dataclasses.fields(config_class)}
         hint = "; continue with --resume" if resumable else ""
         print(f"interrupted{hint}", file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
+    except Exception:
+        if not hosts.joined():
+            raise
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; among other processes at once, for an orderly exit waits for them to do the same."""
+    if hosts.joined():
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _parse(config_class: type[Config], args: Sequence[str] | None) -> Config:

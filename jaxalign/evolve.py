@@ -1,16 +1,18 @@
-"""ask -> evaluate -> tell for C countries at once, many generations in one compiled program.
+"""ask -> evaluate -> tell for C entries at once, many generations in one compiled program.
 
-Knows no model: the fitness is any traceable function. The countries' populations are laid end to
-end and spread over the mesh's population axis with `jax.shard_map` (a plain `jit` would run all of
-them on every device); asking and telling are small and every device does them whole. Random bits
-depend on the seed, the country's own letters and the generation only, so a country tuned alone, on
-any number of devices, or resumed half-way, gets the bits it gets among others in one go.
+An entry is a country under a seed. Knows no model: the fitness is any traceable function. The
+entries' populations are laid end to end and spread over the mesh's population axis with
+`jax.shard_map` (a plain `jit` would run all of them on every device); asking and telling are small
+and every device does them whole. Random bits depend on the entry's seed, its country's letters and
+the generation only, so an entry tuned alone, on any number of devices, or resumed half-way, gets
+the bits it gets among others in one go.
 
-Letters: C country, E member, P = C x E candidates in a row, Z search dimension, T generations.
+Letters: C entry, E member, P = C x E candidates in a row, Z search dimension, T generations.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxalign.errors import UserError
 from jaxalign.generation import Draws, State, finite_or_inf, first_state, next_state
-from jaxalign.sharding import POPULATION, partition_spec, replicated
+from jaxalign.sharding import POPULATION, partition_spec, place_whole, replicated
 from jaxalign.strategy import Search, Strategy, describe, make_search
 
 FitnessFn = Callable[[jax.Array, jax.Array, Any], jax.Array]
@@ -33,12 +35,12 @@ FitnessFn = Callable[[jax.Array, jax.Array, Any], jax.Array]
 class Evolution:
     """What `make_evolution` builds: compiled once, then run any number of times."""
 
-    countries: tuple[str, ...]
+    entries: tuple[tuple[str, int], ...]  # (country, seed)
     num_dims: int
     search: Search
     settings: dict[str, Any]  # every setting, printable
     sharding: NamedSharding  # of the state: whole on every device
-    draws: Draws
+    draws: Draws  # on the host: a mesh may be of devices that are only described
     start: Callable  # the two jitted programs; `advance._cache_size()` counts its compilations
     advance: Callable
 
@@ -46,16 +48,16 @@ class Evolution:
         """Evaluate generation 0 and return the first state.
 
         Args:
-          initial_CxExZ: float32, one population per country in the order of `countries`.
+          initial_CxExZ: float32, one population per entry in the order of `entries`.
           context: arrays for the fitness function, already on the mesh or small.
         """
-        shape = (len(self.countries), self.search.strategy.population, self.num_dims)
+        shape = self._shape()
         if np.shape(initial_CxExZ) != shape:
             raise UserError(
                 f"initial population has shape {np.shape(initial_CxExZ)}, expected {shape}: "
                 "(countries, population, dimensions)"
             )
-        return self.start(self._place(initial_CxExZ), self._place(context), self.draws)
+        return self.start(*place_whole((initial_CxExZ, context, self.draws), self.sharding))
 
     def run(self, state: State, generations: int, context: Any = None) -> tuple[State, dict]:
         """Run `generations` in one dispatch; the state given is consumed (its buffers donated).
@@ -66,38 +68,46 @@ class Evolution:
         """
         if generations < 1:
             raise UserError(f"generations {generations} must be 1 or more")
-        return self.advance(state, self._place(context), self.draws, generations)
+        return self.advance(state, *place_whole((context, self.draws), self.sharding), generations)
 
     def lower(self, generations: int, context: Any = None):
-        """`run` lowered for shapes alone: `.compile()` reports memory and work before starting."""
-        return self.advance.lower(self.abstract_state(), context, self.draws, generations)
+        """`run` lowered for shapes alone: `.compile()` reports memory and work before starting.
+
+        Nothing is put on a device, so the mesh's may be those of a described topology
+        (`jax.experimental.topologies`); `context` then holds `jax.ShapeDtypeStruct`s.
+        """
+        draws = self._abstract(self.draws)
+        return self.advance.lower(self.abstract_state(), context, draws, generations)
+
+    def for_entries(self, seed: int | Sequence[int], countries: Sequence[str]) -> Evolution:
+        """The same compiled programs for other entries, as many as these; UserError otherwise."""
+        entries = _entries(seed, countries)
+        if len(entries) != len(self.entries):
+            raise UserError(f"{len(entries)} entries for programs made for {len(self.entries)}")
+        settings = self.settings | {"seed": seed, "countries": list(countries)}
+        return dataclasses.replace(self, entries=entries, draws=_draws(entries), settings=settings)
 
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state, for restoring one without evaluating."""
-        shape = (len(self.countries), self.search.strategy.population, self.num_dims)
+        shape = self._shape()
         initial = jax.ShapeDtypeStruct(shape, jnp.float32)
         fitness = jax.ShapeDtypeStruct(shape[:2], jnp.float32)
         first = functools.partial(first_state, self.search)
-        state = jax.eval_shape(first, self.draws, initial, fitness)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding), state
-        )
+        return self._abstract(jax.eval_shape(first, self.draws, initial, fitness))
 
-    def best(self, state: State) -> dict[str, tuple[np.ndarray, float]]:
-        """For each country its best candidate so far (float32 [Z]) and that one's fitness."""
+    def best(self, state: State) -> list[tuple[np.ndarray, float]]:
+        """Of each entry the best candidate so far (float32 [Z]) and that one's fitness."""
         best_CxZ, fitness_C = jax.device_get((state.best_CxZ, state.best_fitness_C))
-        rows = zip(self.countries, best_CxZ, fitness_C, strict=True)
-        return {country: (row, float(fitness)) for country, row, fitness in rows}
+        return list(zip(best_CxZ, fitness_C.tolist(), strict=True))
 
-    def _place(self, tree: Any) -> Any:
-        """Put leaves that are not yet on the mesh's devices on all of them, whole."""
-        devices = self.sharding.device_set
+    def _shape(self) -> tuple[int, int, int]:
+        return len(self.entries), self.search.strategy.population, self.num_dims
 
-        def place(x):
-            on_mesh = isinstance(x, jax.Array) and x.sharding.device_set == devices
-            return x if on_mesh else jax.device_put(x, self.sharding)
+    def _abstract(self, tree: Any) -> Any:
+        def describe(x):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding)
 
-        return jax.tree.map(place, tree)
+        return jax.tree.map(describe, tree)
 
 
 def country_id(iso3: str) -> int:
@@ -113,33 +123,26 @@ def make_evolution(
     num_dims: int,
     fitness_fn: FitnessFn,
     mesh: Mesh,
-    seed: int,
+    seed: int | Sequence[int],
     countries: Sequence[str],
 ) -> Evolution:
     """Build the two compiled programs, `init` and `run`.
 
     Args:
-      strategy: the algorithm and its settings, the same for every country.
+      strategy: the algorithm and its settings, the same for every entry.
       num_dims: Z.
       fitness_fn: (candidates_PxZ float32, country_P int32, context) -> fitness_P, minimised.
-        Called on each device's share; `country_P` indexes `countries`. It must treat a candidate
+        Called on each device's share; `country_P` indexes the entries. It must treat a candidate
         alike whatever the share's size (chunk inside, say with `jax.lax.map`), else results
         depend on the number of devices.
       mesh: has a population axis; other axes are left to the compiler (context may use them).
-      seed: of every random draw, 0 <= seed < 2**32.
-      countries: ISO 3166 alpha-3 codes, all different.
+      seed: of every random draw, 0 <= seed < 2**32: one for all, or one per entry.
+      countries: the entries' ISO 3166 alpha-3 codes; all different, or under different seeds.
     """
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed} must lie between 0 and 2**32 - 1")
-    if len(set(countries)) != len(countries) or not countries:
-        raise UserError(f"countries {list(countries)} must be one or more, each only once")
+    entries = _entries(seed, countries)
     search = make_search(strategy, num_dims)
     sharding = replicated(mesh)
     evaluate = _make_evaluate(fitness_fn, mesh)
-    # Arguments rather than constants, so that other seeds and countries find the same program in
-    # the compilation cache; on the devices once, so that a run transfers nothing.
-    ids = np.array([country_id(c) for c in countries], np.uint32)
-    draws = jax.device_put(Draws(np.uint32(seed), ids, np.int32(len(ids))), sharding)
 
     def start(initial_CxExZ, context, draws):
         initial_CxExZ = initial_CxExZ.astype(jnp.float32)
@@ -151,16 +154,39 @@ def make_evolution(
 
         return jax.lax.scan(step, state, None, length=generations)
 
-    settings = describe(search) | {"seed": seed, "countries": list(countries)}
     return Evolution(
-        countries=tuple(countries),
+        entries=entries,
         num_dims=num_dims,
         search=search,
-        settings=settings,
+        settings=describe(search) | {"seed": seed, "countries": list(countries)},
         sharding=sharding,
-        draws=draws,
+        draws=_draws(entries),
         start=jax.jit(start, out_shardings=sharding),
         advance=jax.jit(advance, static_argnums=3, donate_argnums=0, out_shardings=sharding),
+    )
+
+
+def _entries(seed: int | Sequence[int], countries: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """(country, seed) of each; UserError where they cannot run side by side."""
+    seeds = (seed,) * len(countries) if isinstance(seed, int) else tuple(seed)
+    if len(seeds) != len(countries):
+        raise UserError(f"{len(seeds)} seeds for {len(countries)} countries: give one for each")
+    for one in seeds:
+        if not 0 <= one < 2**32:
+            raise UserError(f"seed {one} must lie between 0 and 2**32 - 1")
+    entries = tuple(zip(countries, seeds, strict=True))
+    if len(set(entries)) != len(entries) or not entries:
+        raise UserError(f"countries {list(countries)} must be one or more, each once per seed")
+    return entries
+
+
+def _draws(entries: Sequence[tuple[str, int]]) -> Draws:
+    """Arguments of the programs rather than constants, so that other seeds and countries use the
+    same ones; a few bytes, put on the devices anew with every dispatch."""
+    return Draws(
+        seed_C=np.array([seed for _, seed in entries], np.uint32),
+        id_C=np.array([country_id(country) for country, _ in entries], np.uint32),
+        count=np.int32(len(entries)),
     )
 
 

@@ -1,6 +1,6 @@
 """One generation of every country's search: what `evolve` compiles. Pure functions of arrays.
 
-Letters: C country, E member, Z search dimension.
+Letters: C entry (a country under a seed), E member, Z search dimension.
 """
 
 from __future__ import annotations
@@ -34,19 +34,17 @@ class State:
 class Draws:
     """What every random draw depends on besides the generation; arguments, never constants."""
 
-    seed: jax.Array  # uint32
+    seed_C: jax.Array  # uint32
     id_C: jax.Array  # uint32, `country_id` of each
     count: jax.Array  # int32, C as a value the compiler cannot see
 
     def keys_C(self, generation: jax.Array) -> jax.Array:
-        """One key per country: fold_in(fold_in(key(seed), country), generation)."""
+        """One key per entry: fold_in(fold_in(key(seed), country), generation)."""
 
-        def fold(country):
-            return jax.random.fold_in(
-                jax.random.fold_in(jax.random.key(self.seed), country), generation
-            )
+        def fold(seed, country):
+            return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), country), generation)
 
-        return jax.vmap(fold)(self.id_C)
+        return jax.vmap(fold)(self.seed_C, self.id_C)
 
 
 def first_state(search: Search, draws: Draws, initial_CxExZ, fitness_CxE) -> State:

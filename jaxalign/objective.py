@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxalign.answer import Context, option_log_probs
+from jaxalign.answer import Context, chunk_log_probs, in_chunks
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.soft_prompt import Space, decode
 from jaxalign.survey.score import Reading, Scorer, loss
@@ -38,12 +38,17 @@ def make_fitness(config: LlamaConfig, reading: Reading, chunk: int) -> Callable:
     penalty keeps prompts near their start, in units of the spread they began with.
     """
 
+    def score(part: tuple[jax.Array, jax.Array], objective: Objective) -> jax.Array:
+        candidates_BxZ, country_B = part
+        space = dataclasses.replace(objective.space, start=objective.space.start[country_B])
+        prompts_BxMxD = decode(space, candidates_BxZ)
+        log_probs_BxQxO = chunk_log_probs(config, objective.interview, prompts_BxMxD)
+        scores_Bx6 = objective.scorer.scores(log_probs_BxQxO, reading)
+        distance_B = loss(scores_Bx6, objective.target_Cx6[country_B], objective.used_6)
+        return distance_B + objective.penalty * jnp.mean(jnp.square(candidates_BxZ), axis=-1)
+
     def fitness(candidates_PxZ: jax.Array, country_P: jax.Array, objective: Objective) -> jax.Array:
-        space = dataclasses.replace(objective.space, start=objective.space.start[country_P])
-        prompts = decode(space, candidates_PxZ)
-        log_probs = option_log_probs(config, objective.interview, prompts, chunk)
-        scores = objective.scorer.scores(log_probs, reading)
-        distance = loss(scores, objective.target_Cx6[country_P], objective.used_6)
-        return distance + objective.penalty * jnp.mean(jnp.square(candidates_PxZ), axis=-1)
+        # Everything in the chunk, decoding too: a product of other size may round otherwise.
+        return in_chunks(lambda part: score(part, objective), (candidates_PxZ, country_P), chunk)
 
     return fitness

@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import MappingProxyType
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import UserError
@@ -107,3 +109,33 @@ def named_sharding(mesh: Mesh, axes: LogicalAxes, shape: Sequence[int]) -> Named
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device of the mesh holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def place_whole(tree: Any, sharding: NamedSharding) -> Any:
+    """Put arrays that are not yet on the sharding's devices on all of them, whole.
+
+    Every process must hold the same values; those already there keep their own sharding.
+    """
+
+    def place(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and x.sharding.device_set == sharding.device_set:
+            return x
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree)
+
+
+def local_view(tree: Any) -> Any:
+    """Arrays that every device holds whole, as arrays of this process's first device, uncopied.
+
+    For small work that each process does for itself, once instead of on every device. Arrays that
+    are split over devices stay as they are.
+    """
+
+    def view(x: jax.Array) -> jax.Array:
+        return x.addressable_shards[0].data if x.is_fully_replicated else x
+
+    return jax.tree.map(view, tree)

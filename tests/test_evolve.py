@@ -71,7 +71,7 @@ def test_every_country_finds_its_own_centre(devices):
     evolution = build(devices, population=16)
     state = evolution.init(initial(16), CENTRE_CxZ)
     state, metrics = evolution.run(state, 200, CENTRE_CxZ)
-    for i, (candidate_Z, fitness) in enumerate(evolution.best(state).values()):
+    for i, (candidate_Z, fitness) in enumerate(evolution.best(state)):
         assert fitness < 1e-6
         np.testing.assert_allclose(candidate_Z, CENTRE_CxZ[i], atol=1e-3)
     assert all(m.shape == (200, 3) for m in metrics.values())
@@ -120,6 +120,46 @@ def test_cma_es_alone_agrees_with_together_to_rounding(devices):
     for (_, alone), (_, part) in solo_and_together(devices, "CMA_ES"):
         for name, values in part.items():
             np.testing.assert_allclose(alone[name], values, rtol=1e-3, err_msg=name)
+
+
+def test_seeds_side_by_side_equal_each_alone(devices):
+    """Four entries of two countries and two seeds: DE to the bit what one entry alone gives."""
+    countries, seeds = ("CHN", "CHN", "IND", "USA"), (1, 2, 1, 4294967295)
+    rows = [COUNTRIES.index(c) for c in countries]
+    together = build(devices, countries, seed=seeds)
+    state = together.init(initial()[rows], CENTRE_CxZ[rows])
+    joint = jax.device_get(together.run(state, 4, CENTRE_CxZ[rows]))
+    assert not np.array_equal(joint[0].best_CxZ[0], joint[0].best_CxZ[1])
+    assert together.entries == tuple(zip(countries, seeds, strict=True))
+    for i, (country, seed) in enumerate(together.entries):
+        alone = build(devices, (country,), seed=seed)
+        start = alone.init(initial(countries=(country,)), CENTRE_CxZ[rows[i : i + 1]])
+        solo, metrics = alone.run(start, 4, CENTRE_CxZ[rows[i : i + 1]])
+        part = jax.tree.map(lambda x, i=i: x[[i]], joint[0].search)
+        assert bits((solo.search, metrics)) == bits(
+            (part, {name: values[:, [i]] for name, values in joint[1].items()})
+        )
+
+
+def test_other_entries_use_the_same_programs(devices, unbroken):
+    evolution = build(devices, ("GBR", "USA", "GBR"), seed=(1, 2, 3))
+    state = evolution.init(initial(), CENTRE_CxZ)
+    evolution.run(state, 6, CENTRE_CxZ)
+    other = evolution.for_entries(1, COUNTRIES)
+    assert other.settings == eight().settings
+    assert bits(other.run(other.init(initial(), CENTRE_CxZ), 6, CENTRE_CxZ)) == bits(unbroken)
+    assert (evolution.start._cache_size(), evolution.advance._cache_size()) == (1, 1)
+    with pytest.raises(UserError, match="2 entries for programs made for 3"):
+        evolution.for_entries(1, COUNTRIES[:2])
+
+
+def test_lowering_puts_nothing_on_a_device(devices):
+    """So that a mesh may be of devices that are only described, not there."""
+    evolution = build(devices, seed=(1, 2, 3))
+    assert not any(isinstance(x, jax.Array) for x in jax.tree.leaves(evolution.draws))
+    centre = jax.ShapeDtypeStruct(CENTRE_CxZ.shape, jnp.float32)
+    with jax.transfer_guard("disallow_explicit"):
+        assert "f32[3,5]" in evolution.lower(3, centre).compile().as_text()
 
 
 def test_a_run_resumed_on_other_devices_equals_the_unbroken_one(devices, unbroken, tmp_path):
@@ -288,9 +328,12 @@ def test_other_algorithms_improve(devices, algorithm, options):
 
 
 def test_bad_input_is_refused(devices):
-    for seed, countries in ((-1, COUNTRIES), (1, ("USA", "USA")), (1, ()), (1, ("usa",))):
+    twice = ("USA", "USA")
+    for seed, countries in ((-1, COUNTRIES), (1, twice), (1, ()), (1, ("usa",)), ((1, 1), twice)):
         with pytest.raises(UserError):
             build(devices, countries=countries, seed=seed)
+    with pytest.raises(UserError, match="2 seeds for 3 countries"):
+        build(devices, seed=(1, 2))
     evolution = build(devices)
     with pytest.raises(UserError, match=r"\(3, 9, 5\), expected \(3, 8, 5\)"):
         evolution.init(initial(9), CENTRE_CxZ)

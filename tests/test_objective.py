@@ -69,7 +69,7 @@ def search(countries, devices, generations=3, population=6):
     )
     objective = jax.device_put(objective, replicated(mesh))
     state, metrics = evolution.run(evolution.init(first, objective), generations, objective)
-    best = {c: z for c, (z, _) in evolution.best(state).items()}
+    best = {c: z for c, (z, _) in zip(countries, evolution.best(state), strict=True)}
     history = {c: np.asarray(metrics["median"])[:, i] for i, c in enumerate(countries)}
     return best, history
 

@@ -1,0 +1,57 @@
+"""Many hosts, one program: every worker runs the same command, told by the environment who it is.
+
+    JAXALIGN_HOSTS=auto               TPU pod, SLURM, Open MPI, Kubernetes: JAX finds the others
+    JAXALIGN_HOSTS=HOST:PORT/N/I      process I of N; process 0 listens on HOST:PORT
+
+Without the variable a process is alone. Only process 0 writes records and prints.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+import jax
+
+from jaxalign.errors import UserError
+
+VARIABLE = "JAXALIGN_HOSTS"
+_EXPLICIT = re.compile(r"(?P<address>[^/\s]+:\d+)/(?P<count>\d+)/(?P<index>\d+)")
+
+
+def join() -> None:
+    """Join the other processes, if there are any; all but process 0 fall silent.
+
+    Must come before anything that starts JAX's back ends. UserError for a variable that cannot be
+    read and where the others cannot be found.
+    """
+    said = os.environ.get(VARIABLE)
+    if not said:
+        return
+    try:
+        jax.distributed.initialize(**read_hosts(said))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{VARIABLE}={said}: {' '.join(str(error).split())}") from None
+    if jax.process_index() != 0:
+        # Only what is meant for people: errors still go to standard error.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
+
+
+def joined() -> bool:
+    """Whether this process is one of several."""
+    return jax.distributed.is_initialized()
+
+
+def read_hosts(said: str) -> dict[str, str | int]:
+    """Arguments of `jax.distributed.initialize`; none of them where JAX finds them itself."""
+    if said == "auto":
+        return {}
+    found = _EXPLICIT.fullmatch(said)
+    if not found or int(found["index"]) >= int(found["count"]):
+        raise UserError(f"{VARIABLE}={said}: 'auto' or HOST:PORT/PROCESSES/THIS_PROCESS")
+    return {
+        "coordinator_address": found["address"],
+        "num_processes": int(found["count"]),
+        "process_id": int(found["index"]),
+    }

@@ -1,0 +1,50 @@
+"""Start one command as several processes of one job on this machine, each with simulated devices."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxalign.hosts import VARIABLE
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(args: Sequence[str], processes: int, devices: int) -> list[subprocess.Popen]:
+    """`python args` as `processes` processes of `devices` devices each; alone without a variable."""
+    address = f"127.0.0.1:{free_port()}"
+    cache = Path(tempfile.gettempdir()) / "jaxalign-test-cache"
+    return [
+        subprocess.Popen(
+            [sys.executable, *args],
+            env=os.environ
+            | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+            | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+            | ({VARIABLE: f"{address}/{processes}/{i}"} if processes > 1 else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+
+
+def finish(started: Sequence[subprocess.Popen], seconds: float = 240) -> str:
+    """Wait for all; the output of the first. AssertionError with the output where one failed."""
+    said = [process.communicate(timeout=seconds)[0] for process in started]
+    for process, text in zip(started, said, strict=True):
+        assert process.returncode == 0, text[-3000:]
+    return said[0]
+
+
+def run(args: Sequence[str], processes: int, devices: int) -> str:
+    return finish(start(args, processes, devices))
