@@ -1,0 +1,1 @@
+"""CultureSPA: questions, answers, selection and training data (Xu et al., NAACL 2025)."""
