@@ -3,7 +3,8 @@
 For P prompts x Q items only a handful of next-token logits are wanted. The text before the prompt
 is computed once for all prompts; a prompt's keys and values once for all its items; text that
 items share once per prompt (`jaxalign.layout`). In the last layer only answer positions are
-computed, and of the output head only the rows of option tokens.
+computed, and of the output head only the rows of option tokens. Prompts that stand after the items'
+text are another method, with layout and context of their own (`jaxalign.answer_after`).
 """
 
 from __future__ import annotations
@@ -13,27 +14,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
-from jaxalign.layout import Layout, Rows
+from jaxalign.answer_after import AfterContext, after_stream, make_after_context
+from jaxalign.layout import Layout
+from jaxalign.layout_after import AfterLayout
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.model import KeyValue, Llama, causal_mask, masked_attention, rope_tables
 from jaxalign.llama.weights import Params
-
-# Finite, so that a padding query, which may see no key at all, has no NaN in its gradient.
-_UNSEEN = float(np.finfo(np.float32).min)
-
-
-@struct.dataclass
-class RowTables:
-    """`layout.Rows` as arrays for the device."""
-
-    keys_RxS: jax.Array
-    mask_RxLxS: jax.Array
-    common: int = struct.field(pytree_node=False)  # W: tokens before the tree in the block
-    queries: int = struct.field(pytree_node=False)  # real tree queries
-    only_tree: bool = struct.field(pytree_node=False)  # queries are tree tokens alone
+from jaxalign.tree_attention import RowTables, row_tables, tree_attention
 
 
 @struct.dataclass
@@ -56,16 +45,20 @@ class Context:
     sequences: jax.Array  # int32 [Q, O, spellings, tokens]
 
 
-def make_context(config: LlamaConfig, params: Params, layout: Layout) -> Context:
+def make_context(
+    config: LlamaConfig, params: Params, layout: Layout | AfterLayout
+) -> Context | AfterContext:
     """Put a layout's tables on the device and compute what stands before the prompt."""
+    if isinstance(layout, AfterLayout):
+        return make_after_context(config, params, layout)
     return Context(
         params=params,
         before=_encode_before(config, params, jnp.asarray(layout.before)),
         trunk=jnp.asarray(layout.trunk),
         tree=jnp.asarray(layout.tree),
         positions=jnp.asarray(layout.positions),
-        rows=_row_tables(layout.rows, layout.common_length, only_tree=False),
-        answer_rows=_row_tables(layout.answer_rows, layout.common_length, only_tree=True),
+        rows=row_tables(layout.rows, layout.common_length, only_tree=False),
+        answer_rows=row_tables(layout.answer_rows, layout.common_length, only_tree=True),
         answers=jnp.asarray(layout.answers),
         scored_AxY=jnp.asarray(layout.scored_AxY),
         inner=jnp.asarray(layout.inner),
@@ -74,7 +67,7 @@ def make_context(config: LlamaConfig, params: Params, layout: Layout) -> Context
 
 
 def option_log_probs(
-    config: LlamaConfig, context: Context, prompts_PxMxD: jax.Array, chunk: int = 8
+    config: LlamaConfig, context: Context | AfterContext, prompts_PxMxD: jax.Array, chunk: int = 8
 ) -> jax.Array:
     """Log-probabilities of each item's options, normalised over its options.
 
@@ -102,7 +95,9 @@ def in_chunks(function: Callable, tree: Any, chunk: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(steps * chunk, *x.shape[2:])[:P], out)
 
 
-def valid_mass(config: LlamaConfig, context: Context, prompts_PxMxD: jax.Array) -> jax.Array:
+def valid_mass(
+    config: LlamaConfig, context: Context | AfterContext, prompts_PxMxD: jax.Array
+) -> jax.Array:
     """Probability that the next token begins one of the options, float32 [P, Q] in [0, 1].
 
     Needs the full output head at every item's last token: for reports, not for the hot loop.
@@ -126,7 +121,9 @@ def valid_mass(config: LlamaConfig, context: Context, prompts_PxMxD: jax.Array) 
     return jax.lax.map(prompt, prompts_PxMxD)
 
 
-def chunk_log_probs(config: LlamaConfig, context: Context, prompts_BxMxD: jax.Array) -> jax.Array:
+def chunk_log_probs(
+    config: LlamaConfig, context: Context | AfterContext, prompts_BxMxD: jax.Array
+) -> jax.Array:
     """`option_log_probs` of prompts [B, M, D] all at once: float32 [B, Q, O]."""
     x_BxAxD = _answer_stream(config, context, prompts_BxMxD)
     model, bound = Llama(config), {"params": context.params}
@@ -162,8 +159,12 @@ def _logsumexp(values: jax.Array, there: jax.Array) -> jax.Array:
     return jnp.where(some, jax.nn.logsumexp(safe, axis=-1), -jnp.inf)
 
 
-def _answer_stream(config: LlamaConfig, context: Context, prompts_BxMxD: jax.Array) -> jax.Array:
+def _answer_stream(
+    config: LlamaConfig, context: Context | AfterContext, prompts_BxMxD: jax.Array
+) -> jax.Array:
     """Normed residual stream at the answer nodes, [B, A, D]."""
+    if isinstance(context, AfterContext):
+        return after_stream(config, context, prompts_BxMxD)
     model, bound = Llama(config), {"params": context.params}
     B = prompts_BxMxD.shape[0]
     tokens = jnp.concatenate([context.trunk, context.tree])
@@ -181,75 +182,6 @@ def _answer_stream(config: LlamaConfig, context: Context, prompts_BxMxD: jax.Arr
         method=Llama.blocks,
     )
     return x
-
-
-def tree_attention(
-    rows: RowTables, q: jax.Array, k: jax.Array, v: jax.Array, before: KeyValue
-) -> jax.Array:
-    """Attention over [before | common | ancestors in the tree]; softmax in float32.
-
-    q [B, W + T, N, H] (or [B, A, N, H] where only tree tokens ask); k, v [B, W + T, K, H];
-    before: keys and values [S, K, H]. Source of the pattern: `jaxalign.layout`.
-    """
-    W = rows.common
-    common, tree = (k[:, :W], v[:, :W]), (k[:, W:], v[:, W:])
-    if rows.only_tree:
-        return _tree_queries(rows, q, common, tree, before)
-    out = _tree_queries(rows, q[:, W:], common, tree, before)
-    if W == 0:
-        return out
-    return jnp.concatenate([_common_queries(q[:, :W], common, before), out], axis=1)
-
-
-def _common_queries(q_BxWxNxH: jax.Array, common: KeyValue, before: KeyValue) -> jax.Array:
-    """Prompt and trunk: causal among themselves, after `before`."""
-    B, W = q_BxWxNxH.shape[:2]
-    keys, values = (
-        jnp.concatenate([jnp.broadcast_to(b[None], (B, *b.shape)), c], axis=1)
-        for b, c in zip(before, common, strict=True)
-    )
-    S = before[0].shape[0]
-    mask = np.tril(np.ones((W, S + W), bool), k=S)[None, None]
-    return masked_attention(mask, q_BxWxNxH, keys, values)
-
-
-def _tree_queries(
-    rows: RowTables, q: jax.Array, common: KeyValue, tree: KeyValue, before: KeyValue
-) -> jax.Array:
-    """Tree tokens: everything common, and their own ancestors by the row's key table."""
-    B, _, N, H = q.shape
-    R, L, _ = rows.mask_RxLxS.shape
-    K = tree[0].shape[2]
-    q = jnp.pad(q, ((0, 0), (0, R * L - rows.queries), (0, 0), (0, 0)))
-    q = q.reshape(B, R, L, K, N // K, H)
-    k, v = (t[:, rows.keys_RxS] for t in tree)  # [B, R, S, K, H]
-    own = _scores("brlkgh,brskh->bkgrls", q, k)
-    own = jnp.where(rows.mask_RxLxS[None, None, None], own, _UNSEEN)
-    scores = [
-        _scores("brlkgh,skh->bkgrls", q, before[0]),
-        _scores("brlkgh,bskh->bkgrls", q, common[0]),
-        own,
-    ]
-    sizes = np.cumsum([s.shape[-1] for s in scores])[:-1].tolist()
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
-    to_before, to_common, to_own = jnp.split(weights, sizes, axis=-1)
-    out = _mix("bkgrls,skh->brlkgh", to_before, before[1])
-    out += _mix("bkgrls,bskh->brlkgh", to_common, common[1])
-    out += _mix("bkgrls,brskh->brlkgh", to_own, v)
-    return out.reshape(B, R * L, N, H)[:, : rows.queries].astype(q.dtype)
-
-
-def _scores(equation: str, q: jax.Array, k: jax.Array) -> jax.Array:
-    precision = "highest" if q.dtype == jnp.float32 else "default"
-    scale = q.shape[-1] ** -0.5
-    return scale * jnp.einsum(
-        equation, q, k, precision=precision, preferred_element_type=jnp.float32
-    )
-
-
-def _mix(equation: str, weights: jax.Array, v: jax.Array) -> jax.Array:
-    precision = "highest" if v.dtype == jnp.float32 else "default"
-    return jnp.einsum(equation, weights, v, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _encode_before(
@@ -272,16 +204,6 @@ def _encode_before(
         stacked = jnp.zeros((config.num_hidden_layers - 1, *shape), config.dtype)
         return (stacked, stacked), (nothing, nothing)
     return encode(params, tokens_S)
-
-
-def _row_tables(rows: Rows, common: int, only_tree: bool) -> RowTables:
-    return RowTables(
-        keys_RxS=jnp.asarray(rows.keys_RxS),
-        mask_RxLxS=jnp.asarray(rows.mask_RxLxS),
-        common=common,
-        queries=rows.queries,
-        only_tree=only_tree,
-    )
 
 
 def embed_tokens(config: LlamaConfig, params: Params, tokens: Any) -> jax.Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxalign.layout import Layout, Spellings, plan_layout
+from jaxalign.layout_after import AfterLayout, plan_after
 from jaxalign.llama.tokens import Tokens
 from jaxalign.prompts import Message, Prompts
 from jaxalign.soft_prompt import Placement
@@ -23,13 +24,18 @@ def soft_prompt_layout(
     items: Sequence[Item],
     placement: Placement,
     prompt_length: int,
-) -> Layout:
+) -> Layout | AfterLayout:
     """Each item as the user's only message, a soft prompt of M tokens in its place.
 
     "front": before everything, no system message, as PEFT does. "system": the soft prompt is the
-    system message's content.
+    system message's content. "after": at the end of the user's message, after the question.
     """
     questions = [prompts.user(item) for item in items]
+    if placement == "after":
+        ended = [question | {"content": question["content"] + "\n" + _SENTINEL} for question in questions]
+        split = [tokens.encode_chat_split([question], _SENTINEL) for question in ended]
+        texts, tails = zip(*split, strict=True)
+        return plan_after(texts, prompt_length, tails, option_spellings(tokens, items))
     if placement == "front":
         before, after = [], [tokens.encode_chat([question]) for question in questions]
     else:

@@ -87,7 +87,7 @@ class Layout:
         }
 
 
-class _Tree:
+class PrefixTree:
     """A prefix tree over token ids; node 0 is the root and holds no token."""
 
     def __init__(self) -> None:
@@ -139,9 +139,9 @@ def plan_layout(
     """
     if any(len(item) == 0 for item in items) or len(items) != len(options):
         raise ValueError("every item needs at least one token and its own options")
-    tree = _Tree()
+    tree = PrefixTree()
     ends = [tree.insert(item) for item in items]
-    scored, paths = _option_paths(tree, ends, options)
+    scored, paths = option_paths(tree, ends, options)
     order = tree.preorder()
     trunk = tree.trunk_length(set(scored))
     index = {node: i - trunk for i, node in enumerate(order)}
@@ -149,7 +149,7 @@ def plan_layout(
 
     answer_nodes = sorted(scored, key=index.__getitem__)
     answers = np.array([index[node] for node in answer_nodes], np.int32)
-    scored_AxY = _pad([list(scored[node]) for node in answer_nodes], 0)
+    scored_AxY = pad_rows([list(scored[node]) for node in answer_nodes], 0)
     first = len(before) + prompt_length - 1
     return Layout(
         before=np.asarray(before, np.int32),
@@ -169,13 +169,13 @@ def plan_layout(
         inner=np.array(
             [a for a, node in enumerate(answer_nodes) if node not in set(ends)], np.int32
         ),
-        sequences=_sequence_table(paths, answer_nodes, scored, scored_AxY.shape[1]),
+        sequences=sequence_table(paths, answer_nodes, scored, scored_AxY.shape[1]),
         tokens_asked=sum(prompt_length + len(item) for item in items),
     )
 
 
-def _option_paths(
-    tree: _Tree, ends: list[int], options: Sequence[Spellings]
+def option_paths(
+    tree: PrefixTree, ends: list[int], options: Sequence[Spellings]
 ) -> tuple[dict[int, dict[int, int]], list[list[list[list[tuple[int, int]]]]]]:
     """Grow branches for the inner tokens of options.
 
@@ -195,7 +195,7 @@ def _option_paths(
 
 
 def _path(
-    tree: _Tree, node: int, spelling: Sequence[int], scored: dict[int, dict[int, int]]
+    tree: PrefixTree, node: int, spelling: Sequence[int], scored: dict[int, dict[int, int]]
 ) -> list[tuple[int, int]]:
     path = []
     for i, token in enumerate(spelling):
@@ -206,7 +206,9 @@ def _path(
     return path
 
 
-def _local_ancestors(tree: _Tree, nodes: Sequence[int], index: dict[int, int]) -> list[np.ndarray]:
+def _local_ancestors(
+    tree: PrefixTree, nodes: Sequence[int], index: dict[int, int]
+) -> list[np.ndarray]:
     """Per tree token, the tree indices it sees: its ancestors outside the trunk, and itself."""
     found: list[np.ndarray] = []
     for node in nodes:
@@ -225,7 +227,7 @@ def _best_rows(queries: Sequence[int], ancestors: list[np.ndarray]) -> Rows:
     for i, query in enumerate(queries):
         r, row_query = divmod(i, length)
         mask[r, row_query, np.searchsorted(keys[r], ancestors[query])] = True
-    return Rows(_pad(keys, 0), mask, len(queries))
+    return Rows(pad_rows(keys, 0), mask, len(queries))
 
 
 def _row_keys(queries: Sequence[int], ancestors: list[np.ndarray], length: int) -> list[np.ndarray]:
@@ -240,7 +242,7 @@ def _cost(length: int, keys: list[np.ndarray]) -> int:
     return len(keys) * max(map(len, keys)) * (length + _GATHER_COST)
 
 
-def _sequence_table(
+def sequence_table(
     paths: list, answer_nodes: list[int], scored: dict[int, dict[int, int]], Y: int
 ) -> np.ndarray:
     row = {node: a for a, node in enumerate(answer_nodes)}
@@ -255,7 +257,7 @@ def _sequence_table(
     return table
 
 
-def _pad(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:
+def pad_rows(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:
     out = np.full((len(rows), max(map(len, rows))), fill, np.int32)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row

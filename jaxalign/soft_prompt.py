@@ -34,7 +34,7 @@ __all__ = [
     "prompt_text", "save_peft", "save_prompt",
 ]  # fmt: skip
 
-Placement = Literal["front", "system"]
+Placement = Literal["front", "system", "after"]
 _START, _MEMBERS = 1, 2  # what a key is used for; folded in, so that the uses are independent
 
 
@@ -55,7 +55,9 @@ class SoftPromptConfig:
     merging, so low ids are common tokens (Lester 2021 drew among the 5,000 most common)."""
     placement: Placement = "front"
     """Where the prompt stands: front (before everything, even the begin-of-text token, as PEFT
-    does) or system (right after the header of the system message). Only front exports to PEFT."""
+    does), system (right after the header of the system message) or after (at the end of the user's
+    message: another method, in which the question is read without knowledge of the prompt, so that
+    it is computed once for all candidates). Only front exports to PEFT."""
     projection: Literal["none", "random", "principal"] = "none"
     """Which space is searched: none (all M x D numbers of the prompt), random (a fixed random
     projection, as in Black-Box Tuning), principal (each token moves along the directions in which

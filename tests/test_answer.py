@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from jaxalign.answer import embed_tokens, make_context, option_log_probs, valid_mass
 from jaxalign.layout import plan_layout
+from jaxalign.layout_after import plan_after
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.model import Llama
 from jaxalign.llama.weights import init_params
@@ -97,6 +98,40 @@ def test_equals_plain_forward(survey, before, length, members):
     prompts = draw_prompts(1, members, length)
     found, _, _ = ours(before, prompts, items, options)
     assert_same(found, plain(before, prompts, items, options))
+
+
+def plain_after(texts, prompts, tails, options):
+    """The same, each item's text taken for what stands before the prompt."""
+    rows = [
+        plain(text, prompts, [tail], [spellings])
+        for text, tail, spellings in zip(texts, tails, options, strict=True)
+    ]
+    most = max(row.shape[-1] for row in rows)
+    rows = [
+        np.pad(r, ((0, 0), (0, 0), (0, most - r.shape[-1])), constant_values=-np.inf) for r in rows
+    ]
+    return np.concatenate(rows, axis=1)
+
+
+@settings(max_examples=8, deadline=None)
+@given(surveys(), st.integers(1, 4), st.integers(1, 3), st.randoms(use_true_random=False))
+def test_after_equals_plain_forward(survey, length, members, random):
+    """A prompt after the item's text, tails of unequal length, options of several tokens."""
+    texts, options = survey
+    tails = [[random.randint(1, 60) for _ in range(random.randint(1, 4))] for _ in texts]
+    prompts = draw_prompts(1, members, length)
+    context = make_context(CONFIG, PARAMS, plan_after(texts, length, tails, options))
+    found = np.asarray(option_log_probs(CONFIG, context, prompts, 2))
+    assert_same(found, plain_after(texts, prompts, tails, options))
+
+
+def test_after_computes_no_text_again():
+    texts, tails = [list(range(1, 31)), list(range(5, 45))], [[7, 8], [7, 8]]
+    layout = plan_after(texts, 4, tails, [[[(40,)], [(41,)]]] * 2)
+    assert layout.tokens_computed == 2 * (4 + 2)
+    assert layout.tokens_asked == 30 + 40 + 2 * (4 + 2)
+    with pytest.raises(ValueError, match="after the prompt"):
+        plan_after(texts, 4, [[7], []], [[[(40,)]]] * 2)
 
 
 def test_stems_are_computed_once():
