@@ -11,6 +11,7 @@ example (ICL). Method: Masoud, Ferianc, Treleaven and Rodrigues 2025 (arXiv 2503
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,17 @@ from jaxalign.errors import UserError
 from jaxalign.evolve import Evolution, State, make_evolution
 from jaxalign.gradient import make_descent
 from jaxalign.held_out import HeldOut
+from jaxalign.hosts import agreed
 from jaxalign.llama.checkpoint import load_checkpoint, weights_sha256
 from jaxalign.llama.config import LlamaConfig
+from jaxalign.llama.quantized import quantize
 from jaxalign.llama.weights import Params, param_shardings
-from jaxalign.memory import refuse_what_does_not_fit
+from jaxalign.memory import available_bytes, busy_chunk, fitting_chunk
+from jaxalign.mesh_choice import choose_mesh
 from jaxalign.objective import Objective, make_fitness
 from jaxalign.records import Run, check
 from jaxalign.report import soft_prompt_report
-from jaxalign.sharding import local_view, make_mesh, place_whole
+from jaxalign.sharding import local_view, make_mesh, place_whole, replicated
 from jaxalign.soft_prompt import (
     Space,
     country_key,
@@ -57,16 +61,18 @@ def tune_prompts(config: Config) -> None:
     out = _directory(config)
     check(out, config, config.resume)
     study = read_study(config)
-    mesh = make_mesh()
+    mesh = choose(config, study)
     print(f"model {study.folder}: {study.llama.num_hidden_layers} layers, {study.llama.dtype}")
     print(f"compiled programs are kept in {jax.config.jax_compilation_cache_dir}")
     print("  ".join(f"{name} {value}" for name, value in study.layout.describe().items()))
     everywhere = load_checkpoint(study.folder, study.llama, param_shardings(study.llama, mesh))
+    if config.weights == "int8":
+        everywhere = in_int8(config, study, everywhere)
     params = local_view(everywhere)
     scorer = make_scorer(study.module, constants(config, study, params))
     space = search_space(config, study, params)
-    evolution, objective = build(config, study, everywhere, scorer, space, mesh)
-    facts = study.facts() | {"search": evolution.settings}
+    chunk, evolution, objective = build(config, study, everywhere, scorer, space, mesh)
+    facts = study.facts() | {"search": evolution.settings, "chunk": chunk}
     print("search: " + "  ".join(f"{name} {value}" for name, value in evolution.settings.items()))
     with Run.create(out, config, facts, config.resume) as run:
         for note in run.notes:
@@ -147,6 +153,39 @@ def search_space(config: Config, study: Study, params: Params) -> Space:
     return make_space(config.prompt, jnp.stack(starts), table_VxD)
 
 
+def choose(config: Config, study: Study) -> jax.sharding.Mesh:
+    """The mesh that fits the model and the population, with its reason on the screen."""
+    memory = available_bytes(jax.local_devices()[0]) or sys.maxsize
+    choice = choose_mesh(
+        study.llama,
+        jax.device_count(),
+        agreed(memory),
+        len(config.countries) * config.strategy.population,
+        model=config.model_parallel,
+    )
+    print(choice.describe())
+    return make_mesh(**choice.sizes)
+
+
+def in_int8(config: Config, study: Study, params: Params) -> Params:
+    """The weights in 8 bits; prints what that does to the plain model's option probabilities."""
+
+    def probabilities(params: Params) -> np.ndarray:
+        items = study.module.items
+        answers, _ = ask(study.llama, local_view(params), study.tokens, study.prompts, [[]], items)
+        return np.exp(answers[0])
+
+    before, params = probabilities(params), quantize(study.llama, params)
+    after = probabilities(params)
+    change = np.abs(after - before)
+    same = int((before.argmax(-1) == after.argmax(-1)).sum())
+    print(
+        f"int8 weights: option probabilities change by {change[before > 0].mean():.4f} on average "
+        f"and {change.max():.4f} at most; {same} of {len(before)} most likely answers stay"
+    )
+    return params
+
+
 def build(
     config: Config,
     study: Study,
@@ -154,15 +193,12 @@ def build(
     scorer: Scorer,
     space: Space,
     mesh: jax.sharding.Mesh,
-) -> tuple[Evolution, Objective]:
-    """The compiled search and what it reads, whole on every device of the mesh.
+) -> tuple[int, Evolution, Objective]:
+    """The chunk, the compiled search, and what it reads, whole on every device of the mesh.
 
     UserError where it will not fit into memory.
     """
-    fitness = make_fitness(study.llama, config.reading, config.chunk)
-    evolution = make_evolution(
-        config.strategy, space.dims, fitness, mesh, config.seed, config.countries
-    )
+    steps = min(config.save_every, config.generations)
     objective = Objective(
         interview=dataclasses.replace(
             make_context(study.llama, local_view(params), study.layout), params=params
@@ -173,12 +209,25 @@ def build(
         used_6=jnp.asarray(study.used_6),
         penalty=jnp.float32(config.penalty),
     )
-    objective = place_whole(objective, evolution.sharding)
-    steps = min(config.save_every, config.generations)
-    compiled = evolution.lower(steps, objective).compile()
-    needed = refuse_what_does_not_fit(compiled, jax.local_devices()[0], "lower --chunk")
-    print(f"a dispatch of {steps} generations needs {needed / 2**20:,.0f} MiB per device")
-    return evolution, objective
+    objective = place_whole(objective, replicated(mesh))
+
+    def search(chunk: int) -> Evolution:
+        fitness = make_fitness(study.llama, config.reading, chunk)
+        strategy, countries = config.strategy, config.countries
+        return make_evolution(strategy, space.dims, fitness, mesh, config.seed, countries)
+
+    device = jax.local_devices()[0]
+    chunk, needed = fitting_chunk(
+        lambda chunk: search(chunk).lower(steps, objective).compile(),
+        config.chunk or busy_chunk(study.layout.tokens_computed, device.platform),
+        device,
+        "split the weights over more devices (--model-parallel), or store them in --weights int8",
+    )
+    print(
+        f"{chunk} prompts at a time: a dispatch of {steps} generations needs "
+        f"{needed / 2**20:,.0f} MiB per device"
+    )
+    return chunk, search(chunk), objective
 
 
 def evolve(

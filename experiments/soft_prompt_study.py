@@ -16,6 +16,7 @@ from jaxalign.baselines import icl_examples
 from jaxalign.errors import UserError
 from jaxalign.interview import soft_prompt_layout
 from jaxalign.layout import Layout
+from jaxalign.layout_after import AfterLayout
 from jaxalign.llama.checkpoint import weights_sha256
 from jaxalign.llama.config import LlamaConfig, read_config
 from jaxalign.llama.tokens import Tokens, check_vocabulary
@@ -76,9 +77,13 @@ class Config:
     gradient_rate: float = 0.05
     """Adam's learning rate, in units of the search vector."""
     seed: int = 0
-    chunk: int = 4
-    """Prompts evaluated at a time on each device. Their tokens together should keep the device
-    busy (hundreds to thousands); memory grows with it."""
+    chunk: int | None = None
+    """Prompts evaluated at a time on each device; default: as many as keep it busy, fewer where the
+    compiled program would not fit. Results depend on it in the last bits."""
+    weights: Literal["stored", "int8"] = "stored"
+    """int8: linear layers stored in 8 bits; what that changes in the answers is measured first."""
+    model_parallel: int | None = may_change(None)
+    """Devices that share one copy of the weights; default: as few as memory allows."""
     save_every: int = 10
     """Generations per dispatch; each ends in a checkpoint."""
     quiet: bool = may_change(False)
@@ -99,7 +104,7 @@ class Study:
     examples: tuple[Item, ...]
     target_Cx6: np.ndarray
     used_6: np.ndarray
-    layout: Layout
+    layout: Layout | AfterLayout
 
     def facts(self) -> dict[str, str]:
         """Hashes that a resumed run must find unchanged."""
@@ -117,8 +122,10 @@ class Study:
 def read_study(config: Config) -> Study:
     """Read and check everything that is quick to check. UserError for whatever is wrong."""
     check_strategy(config.strategy)
-    if config.generations < 1 or config.save_every < 1 or config.chunk < 1:
-        raise UserError("--generations, --save-every and --chunk must be at least 1")
+    if config.generations < 1 or config.save_every < 1:
+        raise UserError("--generations and --save-every must be at least 1")
+    if config.chunk is not None and config.chunk < 1:
+        raise UserError(f"--chunk {config.chunk} must be at least 1")
     target_Cx6, used_6 = targets(config.countries, config.edition, config.dimensions)
     targets(config.anchor, config.edition, config.dimensions)
     folder = config.model or MODEL_FOLDER
@@ -148,7 +155,9 @@ def read_study(config: Config) -> Study:
     )
 
 
-def make_layout(config: Config, tokens: Tokens, prompts: Prompts, instrument: Instrument) -> Layout:
+def make_layout(
+    config: Config, tokens: Tokens, prompts: Prompts, instrument: Instrument
+) -> Layout | AfterLayout:
     """How an instrument is asked under a soft prompt."""
     placement, length = config.prompt.placement, config.prompt.length
     return soft_prompt_layout(tokens, prompts, instrument.items, placement, length)

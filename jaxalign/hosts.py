@@ -13,6 +13,8 @@ import re
 import sys
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxalign.errors import UserError
 
@@ -41,6 +43,13 @@ def join() -> None:
 def joined() -> bool:
     """Whether this process is one of several."""
     return jax.distributed.is_initialized()
+
+
+def agreed(value: int) -> int:
+    """Process 0's value, on every process: for choices that hang on a measurement."""
+    if not joined():
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
 
 
 def read_hosts(said: str) -> dict[str, str | int]:

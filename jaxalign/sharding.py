@@ -131,11 +131,10 @@ def place_whole(tree: Any, sharding: NamedSharding) -> Any:
 def local_view(tree: Any) -> Any:
     """Arrays that every device holds whole, as arrays of this process's first device, uncopied.
 
-    For small work that each process does for itself, once instead of on every device. Arrays that
-    are split over devices stay as they are.
+    For small work that each process does for itself, once instead of on every device. A tree with
+    an array that is split over devices stays as it is.
     """
-
-    def view(x: jax.Array) -> jax.Array:
-        return x.addressable_shards[0].data if x.is_fully_replicated else x
-
-    return jax.tree.map(view, tree)
+    leaves, structure = jax.tree.flatten(tree)
+    if not all(x.is_fully_replicated for x in leaves):
+        return tree
+    return structure.unflatten([x.addressable_shards[0].data for x in leaves])
