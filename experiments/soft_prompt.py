@@ -234,7 +234,7 @@ def evolve(
     config: Config, run: Run, evolution: Evolution, objective: Objective, space: Space
 ) -> tuple[State, float]:
     """Run or resume the search; returns the last state and the seconds it took this time."""
-    with Checkpoints(run.out / "checkpoints") as saved:
+    with Checkpoints(config.checkpoints or run.out / "checkpoints") as saved:
         if run.resumed and saved.steps:
             done, state = saved.restore(evolution.abstract_state())
             run.rewind(done)

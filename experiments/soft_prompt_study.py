@@ -86,6 +86,9 @@ class Config:
     """Devices that share one copy of the weights; default: as few as memory allows."""
     save_every: int = 10
     """Generations per dispatch; each ends in a checkpoint."""
+    checkpoints: str | None = may_change(None)
+    """Where checkpoints go, a directory all processes share or gs://bucket/folder; default: a
+    folder in --out."""
     quiet: bool = may_change(False)
     """No progress bar."""
 

@@ -1,11 +1,13 @@
 """Checkpoints of any pytree of arrays: saved whole or not at all, restored onto any devices.
 
-Every save is complete when `save` returns, the last `keep` stay, and a process killed in the middle
-of one leaves the one before as the latest: orbax writes to a temporary directory and renames it.
+Every save is complete when `save` returns, or, asynchronously, when the next one begins. The last
+`keep` stay, and a process killed in the middle of a save leaves the one before as the latest: orbax
+writes to a temporary directory and renames it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,16 @@ class Checkpoints:
     same methods in the same order.
     """
 
-    def __init__(self, directory: Path | str, keep: int = 2):
-        """Open `directory`, made if missing, and remove what a killed save left in it."""
-        self.directory = Path(directory).absolute()  # orbax fails late on relative paths
+    def __init__(self, directory: Path | str, keep: int = 2, asynchronous: bool = False):
+        """Open `directory`, made if missing, and remove what a killed save left in it.
+
+        A local path, the same for all processes of a run, or a bucket's: `gs://bucket/folder`.
+
+        `asynchronous`: `save` returns once the arrays are copied, and writes while others work.
+        """
+        self._asynchronous = asynchronous
+        self._pending: Any = None  # the save still being written
+        self.directory = _location(directory)
         training = ocp.training
         self._checkpointer = training.Checkpointer(
             self.directory,
@@ -42,20 +51,35 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+    def wait(self) -> None:
+        """Return when the last save is safe; raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     @property
     def steps(self) -> list[int]:
-        """The steps that can be restored, oldest first."""
+        """The steps that can be restored, oldest first. Waits for the one being saved."""
+        self.wait()
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     def save(self, step: int, tree: Any) -> None:
-        """Write `tree` as `step`, which must be later than those saved; returns when it is safe."""
+        """Write `tree` as `step`, which must be later than those saved.
+
+        Returns when it is safe, or, asynchronously, when the tree's buffers may be used again.
+        """
         if self.steps and step <= self.steps[-1]:
             raise UserError(
                 f"{self.directory} already holds step {self.steps[-1]}, not before {step}"
             )
-        self._checkpointer.save(step, tree)
+        self._pending = self._checkpointer.save_async(step, tree)
+        if not self._asynchronous:
+            self.wait()
 
     def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any]:
         """The tree saved as `step` (default: the latest), with that step's number.
@@ -73,7 +97,7 @@ class Checkpoints:
             wanted = "checkpoint" if step is None else f"step {step} (there are {self.steps})"
             raise UserError(f"no {wanted} in {self.directory}")
         saved = self._checkpointer.metadata(step).metadata
-        _compare(saved, abstract, self.directory / str(step))
+        _compare(saved, abstract, f"{self.directory}/{step}")
         return step, self._checkpointer.load(step, abstract)
 
 
@@ -96,7 +120,21 @@ def _context() -> ocp.Context:
     return context
 
 
-def _compare(saved: Any, abstract: Any, path: Path) -> None:
+def _location(directory: Path | str) -> Path | str:
+    """A local directory as an absolute path (orbax fails late on relative ones), a bucket's as is.
+
+    UserError for a bucket that cannot be reached for want of a package.
+    """
+    if "://" not in str(directory):
+        return Path(directory).absolute()
+    if str(directory).startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
+        raise UserError(
+            f"{directory}: checkpoints in gs:// need gcsfs; pip install 'jaxalign[gcs]'"
+        )
+    return str(directory)
+
+
+def _compare(saved: Any, abstract: Any, path: str) -> None:
     """Refuse a tree unlike the saved one in words; orbax's own errors do not say where."""
     saved, wanted = _leaves(saved), _leaves(abstract)
     for name in sorted(saved.keys() | wanted.keys()):

@@ -3,11 +3,13 @@ after a kill in the middle of a save."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from jaxalign import checkpoints
 from jaxalign.checkpoints import Checkpoints, abstract_tree, latest_step
 from jaxalign.errors import UserError
 from jaxalign.sharding import POPULATION, make_mesh, named_sharding, replicated
@@ -61,6 +64,41 @@ def test_the_last_two_stay(tmp_path):
         _, got = checkpoints.restore(abstract_tree({"x": jnp.float32(0)}), 3)
         assert got["x"] == 3
     assert latest_step(tmp_path) == 7
+
+
+def test_asynchronous_saves_hold_what_the_buffers_held(tmp_path):
+    """The next step reuses the buffers (donation) while the save before it is being written."""
+    advance = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jnp.zeros(2_000_000)
+    with Checkpoints(tmp_path, keep=4, asynchronous=True) as checkpoints:
+        for step in range(1, 5):
+            x = advance(x)
+            checkpoints.save(step, {"x": x})
+        x = advance(advance(x))
+        assert checkpoints.steps == [1, 2, 3, 4]
+        for step in range(1, 5):
+            _, got = checkpoints.restore(abstract_tree({"x": x}), step)
+            np.testing.assert_array_equal(got["x"], np.float32(step))
+        with pytest.raises(UserError, match="already holds step 4"):
+            checkpoints.save(4, {"x": x})
+
+
+def test_closing_waits_for_an_asynchronous_save(tmp_path):
+    with Checkpoints(tmp_path, asynchronous=True) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(2_000_000)})
+    assert latest_step(tmp_path) == 1
+
+
+def test_an_asynchronous_save_that_fails_says_so(tmp_path, monkeypatch):
+    class Failing:
+        def result(self):
+            raise OSError("disk full")
+
+    checkpoints = Checkpoints(tmp_path, asynchronous=True)
+    monkeypatch.setattr(checkpoints._checkpointer, "save_async", lambda *_: Failing())
+    checkpoints.save(1, {"x": jnp.ones(2)})
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.close()
 
 
 def test_a_relative_directory_works(tmp_path, monkeypatch):
@@ -149,3 +187,13 @@ def _save_until_killed(directory, wait_seconds):
     words = [line.split() for line in lines if line.strip()]
     assert len(words) >= 3, "the saver ended before it could be killed"
     return tuple(max(int(n) for word, n in words if word == which) for which in ("saving", "saved"))
+
+
+def test_buckets_are_left_as_they_are(monkeypatch):
+    """No bucket here: only that its address is not made a local path, and what it needs is said."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"gs://runs/a: .* gcsfs"):
+        Checkpoints("gs://runs/a")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert checkpoints._location("gs://runs/a") == "gs://runs/a"
+    assert checkpoints._location("a") == Path("a").absolute()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from importlib import resources
 from pathlib import Path
 
@@ -33,12 +34,17 @@ class Prompts:
         return {"role": "system", "content": _render(self.persona, country=country)}
 
 
-def _render(source: str, **values: object) -> str:
+@functools.lru_cache(maxsize=64)  # compiling takes far longer than rendering a question
+def _template(source: str) -> jinja2.Template:
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False
     )
+    return environment.from_string(source)
+
+
+def _render(source: str, **values: object) -> str:
     try:
-        return environment.from_string(source).render(**values).strip()
+        return _template(source).render(**values).strip()
     except jinja2.TemplateError as error:
         raise UserError(f"prompt template: {error}") from None
 
