@@ -54,6 +54,7 @@ from jaxalign.soft_prompt import (
 )
 from jaxalign.survey.countries import DIMENSIONS, country_name, targets
 from jaxalign.survey.score import Scorer, anchor_constants, make_scorer
+from jaxalign.throughput import plan_report, plan_text
 
 
 def tune_prompts(config: Config) -> None:
@@ -64,7 +65,8 @@ def tune_prompts(config: Config) -> None:
     mesh = choose(config, study)
     print(f"model {study.folder}: {study.llama.num_hidden_layers} layers, {study.llama.dtype}")
     print(f"compiled programs are kept in {jax.config.jax_compilation_cache_dir}")
-    print("  ".join(f"{name} {value}" for name, value in study.layout.describe().items()))
+    if config.prompt.placement == "after":
+        print("placement after: another method than front and system, not the same one faster")
     everywhere = load_checkpoint(study.folder, study.llama, param_shardings(study.llama, mesh))
     if config.weights == "int8":
         everywhere = in_int8(config, study, everywhere)
@@ -223,6 +225,7 @@ def build(
         device,
         "split the weights over more devices (--model-parallel), or store them in --weights int8",
     )
+    print(plan_text(plan_report(study.llama, study.layout, chunk)))
     print(
         f"{chunk} prompts at a time: a dispatch of {steps} generations needs "
         f"{needed / 2**20:,.0f} MiB per device"

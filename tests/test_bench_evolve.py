@@ -1,0 +1,60 @@
+"""The bench of asking and telling: what it times, leaves out, and puts in proportion."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from experiments import bench_evolve as b
+from jaxalign.errors import UserError
+
+
+def config(tmp_path, **changes) -> b.Config:
+    small = {"populations": (4, 8), "dims": (8,), "repeats": 1}
+    files = {"plot": tmp_path / "evolve.png", "json": tmp_path / "evolve.json"}
+    return b.Config(**(small | files | changes))
+
+
+def test_measures_shows_and_saves(tmp_path, capsys):
+    b.bench(config(tmp_path, bandwidth=1e12, generation_flops_per_second=1e15))
+    out = capsys.readouterr().out
+    assert "assumed, not measured: 1000 TFLOP/s" in out
+    assert "largest share here" in out
+    rows = json.loads((tmp_path / "evolve.json").read_text())["rows"]
+    assert [(r["population"], r["dims"]) for r in rows] == [(4, 8), (8, 8)]
+    for row in rows:
+        assert row["least_bytes"] == 4 * 4 * row["population"] * 8
+        assert row["bound_seconds"] == pytest.approx(row["least_bytes"] / 1e12)
+        assert row["share"] == pytest.approx(row["seconds"] / row["generation_seconds"])
+    assert rows[1]["generation_seconds"] == pytest.approx(2 * rows[0]["generation_seconds"])
+    assert 4 * 5e-3 < rows[0]["generation_seconds"] < 4 * 15e-3, "some 8 TFLOP at 1e15 a second"
+    assert (tmp_path / "evolve.png").stat().st_size > 1000
+
+
+def test_what_does_not_fit_is_left_out_with_the_reason(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(b, "available_bytes", lambda device: 1000)
+    b.bench(config(tmp_path, populations=(4,)))
+    out = capsys.readouterr().out
+    assert "left out: DifferentialEvolution, 4 × 8: needs" in out
+    assert "largest share" not in out
+    (row,) = json.loads((tmp_path / "evolve.json").read_text())["rows"]
+    assert row["seconds"] is None
+    assert row["share"] is None
+    assert row["bound_share"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dims": (0,)}, "at least 1"),
+        ({"populations": ()}, "at least one"),
+        ({"bandwidth": 0.0}, "above 0"),
+        ({"populations": (2,)}, "too small"),
+        ({"algorithms": ("Guessing",)}, "unknown algorithm"),
+    ],
+)
+def test_bad_input_before_anything_is_timed(tmp_path, change, words):
+    with pytest.raises(UserError, match=words):
+        b.bench(config(tmp_path, **change))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,99 @@
+"""What the compiled search computes, copies, holds and exchanges; read from the program itself.
+
+The model has honest proportions (8 layers of width 512, a vocabulary of 32,000) and exists in
+shapes only. These are the properties that make a population cheap; none is a matter of seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import pytest
+
+from experiments.bench_scaling import SMALL, lower_search, values_layout
+from jaxalign.compiled import ProgramFacts, read_program
+from jaxalign.llama.weights import weight_tree
+from jaxalign.sharding import make_mesh
+from jaxalign.throughput import candidate_flops, lower_bound
+
+GENERATIONS, CHUNK = 3, 4
+DTYPES = ("float32", "bfloat16")
+layout = functools.cache(values_layout)
+
+
+@functools.cache
+def search(population: int, devices: int, dtype: str) -> ProgramFacts:
+    config = SMALL.replace(dtype=dtype, param_dtype=dtype)
+    mesh = make_mesh(jax.devices()[:devices])
+    lowered = lower_search(config, layout(), mesh, population, GENERATIONS, CHUNK)
+    return read_program(lowered.compile())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hardly_more_work_than_the_least(dtype):
+    found = search(64, 1, dtype).dot_flops / (64 * GENERATIONS)
+    assert found <= 1.05 * lower_bound(SMALL, layout()).total
+    assert found == pytest.approx(candidate_flops(SMALL, layout()).total, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_product_with_the_whole_vocabulary(dtype):
+    dots = search(64, 1, dtype).dots
+    assert len(dots) > 10
+    assert not [dot for dot in dots if SMALL.vocab_size in dot.shape.dims]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_weight_stack_is_copied(dtype):
+    """In bfloat16 XLA:CPU holds float32 copies, made once a dispatch; no stack is copied as is."""
+    facts = search(64, 1, dtype)
+    shapes = {w.shape for n, w in weight_tree(SMALL)["layers"].items() if not n.endswith("norm")}
+    copies = [i for shape in shapes for i in facts.copies_of_shape(shape)]
+    if dtype == "bfloat16":
+        widened = [i for i in copies if "convert" in i.name and i.times == 1]
+        copies = [i for i in copies if i not in widened]
+    assert not copies, [(i.name, i.shapes, i.op_name) for i in copies]
+
+
+def test_weights_are_arguments_once():
+    """Each stack enters the program as a parameter and nowhere as a constant."""
+    for name, weight in weight_tree(SMALL)["layers"].items():
+        found = [
+            i for i in search(64, 1, "float32").instructions_shaped(weight.shape) if i.times == 1
+        ]
+        assert "parameter" in {i.opcode for i in found}, name
+        assert "constant" not in {i.opcode for i in found}, name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "populations"), [("float32", (8, 64, 512)), ("bfloat16", (64, 512))]
+)
+def test_memory_is_flat_in_the_population(dtype, populations):
+    """No more per candidate than asking holds: its random words (two uint32 of Z, each doubled by
+    the generator's loop) beside the candidates, 5 vectors of Z in all. Its activations alone would
+    take a hundred. Arguments grow by the population itself."""
+    held = [search(p, 1, dtype).memory for p in populations]
+    vector_bytes = 4 * layout().prompt_length * SMALL.hidden_size
+    steps = zip(populations, populations[1:], held, held[1:], strict=False)
+    for few, many, less, more in steps:
+        assert more.temporaries - less.temporaries <= 5 * vector_bytes * (many - few)
+        assert more.arguments - less.arguments <= (vector_bytes + 8) * (many - few)
+
+
+def test_only_asking_and_telling_run_an_unknown_number_of_times():
+    facts = search(64, 1, "float32")
+    assert {name.removesuffix("/while") for name in facts.unknown_loops} == {
+        "jit(advance)/while/body/closed_call"
+    }
+    assert None not in {dot.times for dot in facts.dots}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_device_does_its_share_and_gathers_fitness_alone(devices, dtype):
+    alone, among = search(64, 1, dtype), search(64, len(devices), dtype)
+    assert among.dot_flops == pytest.approx(alone.dot_flops / 8, rel=0.005)
+    assert not alone.collectives
+    assert {c.kind for c in among.collectives} == {"all-gather"}
+    assert among.collective_bytes <= 4 * 64 * GENERATIONS
+    assert {c.group_size for c in among.collectives} == {8}
