@@ -126,3 +126,43 @@ def test_weights_split_over_two_devices(alone, survey, tmp_path):
     for method, bound in (("naive", 0.01), ("de", 1.0)):  # a search may take another turn
         ours, theirs = (r[method]["expected"]["loss"] for r in (found, expected))
         assert ours == pytest.approx(theirs, abs=bound)
+
+
+# Answering
+
+
+def answer(folder: Path, seconds: float = 0.0) -> list[str]:
+    return [str(Path(__file__).with_name("answer_job.py")), str(folder), str(seconds)]
+
+
+@pytest.fixture(scope="module")
+def answered_alone(tmp_path_factory) -> bytes:
+    folder = tmp_path_factory.mktemp("answers")
+    run(answer(folder), processes=1, devices=1)
+    return (folder / "answers.npy").read_bytes()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 4)])
+def test_answers_wherever_they_are_computed(answered_alone, tmp_path, processes, devices):
+    run(answer(tmp_path), processes, devices)
+    assert (tmp_path / "answers.npy").read_bytes() == answered_alone
+
+
+@pytest.mark.long
+def test_answering_killed_on_two_processes_goes_on_alone(answered_alone, tmp_path):
+    first, second = start(answer(tmp_path, seconds=0.3), 2, 1)
+    while not 0 < (kept := answers_kept(tmp_path)) < 60:
+        assert second.poll() is None, second.communicate()[0]
+        time.sleep(0.05)
+    for process in (second, first):  # the first would notice after a minute or two
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert kept <= answers_kept(tmp_path) < 60
+    run(answer(tmp_path), processes=1, devices=2)
+    assert (tmp_path / "answers.npy").read_bytes() == answered_alone
+
+
+def answers_kept(folder: Path) -> int:
+    files = list(folder.glob("exact-*.npy"))
+    return int((~np.isnan(np.load(files[0])).any(-1)).sum()) if files else 0

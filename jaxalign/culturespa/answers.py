@@ -41,7 +41,7 @@ from jaxalign.errors import UserError
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.tokens import Tokens
 from jaxalign.llama.weights import Params
-from jaxalign.sharding import DATA, partition_spec, replicated
+from jaxalign.sharding import DATA, partition_spec, place_whole, replicated
 from jaxalign.survey.answers import first_integer, position
 from jaxalign.survey.instrument import Item
 
@@ -207,7 +207,7 @@ def _answer_blocks(
 ) -> Iterator[tuple[range, np.ndarray]]:
     """(block, log-probabilities [Q, O]) of each block. The next round is planned and under way
     before the last one's results are waited for."""
-    devices, before, params = mesh.shape[DATA], (), _on_mesh(params, mesh)
+    devices, before, params = mesh.shape[DATA], (), place_whole(params, replicated(mesh))
     for start in range(0, len(blocks), devices):
         some = blocks[start : start + devices]
         tables = [pad_block(plan_block(conversations, block), shape) for block in some]
@@ -220,17 +220,6 @@ def _answer_blocks(
         before = now
     if before:
         yield from _results(*before)
-
-
-def _on_mesh(params: Params, mesh: Mesh) -> Params:
-    """As they lie on the mesh; copied to all of its devices if they lie elsewhere."""
-    devices = set(mesh.devices.flat)
-
-    def place(weight: jax.Array) -> jax.Array:
-        there = weight.sharding.device_set == devices
-        return weight if there else jax.device_put(weight, replicated(mesh))
-
-    return jax.tree.map(place, params)
 
 
 def _results(blocks: Sequence[range], log_probs: jax.Array) -> Iterator[tuple[range, np.ndarray]]:
