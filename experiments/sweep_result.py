@@ -1,0 +1,138 @@
+"""What a sweep reports: a row per model, strategy and prompt length, in a table and a picture.
+
+    groups[].{model,strategy,prompt_length,cells,candidates}
+    groups[].{expected,most_likely}.{mean,seeds,low,high,countries}; .failed
+
+mean: of the cells' losses. seeds: standard deviation, over seeds, of the mean over countries; null
+for one seed. low and high: the easiest and the hardest country, each a mean over seeds. failed:
+cells whose loss is not finite, which the rest leaves out.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxalign.console import print_table
+from jaxalign.records import versions
+from jaxalign.survey.score import READINGS
+
+# Okabe, Ito (2008), "Color Universal Design"; shapes differ as well.
+_STYLES = (
+    ("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#56B4E9", "v"),
+    ("#D55E00", "P"), ("#000000", "X"),
+)  # fmt: skip
+
+
+def make_result(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All of `result.json` from the cells' records, in the order of the sweep."""
+    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        key = row["model"], row["strategy"], row["prompt_length"]
+        groups.setdefault(key, []).append(row)
+    entries = []
+    for (model, strategy, length), cells in groups.items():
+        entries.append(
+            {
+                "model": model,
+                "strategy": strategy,
+                "prompt_length": length,
+                "cells": len(cells),
+                "candidates": sum(cell["candidates"] for cell in cells),
+                **{reading: _spread(cells, reading) for reading in READINGS},
+            }
+        )
+    return {"cells": len(rows), "groups": entries, "versions": versions()}
+
+
+def _spread(cells: Sequence[Mapping[str, Any]], reading: str) -> dict[str, Any]:
+    losses = [(c["country"], c["seed"], c["loss"][reading]) for c in cells]
+    finite = [loss for loss in losses if loss[2] is not None]
+    by_country = _means((country, loss) for country, _, loss in finite)
+    by_seed = _means((seed, loss) for _, seed, loss in finite)
+    return {
+        "mean": statistics.fmean(loss for *_, loss in finite) if finite else None,
+        "seeds": statistics.stdev(by_seed.values()) if len(by_seed) > 1 else None,
+        "low": min(by_country.values(), default=None),
+        "high": max(by_country.values(), default=None),
+        "countries": by_country,
+        "failed": len(losses) - len(finite),
+    }
+
+
+def _means(pairs: Any) -> dict[Any, float]:
+    found: dict[Any, list[float]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return {key: statistics.fmean(values) for key, values in found.items()}
+
+
+def show_result(result: Mapping[str, Any]) -> None:
+    """The table on the screen."""
+    rows = []
+    for group in result["groups"]:
+        expected, likely = (group[reading] for reading in READINGS)
+        rows.append(
+            [
+                group["model"], group["strategy"], group["prompt_length"], group["cells"],
+                expected["mean"], expected["seeds"], expected["low"], expected["high"],
+                likely["mean"], expected["failed"],
+            ]
+        )  # fmt: skip
+    columns = (
+        "model", "strategy", "prompt tokens", "cells", "mean loss", "± seeds", "easiest country",
+        "hardest", "most likely", "failed",
+    )  # fmt: skip
+    print_table("Loss (sum of score differences; expected reading)", columns, rows)
+
+
+def write_plot(path: Path, result: Mapping[str, Any]) -> None:
+    """PNG of mean loss over prompt length, a panel per model and a line per strategy; bars are the
+    standard deviation over seeds, thin lines reach from the easiest to the hardest country."""
+    models = list(dict.fromkeys(g["model"] for g in result["groups"]))
+    strategies = list(dict.fromkeys(g["strategy"] for g in result["groups"]))
+    lengths = sorted({g["prompt_length"] for g in result["groups"]})
+    figure = Figure(figsize=(max(5.6, 4.2 * len(models)), 4.0), layout="constrained")
+    panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
+    for axes, model in zip(panels, models, strict=True):
+        for i, strategy in enumerate(strategies):
+            groups = [
+                g for g in result["groups"] if (g["model"], g["strategy"]) == (model, strategy)
+            ]
+            offset = 0.12 * (i - (len(strategies) - 1) / 2)
+            _draw(axes, groups, [lengths.index(g["prompt_length"]) + offset for g in groups], i)
+        axes.set_title(model, fontsize=12, fontweight="bold")
+        axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
+        axes.set_xlim(-0.6, len(lengths) - 0.4)
+        axes.set_ylim(bottom=0)
+        axes.grid(color="0.9", axis="y")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(
+        "prompt tokens\n(bars: ± one deviation over seeds; thin lines: easiest to hardest country)",
+        fontsize=10,
+    )
+    figure.supylabel("loss: sum of score differences", fontsize=11)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False
+    )
+    figure.savefig(path, dpi=150, facecolor="white", format="png")
+
+
+def _draw(axes: Any, groups: Sequence[Mapping[str, Any]], x: Sequence[float], style: int) -> None:
+    """One strategy's line: losses that are not finite leave a gap."""
+    color, marker = _STYLES[style % len(_STYLES)]
+
+    def column(name: str) -> np.ndarray:
+        return np.array([g["expected"][name] for g in groups], np.float64)  # None becomes NaN
+
+    axes.vlines(x, column("low"), column("high"), color=color, linewidth=1, alpha=0.5)
+    axes.errorbar(
+        x, column("mean"), yerr=np.nan_to_num(column("seeds")), color=color, marker=marker,
+        capsize=4, linewidth=1.6, label=groups[0]["strategy"],
+    )  # fmt: skip
