@@ -1,0 +1,207 @@
+"""Fine-tune a Llama on conversations of your own: supervised, on the last reply of each.
+
+    python -m experiments.fine_tune --data conversations.jsonl --out runs/tuned
+    python -m experiments.fine_tune --data conversations.jsonl --out runs/tuned --resume \\
+        --model /path/to/Meta-Llama-3-8B-Instruct
+
+Every line of the file is {"messages": [{"role": "user", "content": "..."}, ..., {"role":
+"assistant", "content": "..."}]}; the loss counts the last message alone, its end of turn included.
+The result is a PEFT adapter in OUT/adapter, and with --merge or --train.method full a whole model
+in OUT/model that transformers reads. A killed run continues with --resume and ends with the same
+bits. The pocket Llama takes seconds to minutes on a CPU; an 8B model wants a GPU or TPU, examples
+spread over --data-parallel devices and weights over --model-parallel ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from jaxalign.checkpoints import Checkpoints
+from jaxalign.console import main
+from jaxalign.errors import UserError
+from jaxalign.llama.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
+from jaxalign.llama.config import LlamaConfig, read_config
+from jaxalign.llama.tokens import Message, Tokens, check_vocabulary
+from jaxalign.llama.weights import Params, param_shardings
+from jaxalign.lora import LoraConfig, merge
+from jaxalign.lora_files import save_lora
+from jaxalign.packing import Example
+from jaxalign.pocket import MODEL_FOLDER
+from jaxalign.records import Run, check, may_change
+from jaxalign.sharding import make_mesh
+from jaxalign.train import TrainConfig, Trainer, TrainState, adapters, fit
+
+_NAME = "joint"  # the one adapter's
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Fine-tune a Llama on the last reply of conversations."""
+
+    data: Path
+    """File of JSON lines, each {"messages": [...]} that ends with the assistant."""
+    out: Path = may_change(dataclasses.MISSING)
+    """Directory of the run."""
+    resume: bool = may_change(False)
+    """Continue the run in --out; it ends with the same bits as one that was never stopped."""
+    model: Path | None = None
+    """Folder of a Hugging Face Llama; default: the pocket Llama that ships with the package."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and activations; auto: float32 for the pocket Llama, bfloat16 for others.
+    What is trained is float32 always."""
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    longest: int = 2048
+    """Tokens; longer conversations are left out, and counted."""
+    data_parallel: int | None = may_change(None)
+    """Devices that examples are spread over; default: all that --model-parallel leaves."""
+    model_parallel: int = may_change(1)
+    """Devices that each weight is spread over."""
+    save_every: int = may_change(100)
+    """Steps between checkpoints."""
+    merge: bool = may_change(False)
+    """Write the whole model with the adapter merged into it, too."""
+    quiet: bool = may_change(False)
+    """No progress bar."""
+
+
+def tune(config: Config) -> None:
+    """The whole experiment; see the module's docstring."""
+    check(config.out, config, config.resume)
+    folder = config.model or MODEL_FOLDER
+    llama = read_config(folder, _dtype(config))
+    tokens = Tokens.load(folder)
+    check_vocabulary(tokens, llama)
+    examples, left_out = read_examples(config.data, tokens, config.longest)
+    print(
+        f"{len(examples)} conversations, {left_out} left out for more than {config.longest} tokens"
+    )
+    devices = len(jax.devices())
+    data_parallel = config.data_parallel or max(1, devices // config.model_parallel)
+    mesh = make_mesh(population=1, data=data_parallel, model=config.model_parallel)
+    trainer = Trainer(llama, config.train, config.lora, {_NAME: examples}, mesh)
+    shape, steps = trainer.data.shape, trainer.data.steps
+    print(
+        f"{steps} steps of up to {shape.passes} x {shape.rows} rows of {shape.row_length} tokens; "
+        f"the compiled step needs {trainer.needed_bytes / 2**20:,.0f} MiB per device"
+    )
+    facts = {
+        "model_sha256": weights_sha256(folder),
+        "data_sha256": hashlib.sha256(config.data.read_bytes()).hexdigest(),
+        "examples": len(examples),
+        "left_out": left_out,
+    }
+    params = load_checkpoint(folder, llama, param_shardings(llama, mesh))
+    with Run.create(config.out, config, facts, config.resume, step="step") as run:
+        for note in run.notes:
+            print(note)
+        state = _fit(config, run, trainer, params)
+        if run.writes:
+            _save(config, llama, trainer, params, state, folder)
+    print(f"everything is in {config.out}")
+
+
+def _fit(config: Config, run: Run, trainer: Trainer, params: Params) -> TrainState:
+    with Checkpoints(run.out / "checkpoints", asynchronous=True) as checkpoints:
+        return fit(
+            trainer,
+            params,
+            checkpoints,
+            config.save_every,
+            begin=lambda done: run.rewind(done or -1),
+            log=run.log,
+            quiet=config.quiet,
+        )
+
+
+def read_examples(path: Path, tokens: Tokens, longest: int) -> tuple[list[Example], int]:
+    """The examples of a file, and how many conversations were too long.
+
+    Raises UserError with the line's number for one that is not a conversation.
+    """
+    if not path.is_file():
+        raise UserError(f"--data {path}: no such file")
+    examples, left_out = [], 0
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        example = chat_example(tokens, _messages(line, f"--data {path}, line {number}"))
+        if len(example.tokens) > longest:
+            left_out += 1
+        else:
+            examples.append(example)
+    if not examples:
+        raise UserError(f"--data {path}: no conversation of at most {longest} tokens")
+    return examples, left_out
+
+
+def _messages(line: str, where: str) -> list[Message]:
+    try:
+        messages = json.loads(line)["messages"]
+        fields = [(m["role"], m["content"]) for m in messages]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{where}: not {{"messages": [...]}} ({error!r})') from None
+    if not all(isinstance(value, str) for field in fields for value in field):
+        raise UserError(f"{where}: role and content must be text")
+    if len(fields) < 2 or fields[-1][0] != "assistant" or not fields[-1][1].strip():
+        raise UserError(f"{where}: a conversation ends with what the assistant replies")
+    return [{"role": role, "content": content} for role, content in fields]
+
+
+def chat_example(tokens: Tokens, messages: Sequence[Message]) -> Example:
+    """The conversation, its last reply being the answer.
+
+    Prompt and reply are tokenised apart, as they are when the model replies. Raises UserError for a
+    chat template that writes the beginning of a conversation otherwise once it has been replied to.
+    """
+    asked = tokens.render(messages[:-1])
+    whole = tokens.render(messages, add_generation_prompt=False)
+    if not whole.startswith(asked):
+        raise UserError(
+            f"{tokens.folder}: the chat template writes a prompt otherwise once it has a reply, so "
+            "where the reply begins cannot be told"
+        )
+    prompt = tokens.encode(asked)
+    return Example((*prompt, *tokens.encode(whole[len(asked) :])), len(prompt))
+
+
+def _save(
+    config: Config,
+    llama: LlamaConfig,
+    trainer: Trainer,
+    params: Params,
+    state: TrainState,
+    folder: Path,
+) -> None:
+    """The adapter, and the whole model where it is wanted."""
+    trained = adapters(trainer, state)[_NAME]
+    full = config.train.method == "full"
+    if not full:
+        host = jax.tree.map(np.asarray, trained)
+        save_lora(config.out / "adapter", host, llama, config.lora, str(folder))
+    if full or config.merge:
+        whole = trained if full else jax.jit(merge, static_argnums=2)(params, trained, config.lora)
+        shutil.rmtree(config.out / "model", ignore_errors=True)  # of a run resumed at its end
+        dtype = jax.numpy.dtype(llama.param_dtype)
+        save_checkpoint(config.out / "model", jax.tree.map(lambda w: w.astype(dtype), whole), llama)
+        for file in folder.glob("*token*"):
+            shutil.copy(file, config.out / "model" / file.name)
+
+
+def _dtype(config: Config) -> str:
+    if config.dtype != "auto":
+        return config.dtype
+    return "float32" if config.model is None else "bfloat16"
+
+
+if __name__ == "__main__":
+    main(tune, Config)
