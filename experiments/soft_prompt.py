@@ -163,6 +163,7 @@ def choose(config: Config, study: Study) -> jax.sharding.Mesh:
         jax.device_count(),
         agreed(memory),
         len(config.countries) * config.strategy.population,
+        search_dims=config.prompt.dims(study.llama.hidden_size),
         model=config.model_parallel,
     )
     print(choice.describe())

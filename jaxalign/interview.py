@@ -32,7 +32,7 @@ def soft_prompt_layout(
     """
     questions = [prompts.user(item) for item in items]
     if placement == "after":
-        ended = [question | {"content": question["content"] + "\n" + _SENTINEL} for question in questions]
+        ended = [q | {"content": q["content"] + "\n" + _SENTINEL} for q in questions]
         split = [tokens.encode_chat_split([question], _SENTINEL) for question in ended]
         texts, tails = zip(*split, strict=True)
         return plan_after(texts, prompt_length, tails, option_spellings(tokens, items))

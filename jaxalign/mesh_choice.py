@@ -20,6 +20,8 @@ from jaxalign.llama.weights import Weight, count_params, is_weight, weight_tree
 from jaxalign.sharding import MODEL, partition_spec
 
 _ROOM = 0.25  # of a chip's memory, left for everything that is not a weight
+# The population, its candidates and two draws for them: what compiled searches were seen to hold.
+_SEARCH_COPIES = 4
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -51,6 +53,7 @@ def choose_mesh(
     chip_bytes: int,
     population: int | None,
     *,
+    search_dims: int = 0,
     model: int | None = None,
     data: int | None = None,
 ) -> MeshChoice:
@@ -58,6 +61,7 @@ def choose_mesh(
 
     `population`: candidates evaluated together; devices that do not share weights go to the
     population axis. None (fine-tuning, decoding): they go to the data axis.
+    `search_dims`: numbers of a candidate; every device holds the whole population of them.
     `model`, `data`: override what would be chosen.
     Raises UserError, with the numbers, for a model axis that the devices or the weights' dimensions
     do not divide by, and where no split makes the weights fit.
@@ -67,7 +71,8 @@ def choose_mesh(
             f"{num_devices=}, {chip_bytes=}, {population=}: each must be at least 1 to make a mesh"
         )
     if model is None:
-        model, reason = _choose_model(config, num_devices, chip_bytes, population)
+        search_bytes = _SEARCH_COPIES * 4 * (population or 0) * search_dims
+        model, reason = _choose_model(config, num_devices, chip_bytes, search_bytes, population)
     else:
         _check_model(config, num_devices, model)
         reason = f"model={model} as asked, {_gib(weight_bytes(config, model))} of weights a device"
@@ -104,14 +109,18 @@ def model_axis_lengths(config: LlamaConfig) -> list[int]:
 
 
 def _choose_model(
-    config: LlamaConfig, num_devices: int, chip_bytes: int, population: int | None
+    config: LlamaConfig,
+    num_devices: int,
+    chip_bytes: int,
+    search_bytes: int,
+    population: int | None,
 ) -> tuple[int, str]:
     """The shortest model axis that fits, longer where devices would have no candidate."""
     lengths = [n for n in model_axis_lengths(config) if num_devices % n == 0]
-    budget = int(chip_bytes * (1 - _ROOM))
+    budget = int(chip_bytes * (1 - _ROOM)) - search_bytes
     fitting = [n for n in lengths if weight_bytes(config, n) <= budget]
     if not fitting:
-        raise UserError(_too_large(config, num_devices, chip_bytes, lengths))
+        raise UserError(_too_large(config, num_devices, chip_bytes, search_bytes, lengths))
     model, whole = fitting[0], _gib(weight_bytes(config))
     if model == 1:
         reason = f"{whole} of weights fit whole beside the {_gib(chip_bytes - budget)} kept free"
@@ -119,7 +128,7 @@ def _choose_model(
     else:
         share, before = _gib(weight_bytes(config, model)), lengths[lengths.index(model) - 1]
         reason = f"{whole} of weights in {model} parts of {share} on {_gib(chip_bytes)}"
-        reason += f"; in {before} they would not leave {_ROOM:.0%} free"
+        reason += f"; in {before} they would not leave {_gib(chip_bytes - budget)} free"
     shares = num_devices // model
     if population is None or shares <= population or model == fitting[-1]:
         return model, reason
@@ -139,13 +148,16 @@ def _check_model(config: LlamaConfig, num_devices: int, model: int) -> None:
             )
 
 
-def _too_large(config: LlamaConfig, num_devices: int, chip_bytes: int, lengths: list[int]) -> str:
+def _too_large(
+    config: LlamaConfig, num_devices: int, chip_bytes: int, search_bytes: int, lengths: list[int]
+) -> str:
     most = lengths[-1]
     limits = ", ".join(f"{name}={size}" for name, size in _split_dimensions(config))
     return (
         f"{_gib(weight_bytes(config))} of weights do not fit: the {num_devices} devices and "
         f"{limits} allow at most {most} parts, {_gib(weight_bytes(config, most))} each, and a "
-        f"device's {_gib(chip_bytes)} must keep {_ROOM:.0%} free; take chips with more memory"
+        f"device's {_gib(chip_bytes)} must keep {_ROOM:.0%} free and hold {_gib(search_bytes)} of "
+        "the search; take chips with more memory"
         f"{', or more of them' if most < model_axis_lengths(config)[-1] else ''}"
     )
 
@@ -167,4 +179,4 @@ def _split_dimensions(config: LlamaConfig) -> list[tuple[str, int]]:
 
 
 def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import UserError
@@ -68,7 +69,9 @@ def make_mesh(
             f"{math.prod(shape)} devices, but there are {len(devices)}"
         )
     axis_types = (AxisType.Auto,) * len(shape)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=axis_types, devices=devices)
+    # Not jax.make_mesh: it refuses to split an axis of a three-dimensional torus.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=axis_types)
 
 
 def partition_spec(axes: LogicalAxes) -> PartitionSpec:

@@ -72,6 +72,10 @@ class SoftPromptConfig:
     """Standard deviation of the first population around the start, per coordinate, in units of
     the embedding table's root mean square: 1 moves a token as far as a typical token is long."""
 
+    def dims(self, hidden_size: int) -> int:
+        """Z, the dimensions of the space that is searched for a model of this width."""
+        return self.length * hidden_size if self.projection == "none" else self.projection_dims
+
     def __post_init__(self) -> None:
         for name in ("length", "vocabulary_top", "projection_dims"):
             if getattr(self, name) < 1:

@@ -5,6 +5,8 @@ Source of the pattern: `jaxalign.layout`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,51 +50,62 @@ def tree_attention(
     before: keys and values [S, K, H].
     """
     W = rows.common
-    common, tree = (k[:, :W], v[:, :W]), (k[:, W:], v[:, W:])
+    shared, tree = [], []
+    for own, past in ((k, before[0]), (v, before[1])):
+        past = jnp.broadcast_to(past[None], (own.shape[0], *past.shape))
+        shared.append(jnp.concatenate([past, own[:, :W]], axis=1))
+        tree.append(own[:, W:])
     if rows.only_tree:
-        return _tree_queries(rows, q, common, tree, before)
-    out = _tree_queries(rows, q[:, W:], common, tree, before)
+        return _tree_queries(rows, q, shared, tree)
+    out = _tree_queries(rows, q[:, W:], shared, tree)
     if W == 0:
         return out
-    return jnp.concatenate([_common_queries(q[:, :W], common, before), out], axis=1)
+    return jnp.concatenate([_common_queries(q[:, :W], shared), out], axis=1)
 
 
-def _common_queries(q_BxWxNxH: jax.Array, common: KeyValue, before: KeyValue) -> jax.Array:
-    """Prompt and trunk: causal among themselves, after `before`."""
-    B, W = q_BxWxNxH.shape[:2]
-    keys, values = (
-        jnp.concatenate([jnp.broadcast_to(b[None], (B, *b.shape)), c], axis=1)
-        for b, c in zip(before, common, strict=True)
-    )
-    S = before[0].shape[0]
-    mask = np.tril(np.ones((W, S + W), bool), k=S)[None, None]
-    return masked_attention(mask, q_BxWxNxH, keys, values)
+def _common_queries(q_BxWxNxH: jax.Array, shared: Sequence[jax.Array]) -> jax.Array:
+    """Prompt and trunk: causal among themselves, after the text before them."""
+    W, S = q_BxWxNxH.shape[1], shared[0].shape[1]
+    mask = np.tril(np.ones((W, S), bool), k=S - W)[None, None]
+    return masked_attention(mask, q_BxWxNxH, *shared)
 
 
 def _tree_queries(
-    rows: RowTables, q: jax.Array, common: KeyValue, tree: KeyValue, before: KeyValue
+    rows: RowTables, q: jax.Array, shared: Sequence[jax.Array], tree: Sequence[jax.Array]
 ) -> jax.Array:
-    """Tree tokens: everything common, and their own ancestors by the row's key table."""
+    """Tree tokens: everything shared, and their own ancestors by the row's key table.
+
+    Heads come first, so that every product is of matrices that lie in one piece. The softmax runs
+    over both kinds of keys without putting them together, and divides its outputs, not its weights.
+    """
     B, _, N, H = q.shape
-    R, L, _ = rows.mask_RxLxS.shape
+    R, L, S = rows.mask_RxLxS.shape
     K = tree[0].shape[2]
+    G = N // K
     q = jnp.pad(q, ((0, 0), (0, R * L - rows.queries), (0, 0), (0, 0)))
-    q = q.reshape(B, R, L, K, N // K, H)
-    k, v = (t[:, rows.keys_RxS] for t in tree)  # [B, R, S, K, H]
-    own = scaled_scores("brlkgh,brskh->bkgrls", q, k)
-    own = jnp.where(rows.mask_RxLxS[None, None, None], own, UNSEEN)
-    scores = [
-        scaled_scores("brlkgh,skh->bkgrls", q, before[0]),
-        scaled_scores("brlkgh,bskh->bkgrls", q, common[0]),
-        own,
-    ]
-    sizes = np.cumsum([s.shape[-1] for s in scores])[:-1].tolist()
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
-    to_before, to_common, to_own = jnp.split(weights, sizes, axis=-1)
-    out = mix("bkgrls,skh->brlkgh", to_before, before[1])
-    out += mix("bkgrls,bskh->brlkgh", to_common, common[1])
-    out += mix("bkgrls,brskh->brlkgh", to_own, v)
-    return out.reshape(B, R * L, N, H)[:, : rows.queries].astype(q.dtype)
+    q = q.reshape(B, R, L, K, G, H).transpose(0, 3, 1, 4, 2, 5).reshape(B, K, R, G * L, H)
+    k, v = (jnp.swapaxes(x, 1, 2)[:, :, rows.keys_RxS] for x in tree)  # [B, K, R, S, H]
+    own = scaled_scores("bkrqh,bkrsh->bkrqs", q, k)
+    mask_RxQxS = jnp.broadcast_to(rows.mask_RxLxS[:, None], (R, G, L, S)).reshape(R, G * L, S)
+    own = jnp.where(mask_RxQxS[None, None], own, UNSEEN)
+    largest = own.max(axis=-1, keepdims=True)
+    if shared[0].shape[1]:
+        shared_k, shared_v = (jnp.swapaxes(x, 1, 2) for x in shared)
+        every_q = q.reshape(B, K, R * G * L, H)
+        to_shared = scaled_scores("bkqh,bkwh->bkqw", every_q, shared_k)
+        to_shared = to_shared.reshape(B, K, R, G * L, -1)
+        largest = jnp.maximum(largest, to_shared.max(axis=-1, keepdims=True))
+    largest = jax.lax.stop_gradient(largest)
+    weights = jnp.exp(own - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    out = mix("bkrqs,bkrsh->bkrqh", weights.astype(q.dtype), v)
+    if shared[0].shape[1]:
+        weights = jnp.exp(to_shared - largest)
+        total += weights.sum(axis=-1, keepdims=True)
+        weights = weights.astype(q.dtype).reshape(B, K, R * G * L, -1)
+        out += mix("bkqw,bkwh->bkqh", weights, shared_v).reshape(out.shape)
+    out = (out / total).astype(q.dtype).reshape(B, K, R, G, L, H).transpose(0, 2, 4, 1, 3, 5)
+    return out.reshape(B, R * L, N, H)[:, : rows.queries]
 
 
 def scaled_scores(equation: str, q: jax.Array, k: jax.Array) -> jax.Array:

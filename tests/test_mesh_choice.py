@@ -106,3 +106,14 @@ def test_a_choice_uses_every_device_and_fits(devices, chip_gib, population, name
     assert choice.population * choice.data * choice.model == devices
     assert weight_bytes(config, choice.model) <= 0.75 * chip_bytes
     assert choice.data == 1 if population is not None else choice.population == 1
+
+
+def test_the_search_takes_its_share():
+    """70B in two parts was refused by the compiler at 96.95 of 95.74 GiB: a population of 4096 x
+    131,072 numbers stands beside the weights, several times over."""
+    llama, chip = PRESETS["llama3-70b"], int(95.74 * 2**30)
+    assert choose_mesh(llama, 128, chip, 4096).model == 2
+    assert choose_mesh(llama, 128, chip, 4096, search_dims=131_072).model == 4
+    assert choose_mesh(PRESETS["llama3-8b"], 256, V5E, 4096, search_dims=65_536).model == 2
+    with pytest.raises(UserError, match="GiB of the search"):
+        choose_mesh(llama, 1, chip, 4096, search_dims=131_072)

@@ -31,6 +31,7 @@ from jaxalign.records.settings import refuse_changed_facts, refuse_changed_setti
 _FORMAT = "jaxalign run 1"
 _CONFIG = "config.json"
 _LOCK = ".lock"
+_LOGS = "logs"
 _VERDICTS = ("refused", "new", "resumed")
 
 
@@ -204,8 +205,9 @@ def _config_fields(out: Path) -> dict[str, Any] | None:
 
 
 def _is_scrap(name: str) -> bool:
-    """What a kill before `config.json` leaves: the lock, a half-written file."""
-    return name == _LOCK or (name.startswith(f".{_CONFIG}.") and name.endswith(".tmp"))
+    """What may be there before `config.json`: the lock and a half-written file, which a kill
+    leaves, and the folder that a launcher keeps the output of its processes in."""
+    return name in (_LOCK, _LOGS) or (name.startswith(f".{_CONFIG}.") and name.endswith(".tmp"))
 
 
 def _version_notes(then: Mapping[str, str]) -> tuple[str, ...]:

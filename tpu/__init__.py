@@ -1,0 +1,1 @@
+"""TPU pods: what a program will need there (`tpu.plan`), and scripts that run it there."""

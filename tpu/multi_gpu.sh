@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Runs an experiment on all GPUs of this machine, starting it again when it crashes.
+#
+#     tpu/multi_gpu.sh [--dry-run] OUT MODULE [OPTIONS...]
+#     tpu/multi_gpu.sh runs/values experiments.soft_prompt --model /models/Meta-Llama-3-8B-Instruct
+#
+# One process drives them all, so nothing has to be found and no address given. GPUS=0,1 takes some
+# of them only; TRIES=N (default 3) is how often to start. Bad input (exit code 2) is not retried.
+set -euo pipefail
+dry_run=0
+[[ ${1:-} != --dry-run ]] || { dry_run=1 && shift; }
+(($# >= 2)) || { sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "$0" && exit 2; }
+out=$1 module=$2
+shift 2
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-$root/.venv/bin/python}
+command=("$python" -m "$module" "$@" --out "$out")
+[[ -z ${GPUS:-} ]] || export CUDA_VISIBLE_DEVICES=$GPUS
+
+if ((dry_run)); then
+    printf '+%s' "${GPUS:+ CUDA_VISIBLE_DEVICES=$GPUS}"
+    printf ' %q' "${command[@]}" --resume
+    printf '   (--resume where the module has it; up to %s times)\n' "${TRIES:-3}"
+    exit 0
+fi
+cd "$root"
+"$python" -m "$module" --help | grep -q -- --resume && command+=(--resume)
+mkdir -p "$out/logs"
+for ((try = 1; try <= ${TRIES:-3}; try++)); do
+    code=0
+    "${command[@]}" 2>&1 | tee -a "$out/logs/$(hostname).log" || code=${PIPESTATUS[0]}
+    ((code != 0 && code != 2 && code != 130)) || exit "$code"
+    echo "exit code $code, try $try of ${TRIES:-3}" >&2
+done
+exit "$code"

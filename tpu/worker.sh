@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Runs on every worker (called by run.sh): starts an experiment that outlives the connection.
+#
+#     worker.sh start RUN MODULE [OPTIONS...]    once per worker; nothing where it is running
+#     worker.sh run   RUN MODULE [OPTIONS...]    what `start` starts
+set -euo pipefail
+action=$1 name=$2 module=$3
+shift 3
+out=$HOME/shared/$name
+log=$out/logs/$(hostname).log
+python=$HOME/jaxalign/.venv/bin/python
+lock=$HOME/.jaxalign-running
+
+# The first worker speaks for all: where another fails, it fails too.
+first() { [[ $(hostname) == *-w-0 ]]; }
+
+if [[ $action == start ]]; then
+    mkdir -p "$out/logs"
+    ! first || rm -f "$out/exit"
+    setsid nohup flock --nonblock "$lock" "$0" run "$name" "$module" "$@" </dev/null >>"$log" 2>&1 &
+    exit 0
+fi
+
+cd "$HOME/jaxalign"
+if [[ -f $HOME/.jaxalign-secrets ]]; then
+    set -a
+    # shellcheck source=/dev/null
+    source "$HOME/.jaxalign-secrets"
+    set +a
+fi
+options=(--out "$out")
+"$python" -m "$module" --help | grep -q -- --resume && options+=(--resume)
+export JAXALIGN_HOSTS=auto # the workers of a slice find one another
+code=0
+"$python" -m "$module" "$@" "${options[@]}" || code=$?
+! first || echo "$code" >"$out/exit"
+exit "$code"
