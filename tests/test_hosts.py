@@ -15,6 +15,7 @@ from processes import run, start
 from jaxalign.checkpoints import latest_step
 from jaxalign.errors import UserError
 from jaxalign.hosts import read_hosts
+from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.sharding import local_view, make_mesh, place_whole, replicated
 from jaxalign.survey.instrument import to_json
@@ -126,6 +127,15 @@ def test_weights_split_over_two_devices(alone, survey, tmp_path):
     for method, bound in (("naive", 0.01), ("de", 1.0)):  # a search may take another turn
         ours, theirs = (r[method]["expected"]["loss"] for r in (found, expected))
         assert ours == pytest.approx(theirs, abs=bound)
+
+
+def test_each_host_reads_only_what_it_keeps(tmp_path):
+    """Half of every split weight, the whole of the few that are not."""
+    job = Path(__file__).with_name("read_job.py")
+    run([str(job), str(MODEL_FOLDER), str(tmp_path)], processes=2, devices=1)
+    for process in (0, 1):
+        found = json.loads((tmp_path / f"{process}.json").read_text())
+        assert found["read"] == found["held"] < 0.51 * found["whole"]
 
 
 # Answering
