@@ -15,6 +15,7 @@ spread over --data-parallel devices and weights over --model-parallel ones.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import numpy as np
 
 from jaxalign.checkpoints import Checkpoints
 from jaxalign.console import main
@@ -32,12 +32,12 @@ from jaxalign.llama.checkpoint import load_checkpoint, save_checkpoint, weights_
 from jaxalign.llama.config import LlamaConfig, read_config
 from jaxalign.llama.tokens import Message, Tokens, check_vocabulary
 from jaxalign.llama.weights import Params, param_shardings
-from jaxalign.lora import LoraConfig, merge
+from jaxalign.lora import Adapter, LoraConfig, merge
 from jaxalign.lora_files import save_lora
 from jaxalign.packing import Example
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.records import Run, check, may_change
-from jaxalign.sharding import make_mesh
+from jaxalign.sharding import make_mesh, replicated
 from jaxalign.train import TrainConfig, Trainer, TrainState, adapters, fit
 
 _NAME = "joint"  # the one adapter's
@@ -105,8 +105,9 @@ def tune(config: Config) -> None:
         for note in run.notes:
             print(note)
         state = _fit(config, run, trainer, params)
+        adapter, model = _tuned(config, trainer, params, state)
         if run.writes:
-            _save(config, llama, trainer, params, state, folder)
+            _save(config, llama, adapter, model, folder)
     print(f"everything is in {config.out}")
 
 
@@ -174,25 +175,35 @@ def chat_example(tokens: Tokens, messages: Sequence[Message]) -> Example:
     return Example((*prompt, *tokens.encode(whole[len(asked) :])), len(prompt))
 
 
+def _tuned(
+    config: Config, trainer: Trainer, params: Params, state: TrainState
+) -> tuple[Adapter | None, Params | None]:
+    """The adapter, and the whole model in the dtype of its weights; None for what is not wanted.
+
+    Whole on every device, so that process 0 can write them: for a model over several processes
+    that is too large for one device, merge the adapter on one host.
+    """
+    (trained,) = adapters(trainer, state).values()
+    dtype = jax.numpy.dtype(trainer.config.param_dtype)
+    to_dtype = lambda weights: jax.tree.map(lambda w: w.astype(dtype), weights)  # noqa: E731
+    gather = functools.partial(jax.jit, out_shardings=replicated(trainer.mesh))
+    if config.train.method == "full":
+        return None, gather(to_dtype)(trained)
+    adapter = gather(lambda x: x)(trained)
+    if not config.merge:
+        return adapter, None
+    merged = gather(lambda params, adapter: merge(params, adapter, config.lora))
+    return adapter, merged(params, adapter)
+
+
 def _save(
-    config: Config,
-    llama: LlamaConfig,
-    trainer: Trainer,
-    params: Params,
-    state: TrainState,
-    folder: Path,
+    config: Config, llama: LlamaConfig, adapter: Adapter | None, model: Params | None, folder: Path
 ) -> None:
-    """The adapter, and the whole model where it is wanted."""
-    trained = adapters(trainer, state)[_NAME]
-    full = config.train.method == "full"
-    if not full:
-        host = jax.tree.map(np.asarray, trained)
-        save_lora(config.out / "adapter", host, llama, config.lora, str(folder))
-    if full or config.merge:
-        whole = trained if full else jax.jit(merge, static_argnums=2)(params, trained, config.lora)
+    if adapter is not None:
+        save_lora(config.out / "adapter", adapter, llama, config.lora, str(folder))
+    if model is not None:
         shutil.rmtree(config.out / "model", ignore_errors=True)  # of a run resumed at its end
-        dtype = jax.numpy.dtype(llama.param_dtype)
-        save_checkpoint(config.out / "model", jax.tree.map(lambda w: w.astype(dtype), whole), llama)
+        save_checkpoint(config.out / "model", model, llama)
         for file in folder.glob("*token*"):
             shutil.copy(file, config.out / "model" / file.name)
 

@@ -12,6 +12,7 @@ the bits of a sweep that was never stopped. `experiments.sweep_file` says what t
        /result.json     the table: mean loss of each group, spread over seeds and countries
        /sweep.png       the same as a picture
        /prompts/        with --save-prompts, each cell's tuned prompt
+       /chunks.json     prompts computed at a time, by group
        /status.json     what --status reads, from any terminal
 
 A cell of the pocket Llama takes seconds on two cores; the plan printed first tells the work.
@@ -20,8 +21,10 @@ A cell of the pocket Llama takes seconds on two cores; the plan printed first te
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +40,11 @@ from experiments.sweep_result import make_result, show_result, write_plot
 from experiments.sweep_status import CELLS, Board, show_status
 from jaxalign.console import main
 from jaxalign.errors import UserError
+from jaxalign.hosts import agreed
 from jaxalign.llama.checkpoint import load_checkpoint
 from jaxalign.llama.weights import Params, param_shardings
+from jaxalign.memory import available_bytes
+from jaxalign.mesh_choice import choose_mesh
 from jaxalign.records import MetricsFile, Run, check
 from jaxalign.sharding import make_mesh
 from jaxalign.soft_prompt import prompt_text, save_prompt
@@ -61,6 +67,9 @@ class Config:
     """Keep every cell's tuned prompt, as safetensors."""
     quiet: bool = False
     """No progress bar."""
+
+
+CHUNKS = "chunks.json"
 
 
 class Records:
@@ -124,13 +133,16 @@ def run_groups(config: Config, run: Run, groups: Sequence[Group], records: Recor
     queue = [(group, batches) for group, batches in queue if batches]
     gflop = sum(g.gflop(len(b.entries)) for g, batches in queue for b in batches)
     board = Board(run, sum(len(b.cells) for g in groups for b in g.batches), gflop, config.quiet)
-    mesh, loaded, params = make_mesh(), None, None
+    mesh, loaded, params, chunks = None, None, None, read_chunks(run)
     with board.progress:
         for group, batches in queue:
             if loaded != group.model:
                 params = None  # let go of one model before the next
+                mesh = choose(group)
                 params, loaded = load(group, mesh), group.model
-            program = make_program(group, params, mesh)
+            program = make_program(group, params, mesh, agreed(chunks.get(group.name, 0)))
+            chunks[group.name] = program.chunk
+            run.write(CHUNKS, chunks)
             for batch in batches:
                 run_one(config, run, program, batch, records, board)
     if run.writes:
@@ -140,6 +152,22 @@ def run_groups(config: Config, run: Run, groups: Sequence[Group], records: Recor
 
 def unfinished(batch: Batch, records: Records) -> bool:
     return any(cell.number not in records.rows for cell in batch.cells)
+
+
+def read_chunks(run: Run) -> dict[str, int]:
+    """By group, how many prompts at a time. A sweep that goes on keeps to it, since the last bits
+    depend on it, though the memory that is free may be other than when it began."""
+    path = run.out / CHUNKS
+    return json.loads(path.read_text("utf-8")) if run.resumed and path.exists() else {}
+
+
+def choose(group: Group) -> jax.sharding.Mesh:
+    """The mesh that fits the model and a batch of its cells, with its reason on the screen."""
+    memory = agreed(available_bytes(jax.local_devices()[0]) or sys.maxsize)
+    candidates = len(group.batches[0].entries) * group.strategy.strategy.population
+    choice = choose_mesh(group.study.llama, jax.device_count(), memory, candidates)
+    print(f"{group.model}: {choice.describe()}")
+    return make_mesh(**choice.sizes)
 
 
 def load(group: Group, mesh: jax.sharding.Mesh) -> Params:

@@ -22,8 +22,9 @@ from jaxalign.checkpoints import Checkpoints
 from jaxalign.evolve import Evolution, State, make_evolution
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import Params
-from jaxalign.memory import refuse_what_does_not_fit
+from jaxalign.memory import busy_chunk, fitting_chunk, refuse_what_does_not_fit
 from jaxalign.objective import Objective, make_fitness
+from jaxalign.sharding import local_view, place_whole
 from jaxalign.soft_prompt import (
     country_key,
     decode,
@@ -33,6 +34,7 @@ from jaxalign.soft_prompt import (
 )
 from jaxalign.survey.countries import country_name
 from jaxalign.survey.score import READINGS, loss, make_scorer
+from jaxalign.throughput import plan_report, plan_text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +42,7 @@ class Program:
     """What the batches of a group share: compiled once, for as many cells as a batch has."""
 
     group: Group
+    chunk: int  # prompts computed at a time; the last bits of results depend on it
     table_VxD: jax.Array
     evolution: Evolution
     objective: Objective  # `of_batch` puts in what differs from batch to batch
@@ -60,31 +63,51 @@ class Program:
             target_Cx6=jnp.asarray(study.target_Cx6[rows]),
         )
         evolution = self.evolution.for_entries(seeds, countries)
-        return evolution, jax.device_put(objective, evolution.sharding)
+        return evolution, place_whole(objective, evolution.sharding)
 
 
-def make_program(group: Group, params: Params, mesh: jax.sharding.Mesh) -> Program:
-    """Build the group's search; UserError where the compiler says that it will not fit."""
+def make_program(
+    group: Group, params: Params, mesh: jax.sharding.Mesh, began: int | None = None
+) -> Program:
+    """Build the group's search; UserError where the compiler says that it will not fit.
+
+    `began`: the chunk that the group's first batches were computed by, which the others must keep;
+    without it the rule is that of `experiments.soft_prompt`.
+    """
     config, study = group.config, group.study
-    space = search_space(config, study, params)
+    own = local_view(params)  # for the small work that each process does by itself
+    space = search_space(config, study, own)
     countries, seeds = zip(*group.batches[0].entries, strict=True)
-    fitness = make_fitness(study.llama, config.reading, config.chunk)
-    evolution = make_evolution(config.strategy, space.dims, fitness, mesh, seeds, countries)
     objective = Objective(
-        interview=make_context(study.llama, params, study.layout),
-        scorer=make_scorer(study.module, constants(config, study, params)),
+        interview=dataclasses.replace(make_context(study.llama, own, study.layout), params=params),
+        scorer=make_scorer(study.module, constants(config, study, own)),
         space=space,
         target_Cx6=jnp.asarray(study.target_Cx6),
         used_6=jnp.asarray(study.used_6),
         penalty=jnp.float32(config.penalty),
     )
-    objective = jax.device_put(objective, evolution.sharding)
-    program = Program(group, params["embed"], evolution, objective)
-    steps = min(config.save_every, config.generations)
-    compiled = evolution.lower(steps, program.of_batch(group.batches[0])[1]).compile()
-    remedy = f"group {group.name}: lower --cells-per-program, or chunk in the sweep file"
-    refuse_what_does_not_fit(compiled, mesh.devices.flat[0], remedy)
-    return program
+
+    def program(chunk: int) -> Program:
+        fitness = make_fitness(study.llama, config.reading, chunk)
+        evolution = make_evolution(config.strategy, space.dims, fitness, mesh, seeds, countries)
+        return Program(group, chunk, own["embed"], evolution, objective)
+
+    def compiled(chunk: int) -> jax.stages.Compiled:
+        evolution, whole = program(chunk).of_batch(group.batches[0])
+        return evolution.lower(min(config.save_every, config.generations), whole).compile()
+
+    device = jax.local_devices()[0]
+    remedy = f"group {group.name}: lower --cells-per-program"
+    wanted = config.chunk or busy_chunk(study.layout.tokens_computed, device.platform)
+    if began:
+        chunk, needed = began, refuse_what_does_not_fit(compiled(began), device, remedy)
+    else:
+        chunk, needed = fitting_chunk(compiled, wanted, device, remedy)
+    print(
+        f"{group.name}: {chunk} prompts at a time, {needed / 2**20:,.0f} MiB per device; "
+        + plan_text(plan_report(study.llama, study.layout, chunk))
+    )
+    return program(chunk)
 
 
 def run_batch(
@@ -111,7 +134,7 @@ def run_batch(
                 saved.save(done, state)
             jax.block_until_ready(state)
             told(done)
-    return results(program, batch, state, objective)
+    return results(program, batch, state, local_view(objective))
 
 
 def first_generation(program: Program, batch: Batch) -> jax.Array:
@@ -126,10 +149,10 @@ def results(
 ) -> list[tuple[dict[str, Any], np.ndarray]]:
     """One row per cell, and its best prompt. No clock readings: the bits of an unbroken sweep."""
     group, found = program.group, []
-    fitness_C = jax.device_get(state.best_fitness_C)
+    best_CxZ, fitness_C = jax.device_get((state.best_CxZ, state.best_fitness_C))
     for c, cell in enumerate(batch.cells):
         # One at a time, so that their last bits do not depend on how many there are.
-        z_Z, start, target_6 = state.best_CxZ[c], objective.space.start[c], objective.target_Cx6[c]
+        z_Z, start, target_6 = best_CxZ[c], objective.space.start[c], objective.target_Cx6[c]
         space = dataclasses.replace(objective.space, start=start)
         own = dataclasses.replace(objective, space=space, target_Cx6=target_6)
         prompt_MxD, read = jax.device_get(read_out(group.study.llama, own, z_Z))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -22,9 +21,9 @@ from experiments.soft_prompt_study import Config, Study, read_study
 from experiments.sweep_file import POCKET, Named, Sweep
 from jaxalign.console import print_table
 from jaxalign.errors import UserError
-from jaxalign.llama.weights import block_weights
 from jaxalign.soft_prompt import make_space
 from jaxalign.strategy import make_search
+from jaxalign.throughput import candidate_flops
 
 Entry = tuple[str, int]  # country, seed
 
@@ -79,11 +78,8 @@ class Group:
 
     @property
     def gflop_per_candidate(self) -> float:
-        """Two operations per layer weight and token; attention and embeddings left out."""
-        llama = self.study.llama
-        layer = sum(math.prod(weight.shape) for weight in block_weights(llama).values())
-        tokens = self.study.layout.tokens_computed
-        return 2e-9 * layer * llama.num_hidden_layers * tokens
+        """Of matrix products, in 1e9."""
+        return candidate_flops(self.study.llama, self.study.layout).total / 1e9
 
     def gflop(self, cells: int, generations: int | None = None) -> float:
         """Work of so many cells, of one whole search each or of its first generations alone."""

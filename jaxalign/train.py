@@ -146,7 +146,7 @@ class Trainer:
         shardings = jax.tree.map(lambda x: x.sharding, self._arguments[2])
         for step in range(start, self.data.steps):
             batch, passes = self.data.batch(step)
-            yield step, jax.device_put(batch, shardings), np.int32(passes)
+            yield step, jax.tree.map(_place, batch, shardings), np.int32(passes)
 
     def advance(
         self, state: TrainState, params: Params, batch: Batch, passes: np.ndarray
@@ -199,7 +199,8 @@ def fit(
 
 
 def adapters(trainer: Trainer, state: TrainState) -> dict[str, Adapter]:
-    """The trained adapter (or weights) of each name, without the leading axis."""
+    """The trained adapter (or weights) of each name, without the leading axis; laid out as the
+    weights are. Every process must call this."""
     return {
         name: jax.tree.map(operator.itemgetter(k), state.trained)
         for k, name in enumerate(trainer.data.names)
@@ -229,6 +230,11 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
     """A few adapters' losses for the progress bar."""
     losses = {name: f"{m['loss']:.3f}" for name, m in row.items() if name != "step"}
     return dict(itertools.islice(losses.items(), 6))
+
+
+def _place(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Of a host array that every process holds, what the devices of this one need."""
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def _batch_shardings(mesh: jax.sharding.Mesh, shape: Shape) -> Batch:

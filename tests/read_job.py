@@ -1,5 +1,5 @@
-"""A job of several processes for `test_hosts`: read a model split over all devices, and say how much
-of it this process read.
+"""A job of several processes for `test_hosts`: read a model split over all devices, and say how
+much of it this process read.
 
     python read_job.py MODEL FOLDER    writes FOLDER/PROCESS.json
 """

@@ -51,7 +51,6 @@ prompt_lengths = [2]
 generations = 3
 save_every = 1
 dtype = "float32"
-chunk = 2
 [[strategies]]
 name = "de"
 population = 4
@@ -219,7 +218,7 @@ def test_a_cell_is_a_soft_prompt_search(file, unbroken):
     params = load_checkpoint(study.folder, study.llama, param_shardings(study.llama, mesh))
     scorer = make_scorer(study.module, soft_prompt.constants(config, study, params))
     space = soft_prompt.search_space(config, study, params)
-    evolution, objective = soft_prompt.build(config, study, params, scorer, space, mesh)
+    _, evolution, objective = soft_prompt.build(config, study, params, scorer, space, mesh)
     state = evolution.init(soft_prompt.first_generation(config, space), objective)
     state, _ = evolution.run(state, config.generations, objective)
     rows = {row["id"]: row for row in cells_of(unbroken)}
@@ -302,9 +301,9 @@ def programs_once(monkeypatch):
     """Every sweep of one test runs the same compiled programs."""
     made = {}
 
-    def make(group, params, mesh):
+    def make(group, *rest):
         if group.name not in made:
-            made[group.name] = sweep_group.make_program(group, params, mesh)
+            made[group.name] = sweep_group.make_program(group, *rest)
         return made[group.name]
 
     monkeypatch.setattr(module, "make_program", make)

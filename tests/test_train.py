@@ -23,7 +23,7 @@ from jaxalign.train_data import Shape, Stream, TrainData, adapter_key, epoch_ord
 from jaxalign.train_step import gradient, loss_sum
 
 CONFIG = LlamaConfig(
-    61, 32, 48, 3, 4, 2, 8, dtype="float32", param_dtype="float32", initializer_range=0.15
+    62, 32, 48, 3, 4, 2, 8, dtype="float32", param_dtype="float32", initializer_range=0.15
 )
 PARAMS = init_params(CONFIG, jax.random.key(0))
 LORA = LoraConfig(rank=4)
