@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from jaxalign.decode import decode_program, padded_length
 from jaxalign.evolve import make_evolution
 from jaxalign.layout import Layout
 from jaxalign.llama.config import LlamaConfig
+from jaxalign.llama.model import AXES
 from jaxalign.llama.weights import Params, abstract_params, block_weights, param_shardings
 from jaxalign.lora import LoraConfig
 from jaxalign.objective import Objective, make_fitness
@@ -153,9 +154,13 @@ def lower_train(
     answer) over and over."""
     shape = train_shape(train, items, mesh)
     step, arguments = train_program(config, train, lora, mesh, shape)
-    # Forward, and backward through frozen weights; once more forward for what was not kept, and
-    # once more backward for the gradient of weights.
-    times = 2 + train.remat + (train.method == "full")
+    body = _body_weights(config)
+    # Forward, and backward through frozen weights; once more backward for the gradient of weights;
+    # once more forward for what was not kept. The output of `down` is not needed again, and of the
+    # last layer all is still there.
+    products = (2 + (train.method == "full")) * body
+    if train.remat:
+        products += (1 - 1 / config.num_hidden_layers) * (body - _body_weights(config, {"down"}))
     tokens = shape.passes * shape.rows * shape.row_length / mesh.shape[DATA]
     return Program(
         name="train",
@@ -163,7 +168,7 @@ def lower_train(
         unit="step",
         units=1,
         loop_trips=shape.passes,
-        formula_flops=2 * times * tokens * _body_weights(config) / mesh.shape[MODEL],
+        formula_flops=2 * tokens * products / mesh.shape[MODEL],
     )
 
 
@@ -180,7 +185,7 @@ def train_shape(train: TrainConfig, items: Sequence[Sequence[int]], mesh: Mesh) 
     ).shape  # fmt: skip
 
 
-def _body_weights(config: LlamaConfig) -> int:
-    """Numbers in the linear maps of all layers."""
-    maps = (w for w in block_weights(config).values() if w.fan_in is not None)
-    return config.num_hidden_layers * sum(math.prod(w.shape) for w in maps)
+def _body_weights(config: LlamaConfig, names: Collection[str] = tuple(AXES)) -> int:
+    """Numbers in the linear maps of all layers, or in those named."""
+    weights = block_weights(config)
+    return config.num_hidden_layers * sum(math.prod(weights[name].shape) for name in names)
