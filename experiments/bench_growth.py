@@ -6,8 +6,8 @@ A tiny random Llama answers generated items for a whole search. Each of the thre
 decades while the others stand still; FLOPs and memory are read from the compiled program, seconds
 are measured. A slope of 1 on log-log axes is proportional growth. Items share an instruction and
 the prompt, computed once, so that their slope is a little below 1; memory must not grow with
-generations, and with candidates by their search vectors alone. About a minute on two cores, most of
-it compilation.
+generations, and with candidates by their search vectors alone. About two minutes on two cores, most
+of it compilation.
 """
 
 from __future__ import annotations

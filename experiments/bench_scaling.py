@@ -1,7 +1,7 @@
 """Weak and strong scaling of the compiled search over the population axis, without running it.
 
     python -m experiments.bench_scaling                       # 1, 2, 4, 8 simulated devices
-    python -m experiments.bench_scaling --model llama3-8b --dtype bfloat16
+    python -m experiments.bench_scaling --topologies v5e:2x2 v5e:4x4 v5e:8x8 v5e:16x16
 
 Compiles one dispatch of generations (ask, 24 items answered by every candidate, tell) from shapes
 alone for meshes of several sizes, and reads out of each compiled program what one device computes,
@@ -43,6 +43,7 @@ from jaxalign.strategy import Strategy
 from jaxalign.survey.instrument import values_module
 from jaxalign.survey.score import make_scorer
 from jaxalign.throughput import candidate_flops
+from tpu.plan_chips import described_devices, parse_topology
 
 SMALL = LlamaConfig(32_000, 512, 1536, 8, 8, 4, 64)
 
@@ -60,6 +61,9 @@ class Config:
     model: Literal["small", "llama3-8b", "llama3.2-1b"] = "small"
     """Shapes only; small: 8 layers of width 512, vocabulary 32,000."""
     dtype: DType = "float32"
+    topologies: tuple[str, ...] = ()
+    """TPU slices such as v5e:2x2 v5e:4x4 v5e:8x8 v5e:16x16: weak scaling compiled ahead of time for
+    chips that are not here. Needs libtpu (pip install 'jaxalign[tpu]')."""
     plot: Path | None = Path("bench_scaling.png")
     """Picture of the table."""
     json: Path | None = None
@@ -90,12 +94,16 @@ def bench(config: Config) -> None:
     llama = SMALL if config.model == "small" else PRESETS[config.model]
     llama = llama.replace(dtype=config.dtype, param_dtype=config.dtype)
     layout, devices = values_layout(), simulated_devices(max(config.devices))
+    described = [described_mesh(name) for name in config.topologies]
     points = []
     for series in ("weak", "strong"):
         for n in config.devices:
             mesh = make_mesh(devices[:n])
             population = config.per_device * (n if series == "weak" else max(config.devices))
             points.append(scaling_point(series, llama, layout, mesh, population, config))
+    for name, mesh in zip(config.topologies, described, strict=True):
+        series, population = f"weak, {name.split(':')[0]}", config.per_device * mesh.devices.size
+        points.append(scaling_point(series, llama, layout, mesh, population, config))
     show(points)
     if config.json:
         write_json(config.json, {"model": config.model, "points": points})
@@ -187,6 +195,11 @@ def simulated_devices(count: int) -> list[jax.Device]:
     if len(devices) < count:
         raise UserError(f"{count} simulated devices are needed, JAX has {len(devices)}")
     return devices
+
+
+def described_mesh(name: str) -> Mesh:
+    """All chips of a slice along the population axis. UserError where there is no compiler."""
+    return make_mesh(described_devices(parse_topology(name)))
 
 
 def show(points: list[Point]) -> None:
