@@ -54,6 +54,7 @@ def test_bench_shows_and_saves(tmp_path, capsys, monkeypatch):
         ({"devices": ()}, "at least one"),
         ({"devices": (4096,)}, "4096 simulated devices"),
         ({"per_device": 0}, "at least 1"),
+        ({"topologies": ("v9:2x2",)}, "topology 'v9:2x2' is not known"),
     ],
 )
 def test_bad_input(devices, change, words):
