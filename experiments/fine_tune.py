@@ -131,8 +131,15 @@ def read_examples(path: Path, tokens: Tokens, longest: int) -> tuple[list[Exampl
     """
     if not path.is_file():
         raise UserError(f"--data {path}: no such file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--data {path}: not UTF-8 ({error.reason} at byte {error.start})"
+        ) from None
     examples, left_out = [], 0
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines: JSON may hold other line separators, as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         example = chat_example(tokens, _messages(line, f"--data {path}, line {number}"))
@@ -141,7 +148,9 @@ def read_examples(path: Path, tokens: Tokens, longest: int) -> tuple[list[Exampl
         else:
             examples.append(example)
     if not examples:
-        raise UserError(f"--data {path}: no conversation of at most {longest} tokens")
+        raise UserError(
+            f"--data {path}: no conversation of at most {longest} tokens, and {left_out} longer"
+        )
     return examples, left_out
 
 

@@ -125,7 +125,7 @@ class Trainer:
         step, self._arguments = train_program(config, train, lora, mesh, self.data.shape)
         self._step = step.lower(*self._arguments).compile()
         self.needed_bytes = refuse_what_does_not_fit(
-            self._step, mesh.devices.flat[0], "lower --train.tokens-per-pass"
+            self._step, mesh.local_devices[0], "lower --train.tokens-per-pass"
         )
 
     @property

@@ -13,7 +13,8 @@ import pytest
 from jaxalign.compiled import read_program
 from jaxalign.errors import UserError
 from jaxalign.llama.config import LlamaConfig
-from jaxalign.llama.model import Llama
+from jaxalign.llama.model import AXES, Llama, product
+from jaxalign.llama.quantized import quantize
 from jaxalign.llama.weights import init_params, param_shardings
 from jaxalign.lora import LoraConfig, attach, init_adapter
 from jaxalign.packing import Example, answer_count, fill, pack
@@ -207,6 +208,48 @@ def test_bfloat16_keeps_float32_adapters():
     exact, _ = train(("IND",), make_mesh(jax.devices()[:1]))
     moved = largest_difference(exact["IND"], adapters(trainer, trainer.start(params))["IND"])
     assert largest_difference(adapters(trainer, state)["IND"], exact["IND"]) < 2 * moved
+
+
+def test_adapters_train_on_weights_in_8_bits():
+    """The gradient is that on the same weights written out in float32."""
+    small = quantize(CONFIG, PARAMS)
+    written_out = dict(PARAMS)
+    for part in ("layers", "last"):
+        kernels = {name: (small[part][name], small[part][f"{name}_scale"]) for name in AXES}
+        written_out[part] = PARAMS[part] | {
+            name: kernel.astype(jnp.float32) * scale.reshape(_with_inputs(kernel, scale, part))
+            for name, (kernel, scale) in kernels.items()
+        }
+    packed = pack(DATA["USA"][:4], 32)
+    batch = fill(packed, len(packed), 32, max(map(answer_count, packed)))
+
+    @jax.jit
+    def slopes(params, adapter):
+        return jax.grad(lambda a: loss_sum(Llama(CONFIG), attach(params, a, LORA), batch))(adapter)
+
+    ours, expected = slopes(small, some_adapter()), slopes(written_out, some_adapter())
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
+    assert largest > 0.1
+    assert largest_difference(ours, expected) < 1e-5 * largest
+
+
+def _with_inputs(kernel: jax.Array, scale: jax.Array, part: str) -> tuple[int, ...]:
+    """A scale's shape with ones in place of the kernel's input axes."""
+    lead = 1 if part == "layers" else 0
+    return (*scale.shape[:lead], *(1,) * (kernel.ndim - scale.ndim), *scale.shape[lead:])
+
+
+def test_bfloat16_gradients_are_products_in_bfloat16():
+    """Forward and backward, each accumulated in float32."""
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.square(product("btd,df->btf", x, kernel)))
+
+    x, kernel = jnp.ones((2, 4, 8), jnp.bfloat16), jnp.ones((8, 16), jnp.bfloat16)
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, kernel).as_text()
+    dots = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(dots) == 3
+    assert all(line.count("xbf16>") == 2 and "xf32>" in line for line in dots)
 
 
 def test_the_compiled_step_leaves_frozen_weights_alone():

@@ -33,9 +33,9 @@ TRAIN = TrainConfig(
     row_length=64,
 )  # fmt: skip
 # Of all weights a few elements have gradients of the size of their own rounding error (1e-8 of a
-# norm of 0.5), and Adam's first step divides a gradient by its size: at epsilon 1e-8 torch's float32
-# steps would leave torch's float64 ones by more than 1e-5 too. The gradients themselves are compared
-# in `test_gradients_are_as_exact_as_those_of_torch`.
+# norm of 0.5), and Adam's first step divides a gradient by its size: at epsilon 1e-8 rounding alone
+# moves such an element by more than 1e-5. The gradients themselves are compared in
+# `test_gradients_are_as_exact_as_those_of_torch`.
 EPSILON = {"lora": 1e-8, "full": 1e-5}
 # Losses and gradient norms of the three steps with torch 2.13.0, transformers 5.23.0, PEFT 0.21.2.
 FROZEN = {

@@ -13,6 +13,7 @@ import re
 from types import MappingProxyType
 from typing import Any
 
+import jax
 from jax.experimental import topologies
 
 from jaxalign.errors import UserError
@@ -120,7 +121,9 @@ def parse_topology(name: str) -> Topology:
 
 def described_devices(topology: Topology) -> list[Any]:
     """One device per chip, for the compiler alone. UserError where the compiler is not installed
-    or does not know the topology."""
+    or does not know the topology. Turns the compilation cache off: what was compiled for chips that
+    are not here cannot be read back without them."""
+    jax.config.update("jax_enable_compilation_cache", False)
     return _tpu_devices(topology) if topology.is_tpu else _gpu_devices(topology)
 
 

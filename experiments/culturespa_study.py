@@ -1,0 +1,239 @@
+"""What `experiments.culturespa` is asked to do: its settings, and everything they name, checked.
+
+Nothing here takes long or writes anything, so that bad input is refused before the work starts.
+
+Three settings of the default run are there because the pocket Llama is not the paper's model.
+A step of 128 examples would be the whole epoch: it takes 8. The pocket Llama has never seen what
+follows a number, and with the end of the turn among the targets the loss begins at 7.6 nats a
+token, so the number alone is trained. The paper's learning rate of 1e-4 is for a model of 8
+billion weights; 3e-3 was set before any score was seen, and is not the outcome of a search.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from jaxalign.culturespa.question_topics import make_topics
+from jaxalign.culturespa.questions import load_prompt, render
+from jaxalign.culturespa.styles import Examples, Interviews, load_texts
+from jaxalign.decode import Sampling
+from jaxalign.errors import UserError
+from jaxalign.llama.checkpoint import weights_sha256
+from jaxalign.llama.config import LlamaConfig, read_config
+from jaxalign.llama.tokens import Tokens, check_vocabulary
+from jaxalign.lora import LoraConfig
+from jaxalign.pocket import MODEL_FOLDER
+from jaxalign.pocket.general import general_questions
+from jaxalign.pocket.society import held_out_survey, society_values_module
+from jaxalign.records import may_change
+from jaxalign.sharding import make_mesh
+from jaxalign.survey.instrument import Instrument, Item
+from jaxalign.survey.readers import read_survey
+from jaxalign.survey.readers.multiple_choice import read_multiple_choice
+from jaxalign.survey.tables import Tables, make_tables
+from jaxalign.train_step import TrainConfig
+
+# The paper's 18: neighbours of a country are looked for among those that the survey has.
+CULTURES = (
+    "USA", "CAN", "BOL", "BRA", "GBR", "NLD", "DEU", "UKR", "CHN", "RUS", "IND", "THA",
+    "KEN", "NGA", "ETH", "ZWE", "AUS", "NZL",
+)  # fmt: skip
+GUARD_QUESTIONS = 300  # of the pocket's own tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """CultureSPA: write questions, answer them, keep what a culture changes, fine-tune, measure."""
+
+    out: Path | None = may_change(None)
+    """Directory of the run; default runs/culturespa-<date>-<time>."""
+    resume: bool = may_change(False)
+    """Continue the run in --out; steps that are done are not done again."""
+    model: Path | None = None
+    """Folder of a Hugging Face Llama; default: the pocket Llama that ships with the package."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and activations; auto: float32 for the pocket Llama, bfloat16 for others."""
+    survey: Path | None = None
+    """Survey with topics and countries' answers: its questions are the seeds, and it is the test;
+    default: the simulated society's."""
+    countries: tuple[str, ...] = ("USA", "BRA", "DEU", "CHN", "IND", "NGA")
+    """ISO 3166 alpha-3 codes."""
+    per_topic: int = 12
+    """Questions asked for on each topic."""
+    seeds: int = 5
+    """How often everything that luck enters is done: questions, selection, adapters, order."""
+    first_seed: int = 0
+    reading: Literal["exact", "sampled"] = "exact"
+    """exact: the most likely option; sampled: the first integer of --runs replies."""
+    runs: int = 3
+    """Replies to each question when sampled."""
+    examples: Examples = "paper"
+    """Where P2 and P3 read countries' answers: the survey that is tested, or --source."""
+    source: Path | None = None
+    """Another survey, for --examples leak_free; default: the simulated society's values module."""
+    texts: Path | None = None
+    """Folder with your own prompt texts; default: the package's."""
+    writing: Sampling = dataclasses.field(
+        default_factory=lambda: Sampling(max_new_tokens=256, temperature=0.9, top_p=0.95)
+    )
+    answering: Sampling = dataclasses.field(
+        default_factory=lambda: Sampling(max_new_tokens=16, temperature=0.6, top_p=0.9)
+    )
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    train: TrainConfig = dataclasses.field(
+        default_factory=lambda: TrainConfig(
+            batch=8, learning_rate=3e-3, remat=False, unroll=True, tokens_per_pass=2048
+        )
+    )
+    specific_batch: int = 8
+    """Examples per optimiser step of the specific models; --train.batch is that of the others."""
+    end_of_turn: bool = False
+    """Also train the end of the turn after the number, as chat trainers do."""
+    guard: Path | None = None
+    """MMLU-style questions on which fine-tuning should break nothing; default: pocket tasks."""
+    resamples: int = 4000
+    """Of the question bootstrap."""
+    batch_size: int = may_change(64)
+    """Replies written at a time."""
+    block_tokens: int = 4096
+    """Tokens computed together when answering; lower it where memory is short."""
+    model_devices: int = may_change(1)
+    """Devices that one copy of the model is split over."""
+    save_every: int = may_change(50)
+    """Training steps per checkpoint."""
+    quiet: bool = may_change(False)
+    """No progress bars."""
+
+    @property
+    def seed_numbers(self) -> tuple[int, ...]:
+        return tuple(range(self.first_seed, self.first_seed + self.seeds))
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What the settings name, read and checked; everything but the weights."""
+
+    folder: Path
+    llama: LlamaConfig
+    tokens: Tokens
+    survey: Instrument
+    tables: Tables
+    interviews: Interviews
+    prompt: str  # of a request for a question
+    guard: tuple[tuple[Item, int], ...]  # question, position of the right option
+    guard_name: str
+    mesh: jax.sharding.Mesh
+    model_sha256: str
+
+    def facts(self) -> dict[str, object]:
+        """Hashes and texts that a resumed run must find unchanged."""
+        return {
+            "model_sha256": self.model_sha256,
+            "tokenizer_sha256": self.tokens.sha256,
+            "survey_sha256": self.survey.sha256,
+            "survey": self.survey.name,
+            "simulated": self.survey.name == held_out_survey().name,
+            "prompt": self.prompt,
+            "texts": dataclasses.asdict(self.interviews.texts),
+            "guard": self.guard_name,
+        }
+
+
+def read_study(config: Config) -> Study:
+    """Read and check everything that is quick to check. UserError for whatever is wrong."""
+    _check(config)
+    folder = config.model or MODEL_FOLDER
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "float32" if config.model is None else "bfloat16"
+    llama = read_config(folder, dtype)
+    tokens = Tokens.load(folder)
+    check_vocabulary(tokens, llama)
+    survey = held_out_survey() if config.survey is None else _survey(config.survey, "--survey")
+    tables = make_tables(survey, config.countries)
+    guard_name, guard = read_guard(config.guard)
+    study = Study(
+        folder=folder,
+        llama=llama,
+        tokens=tokens,
+        survey=survey,
+        tables=tables,
+        interviews=_interviews(config, survey),
+        prompt=load_prompt(),
+        guard=guard,
+        guard_name=guard_name,
+        mesh=make_mesh(population=1, data=_data_devices(config), model=config.model_devices),
+        model_sha256=weights_sha256(folder),
+    )
+    _check_room(config, study)
+    return study
+
+
+def _check(config: Config) -> None:
+    for name, least in (
+        ("seeds", 1), ("per_topic", 2), ("runs", 1), ("resamples", 1), ("batch_size", 1),
+        ("specific_batch", 1), ("block_tokens", 64), ("model_devices", 1), ("save_every", 1),
+        ("first_seed", 0),
+    ):  # fmt: skip
+        if getattr(config, name) < least:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} {getattr(config, name)}: give at least {least}")
+    if len(config.countries) < 2 or len(set(config.countries)) < len(config.countries):
+        raise UserError(f"--countries {' '.join(config.countries)}: give two or more, each once")
+    if config.train.method != "lora":
+        raise UserError("--train.method full: this experiment trains adapters side by side")
+
+
+def _survey(path: Path, option: str) -> Instrument:
+    survey = read_survey(path)
+    if not isinstance(survey, Instrument) or not survey.distributions:
+        raise UserError(f"{option} {path}: it does not say how any country answered")
+    return survey
+
+
+def _interviews(config: Config, survey: Instrument) -> Interviews:
+    pool = (*config.countries, *(c for c in CULTURES if c not in config.countries))
+    source = None
+    if config.examples == "leak_free":
+        own = config.source is not None
+        source = _survey(config.source, "--source") if own else society_values_module()
+    shown = survey if source is None else source
+    known = tuple(c for c in pool if c in shown.distributions)
+    if missing := [c for c in config.countries if c not in known]:
+        raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
+    interviews = Interviews(load_texts(config.texts), survey, known, config.examples, source)
+    for country in config.countries:
+        interviews.lead_in("p2p3", country, survey.items[0])
+    return interviews
+
+
+def read_guard(path: Path | None) -> tuple[str, tuple[tuple[Item, int], ...]]:
+    """Name, and questions with the positions of their right options."""
+    if path is None:
+        return "pocket tasks", tuple(general_questions(GUARD_QUESTIONS, seed=1))
+    test = read_multiple_choice(path)
+    return f"{test.name} {test.sha256}", tuple(zip(test.items, test.answers, strict=True))
+
+
+def _data_devices(config: Config) -> int:
+    devices = len(jax.devices())
+    if devices % config.model_devices:
+        raise UserError(f"--model-devices {config.model_devices}: {devices} devices do not divide")
+    return devices // config.model_devices
+
+
+def _check_room(config: Config, study: Study) -> None:
+    """UserError where not even a first request for a question fits the model."""
+    room = study.llama.max_position_embeddings - config.writing.max_new_tokens
+    for topic in make_topics(study.survey):
+        content = render(study.prompt, topic.name, topic.seeds[:5])
+        tokens = len(study.tokens.encode_chat([{"role": "user", "content": content}]))
+        if tokens > room:
+            raise UserError(
+                f"a request on {topic.name!r} has {tokens} tokens, but the model has room for "
+                f"{room}; lower --writing.max-new-tokens"
+            )
