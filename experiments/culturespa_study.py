@@ -86,7 +86,7 @@ class Config:
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     train: TrainConfig = dataclasses.field(
         default_factory=lambda: TrainConfig(
-            batch=8, learning_rate=3e-3, remat=False, unroll=True, tokens_per_pass=2048
+            batch=8, learning_rate=1e-2, remat=False, unroll=True, tokens_per_pass=2048
         )
     )
     specific_batch: int = 8
