@@ -16,11 +16,12 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-$(EXTRAS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help install soft-prompt test lint clean
+.PHONY: help install soft-prompt culturespa test lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make soft-prompt   run the main job; its options: make soft-prompt ARGS=--help"
+	@echo "make culturespa    the second paper, whole"
 	@echo "make test          run the tests; some only: make test ARGS='tests/test_records.py'"
 	@echo "make lint          check style with ruff"
 	@echo "make install       make $(VENV) and install the package, nothing more"
@@ -31,6 +32,9 @@ install: $(INSTALLED)
 
 soft-prompt: $(INSTALLED)
 	@$(BIN)/python -m experiments.soft_prompt $(ARGS)
+
+culturespa: $(INSTALLED)
+	@$(BIN)/python -m experiments.culturespa $(ARGS)
 
 # The tests simulate 8 devices on the CPU, whatever else the machine has.
 test: $(INSTALLED_TEST)
