@@ -177,6 +177,11 @@ def read_study(config: Config) -> Study:
 
 
 def _check(config: Config) -> None:
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{jax.process_count()} processes: this experiment uses all devices of one; on several "
+            "run its steps by themselves (experiments.fine_tune)"
+        )
     for name, least in (
         ("seeds", 1), ("per_topic", 2), ("runs", 1), ("resamples", 1), ("batch_size", 1),
         ("specific_batch", 1), ("block_tokens", 64), ("model_devices", 1), ("save_every", 1),

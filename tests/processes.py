@@ -1,4 +1,4 @@
-"""Start one command as several processes of one job on this machine, each with simulated devices."""
+"""Start one command as several processes of a job on this machine, with simulated devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def free_port() -> int:
 
 
 def start(args: Sequence[str], processes: int, devices: int) -> list[subprocess.Popen]:
-    """`python args` as `processes` processes of `devices` devices each; alone without a variable."""
+    """`python args` as `processes` processes of `devices` devices each."""
     address = f"127.0.0.1:{free_port()}"
     cache = Path(tempfile.gettempdir()) / "jaxalign-test-cache"
     return [

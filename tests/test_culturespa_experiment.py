@@ -30,7 +30,8 @@ COUNTRIES = ["USA", "CHN", "NGA", "SWE"]
 SMALL = [
     "--countries", *COUNTRIES, "--per-topic", "4", "--seeds", "2", "--resamples", "50",
     "--writing.max-new-tokens", "96", "--batch-size", "8", "--block-tokens", "1024",
-    "--train.no-unroll", "--train.batch", "2", "--specific-batch", "2", "--save-every", "2", "--quiet",
+    "--train.no-unroll", "--train.batch", "2", "--specific-batch", "2", "--save-every", "2",
+    "--quiet",
 ]  # fmt: skip
 
 
