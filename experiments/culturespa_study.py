@@ -29,11 +29,11 @@ from jaxalign.llama.checkpoint import weights_sha256
 from jaxalign.llama.config import LlamaConfig, read_config
 from jaxalign.llama.tokens import Tokens, check_vocabulary
 from jaxalign.lora import LoraConfig
+from jaxalign.mesh_here import mesh_here
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.general import general_questions
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.records import may_change
-from jaxalign.sharding import make_mesh
 from jaxalign.survey.instrument import Instrument, Item
 from jaxalign.survey.readers import read_survey
 from jaxalign.survey.readers.multiple_choice import read_multiple_choice
@@ -104,8 +104,8 @@ class Config:
     """Replies written at a time."""
     block_tokens: int = 4096
     """Tokens computed together when answering; lower it where memory is short."""
-    model_devices: int = may_change(1)
-    """Devices that one copy of the model is split over."""
+    model_parallel: int | None = may_change(None)
+    """Devices that share one copy of the weights; default: as few as memory allows."""
     save_every: int = may_change(50)
     """Training steps per checkpoint."""
     quiet: bool = may_change(False)
@@ -159,6 +159,8 @@ def read_study(config: Config) -> Study:
     survey = held_out_survey() if config.survey is None else _survey(config.survey, "--survey")
     tables = make_tables(survey, config.countries)
     guard_name, guard = read_guard(config.guard)
+    mesh, choice = mesh_here(llama, None, model=config.model_parallel)
+    print(choice.describe())
     study = Study(
         folder=folder,
         llama=llama,
@@ -169,7 +171,7 @@ def read_study(config: Config) -> Study:
         prompt=load_prompt(),
         guard=guard,
         guard_name=guard_name,
-        mesh=make_mesh(population=1, data=_data_devices(config), model=config.model_devices),
+        mesh=mesh,
         model_sha256=weights_sha256(folder),
     )
     _check_room(config, study)
@@ -184,7 +186,7 @@ def _check(config: Config) -> None:
         )
     for name, least in (
         ("seeds", 1), ("per_topic", 2), ("runs", 1), ("resamples", 1), ("batch_size", 1),
-        ("specific_batch", 1), ("block_tokens", 64), ("model_devices", 1), ("save_every", 1),
+        ("specific_batch", 1), ("block_tokens", 64), ("save_every", 1),
         ("first_seed", 0),
     ):  # fmt: skip
         if getattr(config, name) < least:
@@ -225,13 +227,6 @@ def read_guard(path: Path | None) -> tuple[str, tuple[tuple[Item, int], ...]]:
         return "pocket tasks", tuple(general_questions(GUARD_QUESTIONS, seed=1))
     test = read_multiple_choice(path)
     return f"{test.name} {test.sha256}", tuple(zip(test.items, test.answers, strict=True))
-
-
-def _data_devices(config: Config) -> int:
-    devices = len(jax.devices())
-    if devices % config.model_devices:
-        raise UserError(f"--model-devices {config.model_devices}: {devices} devices do not divide")
-    return devices // config.model_devices
 
 
 def _check_room(config: Config, study: Study) -> None:

@@ -34,10 +34,11 @@ from jaxalign.llama.tokens import Message, Tokens, check_vocabulary
 from jaxalign.llama.weights import Params, param_shardings
 from jaxalign.lora import Adapter, LoraConfig, merge
 from jaxalign.lora_files import save_lora
+from jaxalign.mesh_here import mesh_here
 from jaxalign.packing import Example
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.records import Run, check, may_change
-from jaxalign.sharding import make_mesh, replicated
+from jaxalign.sharding import replicated
 from jaxalign.train import TrainConfig, Trainer, TrainState, adapters, fit
 
 _NAME = "joint"  # the one adapter's
@@ -64,8 +65,8 @@ class Config:
     """Tokens; longer conversations are left out, and counted."""
     data_parallel: int | None = may_change(None)
     """Devices that examples are spread over; default: all that --model-parallel leaves."""
-    model_parallel: int = may_change(1)
-    """Devices that each weight is spread over."""
+    model_parallel: int | None = may_change(None)
+    """Devices that share one copy of the weights; default: as few as memory allows."""
     save_every: int = may_change(100)
     """Steps between checkpoints."""
     merge: bool = may_change(False)
@@ -85,9 +86,8 @@ def tune(config: Config) -> None:
     print(
         f"{len(examples)} conversations, {left_out} left out for more than {config.longest} tokens"
     )
-    devices = len(jax.devices())
-    data_parallel = config.data_parallel or max(1, devices // config.model_parallel)
-    mesh = make_mesh(population=1, data=data_parallel, model=config.model_parallel)
+    mesh, choice = mesh_here(llama, None, model=config.model_parallel, data=config.data_parallel)
+    print(choice.describe())
     trainer = Trainer(llama, config.train, config.lora, {_NAME: examples}, mesh)
     shape, steps = trainer.data.shape, trainer.data.steps
     print(

@@ -11,7 +11,6 @@ example (ICL). Method: Masoud, Ferianc, Treleaven and Rodrigues 2025 (arXiv 2503
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,17 +29,16 @@ from jaxalign.errors import UserError
 from jaxalign.evolve import Evolution, State, make_evolution
 from jaxalign.gradient import make_descent
 from jaxalign.held_out import HeldOut
-from jaxalign.hosts import agreed
 from jaxalign.llama.checkpoint import load_checkpoint, weights_sha256
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.quantized import quantize
 from jaxalign.llama.weights import Params, param_shardings
-from jaxalign.memory import available_bytes, busy_chunk, fitting_chunk
-from jaxalign.mesh_choice import choose_mesh
+from jaxalign.memory import busy_chunk, fitting_chunk
+from jaxalign.mesh_here import mesh_here
 from jaxalign.objective import Objective, make_fitness
 from jaxalign.records import Run, check
 from jaxalign.report import soft_prompt_report
-from jaxalign.sharding import local_view, make_mesh, place_whole, replicated
+from jaxalign.sharding import local_view, place_whole, replicated
 from jaxalign.soft_prompt import (
     Space,
     country_key,
@@ -157,17 +155,14 @@ def search_space(config: Config, study: Study, params: Params) -> Space:
 
 def choose(config: Config, study: Study) -> jax.sharding.Mesh:
     """The mesh that fits the model and the population, with its reason on the screen."""
-    memory = available_bytes(jax.local_devices()[0]) or sys.maxsize
-    choice = choose_mesh(
+    mesh, choice = mesh_here(
         study.llama,
-        jax.device_count(),
-        agreed(memory),
         len(config.countries) * config.strategy.population,
         search_dims=config.prompt.dims(study.llama.hidden_size),
         model=config.model_parallel,
     )
     print(choice.describe())
-    return make_mesh(**choice.sizes)
+    return mesh
 
 
 def in_int8(config: Config, study: Study, params: Params) -> Params:

@@ -24,7 +24,6 @@ import dataclasses
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,10 +42,8 @@ from jaxalign.errors import UserError
 from jaxalign.hosts import agreed
 from jaxalign.llama.checkpoint import load_checkpoint
 from jaxalign.llama.weights import Params, param_shardings
-from jaxalign.memory import available_bytes
-from jaxalign.mesh_choice import choose_mesh
+from jaxalign.mesh_here import mesh_here
 from jaxalign.records import MetricsFile, Run, check
-from jaxalign.sharding import make_mesh
 from jaxalign.soft_prompt import prompt_text, save_prompt
 from jaxalign.survey.countries import country_name
 
@@ -163,11 +160,10 @@ def read_chunks(run: Run) -> dict[str, int]:
 
 def choose(group: Group) -> jax.sharding.Mesh:
     """The mesh that fits the model and a batch of its cells, with its reason on the screen."""
-    memory = agreed(available_bytes(jax.local_devices()[0]) or sys.maxsize)
     candidates = len(group.batches[0].entries) * group.strategy.strategy.population
-    choice = choose_mesh(group.study.llama, jax.device_count(), memory, candidates)
+    mesh, choice = mesh_here(group.study.llama, candidates)
     print(f"{group.model}: {choice.describe()}")
-    return make_mesh(**choice.sizes)
+    return mesh
 
 
 def load(group: Group, mesh: jax.sharding.Mesh) -> Params:
