@@ -13,6 +13,7 @@ from jaxalign.errors import UserError
 from jaxalign.llama.config import PRESETS, LlamaConfig
 from jaxalign.llama.weights import abstract_params, param_shardings
 from jaxalign.mesh_choice import MeshChoice, choose_mesh, model_axis_lengths, weight_bytes
+from jaxalign.mesh_here import mesh_here
 from jaxalign.sharding import make_mesh
 
 GIB = 2**30
@@ -117,3 +118,9 @@ def test_the_search_takes_its_share():
     assert choose_mesh(PRESETS["llama3-8b"], 256, V5E, 4096, search_dims=65_536).model == 2
     with pytest.raises(UserError, match="GiB of the search"):
         choose_mesh(llama, 1, chip, 4096, search_dims=131_072)
+
+
+def test_the_mesh_of_the_devices_here(devices):
+    mesh, choice = mesh_here(PRESETS["llama3-8b"].replace(num_hidden_layers=2), 16, model=2)
+    assert dict(mesh.shape) == choice.sizes == {"population": 4, "data": 1, "model": 2}
+    assert set(mesh.devices.flat) == set(devices)
