@@ -157,7 +157,7 @@ def _too_large(
         f"{_gib(weight_bytes(config))} of weights do not fit: the {num_devices} devices and "
         f"{limits} allow at most {most} parts, {_gib(weight_bytes(config, most))} each, and a "
         f"device's {_gib(chip_bytes)} must keep {_ROOM:.0%} free and hold {_gib(search_bytes)} of "
-        "the search; take chips with more memory"
+        "the search; take a smaller population, search fewer dimensions, or chips with more memory"
         f"{', or more of them' if most < model_axis_lengths(config)[-1] else ''}"
     )
 

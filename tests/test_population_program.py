@@ -119,10 +119,10 @@ def test_the_search_holds_no_more_than_its_two_parts(population):
 
 
 def test_only_asking_and_telling_run_an_unknown_number_of_times():
+    """The loops over countries, inside the one over generations; its name is JAX's affair."""
     facts = search(64, 1, "float32")
-    assert {name.removesuffix("/while") for name in facts.unknown_loops} == {
-        "jit(advance)/while/body/closed_call"
-    }
+    (name,) = {name.removesuffix("/while") for name in facts.unknown_loops}
+    assert name.removeprefix("jit(advance)/while/body/") in ("closed_call", "eval_jaxpr")
     assert None not in {dot.times for dot in facts.dots}
 
 

@@ -187,7 +187,7 @@ def without_special_tokens(tmp_path: Path) -> Path:
         (["--icl-examples", "1000"], "--icl-examples 1000"),
         (["--resume"], "--resume needs --out"),
         (["--prompt.length", "0"], "length=0"),
-        (["--population", "200000"], "out of memory foreseen"),
+        (["--population", "20000000"], "of the search; take a smaller population"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(arguments, said, tmp_path):
