@@ -46,7 +46,7 @@ from jaxalign.errors import UserError
 from jaxalign.layout import plan_layout
 from jaxalign.llama.config import DType, LlamaConfig
 from jaxalign.records import write_json
-from jaxalign.soft_prompt import Placement
+from jaxalign.throughput import plan_report, plan_text
 
 Baseline = Literal["hf_per_item", "hf_padded", "hf_prefix_cache", "jax_vmap"]
 
@@ -69,7 +69,7 @@ class Config:
     items: Kind = "module"
     """module (the package's 24 items, which share stems) or stem-free (as many and as long, but no
     two begin alike)."""
-    placement: Placement = "system"
+    placement: Literal["front", "system"] = "system"
     """Where the soft prompt stands: system (in the system message) or front (before everything)."""
     prompt_length: int = 16
     """Soft prompt tokens."""
@@ -105,7 +105,7 @@ def bench(config: Config, llama: LlamaConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="jaxalign-bench-") as scratch:
         work = make_work(config, llama, model_folder(config.size, Path(scratch)))
         layout = plan_layout(work.before, work.prompt_length, work.items, work.spellings())
-        print("  ".join(f"{name} {value}" for name, value in layout.describe().items()))
+        print(plan_text(plan_report(llama, layout, config.chunk)))
         measured = measure(work, config.against, config.repeats, Path(scratch))
     result = make_result(config, work, layout, measured)
     show(result)

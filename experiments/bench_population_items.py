@@ -19,7 +19,6 @@ from jaxalign.llama.config import PRESETS, DType, LlamaConfig, read_config
 from jaxalign.llama.tokens import Tokens
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.prompts import load_prompts
-from jaxalign.soft_prompt import Placement
 from jaxalign.survey.instrument import values_module
 
 Size = Literal["pocket", "small", "1b", "8b"]
@@ -51,7 +50,7 @@ def model_folder(size: Size, scratch: Path) -> Path:
 
 
 def ask_items(
-    kind: Kind, placement: Placement
+    kind: Kind, placement: Literal["front", "system"]
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], list[Spellings]]:
     """Token ids before the soft prompt, each item's after it, and the options' spellings.
 

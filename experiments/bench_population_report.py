@@ -15,7 +15,7 @@ from jaxalign.layout import Layout
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import block_weights
 from jaxalign.records import plain, versions
-from jaxalign.throughput import lower_bound
+from jaxalign.throughput import lower_bound, plan_report
 
 WORDS = {
     "ours": "ours",
@@ -44,7 +44,11 @@ def make_result(config: Any, work: Work, layout: Layout, measured: Measured) -> 
         "device_peak_bytes": measured.device_peak_bytes,
         "idle_cpu_seconds": measured.idle_cpu_seconds,
         "settings": plain(config)
-        | {"model": plain(work.llama), "layout": layout.describe(), "threads": work.threads},
+        | {
+            "model": plain(work.llama),
+            "layout": plan_report(work.llama, layout, work.chunk),
+            "threads": work.threads,
+        },
         "machine": _machine(measured),
     }
 

@@ -161,7 +161,13 @@ def read_chunks(run: Run) -> dict[str, int]:
 def choose(group: Group) -> jax.sharding.Mesh:
     """The mesh that fits the model and a batch of its cells, with its reason on the screen."""
     candidates = len(group.batches[0].entries) * group.strategy.strategy.population
-    mesh, choice = mesh_here(group.study.llama, candidates)
+    llama = group.study.llama
+    mesh, choice = mesh_here(
+        llama,
+        candidates,
+        search_dims=group.config.prompt.dims(llama.hidden_size),
+        model=group.config.model_parallel,
+    )
     print(f"{group.model}: {choice.describe()}")
     return mesh
 

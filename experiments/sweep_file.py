@@ -40,7 +40,7 @@ POCKET = "pocket"
 AXES = ("countries", "seeds", "models", "prompt_lengths", "strategies")
 SETTINGS = (
     "anchor", "chunk", "constant", "dimensions", "dtype", "edition", "generations", "instrument",
-    "penalty", "prompts", "reading", "save_every",
+    "model_parallel", "penalty", "prompts", "reading", "save_every",
 )  # fmt: skip
 
 _Fields = TypeVar("_Fields")

@@ -69,23 +69,6 @@ class Layout:
         """Token positions per candidate that go through the layers."""
         return self.common_length + len(self.tree)
 
-    def describe(self) -> dict[str, int | float]:
-        """What the plan computes and what it saves; printed with every run."""
-        R, L, S = self.rows.mask_RxLxS.shape
-        pairs = int(self.rows.mask_RxLxS.sum())
-        return {
-            "tokens_before_the_prompt": len(self.before),
-            "prompt_tokens": self.prompt_length,
-            "tokens_asked_per_candidate": self.tokens_asked,
-            "tokens_computed_per_candidate": self.tokens_computed,
-            "sharing": round(self.tokens_asked / self.tokens_computed, 3),
-            "answer_positions": len(self.answers),
-            "attention_rows": R,
-            "attention_row_queries": L,
-            "attention_row_keys": S,
-            "attention_padding_percent": round(100 * (1 - pairs / (R * L * S)), 1),
-        }
-
 
 class PrefixTree:
     """A prefix tree over token ids; node 0 is the root and holds no token."""

@@ -40,21 +40,6 @@ class AfterLayout:
         """Token positions per candidate that go through the layers."""
         return self.positions_QxT.size
 
-    def describe(self) -> dict[str, int | float]:
-        """What the plan computes and what it saves; printed with every run."""
-        Q, S = self.texts_QxS.shape
-        real = self.lengths_Q.sum() + self.mask_QxTxT.any(-1).sum()
-        return {
-            "placement": "after (another method than front and system)",
-            "tokens_before_the_prompt": int(self.lengths_Q.sum()),
-            "prompt_tokens": self.prompt_length,
-            "tokens_asked_per_candidate": self.tokens_asked,
-            "tokens_computed_per_candidate": self.tokens_computed,
-            "sharing": round(self.tokens_asked / self.tokens_computed, 3),
-            "answer_positions": len(self.answers),
-            "padding_percent": round(100 * (1 - float(real) / (Q * S + self.tokens_computed)), 1),
-        }
-
 
 def plan_after(
     texts: Sequence[Sequence[int]],

@@ -312,6 +312,7 @@ def test_smallest_slice(capsys) -> None:
         ({"program": ()}, "--program"),
         ({"program": ("train",), "fit": "slice"}, "leave out --program"),
         ({"mesh_model": 3}, "model=3 does not divide"),
+        ({"prompt": SoftPromptConfig(placement="after")}, "cannot be planned yet"),
     ],
 )
 def test_bad_input(changes: dict, words: str) -> None:

@@ -120,6 +120,8 @@ def check(config: Config) -> None:
         raise UserError(f"--efficiency {config.efficiency}: above 0 and at most 1")
     if not config.program:
         raise UserError("--program: name at least one of population, decode, train")
+    if config.prompt.placement == "after":
+        raise UserError("--prompt.placement after cannot be planned yet; front and system can")
     if config.fit and config.program != ("population",):
         raise UserError("--fit is about the population: leave out --program")
 
