@@ -29,20 +29,35 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
     """`methods.png` and `selection.png`."""
     figure = Figure(figsize=(8.6, 5.2), layout="constrained")
     axes = figure.add_subplot()
-    _rows(axes, [METHODS[n] for n in METHODS], [result["methods"][n] for n in METHODS])
-    for name, (words, style, colour) in SHOWN_LINES.items():
-        axes.axvline(result["lines"][name]["mean"], label=words, linestyle=style, color=colour)
+    draw_methods(axes, result)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3,
                   frameon=False, fontsize=9)  # fmt: skip
     save(figure, out / "methods.png")
-    strategies(out / "selection.png", result["selection"] | {"p1": result["methods"]["p1"]})
+    strategies(out / "selection.png", with_p1(result))
+
+
+def with_p1(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The strategies' records, and what they are held against."""
+    return result["selection"] | {"p1": result["methods"]["p1"]}
+
+
+def draw_methods(axes: Axes, result: Mapping[str, Any]) -> None:
+    """A row per method, and the lines that need no model."""
+    _rows(axes, [METHODS[n] for n in METHODS], [result["methods"][n] for n in METHODS])
+    for name, (words, style, colour) in SHOWN_LINES.items():
+        axes.axvline(result["lines"][name]["mean"], label=words, linestyle=style, color=colour)
+
+
+def draw_strategies(axes: Axes, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """A row per strategy."""
+    _rows(axes, [_WORDS.get(name, name) for name in records], list(records.values()))
 
 
 def strategies(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
     """PNG of joint models by how their data were selected."""
     figure = Figure(figsize=(7.2, 0.45 * len(records) + 1.6), layout="constrained")
     axes = figure.add_subplot()
-    _rows(axes, [_WORDS.get(name, name) for name in records], list(records.values()))
+    draw_strategies(axes, records)
     axes.set_title("Joint model by selection of its data", fontsize=11)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3,
                   frameon=False, fontsize=9)  # fmt: skip

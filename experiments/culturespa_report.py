@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.culturespa_plots import SHOWN_LINES, draw_methods, draw_strategies, with_p1
 from experiments.culturespa_result import METHODS, SELECTION
 from jaxalign.report.common import provenance
 from jaxalign.report.document import (
@@ -13,6 +15,7 @@ from jaxalign.report.document import (
     Document,
     Estimate,
     Figure,
+    Key,
     Listing,
     Note,
     Section,
@@ -20,9 +23,17 @@ from jaxalign.report.document import (
     Text,
     section,
 )
+from jaxalign.report.drawing import Panel, drawings
+from jaxalign.report.palette import BLUE, INK, PURPLE, VERMILION
 from jaxalign.report.render import write_report
 from jaxalign.survey.culture_lines import LINES
 
+_ROW_KEYS = (
+    Key("mean", INK, marker="o"),
+    Key("95 %, questions", BLUE, "-"),
+    Key("95 %, seeds", VERMILION, "-"),
+    Key("each seed", PURPLE, marker="|"),
+)
 _SIMULATED = (
     "Simulated: nobody was asked. The countries' answers to this survey are made up by a program; "
     "no number here is a finding about people."
@@ -108,9 +119,11 @@ def _methods(result: Mapping[str, Any], out: Path) -> Section:
         ("Method", *countries, "Mean", "Seeds"), rows, digits=2,
     )  # fmt: skip
     lines = tuple((LINES[name], line["mean"]) for name, line in result["lines"].items())
+    picture = Panel("", functools.partial(draw_methods, result=result), (8.6, 4.6), wide=True)
     figure = Figure(
         "Mean score of each method", "A row per method, its mean and intervals, and lines that "
-        "need no model", out / "methods.png", (), table,
+        "need no model", out / "methods.png", drawings("methods", [picture]), table,
+        (*_ROW_KEYS, *(Key(words, colour, style) for words, style, colour in SHOWN_LINES.values())),
     )  # fmt: skip
     return section(
         "Scores",
@@ -143,9 +156,11 @@ def _selection(result: Mapping[str, Any], out: Path) -> Section:
         for name in SELECTION
     )
     table = Table("Joint model by selection", ("Selection", "Questions", "Seeds"), rows, digits=2)
+    draw = functools.partial(draw_strategies, records=with_p1(result))
+    picture = Panel("", draw, (7.2, 2.8), wide=True)
     figure = Figure(
         "Joint model by selection of its data", "A row per strategy with its intervals",
-        out / "selection.png", (), table,
+        out / "selection.png", drawings("selection", [picture]), table, _ROW_KEYS,
     )  # fmt: skip
     return section("Selection", figure)
 

@@ -94,6 +94,13 @@ def test_result_has_the_documented_format(finished):
     assert {"settings", "facts", "versions", "lines", "personas"} <= set(result)
 
 
+def test_the_page_holds_its_pictures(finished):
+    """Drawn into it, so that it stands alone."""
+    page = (finished / "report.html").read_text("utf-8")
+    assert page.count('class="drawing wide"') == 2
+    assert "<img" not in page
+
+
 def test_questions_add_up(finished):
     questions = result_of(finished)["questions"]
     assert questions["asked_for"] == 2 * 2 * 4  # seeds, topics, each
