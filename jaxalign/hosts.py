@@ -46,10 +46,12 @@ def joined() -> bool:
 
 
 def agreed(value: int) -> int:
-    """Process 0's value, on every process: for choices that hang on a measurement."""
+    """Process 0's value, from 0 to 2**64 - 1, on every process: for choices by a measurement."""
     if not joined():
         return value
-    return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
+    # Eight bytes, since JAX would cut a 64-bit integer down to 32 bits.
+    said = np.frombuffer(value.to_bytes(8, "big"), np.uint8)
+    return int.from_bytes(np.asarray(multihost_utils.broadcast_one_to_all(said)).tobytes(), "big")
 
 
 def read_hosts(said: str) -> dict[str, str | int]:

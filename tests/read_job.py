@@ -35,6 +35,7 @@ def main(model: Path, folder: Path) -> None:
     held = sum(x.addressable_shards[0].data.nbytes for x in params)
     whole = sum(x.nbytes for x in params)
     said = {"read": sum(read), "held": held, "whole": whole}
+    said["agreed"] = hosts.agreed(5_000_000_000 + jax.process_index())
     (folder / f"{jax.process_index()}.json").write_text(json.dumps(said))
 
 

@@ -136,6 +136,7 @@ def test_each_host_reads_only_what_it_keeps(tmp_path):
     for process in (0, 1):
         found = json.loads((tmp_path / f"{process}.json").read_text())
         assert found["read"] == found["held"] < 0.51 * found["whole"]
+        assert found["agreed"] == 5_000_000_000, "process 0's, whole: it is more than 32 bits"
 
 
 # Answering
