@@ -43,10 +43,10 @@ from experiments.bench_population_report import make_result, show
 from experiments.bench_population_worker import Work
 from jaxalign.console import main
 from jaxalign.errors import UserError
+from jaxalign.kernels.choose import Asked
 from jaxalign.layout import plan_layout
 from jaxalign.llama.config import DType, LlamaConfig
 from jaxalign.records import write_json
-from jaxalign.throughput import plan_report, plan_text
 
 Baseline = Literal["hf_per_item", "hf_padded", "hf_prefix_cache", "jax_vmap"]
 
@@ -73,8 +73,10 @@ class Config:
     """Where the soft prompt stands: system (in the system message) or front (before everything)."""
     prompt_length: int = 16
     """Soft prompt tokens."""
-    chunk: int = 8
-    """Prompts computed at a time by ours and by vmap."""
+    chunk: int | None = None
+    """Prompts computed at a time by ours and by vmap; default: by the rule of the experiments."""
+    attention: Asked = "auto"
+    """Kernel of ours; auto: the fastest here, measured first."""
     seed: int = 0
     """Of weights, prompts and the order of turns."""
     json: Path | None = None
@@ -84,8 +86,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("population", "repeats", "prompt_length", "chunk"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
         if not self.against or len(set(self.against)) < len(self.against):
             raise UserError(f"against={list(self.against)}: name at least one, and none twice")
         for path in filter(None, (self.json, self.plot)):
@@ -105,7 +108,6 @@ def bench(config: Config, llama: LlamaConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="jaxalign-bench-") as scratch:
         work = make_work(config, llama, model_folder(config.size, Path(scratch)))
         layout = plan_layout(work.before, work.prompt_length, work.items, work.spellings())
-        print(plan_text(plan_report(llama, layout, config.chunk)))
         measured = measure(work, config.against, config.repeats, Path(scratch))
     result = make_result(config, work, layout, measured)
     show(result)
@@ -138,6 +140,7 @@ def make_work(config: Config, llama: LlamaConfig, folder: Path) -> Work:
         prompt_length=config.prompt_length,
         population=config.population,
         chunk=config.chunk,
+        attention=config.attention,
         seed=config.seed,
         threads=len(cores),
     )

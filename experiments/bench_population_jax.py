@@ -1,7 +1,7 @@
 """The JAX worker of `experiments.bench_population`: ours, and a plain `vmap`.
 
 `vmap` is what one writes first: a candidate's items as a padded batch through the same model, with
-the output head at each item's last position, for `--chunk` candidates at a time.
+the output head at each item's last position, for as many candidates at a time as ours.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import numpy as np
 from experiments.bench_population_worker import Method, Work, serve
 from jaxalign.answer import embed_tokens, make_context, option_log_probs
 from jaxalign.errors import UserError
+from jaxalign.kernels.choose import choose_kernel
 from jaxalign.layout import plan_layout
 from jaxalign.llama.checkpoint import load_checkpoint, save_checkpoint
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.model import Llama
 from jaxalign.llama.weights import Params, count_params, init_params
-from jaxalign.memory import available_bytes
-from jaxalign.throughput import matmul_peak
+from jaxalign.memory import available_bytes, busy_chunk
+from jaxalign.throughput import matmul_peak, plan_report, plan_text
 
 
 class JaxSide:
@@ -48,19 +49,34 @@ class JaxSide:
             if save:
                 save_checkpoint(work.folder, self._params, work.llama)
         self._prompts = random_prompts(work, self._params)
-        facts = {"platform": device.platform, "device": device.device_kind, "jax": jax.__version__}
-        return facts | {"prompts_PxMxD": np.asarray(self._prompts)}
+        self._layout = plan_layout(work.before, work.prompt_length, work.items, work.spellings())
+        self._chunk = work.chunk or busy_chunk(self._layout.tokens_computed, device.platform)
+        choice = choose_kernel(work.llama, self._layout, self._chunk, 1, work.attention)
+        self._kernel = choice.kernel
+        return {
+            "platform": device.platform,
+            "device": device.device_kind,
+            "jax": jax.__version__,
+            "chunk": self._chunk,
+            "attention": choice.describe(),
+            "plan": plan_text(plan_report(work.llama, self._layout, self._chunk)),
+            "prompts_PxMxD": np.asarray(self._prompts),
+        }
 
     def compile(self, method: Method) -> dict[str, float]:
-        """Make a method ready to run. Returns seconds, tracing included, and bytes it needs
-        besides weights and prompts."""
+        """Make a method ready to run. Returns seconds, tracing included, bytes it needs besides
+        weights and prompts, and how many prompts it computes at a time."""
         started = time.perf_counter()
         run, values = {"ours": self._ours, "jax_vmap": self._vmap}[method]()
         compiled = jax.jit(run).lower(values, self._prompts).compile()
         self._run = getattr(self, "_run", {}) | {method: (compiled, values)}
         seconds = time.perf_counter() - started
         temporary = compiled.memory_analysis().temp_size_in_bytes
-        return {"compile_seconds": seconds, "temporary_bytes": temporary}
+        return {
+            "compile_seconds": seconds,
+            "temporary_bytes": temporary,
+            "candidates_in_a_batch": self._chunk,
+        }
 
     def run(self, method: Method) -> dict[str, Any]:
         """All candidates once. Seconds, and float32 [P, Q, O] log-probabilities."""
@@ -70,15 +86,14 @@ class JaxSide:
         return {"seconds": time.perf_counter() - started, "log_probs": log_probs_PxQxO}
 
     def _ours(self) -> tuple[Callable, Any]:
-        work = self._work
-        layout = plan_layout(work.before, work.prompt_length, work.items, work.spellings())
-        context = make_context(work.llama, self._params, layout)
-        return lambda values, x: option_log_probs(work.llama, values, x, work.chunk), context
+        llama = self._work.llama
+        context = make_context(llama, self._params, self._layout, self._kernel)
+        return lambda values, x: option_log_probs(llama, values, x, self._chunk), context
 
     def _vmap(self) -> tuple[Callable, Any]:
         work, tables = self._work, plain_tables(self._work)
         one = lambda values, x: plain_log_probs(work.llama, *values, x)  # noqa: E731
-        return _in_chunks(one, work.chunk), (self._params, tables)
+        return _in_chunks(one, self._chunk), (self._params, tables)
 
     def reference(self, candidates: int) -> np.ndarray:
         """The plain forward in float32 on the same weights, for the first so many candidates."""

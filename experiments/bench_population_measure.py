@@ -109,6 +109,8 @@ def _prepare(work: Work, workers: dict[str, Worker]) -> dict[str, dict[str, Any]
     copies = len(workers) + (0 if work.llama.dtype == "float32" else 2)
     facts = {"jax": workers["jax"].call("prepare", work, copies, "torch" in workers).value}
     prompts = facts["jax"].pop("prompts_PxMxD")
+    print(facts["jax"].pop("plan"))
+    print(facts["jax"]["attention"])
     if "torch" in workers:
         facts["torch"] = workers["torch"].call("prepare", work, prompts).value
         ours, theirs = (facts[name]["platform"] for name in ("jax", "torch"))

@@ -46,7 +46,7 @@ def make_result(config: Any, work: Work, layout: Layout, measured: Measured) -> 
         "settings": plain(config)
         | {
             "model": plain(work.llama),
-            "layout": plan_report(work.llama, layout, work.chunk),
+            "layout": plan_report(work.llama, layout, measured.facts["jax"]["chunk"]),
             "threads": work.threads,
         },
         "machine": _machine(measured),
@@ -88,7 +88,7 @@ def weight_passes(method: str, work: Work, warm_up: dict[str, Any]) -> int:
     P = work.population
     if method == "hf_per_item":
         return P * len(work.items)
-    batches = -(-P // warm_up.get("candidates_in_a_batch", work.chunk))
+    batches = -(-P // warm_up["candidates_in_a_batch"])
     return 2 * batches if method == "hf_prefix_cache" else batches
 
 

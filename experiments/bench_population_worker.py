@@ -40,7 +40,8 @@ class Work:
     options_QxOxS: np.ndarray  # int32: spellings of each option, one token each; -1: none
     prompt_length: int
     population: int
-    chunk: int
+    chunk: int | None  # prompts that JAX computes at a time; None: as it finds best
+    attention: str  # kernel of ours, or "auto"
     seed: int
     threads: int
 

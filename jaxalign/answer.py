@@ -10,19 +10,24 @@ text are another method, with layout and context of their own (`jaxalign.answer_
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jaxalign.answer_after import AfterContext, after_stream, make_after_context
+from jaxalign.kernels.fused import FusedKernel, FusedTables, fused_attention, fused_tables
+from jaxalign.kernels.spans import all_tokens, answers_only
 from jaxalign.layout import Layout
 from jaxalign.layout_after import AfterLayout
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.model import KeyValue, Llama, causal_mask, masked_attention, rope_tables
 from jaxalign.llama.weights import Params
 from jaxalign.tree_attention import RowTables, row_tables, tree_attention
+
+Kernel = Literal["xla"] | FusedKernel
+Tables = RowTables | FusedTables
 
 
 @struct.dataclass
@@ -37,8 +42,8 @@ class Context:
     trunk: jax.Array  # int32 token ids
     tree: jax.Array  # int32 token ids [T]
     positions: jax.Array  # int32 [W + T]
-    rows: RowTables
-    answer_rows: RowTables
+    attention: Tables  # of all tokens
+    answer_attention: Tables  # of the answer nodes
     answers: jax.Array  # int32 [A], tree index
     scored_AxY: jax.Array
     inner: jax.Array
@@ -46,24 +51,49 @@ class Context:
 
 
 def make_context(
-    config: LlamaConfig, params: Params, layout: Layout | AfterLayout
+    config: LlamaConfig, params: Params, layout: Layout | AfterLayout, kernel: Kernel = "xla"
 ) -> Context | AfterContext:
-    """Put a layout's tables on the device and compute what stands before the prompt."""
+    """Put a layout's tables on the device and compute what stands before the prompt.
+
+    kernel: of the attention (`jaxalign.kernels`); an AfterLayout has "xla" alone.
+    """
     if isinstance(layout, AfterLayout):
         return make_after_context(config, params, layout)
+    attention, answer_attention = attention_tables(config, layout, kernel)
     return Context(
         params=params,
         before=_encode_before(config, params, jnp.asarray(layout.before)),
         trunk=jnp.asarray(layout.trunk),
         tree=jnp.asarray(layout.tree),
         positions=jnp.asarray(layout.positions),
-        rows=row_tables(layout.rows, layout.common_length, only_tree=False),
-        answer_rows=row_tables(layout.answer_rows, layout.common_length, only_tree=True),
+        attention=attention,
+        answer_attention=answer_attention,
         answers=jnp.asarray(layout.answers),
         scored_AxY=jnp.asarray(layout.scored_AxY),
         inner=jnp.asarray(layout.inner),
         sequences=jnp.asarray(layout.sequences),
     )
+
+
+def attention_tables(
+    config: LlamaConfig, layout: Layout, kernel: Kernel, interpret: bool = False
+) -> tuple[Tables, Tables]:
+    """Who sees whom, for `attend`: of all tokens, and of the answer nodes alone."""
+    common = layout.common_length
+    if kernel == "xla":
+        rows = ((layout.rows, False), (layout.answer_rows, True))
+        return tuple(row_tables(rows, common, only_tree) for rows, only_tree in rows)
+    heads = config.num_attention_heads
+    return tuple(
+        fused_tables(spans, common, kernel, heads, interpret)
+        for spans in (all_tokens(layout), answers_only(layout))
+    )
+
+
+def attend(tables: Tables, q: jax.Array, k: jax.Array, v: jax.Array, before: KeyValue) -> jax.Array:
+    """Attention over [before | common | ancestors in the tree] by the tables' own kernel."""
+    own = tree_attention if isinstance(tables, RowTables) else fused_attention
+    return own(tables, q, k, v, before)
 
 
 def option_log_probs(
@@ -175,10 +205,10 @@ def _answer_stream(
         bound,
         x,
         rope_tables(config, context.positions),
-        jax.tree_util.Partial(tree_attention, context.rows),
-        jax.tree_util.Partial(tree_attention, context.answer_rows),
+        jax.tree_util.Partial(attend, context.attention),
+        jax.tree_util.Partial(attend, context.answer_attention),
         context.before,
-        context.answers + context.rows.common,
+        context.answers + context.attention.common,
         method=Llama.blocks,
     )
     return x

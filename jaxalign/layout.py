@@ -50,6 +50,7 @@ class Layout:
     prompt_length: int
     trunk: np.ndarray  # int32: token ids that every item has right after the prompt
     tree: np.ndarray  # int32 [T]: token ids in depth-first order
+    ends: np.ndarray  # int32 [T]: tree index after the last descendant of each tree token
     positions: np.ndarray  # int32 [W + T]: RoPE position of common and tree tokens
     rows: Rows
     answers: np.ndarray  # int32 [A]: tree index of each answer node
@@ -139,6 +140,7 @@ def plan_layout(
         prompt_length=prompt_length,
         trunk=np.array([tree.token[n] for n in order[:trunk]], np.int32),
         tree=np.array([tree.token[n] for n in order[trunk:]], np.int32),
+        ends=_ends(ancestors),
         positions=np.concatenate(
             [
                 len(before) + np.arange(prompt_length),
@@ -199,6 +201,15 @@ def _local_ancestors(
         seen = found[parent] if parent >= 0 else np.empty(0, np.int32)
         found.append(np.append(seen, np.int32(index[node])))
     return found
+
+
+def _ends(ancestors: list[np.ndarray]) -> np.ndarray:
+    """Per tree token, the tree index after its last descendant: in depth-first order these stand
+    right behind it."""
+    ends = np.zeros(len(ancestors), np.int32)
+    for i, seen in enumerate(ancestors):
+        ends[seen] = i + 1
+    return ends
 
 
 def _best_rows(queries: Sequence[int], ancestors: list[np.ndarray]) -> Rows:

@@ -134,7 +134,8 @@ def test_measures_prints_and_writes(tmp_path, capsys, monkeypatch):
 def made_up(seconds, **changes):
     same = {name: Difference(1e-6, 1e-7, 1.0) for name in seconds}
     values = {
-        "facts": {"jax": {}}, "warm_up": {name: {} for name in seconds},
+        "facts": {"jax": {"chunk": 2}},
+        "warm_up": {name: {"candidates_in_a_batch": 2} for name in seconds},
         "reference": "jax_vmap", "differences": same, "seconds": seconds,
         "peak_bytes": dict.fromkeys(seconds, 1), "matmul_peak": {"jax": [4e9, 2e9, 1e9]},
         "device_peak_bytes": {"jax": None}, "bytes_per_second": 1e9,
@@ -157,7 +158,7 @@ def test_ratios_and_fractions_are_taken_within_a_repeat(tmp_path):
 
 def test_weight_passes_of_each_way(tmp_path):
     work = small_work(tmp_path)  # 3 prompts, 5 items, chunks of 2
-    assert weight_passes("ours", work, {}) == 2
+    assert weight_passes("ours", work, {"candidates_in_a_batch": 2}) == 2
     assert weight_passes("hf_per_item", work, {}) == 15
     assert weight_passes("hf_padded", work, {"candidates_in_a_batch": 1}) == 3
     assert weight_passes("hf_prefix_cache", work, {"candidates_in_a_batch": 4}) == 2

@@ -260,8 +260,8 @@ def _context(config: LlamaConfig, params: Params, tables: Tables) -> Context:
         trunk=jnp.zeros(0, jnp.int32),
         tree=tables.tree,
         positions=tables.positions,
-        rows=_rows(tables.end, tables.keys, every.reshape(-1, ROW), only_tree=False),
-        answer_rows=_rows(
+        attention=_rows(tables.end, tables.keys, every.reshape(-1, ROW), only_tree=False),
+        answer_attention=_rows(
             tables.end, tables.answer_keys, tables.answers.reshape(-1, ANSWER_ROW), only_tree=True
         ),
         answers=tables.answers,
