@@ -10,7 +10,6 @@ example (ICL). Method: Masoud, Ferianc, Treleaven and Rodrigues 2025 (arXiv 2503
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.soft_prompt_program import (
+    build,
+    choose_mesh_here,
+    constants,
+    in_int8,
+    search_space,
+)
 from experiments.soft_prompt_result import Answers, make_result, show_result, write_plots
 from experiments.soft_prompt_study import Config, Study, make_layout, read_study
 from jaxalign.answer import make_context, option_log_probs, valid_mass
@@ -26,41 +32,35 @@ from jaxalign.baselines import BASELINES, ask, lead_in
 from jaxalign.checkpoints import Checkpoints
 from jaxalign.console import Progress, main
 from jaxalign.errors import UserError
-from jaxalign.evolve import Evolution, State, make_evolution
+from jaxalign.evolve import Evolution, State
 from jaxalign.gradient import make_descent
 from jaxalign.held_out import HeldOut
 from jaxalign.llama.checkpoint import load_checkpoint, weights_sha256
 from jaxalign.llama.config import LlamaConfig
-from jaxalign.llama.quantized import quantize
 from jaxalign.llama.weights import Params, param_shardings
-from jaxalign.memory import busy_chunk, fitting_chunk
-from jaxalign.mesh_here import mesh_here
 from jaxalign.objective import Objective, make_fitness
 from jaxalign.records import Run, check
 from jaxalign.report import soft_prompt_report
-from jaxalign.sharding import local_view, place_whole, replicated
+from jaxalign.sharding import local_view
 from jaxalign.soft_prompt import (
     Space,
     country_key,
     decode,
     initial_population,
-    initial_prompt,
-    make_space,
     prompt_text,
     save_peft,
     save_prompt,
 )
-from jaxalign.survey.countries import DIMENSIONS, country_name, targets
-from jaxalign.survey.score import Scorer, anchor_constants, make_scorer
-from jaxalign.throughput import plan_report, plan_text
+from jaxalign.survey.countries import country_name
+from jaxalign.survey.score import Scorer, make_scorer
 
 
 def tune_prompts(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
     out = _directory(config)
-    check(out, config, config.resume)
+    began = check(out, config, config.resume)
     study = read_study(config)
-    mesh = choose(config, study)
+    mesh = choose_mesh_here(config, study)
     print(f"model {study.folder}: {study.llama.num_hidden_layers} layers, {study.llama.dtype}")
     print(f"compiled programs are kept in {jax.config.jax_compilation_cache_dir}")
     if config.prompt.placement == "after":
@@ -71,8 +71,9 @@ def tune_prompts(config: Config) -> None:
     params = local_view(everywhere)
     scorer = make_scorer(study.module, constants(config, study, params))
     space = search_space(config, study, params)
-    chunk, evolution, objective = build(config, study, everywhere, scorer, space, mesh)
-    facts = study.facts() | {"search": evolution.settings, "chunk": chunk}
+    program = build(config, study, everywhere, scorer, space, mesh, began)
+    evolution, objective = program.evolution, program.objective
+    facts = study.facts() | {"search": evolution.settings} | program.facts
     print("search: " + "  ".join(f"{name} {value}" for name, value in evolution.settings.items()))
     with Run.create(out, config, facts, config.resume) as run:
         for note in run.notes:
@@ -127,106 +128,6 @@ def ask_baselines(
             }
         )
     return answers[0], answers[1]
-
-
-def constants(config: Config, study: Study, params: Params) -> np.ndarray:
-    """C of each dimension, float32 [6]: as given, or anchored on the reference countries."""
-    if not config.anchor:
-        return np.full(len(DIMENSIONS), config.constant, np.float32)
-    lead_ins = [lead_in("persona", study.prompts, c, study.survey, ()) for c in config.anchor]
-    log_probs, _ = ask(
-        study.llama, params, study.tokens, study.prompts, lead_ins, study.module.items
-    )
-    published_Rx6, _ = targets(config.anchor, config.edition, config.dimensions)
-    raw_Rx6 = make_scorer(study.module).scores(log_probs)
-    found = np.asarray(anchor_constants(raw_Rx6, published_Rx6))
-    return np.where(study.used_6, found, 0.0).astype(np.float32)
-
-
-def search_space(config: Config, study: Study, params: Params) -> Space:
-    """The space around each country's start; `start` is [C, M, D]."""
-    table_VxD, starts = params["embed"], []
-    for country in config.countries:
-        text = study.tokens.encode(prompt_text(config.prompt, country_name(country)))
-        key = country_key(jax.random.key(config.seed), country)
-        starts.append(initial_prompt(config.prompt, table_VxD, text, key))
-    return make_space(config.prompt, jnp.stack(starts), table_VxD)
-
-
-def choose(config: Config, study: Study) -> jax.sharding.Mesh:
-    """The mesh that fits the model and the population, with its reason on the screen."""
-    mesh, choice = mesh_here(
-        study.llama,
-        len(config.countries) * config.strategy.population,
-        search_dims=config.prompt.dims(study.llama.hidden_size),
-        model=config.model_parallel,
-    )
-    print(choice.describe())
-    return mesh
-
-
-def in_int8(config: Config, study: Study, params: Params) -> Params:
-    """The weights in 8 bits; prints what that does to the plain model's option probabilities."""
-
-    def probabilities(params: Params) -> np.ndarray:
-        items = study.module.items
-        answers, _ = ask(study.llama, local_view(params), study.tokens, study.prompts, [[]], items)
-        return np.exp(answers[0])
-
-    before, params = probabilities(params), quantize(study.llama, params)
-    after = probabilities(params)
-    change = np.abs(after - before)
-    same = int((before.argmax(-1) == after.argmax(-1)).sum())
-    print(
-        f"int8 weights: option probabilities change by {change[before > 0].mean():.4f} on average "
-        f"and {change.max():.4f} at most; {same} of {len(before)} most likely answers stay"
-    )
-    return params
-
-
-def build(
-    config: Config,
-    study: Study,
-    params: Params,
-    scorer: Scorer,
-    space: Space,
-    mesh: jax.sharding.Mesh,
-) -> tuple[int, Evolution, Objective]:
-    """The chunk, the compiled search, and what it reads, whole on every device of the mesh.
-
-    UserError where it will not fit into memory.
-    """
-    steps = min(config.save_every, config.generations)
-    objective = Objective(
-        interview=dataclasses.replace(
-            make_context(study.llama, local_view(params), study.layout), params=params
-        ),
-        scorer=scorer,
-        space=space,
-        target_Cx6=jnp.asarray(study.target_Cx6),
-        used_6=jnp.asarray(study.used_6),
-        penalty=jnp.float32(config.penalty),
-    )
-    objective = place_whole(objective, replicated(mesh))
-
-    def search(chunk: int) -> Evolution:
-        fitness = make_fitness(study.llama, config.reading, chunk)
-        strategy, countries = config.strategy, config.countries
-        return make_evolution(strategy, space.dims, fitness, mesh, config.seed, countries)
-
-    device = jax.local_devices()[0]
-    chunk, needed = fitting_chunk(
-        lambda chunk: search(chunk).lower(steps, objective).compile(),
-        config.chunk or busy_chunk(study.layout.tokens_computed, device.platform),
-        device,
-        "split the weights over more devices (--model-parallel), or store them in --weights int8",
-    )
-    print(plan_text(plan_report(study.llama, study.layout, chunk)))
-    print(
-        f"{chunk} prompts at a time: a dispatch of {steps} generations needs "
-        f"{needed / 2**20:,.0f} MiB per device"
-    )
-    return chunk, search(chunk), objective
 
 
 def evolve(

@@ -15,6 +15,7 @@ import tyro
 from jaxalign.baselines import icl_examples
 from jaxalign.errors import UserError
 from jaxalign.interview import soft_prompt_layout
+from jaxalign.kernels.choose import Asked
 from jaxalign.layout import Layout
 from jaxalign.layout_after import AfterLayout
 from jaxalign.llama.checkpoint import weights_sha256
@@ -80,6 +81,9 @@ class Config:
     chunk: int | None = None
     """Prompts evaluated at a time on each device; default: as many as keep it busy, fewer where the
     compiled program would not fit. Results depend on it in the last bits."""
+    attention: Asked = "auto"
+    """Kernel of the search's attention; auto: the fastest here, measured first. On CPU and in
+    float32 xla alone; cudnn and pallas for GPUs, splash for TPUs."""
     weights: Literal["stored", "int8"] = "stored"
     """int8: linear layers stored in 8 bits; what that changes in the answers is measured first."""
     model_parallel: int | None = may_change(None)

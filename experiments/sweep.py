@@ -12,7 +12,7 @@ the bits of a sweep that was never stopped. `experiments.sweep_file` says what t
        /result.json     the table: mean loss of each group, spread over seeds and countries
        /sweep.png       the same as a picture
        /prompts/        with --save-prompts, each cell's tuned prompt
-       /chunks.json     prompts computed at a time, by group
+       /programs.json   by group, prompts computed at a time and the kernel of attention
        /status.json     what --status reads, from any terminal
 
 A cell of the pocket Llama takes seconds on two cores; the plan printed first tells the work.
@@ -39,7 +39,6 @@ from experiments.sweep_result import make_result, show_result, write_plot
 from experiments.sweep_status import CELLS, Board, show_status
 from jaxalign.console import main
 from jaxalign.errors import UserError
-from jaxalign.hosts import agreed
 from jaxalign.llama.checkpoint import load_checkpoint
 from jaxalign.llama.weights import Params, param_shardings
 from jaxalign.mesh_here import mesh_here
@@ -66,7 +65,7 @@ class Config:
     """No progress bar."""
 
 
-CHUNKS = "chunks.json"
+PROGRAMS = "programs.json"
 
 
 class Records:
@@ -130,16 +129,16 @@ def run_groups(config: Config, run: Run, groups: Sequence[Group], records: Recor
     queue = [(group, batches) for group, batches in queue if batches]
     gflop = sum(g.gflop(len(b.entries)) for g, batches in queue for b in batches)
     board = Board(run, sum(len(b.cells) for g in groups for b in g.batches), gflop, config.quiet)
-    mesh, loaded, params, chunks = None, None, None, read_chunks(run)
+    mesh, loaded, params, programs = None, None, None, read_programs(run)
     with board.progress:
         for group, batches in queue:
             if loaded != group.model:
                 params = None  # let go of one model before the next
                 mesh = choose(group)
                 params, loaded = load(group, mesh), group.model
-            program = make_program(group, params, mesh, agreed(chunks.get(group.name, 0)))
-            chunks[group.name] = program.chunk
-            run.write(CHUNKS, chunks)
+            program = make_program(group, params, mesh, programs.get(group.name, {}))
+            programs[group.name] = program.how
+            run.write(PROGRAMS, programs)
             for batch in batches:
                 run_one(config, run, program, batch, records, board)
     if run.writes:
@@ -151,10 +150,11 @@ def unfinished(batch: Batch, records: Records) -> bool:
     return any(cell.number not in records.rows for cell in batch.cells)
 
 
-def read_chunks(run: Run) -> dict[str, int]:
-    """By group, how many prompts at a time. A sweep that goes on keeps to it, since the last bits
-    depend on it, though the memory that is free may be other than when it began."""
-    path = run.out / CHUNKS
+def read_programs(run: Run) -> dict[str, dict[str, Any]]:
+    """By group, prompts at a time and the kernel of attention. A sweep that goes on keeps to them,
+    since the last bits depend on them, though what fits or is fastest may be other than when it
+    began."""
+    path = run.out / PROGRAMS
     return json.loads(path.read_text("utf-8")) if run.resumed and path.exists() else {}
 
 

@@ -39,8 +39,8 @@ from jaxalign.strategy import Strategy
 POCKET = "pocket"
 AXES = ("countries", "seeds", "models", "prompt_lengths", "strategies")
 SETTINGS = (
-    "anchor", "chunk", "constant", "dimensions", "dtype", "edition", "generations", "instrument",
-    "model_parallel", "penalty", "prompts", "reading", "save_every",
+    "anchor", "attention", "chunk", "constant", "dimensions", "dtype", "edition", "generations",
+    "instrument", "model_parallel", "penalty", "prompts", "reading", "save_every",
 )  # fmt: skip
 
 _Fields = TypeVar("_Fields")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.soft_prompt import constants, search_space
+from experiments.soft_prompt_program import choose_how, constants, search_space
 from experiments.sweep_plan import Batch, Group
 from jaxalign.answer import make_context, option_log_probs
 from jaxalign.checkpoints import Checkpoints
 from jaxalign.evolve import Evolution, State, make_evolution
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import Params
-from jaxalign.memory import busy_chunk, fitting_chunk, refuse_what_does_not_fit
+from jaxalign.memory import fitting_chunk
 from jaxalign.objective import Objective, make_fitness
 from jaxalign.sharding import local_view, place_whole
 from jaxalign.soft_prompt import (
@@ -42,7 +42,7 @@ class Program:
     """What the batches of a group share: compiled once, for as many cells as a batch has."""
 
     group: Group
-    chunk: int  # prompts computed at a time; the last bits of results depend on it
+    how: dict[str, Any]  # chunk and attention: the last bits of results depend on them
     table_VxD: jax.Array
     evolution: Evolution
     objective: Objective  # `of_batch` puts in what differs from batch to batch
@@ -67,19 +67,22 @@ class Program:
 
 
 def make_program(
-    group: Group, params: Params, mesh: jax.sharding.Mesh, began: int | None = None
+    group: Group, params: Params, mesh: jax.sharding.Mesh, began: Mapping[str, Any]
 ) -> Program:
     """Build the group's search; UserError where the compiler says that it will not fit.
 
-    `began`: the chunk that the group's first batches were computed by, which the others must keep;
-    without it the rule is that of `experiments.soft_prompt`.
+    `began`: how the group's first batches were computed (`Program.how`), which the others must
+    keep; where it is empty the rule is that of `experiments.soft_prompt`.
     """
     config, study = group.config, group.study
+    how = choose_how(config, study, mesh, began)
     own = local_view(params)  # for the small work that each process does by itself
     space = search_space(config, study, own)
     countries, seeds = zip(*group.batches[0].entries, strict=True)
     objective = Objective(
-        interview=dataclasses.replace(make_context(study.llama, own, study.layout), params=params),
+        interview=dataclasses.replace(
+            make_context(study.llama, own, study.layout, how.kernel), params=params
+        ),
         scorer=make_scorer(study.module, constants(config, study, own)),
         space=space,
         target_Cx6=jnp.asarray(study.target_Cx6),
@@ -90,19 +93,16 @@ def make_program(
     def program(chunk: int) -> Program:
         fitness = make_fitness(study.llama, config.reading, chunk)
         evolution = make_evolution(config.strategy, space.dims, fitness, mesh, seeds, countries)
-        return Program(group, chunk, own["embed"], evolution, objective)
+        facts = {"chunk": chunk, "attention": how.kernel}
+        return Program(group, facts, own["embed"], evolution, objective)
 
     def compiled(chunk: int) -> jax.stages.Compiled:
         evolution, whole = program(chunk).of_batch(group.batches[0])
         return evolution.lower(min(config.save_every, config.generations), whole).compile()
 
-    device = jax.local_devices()[0]
     remedy = f"group {group.name}: lower --cells-per-program"
-    wanted = config.chunk or busy_chunk(study.layout.tokens_computed, device.platform)
-    if began:
-        chunk, needed = began, refuse_what_does_not_fit(compiled(began), device, remedy)
-    else:
-        chunk, needed = fitting_chunk(compiled, wanted, device, remedy)
+    device = jax.local_devices()[0]
+    chunk, needed = fitting_chunk(compiled, how.chunk, device, remedy, how.fixed)
     print(
         f"{group.name}: {chunk} prompts at a time, {needed / 2**20:,.0f} MiB per device; "
         + plan_text(plan_report(study.llama, study.layout, chunk))

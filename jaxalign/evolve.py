@@ -190,6 +190,13 @@ def _draws(entries: Sequence[tuple[str, int]]) -> Draws:
     )
 
 
+def _manual_axes(mesh: Mesh) -> frozenset[str]:
+    """The population axis; all axes where no other splits anything, because a kernel written for
+    the device is refused as long as the compiler may still split its program."""
+    alone = mesh.shape[POPULATION] == mesh.size
+    return frozenset(mesh.axis_names if alone else (POPULATION,))
+
+
 def _make_evaluate(fitness_fn: FitnessFn, mesh: Mesh) -> Callable:
     """(candidates_CxExZ, context) -> fitness_CxE float32, each device scoring its own share."""
     members = partition_spec(("members",))
@@ -209,7 +216,7 @@ def _make_evaluate(fitness_fn: FitnessFn, mesh: Mesh) -> Callable:
         mesh=mesh,
         in_specs=(members, members, partition_spec(())),
         out_specs=members,
-        axis_names={POPULATION},
+        axis_names=_manual_axes(mesh),
         check_vma=False,  # it would refuse a fitness_fn whose scan starts from constants
     )
 

@@ -106,13 +106,13 @@ class Module:
                 yield from max(options, key=cost)
 
     def _trip_count(self, computation: str, loop: Instruction) -> int | None:
-        """As XLA states it, as given, or of a counter that steps up to a constant; else None."""
+        """As XLA states it, of a counter that steps up to a constant, or as given; else None."""
         if stated := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(stated[1])
-        for name in (loop.name, loop.op_name):
-            if name in self.trips:
-                return self.trips[name]
+        # Counted before it is looked up: loops of known and of unknown length may share a name.
         trips = self._counted_trips(computation, loop)
+        for name in (loop.name, loop.op_name):
+            trips = self.trips.get(name) if trips is None else trips
         if trips is None:
             self.unknown.append(loop.op_name or loop.name)
         return trips

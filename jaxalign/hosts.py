@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +21,7 @@ from jax.experimental import multihost_utils
 from jaxalign.errors import UserError
 
 VARIABLE = "JAXALIGN_HOSTS"
+T = TypeVar("T")
 _EXPLICIT = re.compile(r"(?P<address>[^/\s]+:\d+)/(?P<count>\d+)/(?P<index>\d+)")
 
 
@@ -52,6 +55,11 @@ def agreed(value: int) -> int:
     # Eight bytes, since JAX would cut a 64-bit integer down to 32 bits.
     said = np.frombuffer(value.to_bytes(8, "big"), np.uint8)
     return int.from_bytes(np.asarray(multihost_utils.broadcast_one_to_all(said)).tobytes(), "big")
+
+
+def agreed_choice(choices: Sequence[T], chosen: T) -> T:
+    """What process 0 chose, on every process."""
+    return choices[agreed(choices.index(chosen))]
 
 
 def read_hosts(said: str) -> dict[str, str | int]:

@@ -57,14 +57,15 @@ def busy_chunk(tokens_per_row: int, platform: str) -> int:
 
 
 def fitting_chunk(
-    build: Callable[[int], Any], chunk: int, device: jax.Device, remedy: str
+    build: Callable[[int], Any], chunk: int, device: jax.Device, remedy: str, fixed: bool = False
 ) -> tuple[int, int]:
     """`chunk`, or the largest half, quarter ... of it whose compiled program fits, and its bytes.
 
-    `build` compiles for a chunk. UserError, with `remedy`, where not even a chunk of one fits.
+    `build` compiles for a chunk; `fixed`: no other than `chunk` will do. UserError, with `remedy`,
+    where none fits.
     """
     available = available_bytes(device)
-    while chunk > 1 and available is not None:
+    while chunk > 1 and available is not None and not fixed:
         needed = needed_bytes(build(chunk))
         if needed <= available:
             return chunk, needed

@@ -105,6 +105,19 @@ def test_unknown_loops_are_reported_and_can_be_given():
     assert given_count.unknown_loops == ()
 
 
+def test_a_known_length_is_not_taken_for_a_given_one():
+    """Both loops have one name, as have the search's and the chunks' on a single chip."""
+
+    def loops(x, n):
+        for count in (n, 5):
+            x = jax.lax.fori_loop(0, count, lambda _, x: x @ x, x)
+        return x
+
+    text = jax.jit(loops).lower(array(16, 16), array(dtype="int32")).compile().as_text()
+    for found in (text, text.replace("known_trip_count", "nothing")):
+        assert read_hlo(found, {"jit(loops)/while": 3}).dot_flops == (3 + 5) * 2 * 16**3
+
+
 def test_a_counter_that_the_body_bends_is_not_trusted():
     def loop(x):
         def advance(carry):

@@ -218,9 +218,10 @@ def test_a_cell_is_a_soft_prompt_search(file, unbroken):
     params = load_checkpoint(study.folder, study.llama, param_shardings(study.llama, mesh))
     scorer = make_scorer(study.module, soft_prompt.constants(config, study, params))
     space = soft_prompt.search_space(config, study, params)
-    _, evolution, objective = soft_prompt.build(config, study, params, scorer, space, mesh)
-    state = evolution.init(soft_prompt.first_generation(config, space), objective)
-    state, _ = evolution.run(state, config.generations, objective)
+    program = soft_prompt.build(config, study, params, scorer, space, mesh, {})
+    evolution = program.evolution
+    state = evolution.init(soft_prompt.first_generation(config, space), program.objective)
+    state, _ = evolution.run(state, config.generations, program.objective)
     rows = {row["id"]: row for row in cells_of(unbroken)}
     prompts_CxMxD = np.asarray(soft_prompt.decode_each(space, state.best_CxZ))
     for c, country in enumerate(config.countries):

@@ -313,6 +313,8 @@ def test_smallest_slice(capsys) -> None:
         ({"program": ("train",), "fit": "slice"}, "leave out --program"),
         ({"mesh_model": 3}, "model=3 does not divide"),
         ({"prompt": SoftPromptConfig(placement="after")}, "cannot be planned yet"),
+        ({"attention": "pallas"}, "--attention pallas: the only one where devices share"),
+        ({"topology": "v5p:2x2x1", "attention": "pallas"}, "not a kernel for tpu; there is xla, s"),
     ],
 )
 def test_bad_input(changes: dict, words: str) -> None:
@@ -325,6 +327,21 @@ def test_defaults_are_the_command_in_the_documentation() -> None:
     check(config)
     assert (config.topology, config.strategy.population, config.items) == ("v5e:16x16", 4096, 24)
     assert read_model(config).num_hidden_layers == 32
+
+
+def test_a_kernel_compiles_for_its_device() -> None:
+    """Splash attention, in the search's own program, for one TPU chip."""
+    pytest.importorskip("libtpu")
+    command = [
+        sys.executable, "-m", "tpu.plan", "--topology", "v5e:1x1", "--model", str(MODEL_FOLDER),
+        "--population", "8", "--attention", "splash",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "by the formula (1.0" in done.stdout
 
 
 # The table

@@ -27,6 +27,7 @@ from jaxalign.compiled import read_program
 from jaxalign.console import main, print_table
 from jaxalign.errors import UserError
 from jaxalign.interview import soft_prompt_layout
+from jaxalign.kernels.choose import available
 from jaxalign.layout import Layout
 from jaxalign.llama.config import PRESETS, LlamaConfig, read_config
 from jaxalign.llama.tokens import Tokens
@@ -73,6 +74,9 @@ class Config:
     prompt: SoftPromptConfig = dataclasses.field(default_factory=SoftPromptConfig)
     chunk: int = 4
     """Prompts evaluated at a time on each device."""
+    attention: Literal["xla", "pallas", "splash"] = "xla"
+    """Kernel of the population's attention: pallas for GPUs, splash for TPUs, where the weights are
+    not split."""
     generations: int = 1000
     """Generations, batches or steps that chips x hours are given for."""
     efficiency: float = 0.6
@@ -138,9 +142,21 @@ def plan_program(config: Config, topology: Topology, name: ProgramName) -> Estim
         llama, topology.num_chips, topology.chip.memory_bytes, population,
         search_dims=dims, model=config.mesh_model, data=config.mesh_data,
     )  # fmt: skip
+    refuse_missing_kernel(config, llama, topology, choice)
     print(f"{name} on {topology.name}: {choice.describe()}", flush=True)
     mesh = make_mesh(described_devices(topology), **choice.sizes)
     return compile_program(topology, choice, lower(config, llama, name, mesh))
+
+
+def refuse_missing_kernel(
+    config: Config, llama: LlamaConfig, topology: Topology, choice: MeshChoice
+) -> None:
+    """UserError where --attention cannot be had on these chips, or with weights split."""
+    platform = "tpu" if topology.is_tpu else "gpu"
+    layout = make_layout(config, Tokens.load(tokenizer_folder(config)))
+    kernels, why = available(llama, layout, choice.model, platform)
+    if config.attention not in kernels:
+        raise UserError(f"--attention {config.attention}: {why}; there is {', '.join(kernels)}")
 
 
 def lower(config: Config, llama: LlamaConfig, name: ProgramName, mesh: Mesh) -> Program:
@@ -151,7 +167,9 @@ def lower(config: Config, llama: LlamaConfig, name: ProgramName, mesh: Mesh) -> 
     if name == "train":
         return lower_train(llama, config.train, config.lora, examples(config, tokens), mesh)
     layout = make_layout(config, tokens)
-    return lower_population(llama, layout, config.strategy, config.prompt, config.chunk, mesh)
+    return lower_population(
+        llama, layout, config.strategy, config.prompt, config.chunk, mesh, config.attention
+    )
 
 
 def compile_program(topology: Topology, choice: MeshChoice, program: Program) -> Estimate:

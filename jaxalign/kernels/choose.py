@@ -19,13 +19,13 @@ import numpy as np
 
 from jaxalign.answer import Kernel, attend, attention_tables
 from jaxalign.errors import UserError
-from jaxalign.hosts import agreed
+from jaxalign.hosts import agreed_choice
 from jaxalign.layout import Layout
 from jaxalign.layout_after import AfterLayout
 from jaxalign.llama.config import LlamaConfig
 
 Asked = Literal["auto", "xla", "cudnn", "pallas", "splash"]
-KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+ASKED: tuple[Asked, ...] = get_args(Asked)
 
 _ON = {"gpu": ("xla", "cudnn", "pallas"), "tpu": ("xla", "splash")}
 _REPEATS = 5
@@ -101,7 +101,7 @@ def fastest(
             continue
         seconds[kernel] = taken
     order = sorted(seconds, key=seconds.get)
-    best = kernels[agreed(kernels.index(order[0]))]
+    best = agreed_choice(kernels, order[0])
     times = (f"{kernel} {1e3 * seconds[kernel]:.3f}" for kernel in order)
     return KernelChoice(best, "; ".join([f"ms a layer: {', '.join(times)}", *said]))
 

@@ -27,9 +27,12 @@ class CudnnKernel:
     """Attention under a mask: (q [B, T, N, H], k [B, S, K, H], v alike) -> [B, T, N, H]."""
 
     mask_1x1xTxS: jax.Array
+    interpret: bool = struct.field(pytree_node=False)  # by XLA, for tests
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(q, k, v, mask=self.mask_1x1xTxS, implementation="cudnn")
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=self.mask_1x1xTxS, implementation="xla" if self.interpret else "cudnn"
+        )
 
 
 @struct.dataclass
@@ -47,7 +50,7 @@ def fused_tables(
 ) -> FusedTables:
     """What a kernel needs for these queries and keys. `interpret` (tests): on any device."""
     if kernel == "cudnn":
-        made = CudnnKernel(jnp.asarray(spans.mask())[None, None])
+        made = CudnnKernel(jnp.asarray(spans.mask())[None, None], interpret)
     elif kernel == "pallas":
         made = pallas_gpu.make_kernel(spans, interpret)
     else:
@@ -80,9 +83,10 @@ def _forward(tables: FusedTables, *qkv: jax.Array) -> tuple[jax.Array, Any]:
 
 def _backward(kept: Any, g: jax.Array) -> tuple[jax.Array | None, ...]:
     tables, qkv = kept
-    at_S, asks_Tx1 = jnp.arange(tables.until_S.shape[0]), tables.asks_T[:, None]
-    mask = ((at_S <= asks_Tx1) & (asks_Tx1 < tables.until_S))[None, None]
-    _, pull = jax.vjp(lambda *qkv: masked_attention(mask, *qkv), *qkv)
+    asks_Tx1, until_1xS = tables.asks_T[:, None], tables.until_S[None]
+    at_1xS = jnp.arange(until_1xS.size)[None]
+    mask_TxS = (at_1xS <= asks_Tx1) & (asks_Tx1 < until_1xS)
+    _, pull = jax.vjp(lambda *qkv: masked_attention(mask_TxS[None, None], *qkv), *qkv)
     return None, *pull(g)
 
 

@@ -117,23 +117,28 @@ class Run:
         self.close()
 
 
-def check(out: Path, config: Any, resume: bool = False) -> None:
+def check(out: Path, config: Any, resume: bool = False) -> dict[str, Any]:
     """Raise now, writing nothing, what `Run.create` would raise once the model is loaded.
+
+    Returns the facts of a run that goes on, none of a new one and on processes other than 0.
 
     UserError for: a directory in use by another process; one that holds a run, without `resume`;
     one that holds something else; a setting other than the one the run began with.
     """
     if jax.process_index() != 0:
-        return
+        return {}
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UserError(f"--out {out}: {nearest} is no directory to write in; give another --out")
     if nearest != out:
-        return
+        return {}
     if (out / _LOCK).exists():
         os.close(_lock_file(out))
-    if recorded := _recorded(out, resume):
-        refuse_changed_settings(out, config, recorded["settings"])
+    recorded = _recorded(out, resume)
+    if recorded is None:
+        return {}
+    refuse_changed_settings(out, config, recorded["settings"])
+    return recorded["facts"]
 
 
 def _claim(out: Path) -> int:
