@@ -43,7 +43,7 @@ from experiments.bench_population_report import make_result, show
 from experiments.bench_population_worker import Work
 from jaxalign.console import main
 from jaxalign.errors import UserError
-from jaxalign.kernels.choose import Asked
+from jaxalign.kernel_choice import Asked
 from jaxalign.layout import plan_layout
 from jaxalign.llama.config import DType, LlamaConfig
 from jaxalign.records import write_json

@@ -18,7 +18,7 @@ import numpy as np
 from experiments.bench_population_worker import Method, Work, serve
 from jaxalign.answer import embed_tokens, make_context, option_log_probs
 from jaxalign.errors import UserError
-from jaxalign.kernels.choose import choose_kernel
+from jaxalign.kernel_choice import choose_kernel
 from jaxalign.layout import plan_layout
 from jaxalign.llama.checkpoint import load_checkpoint, save_checkpoint
 from jaxalign.llama.config import LlamaConfig

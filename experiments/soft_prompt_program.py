@@ -20,7 +20,7 @@ from jaxalign.answer import Kernel, make_context
 from jaxalign.baselines import ask, lead_in
 from jaxalign.evolve import Evolution, make_evolution
 from jaxalign.hosts import agreed, agreed_choice
-from jaxalign.kernels.choose import ASKED, choose_kernel
+from jaxalign.kernel_choice import ASKED, choose_kernel
 from jaxalign.llama.quantized import quantize
 from jaxalign.llama.weights import Params
 from jaxalign.memory import busy_chunk, fitting_chunk

@@ -15,7 +15,7 @@ import tyro
 from jaxalign.baselines import icl_examples
 from jaxalign.errors import UserError
 from jaxalign.interview import soft_prompt_layout
-from jaxalign.kernels.choose import Asked
+from jaxalign.kernel_choice import Asked
 from jaxalign.layout import Layout
 from jaxalign.layout_after import AfterLayout
 from jaxalign.llama.checkpoint import weights_sha256

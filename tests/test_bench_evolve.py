@@ -20,10 +20,12 @@ def config(tmp_path, **changes) -> b.Config:
     return b.Config(**(small | files | changes))
 
 
-def test_measures_shows_and_saves(tmp_path, capsys):
-    b.bench(config(tmp_path, bandwidth=1e12, generation_flops_per_second=1e15))
+def test_measures_shows_and_saves(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(b, "matmul_peak", lambda dtype: 1e12)
+    b.bench(config(tmp_path, accelerator_bandwidth=1e12, accelerator_flops_per_second=1e15))
     out = capsys.readouterr().out
-    assert "assumed, not measured: 1000 TFLOP/s" in out
+    assert "s here, at 70 % of the matrix products measured" in out
+    assert "ms on the accelerator (assumed)" in out
     assert "largest share here" in out
     rows = json.loads((tmp_path / "evolve.json").read_text())["rows"]
     assert [(r["population"], r["dims"]) for r in rows] == [(4, 8), (8, 8)]
@@ -33,17 +35,21 @@ def test_measures_shows_and_saves(tmp_path, capsys):
         assert row["moved_seconds"] == pytest.approx(row["moved_bytes"] / 1e12)
         assert row["share"] == pytest.approx(row["seconds"] / row["generation_seconds"])
     assert rows[1]["generation_seconds"] == pytest.approx(2 * rows[0]["generation_seconds"])
-    assert 4 * 5e-3 < rows[0]["generation_seconds"] < 4 * 15e-3, "some 8 TFLOP at 1e15 a second"
+    theirs, ours = rows[0]["accelerator_seconds"], rows[0]["generation_seconds"]
+    assert 4 * 5e-3 < theirs < 4 * 15e-3, "some 8 TFLOP at 1e15 a second"
+    assert ours == pytest.approx(theirs * 1e15 / 0.7e12), "the same work at 70 % of the peak here"
+    assert rows[0]["moved_share"] == pytest.approx(rows[0]["moved_seconds"] / theirs)
     assert (tmp_path / "evolve.png").stat().st_size > 1000
 
 
 def test_what_does_not_fit_is_left_out_with_the_reason(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(b, "matmul_peak", lambda dtype: 1e12)
     monkeypatch.setattr(b, "available_bytes", lambda device: 1000)
     b.bench(config(tmp_path, populations=(4,)))
     out = capsys.readouterr().out
     assert "left out: DifferentialEvolution, 4 × 8: needs" in out
     assert "largest share here" not in out
-    assert "largest share at bandwidth" in out
+    assert "largest share of accelerator" in out
     (row,) = json.loads((tmp_path / "evolve.json").read_text())["rows"]
     assert row["seconds"] is None
     assert row["share"] is None
@@ -69,7 +75,7 @@ def test_bytes_moved_grow_with_candidates_and_dimensions():
     [
         ({"dims": (0,)}, "at least 1"),
         ({"populations": ()}, "at least one"),
-        ({"bandwidth": 0.0}, "above 0"),
+        ({"accelerator_bandwidth": 0.0}, "above 0"),
         ({"populations": (2,)}, "too small"),
         ({"algorithms": ("Guessing",)}, "unknown algorithm"),
     ],

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from test_answer import CONFIG, PARAMS, assert_same, draw_prompts, plain, surveys
 
+from jaxalign import kernel_choice as choose
 from jaxalign.answer import attend, attention_tables, make_context, option_log_probs
 from jaxalign.errors import UserError
-from jaxalign.kernels import choose, pallas_gpu, splash_tpu
-from jaxalign.kernels.choose import available, choose_kernel, fastest, random_numbers
+from jaxalign.kernel_choice import available, choose_kernel, fastest, random_numbers
+from jaxalign.kernels import pallas_gpu, splash_tpu
 from jaxalign.kernels.spans import all_tokens, answers_only
 from jaxalign.layout import plan_layout
 from jaxalign.layout_after import plan_after

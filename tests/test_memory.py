@@ -51,3 +51,10 @@ def test_a_chunk_that_fits(available, expected):
 def test_not_even_one():
     with pytest.raises(UserError, match=r"out of memory foreseen.*a chip.*; buy more"):
         memory.fitting_chunk(lambda n: program(2**30 * n), 8, device(2**29), "buy more")
+
+
+def test_a_fixed_chunk_is_not_halved():
+    build = lambda n: program(100 * n)  # noqa: E731
+    assert memory.fitting_chunk(build, 8, device(800), "buy more", fixed=True) == (8, 800)
+    with pytest.raises(UserError, match="buy more"):
+        memory.fitting_chunk(build, 8, device(799), "buy more", fixed=True)

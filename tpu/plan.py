@@ -27,7 +27,7 @@ from jaxalign.compiled import read_program
 from jaxalign.console import main, print_table
 from jaxalign.errors import UserError
 from jaxalign.interview import soft_prompt_layout
-from jaxalign.kernels.choose import available
+from jaxalign.kernel_choice import available
 from jaxalign.layout import Layout
 from jaxalign.llama.config import PRESETS, LlamaConfig, read_config
 from jaxalign.llama.tokens import Tokens
