@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from jaxalign.errors import UserError
+from jaxalign.hosts import agreed
 
 
 def needed_bytes(compiled: Any) -> int:
@@ -64,8 +65,9 @@ def fitting_chunk(
     `build` compiles for a chunk; `fixed`: no other than `chunk` will do. UserError, with `remedy`,
     where none fits.
     """
-    available = available_bytes(device)
-    while chunk > 1 and available is not None and not fixed:
+    # Process 0's memory counts for all: processes of other chunks would wait for each other.
+    available = agreed(available_bytes(device) or 0)
+    while chunk > 1 and available and not fixed:
         needed = needed_bytes(build(chunk))
         if needed <= available:
             return chunk, needed
