@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments.soft_prompt_program import (
     build,
+    choose_how,
     choose_mesh_here,
     constants,
     in_int8,
@@ -61,6 +62,7 @@ def tune_prompts(config: Config) -> None:
     began = check(out, config, config.resume)
     study = read_study(config)
     mesh = choose_mesh_here(config, study)
+    how = choose_how(config, study, mesh, began)
     print(f"model {study.folder}: {study.llama.num_hidden_layers} layers, {study.llama.dtype}")
     print(f"compiled programs are kept in {jax.config.jax_compilation_cache_dir}")
     if config.prompt.placement == "after":
@@ -71,7 +73,7 @@ def tune_prompts(config: Config) -> None:
     params = local_view(everywhere)
     scorer = make_scorer(study.module, constants(config, study, params))
     space = search_space(config, study, params)
-    program = build(config, study, everywhere, scorer, space, mesh, began)
+    program = build(config, study, everywhere, scorer, space, mesh, how)
     evolution, objective = program.evolution, program.objective
     facts = study.facts() | {"search": evolution.settings} | program.facts
     print("search: " + "  ".join(f"{name} {value}" for name, value in evolution.settings.items()))

@@ -100,7 +100,10 @@ class How:
 def choose_how(
     config: Config, study: Study, mesh: jax.sharding.Mesh, began: Mapping[str, Any]
 ) -> How:
-    """As the run began (`began`: its facts, on process 0), as asked, or by measure. Says so."""
+    """As the run began (`began`: its facts, on process 0), as asked, or by measure. Says so.
+
+    Needs no weights. UserError for a kernel that this device lacks.
+    """
     kept = agreed(began.get("chunk", 0))
     chunk = kept or config.chunk
     chunk = chunk or busy_chunk(study.layout.tokens_computed, jax.local_devices()[0].platform)
@@ -126,12 +129,10 @@ def build(
     scorer: Scorer,
     space: Space,
     mesh: jax.sharding.Mesh,
-    began: Mapping[str, Any],
+    how: How,
 ) -> Program:
-    """The search on the mesh; `began`: facts of the run that goes on, whose chunk and kernel it
-    keeps. UserError where it will not fit into memory."""
+    """The search on the mesh. UserError where it will not fit into memory."""
     steps = min(config.save_every, config.generations)
-    how = choose_how(config, study, mesh, began)
     objective = Objective(
         interview=dataclasses.replace(
             make_context(study.llama, local_view(params), study.layout, how.kernel), params=params

@@ -32,6 +32,7 @@ import jax
 import numpy as np
 import tyro
 
+from experiments.soft_prompt_program import choose_how
 from experiments.sweep_file import read_sweep, refuse_changed_file
 from experiments.sweep_group import Program, make_program, run_batch
 from experiments.sweep_plan import Batch, Cell, Group, make_plan, show_plan
@@ -133,10 +134,12 @@ def run_groups(config: Config, run: Run, groups: Sequence[Group], records: Recor
     with board.progress:
         for group, batches in queue:
             if loaded != group.model:
-                params = None  # let go of one model before the next
+                params = program = None  # let go of one model before the next
                 mesh = choose(group)
+            how = choose_how(group.config, group.study, mesh, programs.get(group.name, {}))
+            if loaded != group.model:
                 params, loaded = load(group, mesh), group.model
-            program = make_program(group, params, mesh, programs.get(group.name, {}))
+            program = make_program(group, params, mesh, how)
             programs[group.name] = program.how
             run.write(PROGRAMS, programs)
             for batch in batches:

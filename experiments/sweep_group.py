@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.soft_prompt_program import choose_how, constants, search_space
+from experiments.soft_prompt_program import How, constants, search_space
 from experiments.sweep_plan import Batch, Group
 from jaxalign.answer import make_context, option_log_probs
 from jaxalign.checkpoints import Checkpoints
@@ -66,16 +66,9 @@ class Program:
         return evolution, place_whole(objective, evolution.sharding)
 
 
-def make_program(
-    group: Group, params: Params, mesh: jax.sharding.Mesh, began: Mapping[str, Any]
-) -> Program:
-    """Build the group's search; UserError where the compiler says that it will not fit.
-
-    `began`: how the group's first batches were computed (`Program.how`), which the others must
-    keep; where it is empty the rule is that of `experiments.soft_prompt`.
-    """
+def make_program(group: Group, params: Params, mesh: jax.sharding.Mesh, how: How) -> Program:
+    """Build the group's search; UserError where the compiler says that it will not fit."""
     config, study = group.config, group.study
-    how = choose_how(config, study, mesh, began)
     own = local_view(params)  # for the small work that each process does by itself
     space = search_space(config, study, own)
     countries, seeds = zip(*group.batches[0].entries, strict=True)

@@ -61,7 +61,7 @@ def choose_kernel(
     there, why = available(config, layout, model_devices, device.platform)
     if asked != "auto":
         if asked not in there:
-            raise UserError(f"--attention {asked}: {why}; there is {', '.join(there)}")
+            raise UserError(f"--attention {asked}: {why}")
         return KernelChoice(asked, "as asked")
     if len(there) == 1:
         return KernelChoice(there[0], why)
@@ -71,16 +71,16 @@ def choose_kernel(
 def available(
     config: LlamaConfig, layout: Layout | AfterLayout, model_devices: int, platform: str
 ) -> tuple[tuple[Kernel, ...], str]:
-    """Kernels that may be asked for, and what rules out the others."""
+    """Kernels that may be asked for, and why these."""
     for ruled_out, why in (
-        (platform not in _ON, f"the only one for {platform}"),
-        (isinstance(layout, AfterLayout), "the only one for prompts behind the question"),
-        (config.dtype != "bfloat16", "float32 is exact with it alone"),
-        (model_devices > 1, "the only one where devices share one copy of the weights"),
+        (platform not in _ON, f"{platform} has xla alone"),
+        (isinstance(layout, AfterLayout), "prompts behind the question have xla alone"),
+        (config.dtype != "bfloat16", "float32 is exact with xla alone"),
+        (model_devices > 1, "weights split over devices leave xla alone"),
     ):
         if ruled_out:
             return ("xla",), why
-    return _ON[platform], f"not a kernel for {platform}"
+    return _ON[platform], f"{platform} has {', '.join(_ON[platform])}"
 
 
 def fastest(

@@ -155,7 +155,7 @@ def test_on_cpu_it_is_xla_and_nothing_else_can_be_asked_for():
     layout = some_layout(items=2)
     assert choose_kernel(HALF, layout, 2, 1).kernel == "xla"
     assert choose_kernel(HALF, layout, 2, 1, "xla").describe() == "attention by xla: as asked"
-    with pytest.raises(UserError, match="--attention splash: the only one for cpu; there is xla"):
+    with pytest.raises(UserError, match="--attention splash: cpu has xla alone"):
         choose_kernel(HALF, layout, 2, 1, "splash")
 
 

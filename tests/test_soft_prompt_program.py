@@ -19,7 +19,7 @@ def study():
 
 def test_a_new_run_takes_what_keeps_the_device_busy(study, capsys):
     assert choose_how(Config(), study, make_mesh(), {}) == How(4, "xla", fixed=False)
-    assert "attention by xla: the only one for cpu" in capsys.readouterr().out
+    assert "attention by xla: cpu has xla alone" in capsys.readouterr().out
     assert choose_how(Config(chunk=3), study, make_mesh(), {}) == How(3, "xla", fixed=False)
 
 
@@ -29,7 +29,7 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(study):
 
 
 def test_a_kernel_that_is_not_here_any_more_is_refused(study):
-    with pytest.raises(UserError, match="--attention splash: the only one for cpu"):
+    with pytest.raises(UserError, match="--attention splash: cpu has xla alone"):
         choose_how(Config(), study, make_mesh(), {"chunk": 7, "attention": "splash"})
 
 

@@ -218,7 +218,8 @@ def test_a_cell_is_a_soft_prompt_search(file, unbroken):
     params = load_checkpoint(study.folder, study.llama, param_shardings(study.llama, mesh))
     scorer = make_scorer(study.module, soft_prompt.constants(config, study, params))
     space = soft_prompt.search_space(config, study, params)
-    program = soft_prompt.build(config, study, params, scorer, space, mesh, {})
+    how = soft_prompt.choose_how(config, study, mesh, {})
+    program = soft_prompt.build(config, study, params, scorer, space, mesh, how)
     evolution = program.evolution
     state = evolution.init(soft_prompt.first_generation(config, space), program.objective)
     state, _ = evolution.run(state, config.generations, program.objective)

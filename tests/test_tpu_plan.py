@@ -313,8 +313,11 @@ def test_smallest_slice(capsys) -> None:
         ({"program": ("train",), "fit": "slice"}, "leave out --program"),
         ({"mesh_model": 3}, "model=3 does not divide"),
         ({"prompt": SoftPromptConfig(placement="after")}, "cannot be planned yet"),
-        ({"attention": "pallas"}, "--attention pallas: the only one where devices share"),
-        ({"topology": "v5p:2x2x1", "attention": "pallas"}, "not a kernel for tpu; there is xla, s"),
+        ({"attention": "pallas"}, "--attention pallas: weights split over devices leave"),
+        (
+            {"topology": "v5p:2x2x1", "attention": "pallas"},
+            "--attention pallas: tpu has xla, splash",
+        ),
     ],
 )
 def test_bad_input(changes: dict, words: str) -> None:

@@ -156,7 +156,7 @@ def refuse_missing_kernel(
     layout = make_layout(config, Tokens.load(tokenizer_folder(config)))
     kernels, why = available(llama, layout, choice.model, platform)
     if config.attention not in kernels:
-        raise UserError(f"--attention {config.attention}: {why}; there is {', '.join(kernels)}")
+        raise UserError(f"--attention {config.attention}: {why}")
 
 
 def lower(config: Config, llama: LlamaConfig, name: ProgramName, mesh: Mesh) -> Program:
