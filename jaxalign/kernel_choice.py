@@ -51,17 +51,14 @@ def choose_kernel(
     chunk: int,
     model_devices: int,
     asked: Asked = "auto",
-    device: jax.Device | None = None,
 ) -> KernelChoice:
-    """The kernel for a layout, `chunk` prompts at a time on `device` (default: the first here).
+    """The kernel for a layout, `chunk` prompts at a time on the first device here.
 
     model_devices: how many share one copy of the weights. UserError where `asked` cannot be had.
     """
-    device = device or jax.local_devices()[0]
-    there, why = available(config, layout, model_devices, device.platform)
+    platform = jax.local_devices()[0].platform
+    there, why = available(config, layout, model_devices, platform, asked)
     if asked != "auto":
-        if asked not in there:
-            raise UserError(f"--attention {asked}: {why}")
         return KernelChoice(asked, "as asked")
     if len(there) == 1:
         return KernelChoice(there[0], why)
@@ -69,9 +66,22 @@ def choose_kernel(
 
 
 def available(
+    config: LlamaConfig,
+    layout: Layout | AfterLayout,
+    model_devices: int,
+    platform: str,
+    asked: Asked = "auto",
+) -> tuple[tuple[Kernel, ...], str]:
+    """Kernels that may be asked for, and why these. UserError where `asked` is not among them."""
+    kernels, reason = _available(config, layout, model_devices, platform)
+    if asked not in ("auto", *kernels):
+        raise UserError(f"--attention {asked}: {reason}")
+    return kernels, reason
+
+
+def _available(
     config: LlamaConfig, layout: Layout | AfterLayout, model_devices: int, platform: str
 ) -> tuple[tuple[Kernel, ...], str]:
-    """Kernels that may be asked for, and why these."""
     for ruled_out, why in (
         (platform not in _ON, f"{platform} has xla alone"),
         (isinstance(layout, AfterLayout), "prompts behind the question have xla alone"),
@@ -86,16 +96,19 @@ def available(
 def fastest(
     config: LlamaConfig, layout: Layout, chunk: int, kernels: Sequence[Kernel], **options: Any
 ) -> KernelChoice:
-    """Try `kernels`, XLA first, on random numbers; process 0's choice holds for all processes."""
+    """Try `kernels` on random numbers; process 0's choice holds for all processes.
+
+    The first, XLA, is what the others are held against; where it fails, so does the run.
+    """
     numbers = random_numbers(config, layout, chunk)
-    expected, seconds, said = None, {}, []
-    for kernel in kernels:
+    expected, taken = _try(config, layout, kernels[0], numbers, **options)
+    seconds, said = {kernels[0]: taken}, []
+    for kernel in kernels[1:]:
         try:
             out, taken = _try(config, layout, kernel, numbers, **options)
         except Exception as error:  # whatever a compiler or driver may raise
             said.append(f"{kernel} fails ({' '.join(str(error).split())[:80]})")
             continue
-        expected = out if expected is None else expected
         if not agree(out, expected):
             said.append(f"{kernel} disagrees with {kernels[0]}")
             continue

@@ -154,9 +154,7 @@ def refuse_missing_kernel(
     """UserError where --attention cannot be had on these chips, or with weights split."""
     platform = "tpu" if topology.is_tpu else "gpu"
     layout = make_layout(config, Tokens.load(tokenizer_folder(config)))
-    kernels, why = available(llama, layout, choice.model, platform)
-    if config.attention not in kernels:
-        raise UserError(f"--attention {config.attention}: {why}")
+    available(llama, layout, choice.model, platform, config.attention)
 
 
 def lower(config: Config, llama: LlamaConfig, name: ProgramName, mesh: Mesh) -> Program:

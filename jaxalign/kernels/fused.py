@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxalign.kernels import pallas_gpu, splash_tpu
-from jaxalign.kernels.spans import Spans
+from jaxalign.kernels.spans import Spans, sees
 from jaxalign.llama.model import KeyValue, masked_attention
 
 FusedKernel = Literal["cudnn", "pallas", "splash"]
@@ -83,9 +83,8 @@ def _forward(tables: FusedTables, *qkv: jax.Array) -> tuple[jax.Array, Any]:
 
 def _backward(kept: Any, g: jax.Array) -> tuple[jax.Array | None, ...]:
     tables, qkv = kept
-    asks_Tx1, until_1xS = tables.asks_T[:, None], tables.until_S[None]
-    at_1xS = jnp.arange(until_1xS.size)[None]
-    mask_TxS = (at_1xS <= asks_Tx1) & (asks_Tx1 < until_1xS)
+    until_1xS = tables.until_S[None]
+    mask_TxS = sees(tables.asks_T[:, None], jnp.arange(until_1xS.size)[None], until_1xS)
     _, pull = jax.vjp(lambda *qkv: masked_attention(mask_TxS[None, None], *qkv), *qkv)
     return None, *pull(g)
 

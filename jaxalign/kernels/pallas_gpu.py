@@ -17,7 +17,7 @@ from flax import struct
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxalign.kernels.spans import Spans
+from jaxalign.kernels.spans import Spans, sees
 
 BLOCK = 64  # queries and keys of a tile; not tuned, since this has not run on a GPU yet
 _UNSEEN = float(np.finfo(np.float32).min)
@@ -85,8 +85,8 @@ def _tile(
         out, largest, total = carry
         start = blocks_ref[j + 1] * BLOCK
         keys = pl.ds(start, BLOCK)
-        at, until = start + jnp.arange(BLOCK), until_ref[keys]
-        seen = (at[None] <= asks[:, None]) & (asks[:, None] < until[None])
+        at = start + jnp.arange(BLOCK)
+        seen = sees(asks[:, None], at[None], until_ref[keys][None])
         scores = jnp.where(seen, scale * _dot(q, k_ref[keys, :], 1), _UNSEEN)
         higher = jnp.maximum(largest, scores.max(axis=1))
         kept, weights = jnp.exp(largest - higher), jnp.exp(scores - higher[:, None])

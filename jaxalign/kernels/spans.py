@@ -10,10 +10,16 @@ Pure numpy: knows neither model nor JAX. Letters: T query, S key.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from jaxalign.layout import Layout
+
+
+def sees(asks: Any, at: Any, until: Any) -> Any:
+    """Whether queries standing at `asks` see keys that stand at `at`; numpy or JAX, broadcast."""
+    return (at <= asks) & (asks < until)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +31,7 @@ class Spans:
 
     def mask(self) -> np.ndarray:
         """bool [T, S]: query t sees key s."""
-        asks_Tx1 = self.asks_T[:, None]
-        return (np.arange(len(self.until_S)) <= asks_Tx1) & (asks_Tx1 < self.until_S)
+        return sees(self.asks_T[:, None], np.arange(len(self.until_S)), self.until_S)
 
     def padded(self, queries: int, keys: int) -> Spans:
         """To multiples of so many queries and keys. Nobody sees a padding key; a padding query
