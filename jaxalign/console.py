@@ -74,7 +74,7 @@ def _parse(config_class: type[Config], args: Sequence[str] | None) -> Config:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(config_class, args=args)
+            return tyro.cli(config_class, prog=_program(), args=args)
     except SystemExit as leaving:
         cause: BaseException | None = leaving
         while cause is not None:
@@ -83,6 +83,15 @@ def _parse(config_class: type[Config], args: Sequence[str] | None) -> Config:
             cause = cause.__context__
         sys.stderr.write(said.getvalue())
         raise
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _program() -> str | None:
+    """How the running program is started again, such as `python -m experiments.sweep`."""
+    module = sys.modules["__main__"].__spec__
+    return module and f"python -m {module.name.removesuffix('.__main__')}"
 
 
 def enable_compilation_cache() -> Path | None:

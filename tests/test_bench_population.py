@@ -11,13 +11,12 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import bench_population
-from experiments.bench_population import Config, bench, make_work
-from experiments.bench_population_items import ask_items, model_config, without_shared_text
-from experiments.bench_population_jax import JaxSide, refuse_short_memory
-from experiments.bench_population_measure import Difference, Measured, check, difference
-from experiments.bench_population_report import make_result, weight_passes
-from experiments.bench_population_worker import Worker
+from experiments.bench_population.__main__ import Config, bench, make_work, run
+from experiments.bench_population.items import ask_items, model_config, without_shared_text
+from experiments.bench_population.measure import Difference, Measured, check, difference
+from experiments.bench_population.report import make_result, weight_passes
+from experiments.bench_population.worker import Worker
+from experiments.bench_population.worker_jax import JaxSide, refuse_short_memory
 from jaxalign.console import main
 from jaxalign.errors import UserError
 from jaxalign.layout import plan_layout
@@ -46,7 +45,7 @@ def answers_of(side, methods):
 @pytest.mark.parametrize("placement", ["system", "front"])
 def test_every_way_gives_the_same_answers(tmp_path, placement):
     pytest.importorskip("torch")
-    from experiments.bench_population_torch import TorchSide
+    from experiments.bench_population.worker_torch import TorchSide
 
     work, ours, theirs = small_work(tmp_path, placement=placement), JaxSide(), TorchSide()
     prompts = ours.prepare(work, 2, True)["prompts_PxMxD"]
@@ -64,7 +63,7 @@ def test_every_way_gives_the_same_answers(tmp_path, placement):
 
 def test_batches_of_any_size_give_the_same_answers(tmp_path):
     torch = pytest.importorskip("torch")
-    from experiments.bench_population_torch import Survey, padded, per_item, prefix_cache
+    from experiments.bench_population.worker_torch import Survey, padded, per_item, prefix_cache
 
     work = small_work(tmp_path)
     prompts = torch.tensor(JaxSide().prepare(work, 2, True)["prompts_PxMxD"])
@@ -80,7 +79,7 @@ def test_batches_of_any_size_give_the_same_answers(tmp_path):
 
 def test_references_are_float32(tmp_path):
     pytest.importorskip("torch")
-    from experiments.bench_population_torch import TorchSide
+    from experiments.bench_population.worker_torch import TorchSide
 
     half = TINY.replace(dtype="bfloat16", param_dtype="bfloat16")
     work, ours, theirs = small_work(tmp_path, llama=half), JaxSide(), TorchSide()
@@ -183,7 +182,7 @@ def test_options_that_one_side_lacks_are_a_bug():
 
 WORKER = """
 import sys
-from experiments.bench_population_worker import serve
+from experiments.bench_population.worker import serve
 from jaxalign.errors import UserError
 
 class Side:
@@ -238,7 +237,7 @@ def test_sizes():
 )
 def test_bad_input_is_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as leaving:
-        main(bench_population.run, Config, arguments)
+        main(run, Config, arguments)
     assert leaving.value.code == 2
     assert message in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench_sft import Config, bench, make_examples, training_flops
+from experiments.bench_sft.__main__ import Config, bench, make_examples, training_flops
 from jaxalign.compiled import read_program
 from jaxalign.errors import UserError
 from jaxalign.llama.model import Llama

@@ -129,6 +129,15 @@ def test_exit_code_of_a_process(environment: dict[str, str]) -> None:
     assert said == "error: --country XXX: no published scores; known: USA, CHN\n"
 
 
+def test_help_says_how_to_call_and_may_be_cut_short() -> None:
+    command = f"{sys.executable} -m experiments.sweep --help | head -1"
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.stdout.startswith("usage: python -m experiments.sweep [-h]")
+    assert done.stderr == ""
+
+
 def test_interrupt_is_one_line_and_exit_130(environment: dict[str, str]) -> None:
     process = program(environment, "--country", "WAIT")
     assert process.stdout is not None

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.culturespa_matrices import mantel
-from experiments.culturespa_result import METHODS, guard_record
-from experiments.culturespa_study import Config, read_study
+from experiments.culturespa.matrices import mantel
+from experiments.culturespa.result import METHODS, guard_record
+from experiments.culturespa.study import Config, read_study
 from jaxalign.errors import UserError
 from jaxalign.lora_files import load_lora
 from jaxalign.pocket.society import held_out_survey
@@ -190,10 +190,10 @@ def test_a_resumed_run_with_another_setting_is_refused(finished, inputs):
 def test_studies_of_a_finished_run(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    assert "by topic" in run("culturespa_topics", folder)
-    assert "Mantel" in run("culturespa_matrices", folder)
-    assert "CRQPC".lower() in run("culturespa_selection", folder)
-    assert "Guard" in run("culturespa_guard", folder, "--quiet")
+    assert "by topic" in run("culturespa.topics", folder)
+    assert "Mantel" in run("culturespa.matrices", folder)
+    assert "CRQPC".lower() in run("culturespa.selection", folder)
+    assert "Guard" in run("culturespa.guard", folder, "--quiet")
     result, guard = (json.loads((folder / f"{n}.json").read_text()) for n in ("result", "guard"))
     assert guard["after"] == result["guard"]["after"]
     for name in ("topics", "matrices", "strategies", "guard"):
@@ -204,11 +204,11 @@ def test_studies_of_a_finished_run(finished, tmp_path):
 def test_studies_that_train_anew(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    assert "fraction" in run("culturespa_fractions", folder, "--fractions", "0.5", "--quiet")
+    assert "fraction" in run("culturespa.fractions", folder, "--fractions", "0.5", "--quiet")
     record = json.loads((folder / "fractions.json").read_text("utf-8"))
     assert list(record) == ["0", "0.5", "1"]
     assert record["0"]["pairs"] < record["0.5"]["pairs"] < record["1"]["pairs"]
-    run("culturespa_selection", folder, "--thresholds", "0.02", "--quiet")
+    run("culturespa.selection", folder, "--thresholds", "0.02", "--quiet")
     strategies = json.loads((folder / "selection.json").read_text("utf-8"))["strategies"]
     assert list(strategies) == ["crqpc", "rds", "cds", "p1", "jensen_shannon-0.02"]
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments import bench_survey, survey_check
+from experiments import survey_check
+from experiments.bench_survey import __main__ as bench_survey
 from jaxalign.console import main
 from jaxalign.errors import UserError
 from jaxalign.survey.instrument import from_json, to_json, values_module

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from experiments.soft_prompt_program import How, choose_how
-from experiments.soft_prompt_study import Config, read_study
+from experiments.soft_prompt.program import How, choose_how
+from experiments.soft_prompt.study import Config, read_study
 from jaxalign.errors import UserError
 from jaxalign.sharding import make_mesh
 

@@ -20,14 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-import experiments.sweep as module
+import experiments.sweep.__main__ as module
 import jaxalign.records.run
-from experiments import soft_prompt, sweep_group
-from experiments.sweep import Config, sweep
-from experiments.sweep_file import Sweep, read_sweep
-from experiments.sweep_plan import Cell, make_batches, make_plan, model_names
-from experiments.sweep_result import make_result, write_plot
-from experiments.sweep_status import show_status
+from experiments.soft_prompt import __main__ as soft_prompt
+from experiments.sweep import group as sweep_group
+from experiments.sweep.__main__ import Config, sweep
+from experiments.sweep.file import Sweep, read_sweep
+from experiments.sweep.plan import Cell, make_batches, make_plan, model_names
+from experiments.sweep.result import make_result, write_plot
+from experiments.sweep.status import show_status
 from jaxalign.checkpoints import Checkpoints
 from jaxalign.errors import UserError
 from jaxalign.llama.checkpoint import load_checkpoint, save_checkpoint
@@ -39,7 +40,7 @@ from jaxalign.sharding import make_mesh
 from jaxalign.strategy import Strategy
 from jaxalign.survey.score import make_scorer
 
-EXAMPLE = Path(module.__file__).with_name("sweep_example.toml")
+EXAMPLE = Path(module.__file__).with_name("example.toml")
 TINY = LlamaConfig(
     1792, 16, 24, 2, 2, 1, 8, dtype="float32", param_dtype="float32", initializer_range=0.3
 )
@@ -450,7 +451,7 @@ def test_status_starts_no_device(file, unbroken):
     """In a process of its own, while a lock is held: it needs neither."""
     program = (
         "import sys, jax._src.xla_bridge as bridge; from pathlib import Path;"
-        "from experiments.sweep import Config, sweep;"
+        "from experiments.sweep.__main__ import Config, sweep;"
         "sweep(Config(Path(sys.argv[1]), Path(sys.argv[2]), status=True));"
         "assert not bridge.backends_are_initialized()"
     )

@@ -49,7 +49,7 @@ def attempt(file: str, out: str) -> None:
     """In a fork: what the command does, after its imports."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the process ends with it)
-    from experiments.sweep import Config, sweep
+    from experiments.sweep.__main__ import Config, sweep
     from jaxalign.console import main
 
     main(sweep, Config, arguments(Path(file), Path(out)))

@@ -1,0 +1,1 @@
+"""CultureSPA, whole; its steps; and studies that read a finished run."""

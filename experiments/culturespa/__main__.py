@@ -1,0 +1,162 @@
+"""CultureSPA, whole: write questions, answer them, keep what a culture changes, fine-tune, measure.
+
+    python -m experiments.culturespa                                 # the pocket Llama
+    python -m experiments.culturespa --model /path/to/Meta-Llama-3-8B-Instruct \\
+        --survey culturespa_data/ --per-topic 1000 --seeds 1 --reading sampled \\
+        --train.batch 128 --train.learning-rate 1e-4 --train.remat --train.no-unroll \\
+        --countries USA CAN BOL BRA GBR NLD DEU UKR CHN RUS IND THA KEN NGA ETH ZWE AUS NZL
+
+Prints the cultural alignment score of the model asked plainly, under each prompt style, and after
+fine-tuning on its own answers: jointly, one adapter per country, and with cross-culture thinking
+(CCT). Method: Xu, Leng, Yu and Xiong, NAACL 2025 (CultureSPA, arXiv 2410.12971).
+
+Everything that luck enters is done for each of `--seeds`. Steps keep what they have done in --out,
+and --resume goes on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.culturespa.ask import Replies, ask, part, plan
+from experiments.culturespa.measure import PROMPTED, SPECIFIC, prompted_answers, tuned_answers
+from experiments.culturespa.pairs import (
+    TRAINED,
+    by_country,
+    describe,
+    examples,
+    select,
+    write_selected,
+)
+from experiments.culturespa.plots import write_plots
+from experiments.culturespa.report import write_culturespa_report
+from experiments.culturespa.result import make_result, show_result
+from experiments.culturespa.study import Config, Study, read_study
+from experiments.culturespa.tune import tune
+from experiments.culturespa.write import seed_folder, write_all
+from jaxalign.console import main
+from jaxalign.culturespa.select import Selection
+from jaxalign.errors import UserError
+from jaxalign.llama.checkpoint import load_checkpoint
+from jaxalign.llama.weights import Params, param_shardings
+from jaxalign.lora import Adapter
+from jaxalign.records import Run, check
+from jaxalign.survey.instrument import Instrument
+
+
+def run_culturespa(config: Config) -> None:
+    """The whole experiment; see the module's docstring."""
+    out = _directory(config)
+    check(out, config, config.resume)
+    study = read_study(config)
+    facts = study.facts()
+    print(f"model {study.folder}: {study.llama.num_hidden_layers} layers, {study.llama.dtype}")
+    print(f"survey: {study.survey.name}, {len(study.survey.items)} items; {config.seeds} seeds")
+    shardings = param_shardings(study.llama, study.mesh)
+    params = load_checkpoint(study.folder, study.llama, shardings)
+    with Run.create(out, config, facts, config.resume) as run:
+        for note in run.notes:
+            print(note)
+        questions, written = write_all(config, study, params, run)
+        survey, by_seed = answer(config, study, params, run, questions)
+        chosen = {s: select(config, questions[s], by_seed[s], s) for s in config.seed_numbers}
+        selected = {}
+        for seed, some in chosen.items():
+            selected[seed] = describe(config, questions[seed], by_seed[seed], some)
+            write_selected(study, questions[seed], some, run, seed_folder(out, seed).name)
+        adapters = fine_tune(config, study, params, run, questions, chosen)
+        answers = prompted_answers(config, survey)
+        tuned, right = tuned_answers(config, study, params, run, adapters, answers["p1"])
+        finish(config, study, run, answers | tuned, right, written, selected)
+
+
+def _directory(config: Config) -> Path:
+    if config.out is not None:
+        return config.out
+    if config.resume:
+        raise UserError("--resume needs --out, the directory of the run to continue")
+    return Path("runs") / time.strftime("culturespa-%Y%m%d-%H%M%S")
+
+
+def answer(
+    config: Config,
+    study: Study,
+    params: Params,
+    run: Run,
+    questions: Mapping[int, Instrument],
+) -> tuple[dict[str, Replies], dict[int, dict[str, Replies]]]:
+    """Step 2: the survey in every style, and each seed's questions in those that are trained on."""
+    print("2 answer: the survey in every style")
+    asking = plan(study, PROMPTED, config.countries, study.survey.items)
+    survey = ask(config, study, params, asking, run.out, "base", config.quiet)
+    print("2 answer: the written questions")
+    items = [item for some in questions.values() for item in some.items]
+    asking = plan(study, ("unaware", "p1", "p2"), config.countries, items)
+    replies = ask(config, study, params, asking, run.out, "base", config.quiet)
+    found, at = {}, 0
+    for seed, some in questions.items():
+        here = slice(at, at + len(some.items))
+        found[seed] = {style: part(replies[style], here) for style in replies}
+        at = here.stop
+    return survey, found
+
+
+def fine_tune(
+    config: Config,
+    study: Study,
+    params: Params,
+    run: Run,
+    questions: Mapping[int, Instrument],
+    chosen: Mapping[int, Mapping[str, Selection]],
+) -> dict[tuple[int, str], Adapter]:
+    """Step 4: adapters by seed and name, those of single countries under "specific-" names."""
+    shared, specific = {}, {}
+    for seed, some in chosen.items():
+        for method, style in TRAINED.items():
+            shared[seed, method] = examples(config, study, questions[seed], some[method], style)
+        for country, own in by_country(some["joint"]).items():
+            specific[seed, SPECIFIC + country] = examples(config, study, questions[seed], own, "p1")
+    print("4 fine-tune: joint, CCT and the selection's controls")
+    found = tune(config, study, params, run, "shared", shared)
+    print("4 fine-tune: one model for each country")
+    return found | tune(config, study, params, run, "specific", specific)
+
+
+def finish(
+    config: Config,
+    study: Study,
+    run: Run,
+    answers: Mapping[str, np.ndarray],
+    right: Mapping[str, list[float]],
+    written: Mapping[int, Mapping[str, Any]],
+    selected: Mapping[int, Mapping[str, Any]],
+) -> None:
+    """`answers.json`, `result.json`, the plots, the report, and the tables on the screen."""
+    result = make_result(config, study, answers, right, written, selected, study.facts())
+    run.write("answers.json", _plain_answers(config, study, answers))
+    run.write("result.json", result)
+    if run.writes:
+        write_plots(run.out, result)
+        write_culturespa_report(result, run.out)
+    show_result(config, result)
+    print(f"everything is in {run.out}")
+
+
+def _plain_answers(
+    config: Config, study: Study, answers: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Positions of options [seeds][runs][countries][items] by method; -1 for no answer."""
+    return {
+        "countries": config.countries,
+        "items": [item.id for item in study.survey.items],
+        "methods": {name: np.nan_to_num(a, nan=-1).astype(int) for name, a in answers.items()},
+    }
+
+
+if __name__ == "__main__":
+    main(run_culturespa, Config)

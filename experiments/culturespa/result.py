@@ -1,0 +1,259 @@
+"""What `experiments.culturespa` reports: `result.json` and the tables on the screen.
+
+    methods.{unaware,p1,p2,p3,p1p3,p2p3,joint,specific,cct}
+        .countries.USA            alignment score, 0 to 100, mean over seeds
+        .country_intervals.USA    [low, high], questions resampled
+        .mean, .interval          over countries, with the interval over questions
+        .seed_interval, .by_seed  Student's interval over seeds (null: seeds cannot matter), values
+    selection.{crqpc,rds,cds}     the same for the joint model trained on each; crqpc is `joint`
+    differences.joint_minus_p1    value, interval, seed_interval, by_seed, verdict: paired
+    guard                         accuracies in percent before and after, differences in points
+    questions                     asked_for, parsed, removed by each filter, left, by seed
+    selected                      pairs by country and seed, share changed, sampling noise
+    lines                         the score of answers that need no model
+    personas                      identification and agreement of p1, joint, specific and cct
+    settings, facts, versions
+
+An interval over questions speaks for other questions like these, one over seeds for other questions
+written, other draws and other starts of the same program; 95 % each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.culturespa.study import Config, Study
+from jaxalign.console import print_table
+from jaxalign.culturespa.measure import Spread, drawn_scores, question_draws, spread
+from jaxalign.records import settings_of, versions
+from jaxalign.survey.bootstrap import seed_interval
+from jaxalign.survey.culture_lines import alignment, culture_lines
+from jaxalign.survey.personas import agreement, identify
+
+METHODS = {
+    "unaware": "unaware",
+    "p1": "culture-aware (P1)",
+    "p2": "cross-culture thinking (P2)",
+    "p3": "self-alignment (P3)",
+    "p1p3": "P1 + P3",
+    "p2p3": "P2 + P3",
+    "joint": "CultureSPA joint",
+    "specific": "CultureSPA specific",
+    "cct": "CultureSPA CCT",
+}
+SELECTION = {"crqpc": "joint", "rds": "rds", "cds": "cds"}
+DIFFERENCES = (
+    ("p1", "unaware"), ("joint", "p1"), ("specific", "p1"), ("cct", "p2"), ("joint", "rds"),
+    ("rds", "cds"), ("cds", "p1"),
+)  # fmt: skip
+GUARD_POINTS = 1.0  # how much accuracy fine-tuning may change
+
+
+def make_result(
+    config: Config,
+    study: Study,
+    answers: Mapping[str, np.ndarray],
+    right: Mapping[str, list[float]],
+    written: Mapping[int, Mapping[str, Any]],
+    selected: Mapping[int, Mapping[str, Any]],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All of `result.json`. `answers[method]` are positions [seeds, runs, C, Q]."""
+    draws = question_draws(len(study.survey.items), config.resamples, config.first_seed)
+    scores = {name: _scores(a, study, draws) for name, a in answers.items()}
+    methods = {name: method_record(config, scores[name]) for name in METHODS}
+    return {
+        "methods": methods,
+        "selection": {n: method_record(config, scores[m]) for n, m in SELECTION.items()},
+        "differences": {f"{a}_minus_{b}": difference(scores[a], scores[b]) for a, b in DIFFERENCES},
+        "guard": guard_record(right, study.guard_name, len(study.guard)),
+        "questions": _questions(written),
+        "selected": {f"seed{seed}": entry for seed, entry in selected.items()},
+        "lines": _lines(config, study),
+        "personas": _personas(config, study, answers),
+        "survey": {
+            "name": study.survey.name,
+            "items": len(study.survey.items),
+            "simulated": facts["simulated"],
+            "score": "100 (1 - |answers - majority answers| / |ranges|), answered items",
+            "leaky": [s for s in METHODS if s in ("p2", "p3", "p1p3", "p2p3", "cct")]
+            if config.examples == "paper"
+            else [],
+        },
+        "settings": settings_of(config, fixed_only=True),
+        "facts": dict(facts),
+        "versions": versions(),
+    }
+
+
+def _scores(answers_RxNxCxQ: np.ndarray, study: Study, draws: np.ndarray) -> np.ndarray:
+    """Scores in points [1 + resamples, seeds, C], mean over runs."""
+    by_run = [
+        drawn_scores(answers_RxNxCxQ[:, n], study.tables, draws)
+        for n in range(answers_RxNxCxQ.shape[1])
+    ]
+    return np.mean(by_run, axis=0)
+
+
+def method_record(config: Config, scores_NxRxC: np.ndarray) -> dict[str, Any]:
+    """A method's entry in `result.json`."""
+    each = {c: spread(scores_NxRxC[:, :, i]) for i, c in enumerate(config.countries)}
+    return {
+        "countries": {c: s.value for c, s in each.items()},
+        "country_intervals": {c: s.questions for c, s in each.items()},
+        "mean": (whole := spread(scores_NxRxC.mean(axis=2))).value,
+        **_intervals(whole),
+    }
+
+
+def _intervals(found: Spread) -> dict[str, Any]:
+    return {
+        "interval": found.questions,
+        "seed_interval": found.seeds,
+        "by_seed": found.by_seed,
+    }
+
+
+def difference(a_NxRxC: np.ndarray, b_NxRxC: np.ndarray) -> dict[str, Any]:
+    """The difference of two methods' means, paired by question, country and seed."""
+    found = spread((a_NxRxC - b_NxRxC).mean(axis=2))
+    return {"value": found.value, **_intervals(found), "verdict": _verdict(found)}
+
+
+def _verdict(found: Spread) -> str:
+    """Whether zero lies outside both intervals."""
+    known = [i for i in (found.questions, found.seeds) if i is not None]
+    if all(low > 0 for low, _ in known):
+        return "higher"
+    if all(high < 0 for _, high in known):
+        return "lower"
+    return "not told apart"
+
+
+def guard_record(right: Mapping[str, list[float]], name: str, count: int) -> dict[str, Any]:
+    """Accuracies in percent, changes in points, and whether the mean change is within a point."""
+    before = 100 * right["before"][0]
+    after, change = {}, {}
+    for method, values in right.items():
+        if method == "before":
+            continue
+        percent = 100 * np.array(values)
+        found = seed_interval(percent - before) if np.ptp(percent) > 0 else None
+        after[method] = {"mean": float(percent.mean()), "by_seed": percent}
+        change[method] = {
+            "mean": float(percent.mean() - before),
+            "seed_interval": None if found is None else found[1:],
+            "within": bool(abs(percent.mean() - before) <= GUARD_POINTS),
+        }
+    return {
+        "test": name,
+        "questions": count,
+        "before": before,
+        "after": after,
+        "change": change,
+        "limit": GUARD_POINTS,
+    }
+
+
+def _questions(written: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums over seeds, and each seed's own counts."""
+    rows = list(written.values())
+    total = {k: sum(row[k] for row in rows) for k in ("asked_for", "requests", "parsed", "left")}
+    removed = {name: sum(row["removed"][name] for row in rows) for name in rows[0]["removed"]}
+    by_seed = {f"seed{seed}": row for seed, row in written.items()}
+    return total | {"removed": removed, "by_seed": by_seed}
+
+
+def _lines(config: Config, study: Study) -> dict[str, Any]:
+    scores = culture_lines(study.tables).scores
+    return {
+        name: {
+            "mean": float(100 * np.mean(values)),
+            "countries": dict(zip(config.countries, (100 * values).tolist(), strict=True)),
+        }
+        for name, values in scores.items()
+    }
+
+
+def _personas(config: Config, study: Study, answers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How often the nearest is one's own, and how alike two of them are; first run, seeds' mean."""
+    own, gold = np.arange(len(config.countries)), study.tables.gold_CxQ
+    humans = 100 * agreement(gold, study.tables)[0]
+    out: dict[str, Any] = {"of": len(own), "humans": {"agreement": humans}}
+    for method in ("p1", "p2", "joint", "specific", "cct"):
+        rows, columns, alike = [], [], []
+        for answers_CxQ in answers[method][:, 0]:
+            matrix = alignment(answers_CxQ[:, None], gold[None], study.tables)
+            rows.append(identify(matrix, own).hits)
+            columns.append(identify(matrix.T, own).hits)
+            alike.append(100 * agreement(answers_CxQ, study.tables)[0])
+        out[method] = {
+            "personas_identified": float(np.mean(rows)),
+            "countries_identified": float(np.mean(columns)),
+            "agreement": float(np.mean(alike)),
+        }
+    return out
+
+
+def show_result(config: Config, result: Mapping[str, Any]) -> None:
+    """Tables on the screen."""
+    rows = [
+        [words, *result["methods"][name]["countries"].values(), *_mean(result["methods"][name])]
+        for name, words in METHODS.items()
+    ]
+    columns = ["", *config.countries, "mean", "questions [95 %]", "seeds [95 %]"]
+    kind = "simulated survey" if result["survey"]["simulated"] else result["survey"]["name"]
+    print_table(f"Cultural alignment score × 100 ({kind})", columns, rows)
+    rows = [
+        [name.upper(), sum(_pairs(result, method)), *_mean(result["selection"][name])]
+        for name, method in SELECTION.items()
+    ]
+    print_table("Joint model by selection", ["", "pairs", *columns[-3:]], rows)
+    rows = [
+        [name.replace("_minus_", " − "), d["value"], bounds(d["interval"], "+"),
+         bounds(d["seed_interval"], "+"), d["verdict"]]
+        for name, d in result["differences"].items()
+    ]  # fmt: skip
+    print_table("Differences, paired", ["", "points", *columns[-2:], ""], rows)
+    lines = [[name.replace("_", " "), line["mean"]] for name, line in result["lines"].items()]
+    print_table("Without any model", ["", "mean"], lines)
+    show_guard(result["guard"])
+    _show_questions(result["questions"])
+
+
+def _mean(record: Mapping[str, Any]) -> list[Any]:
+    return [record["mean"], bounds(record["interval"]), bounds(record["seed_interval"])]
+
+
+def _pairs(result: Mapping[str, Any], method: str) -> list[int]:
+    return [sum(seed["pairs"][method].values()) for seed in result["selected"].values()]
+
+
+def bounds(interval: Any, sign: str = "") -> str:
+    """Two numbers in brackets, or a dash."""
+    return "–" if interval is None else f"[{interval[0]:{sign}.1f}, {interval[1]:{sign}.1f}]"
+
+
+def show_guard(guard: Mapping[str, Any]) -> None:
+    """Accuracy of each method after fine-tuning, and its change."""
+    rows = [
+        [name, after["mean"], guard["change"][name]["mean"],
+         bounds(guard["change"][name]["seed_interval"], "+"),
+         "within a point" if guard["change"][name]["within"] else "NOT within a point"]
+        for name, after in guard["after"].items()
+    ]  # fmt: skip
+    before = f"{guard['questions']} questions, {guard['before']:.1f} % before"
+    title = f"Guard: {guard['test'][:40]}, {before}"
+    print_table(title, ["", "percent right", "change", "seeds [95 %]", ""], rows)
+
+
+def _show_questions(questions: Mapping[str, Any]) -> None:
+    removed = ", ".join(f"{n.replace('_', ' ')} {k}" for n, k in questions["removed"].items() if k)
+    print(
+        f"questions over all seeds: {questions['asked_for']} asked for, {questions['requests']} "
+        f"requests, {questions['parsed']} parsed, {questions['left']} left; removed: "
+        f"{removed or 'none'}"
+    )

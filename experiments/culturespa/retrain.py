@@ -1,0 +1,67 @@
+"""Joint models trained anew on other parts of a finished run's data, and how they answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.culturespa.ask import ask, plan
+from experiments.culturespa.finished import Finished
+from experiments.culturespa.pairs import examples
+from experiments.culturespa.study import Config, Study
+from experiments.culturespa.tune import Name, tune
+from jaxalign.console import Progress
+from jaxalign.culturespa.measure import drawn_scores, question_draws
+from jaxalign.culturespa.select import Selection
+from jaxalign.llama.checkpoint import load_checkpoint
+from jaxalign.llama.weights import Params, param_shardings
+from jaxalign.lora import merge
+from jaxalign.records import Run
+
+
+def weights(study: Study) -> Params:
+    return load_checkpoint(study.folder, study.llama, param_shardings(study.llama, study.mesh))
+
+
+def open_run(finished: Finished, folder: str, asked: Any) -> Run:
+    """The run directory of a study inside a run's; what it holds is continued."""
+    facts = finished.result["facts"] | {"settings": finished.result["settings"]}
+    return Run.create(finished.out / folder, asked, facts, resume=True)
+
+
+def joint_scores(
+    config: Config,
+    study: Study,
+    run: Run,
+    finished: Finished,
+    chosen: Mapping[Name, Selection],
+) -> dict[str, np.ndarray]:
+    """Scores [1 + resamples, seeds, C] under P1 of a joint model for each selection."""
+    params = weights(study)
+    data = {
+        (seed, name): examples(config, study, finished.questions[seed], some, "p1")
+        for (seed, name), some in chosen.items()
+    }
+    found = tune(config, study, params, run, "shared", data)
+    asking = plan(study, ("p1",), config.countries, study.survey.items)
+    draws = question_draws(len(study.survey.items), config.resamples, config.first_seed)
+    scores: dict[str, list[np.ndarray]] = {}
+    bar = Progress(len(chosen), step="measure: model", unit="models", quiet=config.quiet)
+    with bar:
+        for done, (seed, name) in enumerate(chosen, 1):
+            trained = found.get((seed, name))
+            full = params if trained is None else merge(params, trained, config.lora)
+            label = f"{run.out.name} seed{seed} {name}"
+            replies = ask(config, study, full, asking, run.out, label, quiet=True)["p1"]
+            by_run = drawn_scores(replies.answers_NxCxQ, study.tables, draws)
+            scores.setdefault(name, []).append(by_run.mean(axis=1))
+            bar.update(done)
+    return {name: np.stack(each, axis=1) for name, each in scores.items()}
+
+
+def with_out(config: Config, out: Path, quiet: bool) -> Config:
+    return dataclasses.replace(config, out=out, quiet=quiet)

@@ -1,0 +1,122 @@
+"""What the way of selecting data does to the joint model (CultureSPA's Figure 4).
+
+    python -m experiments.culturespa.selection runs/culturespa
+    python -m experiments.culturespa.selection runs/culturespa --thresholds 0.02 0.05 0.1
+
+Of a finished run: the joint models trained on changed (CRQPC), random (RDS) and unchanged (CDS)
+pairs, their paired differences, country by country. With thresholds it also trains joint models on
+the pairs whose two distributions are farther apart than that, changed answer or not; those data
+are more or fewer. Writes selection.json and strategies.png into the run; what was trained is in
+RUN/selection-..., and a study that was stopped goes on. Without thresholds it takes seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments.culturespa.ask import ask, plan
+from experiments.culturespa.finished import Finished, read_config, read_finished
+from experiments.culturespa.plots import strategies
+from experiments.culturespa.result import SELECTION, bounds, difference, method_record
+from experiments.culturespa.retrain import joint_scores, open_run, weights, with_out
+from experiments.culturespa.study import Config, Study
+from jaxalign.console import main, print_table
+from jaxalign.culturespa.measure import drawn_scores, question_draws
+from jaxalign.culturespa.select import Divergence, Selection, crqpc, diverged, divergence
+from jaxalign.records import may_change, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionConfig:
+    """Compare ways of selecting a finished run's training data."""
+
+    run: tyro.conf.Positional[Path] = may_change(Path("runs/culturespa"))
+    """Directory of the run."""
+    thresholds: tuple[float, ...] = ()
+    """Divergences beyond which a pair is selected; one joint model each."""
+    measure: Divergence = "jensen_shannon"
+    """How far apart the unaware and the culture-aware distribution are."""
+    quiet: bool = may_change(False)
+    """No progress bars."""
+
+
+def run(config: SelectionConfig) -> None:
+    """The whole study; see the module's docstring."""
+    finished = read_finished(config.run)
+    settings, study = read_config(finished)
+    settings = with_out(settings, finished.out, config.quiet)
+    draws = question_draws(len(study.survey.items), settings.resamples, settings.first_seed)
+    answers = finished.answers()
+    scores = {
+        name: drawn_scores(answers[m].mean(axis=1), study.tables, draws)
+        for name, m in SELECTION.items()
+    } | {"p1": drawn_scores(answers["p1"].mean(axis=1), study.tables, draws)}
+    sizes = {n: _size(finished, m) for n, m in SELECTION.items()} | {"p1": 0}
+    if config.thresholds:
+        chosen = by_divergence(config, settings, study, finished)
+        folder = "-".join(["selection", *dict.fromkeys(name for _, name in chosen)])
+        with open_run(finished, folder, config) as opened:
+            scores |= joint_scores(settings, study, opened, finished, chosen)
+        for (_, name), some in chosen.items():
+            sizes[name] = sizes.get(name, 0) + len(some.pairs)
+    found = {n: method_record(settings, s) | {"pairs": sizes[n]} for n, s in scores.items()}
+    against = {name: difference(s, scores["p1"]) for name, s in scores.items() if name != "p1"}
+    steps = {
+        f"{a}_minus_{b}": difference(scores[a], scores[b])
+        for a, b in (("crqpc", "rds"), ("rds", "cds"), ("crqpc", "cds"))
+    }
+    record = {"strategies": found, "minus_p1": against, "differences": steps}
+    write_json(finished.out / "selection.json", record)
+    strategies(finished.out / "strategies.png", found)
+    show(finished, record)
+
+
+def _size(finished: Finished, method: str) -> int:
+    return sum(len(some[method].pairs) for some in finished.selected.values())
+
+
+def by_divergence(
+    config: SelectionConfig, settings: Config, study: Study, finished: Finished
+) -> dict[tuple[int, str], Selection]:
+    """CRQPC by the distance of distributions, for every threshold and seed."""
+    params, chosen = weights(study), {}
+    for seed, questions in finished.questions.items():
+        asking = plan(study, ("unaware", "p1"), settings.countries, questions.items)
+        replies = ask(settings, study, params, asking, finished.out, "base", settings.quiet)
+        aware, unaware = replies["p1"].answered, replies["unaware"].answered
+        apart_CxQ = divergence(
+            unaware.distribution_CxQxO[0], aware.distribution_CxQxO, questions.items,
+            config.measure,
+        )  # fmt: skip
+        for threshold in config.thresholds:
+            marked = diverged(apart_CxQ, threshold)
+            chosen[seed, f"{config.measure}-{threshold:g}"] = crqpc(
+                marked, aware.most_likely_CxQ, settings.countries, questions.items
+            )
+    return chosen
+
+
+def show(finished: Finished, record: dict[str, Any]) -> None:
+    rows = [
+        [name, row["pairs"], *row["countries"].values(), row["mean"], bounds(row["interval"]),
+         bounds(row["seed_interval"])]
+        for name, row in record["strategies"].items()
+    ]  # fmt: skip
+    columns = ["", "pairs", *finished.countries, "mean", "questions [95 %]", "seeds [95 %]"]
+    print_table("Joint model by selection (all seeds' pairs)", columns, rows)
+    named = {f"{n} − p1": d for n, d in record["minus_p1"].items()}
+    named |= {n.replace("_minus_", " − "): d for n, d in record["differences"].items()}
+    rows = [
+        [name, d["value"], bounds(d["interval"], "+"), bounds(d["seed_interval"], "+"),
+         d["verdict"]]
+        for name, d in named.items()
+    ]  # fmt: skip
+    print_table("Differences, paired", ["", "points", *columns[-2:], ""], rows)
+
+
+if __name__ == "__main__":
+    main(run, SelectionConfig)

@@ -1,0 +1,74 @@
+"""Step 4 of `experiments.culturespa`: all adapters of all seeds, side by side in two programs.
+
+    OUT/training/shared/, specific/          checkpoints; a killed run goes on from the last
+                /shared.jsonl, specific.jsonl   loss, gradient and learning rate of each step
+    OUT/seed0/adapters/joint, cct, rds, cds, specific-USA, ...   for PEFT
+
+`shared` are the models of all countries, `specific` one of each country. A country without a
+single selected pair has no specific model and keeps the model as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from experiments.culturespa.study import Config, Study
+from experiments.culturespa.write import seed_folder
+from jaxalign.checkpoints import Checkpoints
+from jaxalign.llama.weights import Params
+from jaxalign.lora import Adapter
+from jaxalign.lora_files import load_lora, save_lora
+from jaxalign.packing import Example
+from jaxalign.records import Run
+from jaxalign.records.files import MetricsFile
+from jaxalign.train import Trainer, adapters, fit
+
+Name = tuple[int, str]  # seed and method
+
+
+def tune(
+    config: Config,
+    study: Study,
+    params: Params,
+    run: Run,
+    group: str,
+    examples: Mapping[Name, Sequence[Example]],
+) -> dict[Name, Adapter]:
+    """Adapters trained on `examples`, from OUT where they are already there. `group` names the
+    folder of checkpoints; "specific" models take `--specific-batch` examples a step."""
+    wanted = {name: some for name, some in examples.items() if some}
+    folders = {(seed, m): seed_folder(run.out, seed) / "adapters" / m for seed, m in wanted}
+    if not wanted:
+        return {}
+    if not all((folder / "adapter_config.json").exists() for folder in folders.values()):
+        found = _train(config, study, params, run, group, wanted)
+        for name, folder in folders.items():
+            if run.writes:
+                save_lora(folder, found[name], study.llama, config.lora, str(study.folder))
+    return {name: load_lora(folder, study.llama)[1] for name, folder in folders.items()}
+
+
+def _train(
+    config: Config,
+    study: Study,
+    params: Params,
+    run: Run,
+    group: str,
+    examples: Mapping[Name, Sequence[Example]],
+) -> dict[Name, Adapter]:
+    batch = config.specific_batch if group == "specific" else config.train.batch
+    train = dataclasses.replace(config.train, batch=batch)
+    by_text = {f"seed{seed} {method}": (seed, method) for seed, method in examples}
+    data = {text: examples[name] for text, name in by_text.items()}
+    trainer = Trainer(study.llama, train, config.lora, data, study.mesh)
+    (run.out / "training").mkdir(exist_ok=True)
+    log = MetricsFile(run.out / "training" / f"{group}.jsonl", "step")
+    with Checkpoints(run.out / "training" / group) as saved:
+        state = fit(
+            trainer, params, saved, config.save_every,
+            begin=(lambda step: log.rewind(step)) if run.writes else (lambda step: None),
+            log=log.append if run.writes else (lambda row: None),
+            quiet=config.quiet,
+        )  # fmt: skip
+    return {by_text[text]: adapter for text, adapter in adapters(trainer, state).items()}
