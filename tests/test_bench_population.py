@@ -92,6 +92,18 @@ def test_references_are_float32(tmp_path):
     assert 1e-4 < difference(rough, exact).most < 0.3
 
 
+@pytest.mark.parametrize(("placement", "tokens"), [("system", 16 + 1_888), ("front", 56 + 1_888)])
+def test_published_lengths_take_the_published_work(placement, tokens):
+    before, items, options = ask_items("published", placement)
+    layout = plan_layout(before, 16, items, options)
+    assert layout.tokens_computed == tokens
+    lengths = np.array([len(item) for item in items]) - (40 if placement == "front" else 0)
+    assert (len(items), lengths.min(), lengths.max(), lengths.sum()) == (24, 30, 120, 1_888)
+    if placement == "system":
+        work = lower_bound(model_config("8b", "bfloat16"), layout).total
+        assert work == pytest.approx(25.9e12, rel=0.005), "not the least work of the cost model"
+
+
 def test_stem_free_items_share_nothing_and_are_as_long():
     before, items, options = ask_items("module", "system")
     assert len(before) > 0

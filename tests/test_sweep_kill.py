@@ -59,7 +59,7 @@ def attempt(file: str, out: str) -> None:
 def forks():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["experiments.sweep", "transformers.models.auto.tokenization_auto", __name__]
+        ["experiments.sweep.__main__", "transformers.models.auto.tokenization_auto", __name__]
     )
     return context
 

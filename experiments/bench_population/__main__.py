@@ -4,6 +4,7 @@
     python -m experiments.bench_population --size pocket --population 8   # a minute
     python -m experiments.bench_population --dtype bfloat16 --json bench.json
     python -m experiments.bench_population --items stem-free              # nothing to share
+    python -m experiments.bench_population --size 8b --dtype bfloat16 --items published   # a GPU
 
 Five ways to the same option log-probabilities of 24 items under every prompt, on the same weights
 and the same machine: ours; `LlamaForCausalLM` one item at a time as published code does it, as a
@@ -67,8 +68,9 @@ class Config:
     against: tuple[Baseline, ...] = ("hf_per_item", "hf_padded", "hf_prefix_cache", "jax_vmap")
     """What to compare with; jax_vmap by itself needs no torch."""
     items: Kind = "module"
-    """module (the package's 24 items, which share stems) or stem-free (as many and as long, but no
-    two begin alike)."""
+    """module (the package's 24 items, which share stems), stem-free (as many and as long, but no
+    two begin alike) or published (stem-free too, at the lengths that goals for a GPU are given in:
+    a header of 40 tokens, 24 items of 30 to 120, 1,888 in all)."""
     placement: Literal["front", "system"] = "system"
     """Where the soft prompt stands: system (in the system message) or front (before everything)."""
     prompt_length: int = 16

@@ -22,7 +22,7 @@ from jaxalign.prompts import load_prompts
 from jaxalign.survey.instrument import values_module
 
 Size = Literal["pocket", "small", "1b", "8b"]
-Kind = Literal["module", "stem-free"]
+Kind = Literal["module", "stem-free", "published"]
 
 _RANDOM = {
     "small": LlamaConfig(32_000, 512, 1536, 8, 8, 4, 64),
@@ -55,8 +55,14 @@ def ask_items(
     """Token ids before the soft prompt, each item's after it, and the options' spellings.
 
     module: the package's own 24 items, which share stems. stem-free: `without_shared_text`.
+    published: `as_long_as_published`.
     """
     tokens, prompts, module = Tokens.load(MODEL_FOLDER), load_prompts(), values_module()
+    if kind == "published":
+        header, items = as_long_as_published(read_config(MODEL_FOLDER, "float32").vocab_size)
+        if placement == "front":
+            header, items = (), tuple(header + item for item in items)
+        return header, items, option_spellings(tokens, module.items)
     questions = [prompts.user(item) for item in module.items]
     before: list[int] = []
     if placement == "front":
@@ -77,6 +83,20 @@ def without_shared_text(items: Sequence[Sequence[int]]) -> list[tuple[int, ...]]
     nothing to share after the prompt.
     """
     return [(first, *item[1:]) for first, item in enumerate(items)]
+
+
+def as_long_as_published(
+    vocabulary: int,
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Header and items of random tokens, at the lengths that goals for a GPU are given in.
+
+    A header of 40 tokens and 24 items of 30 to 120, 1,888 in all, no two of which begin alike.
+    """
+    chance = np.random.default_rng(0)
+    lengths = np.rint(np.linspace(30, 120, 24)).astype(int)
+    lengths[1:-1] += 4  # from a mean of 75 to the 78.7 of 1,888
+    draw = lambda n: tuple(chance.integers(0, vocabulary, n).tolist())  # noqa: E731
+    return draw(40), tuple(without_shared_text([draw(n) for n in lengths]))
 
 
 def option_table(options: Sequence[Spellings]) -> np.ndarray:
