@@ -151,13 +151,16 @@ def plan_text(report: dict[str, int | float]) -> str:
 def matmul_peak(dtype: DType, seconds: float = 1.0, size: int | None = None) -> float:
     """FLOP/s of a large square matrix product on the first device: the best of several runs.
 
-    The sums are float32, as in the model. Repeats for about `seconds` after compiling; `size` is
-    the matrices' width, by default one that keeps the device busy (2048 on CPU, 8192 elsewhere).
+    Sums are float32; the result is written in float32, on a GPU in the inputs' dtype, as by
+    `llama.model.product`. Repeats for about `seconds` after compiling; `size` is the matrices'
+    width, by default one that keeps the device busy (2048 on CPU, 8192 elsewhere).
     """
-    n = size or (2048 if jax.devices()[0].platform == "cpu" else 8192)
+    platform = jax.devices()[0].platform
+    n = size or (2048 if platform == "cpu" else 8192)
+    result = dtype if platform == "gpu" else "float32"
     precision = "highest" if dtype == "float32" else "default"
     product = jax.jit(
-        lambda a, b: jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.float32)
+        lambda a, b: jnp.matmul(a, b, precision=precision, preferred_element_type=result)
     )
     a, b = jax.random.normal(jax.random.key(0), (2, n, n), jnp.dtype(dtype))
     jax.block_until_ready(product(a, b))

@@ -13,11 +13,12 @@ from jaxalign.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("tokens", "cpu", "elsewhere"), [(582, 4, 16), (2048, 1, 4), (5000, 1, 2), (1, 2048, 8192)]
+    ("tokens", "cpu", "gpu", "tpu"),
+    [(582, 4, 32, 16), (2048, 1, 8, 4), (5000, 1, 4, 2), (1, 2048, 16384, 8192)],
 )
-def test_busy_chunk(tokens, cpu, elsewhere):
-    assert memory.busy_chunk(tokens, "cpu") == cpu
-    assert memory.busy_chunk(tokens, "tpu") == elsewhere
+def test_busy_chunk(tokens, cpu, gpu, tpu):
+    found = [memory.busy_chunk(tokens, platform) for platform in ("cpu", "gpu", "tpu")]
+    assert found == [cpu, gpu, tpu]
 
 
 def test_needed_bytes_are_the_compilers_own():

@@ -19,7 +19,14 @@ from safetensors.numpy import save_file
 
 from jaxalign.llama.checkpoint import load_checkpoint
 from jaxalign.llama.config import LlamaConfig
-from jaxalign.llama.model import Llama, rms_norm, rope_frequencies, rope_tables, rotate
+from jaxalign.llama.model import (
+    Llama,
+    project,
+    rms_norm,
+    rope_frequencies,
+    rope_tables,
+    rotate,
+)
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 SOURCES = ["frozen", "live"] if HAS_TORCH else ["frozen"]
@@ -173,3 +180,17 @@ if HAS_TORCH:
         theirs.weight.data = torch.from_numpy(scale)
         expected = theirs(torch.from_numpy(x)).detach().numpy()
         np.testing.assert_allclose(rms_norm(x, scale, 1e-3), expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "written"),
+    [("cuda", "bfloat16", "bf16"), ("cuda", "float32", "f32"), ("cpu", "bfloat16", "f32")],
+)
+def test_a_gpu_writes_products_in_the_dtype_that_is_read(platform, dtype, written):
+    """Asked for float32 that is rounded afterwards, cuBLAS moves each result three times."""
+    x, w = jnp.ones((2, 4, 8), dtype), {"gate": jnp.ones((8, 16), dtype)}
+    traced = jax.jit(lambda x, w: project(x, w, "gate")).trace(x, w)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) == 1, "one product, of the platform that it is lowered for"
+    assert products[0].rstrip().endswith(f"tensor<2x4x16x{written}>")

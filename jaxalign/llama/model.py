@@ -121,40 +121,56 @@ def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
     """
     inputs, outputs = AXES[name]
     lead = "bt"
-    out = product(f"{lead}{inputs},{inputs}{outputs}->{lead}{outputs}", x, w[name])
+    beside = {f"{name}_scale", f"{name}_a"} & set(w)
+    dtype = jnp.float32 if beside else x.dtype
+    out = product(f"{lead}{inputs},{inputs}{outputs}->{lead}{outputs}", dtype, x, w[name])
     if f"{name}_scale" in w:
         scale = w[f"{name}_scale"].astype(jnp.float32)
         out = out * scale.reshape((1,) * len(lead) + scale.shape)
     if f"{name}_a" in w:
-        low = product(f"{lead}{inputs},{inputs}r->{lead}r", x, w[f"{name}_a"]).astype(x.dtype)
-        out = out + product(f"{lead}r,r{outputs}->{lead}{outputs}", low, w[f"{name}_b"])
+        low = product(f"{lead}{inputs},{inputs}r->{lead}r", x.dtype, x, w[f"{name}_a"])
+        out = out + product(f"{lead}r,r{outputs}->{lead}{outputs}", dtype, low, w[f"{name}_b"])
     return out.astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def product(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """einsum of x and a kernel cast to x's dtype, accumulated and returned in float32 (float32 is
-    exact, also on TPU and GPU). So are the two products of the backward pass; left to itself, JAX
-    would run them in float32 after the float32 output, several times slower than in bfloat16.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def product(equation: str, dtype: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """einsum of x and a kernel cast to x's dtype, accumulated in float32 and returned in `dtype`
+    (float32 is exact, also on TPU and GPU). So are the two products of the backward pass; left to
+    itself, JAX would run them in float32 after a float32 output, several times slower than in
+    bfloat16.
     """
     precision = "highest" if x.dtype == jnp.float32 else "default"
-    return jnp.einsum(
-        equation, x, kernel.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32
-    )
+
+    def result_in(preferred: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        return lambda x, kernel: jnp.einsum(
+            equation, x, kernel, precision=precision, preferred_element_type=preferred
+        ).astype(dtype)
+
+    whole, kernel = result_in(jnp.float32), kernel.astype(x.dtype)
+    if dtype == jnp.float32:
+        return whole(x, kernel)
+    # cuBLAS sums in float32 whatever it returns, but a float32 result that is rounded afterwards
+    # goes through memory once more, twice as wide. XLA on CPU is several times slower without.
+    return jax.lax.platform_dependent(x, kernel, cuda=result_in(dtype), default=whole)
 
 
-def _product_forward(equation: str, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
-    return product(equation, x, kernel), (x, kernel)
+def _product_forward(
+    equation: str, dtype: Any, x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, Any]:
+    return product(equation, dtype, x, kernel), (x, kernel)
 
 
-def _product_backward(equation: str, kept: Any, g: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+def _product_backward(
+    equation: str, dtype: Any, kept: Any, g: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
     """Where the kernel is frozen, nothing reads its gradient and XLA leaves it out."""
     (x, kernel), (inputs, out) = kept, equation.split("->")
     (lhs, rhs), g = inputs.split(","), g.astype(x.dtype)
-    x_gradient = product(f"{out},{rhs}->{lhs}", g, kernel).astype(x.dtype)
+    x_gradient = product(f"{out},{rhs}->{lhs}", x.dtype, g, kernel)
     if jnp.issubdtype(kernel.dtype, jnp.integer):  # in 8 bits: always frozen
         return x_gradient, None
-    return x_gradient, product(f"{lhs},{out}->{rhs}", x, g).astype(kernel.dtype)
+    return x_gradient, product(f"{lhs},{out}->{rhs}", kernel.dtype, x, g)
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -252,7 +268,8 @@ class Llama(nn.Module):
         equation, table = ("nd,vd->nv", self.embed_weight)
         if not self.config.tie_word_embeddings:
             equation, table = "nd,dv->nv", self.head_weight
-        return product(equation, x.reshape(-1, x.shape[-1]), table).reshape(*x.shape[:-1], -1)
+        flat = product(equation, jnp.float32, x.reshape(-1, x.shape[-1]), table)
+        return flat.reshape(*x.shape[:-1], -1)
 
     def head_rows(self, tokens: jax.Array) -> jax.Array:
         """Rows of the output head, [..., D], for token ids [...]."""
