@@ -23,3 +23,10 @@ def devices() -> list[jax.Device]:
     found = jax.devices()
     assert len(found) == 8, f"sharding tests need 8 simulated devices, found {len(found)}"
     return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first, so that no worker is left with one while the others are done;
+    a file stays whole, so that what its tests share is made once."""
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long)

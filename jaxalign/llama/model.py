@@ -123,18 +123,18 @@ def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
     lead = "bt"
     beside = {f"{name}_scale", f"{name}_a"} & set(w)
     dtype = jnp.float32 if beside else x.dtype
-    out = product(f"{lead}{inputs},{inputs}{outputs}->{lead}{outputs}", dtype, x, w[name])
+    out = product(f"{lead}{inputs},{inputs}{outputs}->{lead}{outputs}", x, w[name], dtype)
     if f"{name}_scale" in w:
         scale = w[f"{name}_scale"].astype(jnp.float32)
         out = out * scale.reshape((1,) * len(lead) + scale.shape)
     if f"{name}_a" in w:
-        low = product(f"{lead}{inputs},{inputs}r->{lead}r", x.dtype, x, w[f"{name}_a"])
-        out = out + product(f"{lead}r,r{outputs}->{lead}{outputs}", dtype, low, w[f"{name}_b"])
+        low = product(f"{lead}{inputs},{inputs}r->{lead}r", x, w[f"{name}_a"], x.dtype)
+        out = out + product(f"{lead}r,r{outputs}->{lead}{outputs}", low, w[f"{name}_b"])
     return out.astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def product(equation: str, dtype: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def product(equation: str, x: jax.Array, kernel: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
     """einsum of x and a kernel cast to x's dtype, accumulated in float32 and returned in `dtype`
     (float32 is exact, also on TPU and GPU). So are the two products of the backward pass; left to
     itself, JAX would run them in float32 after a float32 output, several times slower than in
@@ -156,9 +156,9 @@ def product(equation: str, dtype: Any, x: jax.Array, kernel: jax.Array) -> jax.A
 
 
 def _product_forward(
-    equation: str, dtype: Any, x: jax.Array, kernel: jax.Array
+    equation: str, x: jax.Array, kernel: jax.Array, dtype: Any
 ) -> tuple[jax.Array, Any]:
-    return product(equation, dtype, x, kernel), (x, kernel)
+    return product(equation, x, kernel, dtype), (x, kernel)
 
 
 def _product_backward(
@@ -167,10 +167,10 @@ def _product_backward(
     """Where the kernel is frozen, nothing reads its gradient and XLA leaves it out."""
     (x, kernel), (inputs, out) = kept, equation.split("->")
     (lhs, rhs), g = inputs.split(","), g.astype(x.dtype)
-    x_gradient = product(f"{out},{rhs}->{lhs}", x.dtype, g, kernel)
+    x_gradient = product(f"{out},{rhs}->{lhs}", g, kernel, x.dtype)
     if jnp.issubdtype(kernel.dtype, jnp.integer):  # in 8 bits: always frozen
         return x_gradient, None
-    return x_gradient, product(f"{lhs},{out}->{rhs}", kernel.dtype, x, g)
+    return x_gradient, product(f"{lhs},{out}->{rhs}", x, g, kernel.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -268,8 +268,7 @@ class Llama(nn.Module):
         equation, table = ("nd,vd->nv", self.embed_weight)
         if not self.config.tie_word_embeddings:
             equation, table = "nd,dv->nv", self.head_weight
-        flat = product(equation, jnp.float32, x.reshape(-1, x.shape[-1]), table)
-        return flat.reshape(*x.shape[:-1], -1)
+        return product(equation, x.reshape(-1, x.shape[-1]), table).reshape(*x.shape[:-1], -1)
 
     def head_rows(self, tokens: jax.Array) -> jax.Array:
         """Rows of the output head, [..., D], for token ids [...]."""
