@@ -197,6 +197,23 @@ def test_gpu_recipe_starts_again_after_a_crash_only(tmp_path: Path, code: int, s
     assert logs == f"-m experiments.x --a --out {out}\n" * starts
 
 
+@pytest.mark.parametrize("script", ["multi_gpu.sh", "slurm.sbatch", "worker.sh"])
+def test_a_long_help_does_not_hide_resume(tmp_path: Path, script: str) -> None:
+    """Without --resume a preempted run is refused or begins anew. More than a pipe holds follows
+    the word, so that a reader who leaves early is noticed."""
+    python = tmp_path / "jaxalign" / ".venv" / "bin" / "python"
+    stub(python, 'if [[ $* == *--help* ]]; then printf "%s\\n%99999s" --resume; else echo "$*"; fi')
+    stub(tmp_path / "bin" / "srun", 'while [[ $1 == --* ]]; do shift; done; "$@"')
+    out, command = str(tmp_path / "shared" / "values"), ["experiments.x", "--a"]
+    done = call(
+        script, *(["run", "values"] if script == "worker.sh" else [out]), *command,
+        PYTHON=str(python), HOME=str(tmp_path),
+        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"-m experiments.x --a --out {out} --resume\n"
+
+
 @pytest.mark.parametrize("worker", [0, 3])
 def test_worker_logs_and_says_how_it_ended(tmp_path: Path, worker: int) -> None:
     """`start` returns at once; the program has its options, its secrets and its hosts."""

@@ -24,7 +24,8 @@ if ((dry_run)); then
     exit 0
 fi
 cd "$root"
-"$python" -m "$module" --help | grep -q -- --resume && command+=(--resume)
+# No pipe into grep -q: it leaves at the first match, and the help still being written fails.
+if [[ $("$python" -m "$module" --help) == *--resume* ]]; then command+=(--resume); fi
 mkdir -p "$out/logs"
 for ((try = 1; try <= ${TRIES:-3}; try++)); do
     code=0

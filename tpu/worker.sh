@@ -29,7 +29,8 @@ if [[ -f $HOME/.jaxalign-secrets ]]; then
     set +a
 fi
 options=(--out "$out")
-"$python" -m "$module" --help | grep -q -- --resume && options+=(--resume)
+# No pipe into grep -q: it leaves at the first match, and the help still being written fails.
+if [[ $("$python" -m "$module" --help) == *--resume* ]]; then options+=(--resume); fi
 export JAXALIGN_HOSTS=auto # the workers of a slice find one another
 code=0
 "$python" -m "$module" "$@" "${options[@]}" || code=$?
