@@ -243,6 +243,31 @@ def test_worker_logs_and_says_how_it_ended(tmp_path: Path, worker: int) -> None:
     assert worker != 0 or (out / "exit").read_text() == "5\n"
 
 
+def test_a_worker_has_one_run_at_a_time(tmp_path: Path) -> None:
+    """Another run is told at once who is there, not left to wait for what never begins."""
+    python = tmp_path / "jaxalign" / ".venv" / "bin" / "python"
+    stub(python, '[[ $* == *--help* ]] || { echo began; until [[ -e ~/go ]]; do sleep 0.02; done; }')
+
+    def start(name: str) -> subprocess.CompletedProcess:
+        return call("worker.sh", "start", name, "experiments.x", HOME=str(tmp_path))
+
+    try:
+        assert start("values").returncode == 0
+        other = start("other")
+        assert other.returncode == 2
+        assert "busy with run values" in other.stderr
+        assert len(other.stderr.splitlines()) == 1
+        assert start("values").returncode == 0  # run.sh called again: it goes on
+    finally:
+        (tmp_path / "go").touch()
+    until = time.monotonic() + 30
+    while time.monotonic() < until and start("other").returncode == 2:
+        time.sleep(0.02)
+    assert (tmp_path / ".jaxalign-running").read_text() == "other\n"
+    [log] = (tmp_path / "shared" / "values" / "logs").iterdir()
+    assert log.read_text() == "began\n"
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shell(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
