@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shlex
@@ -17,6 +18,19 @@ SCRIPTS = sorted([*(ROOT / "tpu").glob("*.sh"), ROOT / "tpu" / "slurm.sbatch"])
 CLOUD = {"ZONE": "us-west4-a", "PROJECT": "mine", "BUCKET": "gs://my-bucket"}
 GCLOUD = "gcloud compute tpus"
 WHERE = "--zone us-west4-a --project mine"
+
+
+def stub(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture(autouse=True)
+def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the checkout, it is at commit c0ffee."""
+    stub(tmp_path / "git" / "git", "echo c0ffee")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'git'}:{os.environ['PATH']}")
 
 
 def call(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -38,10 +52,11 @@ def printed(done: subprocess.CompletedProcess) -> list[str]:
 
 
 SETUP = [
-    "git -C . archive --format=tar.gz --prefix=jaxalign/ --output=jaxalign.tar.gz HEAD",
+    "git -C . archive --format=tar.gz --prefix=jaxalign/ --output=jaxalign.tar.gz c0ffee",
     f"{GCLOUD} tpu-vm scp {WHERE} --worker=all jaxalign.tar.gz jaxalign:jaxalign.tar.gz",
     f"{GCLOUD} tpu-vm scp {WHERE} --worker=all ./tpu/worker_setup.sh jaxalign:worker_setup.sh",
-    f"{GCLOUD} tpu-vm ssh jaxalign {WHERE} --worker=all --command=bash ~/worker_setup.sh my-bucket",
+    f"{GCLOUD} tpu-vm ssh jaxalign {WHERE} --worker=all "
+    "--command=bash ~/worker_setup.sh my-bucket c0ffee",
 ]
 CREATE = (
     f"{GCLOUD} queued-resources create jaxalign {WHERE} --node-id jaxalign "
@@ -130,13 +145,8 @@ def test_secrets_go_as_a_file_that_others_cannot_read(tmp_path: Path) -> None:
     ]
 
 
-def stub(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
-    path.chmod(0o755)
-
-
-# Answers of `describe`, in turn; the program is done at its second question after the last.
+# Answers of `describe`, in turn; the program is done at its second question after the last. Setup
+# leaves the commit on the workers, unless it is `broken`, which mends itself.
 FAKE = """
 echo "$*" >>"$FAKE/calls"
 case "$*" in
@@ -146,42 +156,113 @@ case "$*" in
         [[ $answer == NONE ]] && exit 1
         echo "$answer"
         ;;
+    *jaxalign/.commit*) cat "$FAKE/workers" ;;
+    *"worker_setup.sh my"*) rm "$FAKE/broken" 2>/dev/null && exit 1; echo c0ffee >"$FAKE/workers" ;;
     *"cat ~/shared"*) if [[ -s $FAKE/states ]]; then echo running; else echo "$CODE"; fi ;;
 esac
 """
 
 
-def loop(folder: Path, states: list[str], code: int) -> tuple[subprocess.CompletedProcess, list]:
+def loop(
+    folder: Path, states: list[str], code: int = 0, workers: str = "none", **changes: str
+) -> tuple[subprocess.CompletedProcess, list]:
+    """run.sh, and what it called, where the workers of an ACTIVE slice say `workers`."""
     stub(folder / "bin" / "gcloud", FAKE)
-    stub(folder / "bin" / "git", "")
     (folder / "states").write_text("".join(f"{state}\n" for state in states))
+    (folder / "workers").write_text(f"{workers}\n")
     done = call(
-        "run.sh", "values", "experiments.sweep", **CLOUD, FAKE=str(folder), CODE=str(code),
+        "run.sh", "values", "experiments.sweep", **CLOUD | changes,
+        FAKE=str(folder), CODE=str(code),
         PATH=f"{folder / 'bin'}:{os.environ['PATH']}", POLL_SECONDS="0.01",
         RESULTS=str(folder / "runs"), TRIES="3",
     )  # fmt: skip
-    verbs = ("create", "delete", "worker_setup.sh my", "worker.sh start", "rsync", "exit ||")
+    verbs = (
+        "create", "delete", ".commit", "worker_setup.sh my", "worker.sh start", "rsync", "exit ||"
+    )  # fmt: skip
     calls = (folder / "calls").read_text().splitlines()
     return done, [verb for call in calls for verb in verbs if verb in call]
 
 
 def test_a_slice_taken_away_is_made_again_and_the_program_started_again(tmp_path: Path) -> None:
     made, lost = ["ACTIVE", "ACTIVE"], ["SUSPENDED", "SUSPENDED"]
-    done, calls = loop(tmp_path, ["NONE", "PROVISIONING", *made, *lost, *made], code=0)
+    done, calls = loop(tmp_path, ["NONE", "PROVISIONING", *made, *lost, *made])
     assert done.returncode == 0, done.stderr
     make = ["create", "worker_setup.sh my", "worker.sh start", "exit ||"]
     assert calls == [*make, "delete", *make, "rsync"]
 
 
 def test_a_program_that_fails_is_not_started_again(tmp_path: Path) -> None:
-    done, calls = loop(tmp_path, ["ACTIVE", "ACTIVE"], code=3)
+    done, calls = loop(tmp_path, ["ACTIVE", "ACTIVE"], code=3, workers="c0ffee")
     assert done.returncode == 2
     assert "ended with exit code 3" in done.stderr
-    assert calls == ["worker.sh start", "exit ||", "rsync"]
+    assert calls == [".commit", "worker.sh start", "exit ||", "rsync"]
+
+
+@pytest.mark.parametrize(
+    ("workers", "setup"),
+    [
+        ("c0ffee\nc0ffee", False),
+        ("none", True),
+        ("01d\n01d", True),  # a fix was committed since
+        ("c0ffee\n01d", True),
+        ("01d\nbusy values", False),  # never under a running program
+    ],
+)
+def test_a_slice_that_is_there_gets_this_commit(tmp_path: Path, workers: str, setup: bool) -> None:
+    done, calls = loop(tmp_path, ["ACTIVE", "ACTIVE"], workers=workers)
+    assert done.returncode == 0, done.stderr
+    again = ["worker_setup.sh my"] * setup
+    assert calls == [".commit", *again, "worker.sh start", "exit ||", "rsync"]
+
+
+def test_a_setup_that_failed_is_repeated(tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    done, calls = loop(tmp_path, ["NONE", "ACTIVE", "ACTIVE", "ACTIVE"])
+    assert done.returncode == 0, done.stderr
+    setup = "worker_setup.sh my"
+    assert calls == ["create", setup, ".commit", setup, "worker.sh start", "exit ||", "rsync"]
+
+
+def test_a_slice_busy_with_another_run_is_left_alone(tmp_path: Path) -> None:
+    done, calls = loop(tmp_path, ["ACTIVE"], workers="01d\nbusy other\n01d\nbusy other")
+    assert done.returncode == 2
+    assert "jaxalign is busy with run other" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert calls == [".commit"]
+
+
+def test_what_a_worker_says_of_itself(tmp_path: Path) -> None:
+    loop(tmp_path, ["ACTIVE", "ACTIVE"])
+    [look] = [
+        call.partition("--command=")[2]
+        for call in (tmp_path / "calls").read_text().splitlines()
+        if ".commit" in call
+    ]
+    home = tmp_path / "home"
+    stub(tmp_path / "bin" / "mountpoint", "[[ -e ~/mounted ]]")
+    environment = {"HOME": str(home), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+
+    def says() -> list[str]:
+        done = subprocess.run(["bash", "-c", look], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0  # anything else: the worker cannot be reached
+        return done.stdout.splitlines()
+
+    (home / "jaxalign").mkdir(parents=True)
+    assert says() == ["none"]
+    (home / "jaxalign" / ".commit").write_text("c0ffee\n")
+    assert says() == ["none"]  # what is written now would not reach the bucket
+    (home / "mounted").touch()
+    assert says() == ["c0ffee"]
+    with (home / ".jaxalign-running").open("w") as lock:
+        lock.write("values\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert says() == ["c0ffee", "busy values"]
+    assert says() == ["c0ffee"]
 
 
 def test_no_slice_to_be_had(tmp_path: Path) -> None:
-    done, calls = loop(tmp_path, ["NONE", "FAILED"] * 3, code=0)
+    done, calls = loop(tmp_path, ["NONE", "FAILED"] * 3)
     assert done.returncode == 2
     assert "no slice to run on after 3 failures" in done.stderr
     assert "worker.sh start" not in calls
@@ -245,11 +326,13 @@ def test_worker_logs_and_says_how_it_ended(tmp_path: Path, worker: int) -> None:
 
 def test_a_worker_has_one_run_at_a_time(tmp_path: Path) -> None:
     """Another run is told at once who is there, not left to wait for what never begins."""
-    python = tmp_path / "jaxalign" / ".venv" / "bin" / "python"
-    stub(python, '[[ $* == *--help* ]] || { echo began; until [[ -e ~/go ]]; do sleep 0.02; done; }')
+    run = "[[ $* == *--help* ]] || { echo began; until [[ -e ~/go ]]; do sleep 0.02; done; }"
+    stub(tmp_path / "jaxalign" / ".venv" / "bin" / "python", run)
+    stub(tmp_path / "bin" / "python3", "exit 1")  # nothing is installed
+    home = {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
 
     def start(name: str) -> subprocess.CompletedProcess:
-        return call("worker.sh", "start", name, "experiments.x", HOME=str(tmp_path))
+        return call("worker.sh", "start", name, "experiments.x", **home)
 
     try:
         assert start("values").returncode == 0
@@ -258,6 +341,9 @@ def test_a_worker_has_one_run_at_a_time(tmp_path: Path) -> None:
         assert "busy with run values" in other.stderr
         assert len(other.stderr.splitlines()) == 1
         assert start("values").returncode == 0  # run.sh called again: it goes on
+        setup = call("worker_setup.sh", "my-bucket", "c0ffee", **home)
+        assert setup.returncode == 2
+        assert "busy with run values" in setup.stderr
     finally:
         (tmp_path / "go").touch()
     until = time.monotonic() + 30
@@ -266,6 +352,28 @@ def test_a_worker_has_one_run_at_a_time(tmp_path: Path) -> None:
     assert (tmp_path / ".jaxalign-running").read_text() == "other\n"
     [log] = (tmp_path / "shared" / "values" / "logs").iterdir()
     assert log.read_text() == "began\n"
+
+
+@pytest.mark.parametrize("failing", ["", "uv", "gcsfuse"])
+def test_a_worker_has_the_commit_once_all_of_setup_went_well(tmp_path: Path, failing: str) -> None:
+    """Code 2, with which uv ends too, would tell run.sh that another try is of no use."""
+    (tmp_path / "packed" / "jaxalign").mkdir(parents=True)
+    subprocess.run(
+        ["tar", "-czf", tmp_path / "jaxalign.tar.gz", "-C", tmp_path / "packed", "jaxalign"],
+        check=True,
+    )
+    installed = tmp_path / "bin" / "installed"
+    stub(installed, "echo ready")
+    uv = f"mkdir -p jaxalign/.venv/bin && cp {installed} jaxalign/.venv/bin/python"
+    for name, text in {"python3": "", "uv": uv, "mountpoint": "exit 1", "gcsfuse": ""}.items():
+        stub(tmp_path / "bin" / name, "exit 2" if name == failing else text)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    stamp = tmp_path / "jaxalign" / ".commit"
+    stub(stamp, "of an earlier setup")
+    done = call("worker_setup.sh", "my-bucket", "c0ffee", HOME=str(tmp_path), PATH=path)
+    assert done.returncode == (1 if failing else 0), done.stderr
+    assert stamp.exists() == (not failing)
+    assert failing or stamp.read_text() == "c0ffee\n"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

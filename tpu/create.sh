@@ -23,7 +23,7 @@ options=(--node-id "$NAME" --accelerator-type "$type" --runtime-version "$image"
 run gcloud compute tpus queued-resources create "$NAME" "${PLACE[@]}" "${options[@]}"
 
 while :; do
-    now=$(state)
+    now=$(state ACTIVE)
     echo "$NAME: $now"
     case $now in
         ACTIVE) exit 0 ;;
