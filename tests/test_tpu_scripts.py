@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -276,6 +277,29 @@ def test_gpu_recipe_starts_again_after_a_crash_only(tmp_path: Path, code: int, s
     assert done.returncode == code
     logs = "".join(path.read_text() for path in (out / "logs").iterdir())
     assert logs == f"-m experiments.x --a --out {out}\n" * starts
+
+
+def test_gpu_recipe_takes_paths_from_where_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module is this package's all the same, whatever lies where it is called."""
+    (tmp_path / "tpu").mkdir()
+    (tmp_path / "tpu" / "__init__.py").write_text("raise SystemExit('not this one')")
+    find = "import os, tpu; print(os.getcwd(), tpu.__file__)"
+    stub(tmp_path / "python", f'[[ $* == *--help* ]] || {sys.executable} -c "{find}"')
+    monkeypatch.chdir(tmp_path)
+    done = call("multi_gpu.sh", "out", "experiments.x", PYTHON="./python")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path} {ROOT / 'tpu' / '__init__.py'}\n"
+    assert [log.read_text() for log in (tmp_path / "out" / "logs").iterdir()] == [done.stdout]
+
+
+@pytest.mark.parametrize("tries", ["0", "-1", "two"])
+def test_gpu_recipe_refuses_to_try_never(tmp_path: Path, tries: str) -> None:
+    done = call("multi_gpu.sh", str(tmp_path / "out"), "experiments.x", TRIES=tries, PYTHON="true")
+    assert done.returncode == 2
+    assert done.stderr == f"error: TRIES={tries}: give 1 or more\n"
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("script", ["multi_gpu.sh", "slurm.sbatch", "worker.sh"])
