@@ -112,7 +112,10 @@ def test_recipes_without_a_cloud() -> None:
     ("script", "arguments", "changes", "words"),
     [
         ("create.sh", [], {"ZONE": ""}, "ZONE is not set"),
-        ("create.sh", [], {"TOPOLOGY": "v9:2x2"}, "TOPOLOGY=v9:2x2"),
+        *[
+            ("create.sh", [], {"TOPOLOGY": wrong}, f"TOPOLOGY={wrong}: v4, v5e, v5p or v6e")
+            for wrong in ("v9:2x2", "v5e", "v5e:", "v5e:4x", "v5e:axb", "v5e:08x8", "v5e:0x4")
+        ],
         ("setup.sh", [], {"BUCKET": "my-bucket"}, "BUCKET=my-bucket is not like gs://"),
         ("setup.sh", [], {"SECRETS": "/no/such/file"}, "no such file"),
         ("run.sh", ["values"], {}, "give the run's name and a module"),
@@ -267,6 +270,14 @@ def test_no_slice_to_be_had(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "no slice to run on after 3 failures" in done.stderr
     assert "worker.sh start" not in calls
+
+
+def test_bad_input_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
+    done, calls = loop(tmp_path, ["NONE", "NONE"], TOPOLOGY="v5e:4x")
+    assert done.returncode == 2
+    assert "TOPOLOGY=v5e:4x" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert calls == []
 
 
 @pytest.mark.parametrize(("code", "starts"), [(0, 1), (1, 3), (2, 1)])
