@@ -90,11 +90,27 @@ def test_run_prints_everything_it_would_do() -> None:
     arguments = ["values", "experiments.soft_prompt", "--model", "~/shared/Llama 3"]
     start = (
         f"{GCLOUD} tpu-vm ssh jaxalign {WHERE} --worker=all --command=bash "
-        r"~/jaxalign/tpu/worker.sh start values experiments.soft_prompt --model ~/shared/Llama\ 3"
+        r"~/jaxalign/tpu/worker.sh start values experiments.soft_prompt "
+        r'--model "$HOME"/shared/Llama\ 3'
     )
     done = call("run.sh", "--dry-run", *arguments, **CLOUD)
     assert printed(done) == [CREATE, *SETUP, start, *FETCH]
     assert "cat\\ ~/shared/values/exit" in done.stderr  # what it would ask while waiting
+
+
+def test_a_home_directory_is_the_workers(tmp_path: Path) -> None:
+    """However it is written; and nothing else is changed on its way."""
+    stub(tmp_path / "jaxalign" / "tpu" / "worker.sh", 'printf "%s\\n" "$@"')
+    kept = ["", "a b", "~", "x~/y", "--note=see ~/y", "$HOME", "'\""]
+    homes = ["~/shared/L 3", "--model=~/shared/L 3", "~/"]
+    done = call("run.sh", "--dry-run", "values", "experiments.x", *homes, *kept, **CLOUD)
+    [start] = [line for line in printed(done) if "worker.sh start" in line]
+    said = subprocess.run(
+        ["bash", "-c", start.partition("--command=")[2]],
+        capture_output=True, text=True, check=True, env={**os.environ, "HOME": str(tmp_path)},
+    ).stdout.splitlines()  # fmt: skip
+    there = [word.replace("~", str(tmp_path)) for word in homes]
+    assert said == ["start", "values", "experiments.x", *there, *kept]
 
 
 def test_recipes_without_a_cloud() -> None:

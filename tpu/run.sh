@@ -16,9 +16,18 @@ need_bucket
 ((${#ARGS[@]} >= 2)) || fail "give the run's name and a module, such as values experiments.sweep"
 name=${ARGS[0]}
 [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || fail "run $name: letters, digits, . _ - only"
-printf -v command ' %q' "${ARGS[@]}"
-# A leading ~ is the worker's home, not this machine's, and was quoted on its way here.
-command=${command//\\~\//\~/}
+# ~/ in front, or behind --option=, is the worker's home, not this machine's; it was quoted on its
+# way here, and of the two a shell knows only the first.
+command=
+tilde='^(--[A-Za-z0-9._-]+=)?~/(.*)$'
+for word in "${ARGS[@]}"; do
+    if [[ $word =~ $tilde ]]; then
+        printf -v word "%s\"\$HOME\"/%q" "${BASH_REMATCH[@]:1}"
+    else
+        printf -v word %q "$word"
+    fi
+    command+=" $word"
+done
 here=$(dirname "$0")
 export DRY_RUN
 
