@@ -306,6 +306,21 @@ def test_gpu_recipe_starts_again_after_a_crash_only(tmp_path: Path, code: int, s
     assert logs == f"-m experiments.x --a --out {out}\n" * starts
 
 
+def test_slurm_recipe_shows_what_it_runs(tmp_path: Path) -> None:
+    stub(tmp_path / "python", "echo --resume")
+    stub(tmp_path / "bin" / "srun", 'printf "%s\\n" "JAXALIGN_HOSTS=$JAXALIGN_HOSTS" srun "$@"')
+    environment = {
+        "PYTHON": str(tmp_path / "python"),
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+    }
+    arguments = ("slurm.sbatch", str(tmp_path / "a run"), "experiments.x", "my file.toml")
+    shown = call(*arguments, **environment, DRY_RUN="1").stdout
+    ran = call(*arguments, **environment)
+    assert ran.returncode == 0, ran.stderr
+    assert "--open-mode=append" in ran.stdout.splitlines()
+    assert shlex.split(shown.partition("   (")[0]) == ["+", *ran.stdout.splitlines()]
+
+
 def test_gpu_recipe_takes_paths_from_where_it_is_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
