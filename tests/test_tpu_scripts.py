@@ -65,7 +65,8 @@ CREATE = (
 )
 FETCH = [
     "mkdir -p runs",
-    "gcloud storage rsync --recursive --exclude=^checkpoints/ gs://my-bucket/values runs/values",
+    "gcloud storage rsync --recursive --exclude=(.*/)?(checkpoints|training/[^/]+)/ "
+    "gs://my-bucket/values runs/values",
 ]
 
 
@@ -84,6 +85,27 @@ def test_setup_and_delete() -> None:
         f"{GCLOUD} queued-resources delete jaxalign {WHERE} --force --quiet"
     ]
     assert printed(call("fetch.sh", "--dry-run", "values", **CLOUD)) == FETCH
+
+
+@pytest.mark.parametrize(
+    ("path", "left_out"),
+    [
+        ("checkpoints/200/manifest.ocdbt", True),
+        ("training/shared/100/manifest.ocdbt", True),
+        ("fractions-0.5/training/shared/100/manifest.ocdbt", True),
+        ("training/shared.jsonl", False),
+        ("seed0/adapters/joint/adapter_model.safetensors", False),
+        ("logs/t1v-n-1-w-0.log", False),
+        ("result.json", False),
+    ],
+)
+def test_checkpoints_are_not_fetched(path: str, left_out: bool) -> None:
+    _, copy = printed(call("fetch.sh", "--dry-run", "values", **CLOUD))
+    [pattern] = re.findall(r"--exclude=(\S+)", copy)
+    # gcloud takes a list, apart at commas, or at what stands between a first ^ and a second.
+    assert "," not in pattern
+    assert not (pattern.startswith("^") and "^" in pattern[1:])
+    assert bool(re.match(pattern, path)) == left_out
 
 
 def test_run_prints_everything_it_would_do() -> None:
