@@ -5,9 +5,10 @@
 #     ... tpu/run.sh values experiments.soft_prompt --model '~/shared/Meta-Llama-3-8B-Instruct'
 #
 # The module gets --out ~/shared/RUN, in the bucket, and --resume where it has that option, so that
-# it continues where the lost slice stopped. Every worker's log is in the bucket too; all of it
-# comes back to $RESULTS/RUN. Interrupting this script leaves the slice running: call it again.
-# A slice that is there is set up again where another commit is on it, unless RUN is running.
+# it continues where the lost slice stopped. Every worker's log is in the bucket too; all of it but
+# the checkpoints comes back to $RESULTS/RUN. Interrupting this script leaves the slice running:
+# call it again. A slice that is there is set up again where another commit is on it, unless RUN is
+# running; where another run is, this one is refused.
 #
 # shellcheck source=tpu/common.sh
 source "$(dirname "$0")/common.sh"
