@@ -79,7 +79,7 @@ ask() { # MADE-UP-ANSWER COMMAND...
 }
 
 # ACTIVE, PROVISIONING, WAITING_FOR_RESOURCES, SUSPENDED, FAILED ...; NONE where there is no slice.
-state() {
-    ask ACTIVE gcloud compute tpus queued-resources describe "$NAME" "${PLACE[@]}" \
+state() { # MADE-UP-ANSWER
+    ask "$1" gcloud compute tpus queued-resources describe "$NAME" "${PLACE[@]}" \
         --format='value(state.state)' || echo NONE
 }

@@ -7,6 +7,8 @@
 source "$(dirname "$0")/common.sh"
 read_options "$@"
 
+[[ $TOPOLOGY =~ ^v(4|5e|5p|6e):[1-9][0-9]*(x[1-9][0-9]*)+$ ]] ||
+    fail "TOPOLOGY=$TOPOLOGY: v4, v5e, v5p or v6e and a shape, such as v5e:16x16"
 chip=${TOPOLOGY%%:*}
 shape=${TOPOLOGY#*:}
 chips=$((${shape//x/*}))
@@ -15,7 +17,6 @@ case $chip in # Google counts v4 and v5p in cores, two a chip
     v5e) type=v5litepod-$chips image=v2-alpha-tpuv5-lite ;;
     v5p) type=v5p-$((2 * chips)) image=v2-alpha-tpuv5 ;;
     v6e) type=v6e-$chips image=v2-alpha-tpuv6e ;;
-    *) fail "TOPOLOGY=$TOPOLOGY: v4, v5e, v5p or v6e, such as v5e:16x16" ;;
 esac
 
 options=(--node-id "$NAME" --accelerator-type "$type" --runtime-version "$image")
@@ -23,7 +24,7 @@ options=(--node-id "$NAME" --accelerator-type "$type" --runtime-version "$image"
 run gcloud compute tpus queued-resources create "$NAME" "${PLACE[@]}" "${options[@]}"
 
 while :; do
-    now=$(state)
+    now=$(state ACTIVE)
     echo "$NAME: $now"
     case $now in
         ACTIVE) exit 0 ;;

@@ -5,8 +5,10 @@
 #     ... tpu/run.sh values experiments.soft_prompt --model '~/shared/Meta-Llama-3-8B-Instruct'
 #
 # The module gets --out ~/shared/RUN, in the bucket, and --resume where it has that option, so that
-# it continues where the lost slice stopped. Every worker's log is in the bucket too; all of it
-# comes back to $RESULTS/RUN. Interrupting this script leaves the slice running: call it again.
+# it continues where the lost slice stopped. Every worker's log is in the bucket too; all of it but
+# the checkpoints comes back to $RESULTS/RUN. Interrupting this script leaves the slice running:
+# call it again. A slice that is there is set up again where another commit is on it, unless RUN is
+# running; where another run is, this one is refused.
 #
 # shellcheck source=tpu/common.sh
 source "$(dirname "$0")/common.sh"
@@ -15,20 +17,46 @@ need_bucket
 ((${#ARGS[@]} >= 2)) || fail "give the run's name and a module, such as values experiments.sweep"
 name=${ARGS[0]}
 [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || fail "run $name: letters, digits, . _ - only"
-printf -v command ' %q' "${ARGS[@]}"
-# A leading ~ is the worker's home, not this machine's, and was quoted on its way here.
-command=${command//\\~\//\~/}
+# ~/ in front, or behind --option=, is the worker's home, not this machine's; it was quoted on its
+# way here, and of the two a shell knows only the first.
+command=
+tilde='^(--[A-Za-z0-9._-]+=)?~/(.*)$'
+for word in "${ARGS[@]}"; do
+    if [[ $word =~ $tilde ]]; then
+        printf -v word "%s\"\$HOME\"/%q" "${BASH_REMATCH[@]:1}"
+    else
+        printf -v word %q "$word"
+    fi
+    command+=" $word"
+done
 here=$(dirname "$0")
 export DRY_RUN
 
-# A slice with the package on it, whatever was there before. Bad input (exit code 2) ends it all.
+# A slice with this commit on it, whatever was there before; a dry run takes it that nothing was.
 make_slice() {
-    case $(state) in
-        ACTIVE) ((DRY_RUN)) || return 0 ;;
-        NONE) ;;
-        *) "$here/delete.sh" ;;
+    case $(state NONE) in
+        ACTIVE) renew ;;
+        NONE) "$here/create.sh" && "$here/setup.sh" ;;
+        *) "$here/delete.sh" && "$here/create.sh" && "$here/setup.sh" ;;
     esac
-    "$here/create.sh" && "$here/setup.sh"
+}
+
+# Sets up a slice that is there, unless every worker has this commit (and the bucket: a restart
+# loses it). Each says so, and whose program is running: code is not replaced under it.
+renew() {
+    local look found busy
+    look="mountpoint -q ~/shared && cat ~/jaxalign/.commit || echo none; "
+    look+="flock --nonblock ~/.jaxalign-running true || echo busy \$(cat ~/.jaxalign-running)"
+    found=$(gcloud compute tpus tpu-vm ssh "$NAME" "${PLACE[@]}" --worker=all --command="$look" |
+        sort -u) || return
+    busy=$(sed -n 's/^busy //p' <<<"$found")
+    if [[ $busy == "$name" ]]; then
+        echo "run $name goes on, with the code that it was started with"
+    elif [[ -n $busy ]]; then
+        fail "$NAME is busy with run ${busy//$'\n'/, }; wait for it, or set another NAME"
+    elif [[ $found != "$(git -C "$ROOT" rev-parse HEAD)" ]]; then
+        "$here/setup.sh"
+    fi
 }
 
 # The program's exit code, "running", or nothing where the first worker does not answer.
@@ -42,12 +70,13 @@ while :; do
     code=0
     make_slice && on_worker all "bash ~/jaxalign/tpu/worker.sh start$command" || code=$?
     if ((code)); then
-        ((code != 2 && ++failures < TRIES)) || fail "no slice to run on after $failures failures"
+        ((code != 2)) || exit 2 # bad input, and whoever found it said so
+        ((++failures < TRIES)) || fail "no slice to run on after $failures failures"
         sleep "$POLL_SECONDS"
         continue
     fi
     failures=0
-    while [[ $(state) == ACTIVE ]]; do
+    while [[ $(state ACTIVE) == ACTIVE ]]; do
         code=$(exit_code)
         if [[ $code =~ ^[0-9]+$ ]]; then
             "$here/fetch.sh" "$name"

@@ -14,10 +14,11 @@ if [[ -n ${SECRETS:-} ]]; then
     [[ $mode == 600 || $mode == 400 ]] || fail "SECRETS=$SECRETS has mode $mode; chmod 600 it"
 fi
 
+commit=$(git -C "$ROOT" rev-parse HEAD) || exit 2 # git said why
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 archive=$work/jaxalign.tar.gz
-run git -C "$ROOT" archive --format=tar.gz --prefix=jaxalign/ --output="$archive" HEAD
+run git -C "$ROOT" archive --format=tar.gz --prefix=jaxalign/ --output="$archive" "$commit"
 to=(gcloud compute tpus tpu-vm scp "${PLACE[@]}" --worker=all)
 run "${to[@]}" "$archive" "$NAME:jaxalign.tar.gz"
 run "${to[@]}" "$ROOT/tpu/worker_setup.sh" "$NAME:worker_setup.sh"
@@ -27,4 +28,4 @@ if [[ -n ${SECRETS:-} ]]; then
     run "${to[@]}" "$work/.jaxalign-secrets" "$NAME:.jaxalign-secrets"
     on_worker all 'chmod 600 ~/.jaxalign-secrets'
 fi
-on_worker all "bash ~/worker_setup.sh ${BUCKET#gs://}"
+on_worker all "bash ~/worker_setup.sh ${BUCKET#gs://} $commit"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs on every worker (called by run.sh): starts an experiment that outlives the connection.
 #
-#     worker.sh start RUN MODULE [OPTIONS...]    once per worker; nothing where it is running
+#     worker.sh start RUN MODULE [OPTIONS...]    once per worker; nothing where it is running,
+#                                              an error where another run is
 #     worker.sh run   RUN MODULE [OPTIONS...]    what `start` starts
 set -euo pipefail
 action=$1 name=$2 module=$3
@@ -15,9 +16,19 @@ lock=$HOME/.jaxalign-running
 first() { [[ $(hostname) == *-w-0 ]]; }
 
 if [[ $action == start ]]; then
+    # Opened to append, so that the name of the run that holds it stays. What is started below
+    # inherits the open file and with it the lock.
+    exec 9>>"$lock"
+    if ! flock --nonblock 9; then
+        holder=$(cat "$lock")
+        [[ $holder != "$name" ]] || exit 0
+        echo "error: $(hostname) is busy with run $holder; wait for it, or set another NAME" >&2
+        exit 2
+    fi
+    echo "$name" >"$lock"
     mkdir -p "$out/logs"
     ! first || rm -f "$out/exit"
-    setsid nohup flock --nonblock "$lock" "$0" run "$name" "$module" "$@" </dev/null >>"$log" 2>&1 &
+    setsid nohup "$0" run "$name" "$module" "$@" </dev/null >>"$log" 2>&1 &
     exit 0
 fi
 
@@ -29,7 +40,8 @@ if [[ -f $HOME/.jaxalign-secrets ]]; then
     set +a
 fi
 options=(--out "$out")
-"$python" -m "$module" --help | grep -q -- --resume && options+=(--resume)
+# No pipe into grep -q: it leaves at the first match, and the help still being written fails.
+if [[ $("$python" -m "$module" --help) == *--resume* ]]; then options+=(--resume); fi
 export JAXALIGN_HOSTS=auto # the workers of a slice find one another
 code=0
 "$python" -m "$module" "$@" "${options[@]}" || code=$?

@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
 # Runs on every worker (sent by setup.sh): unpacks and installs the package, mounts the bucket.
 #
-#     bash worker_setup.sh BUCKET-WITHOUT-gs://
+#     bash worker_setup.sh BUCKET-WITHOUT-gs:// COMMIT
 set -euo pipefail
-bucket=$1
+# tar and uv end with 2 as well, which run.sh takes for bad input and does not try again.
+trap 'exit 1' ERR
+bucket=$1 commit=$2
 cd ~
+if ! flock --nonblock .jaxalign-running true; then
+    echo "error: $(hostname) is busy with run $(<.jaxalign-running); its code is not replaced" >&2
+    exit 2
+fi
 
 # The images' own Python is older than 3.11; uv brings one along.
 python3 -m pip install --quiet --user uv
@@ -27,3 +33,4 @@ fi
 mkdir -p shared
 mountpoint -q shared || gcsfuse --implicit-dirs --rename-dir-limit 100000 "$bucket" shared
 jaxalign/.venv/bin/python -c 'import jaxalign, jax; print("ready: jax", jax.__version__)'
+echo "$commit" >jaxalign/.commit # last: what is here is whole, and run.sh need not repeat it
