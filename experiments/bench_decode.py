@@ -54,6 +54,10 @@ class Config:
     def __post_init__(self) -> None:
         if min(self.batch, self.new_tokens, self.repeats) < 1:
             raise UserError("--batch, --new-tokens and --repeats must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: 0 or more")
+        if self.json and (self.json.is_dir() or not self.json.parent.is_dir()):
+            raise UserError(f"--json {self.json}: give a file in a folder that exists")
 
 
 def bench(config: Config) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Fine-tune a Llama on conversations of your own: supervised, on the last reply of each.
 
-    python -m experiments.fine_tune --data conversations.jsonl --out runs/tuned
-    python -m experiments.fine_tune --data conversations.jsonl --out runs/tuned --resume \\
+    python -m experiments.fine_tune --data conversations.jsonl --out runs/tuned   # the pocket Llama
+    python -m experiments.fine_tune --data conversations.jsonl --out runs/tuned-8b \\
         --model /path/to/Meta-Llama-3-8B-Instruct
 
 Every line of the file is {"messages": [{"role": "user", "content": "..."}, ..., {"role":
 "assistant", "content": "..."}]}; the loss counts the last message alone, its end of turn included.
 The result is a PEFT adapter in OUT/adapter, and with --merge or --train.method full a whole model
 in OUT/model that transformers reads. A killed run continues with --resume and ends with the same
-bits. The pocket Llama takes seconds to minutes on a CPU; an 8B model wants a GPU or TPU, examples
-spread over --data-parallel devices and weights over --model-parallel ones.
+bits, on as many devices as before. The pocket Llama takes seconds to minutes on a CPU; an 8B model
+wants a GPU or TPU, examples spread over --data-parallel devices and weights over --model-parallel
+ones.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -42,6 +44,11 @@ from jaxalign.sharding import replicated
 from jaxalign.train import TrainConfig, Trainer, TrainState, adapters, fit
 
 _NAME = "joint"  # the one adapter's
+_ROLES = ("system", "user", "assistant", "tool", "ipython")
+_BESIDE = (  # files of a model's folder that say how it is spoken to
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template*", "generation_config.json",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +60,8 @@ class Config:
     out: Path = may_change(dataclasses.MISSING)
     """Directory of the run."""
     resume: bool = may_change(False)
-    """Continue the run in --out; it ends with the same bits as one that was never stopped."""
+    """Continue the run in --out; it ends with the same bits as one that was never stopped (on
+    another number of devices: the same to rounding)."""
     model: Path | None = None
     """Folder of a Hugging Face Llama; default: the pocket Llama that ships with the package."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -62,7 +70,7 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     longest: int = 2048
-    """Tokens; longer conversations are left out, and counted."""
+    """Tokens; longer conversations are left out, and counted. At most what the model can see."""
     data_parallel: int | None = may_change(None)
     """Devices that examples are spread over; default: all that --model-parallel leaves."""
     model_parallel: int | None = may_change(None)
@@ -74,6 +82,11 @@ class Config:
     quiet: bool = may_change(False)
     """No progress bar."""
 
+    def __post_init__(self) -> None:
+        for name in ("longest", "save_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+
 
 def tune(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
@@ -82,10 +95,9 @@ def tune(config: Config) -> None:
     llama = read_config(folder, _dtype(config))
     tokens = Tokens.load(folder)
     check_vocabulary(tokens, llama)
-    examples, left_out = read_examples(config.data, tokens, config.longest)
-    print(
-        f"{len(examples)} conversations, {left_out} left out for more than {config.longest} tokens"
-    )
+    longest = min(config.longest, llama.max_position_embeddings)
+    examples, left_out = read_examples(config.data, tokens, longest)
+    print(f"{len(examples)} conversations, {left_out} left out for more than {longest} tokens")
     mesh, choice = mesh_here(llama, None, model=config.model_parallel, data=config.data_parallel)
     print(choice.describe())
     trainer = Trainer(llama, config.train, config.lora, {_NAME: examples}, mesh)
@@ -112,13 +124,18 @@ def tune(config: Config) -> None:
 
 
 def _fit(config: Config, run: Run, trainer: Trainer, params: Params) -> TrainState:
+    def begin(done: int) -> None:
+        if config.train.method == "full":  # the state holds them now, in float32
+            jax.tree.map(lambda w: w.delete(), params)
+        run.rewind(done or -1)
+
     with Checkpoints(run.out / "checkpoints", asynchronous=True) as checkpoints:
         return fit(
             trainer,
             params,
             checkpoints,
             config.save_every,
-            begin=lambda done: run.rewind(done or -1),
+            begin=begin,
             log=run.log,
             quiet=config.quiet,
         )
@@ -132,7 +149,7 @@ def read_examples(path: Path, tokens: Tokens, longest: int) -> tuple[list[Exampl
     if not path.is_file():
         raise UserError(f"--data {path}: no such file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"--data {path}: not UTF-8 ({error.reason} at byte {error.start})"
@@ -142,7 +159,12 @@ def read_examples(path: Path, tokens: Tokens, longest: int) -> tuple[list[Exampl
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        example = chat_example(tokens, _messages(line, f"--data {path}, line {number}"))
+        where = f"--data {path}, line {number}"
+        messages = _messages(line, where)
+        try:
+            example = chat_example(tokens, messages)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         if len(example.tokens) > longest:
             left_out += 1
         else:
@@ -158,10 +180,12 @@ def _messages(line: str, where: str) -> list[Message]:
     try:
         messages = json.loads(line)["messages"]
         fields = [(m["role"], m["content"]) for m in messages]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f'{where}: not {{"messages": [...]}} ({error!r})') from None
     if not all(isinstance(value, str) for field in fields for value in field):
         raise UserError(f"{where}: role and content must be text")
+    if unknown := [role for role, _ in fields if role not in _ROLES]:
+        raise UserError(f"{where}: role {unknown[0]!r}; one of {', '.join(_ROLES)}")
     if len(fields) < 2 or fields[-1][0] != "assistant" or not fields[-1][1].strip():
         raise UserError(f"{where}: a conversation ends with what the assistant replies")
     return [{"role": role, "content": content} for role, content in fields]
@@ -212,9 +236,16 @@ def _save(
         save_lora(config.out / "adapter", adapter, llama, config.lora, str(folder))
     if model is not None:
         shutil.rmtree(config.out / "model", ignore_errors=True)  # of a run resumed at its end
-        save_checkpoint(config.out / "model", model, llama)
-        for file in folder.glob("*token*"):
-            shutil.copy(file, config.out / "model" / file.name)
+        save_checkpoint(config.out / "model", model, llama, more=_token_ids(folder))
+        for file in itertools.chain.from_iterable(map(folder.glob, _BESIDE)):
+            if file.is_file():
+                shutil.copy(file, config.out / "model" / file.name)
+
+
+def _token_ids(folder: Path) -> dict[str, Any]:
+    """Which tokens begin, end and fill a text, where the base model's config.json says so."""
+    fields = json.loads((folder / "config.json").read_text("utf-8"))
+    return {n: fields[n] for n in ("bos_token_id", "eos_token_id", "pad_token_id") if n in fields}
 
 
 def _dtype(config: Config) -> str:

@@ -48,9 +48,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
-import tyro
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from jaxalign.console import main
 from jaxalign.llama.checkpoint import load_checkpoint, save_checkpoint
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import Params, Weight, init_params, is_weight, weight_tree
@@ -68,7 +68,7 @@ LONG_MIX = {"context": 0.5, "writing": 0.5}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Lengths are counts of tokens, rows or steps."""
+    """Train the pocket Llama. Lengths are counts of tokens, rows or steps."""
 
     out: Path
     """Folder for the model, in Hugging Face layout, and the log."""
@@ -220,7 +220,8 @@ def _report(log, bar, numbers: dict[str, float], **more: float) -> None:
     bar.console.print(row)
 
 
-def main(config: Config) -> None:
+def run(config: Config) -> None:
+    """The whole recipe; see the module's docstring."""
     config.out.mkdir(parents=True, exist_ok=True)
     prompts = load_prompts()
     tokenizer = train_tokenizer(texts(prompts), config.vocabulary)
@@ -234,4 +235,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    main(run, Config)

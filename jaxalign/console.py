@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import io
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, TextIO, TypeVar
@@ -41,10 +43,11 @@ def main(
     keeps its traceback.
     """
     try:
-        config = _parse(config_class, args)
-        hosts.join()
-        enable_compilation_cache()
-        run(config)
+        with _insistent_interrupt():
+            config = _parse(config_class, args)
+            hosts.join()
+            enable_compilation_cache()
+            run(config)
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         _leave(2)
@@ -58,6 +61,27 @@ def main(
             raise
         traceback.print_exc()
         _leave(1)
+
+
+@contextlib.contextmanager
+def _insistent_interrupt() -> Iterator[None]:
+    """Ctrl-C is repeated every two seconds until it is heeded: raised inside a callback of JAX's or
+    of a garbage collection, Python prints and forgets it, and the program would go on."""
+    if threading.current_thread() is not threading.main_thread() or os.name != "posix":
+        yield
+        return
+
+    def interrupt(*_: object) -> NoReturn:
+        signal.setitimer(signal.ITIMER_REAL, 2.0)
+        raise KeyboardInterrupt
+
+    before = [signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)]
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        for number, handler in zip((signal.SIGINT, signal.SIGALRM), before, strict=True):
+            signal.signal(number, handler)
 
 
 def _leave(code: int) -> NoReturn:
@@ -138,7 +162,7 @@ class Progress:
         self._total, self._done = total, start
         self._step, self._unit, self._units_per_step = step, unit, units_per_step
         self._quiet, self._every_seconds, self._clock = quiet, every_seconds, clock
-        self._console = Console(file=file or sys.stdout, highlight=False)
+        self._console = Console(file=file or sys.stdout, highlight=False, markup=False)
         self._marks: deque[tuple[float, int]] = deque(maxlen=50)  # (seconds, steps done)
         self._fields: Mapping[str, str] = {}
         self._last_line = -float("inf")
@@ -210,15 +234,15 @@ def print_table(
     file: TextIO | None = None,
 ) -> None:
     """A table with its numbers to the right: floats to one decimal, None as a dash."""
-    console = Console(file=file or sys.stdout, highlight=False)
+    console = Console(file=file or sys.stdout, highlight=False)  # texts may hold [brackets]
     if not console.is_terminal:
         console.width = 120  # a file has no width; 80 would fold the columns
-    table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    table = Table(title=Text(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
     for i, name in enumerate(columns):
         numbers = all(isinstance(row[i], int | float | None) for row in rows)
-        table.add_column(name, justify="right" if numbers and rows else "left")
+        table.add_column(Text(name), justify="right" if numbers and rows else "left")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(Text(_cell(value)) for value in row))
     console.print(table)
 
 

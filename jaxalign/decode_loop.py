@@ -20,7 +20,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from jaxalign.llama.config import LlamaConfig
-from jaxalign.llama.model import KeyValue, Llama, product, rope_tables
+from jaxalign.llama.model import KeyValue, Llama, exact_products, product, rope_tables
 from jaxalign.llama.weights import Params
 from jaxalign.sampling import Sampling, next_tokens
 from jaxalign.sharding import replicated
@@ -145,7 +145,8 @@ def _forward(
 
 def _causal(q: jax.Array, k: jax.Array, v: jax.Array, cache: None = None) -> jax.Array:
     """Padding comes after a prompt's own tokens, so that being causal is enough to hide it."""
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    with exact_products(q.dtype):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
 
 def cached_attention(

@@ -34,8 +34,9 @@ def join() -> None:
     said = os.environ.get(VARIABLE)
     if not said:
         return
+    arguments = read_hosts(said)
     try:
-        jax.distributed.initialize(**read_hosts(said))
+        jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{VARIABLE}={said}: {' '.join(str(error).split())}") from None
     if jax.process_index() != 0:

@@ -40,6 +40,8 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"LoRA rank {self.rank}; at least 1")
+        if not math.isfinite(self.alpha):
+            raise UserError(f"LoRA alpha {self.alpha}; a finite number")
         if not self.targets or set(self.targets) - set(AXES):
             raise UserError(f"LoRA targets {self.targets}; one or more of {', '.join(AXES)}")
 
@@ -107,8 +109,13 @@ def attach(params: Params, adapter: Adapter, lora: LoraConfig) -> Params:
 
 
 def merge(params: Params, adapter: Adapter, lora: LoraConfig) -> Params:
-    """The parameters with W + scale * A B in place of each adapted kernel W, in W's dtype."""
+    """The parameters with W + scale * A B in place of each adapted kernel W, in W's dtype.
+
+    ValueError for weights in 8 bits, in which the update would be lost: merge, then `quantize`.
+    """
     merged = {}
+    if any(name.endswith("_scale") for name in params["last"]):
+        raise ValueError("weights in 8 bits cannot take up an adapter; merge before quantize")
     for part, weights in adapter.items():
         lead = "l" if part == "layers" else ""
         merged[part] = dict(params[part])

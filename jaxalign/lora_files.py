@@ -25,8 +25,11 @@ from jaxalign.lora import Adapter, LoraConfig, adapter_weights
 _OTHERWISE = (
     "use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern",
     "modules_to_save", "layers_to_transform", "layer_replication", "target_parameters",
-    "lora_bias", "exclude_modules", "trainable_token_indices",
+    "lora_bias", "exclude_modules", "trainable_token_indices", "alora_invocation_tokens",
 )  # fmt: skip
+
+
+_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # leave the base weights alone
 
 
 def save_lora(
@@ -86,6 +89,10 @@ def _read_config(folder: Path, config: LlamaConfig) -> LoraConfig:
     for name in _OTHERWISE:
         if fields.get(name):
             raise UserError(f"{where}: {name}={fields[name]!r} is not supported")
+    if (start := fields.get("init_lora_weights", True)) not in _STARTS:
+        raise UserError(
+            f"{where}: init_lora_weights={start!r} is not supported: it may change the base weights"
+        )
     if fields.get("bias", "none") != "none":
         raise UserError(f"{where}: bias={fields['bias']!r} is not supported; 'none' is")
     rank, alpha = fields.get("r"), fields.get("lora_alpha")

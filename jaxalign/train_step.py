@@ -64,14 +64,22 @@ class TrainConfig:
     """Of the adapter's start and the order of examples."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "epochs", "tokens_per_pass"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}; at least 1")
+        for name in ("batch", "epochs", "tokens_per_pass", "row_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}; at least 1")
         for name in ("learning_rate", "clip", "epsilon"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}={getattr(self, name)}; more than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name}={getattr(self, name)}; a number above 0")
         if not 0 <= self.warm_up <= 1:
             raise UserError(f"warm_up={self.warm_up}; a share between 0 and 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay={self.weight_decay}; 0 or more")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}; from 0 to below 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed}; from 0 to 2^32 - 1")
 
 
 @jax.tree_util.register_dataclass
@@ -99,8 +107,10 @@ def make_rule(config: LlamaConfig, train: TrainConfig) -> optax.GradientTransfor
 
 
 def schedule(train: TrainConfig, steps_K: Sequence[int]) -> np.ndarray:
-    """int32 [K, 2]: steps of warm-up, and steps in all, counted as transformers' `Trainer` does."""
-    return np.array([(math.ceil(n * train.warm_up), n) for n in map(int, steps_K)], np.int32)
+    """int32 [K, 2]: steps of warm-up, and steps in all, counted as transformers' `Trainer` does.
+    But a single step is no warm-up: its rate would be 0, and nothing trained."""
+    rise = lambda n: math.ceil(n * train.warm_up) if n > 1 else 0  # noqa: E731
+    return np.array([(rise(n), n) for n in map(int, steps_K)], np.int32)
 
 
 def learning_rate(train: TrainConfig, step: jax.Array, schedule_2: jax.Array) -> jax.Array:

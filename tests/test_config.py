@@ -170,6 +170,8 @@ def test_unhandled_field_raises_with_name_and_value(field: str, value: object) -
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_type='dynamic'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         ({"rope_parameters": {"rope_theta": 1e4, "factor": 3.0}}, "3.0"),
+        ({"rope_parameters": "abc"}, "'abc': not a table"),
+        ({"rope_theta": "abc"}, "rope_theta='abc'"),
         ({"rope_parameters": {**LLAMA3_ROPE, "rope_type": "llama3", "beta": 1}}, "beta"),
     ],
 )
@@ -191,11 +193,29 @@ def test_missing_field_raises_with_its_name(field: str) -> None:
         ({"num_hidden_layers": 1}, "num_hidden_layers=1"),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
         ({"head_dim": 7}, "head_dim=7"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0: a whole number"),
+        ({"vocab_size": 97.0}, "vocab_size=97.0: a whole number"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5': a number above 0"),
+        ({"rope_theta": -1.0}, "rope_theta=-1.0: a number above 0"),
     ],
 )
 def test_impossible_shapes_raise(changes: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         LlamaConfig(64, 32, 48, 2, 4, 2, 8).replace(**changes)
+
+
+@pytest.mark.parametrize("value", [0, "4", None])
+@pytest.mark.parametrize("field", ["num_attention_heads", "hidden_size"])
+def test_fields_of_another_type_raise(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=field):
+        config_from_hf(SMALL | {field: value})
+
+
+def test_written_config_is_read_by_transformers_4() -> None:
+    """Which looks for the old names and would take RoPE's base to be 10,000 without them."""
+    fields = config_to_hf(PRESETS["llama3.1-8b"])
+    published = {name: LLAMA_3_1_8B[name] for name in ("rope_theta", "rope_scaling", "torch_dtype")}
+    assert {name: fields[name] for name in published} == published
 
 
 def test_read_config(tmp_path: Path) -> None:

@@ -181,6 +181,8 @@ def peft_logits(folder: Path, adapter: Path) -> np.ndarray:
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
         ({"use_dora": True}, "use_dora=True is not supported"),
         ({"bias": "all"}, "bias='all'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported"),
+        ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens=\[5\] is not supported"),
         ({"r": "8"}, "r='8'"),
         ({"r": 0}, "LoRA rank 0"),
         ({"r": 7}, "for this model it is"),
@@ -229,6 +231,12 @@ def test_int8_kernels(params):
     lora, adapter = SETTINGS[0], adapter_of(SETTINGS[0])
     beside = logits(attach(rounded, adapter, lora))
     assert largest_difference(logits(attach(small, adapter, lora)), beside) < 1e-5
+
+
+def test_int8_kernels_are_not_merged_into(params):
+    lora = SETTINGS[0]
+    with pytest.raises(ValueError, match="merge before quantize"):
+        merge(quantize(BASE, params), adapter_of(lora), lora)
 
 
 def test_int8_of_a_kernel_with_a_zero_output():

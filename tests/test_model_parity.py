@@ -27,6 +27,7 @@ from jaxalign.llama.model import (
     rope_tables,
     rotate,
 )
+from jaxalign.llama.weights import init_params
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 SOURCES = ["frozen", "live"] if HAS_TORCH else ["frozen"]
@@ -194,3 +195,16 @@ def test_a_gpu_writes_products_in_the_dtype_that_is_read(platform, dtype, writte
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert len(products) == 1, "one product, of the platform that it is lowered for"
     assert products[0].rstrip().endswith(f"tensor<2x4x16x{written}>")
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_every_product_of_a_float32_model_is_exact(dtype, precision):
+    """On a TPU or GPU, whose own float32 products are not; attention's among them."""
+    config = LlamaConfig(64, 32, 48, 2, 4, 2, 8, dtype=dtype, param_dtype=dtype)
+    tokens = jnp.zeros((2, 7), jnp.int32)
+    params = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    traced = jax.jit(Llama(config).apply).trace({"params": params}, tokens)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) > 9
+    assert all(f"precision = [{precision}, {precision}]" in line for line in products)

@@ -317,8 +317,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_words():
     ("changes", "words"),
     [
         ({"batch": 0}, "batch=0; at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0; more than 0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0; a number above 0"),
         ({"warm_up": 1.5}, "warm_up=1.5; a share"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan; a number above 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0; 0 or more"),
+        ({"beta1": 2.0}, "beta1=2.0; from 0 to below 1"),
+        ({"row_length": 0}, "row_length=0; at least 1"),
+        ({"seed": 10**20}, "from 0 to 2"),
     ],
 )
 def test_bad_settings_are_refused(changes, words):

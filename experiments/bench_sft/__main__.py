@@ -82,8 +82,10 @@ class Config:
                 "--layers at least 2, --batch, --steps and --repeats at least 1, "
                 "--shortest at least 4 and no more than --longest"
             )
-        if self.hidden % 32:
+        if self.hidden < 32 or self.hidden % 32:
             raise UserError(f"--hidden {self.hidden}: a multiple of 32, the heads' width")
+        if min(self.feed_forward, self.vocabulary) < 1:
+            raise UserError("--feed-forward and --vocabulary must be at least 1")
 
     @property
     def llama(self) -> LlamaConfig:

@@ -11,8 +11,9 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +58,7 @@ def load_checkpoint(folder: Path, config: LlamaConfig, shardings: Params | None 
     """Parameters in `config.param_dtype` from a folder of float32, bfloat16 or float16 tensors.
 
     `shardings`: a tree like `weights.weight_tree` with one `jax.sharding.Sharding` per parameter
-    (`sharding.param_shardings`); default: everything on the first local device. Each process reads
+    (`weights.param_shardings`); default: everything on the first local device. Each process reads
     only what its own devices hold.
     Raises UserError, naming file and tensor, where one is missing, left over, of another shape or
     dtype, or cut short.
@@ -77,9 +78,15 @@ def load_checkpoint(folder: Path, config: LlamaConfig, shardings: Params | None 
 
 
 def save_checkpoint(
-    folder: Path, params: Params, config: LlamaConfig, max_shard_bytes: float = 5e9
+    folder: Path,
+    params: Params,
+    config: LlamaConfig,
+    max_shard_bytes: float = 5e9,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write `config.json` and the weights, in `config.param_dtype`, as transformers reads them.
+
+    more: further fields of `config.json`, such as the ids of special tokens.
 
     Files are written aside and moved into place when whole, `config.json` last, so a new folder
     with a `config.json` holds a whole model. Other files there (a tokenizer) are left alone.
@@ -98,7 +105,7 @@ def save_checkpoint(
             write_file(aside / file, shapes, config.param_dtype, tensors)
         if len(files) > 1:
             write_json(aside / INDEX, _index_fields(files, config))
-        write_json(aside / "config.json", config_to_hf(config))
+        write_json(aside / "config.json", config_to_hf(config) | dict(more))
         for path in sorted(aside.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
             os.replace(path, folder / path.name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,12 @@ class LlamaConfig:
     param_dtype: DType = "bfloat16"  # of stored weights
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (type(value) is not int or value < 1):
+                raise UserError(f"{field.name}={value!r}: a whole number of at least 1 is needed")
+            if field.type == "float" and not _is_positive(value):
+                raise UserError(f"{field.name}={value!r}: a number above 0 is needed")
         if self.num_hidden_layers < 2:
             raise UserError(
                 f"num_hidden_layers={self.num_hidden_layers}: at least 2 are needed "
@@ -61,6 +68,10 @@ class LlamaConfig:
 
     def replace(self, **changes: Any) -> LlamaConfig:
         return dataclasses.replace(self, **changes)
+
+
+def _is_positive(value: object) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 _SCALING_3_1 = RopeScaling(8.0, 1.0, 4.0, 8192)
@@ -112,7 +123,8 @@ _IGNORED = {
     "use_bfloat16", "tf_legacy_loss", "is_encoder_decoder", "finetuning_task", "id2label",
     "label2id", "problem_type", "tokenizer_class", "prefix", "task_specific_params", "max_length",
     "min_length", "do_sample", "temperature", "top_p", "top_k", "_attn_implementation_autoset",
-    "decoder_start_token_id", "return_dict_in_generate", "jaxalign",
+    "decoder_start_token_id", "return_dict_in_generate", "jaxalign", "num_beams",
+    "repetition_penalty", "_attn_implementation", "unsloth_version", "unsloth_fixed",
 }  # fmt: skip
 _DERIVED = {"rope_theta", "rope_scaling", "head_dim", "num_key_value_heads", "dtype", "param_dtype"}
 _COPIED = {f.name for f in dataclasses.fields(LlamaConfig)} - _DERIVED
@@ -148,11 +160,12 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
         raise UserError(f"config.json: missing field {missing[0]}")
     kept.setdefault("rms_norm_eps", 1e-6)  # Hugging Face's defaults where the file is silent
     kept.setdefault("max_position_embeddings", 2048)
-    heads = kept["num_attention_heads"]
+    heads, width = kept["num_attention_heads"], kept["hidden_size"]
+    whole = type(heads) is type(width) is int and heads > 0
     return LlamaConfig(
         **kept,
         num_key_value_heads=fields.get("num_key_value_heads") or heads,
-        head_dim=fields.get("head_dim") or kept["hidden_size"] // heads,
+        head_dim=fields.get("head_dim") or (width // heads if whole else 1),
         rope_theta=rope[0],
         rope_scaling=rope[1],
         dtype=dtype,
@@ -162,10 +175,13 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
 
 def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """Take the RoPE fields out of `fields`, whichever spelling they come in."""
-    new = dict(fields.pop("rope_parameters", None) or {})
-    old_theta = fields.pop("rope_theta", None)
-    scaling = dict(fields.pop("rope_scaling", None) or new)
-    theta = float(new.get("rope_theta") or old_theta or 10_000.0)
+    given = [fields.pop(name, None) or {} for name in ("rope_parameters", "rope_scaling")]
+    for value in given:
+        if not isinstance(value, dict):
+            raise UserError(f"config.json: rope_parameters or rope_scaling {value!r}: not a table")
+    new, scaling = given[0], dict(given[1] or given[0])
+    theta = new.get("rope_theta") or fields.pop("rope_theta", None) or 10_000.0
+    fields.pop("rope_theta", None)
     scaling.pop("rope_theta", None)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
@@ -184,10 +200,10 @@ def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
-    """The fields of a `config.json` that transformers 5 reads back as the same model."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if config.rope_scaling is not None:
-        rope |= {"rope_type": "llama3", **dataclasses.asdict(config.rope_scaling)}
+    """The fields of a `config.json` that transformers reads back as the same model: 5 from
+    `rope_parameters` and `dtype`, 4 from `rope_theta`, `rope_scaling` and `torch_dtype`."""
+    scaling = config.rope_scaling and {"rope_type": "llama3", **vars(config.rope_scaling)}
+    rope = {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -199,7 +215,10 @@ def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
         "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
         "rope_parameters": rope,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
         "dtype": config.param_dtype,
+        "torch_dtype": config.param_dtype,
     }
 
 

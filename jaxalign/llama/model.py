@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
@@ -102,7 +103,13 @@ def masked_attention(
     mask_BxTxS: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, cache: None = None
 ) -> jax.Array:
     """Plain attention under a boolean mask [B or 1, 1, T, S]; softmax in float32."""
-    return jax.nn.dot_product_attention(q, k, v, mask=mask_BxTxS)
+    with exact_products(q.dtype):
+        return jax.nn.dot_product_attention(q, k, v, mask=mask_BxTxS)
+
+
+def exact_products(dtype: Any) -> AbstractContextManager:
+    """Where float32 products are not asked for by `product`: exact on TPU and GPU too."""
+    return jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default")
 
 
 @jax.checkpoint

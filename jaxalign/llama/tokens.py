@@ -86,7 +86,15 @@ class Tokens:
             )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` alone; special tokens only where the text spells them."""
+        """Ids of `text` alone; special tokens only where the text spells them.
+
+        UserError for half of a surrogate pair, as a broken "\\ud83d" in JSON leaves one.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            broken = text[max(0, error.start - 20) : error.end]
+            raise UserError(f"text that is not Unicode: ...{broken!r}") from None
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,0 +1,100 @@
+"""Fine-tuning on one's own conversations, as a user runs it: what comes out, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from experiments import fine_tune
+from experiments.fine_tune import Config, tune
+from jaxalign.errors import UserError
+from jaxalign.llama.checkpoint import load_checkpoint
+from jaxalign.llama.config import read_config
+from jaxalign.llama.tokens import Tokens
+from jaxalign.pocket import MODEL_FOLDER
+from jaxalign.train_step import TrainConfig
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|eot_id|>{% endfor %}"
+
+
+def conversation(question: str, reply: str, role: str = "user") -> str:
+    said = [{"role": role, "content": question}, {"role": "assistant", "content": reply}]
+    return json.dumps({"messages": said})
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    path = tmp_path / "conversations.jsonl"
+    path.write_text("\n".join(conversation(f"What is {n}?", str(n)) for n in range(5)), "utf-8-sig")
+    return path
+
+
+def test_fewer_conversations_than_a_batch_are_trained_on(data, tmp_path, capsys):
+    """With a warm-up of one step out of one, nothing would be. Those beyond the model's context
+    are left out, whatever --longest says."""
+    with data.open("a", encoding="utf-8") as file:
+        file.write("\n" + conversation("word " * 5000, "b"))
+    tune(Config(data, tmp_path / "out", longest=100_000, data_parallel=1, quiet=True))
+    assert "5 conversations, 1 left out for more than 4096 tokens" in capsys.readouterr().out
+    (row,) = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    assert row["joint"]["learning_rate"] == pytest.approx(TrainConfig().learning_rate)
+    adapter = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert max(np.abs(x).max() for name, x in adapter.items() if "lora_B" in name) > 0
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_whole_model_is_spoken_to_as_its_base(data, tmp_path, method, monkeypatch):
+    """Its template, what ends its replies, and its tokens' ids come along."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(MODEL_FOLDER, base)
+    (base / "chat_template.jinja").write_text(TEMPLATE)
+    fields = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(fields | {"eos_token_id": 1787}))
+    loaded = []
+
+    def load(*arguments):
+        loaded.append(load_checkpoint(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr(fine_tune, "load_checkpoint", load)
+    train = TrainConfig(method=method, learning_rate=1e-2)
+    where = {"model": base, "dtype": "float32", "data_parallel": 1}
+    tune(Config(data, out, train=train, merge=True, quiet=True, **where))
+    assert Tokens.load(out / "model").template == TEMPLATE
+    written = json.loads((out / "model" / "config.json").read_text())
+    assert written["eos_token_id"] == 1787
+    for name in ("generation_config.json", "tokenizer.json"):
+        assert (out / "model" / name).read_bytes() == (base / name).read_bytes()
+    tuned = load_checkpoint(out / "model", read_config(out / "model", "float32"))
+    before = load_checkpoint(base, read_config(base, "float32"))
+    assert np.abs(np.asarray(tuned["last"]["q"]) - np.asarray(before["last"]["q"])).max() > 1e-4
+    freed = [w.is_deleted() for w in jax.tree.leaves(loaded[0])]
+    assert all(freed) == (method == "full"), "trained weights are held by the state alone"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (conversation("a \ud83d b", "c"), "line 2: text that is not Unicode: .*ud83d"),
+        (conversation("a", "b", role="banana"), "line 2: role 'banana'; one of system, user"),
+        ("[" * 100_000, "line 2: not .*RecursionError"),
+        ('{"messages": 5}', "line 2: not "),
+    ],
+)
+def test_a_bad_line_is_named(data, tmp_path, line, words):
+    data.write_text(conversation("a", "b") + "\n" + line, "utf-8")
+    with pytest.raises(UserError, match=words):
+        tune(Config(data, tmp_path / "out", quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["save_every", "longest"])
+def test_settings_below_one_are_refused(data, name):
+    with pytest.raises(UserError, match=rf"--{name.replace('_', '-')} 0: at least 1"):
+        Config(data, Path("out"), **{name: 0})
