@@ -21,7 +21,6 @@ from jaxalign.errors import UserError
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.model import AXES
 from jaxalign.llama.weights import Params, Weight, block_weights, input_dims, is_weight, stacked
-from jaxalign.sharding import named_sharding
 
 Adapter = dict[str, dict[str, jax.Array]]
 
@@ -77,12 +76,6 @@ def abstract_adapter(config: LlamaConfig, lora: LoraConfig) -> Adapter:
     return jax.tree.map(
         lambda w: jax.ShapeDtypeStruct(w.shape, jnp.float32), weights, is_leaf=is_weight
     )
-
-
-def adapter_shardings(config: LlamaConfig, lora: LoraConfig, mesh: jax.sharding.Mesh) -> Adapter:
-    """How an adapter lies on the mesh: like the kernels it stands beside, never split by rank."""
-    weights = adapter_weights(config, lora)
-    return jax.tree.map(lambda w: named_sharding(mesh, w.axes, w.shape), weights, is_leaf=is_weight)
 
 
 def init_adapter(config: LlamaConfig, lora: LoraConfig, key: jax.Array) -> Adapter:

@@ -21,13 +21,13 @@ from jaxalign.llama.weights import init_params, param_shardings
 from jaxalign.lora import (
     LoraConfig,
     abstract_adapter,
-    adapter_shardings,
+    adapter_weights,
     attach,
     init_adapter,
     merge,
 )
 from jaxalign.lora_files import load_lora, save_lora
-from jaxalign.sharding import make_mesh
+from jaxalign.sharding import make_mesh, named_sharding
 
 CASE = CASES[1]
 TOKENS_BxT = CASE.inputs()[0]
@@ -112,7 +112,8 @@ def test_sharded_adapter_gives_the_same_logits(params, devices):
     config, lora = BASE, SETTINGS[0]
     mesh = make_mesh(devices[:4], population=1, data=2, model=2)
     adapter = adapter_of(lora)
-    placed = jax.device_put(adapter, adapter_shardings(config, lora, mesh))
+    place = lambda x, weight: jax.device_put(x, named_sharding(mesh, weight.axes, weight.shape))  # noqa: E731
+    placed = jax.tree.map(place, adapter, adapter_weights(config, lora))
     spread = jax.device_put(params, param_shardings(config, mesh))
     assert placed["last"]["q_b"].sharding.shard_shape((8, 6, 8)) == (8, 3, 8)
     alone = logits(attach(params, adapter, lora))

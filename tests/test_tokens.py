@@ -156,7 +156,7 @@ def test_special_ids(tokens: Tokens) -> None:
     assert tokens.stop_ids == tuple(
         sorted(vocabulary[n] for n in ("<|end_of_text|>", "<|eot_id|>"))
     )
-    assert 0 <= tokens.pad_id < tokens.vocab_size == len(vocabulary)
+    assert tokens.vocab_size == len(vocabulary)
 
 
 def test_end_of_turn_of_a_tokenizer_that_calls_it_otherwise(tmp_path: Path) -> None:

@@ -44,7 +44,6 @@ class Tokens:
     vocab_size: int  # one more than the largest id
     eot_id: int  # ends a turn
     bos_id: int | None
-    pad_id: int  # any id does: padding is masked
     stop_ids: tuple[int, ...]  # after these the model has said what it had to say
 
     @classmethod
@@ -58,7 +57,7 @@ class Tokens:
         tokenizer = _load_tokenizer(folder)
         vocab, template = tokenizer.get_vocab(), _own_template(tokenizer, folder)
         template = default_template() if template is None else template
-        eos, bos, pad = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
+        eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
         eot = vocab.get(TURN_END, eos)
         if eot is None:
             raise UserError(f"{folder}: the tokenizer has neither {TURN_END} nor an eos_token")
@@ -70,7 +69,6 @@ class Tokens:
             vocab_size=max(vocab.values()) + 1,
             eot_id=eot,
             bos_id=vocab.get(BEGIN) if bos is None else bos,
-            pad_id=eot if pad is None else pad,
             stop_ids=tuple(sorted(({vocab.get(name) for name in _STOPS} | {eos, eot}) - {None})),
         )
         tokens._check_markers(vocab)

@@ -115,11 +115,6 @@ def abstract_params(c: LlamaConfig) -> Params:
     )
 
 
-def logical_axes(c: LlamaConfig) -> Params:
-    """The logical axis names of every parameter, as tuples."""
-    return jax.tree.map(lambda w: w.axes, weight_tree(c), is_leaf=is_weight)
-
-
 def param_shardings(c: LlamaConfig, mesh: jax.sharding.Mesh) -> Params:
     """The sharding of every parameter. UserError where a dimension does not divide."""
     return jax.tree.map(
