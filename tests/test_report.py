@@ -151,6 +151,29 @@ def test_a_real_model_is_not_labelled_pocket(tmp_path: Path) -> None:
     assert 'class="label"' not in _texts(result, tmp_path)[0]
 
 
+def test_everything_is_in_the_reading_that_was_tuned(tmp_path: Path) -> None:
+    """The control has no gradient in the most likely one: it is named by what it tuned."""
+    result, _ = soft_prompt_sample(("USA",))
+    result["settings"]["reading"] = "most_likely"
+    entry = result["countries"]["USA"]
+    for name, expected, likely in (
+        ("naive", 10, 93), ("icl", 10, 92), ("de", 20, 41), ("gradient", 1, 57),
+    ):  # fmt: skip
+        scores = {"scores": [50.0] * 6}
+        losses = {"expected": {"loss": expected} | scores, "most_likely": {"loss": likely} | scores}
+        entry[name] = losses | {"valid_mass": 1.0}
+    _, text = _texts(result, tmp_path)
+    assert "(most likely reading): the tuned prompt is below the plain question in 1 of 1" in text
+    assert (
+        "tuned by gradients in the expected reading (the most likely has none) have a lower loss "
+        "in the most likely reading in 0 of 1"
+    ) in text
+    assert re.search(r"\| USA \| 93[.0]* \| 92[.0]* \| 41[.0]* \| 20[.0]* \|", text)
+    assert "same prompt by gradients (expected reading)" in text
+    assert "Scores per country, most likely reading" in text
+    assert "Loss in the expected reading" in text
+
+
 def test_culture_labels_and_statements(culture_run: Path) -> None:
     text = (culture_run / "report.html").read_text("utf-8")
     assert (

@@ -161,11 +161,13 @@ def evolve(
 
 def descend(config: Config, study: Study, objective: Objective) -> jax.Array:
     """The best search vectors that the gradient control finds, float32 [C, Z]."""
-    fitness = make_fitness(study.llama, config.reading, chunk=1)
+    # Whatever --reading: most likely answers move in steps, their gradient is zero everywhere.
+    fitness = make_fitness(study.llama, "expected", chunk=1)
     start, advance = make_descent(fitness, config.gradient_steps, config.gradient_rate)
     descent = start(len(config.countries), objective.space.dims)
+    where = "" if config.reading == "expected" else ", expected reading"
     bar = Progress(
-        config.gradient_steps, step="gradient step", unit="candidates",
+        config.gradient_steps, step=f"gradient step{where}", unit="candidates",
         units_per_step=len(config.countries), quiet=config.quiet,
     )  # fmt: skip
     with bar:

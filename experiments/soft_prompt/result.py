@@ -10,7 +10,8 @@
     constants, dimensions, settings, facts, versions
 
 A loss is the sum of absolute score differences over the dimensions used, in points. `start` is the
-soft prompt before tuning; `gradient` the same prompt tuned by Adam, there unless it was left out.
+soft prompt before tuning; `gradient` the same prompt tuned by Adam, there unless it was left out,
+and in the expected reading whichever the search tunes, for the most likely has no gradient.
 Held-out scores are in [0, 1], 1 where the answers are the country's own.
 """
 
@@ -28,6 +29,7 @@ from jaxalign import plots
 from jaxalign.console import print_table
 from jaxalign.held_out import HeldOut, held_out_record, permutation_test
 from jaxalign.records import settings_of, versions
+from jaxalign.report.soft_prompt_parts import reading_words, readings
 from jaxalign.strategy import DIFFERENTIAL_EVOLUTION
 from jaxalign.survey.countries import DIMENSIONS
 from jaxalign.survey.score import READINGS, Scorer, loss
@@ -121,9 +123,7 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
     profiles = {
         country: {
             "target": [entry["target"][d] for d in used],
-            **{
-                n: [entry[n]["expected"]["scores"][d] for d in used] for n in ("naive", "icl", "de")
-            },
+            **{n: [entry[n][reading]["scores"][d] for d in used] for n in ("naive", "icl", "de")},
         }
         for country, entry in countries.items()
     }
@@ -141,16 +141,18 @@ def show_result(result: Mapping[str, Any]) -> None:
     """Losses and held-out scores as two tables, and what the permutation test says."""
     algorithm, rows = result["settings"]["strategy.algorithm"], []
     tuned = "DE" if algorithm == DIFFERENTIAL_EVOLUTION else algorithm
+    reading, other = readings(result)
     for country, entry in result["countries"].items():
-        losses = [entry[name]["expected"]["loss"] if name in entry else None for name in METHODS]
-        most_likely = entry["de"]["most_likely"]["loss"]
+        losses = [entry[name][reading]["loss"] if name in entry else None for name in METHODS]
         trivial = result["trivial"][country]
         rows.append(
-            [country, *losses, most_likely, trivial["all_middle"], trivial["smallest_integer"]]
-        )
+            [country, *losses, entry["de"][other]["loss"],
+             trivial["all_middle"], trivial["smallest_integer"]]
+        )  # fmt: skip
+    gradient = "gradient" if reading == "expected" else "gradient (tuned expected)"
     print_table(
-        "Loss on the tuned survey (sum of score differences; expected reading)",
-        [*_columns(tuned), "gradient", f"{tuned} most likely", "all 3", "best integers"],
+        f"Loss on the tuned survey (sum of score differences; {reading_words(reading)} reading)",
+        [*_columns(tuned), gradient, f"{tuned} {reading_words(other)}", "all 3", "best integers"],
         rows,
     )
     _show_held_out(result, tuned)

@@ -56,7 +56,8 @@ class Config:
     """Reference countries: C is then the least-squares fit of the model's persona answers to
     their published scores, and --constant is not used."""
     reading: Reading = "expected"
-    """How answers are read while tuning; both readings are always reported."""
+    """How answers are read while tuning; both readings are always reported. The gradient control
+    always tunes expected: most_likely has no gradient."""
     instrument: Path | None = None
     """Your file with the official wording of m01...m24; default: our paraphrase."""
     held_out: Path | None = None

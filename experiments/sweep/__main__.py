@@ -33,7 +33,7 @@ import numpy as np
 import tyro
 
 from experiments.soft_prompt.program import choose_how
-from experiments.sweep.file import read_sweep, refuse_changed_file
+from experiments.sweep.file import Sweep, read_sweep, refuse_changed_file
 from experiments.sweep.group import Program, make_program, run_batch
 from experiments.sweep.plan import Batch, Cell, Group, make_plan, show_plan
 from experiments.sweep.result import make_result, show_result, write_plot
@@ -111,7 +111,7 @@ def sweep(config: Config) -> None:
         show_plan(groups, records.rows)
         print(f"results go to {out}; stop at any time, the same command goes on")
         run_groups(config, run, groups, records)
-        finish(run, [records.rows[cell.number] for cell in cells])
+        finish(run, described, [records.rows[cell.number] for cell in cells])
 
 
 def facts(groups: Sequence[Group]) -> dict[str, Any]:
@@ -212,9 +212,9 @@ def save(out: Path, group: Group, cell: Cell, prompt_MxD: np.ndarray) -> None:
     save_prompt(out / "prompts" / f"{cell.id}.safetensors", prompt_MxD, metadata)
 
 
-def finish(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+def finish(run: Run, described: Sweep, rows: Sequence[dict[str, Any]]) -> None:
     """The table and the picture, from the records alone."""
-    result = make_result(rows)
+    result = make_result(rows, described.study)
     run.write("result.json", result)
     if run.writes:
         write_plot(run.out / "sweep.png", result)
