@@ -174,6 +174,17 @@ def test_everything_is_in_the_reading_that_was_tuned(tmp_path: Path) -> None:
     assert "Loss in the expected reading" in text
 
 
+def test_the_summary_names_the_algorithm_and_counts_countries(tmp_path: Path) -> None:
+    result, _ = soft_prompt_sample(("CHN",))
+    _, text = _texts(result, tmp_path)
+    assert "One soft prompt for CHN, tuned by Differential Evolution so" in text
+    result["settings"]["strategy.algorithm"] = "CMA_ES"
+    assert "tuned by Differential Evolution" not in _texts(result, tmp_path)[1]
+    assert "tuned by CMA_ES so" in (tmp_path / "report.md").read_text("utf-8").replace("\\", "")
+    two, _ = soft_prompt_sample(("CHN", "USA"))
+    assert "One soft prompt for each of CHN and USA, tuned" in _texts(two, tmp_path)[1]
+
+
 def test_culture_labels_and_statements(culture_run: Path) -> None:
     text = (culture_run / "report.html").read_text("utf-8")
     assert (

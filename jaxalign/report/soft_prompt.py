@@ -42,11 +42,9 @@ def soft_prompt_report(result: Mapping[str, Any], out: Path) -> tuple[Path, Path
     `result` is the content of its `result.json`. `metrics.jsonl`, `convergence.png` and
     `radar.png` are used where they lie there. Returns the paths of the two reports.
     """
-    countries = list(result["countries"])
     document = Document(
         title="Soft prompts tuned to country scores",
-        summary=f"One soft prompt for each of {joined(countries)}, tuned by Differential "
-        "Evolution so that the model's survey answers give the country's published scores.",
+        summary=_summary(result),
         labels=_labels(result),
         sections=(
             _in_short(result),
@@ -59,6 +57,18 @@ def soft_prompt_report(result: Mapping[str, Any], out: Path) -> tuple[Path, Path
         ),
     )
     return write_report(_without_empty(document), out)
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    countries = list(result["countries"])
+    each = "each of " if len(countries) > 1 else ""
+    algorithm = result["settings"].get("strategy.algorithm", "DifferentialEvolution")
+    if algorithm == "DifferentialEvolution":
+        algorithm = "Differential Evolution"
+    return (
+        f"One soft prompt for {each}{joined(countries)}, tuned by {algorithm} so that the model's "
+        "survey answers give the country's published scores."
+    )
 
 
 def _without_empty(document: Document) -> Document:
