@@ -174,6 +174,24 @@ def test_everything_is_in_the_reading_that_was_tuned(tmp_path: Path) -> None:
     assert "Loss in the expected reading" in text
 
 
+@pytest.mark.parametrize(("penalty", "words"), [(0.0, "Loss"), (5.0, "Loss + penalty")])
+def test_the_curve_is_what_was_minimised_of_the_best_so_far(
+    tmp_path: Path, penalty: float, words: str
+) -> None:
+    """The tuned prompt is the best ever seen, not the best of the last generation (99.0)."""
+    result, metrics = soft_prompt_sample(("USA",))
+    result["settings"]["penalty"] = penalty
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    page, text = _texts(result, tmp_path)
+    assert "best soft prompt so far" in page
+    for said in (f"{words} over generations", "USA, best so far"):
+        assert said in text.replace("\\", "")
+        assert said in page
+    assert ("penalty" in page.split("<h2>Settings")[0]) == (penalty > 0)
+    assert re.search(r"\| 30 \| 2.7 \|", text)
+    assert "99.0" not in text
+
+
 def test_the_summary_names_the_algorithm_and_counts_countries(tmp_path: Path) -> None:
     result, _ = soft_prompt_sample(("CHN",))
     _, text = _texts(result, tmp_path)

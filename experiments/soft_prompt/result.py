@@ -110,7 +110,7 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
     countries = result["countries"]
     curves = {
-        country: tuple(_curve(rows, country, name) for name in ("best", "median"))
+        country: tuple(_curve(rows, country, name) for name in ("best_so_far", "median"))
         for country in countries
     }
     shown, reading = ("naive", "persona", "icl"), result["settings"]["reading"]
@@ -118,7 +118,8 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
         country: {name: entry[name][reading]["loss"] for name in shown}
         for country, entry in countries.items()
     }
-    plots.convergence(out / "convergence.png", curves, lines)
+    penalty = {"unit": "loss + penalty, in points"} if result["settings"]["penalty"] else {}
+    plots.convergence(out / "convergence.png", curves, lines, **penalty)
     used = [d for d, v in enumerate(next(iter(countries.values()))["target"]) if v is not None]
     profiles = {
         country: {
