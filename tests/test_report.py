@@ -192,6 +192,15 @@ def test_the_curve_is_what_was_minimised_of_the_best_so_far(
     assert "99.0" not in text
 
 
+def test_constants_are_of_the_dimensions_used(tmp_path: Path) -> None:
+    result, _ = soft_prompt_sample(("USA",))
+    result["constants"] = [54.0, None, 31.5, None, None, None]
+    result["settings"]["anchor"] = ["DEU"]
+    _, text = _texts(result, tmp_path)
+    assert "C: PDI 54.0, MAS 31.5 (least squares on DEU)." in text
+    assert "IDV 0.0" not in text
+
+
 def test_the_summary_names_the_algorithm_and_counts_countries(tmp_path: Path) -> None:
     result, _ = soft_prompt_sample(("CHN",))
     _, text = _texts(result, tmp_path)

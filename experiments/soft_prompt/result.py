@@ -7,7 +7,8 @@
     countries.USA.held_out.after_minus_{before,start,permuted}.{mean,low,high}   paired by item
     held_out.{matrix,permutation_test,...}                     tuned prompts x countries
     trivial.USA.{all_middle,uniform_random,smallest_integer}
-    constants, dimensions, settings, facts, versions
+    constants                                                  C by dimension (null: not used)
+    dimensions, settings, facts, versions
 
 A loss is the sum of absolute score differences over the dimensions used, in points. `start` is the
 soft prompt before tuning; `gradient` the same prompt tuned by Adam, there unless it was left out,
@@ -81,7 +82,7 @@ def make_result(
             "matrix": matrix_CxC.tolist(),
             "permutation_test": permutation_test(matrix_CxC, config.seed),
         },
-        "constants": constants_6.tolist(),
+        "constants": _known(np.where(used_6, constants_6, np.nan)),
         "dimensions": list(DIMENSIONS),
         "settings": settings_of(config, fixed_only=True),
         "facts": dict(facts),

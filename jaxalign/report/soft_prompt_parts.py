@@ -70,15 +70,13 @@ def used_dimensions(result: Mapping[str, Any]) -> list[str]:
 
 
 def constants_words(result: Mapping[str, Any]) -> str:
-    """C, and where it is from."""
-    values = result["constants"]
+    """C of the dimensions used, and where it is from."""
+    values = zip(result["dimensions"], result["constants"], strict=True)
+    known = {name: value for name, value in values if value is not None}
     anchor = result["settings"].get("anchor")
-    if not anchor and len(set(values)) == 1:
-        return f"C = {number(values[0], 0)} in every dimension."
-    each = ", ".join(
-        f"{name.upper()} {number(value)}"
-        for name, value in zip(result["dimensions"], values, strict=True)
-    )
+    if not anchor and len(set(known.values())) == 1:
+        return f"C = {number(next(iter(known.values())), 0)} in every dimension."
+    each = ", ".join(f"{name.upper()} {number(value)}" for name, value in known.items())
     fitted = f" (least squares on {joined(anchor)})" if anchor else ""
     return f"C: {each}{fitted}."
 
