@@ -235,6 +235,12 @@ def test_a_cell_is_a_soft_prompt_search(file, unbroken):
         np.testing.assert_array_equal(saved, prompts_CxMxD[c])
 
 
+def test_the_result_says_which_c_and_edition(unbroken):
+    result = json.loads((unbroken / "result.json").read_text("utf-8"))
+    assert result["groups"][0]["constants"] == [50.0] * 6
+    assert result["edition"] == soft_prompt.Config().edition
+
+
 def test_records_say_what_was_done(unbroken):
     rows = cells_of(unbroken)
     assert [row["cell"] for row in rows] == [0, 1, 2, 3]
@@ -477,16 +483,23 @@ def made_up(country, seed, loss, strategy="de") -> dict:
     }  # fmt: skip
 
 
-def test_the_result_by_hand(tmp_path):
+def test_the_result_by_hand(tmp_path, capsys):
     rows = [made_up("USA", 0, 1.0), made_up("CHN", 0, 5.0), made_up("USA", 1, 3.0),
             made_up("CHN", 1, 11.0), made_up("USA", 0, None, "es")]  # fmt: skip
-    result = make_result(rows, soft_prompt.Config())
+    config = soft_prompt.Config(dimensions=("pdi", "mas"), anchor=("DEU",))
+    constants = {"m-de-m4": [54.0, None, 31.5, None, None, None]}
+    result = make_result(rows, config, constants)
     first, second = result["groups"]
     assert first["expected"] == {
         "mean": 5.0, "seeds": pytest.approx(np.std([3, 7], ddof=1)), "low": 2.0, "high": 8.0,
         "countries": {"USA": 2.0, "CHN": 8.0}, "failed": 0,
     }  # fmt: skip
     assert (first["cells"], first["candidates"]) == (4, 40)
+    assert (first["constants"], second["constants"]) == (constants["m-de-m4"], None)
+    show_result(result)
+    said = capsys.readouterr().out
+    assert "m: C: PDI 54.0, MAS 31.5 (least squares on DEU)." in said
+    assert "m: C is not on record" in said
     assert (second["expected"]["mean"], second["expected"]["failed"]) == (None, 1)
     write_plot(tmp_path / "sweep.png", result)
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
@@ -496,7 +509,7 @@ def test_the_table_and_the_picture_are_in_the_reading_that_was_tuned(tmp_path, c
     rows = [made_up("USA", seed, 100.0 + 50 * seed) for seed in (0, 1)]
     pictures = []
     for reading in ("expected", "most_likely"):
-        result = make_result(rows, soft_prompt.Config(reading=reading))
+        result = make_result(rows, soft_prompt.Config(reading=reading), {})
         show_result(result)
         write_plot(tmp_path / "sweep.png", result)
         pictures.append((tmp_path / "sweep.png").read_bytes())

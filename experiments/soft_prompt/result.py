@@ -65,7 +65,7 @@ def make_result(
     for c, country in enumerate(config.countries):
         target = np.where(used_6, target_Cx6[c], np.nan)
         entries[country] = {
-            "target": _known(target),
+            "target": known(target),
             **{name: _method(scorer, module[name], c, target, used_6) for name in module},
             "held_out": held_out_record(similarity, config.countries, country, config.seed),
         }
@@ -82,7 +82,7 @@ def make_result(
             "matrix": matrix_CxC.tolist(),
             "permutation_test": permutation_test(matrix_CxC, config.seed),
         },
-        "constants": _known(np.where(used_6, constants_6, np.nan)),
+        "constants": known(np.where(used_6, constants_6, np.nan)),
         "dimensions": list(DIMENSIONS),
         "settings": settings_of(config, fixed_only=True),
         "facts": dict(facts),
@@ -102,7 +102,8 @@ def _method(
     return entry
 
 
-def _known(values: np.ndarray) -> list[float | None]:
+def known(values: np.ndarray) -> list[float | None]:
+    """As JSON has it: null for NaN."""
     return [None if np.isnan(v) else float(v) for v in values]
 
 

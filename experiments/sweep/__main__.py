@@ -12,7 +12,7 @@ the bits of a sweep that was never stopped. `experiments.sweep.file` says what t
        /result.json     the table: mean loss of each group, spread over seeds and countries
        /sweep.png       the same as a picture
        /prompts/        with --save-prompts, each cell's tuned prompt
-       /programs.json   by group, prompts computed at a time and the kernel of attention
+       /programs.json   by group, prompts computed at a time, the kernel of attention, and C
        /status.json     what --status reads, from any terminal
 
 A cell of the pocket Llama takes seconds on two cores; the plan printed first tells the work.
@@ -24,7 +24,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,8 @@ def sweep(config: Config) -> None:
         records = Records(run, cells)
         show_plan(groups, records.rows)
         print(f"results go to {out}; stop at any time, the same command goes on")
-        run_groups(config, run, groups, records)
-        finish(run, described, [records.rows[cell.number] for cell in cells])
+        programs = run_groups(config, run, groups, records)
+        finish(run, described, [records.rows[cell.number] for cell in cells], programs)
 
 
 def facts(groups: Sequence[Group]) -> dict[str, Any]:
@@ -124,8 +124,11 @@ def facts(groups: Sequence[Group]) -> dict[str, Any]:
     return found
 
 
-def run_groups(config: Config, run: Run, groups: Sequence[Group], records: Records) -> None:
-    """Every batch that has unfinished cells, group by group; a model is loaded once in a row."""
+def run_groups(
+    config: Config, run: Run, groups: Sequence[Group], records: Records
+) -> dict[str, dict[str, Any]]:
+    """Every batch that has unfinished cells, group by group; a model is loaded once in a row.
+    Returns what is in `programs.json` then."""
     queue = [(g, [b for b in g.batches if unfinished(b, records)]) for g in groups]
     queue = [(group, batches) for group, batches in queue if batches]
     gflop = sum(g.gflop(len(b.entries)) for g, batches in queue for b in batches)
@@ -147,6 +150,7 @@ def run_groups(config: Config, run: Run, groups: Sequence[Group], records: Recor
     if run.writes:
         shutil.rmtree(run.out / "checkpoints", ignore_errors=True)
     board.finish()
+    return programs
 
 
 def unfinished(batch: Batch, records: Records) -> bool:
@@ -154,9 +158,9 @@ def unfinished(batch: Batch, records: Records) -> bool:
 
 
 def read_programs(run: Run) -> dict[str, dict[str, Any]]:
-    """By group, prompts at a time and the kernel of attention. A sweep that goes on keeps to them,
-    since the last bits depend on them, though what fits or is fastest may be other than when it
-    began."""
+    """By group, prompts at a time, the kernel of attention, and C. A sweep that goes on keeps to
+    the first two, since the last bits depend on them, though what fits or is fastest may be other
+    than when it began."""
     path = run.out / PROGRAMS
     return json.loads(path.read_text("utf-8")) if run.resumed and path.exists() else {}
 
@@ -212,9 +216,15 @@ def save(out: Path, group: Group, cell: Cell, prompt_MxD: np.ndarray) -> None:
     save_prompt(out / "prompts" / f"{cell.id}.safetensors", prompt_MxD, metadata)
 
 
-def finish(run: Run, described: Sweep, rows: Sequence[dict[str, Any]]) -> None:
+def finish(
+    run: Run,
+    described: Sweep,
+    rows: Sequence[dict[str, Any]],
+    programs: Mapping[str, Mapping[str, Any]],
+) -> None:
     """The table and the picture, from the records alone."""
-    result = make_result(rows, described.study)
+    constants = {name: found.get("constants") for name, found in programs.items()}
+    result = make_result(rows, described.study, constants)
     run.write("result.json", result)
     if run.writes:
         write_plot(run.out / "sweep.png", result)

@@ -1,7 +1,9 @@
 """What a sweep reports: a row per model, strategy and prompt length, in a table and a picture.
 
-    reading                                                    the one that was tuned
+    reading                                      the one that was tuned
+    edition, dimensions, anchor                  of the published scores; what C was fitted on
     groups[].{model,strategy,prompt_length,cells,candidates}
+    groups[].constants                           C by dimension (null: not used)
     groups[].{expected,most_likely}.{mean,seeds,low,high,countries}; .failed
 
 mean: of the cells' losses. seeds: standard deviation, over seeds, of the mean over countries; null
@@ -20,8 +22,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.soft_prompt.study import Config
+from experiments.sweep.plan import group_name
 from jaxalign.console import print_table
 from jaxalign.records import versions
+from jaxalign.report.soft_prompt_parts import constants_words
+from jaxalign.survey.countries import DIMENSIONS
 from jaxalign.survey.score import READINGS
 
 # Okabe, Ito (2008), "Color Universal Design"; shapes differ as well.
@@ -31,9 +36,13 @@ _STYLES = (
 )  # fmt: skip
 
 
-def make_result(rows: Sequence[Mapping[str, Any]], study: Config) -> dict[str, Any]:
-    """All of `result.json` from the cells' records, in the order of the sweep, and from what all
-    cells share."""
+def make_result(
+    rows: Sequence[Mapping[str, Any]],
+    study: Config,
+    constants: Mapping[str, Sequence[float | None] | None],
+) -> dict[str, Any]:
+    """All of `result.json` from the cells' records, in the order of the sweep, from what all cells
+    share, and from C by group's name."""
     groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
         key = row["model"], row["strategy"], row["prompt_length"]
@@ -47,12 +56,16 @@ def make_result(rows: Sequence[Mapping[str, Any]], study: Config) -> dict[str, A
                 "prompt_length": length,
                 "cells": len(cells),
                 "candidates": sum(cell["candidates"] for cell in cells),
+                "constants": constants.get(group_name(model, strategy, length)),
                 **{reading: _spread(cells, reading) for reading in READINGS},
             }
         )
     return {
         "cells": len(rows),
         "reading": study.reading,
+        "edition": study.edition,
+        "dimensions": list(DIMENSIONS),
+        "anchor": list(study.anchor),
         "groups": entries,
         "versions": versions(),
     }
@@ -98,6 +111,16 @@ def show_result(result: Mapping[str, Any]) -> None:
         "hardest", _words(other), "failed",
     )  # fmt: skip
     print_table(f"Loss (sum of score differences; {_words(reading)} reading)", columns, rows)
+    for line in dict.fromkeys(_constants(result, group) for group in result["groups"]):
+        print(line)
+
+
+def _constants(result: Mapping[str, Any], group: Mapping[str, Any]) -> str:
+    """C of a model, which all its strategies and prompt lengths have in common."""
+    if group["constants"] is None:
+        return f"{group['model']}: C is not on record"
+    settings = {"settings": {"anchor": result["anchor"]}}
+    return f"{group['model']}: " + constants_words({**result, **group, **settings})
 
 
 def _words(reading: str) -> str:
