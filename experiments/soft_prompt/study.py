@@ -80,8 +80,9 @@ class Config:
     """Adam's learning rate, in units of the search vector."""
     seed: int = 0
     chunk: int | None = None
-    """Prompts evaluated at a time on each device; default: as many as keep it busy, fewer where the
-    compiled program would not fit. Results depend on it in the last bits."""
+    """Prompts evaluated at a time on each device; default: as many as keep it busy, no more than
+    the search has, fewer where the compiled program would not fit. Results depend on it in the last
+    bits, so it is the same for any number of devices; what that costs in padding is printed."""
     attention: Asked = "auto"
     """Kernel of the search's attention; auto: the fastest here, measured first. On CPU and in
     float32 xla alone; cudnn and pallas for GPUs, splash for TPUs."""

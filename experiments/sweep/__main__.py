@@ -139,7 +139,8 @@ def run_groups(
             if loaded != group.model:
                 params = program = None  # let go of one model before the next
                 mesh = choose(group)
-            how = choose_how(group.config, group.study, mesh, programs.get(group.name, {}))
+            began, searches = programs.get(group.name, {}), sum(len(b.cells) for b in group.batches)
+            how = choose_how(group.config, group.study, mesh, began, searches)
             if loaded != group.model:
                 params, loaded = load(group, mesh), group.model
             program = make_program(group, params, mesh, how)

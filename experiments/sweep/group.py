@@ -25,7 +25,7 @@ from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import Params
 from jaxalign.memory import fitting_chunk
 from jaxalign.objective import Objective, make_fitness
-from jaxalign.sharding import local_view, place_whole
+from jaxalign.sharding import POPULATION, local_view, place_whole
 from jaxalign.soft_prompt import (
     country_key,
     decode,
@@ -35,7 +35,7 @@ from jaxalign.soft_prompt import (
 )
 from jaxalign.survey.countries import country_name
 from jaxalign.survey.score import READINGS, loss, make_scorer
-from jaxalign.throughput import plan_report, plan_text
+from jaxalign.throughput import padding_text, plan_report, plan_text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,6 +103,9 @@ def make_program(group: Group, params: Params, mesh: jax.sharding.Mesh, how: How
         f"{group.name}: {chunk} prompts at a time, {needed / 2**20:,.0f} MiB per device; "
         + plan_text(plan_report(study.llama, study.layout, chunk))
     )
+    population = config.strategy.population
+    if padding := padding_text(len(countries), population, mesh.shape[POPULATION], chunk):
+        print(f"{group.name}: {padding}")
     return program(chunk)
 
 
