@@ -201,6 +201,13 @@ def test_constants_are_of_the_dimensions_used(tmp_path: Path) -> None:
     assert "IDV 0.0" not in text
 
 
+def test_chance_counts_the_intervals_that_are_shown(tmp_path: Path) -> None:
+    result, _ = soft_prompt_sample(("USA", "CHN"))
+    assert "about 0.3 of 6 intervals" in _texts(result, tmp_path)[1]
+    result["countries"]["USA"]["held_out"]["after_minus_permuted"] = None
+    assert "of 5 intervals" in _texts(result, tmp_path)[1]
+
+
 def test_the_summary_names_the_algorithm_and_counts_countries(tmp_path: Path) -> None:
     result, _ = soft_prompt_sample(("CHN",))
     _, text = _texts(result, tmp_path)

@@ -180,7 +180,9 @@ def _losses(result: Mapping[str, Any], out: Path) -> Section:
 def _held_out(result: Mapping[str, Any], out: Path) -> Section:
     survey = result["held_out"]
     test = survey.get("permutation_test")
-    many = chance_of_many(2 * len(result["countries"]))
+    differences = parts.differences_table(result)
+    shown = [cell for row in differences.rows for cell in row if isinstance(cell, Estimate)]
+    many = chance_of_many(sum(difference.has_interval for difference in shown))
     return section(
         "Held-out survey: does it follow?",
         Text(
@@ -189,7 +191,7 @@ def _held_out(result: Mapping[str, Any], out: Path) -> Section:
             f"country's own. Intervals: {survey.get('interval', 'not recorded')}. {many}"
         ),
         parts.held_out_figure(result, out),
-        parts.differences_table(result),
+        differences,
         parts.transfer_figure(result, out),
         Text(parts.permutation_words(test)) if test and len(result["countries"]) > 1 else None,
     )
