@@ -250,7 +250,8 @@ def finish(
         write_plots(run.out, result)
         soft_prompt_report(result, run.out)
     show_result(result)
-    candidates = config.generations * config.strategy.population * len(config.countries)
+    first_too = config.generations + 1
+    candidates = first_too * config.strategy.population * len(config.countries)
     if seconds:
         print(f"search: {seconds:.0f} s for up to {candidates:,} candidates")
     print(f"everything is in {run.out}")
