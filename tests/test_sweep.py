@@ -505,6 +505,12 @@ def test_the_result_by_hand(tmp_path, capsys):
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_table_has_room_for_the_default_strategys_name(capsys):
+    rows = [made_up("USA", 0, 123.4, "DifferentialEvolution") | {"model": "pocket"}]
+    show_result(make_result(rows, soft_prompt.Config(), {}))
+    assert "DifferentialEvolution" in capsys.readouterr().out
+
+
 def test_the_table_and_the_picture_are_in_the_reading_that_was_tuned(tmp_path, capsys):
     rows = [made_up("USA", seed, 100.0 + 50 * seed) for seed in (0, 1)]
     pictures = []

@@ -3,7 +3,7 @@
     countries.USA.target                                       six published scores (null: not used)
     countries.USA.{naive,persona,icl,start,de,gradient}.{expected,most_likely}.{scores,loss}
     countries.USA.{naive,...}.valid_mass                       chance that a reply begins an option
-    countries.USA.held_out.{before,start,after,persona,icl,permuted}.{mean,low,high}
+    countries.USA.held_out.{before,start,after,gradient,persona,icl,permuted}.{mean,low,high}
     countries.USA.held_out.after_minus_{before,start,permuted}.{mean,low,high}   paired by item
     held_out.{matrix,permutation_test,...}                     tuned prompts x countries
     trivial.USA.{all_middle,uniform_random,smallest_integer}
@@ -11,9 +11,10 @@
     dimensions, settings, facts, versions
 
 A loss is the sum of absolute score differences over the dimensions used, in points. `start` is the
-soft prompt before tuning; `gradient` the same prompt tuned by Adam, there unless it was left out,
-and in the expected reading whichever the search tunes, for the most likely has no gradient.
-Held-out scores are in [0, 1], 1 where the answers are the country's own.
+soft prompt before tuning, `de` after it, by whatever --algorithm; `gradient` the same prompt tuned
+by Adam, there unless it was left out, and in the expected reading whichever the search tunes, for
+the most likely has no gradient. Held-out scores are in [0, 1], 1 where the answers are the
+country's own.
 """
 
 from __future__ import annotations

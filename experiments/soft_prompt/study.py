@@ -53,8 +53,8 @@ class Config:
     constant: float = 50.0
     """C, the free constant of every dimension, in points."""
     anchor: tuple[str, ...] = ()
-    """Reference countries: C is then the least-squares fit of the model's persona answers to
-    their published scores, and --constant is not used."""
+    """Reference countries: C is then the least-squares fit of the model's persona answers, in the
+    expected reading whatever --reading, to their published scores; --constant is not used."""
     reading: Reading = "expected"
     """How answers are read while tuning; both readings are always reported. The gradient control
     always tunes expected: most_likely has no gradient."""

@@ -107,10 +107,14 @@ def show_result(result: Mapping[str, Any]) -> None:
             ]
         )  # fmt: skip
     columns = (
-        "model", "strategy", "prompt tokens", "cells", "mean loss", "± seeds", "easiest country",
-        "hardest", _words(other), "failed",
+        "model", "strategy", "tokens", "cells", "mean loss", "± seeds", "easiest", "hardest",
+        _words(other), "failed",
     )  # fmt: skip
-    print_table(f"Loss (sum of score differences; {_words(reading)} reading)", columns, rows)
+    print_table(
+        f"Loss (sum of score differences; {_words(reading)} reading), easiest and hardest country",
+        columns,
+        rows,
+    )
     for line in dict.fromkeys(_constants(result, group) for group in result["groups"]):
         print(line)
 
