@@ -172,7 +172,7 @@ def show_plan(groups: Sequence[Group], finished: Collection[int]) -> None:
         )  # fmt: skip
     columns = (
         "group", "cells", "to do", "batches", "in a batch", "candidates a cell",
-        "tokens a candidate", "TFLOP",
+        "tokens each", "TFLOP",
     )  # fmt: skip
     print_table("Plan: one compiled program per group", columns, rows)
     total, left = (sum(row[i] for row in rows) for i in (1, 2))
