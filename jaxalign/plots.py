@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 DIMENSIONS = ("PDI", "IDV", "MAS", "UAI", "LTO", "IVR")
 
@@ -29,6 +30,7 @@ _SERIES = {
     "de": ("tuned soft prompt", {"color": _BLUE, "linewidth": 2.2}),
 }
 _DPI = 150
+FEW = 5  # points of a curve that are marked one by one
 _LEAST_WIDTH = 5.6  # inches; a legend of two columns still fits
 
 
@@ -36,25 +38,37 @@ def convergence(
     path: Path,
     losses: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     lines: Mapping[str, Mapping[str, float]],
+    unit: str = "loss: sum of score differences",
 ) -> None:
-    """PNG of loss over generations. `losses[country]` is (best, median) of each generation;
-    `lines[country]` holds the baselines' losses by name ("naive", "persona", "icl")."""
+    """PNG of loss over generations, the first being 1. `losses[country]` is (best so far, median)
+    after each; `lines[country]` holds the baselines' losses by name ("naive", "persona", "icl");
+    `unit` says what a loss is."""
     figure, panels = _panels(len(losses), width=2.8, height=2.6)
     top = _top(losses, lines)
     for axes, (country, (best, median)) in zip(panels, losses.items(), strict=False):
         for name, loss in lines.get(country, {}).items():
             words, style = _SERIES[name]
             axes.axhline(loss, label=words, **style)
-        generations = np.arange(len(best))
-        axes.plot(generations, _finite(median), color=_SKY, label="median of the population")
-        axes.plot(generations, _finite(best), color=_BLUE, linewidth=2.2, label="best soft prompt")
-        axes.set(xlim=(0, max(len(best) - 1, 1)), ylim=(0, top))
+        x = np.arange(1, len(best) + 1)
+        style = {"marker": "o" if len(best) <= FEW else None}  # one point is no line
+        axes.plot(x, _finite(median), color=_SKY, label="median of the population", **style)
+        style |= {"color": _BLUE, "linewidth": 2.2}
+        axes.plot(x, _finite(best), label="best soft prompt so far", **style)
+        count_generations(axes, len(best))
+        axes.set_ylim(0, top)
         axes.set_title(country, fontsize=12, fontweight="bold")
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("generation", fontsize=11)
-    figure.supylabel("loss: sum of score differences", fontsize=11)
+    figure.supylabel(unit, fontsize=11)
     _finish(figure, panels[0], path)
+
+
+def count_generations(axes: Axes, count: int) -> None:
+    """An axis of generations 1 to `count`, ticks at whole ones."""
+    aside = 0.5 if count <= FEW else 0
+    axes.set_xlim(1 - aside, max(count, 1) + aside)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
 
 
 def radar(

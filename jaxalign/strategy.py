@@ -44,7 +44,8 @@ class Strategy:
     """What searches, with every number that steers it. One is shared by all countries."""
 
     algorithm: str = DIFFERENTIAL_EVOLUTION
-    """Any name in `evosax.algorithms.algorithms`."""
+    """Any name in `evosax.algorithms.algorithms`. Those that search a distribution rather than
+    members begin at the mean of the random first population, which is not quite the start."""
     population: int = 64
     """Members per country, E."""
     elitism: bool = True

@@ -148,6 +148,23 @@ def plan_text(report: dict[str, int | float]) -> str:
     return "\n".join(lines)
 
 
+def padding_text(searches: int, population: int, devices: int, chunk: int) -> str:
+    """What a generation computes for nothing because each device's share is rounded up to whole
+    chunks, and how to avoid it; "" where that is at most a tenth."""
+    candidates = searches * population
+    share = -(-candidates // devices)
+    passes = -(-share // chunk)
+    rows, better = devices * passes * chunk, -(-share // passes)
+    if 10 * (rows - candidates) <= rows:
+        return ""
+    less = f"a chunk of {better} or " if better < chunk else ""
+    return (
+        f"padding: {rows - candidates} of {rows} rows a generation, for {candidates} candidates on "
+        f"{devices} device{'s' if devices > 1 else ''} in chunks of {chunk}; {less}a population of "
+        f"{rows // searches} has less"
+    )
+
+
 def matmul_peak(dtype: DType, seconds: float = 1.0, size: int | None = None) -> float:
     """FLOP/s of a large square matrix product on the first device: the best of several runs.
 

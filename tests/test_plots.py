@@ -41,6 +41,25 @@ def test_convergence_of_one_generation_without_baselines(tmp_path: Path) -> None
     png_size(tmp_path / "c.png")
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 160])
+def test_generations_are_counted_from_one_and_each_is_seen(tmp_path, monkeypatch, count) -> None:
+    """As in metrics.jsonl and in the report; whole ticks; one generation is a visible point."""
+    made = []
+    monkeypatch.setattr(plots, "_finish", lambda figure, *_: made.append(figure))
+    curve = np.linspace(9.0, 1.0, count)
+    plots.convergence(tmp_path / "c.png", {"USA": (curve, curve)}, {}, "loss + penalty")
+    (axes,) = made[0].axes
+    made[0].canvas.draw()
+    low, high = axes.get_xlim()
+    ticks = [t for t in axes.get_xticks() if low <= t <= high]
+    assert ticks
+    assert all(t == round(t) and 1 <= t <= count for t in ticks)
+    for line in axes.lines:
+        np.testing.assert_array_equal(line.get_xdata(), np.arange(1, count + 1))
+        assert (line.get_marker() == "o") == (count <= plots.FEW)
+    assert made[0].get_supylabel() == "loss + penalty"
+
+
 @pytest.mark.parametrize(
     "dimensions", [plots.DIMENSIONS, ("PDI", "IDV", "MAS", "UAI"), ("PDI", "IDV"), ("PDI",)]
 )

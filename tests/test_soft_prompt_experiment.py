@@ -60,8 +60,9 @@ def unbroken(tmp_path_factory) -> tuple[Path, float]:
     """A small run never stopped, and the seconds it took."""
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
     began = time.monotonic()
-    code, _, err = run("--out", folder, *SMALL)
+    code, said, err = run("--out", folder, *SMALL)
     assert code == 0, err
+    (folder.parent / "screen.txt").write_text(said, "utf-8")
     return folder, time.monotonic() - began
 
 
@@ -141,6 +142,12 @@ def test_search_never_gets_worse_and_the_start_is_a_candidate(unbroken):
         entry = result["countries"][country]
         assert entry["de"]["expected"]["loss"] == pytest.approx(best[-1], abs=2e-3)
         assert best[-1] <= entry["start"]["expected"]["loss"] + 2e-3
+
+
+def test_the_first_generation_is_counted(unbroken):
+    """As in a sweep: 2 countries, 6 members, generations 0 to 8."""
+    screen = (unbroken[0].parent / "screen.txt").read_text("utf-8")
+    assert "for up to 108 candidates" in screen
 
 
 def test_pictures_and_adapters_are_there(unbroken):

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
+import jax
+import numpy as np
 import pytest
 
-from experiments.soft_prompt.program import How, choose_how
+from experiments.soft_prompt import __main__ as soft_prompt
+from experiments.soft_prompt import program
+from experiments.soft_prompt.program import How, build, choose_how, constants, search_space
 from experiments.soft_prompt.study import Config, read_study
 from jaxalign.errors import UserError
+from jaxalign.llama.checkpoint import load_checkpoint, save_checkpoint
+from jaxalign.llama.config import LlamaConfig
+from jaxalign.llama.weights import init_params
+from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.sharding import make_mesh
+from jaxalign.soft_prompt import SoftPromptConfig
+from jaxalign.strategy import Strategy
+from jaxalign.survey.score import make_scorer
+
+TINY = LlamaConfig(
+    1792, 16, 24, 2, 2, 1, 8, dtype="float32", param_dtype="float32", initializer_range=0.3
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +37,16 @@ def test_a_new_run_takes_what_keeps_the_device_busy(study, capsys):
     assert choose_how(Config(), study, make_mesh(), {}) == How(4, "xla", fixed=False)
     assert "attention by xla: cpu has xla alone" in capsys.readouterr().out
     assert choose_how(Config(chunk=3), study, make_mesh(), {}) == How(3, "xla", fixed=False)
+
+
+def test_a_default_chunk_is_no_larger_than_the_search(study, monkeypatch):
+    """More would be padding on any number of devices; a sweep has more searches than countries."""
+    strategy = Strategy("SNES", population=3)
+    config = Config(countries=("USA",), strategy=strategy)
+    monkeypatch.setattr(program, "busy_chunk", lambda *_: 64)
+    assert choose_how(config, study, make_mesh(), {}).chunk == 4
+    assert choose_how(config, study, make_mesh(), {}, searches=40).chunk == 64
+    assert choose_how(Config(), study, make_mesh(), {}).chunk == 64
 
 
 def test_a_run_that_goes_on_keeps_what_it_began_with(study):
@@ -36,3 +62,24 @@ def test_a_kernel_that_is_not_here_any_more_is_refused(study):
 def test_asked_for_what_this_device_lacks(study):
     with pytest.raises(UserError, match="--attention pallas"):
         choose_how(dataclasses.replace(Config(), attention="pallas"), study, make_mesh(), {})
+
+
+def test_the_gradient_control_tunes_what_has_a_gradient(tmp_path):
+    """The most likely reading moves in steps: its gradient is zero, and the control would stay."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL_FOLDER / name, tmp_path)
+    save_checkpoint(tmp_path, init_params(TINY, jax.random.key(0)), TINY)
+    found = {}
+    for reading in ("expected", "most_likely"):
+        config = Config(
+            model=tmp_path, dtype="float32", countries=("USA",), prompt=SoftPromptConfig(length=2),
+            icl_examples=0, gradient_steps=3, reading=reading, quiet=True,
+        )  # fmt: skip
+        study, mesh = read_study(config), make_mesh()
+        params = load_checkpoint(tmp_path, study.llama)
+        scorer = make_scorer(study.module, constants(config, study, params))
+        space = search_space(config, study, params)
+        built = build(config, study, params, scorer, space, mesh, How(4, "xla", fixed=True))
+        found[reading] = np.asarray(soft_prompt.descend(config, study, built.objective))
+    assert np.abs(found["most_likely"]).max() > 0
+    np.testing.assert_array_equal(found["most_likely"], found["expected"])

@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from experiments.sweep import group as sweep_group
 from experiments.sweep.__main__ import Config, sweep
 from experiments.sweep.file import Sweep, read_sweep
 from experiments.sweep.plan import Cell, make_batches, make_plan, model_names
-from experiments.sweep.result import make_result, write_plot
+from experiments.sweep.result import make_result, show_result, write_plot
 from experiments.sweep.status import show_status
 from jaxalign.checkpoints import Checkpoints
 from jaxalign.errors import UserError
@@ -234,6 +235,12 @@ def test_a_cell_is_a_soft_prompt_search(file, unbroken):
         np.testing.assert_array_equal(saved, prompts_CxMxD[c])
 
 
+def test_the_result_says_which_c_and_edition(unbroken):
+    result = json.loads((unbroken / "result.json").read_text("utf-8"))
+    assert result["groups"][0]["constants"] == [50.0] * 6
+    assert result["edition"] == soft_prompt.Config().edition
+
+
 def test_records_say_what_was_done(unbroken):
     rows = cells_of(unbroken)
     assert [row["cell"] for row in rows] == [0, 1, 2, 3]
@@ -430,13 +437,17 @@ def test_status_of_a_sweep_that_is_being_written(unbroken, tmp_path, capsys):
         "generation": 1, "generations": 3, "seconds_left": 80.0, "updated": 1000.0,
     }  # fmt: skip
     (out / "status.json").write_text(json.dumps(status))
+    settings = json.loads((out / "config.json").read_text("utf-8"))
+    settings["settings"]["study.reading"] = "most_likely"
+    (out / "config.json").write_text(json.dumps(settings))
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     show_status(out, clock=lambda: 1010.0)
     said = capsys.readouterr().out
     assert "2 of 4 cells done, 2 running, 0 queued" in said
     assert "tiny-de-m2, batch 2 of 2, generation 1/3" in said
     assert "time left 1 min 10 s; last sign of life 10 s ago" in said
-    assert said.count("loss") == 2
+    losses = [json.loads(line)["loss"]["most_likely"] for line in lines[:2]]
+    assert re.findall(r"loss (\S+)", said) == [f"{loss:.1f}" for loss in losses]
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
@@ -472,16 +483,46 @@ def made_up(country, seed, loss, strategy="de") -> dict:
     }  # fmt: skip
 
 
-def test_the_result_by_hand(tmp_path):
+def test_the_result_by_hand(tmp_path, capsys):
     rows = [made_up("USA", 0, 1.0), made_up("CHN", 0, 5.0), made_up("USA", 1, 3.0),
             made_up("CHN", 1, 11.0), made_up("USA", 0, None, "es")]  # fmt: skip
-    result = make_result(rows)
+    config = soft_prompt.Config(dimensions=("pdi", "mas"), anchor=("DEU",))
+    constants = {"m-de-m4": [54.0, None, 31.5, None, None, None]}
+    result = make_result(rows, config, constants)
     first, second = result["groups"]
     assert first["expected"] == {
         "mean": 5.0, "seeds": pytest.approx(np.std([3, 7], ddof=1)), "low": 2.0, "high": 8.0,
         "countries": {"USA": 2.0, "CHN": 8.0}, "failed": 0,
     }  # fmt: skip
     assert (first["cells"], first["candidates"]) == (4, 40)
+    assert (first["constants"], second["constants"]) == (constants["m-de-m4"], None)
+    show_result(result)
+    said = capsys.readouterr().out
+    assert "m: C: PDI 54.0, MAS 31.5 (least squares on DEU)." in said
+    assert "m: C is not on record" in said
     assert (second["expected"]["mean"], second["expected"]["failed"]) == (None, 1)
     write_plot(tmp_path / "sweep.png", result)
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_has_room_for_the_default_strategys_name(capsys):
+    rows = [made_up("USA", 0, 123.4, "DifferentialEvolution") | {"model": "pocket"}]
+    show_result(make_result(rows, soft_prompt.Config(), {}))
+    assert "DifferentialEvolution" in capsys.readouterr().out
+
+
+def test_the_table_and_the_picture_are_in_the_reading_that_was_tuned(tmp_path, capsys):
+    rows = [made_up("USA", seed, 100.0 + 50 * seed) for seed in (0, 1)]
+    pictures = []
+    for reading in ("expected", "most_likely"):
+        result = make_result(rows, soft_prompt.Config(reading=reading), {})
+        show_result(result)
+        write_plot(tmp_path / "sweep.png", result)
+        pictures.append((tmp_path / "sweep.png").read_bytes())
+    assert pictures[0] != pictures[1]
+    expected, likely = capsys.readouterr().out.split("Loss (sum")[1:]
+    numbers = [re.findall(r"\d+\.\d", table) for table in (expected, likely)]
+    assert "; expected reading" in expected
+    assert "; most likely reading" in likely
+    assert numbers[0] == ["125.0", "35.4", "125.0", "125.0", "2.0"]
+    assert numbers[1] == ["2.0", "0.0", "2.0", "2.0", "125.0"]

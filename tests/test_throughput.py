@@ -150,6 +150,26 @@ def test_plan_report(survey):
     assert 0 <= report["attention_padding_percent"] < 100
 
 
+@pytest.mark.parametrize(
+    ("searches", "population", "devices", "chunk", "said"),
+    [
+        (4, 16, 1, 4, None),
+        (4, 16, 8, 32, "192 of 256 rows a generation, for 64 candidates on 8 devices in chunks of "
+         "32; a chunk of 8 or a population of 64 has less"),
+        (1, 4, 4, 4, "12 of 16 rows a generation, for 4 candidates on 4 devices in chunks of 4; a "
+         "chunk of 1 or a population of 16 has less"),
+        (1, 4, 8, 1, "4 of 8 rows a generation, for 4 candidates on 8 devices in chunks of 1; a "
+         "population of 8 has less"),
+        (1, 33, 1, 32, "31 of 64 rows a generation, for 33 candidates on 1 device in chunks of 32; "
+         "a chunk of 17 or a population of 64 has less"),
+        (1, 29, 1, 32, None),
+    ],
+)  # fmt: skip
+def test_padding_is_said_where_it_is_more_than_a_tenth(searches, population, devices, chunk, said):
+    found = t.padding_text(searches, population, devices, chunk)
+    assert found == ("" if said is None else f"padding: {said}")
+
+
 def test_parts_add_up(survey):
     flops = t.lower_bound(CONFIG, survey)
     parts = dataclasses.asdict(flops)

@@ -37,10 +37,11 @@ from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.prompts import load_prompts
 from jaxalign.sampling import Sampling
-from jaxalign.sharding import make_mesh
+from jaxalign.sharding import POPULATION, make_mesh
 from jaxalign.soft_prompt import SoftPromptConfig
 from jaxalign.strategy import Strategy, check_strategy
 from jaxalign.survey.instrument import values_module
+from jaxalign.throughput import padding_text
 from jaxalign.train_step import TrainConfig
 from tpu.plan_chips import Topology, described_devices, parse_topology
 from tpu.plan_fit import largest_population, smallest_slice
@@ -165,6 +166,9 @@ def lower(config: Config, llama: LlamaConfig, name: ProgramName, mesh: Mesh) -> 
     if name == "train":
         return lower_train(llama, config.train, config.lora, examples(config, tokens), mesh)
     layout = make_layout(config, tokens)
+    population, devices = config.strategy.population, mesh.shape[POPULATION]
+    if padding := padding_text(1, population, devices, config.chunk):
+        print(padding)
     return lower_population(
         llama, layout, config.strategy, config.prompt, config.chunk, mesh, config.attention
     )

@@ -6,6 +6,11 @@
 
 One soft prompt per country, against the model asked plainly (naive), in character (persona) and by
 example (ICL). Method: Masoud, Ferianc, Treleaven and Rodrigues 2025 (arXiv 2503.16094).
+
+The default run takes two minutes on two idle CPU cores with nothing compiled before, for 10,304
+candidates, and ends at a loss of 0.1 (USA), 30.2 (CHN), 7.0 (IND) and 16.0 (SAU), where plain
+questions have 18.6, 227.6, 145.0 and 151.7; its prompts score 0.982, 0.911, 0.960 and 0.952 on the
+held-out survey. Model and survey are simulated: the numbers describe the software, not people.
 """
 
 from __future__ import annotations
@@ -161,11 +166,13 @@ def evolve(
 
 def descend(config: Config, study: Study, objective: Objective) -> jax.Array:
     """The best search vectors that the gradient control finds, float32 [C, Z]."""
-    fitness = make_fitness(study.llama, config.reading, chunk=1)
+    # Whatever --reading: most likely answers move in steps, their gradient is zero everywhere.
+    fitness = make_fitness(study.llama, "expected", chunk=1)
     start, advance = make_descent(fitness, config.gradient_steps, config.gradient_rate)
     descent = start(len(config.countries), objective.space.dims)
+    where = "" if config.reading == "expected" else ", expected reading"
     bar = Progress(
-        config.gradient_steps, step="gradient step", unit="candidates",
+        config.gradient_steps, step=f"gradient step{where}", unit="candidates",
         units_per_step=len(config.countries), quiet=config.quiet,
     )  # fmt: skip
     with bar:
@@ -248,7 +255,8 @@ def finish(
         write_plots(run.out, result)
         soft_prompt_report(result, run.out)
     show_result(result)
-    candidates = config.generations * config.strategy.population * len(config.countries)
+    first_too = config.generations + 1
+    candidates = first_too * config.strategy.population * len(config.countries)
     if seconds:
         print(f"search: {seconds:.0f} s for up to {candidates:,} candidates")
     print(f"everything is in {run.out}")

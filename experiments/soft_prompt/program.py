@@ -26,11 +26,11 @@ from jaxalign.llama.weights import Params
 from jaxalign.memory import busy_chunk, fitting_chunk
 from jaxalign.mesh_here import mesh_here
 from jaxalign.objective import Objective, make_fitness
-from jaxalign.sharding import MODEL, local_view, place_whole, replicated
+from jaxalign.sharding import MODEL, POPULATION, local_view, place_whole, replicated
 from jaxalign.soft_prompt import Space, country_key, initial_prompt, make_space, prompt_text
 from jaxalign.survey.countries import DIMENSIONS, country_name, targets
 from jaxalign.survey.score import Scorer, anchor_constants, make_scorer
-from jaxalign.throughput import plan_report, plan_text
+from jaxalign.throughput import padding_text, plan_report, plan_text
 
 
 def choose_mesh_here(config: Config, study: Study) -> jax.sharding.Mesh:
@@ -98,15 +98,25 @@ class How:
 
 
 def choose_how(
-    config: Config, study: Study, mesh: jax.sharding.Mesh, began: Mapping[str, Any]
+    config: Config,
+    study: Study,
+    mesh: jax.sharding.Mesh,
+    began: Mapping[str, Any],
+    searches: int | None = None,
 ) -> How:
     """As the run began (`began`: its facts, on process 0), as asked, or by measure. Says so.
 
-    Needs no weights. UserError for a kernel that this device lacks.
+    `searches`: how many there are in all; default one a country. Needs no weights. UserError for a
+    kernel that this device lacks.
     """
     kept = agreed(began.get("chunk", 0))
     chunk = kept or config.chunk
-    chunk = chunk or busy_chunk(study.layout.tokens_computed, jax.local_devices()[0].platform)
+    if not chunk:
+        candidates = (searches or len(config.countries)) * config.strategy.population
+        chunk = busy_chunk(study.layout.tokens_computed, jax.local_devices()[0].platform)
+        # More than all candidates would be padding anywhere. A device's share is no such bound: the
+        # last bits depend on the chunk, and may not depend on the number of devices.
+        chunk = min(chunk, 1 << (candidates - 1).bit_length())
     asked = agreed_choice(ASKED, began.get("attention", config.attention))
     choice = choose_kernel(study.llama, study.layout, chunk, mesh.shape[MODEL], asked)
     print(choice.describe())
@@ -158,6 +168,9 @@ def build(
         how.fixed,
     )
     print(plan_text(plan_report(study.llama, study.layout, chunk)))
+    searches, population = len(config.countries), config.strategy.population
+    if padding := padding_text(searches, population, mesh.shape[POPULATION], chunk):
+        print(padding)
     print(
         f"{chunk} prompts at a time: a dispatch of {steps} generations needs "
         f"{needed / 2**20:,.0f} MiB per device"

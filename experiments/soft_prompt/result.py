@@ -3,15 +3,18 @@
     countries.USA.target                                       six published scores (null: not used)
     countries.USA.{naive,persona,icl,start,de,gradient}.{expected,most_likely}.{scores,loss}
     countries.USA.{naive,...}.valid_mass                       chance that a reply begins an option
-    countries.USA.held_out.{before,start,after,persona,icl,permuted}.{mean,low,high}
+    countries.USA.held_out.{before,start,after,gradient,persona,icl,permuted}.{mean,low,high}
     countries.USA.held_out.after_minus_{before,start,permuted}.{mean,low,high}   paired by item
     held_out.{matrix,permutation_test,...}                     tuned prompts x countries
     trivial.USA.{all_middle,uniform_random,smallest_integer}
-    constants, dimensions, settings, facts, versions
+    constants                                                  C by dimension (null: not used)
+    dimensions, settings, facts, versions
 
 A loss is the sum of absolute score differences over the dimensions used, in points. `start` is the
-soft prompt before tuning; `gradient` the same prompt tuned by Adam, there unless it was left out.
-Held-out scores are in [0, 1], 1 where the answers are the country's own.
+soft prompt before tuning, `de` after it, by whatever --algorithm; `gradient` the same prompt tuned
+by Adam, there unless it was left out, and in the expected reading whichever the search tunes, for
+the most likely has no gradient. Held-out scores are in [0, 1], 1 where the answers are the
+country's own.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from jaxalign import plots
 from jaxalign.console import print_table
 from jaxalign.held_out import HeldOut, held_out_record, permutation_test
 from jaxalign.records import settings_of, versions
+from jaxalign.report.soft_prompt_parts import reading_words, readings
 from jaxalign.strategy import DIFFERENTIAL_EVOLUTION
 from jaxalign.survey.countries import DIMENSIONS
 from jaxalign.survey.score import READINGS, Scorer, loss
@@ -62,7 +66,7 @@ def make_result(
     for c, country in enumerate(config.countries):
         target = np.where(used_6, target_Cx6[c], np.nan)
         entries[country] = {
-            "target": _known(target),
+            "target": known(target),
             **{name: _method(scorer, module[name], c, target, used_6) for name in module},
             "held_out": held_out_record(similarity, config.countries, country, config.seed),
         }
@@ -79,7 +83,7 @@ def make_result(
             "matrix": matrix_CxC.tolist(),
             "permutation_test": permutation_test(matrix_CxC, config.seed),
         },
-        "constants": constants_6.tolist(),
+        "constants": known(np.where(used_6, constants_6, np.nan)),
         "dimensions": list(DIMENSIONS),
         "settings": settings_of(config, fixed_only=True),
         "facts": dict(facts),
@@ -99,7 +103,8 @@ def _method(
     return entry
 
 
-def _known(values: np.ndarray) -> list[float | None]:
+def known(values: np.ndarray) -> list[float | None]:
+    """As JSON has it: null for NaN."""
     return [None if np.isnan(v) else float(v) for v in values]
 
 
@@ -108,7 +113,7 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
     countries = result["countries"]
     curves = {
-        country: tuple(_curve(rows, country, name) for name in ("best", "median"))
+        country: tuple(_curve(rows, country, name) for name in ("best_so_far", "median"))
         for country in countries
     }
     shown, reading = ("naive", "persona", "icl"), result["settings"]["reading"]
@@ -116,14 +121,13 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
         country: {name: entry[name][reading]["loss"] for name in shown}
         for country, entry in countries.items()
     }
-    plots.convergence(out / "convergence.png", curves, lines)
+    penalty = {"unit": "loss + penalty, in points"} if result["settings"]["penalty"] else {}
+    plots.convergence(out / "convergence.png", curves, lines, **penalty)
     used = [d for d, v in enumerate(next(iter(countries.values()))["target"]) if v is not None]
     profiles = {
         country: {
             "target": [entry["target"][d] for d in used],
-            **{
-                n: [entry[n]["expected"]["scores"][d] for d in used] for n in ("naive", "icl", "de")
-            },
+            **{n: [entry[n][reading]["scores"][d] for d in used] for n in ("naive", "icl", "de")},
         }
         for country, entry in countries.items()
     }
@@ -141,16 +145,18 @@ def show_result(result: Mapping[str, Any]) -> None:
     """Losses and held-out scores as two tables, and what the permutation test says."""
     algorithm, rows = result["settings"]["strategy.algorithm"], []
     tuned = "DE" if algorithm == DIFFERENTIAL_EVOLUTION else algorithm
+    reading, other = readings(result)
     for country, entry in result["countries"].items():
-        losses = [entry[name]["expected"]["loss"] if name in entry else None for name in METHODS]
-        most_likely = entry["de"]["most_likely"]["loss"]
+        losses = [entry[name][reading]["loss"] if name in entry else None for name in METHODS]
         trivial = result["trivial"][country]
         rows.append(
-            [country, *losses, most_likely, trivial["all_middle"], trivial["smallest_integer"]]
-        )
+            [country, *losses, entry["de"][other]["loss"],
+             trivial["all_middle"], trivial["smallest_integer"]]
+        )  # fmt: skip
+    gradient = "gradient" if reading == "expected" else "gradient (tuned expected)"
     print_table(
-        "Loss on the tuned survey (sum of score differences; expected reading)",
-        [*_columns(tuned), "gradient", f"{tuned} most likely", "all 3", "best integers"],
+        f"Loss on the tuned survey (sum of score differences; {reading_words(reading)} reading)",
+        [*_columns(tuned), gradient, f"{tuned} {reading_words(other)}", "all 3", "best integers"],
         rows,
     )
     _show_held_out(result, tuned)

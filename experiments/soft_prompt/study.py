@@ -53,10 +53,11 @@ class Config:
     constant: float = 50.0
     """C, the free constant of every dimension, in points."""
     anchor: tuple[str, ...] = ()
-    """Reference countries: C is then the least-squares fit of the model's persona answers to
-    their published scores, and --constant is not used."""
+    """Reference countries: C is then the least-squares fit of the model's persona answers, in the
+    expected reading whatever --reading, to their published scores; --constant is not used."""
     reading: Reading = "expected"
-    """How answers are read while tuning; both readings are always reported."""
+    """How answers are read while tuning; both readings are always reported. The gradient control
+    always tunes expected: most_likely has no gradient."""
     instrument: Path | None = None
     """Your file with the official wording of m01...m24; default: our paraphrase."""
     held_out: Path | None = None
@@ -79,8 +80,9 @@ class Config:
     """Adam's learning rate, in units of the search vector."""
     seed: int = 0
     chunk: int | None = None
-    """Prompts evaluated at a time on each device; default: as many as keep it busy, fewer where the
-    compiled program would not fit. Results depend on it in the last bits."""
+    """Prompts evaluated at a time on each device; default: as many as keep it busy, no more than
+    the search has, fewer where the compiled program would not fit. Results depend on it in the last
+    bits, so it is the same for any number of devices; what that costs in padding is printed."""
     attention: Asked = "auto"
     """Kernel of the search's attention; auto: the fastest here, measured first. On CPU and in
     float32 xla alone; cudnn and pallas for GPUs, splash for TPUs."""

@@ -12,7 +12,7 @@ the bits of a sweep that was never stopped. `experiments.sweep.file` says what t
        /result.json     the table: mean loss of each group, spread over seeds and countries
        /sweep.png       the same as a picture
        /prompts/        with --save-prompts, each cell's tuned prompt
-       /programs.json   by group, prompts computed at a time and the kernel of attention
+       /programs.json   by group, prompts computed at a time, the kernel of attention, and C
        /status.json     what --status reads, from any terminal
 
 A cell of the pocket Llama takes seconds on two cores; the plan printed first tells the work.
@@ -24,7 +24,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ import numpy as np
 import tyro
 
 from experiments.soft_prompt.program import choose_how
-from experiments.sweep.file import read_sweep, refuse_changed_file
+from experiments.sweep.file import Sweep, read_sweep, refuse_changed_file
 from experiments.sweep.group import Program, make_program, run_batch
 from experiments.sweep.plan import Batch, Cell, Group, make_plan, show_plan
 from experiments.sweep.result import make_result, show_result, write_plot
@@ -110,8 +110,8 @@ def sweep(config: Config) -> None:
         records = Records(run, cells)
         show_plan(groups, records.rows)
         print(f"results go to {out}; stop at any time, the same command goes on")
-        run_groups(config, run, groups, records)
-        finish(run, [records.rows[cell.number] for cell in cells])
+        programs = run_groups(config, run, groups, records)
+        finish(run, described, [records.rows[cell.number] for cell in cells], programs)
 
 
 def facts(groups: Sequence[Group]) -> dict[str, Any]:
@@ -124,8 +124,11 @@ def facts(groups: Sequence[Group]) -> dict[str, Any]:
     return found
 
 
-def run_groups(config: Config, run: Run, groups: Sequence[Group], records: Records) -> None:
-    """Every batch that has unfinished cells, group by group; a model is loaded once in a row."""
+def run_groups(
+    config: Config, run: Run, groups: Sequence[Group], records: Records
+) -> dict[str, dict[str, Any]]:
+    """Every batch that has unfinished cells, group by group; a model is loaded once in a row.
+    Returns what is in `programs.json` then."""
     queue = [(g, [b for b in g.batches if unfinished(b, records)]) for g in groups]
     queue = [(group, batches) for group, batches in queue if batches]
     gflop = sum(g.gflop(len(b.entries)) for g, batches in queue for b in batches)
@@ -136,7 +139,8 @@ def run_groups(config: Config, run: Run, groups: Sequence[Group], records: Recor
             if loaded != group.model:
                 params = program = None  # let go of one model before the next
                 mesh = choose(group)
-            how = choose_how(group.config, group.study, mesh, programs.get(group.name, {}))
+            began, searches = programs.get(group.name, {}), sum(len(b.cells) for b in group.batches)
+            how = choose_how(group.config, group.study, mesh, began, searches)
             if loaded != group.model:
                 params, loaded = load(group, mesh), group.model
             program = make_program(group, params, mesh, how)
@@ -147,6 +151,7 @@ def run_groups(config: Config, run: Run, groups: Sequence[Group], records: Recor
     if run.writes:
         shutil.rmtree(run.out / "checkpoints", ignore_errors=True)
     board.finish()
+    return programs
 
 
 def unfinished(batch: Batch, records: Records) -> bool:
@@ -154,9 +159,9 @@ def unfinished(batch: Batch, records: Records) -> bool:
 
 
 def read_programs(run: Run) -> dict[str, dict[str, Any]]:
-    """By group, prompts at a time and the kernel of attention. A sweep that goes on keeps to them,
-    since the last bits depend on them, though what fits or is fastest may be other than when it
-    began."""
+    """By group, prompts at a time, the kernel of attention, and C. A sweep that goes on keeps to
+    the first two, since the last bits depend on them, though what fits or is fastest may be other
+    than when it began."""
     path = run.out / PROGRAMS
     return json.loads(path.read_text("utf-8")) if run.resumed and path.exists() else {}
 
@@ -212,9 +217,15 @@ def save(out: Path, group: Group, cell: Cell, prompt_MxD: np.ndarray) -> None:
     save_prompt(out / "prompts" / f"{cell.id}.safetensors", prompt_MxD, metadata)
 
 
-def finish(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+def finish(
+    run: Run,
+    described: Sweep,
+    rows: Sequence[dict[str, Any]],
+    programs: Mapping[str, Mapping[str, Any]],
+) -> None:
     """The table and the picture, from the records alone."""
-    result = make_result(rows)
+    constants = {name: found.get("constants") for name, found in programs.items()}
+    result = make_result(rows, described.study, constants)
     run.write("result.json", result)
     if run.writes:
         write_plot(run.out / "sweep.png", result)

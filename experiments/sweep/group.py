@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.soft_prompt.program import How, constants, search_space
+from experiments.soft_prompt.result import known
 from experiments.sweep.plan import Batch, Group
 from jaxalign.answer import make_context, option_log_probs
 from jaxalign.checkpoints import Checkpoints
@@ -24,7 +25,7 @@ from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import Params
 from jaxalign.memory import fitting_chunk
 from jaxalign.objective import Objective, make_fitness
-from jaxalign.sharding import local_view, place_whole
+from jaxalign.sharding import POPULATION, local_view, place_whole
 from jaxalign.soft_prompt import (
     country_key,
     decode,
@@ -34,7 +35,7 @@ from jaxalign.soft_prompt import (
 )
 from jaxalign.survey.countries import country_name
 from jaxalign.survey.score import READINGS, loss, make_scorer
-from jaxalign.throughput import plan_report, plan_text
+from jaxalign.throughput import padding_text, plan_report, plan_text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Program:
     """What the batches of a group share: compiled once, for as many cells as a batch has."""
 
     group: Group
-    how: dict[str, Any]  # chunk and attention: the last bits of results depend on them
+    how: dict[str, Any]  # chunk and attention, on which the last bits of results depend; C
     table_VxD: jax.Array
     evolution: Evolution
     objective: Objective  # `of_batch` puts in what differs from batch to batch
@@ -72,11 +73,12 @@ def make_program(group: Group, params: Params, mesh: jax.sharding.Mesh, how: How
     own = local_view(params)  # for the small work that each process does by itself
     space = search_space(config, study, own)
     countries, seeds = zip(*group.batches[0].entries, strict=True)
+    constants_6 = constants(config, study, own)
     objective = Objective(
         interview=dataclasses.replace(
             make_context(study.llama, own, study.layout, how.kernel), params=params
         ),
-        scorer=make_scorer(study.module, constants(config, study, own)),
+        scorer=make_scorer(study.module, constants_6),
         space=space,
         target_Cx6=jnp.asarray(study.target_Cx6),
         used_6=jnp.asarray(study.used_6),
@@ -87,6 +89,7 @@ def make_program(group: Group, params: Params, mesh: jax.sharding.Mesh, how: How
         fitness = make_fitness(study.llama, config.reading, chunk)
         evolution = make_evolution(config.strategy, space.dims, fitness, mesh, seeds, countries)
         facts = {"chunk": chunk, "attention": how.kernel}
+        facts["constants"] = known(np.where(study.used_6, constants_6, np.nan))
         return Program(group, facts, own["embed"], evolution, objective)
 
     def compiled(chunk: int) -> jax.stages.Compiled:
@@ -100,6 +103,9 @@ def make_program(group: Group, params: Params, mesh: jax.sharding.Mesh, how: How
         f"{group.name}: {chunk} prompts at a time, {needed / 2**20:,.0f} MiB per device; "
         + plan_text(plan_report(study.llama, study.layout, chunk))
     )
+    population = config.strategy.population
+    if padding := padding_text(len(countries), population, mesh.shape[POPULATION], chunk):
+        print(f"{group.name}: {padding}")
     return program(chunk)
 
 

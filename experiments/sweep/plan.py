@@ -97,7 +97,7 @@ def make_plan(sweep: Sweep, cells_per_program: int) -> tuple[Group, ...]:
     groups, numbers = [], itertools.count()
     axes = itertools.product(sweep.models, sweep.strategies, sweep.prompt_lengths)
     for model, strategy, length in axes:
-        name = f"{names[model]}-{strategy.name}-m{length}"
+        name = group_name(names[model], strategy.name, length)
         config = sweep.config(model, strategy.strategy, length)
         cells = [Cell(next(numbers), name, *entry) for entry in entries]
         batches = make_batches(name, cells, cells_per_program, sweep)
@@ -105,6 +105,10 @@ def make_plan(sweep: Sweep, cells_per_program: int) -> tuple[Group, ...]:
         check_space(config, study)
         groups.append(Group(name, names[model], strategy, length, config, study, batches))
     return tuple(groups)
+
+
+def group_name(model: str, strategy: str, length: int) -> str:
+    return f"{model}-{strategy}-m{length}"
 
 
 def check_space(config: Config, study: Study) -> None:
@@ -168,7 +172,7 @@ def show_plan(groups: Sequence[Group], finished: Collection[int]) -> None:
         )  # fmt: skip
     columns = (
         "group", "cells", "to do", "batches", "in a batch", "candidates a cell",
-        "tokens a candidate", "TFLOP",
+        "tokens each", "TFLOP",
     )  # fmt: skip
     print_table("Plan: one compiled program per group", columns, rows)
     total, left = (sum(row[i] for row in rows) for i in (1, 2))

@@ -85,8 +85,9 @@ def show_status(out: Path, last: int = 5, clock: Callable[[], float] = time.time
         left = status["seconds_left"]
         left = "unknown yet" if left is None else duration(max(0.0, left - age))
         print(f"  time left {left}; last sign of life {duration(age)} ago")
+    settings = json.loads((out / "config.json").read_text("utf-8"))["settings"]
     for row in rows[-last:]:
-        print(f"  {row['id']}  loss {_number(row['loss']['expected'])}")
+        print(f"  {row['id']}  loss {_number(row['loss'][settings['study.reading']])}")
 
 
 def _status(path: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
+from jaxalign.plots import FEW, count_generations
 from jaxalign.report.document import Estimate, Key, is_number
 from jaxalign.report.drawing import Panel, cut, plain
 from jaxalign.report.palette import HEAT, INK, LINE, MUTED
@@ -188,7 +189,7 @@ def curves(
     y_words: str,
     top: float,
 ) -> Panel:
-    """Series over their index, and `levels` (one value each) as lines across."""
+    """Series over generations, the first being 1, and `levels` (one value each) as lines across."""
 
     def draw(axes: Axes) -> None:
         for s in levels:
@@ -198,9 +199,12 @@ def curves(
         for s in series:
             values = np.array([_mean(v) for v in s.values])
             x = np.arange(1, len(values) + 1)
-            axes.plot(x, values, s.key.line, color=s.key.colour, linewidth=s.key.width)
-        length = max((len(s.values) for s in series), default=1)
-        axes.set(xlim=(1, max(length, 2)), ylim=(0, top))
+            marker = "o" if len(values) <= FEW else None  # one point is no line
+            axes.plot(
+                x, values, s.key.line, color=s.key.colour, linewidth=s.key.width, marker=marker
+            )
+        count_generations(axes, max((len(s.values) for s in series), default=1))
+        axes.set_ylim(0, top)
         axes.grid(color=LINE, linewidth=0.8)
         axes.set_xlabel(x_words, fontsize=_LABEL_PT, color=MUTED)
         axes.set_ylabel(y_words, fontsize=_LABEL_PT, color=MUTED)

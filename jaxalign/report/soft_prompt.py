@@ -42,11 +42,9 @@ def soft_prompt_report(result: Mapping[str, Any], out: Path) -> tuple[Path, Path
     `result` is the content of its `result.json`. `metrics.jsonl`, `convergence.png` and
     `radar.png` are used where they lie there. Returns the paths of the two reports.
     """
-    countries = list(result["countries"])
     document = Document(
         title="Soft prompts tuned to country scores",
-        summary=f"One soft prompt for each of {joined(countries)}, tuned by Differential "
-        "Evolution so that the model's survey answers give the country's published scores.",
+        summary=_summary(result),
         labels=_labels(result),
         sections=(
             _in_short(result),
@@ -59,6 +57,18 @@ def soft_prompt_report(result: Mapping[str, Any], out: Path) -> tuple[Path, Path
         ),
     )
     return write_report(_without_empty(document), out)
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    countries = list(result["countries"])
+    each = "each of " if len(countries) > 1 else ""
+    algorithm = result["settings"].get("strategy.algorithm", "DifferentialEvolution")
+    if algorithm == "DifferentialEvolution":
+        algorithm = "Differential Evolution"
+    return (
+        f"One soft prompt for {each}{joined(countries)}, tuned by {algorithm} so that the model's "
+        "survey answers give the country's published scores."
+    )
 
 
 def _without_empty(document: Document) -> Document:
@@ -92,12 +102,7 @@ def _in_short(result: Mapping[str, Any]) -> Section:
         + tally(differences["before"], "nearer to the country", "further away") + ".",
     ]  # fmt: skip
     if "gradient" in parts.methods(result):
-        wins = sum(e["gradient"]["expected"]["loss"] < e["de"]["expected"]["loss"] for e in entries)
-        found.insert(
-            1,
-            f"Control: the same prompts tuned by gradients have a lower loss in {wins} of "
-            f"{len(entries)} countries.",
-        )
+        found.insert(1, _control_statement(result))
     if len(entries) > 1:
         found += [
             "Held-out survey, own prompt against the other countries' prompts: "
@@ -114,16 +119,27 @@ def _in_short(result: Mapping[str, Any]) -> Section:
 
 def _loss_statement(result: Mapping[str, Any]) -> str:
     entries, trivial = result["countries"], result["trivial"]
+    tuned, _ = parts.readings(result)
 
     def below(loss_of: Any) -> str:
-        wins = sum(e["de"]["expected"]["loss"] < loss_of(c, e) for c, e in entries.items())
+        wins = sum(e["de"][tuned]["loss"] < loss_of(c, e) for c, e in entries.items())
         return f"{wins} of {len(entries)}"
 
     return (
-        "Loss on the tuned survey (expected reading): the tuned prompt is below the plain question "
-        f"in {below(lambda c, e: e['naive']['expected']['loss'])} countries, below examples in "
-        f"context in {below(lambda c, e: e['icl']['expected']['loss'])}, and below answering 3 to "
-        f"everything in {below(lambda c, e: trivial[c]['all_middle'])}."
+        f"Loss on the tuned survey ({parts.reading_words(tuned)} reading): the tuned prompt is "
+        f"below the plain question in {below(lambda c, e: e['naive'][tuned]['loss'])} countries, "
+        f"below examples in context in {below(lambda c, e: e['icl'][tuned]['loss'])}, and below "
+        f"answering 3 to everything in {below(lambda c, e: trivial[c]['all_middle'])}."
+    )
+
+
+def _control_statement(result: Mapping[str, Any]) -> str:
+    entries, (tuned, _) = result["countries"].values(), parts.readings(result)
+    wins = sum(e["gradient"][tuned]["loss"] < e["de"][tuned]["loss"] for e in entries)
+    how = "" if tuned == "expected" else " in the expected reading (the most likely has none)"
+    return (
+        f"Control: the same prompts tuned by gradients{how} have a lower loss in the "
+        f"{parts.reading_words(tuned)} reading in {wins} of {len(entries)} countries."
     )
 
 
@@ -156,7 +172,7 @@ def _losses(result: Mapping[str, Any], out: Path) -> Section:
             "“best whole answers”."
         ),
         parts.loss_figure(result, out),
-        parts.loss_table(result, "most_likely", "Loss in the most likely reading"),
+        parts.loss_table(result, parts.readings(result)[1]),
         parts.valid_table(result),
     )
 
@@ -164,7 +180,9 @@ def _losses(result: Mapping[str, Any], out: Path) -> Section:
 def _held_out(result: Mapping[str, Any], out: Path) -> Section:
     survey = result["held_out"]
     test = survey.get("permutation_test")
-    many = chance_of_many(2 * len(result["countries"]))
+    differences = parts.differences_table(result)
+    shown = [cell for row in differences.rows for cell in row if isinstance(cell, Estimate)]
+    many = chance_of_many(sum(difference.has_interval for difference in shown))
     return section(
         "Held-out survey: does it follow?",
         Text(
@@ -173,7 +191,7 @@ def _held_out(result: Mapping[str, Any], out: Path) -> Section:
             f"country's own. Intervals: {survey.get('interval', 'not recorded')}. {many}"
         ),
         parts.held_out_figure(result, out),
-        parts.differences_table(result),
+        differences,
         parts.transfer_figure(result, out),
         Text(parts.permutation_words(test)) if test and len(result["countries"]) > 1 else None,
     )

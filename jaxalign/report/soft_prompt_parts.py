@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +43,24 @@ _HELD_OUT = {
 def methods(result: Mapping[str, Any]) -> dict[str, Key]:
     """The methods that the run compared; the gradient control may have been left out."""
     entry = next(iter(result["countries"].values()))
-    return {name: key for name, key in KEYS.items() if name in entry}
+    return {name: key for name, key in (KEYS | _gradient(result)).items() if name in entry}
+
+
+def _gradient(result: Mapping[str, Any]) -> dict[str, Key]:
+    """The control by its name, which says so where it was tuned in another reading."""
+    key, (tuned, _) = KEYS["gradient"], readings(result)
+    words = key.words if tuned == "expected" else f"{key.words} (expected reading)"
+    return {"gradient": dataclasses.replace(key, words=words)}
+
+
+def readings(result: Mapping[str, Any]) -> tuple[str, str]:
+    """The reading that was tuned, and the other one."""
+    tuned = result["settings"].get("reading", "expected")
+    return tuned, "most_likely" if tuned == "expected" else "expected"
+
+
+def reading_words(reading: str) -> str:
+    return reading.replace("_", " ")
 
 
 def used_dimensions(result: Mapping[str, Any]) -> list[str]:
@@ -52,21 +70,20 @@ def used_dimensions(result: Mapping[str, Any]) -> list[str]:
 
 
 def constants_words(result: Mapping[str, Any]) -> str:
-    """C, and where it is from."""
-    values = result["constants"]
+    """C of the dimensions used, and where it is from."""
+    values = zip(result["dimensions"], result["constants"], strict=True)
+    known = {name: value for name, value in values if value is not None}
     anchor = result["settings"].get("anchor")
-    if not anchor and len(set(values)) == 1:
-        return f"C = {number(values[0], 0)} in every dimension."
-    each = ", ".join(
-        f"{name.upper()} {number(value)}"
-        for name, value in zip(result["dimensions"], values, strict=True)
-    )
+    if not anchor and len(set(known.values())) == 1:
+        return f"C = {number(next(iter(known.values())), 0)} in every dimension."
+    each = ", ".join(f"{name.upper()} {number(value)}" for name, value in known.items())
     fitted = f" (least squares on {joined(anchor)})" if anchor else ""
     return f"C: {each}{fitted}."
 
 
-def loss_table(result: Mapping[str, Any], reading: str, caption: str) -> Table:
+def loss_table(result: Mapping[str, Any], reading: str) -> Table:
     """A country per row: the methods' losses in `reading`, then the trivial lines."""
+    caption = f"Loss in the {reading_words(reading)} reading"
     keys = [*methods(result).values(), *_TRIVIAL.values()]
     rows = tuple(
         (
@@ -81,28 +98,28 @@ def loss_table(result: Mapping[str, Any], reading: str, caption: str) -> Table:
 
 def headline_table(result: Mapping[str, Any]) -> Table:
     """The least that a reader should carry away, both surveys side by side."""
-    rows = []
+    rows, (tuned, other) = [], readings(result)
     for country, entry in result["countries"].items():
-        losses = [entry[name]["expected"]["loss"] for name in ("naive", "icl", "de")]
+        losses = [entry[name][tuned]["loss"] for name in ("naive", "icl", "de")]
         change = Estimate.read(entry["held_out"].get("after_minus_before"))
-        most_likely = entry["de"]["most_likely"]["loss"]
         said = verdict(change, "nearer", "further away")
-        rows.append((country, *losses, most_likely, change, said))
+        rows.append((country, *losses, entry["de"][other]["loss"], change, said))
     columns = (
         "Country", "Loss, plain question", "Loss, examples", "Loss, tuned",
-        "Loss, tuned, most likely", "Held-out change", "Held-out change in words",
+        f"Loss, tuned, {reading_words(other)}", "Held-out change", "Held-out change in words",
     )  # fmt: skip
     return Table(
-        "Tuned survey (loss, 0 is best) and held-out survey", columns, tuple(rows),
+        f"Tuned survey (loss in the {reading_words(tuned)} reading, 0 is best) and held-out survey",
+        columns, tuple(rows),
         digits=(0, 1, 1, 1, 1, 3, 0), signed=("Held-out change",),
     )  # fmt: skip
 
 
 def loss_figure(result: Mapping[str, Any], out: Path) -> Figure:
-    entries = result["countries"]
+    entries, (tuned, _) = result["countries"], readings(result)
     series = [
         *(
-            Series(key.as_mark(), tuple(e[name]["expected"]["loss"] for e in entries.values()))
+            Series(key.as_mark(), tuple(e[name][tuned]["loss"] for e in entries.values()))
             for name, key in methods(result).items()
         ),
         *(
@@ -110,15 +127,14 @@ def loss_figure(result: Mapping[str, Any], out: Path) -> Figure:
             for name, key in _TRIVIAL.items()
         ),
     ]
-    table = loss_table(result, "expected", "Loss in the expected reading")
     return make_figure(
         out / FIGURES / "losses.png",
         [figures.dots("", list(entries), series, "loss in points, 0 is best")],
-        "Loss of each method beside the lines that need no model (upright strokes), expected "
-        "reading.",
+        f"Loss of each method beside the lines that need no model (upright strokes), "
+        f"{reading_words(tuned)} reading.",
         "A row of marks per country: the loss of each method and of three trivial lines. The "
         "numbers are in the table below.",
-        table,
+        loss_table(result, tuned),
         [s.key for s in series],
     )
 
@@ -139,13 +155,11 @@ def radar_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
     """Profiles of published scores, plain question, examples and tuned prompt."""
     used = [result["dimensions"].index(name) for name in used_dimensions(result)]
     names = [result["dimensions"][d].upper() for d in used]
+    tuned, _ = readings(result)
     profiles = {
         country: {
             "target": [entry["target"][d] for d in used],
-            **{
-                name: [entry[name]["expected"]["scores"][d] for d in used]
-                for name in methods(result)
-            },
+            **{name: [entry[name][tuned]["scores"][d] for d in used] for name in methods(result)},
         }
         for country, entry in result["countries"].items()
     }
@@ -162,11 +176,11 @@ def radar_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
     rows = tuple(
         (f"{c}, {key.words}", *p[name]) for c, p in profiles.items() for name, key in words.items()
     )
-    table = Table("Scores, expected reading", ("Country and method", *names), rows)
+    table = Table(f"Scores, {reading_words(tuned)} reading", ("Country and method", *names), rows)
     return make_figure(
         out / "radar.png", panels,
-        "Scores per country, expected reading. Where the tuned line covers the published one, the "
-        "target is met.",
+        f"Scores per country, {reading_words(tuned)} reading. Where the tuned line covers the "
+        "published one, the target is met.",
         f"One radar per country with the axes {joined(names)}: published scores, plain question, "
         "examples in context and tuned prompt.",
         table, list(shown.values()), drawn=True,
@@ -180,7 +194,7 @@ def held_out_figure(result: Mapping[str, Any], out: Path) -> Figure:
             key.as_mark(interval=True),
             tuple(Estimate.read(e["held_out"].get(name)) for e in entries.values()),
         )
-        for name, key in _HELD_OUT.items()
+        for name, key in (_HELD_OUT | _gradient(result)).items()
         if any(name in e["held_out"] for e in entries.values())
     ]
     rows = tuple((c, *(s.values[i] for s in series)) for i, c in enumerate(entries))

@@ -12,7 +12,7 @@ from jaxalign.report.common import make_figure
 from jaxalign.report.document import Figure, Key, Table, is_number
 from jaxalign.report.figures import Series
 from jaxalign.report.palette import BLUE, SKY
-from jaxalign.report.soft_prompt_parts import KEYS
+from jaxalign.report.soft_prompt_parts import KEYS, reading_words, readings
 
 _MOST_GENERATIONS_SHOWN = 12
 
@@ -23,34 +23,37 @@ def convergence_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
     if not rows:
         return None
     best, median = (
-        Key("best soft prompt", BLUE, "-", "", 2.4),
+        Key("best soft prompt so far", BLUE, "-", "", 2.4),
         Key("median of the population", SKY, "-"),
     )
     shown = {name: KEYS[name].as_line() for name in ("naive", "persona", "icl")}
-    reading = result["settings"].get("reading", "expected")
+    tuned, _ = readings(result)
+    # What was minimised; the baselines' prompts are made of tokens and have no penalty.
+    words = "loss + penalty" if result["settings"].get("penalty") else "loss"
     levels = {
-        country: [Series(key, (entry[n][reading]["loss"],)) for n, key in shown.items()]
+        country: [Series(key, (entry[n][tuned]["loss"],)) for n, key in shown.items()]
         for country, entry in result["countries"].items()
     }
     curves = {
         c: [
             Series(k, tuple(r[c].get(k_) for r in rows))
-            for k, k_ in ((median, "median"), (best, "best"))
+            for k, k_ in ((median, "median"), (best, "best_so_far"))
         ]
         for c in levels
     }
     every = [v for c in curves for s in (*curves[c], *levels[c]) for v in s.values if is_number(v)]
     top = 1.08 * max(every, default=1.0)
     panels = [
-        figures.curves(c, curves[c], levels[c], "generation", "loss in points", top) for c in curves
+        figures.curves(c, curves[c], levels[c], "generation", f"{words} in points", top)
+        for c in curves
     ]
     return make_figure(
         out / "convergence.png", panels,
-        "Loss over generations in the reading that was tuned, with the baselines' losses as lines "
-        "across.",
-        "One panel per country: the best and the median loss of the population falling over the "
+        f"{words.capitalize()} over generations, {reading_words(tuned)} reading, with the "
+        "baselines' losses as lines across.",
+        f"One panel per country: the best {words} so far and the median of the population over the "
         "generations.",
-        _convergence_table(rows, list(curves)), [best, median, *shown.values()], drawn=True,
+        _convergence_table(rows, list(curves), words), [best, median, *shown.values()], drawn=True,
     )  # fmt: skip
 
 
@@ -61,17 +64,19 @@ def _metrics(path: Path, countries: Sequence[str]) -> list[dict[str, Any]]:
     return [row for row in rows if all(country in row for country in countries)]
 
 
-def _convergence_table(rows: Sequence[Mapping[str, Any]], countries: Sequence[str]) -> Table:
+def _convergence_table(
+    rows: Sequence[Mapping[str, Any]], countries: Sequence[str], words: str
+) -> Table:
     """About a dozen generations, evenly spread, the first and the last among them."""
     last = len(rows) - 1
     count = min(_MOST_GENERATIONS_SHOWN, len(rows))
     picked = sorted({round(i * last / max(count - 1, 1)) for i in range(count)})
-    columns = [f"{c}, {name}" for c in countries for name in ("best", "median")]
+    columns = [f"{c}, {name}" for c in countries for name in ("best so far", "median")]
     cells = tuple(
         (
             str(rows[i]["generation"]),
-            *(rows[i][c].get(n) for c in countries for n in ("best", "median")),
+            *(rows[i][c].get(n) for c in countries for n in ("best_so_far", "median")),
         )
         for i in picked
     )
-    return Table("Loss over generations", ("Generation", *columns), cells)
+    return Table(f"{words.capitalize()} over generations", ("Generation", *columns), cells)
