@@ -30,7 +30,7 @@ from jaxalign.survey.analysis import analyse
 from jaxalign.survey.answers import Answers, Numbering, ReaderName, read_answers
 from jaxalign.survey.culture_lines import LINES
 from jaxalign.survey.instrument import Instrument
-from jaxalign.survey.readers import culturespa, read_survey
+from jaxalign.survey.readers import read_survey
 from jaxalign.survey.replies import Mode, Replies, read_replies
 
 
@@ -63,30 +63,19 @@ class Config:
     """Directory of the report; default runs/score_replies-<date>-<time>."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Survey:
-    """What replies are scored against."""
-
-    instrument: Instrument
-    majorities: dict[str, dict[str, int]] | None
-
-
 def score_replies(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
     _check(config)
     out = config.out or Path("runs") / time.strftime("score_replies-%Y%m%d-%H%M%S")
     check(out, config)
     survey = read_targets(config.survey)
-    aware, unaware = read_files(config, survey.instrument)
-    print(f"{survey.instrument.name}: {len(survey.instrument.items)} items")
-    result = analyse(
-        survey.instrument, aware, unaware, majorities=survey.majorities,
-        resamples=config.resamples, seed=config.seed,
-    )  # fmt: skip
+    aware, unaware = read_files(config, survey)
+    print(f"{survey.name}: {len(survey.items)} items")
+    result = analyse(survey, aware, unaware, resamples=config.resamples, seed=config.seed)
     show(result)
     if config.json is not None:
         write_json(config.json, summary(result, config))
-    with Run.create(out, config, {"survey": survey.instrument.sha256}) as run:
+    with Run.create(out, config, {"survey": survey.sha256}) as run:
         run.write("result.json", result)
     if hasattr(report, "culture_report"):
         report.culture_report(result, out)
@@ -104,13 +93,12 @@ def _check(config: Config) -> None:
         raise UserError(f"--replies: {sorted(repeated)[0]} is named twice")
 
 
-def read_targets(path: Path) -> Survey:
+def read_targets(path: Path) -> Instrument:
     """Whatever survey is in `path`. Raises UserError where no country's answers are."""
     instrument = read_survey(path)
     if not isinstance(instrument, Instrument) or not instrument.distributions:
         raise UserError(f"--survey {path}: it does not say how any country answered")
-    folder = path.is_dir() and culturespa.is_folder(path)
-    return Survey(instrument, culturespa.majorities(path, instrument) if folder else None)
+    return instrument
 
 
 def read_files(

@@ -33,7 +33,7 @@ KEYS = {
 def majority_texts(folder: Path, country: str) -> dict[str, str]:
     """The answers of a persona that knows its country perfectly."""
     survey = culturespa.read(folder)
-    found = culturespa.majorities(folder, survey)[country]
+    found = survey.majority(country)
     return {i: str(at + first_code(i)) for i, at in found.items()}
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from jaxalign.errors import UserError
 from jaxalign.survey import instrument as ins
+from jaxalign.survey.tables import make_tables
 
 GOOD: dict[str, Any] = {
     "name": "pair",
@@ -110,6 +111,20 @@ def test_truth_majority_and_subset() -> None:
     assert only.sha256 != pair.sha256
 
 
+def test_a_source_may_say_which_of_tied_options_is_the_majority() -> None:
+    tied = copy.deepcopy(GOOD)
+    tied["distributions"]["USA"]["b"] = [0.5, 0.5]
+    plain = ins.from_json(tied)
+    assert "majorities" not in ins.to_json(plain), "the hash of other instruments stays"
+    second = ins.from_json(tied | {"majorities": {"USA": {"b": 1}}})
+    assert plain.majority("USA") == {"a": 0, "b": 0}
+    assert second.majority("USA") == {"a": 0, "b": 1}
+    np.testing.assert_array_equal(make_tables(second).gold_CxQ, [[0, 1], [np.nan, 0]])
+    assert second.sha256 != plain.sha256
+    assert ins.from_json(ins.to_json(second)).majorities == second.majorities
+    assert second.subset({"a"}).majorities == {"USA": {}}
+
+
 # -- bad input ------------------------------------------------------------------------------------
 
 
@@ -156,6 +171,11 @@ BAD = {
     "shares NaN": (edit("distributions", "USA", "b", to=[float("nan"), 1]), "not a distribution"),
     "shares a word": (edit("distributions", "USA", "b", to="half"), "malformed"),
     "distributions a list": (edit("distributions", to=[1]), "malformed"),
+    "majority less chosen": (edit("majorities", to={"USA": {"a": 1}}), "less chosen than 0"),
+    "majority of no option": (edit("majorities", to={"USA": {"a": 3}}), "no position among 3"),
+    "majority not asked": (edit("majorities", to={"CHN": {"a": 0}}), "no position among 0"),
+    "majority a word": (edit("majorities", to={"USA": {"a": "x"}}), "'x' is no position"),
+    "majorities a list": (edit("majorities", to=[1]), "malformed"),
     "country a list": (edit("distributions", "USA", to=[1]), "malformed"),
     "wording": (edit("wording", to="translated"), "'translated'"),
     "code not whole": (edit("items", 0, "options", 1, "code", to=2.5), "2.5"),

@@ -99,8 +99,7 @@ def similar_and_different(
 class Interviews:
     """How every style asks. `survey` is the one the model is tested on.
 
-    `source` is where `leak_free` reads countries from; it must be another survey. Majority answers
-    shown are the first of equally chosen options.
+    `source` is where `leak_free` reads countries from; it must be another survey.
     """
 
     texts: Texts

@@ -76,17 +76,16 @@ def analyse(
     aware: Mapping[str, Runs],
     unaware: Runs = (),
     countries: Sequence[str] | None = None,
-    majorities: Mapping[str, Mapping[str, int]] | None = None,
     resamples: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The dictionary described above, from each persona's runs and those of the unaware model.
 
-    `countries` are those to compare with, by default all of the instrument's; `majorities` as in
-    `make_tables`. Raises UserError for a persona of no such country, and without any answers.
+    `countries` are those to compare with, by default all of the instrument's. Raises UserError for
+    a persona of no such country, and without any answers.
     """
-    tables = make_tables(instrument, countries, majorities)
+    tables = make_tables(instrument, countries)
     case = make_case(instrument, tables, aware, unaware)
     intervals = _bootstrap(case, resamples, level, seed)
     scores = _scores(case)
