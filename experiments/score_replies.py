@@ -140,6 +140,7 @@ def summary(result: Mapping[str, Any], config: Config) -> dict[str, Any]:
     return {
         "scores": {
             country: {mode: _two(row[mode]) for mode in ("aware", "unaware")}
+            | {"items": row["items"], "unaware_items": row["unaware_items"]}
             for country, row in result["scores"].items()
         },
         "means": {
@@ -180,6 +181,7 @@ def show(result: Mapping[str, Any]) -> None:
     ]  # fmt: skip
     columns = ("", "aware", "unaware", *(name.replace("_", " ") for name in LINES))
     print_table("Cultural alignment score × 100", columns, rows)
+    _show_items(result)
     total = result["unreadable"]["total"]
     lost = [f"{country} {_lost(part)}" for country, part in result["unreadable"]["aware"].items()]
     lost.append(f"unaware {_lost(result['unreadable']['unaware'])}")
@@ -188,7 +190,17 @@ def show(result: Mapping[str, Any]) -> None:
         d = row["alignment"]
         if d["value"] is not None:
             bounds = f"[{d['low']:+.2f}, {d['high']:+.2f}]"
-            print(f"{country}: aware − unaware {d['value']:+.2f} {bounds}, {d['verdict']}")
+            said = f"{d['value']:+.2f} {bounds}, {d['verdict']}"
+            print(f"{country}: aware − unaware {said} (on items that both answered)")
+
+
+def _show_items(result: Mapping[str, Any]) -> None:
+    """A score of 100 on two items must not look like one on all of them."""
+    scores = result["scores"]
+    said = [f"{country} {scores[country]['items']}" for country in result["personas"]]
+    unaware = sorted(row["unaware_items"] for row in scores.values())
+    said.append(f"unaware {unaware[0]} to {unaware[-1]}")
+    print(f"items in a score, of {result['instrument']['items']}: {', '.join(said)}")
 
 
 def _text(points: float | None) -> str:

@@ -110,6 +110,30 @@ def test_runs_are_averaged_and_have_a_seed_interval(result) -> None:
     assert china["low"] < china["mean"] < china["high"]
 
 
+def test_a_score_on_few_items_says_so(folder: Path, tmp_path: Path, capsys) -> None:
+    rows = json.loads((folder / "result/wvs_result_culture_aware_USA_0.json").read_text("utf-8"))
+    write(few := tmp_path / "aware_USA_0.json", rows[:2])
+    unaware = folder / "result/wvs_result_culture_unaware_0.json"
+    score_replies(Config(folder, (few, unaware), resamples=50, out=tmp_path / "out"))
+    assert "items in a score, of 12: USA 2, unaware 11 to 12" in capsys.readouterr().out
+    said = (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert "rests on 2 of the survey's 12 items" in said
+
+
+def test_a_difference_is_over_the_items_that_both_answered(folder: Path) -> None:
+    """Leaving out what one would get wrong must not make a persona better than the unaware."""
+    survey = culturespa.read(folder)
+    everywhere = np.zeros(len(OPTIONS), np.float32)
+    gold = np.array([survey.majority("USA")[i] for i in OPTIONS])
+    some = np.where(gold == 0, everywhere, np.nan)
+    aware, unaware = (Answers(a, len(OPTIONS), (), ()) for a in (some, everywhere))
+    found = analyse(survey, {"USA": [aware]}, [unaware], resamples=50)
+    assert found["scores"]["USA"]["aware"] == 100 > found["scores"]["USA"]["unaware"]
+    assert found["intervals"]["difference"]["USA"]["alignment"]["value"] == 0
+    assert found["scores"]["USA"]["items"] == (gold == 0).sum()
+    assert found["scores"]["USA"]["unaware_items"] == len(OPTIONS)
+
+
 def test_countries_without_a_persona_have_none(result) -> None:
     assert result["scores"]["BOL"]["aware"] is None
     assert result["scores"]["BOL"]["unaware"] is not None

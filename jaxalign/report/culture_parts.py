@@ -109,10 +109,17 @@ def scores_table(analysis: Mapping[str, Any]) -> Table:
     lines = list(analysis["labels"]["lines"])
     by_method = {m: method_estimates(analysis, m) for m in METHODS}
     rows = tuple(
-        (country, *(v[country] for v in by_method.values()), *map(entry["lines"].get, lines))
+        (
+            country, *(v[country] for v in by_method.values()),
+            entry["items"] if country in analysis["personas"] else None, entry["unaware_items"],
+            *map(entry["lines"].get, lines),
+        )
         for country, entry in analysis["scores"].items()
-    )
-    words = (*(METHODS[m].words for m in METHODS), *(line_words(analysis, n) for n in lines))
+    )  # fmt: skip
+    words = (
+        *(METHODS[m].words for m in METHODS), *(f"items, {METHODS[m].words}" for m in METHODS),
+        *(line_words(analysis, n) for n in lines),
+    )  # fmt: skip
     caption = "Scores in points beside the lines that need no model"
     return Table(caption, ("Country", *words), rows, digits=2)
 

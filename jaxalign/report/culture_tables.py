@@ -19,7 +19,7 @@ def differences_table(analysis: Mapping[str, Any]) -> Table | None:
         (_name(country), d := Estimate.read(metrics.get("alignment")), verdict(d))
         for country, metrics in _mean_first(found)
     )
-    caption = "Persona minus no country named, in points, paired by question"
+    caption = "Persona minus no country named, in points, on the items that both answered"
     return _differences(caption, ("Country", "Difference", "In words"), rows)
 
 
