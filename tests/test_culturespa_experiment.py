@@ -13,17 +13,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments.culturespa.matrices import mantel
-from experiments.culturespa.result import METHODS, guard_record
+from experiments.culturespa.result import METHODS, difference, guard_record, paired
 from experiments.culturespa.study import Config, read_study
+from jaxalign.culturespa.measure import drawn_scores, question_draws
 from jaxalign.errors import UserError
 from jaxalign.lora_files import load_lora
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.survey.instrument import to_json
+from jaxalign.survey.tables import make_tables
 
 ROOT = Path(__file__).parents[1]
 COUNTRIES = ["USA", "CHN", "NGA", "SWE"]
@@ -248,6 +251,21 @@ def test_mantel_counts_the_orders_that_do_as_well():
     assert mantel(b, b) == pytest.approx(1 / 24)  # only the identity maps b onto itself
     assert mantel(-b, b) == pytest.approx(1.0)
     assert mantel(np.ones((4, 4)), b) is None
+
+
+def test_a_difference_is_over_the_items_that_both_answered():
+    """Two seeds of a method that leaves out what it would get wrong, and one that leaves nothing
+    out and cannot differ between seeds."""
+    study = SimpleNamespace(tables=make_tables(held_out_survey(), COUNTRIES))
+    gold_CxQ = study.tables.gold_CxQ
+    whole = np.zeros((1, 3, *gold_CxQ.shape), np.float32)
+    some = np.repeat(np.where(whole == gold_CxQ, whole, np.nan), 2, axis=0)
+    draws = question_draws(gold_CxQ.shape[1], 20, 0)
+    a, b = paired(some, whole, study, draws)
+    assert a.shape == b.shape == (21, 2, len(COUNTRIES))
+    assert difference(a, b)["value"] == 0
+    apart = [drawn_scores(x[:, 0], study.tables, draws)[0].mean() for x in (some, whole)]
+    assert apart[0] == 100 > apart[1] + 20, "each over its own items"
 
 
 def test_the_guard_speaks_of_the_mean_change():

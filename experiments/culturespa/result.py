@@ -6,7 +6,8 @@
         .mean, .interval          over countries, with the interval over questions
         .seed_interval, .by_seed  Student's interval over seeds (null: seeds cannot matter), values
     selection.{crqpc,rds,cds}     the same for the joint model trained on each; crqpc is `joint`
-    differences.joint_minus_p1    value, interval, seed_interval, by_seed, verdict: paired
+    differences.joint_minus_p1    value, interval, seed_interval, by_seed, verdict: paired, over
+                                  the items that both answered in every run of a seed
     guard                         accuracies in percent before and after, differences in points
     questions                     asked_for, parsed, removed by each filter, left, by seed
     selected                      pairs by country and seed, share changed, sampling noise
@@ -68,7 +69,10 @@ def make_result(
     return {
         "methods": methods,
         "selection": {n: method_record(config, scores[m]) for n, m in SELECTION.items()},
-        "differences": {f"{a}_minus_{b}": difference(scores[a], scores[b]) for a, b in DIFFERENCES},
+        "differences": {
+            f"{a}_minus_{b}": difference(*paired(answers[a], answers[b], study, draws))
+            for a, b in DIFFERENCES
+        },
         "guard": guard_record(right, study.guard_name, len(study.guard)),
         "questions": _questions(written),
         "selected": {f"seed{seed}": entry for seed, entry in selected.items()},
@@ -98,6 +102,18 @@ def _scores(answers_RxNxCxQ: np.ndarray, study: Study, draws: np.ndarray) -> np.
     return np.mean(by_run, axis=0)
 
 
+def paired(
+    a_RxNxCxQ: np.ndarray, b_RxNxCxQ: np.ndarray, study: Study, draws: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of both over the items that both answered in every run: else the one that leaves out
+    what is hard is the better for it."""
+    left_out = [np.isnan(x).any(axis=1, keepdims=True) for x in (a_RxNxCxQ, b_RxNxCxQ)]
+    both = ~(left_out[0] | left_out[1])
+    if not both.all():
+        a_RxNxCxQ, b_RxNxCxQ = (np.where(both, x, np.nan) for x in (a_RxNxCxQ, b_RxNxCxQ))
+    return _scores(a_RxNxCxQ, study, draws), _scores(b_RxNxCxQ, study, draws)
+
+
 def method_record(config: Config, scores_NxRxC: np.ndarray) -> dict[str, Any]:
     """A method's entry in `result.json`."""
     each = {c: spread(scores_NxRxC[:, :, i]) for i, c in enumerate(config.countries)}
@@ -118,7 +134,7 @@ def _intervals(found: Spread) -> dict[str, Any]:
 
 
 def difference(a_NxRxC: np.ndarray, b_NxRxC: np.ndarray) -> dict[str, Any]:
-    """The difference of two methods' means, paired by question, country and seed."""
+    """The difference of two methods' means, paired by question, country and seed; see `paired`."""
     found = spread((a_NxRxC - b_NxRxC).mean(axis=2))
     return {"value": found.value, **_intervals(found), "verdict": _verdict(found)}
 
