@@ -19,12 +19,23 @@ import numpy as np
 import pytest
 
 from experiments.culturespa.matrices import mantel
-from experiments.culturespa.result import METHODS, difference, guard_record, paired
+from experiments.culturespa.plots import write_plots
+from experiments.culturespa.report import write_culturespa_report
+from experiments.culturespa.result import (
+    METHODS,
+    SELECTION,
+    difference,
+    guard_record,
+    make_result,
+    paired,
+    show_result,
+)
 from experiments.culturespa.study import Config, read_study
 from jaxalign.culturespa.measure import drawn_scores, question_draws
 from jaxalign.errors import UserError
 from jaxalign.lora_files import load_lora
 from jaxalign.pocket.society import held_out_survey
+from jaxalign.records import write_json
 from jaxalign.survey.instrument import to_json
 from jaxalign.survey.tables import make_tables
 
@@ -266,6 +277,37 @@ def test_a_difference_is_over_the_items_that_both_answered():
     assert difference(a, b)["value"] == 0
     apart = [drawn_scores(x[:, 0], study.tables, draws)[0].mean() for x in (some, whole)]
     assert apart[0] == 100 > apart[1] + 20, "each over its own items"
+
+
+def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
+    """A small model sampled on a hard survey may say nothing that can be read."""
+    config = Config(countries=("USA", "CHN"), resamples=20, seeds=2)
+    survey = held_out_survey()
+    study = SimpleNamespace(
+        survey=survey, tables=make_tables(survey, config.countries), guard_name="", guard=()
+    )
+    random = np.random.default_rng(0)
+    answers = {m: random.integers(0, 2, (2, 1, 2, len(survey.items))).astype(np.float32)
+               for m in (*METHODS, "rds", "cds")}  # fmt: skip
+    answers["unaware"][1, :, 0] = np.nan
+    answers["joint"][:] = np.nan
+    right = {"before": [0.9], "joint": [0.9, 0.9]}
+    counts = {"asked_for": 1, "requests": 1, "parsed": 1, "left": 1, "removed": {}}
+    result = make_result(config, study, answers, right, {0: counts},
+                         {0: {"pairs": {m: {} for m in SELECTION.values()}}},
+                         {"simulated": True})  # fmt: skip
+    write_json(tmp_path / "result.json", result)  # refuses NaN
+    unaware = result["methods"]["unaware"]
+    assert unaware["countries"]["USA"] is unaware["mean"] is unaware["interval"] is None
+    assert unaware["countries"]["CHN"] > 0
+    assert unaware["by_seed"][0] > 0
+    assert unaware["by_seed"][1] is None
+    assert result["differences"]["joint_minus_p1"]["verdict"] == "no answers"
+    assert result["personas"]["joint"]["agreement"] is None
+    show_result(config, result)
+    write_plots(tmp_path, result)
+    write_culturespa_report(result, tmp_path)
+    assert "joint − p1: no answers." in (tmp_path / "report.md").read_text("utf-8")
 
 
 def test_the_guard_speaks_of_the_mean_change():

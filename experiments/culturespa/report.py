@@ -75,6 +75,9 @@ def statements(result: Mapping[str, Any]) -> tuple[str, ...]:
     found = []
     for name, d in result["differences"].items():
         a, b = name.split("_minus_")
+        if d["interval"] is None:
+            found.append(f"{a} − {b}: {d['verdict']}.")
+            continue
         low, high = d["interval"]
         found.append(
             f"{a} − {b}: {d['value']:+.2f} points, over questions {low:+.2f} to {high:+.2f}"

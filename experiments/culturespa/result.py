@@ -15,6 +15,9 @@
     personas                      identification and agreement of p1, joint, specific and cct
     settings, facts, versions
 
+null stands where nothing was answered, as when no reply can be read, and where a mean would need
+it.
+
 An interval over questions speaks for other questions like these, one over seeds for other questions
 written, other draws and other starts of the same program; 95 % each.
 """
@@ -29,7 +32,7 @@ import numpy as np
 from experiments.culturespa.study import Config, Study
 from jaxalign.console import print_table
 from jaxalign.culturespa.measure import Spread, drawn_scores, question_draws, spread
-from jaxalign.records import settings_of, versions
+from jaxalign.records import finite_or_none, settings_of, versions
 from jaxalign.survey.bootstrap import seed_interval
 from jaxalign.survey.culture_lines import alignment, culture_lines
 from jaxalign.survey.personas import agreement, identify
@@ -117,12 +120,13 @@ def paired(
 def method_record(config: Config, scores_NxRxC: np.ndarray) -> dict[str, Any]:
     """A method's entry in `result.json`."""
     each = {c: spread(scores_NxRxC[:, :, i]) for i, c in enumerate(config.countries)}
-    return {
+    record = {
         "countries": {c: s.value for c, s in each.items()},
         "country_intervals": {c: s.questions for c, s in each.items()},
         "mean": (whole := spread(scores_NxRxC.mean(axis=2))).value,
         **_intervals(whole),
     }
+    return finite_or_none(record)
 
 
 def _intervals(found: Spread) -> dict[str, Any]:
@@ -136,12 +140,15 @@ def _intervals(found: Spread) -> dict[str, Any]:
 def difference(a_NxRxC: np.ndarray, b_NxRxC: np.ndarray) -> dict[str, Any]:
     """The difference of two methods' means, paired by question, country and seed; see `paired`."""
     found = spread((a_NxRxC - b_NxRxC).mean(axis=2))
-    return {"value": found.value, **_intervals(found), "verdict": _verdict(found)}
+    record = {"value": found.value, **_intervals(found), "verdict": _verdict(found)}
+    return finite_or_none(record)
 
 
 def _verdict(found: Spread) -> str:
     """Whether zero lies outside both intervals."""
     known = [i for i in (found.questions, found.seeds) if i is not None]
+    if not known:
+        return "no answers"
     if all(low > 0 for low, _ in known):
         return "higher"
     if all(high < 0 for _, high in known):
@@ -185,13 +192,14 @@ def _questions(written: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _lines(config: Config, study: Study) -> dict[str, Any]:
     scores = culture_lines(study.tables).scores
-    return {
+    record = {
         name: {
             "mean": float(100 * np.mean(values)),
             "countries": dict(zip(config.countries, (100 * values).tolist(), strict=True)),
         }
         for name, values in scores.items()
     }
+    return finite_or_none(record)
 
 
 def _personas(config: Config, study: Study, answers: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -211,7 +219,7 @@ def _personas(config: Config, study: Study, answers: Mapping[str, np.ndarray]) -
             "countries_identified": float(np.mean(columns)),
             "agreement": float(np.mean(alike)),
         }
-    return out
+    return finite_or_none(out)
 
 
 def show_result(config: Config, result: Mapping[str, Any]) -> None:
