@@ -279,6 +279,17 @@ def test_a_difference_is_over_the_items_that_both_answered():
     assert apart[0] == 100 > apart[1] + 20, "each over its own items"
 
 
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [([3.0], "higher, over questions only"), ([3.0, 3.1, 2.9], "higher"),
+     ([-3.0], "lower, over questions only"), ([9.0, 0.1], "not told apart"),
+     ([0.0], "not told apart, over questions only")],
+)  # fmt: skip
+def test_the_verdict_says_where_there_is_no_interval_over_seeds(seeds, words):
+    scores = np.tile(np.array(seeds)[None, :, None], (20, 1, 2))
+    assert difference(scores, np.zeros_like(scores))["verdict"] == words
+
+
 def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
     """A small model sampled on a hard survey may say nothing that can be read."""
     config = Config(countries=("USA", "CHN"), resamples=20, seeds=2)

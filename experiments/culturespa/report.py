@@ -149,7 +149,7 @@ def _differences(result: Mapping[str, Any]) -> Table:
         (name.replace("_minus_", " − "), _estimate(d), _over_seeds(d), d["verdict"])
         for name, d in result["differences"].items()
     )
-    columns = ("Difference", "Points, over questions", "Points, over seeds", "Both intervals")
+    columns = ("Difference", "Points, over questions", "Points, over seeds", "In words")
     return Table("Paired differences", columns, rows, digits=2, signed=columns[1:3])
 
 

@@ -145,15 +145,16 @@ def difference(a_NxRxC: np.ndarray, b_NxRxC: np.ndarray) -> dict[str, Any]:
 
 
 def _verdict(found: Spread) -> str:
-    """Whether zero lies outside both intervals."""
+    """Whether zero lies outside both intervals, and where there is but one of them."""
     known = [i for i in (found.questions, found.seeds) if i is not None]
     if not known:
         return "no answers"
+    only = "" if found.seeds is not None else ", over questions only"
     if all(low > 0 for low, _ in known):
-        return "higher"
+        return "higher" + only
     if all(high < 0 for _, high in known):
-        return "lower"
-    return "not told apart"
+        return "lower" + only
+    return "not told apart" + only
 
 
 def guard_record(right: Mapping[str, list[float]], name: str, count: int) -> dict[str, Any]:
