@@ -263,6 +263,12 @@ def row(question: str, *options: object) -> dict[str, object]:
     return {"question": question, "option_lst": list(options)}
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "generated.json"
+    path.write_bytes(b"\xef\xbb\xbf" + released(row("Good?", "a", "b")))
+    assert [q.question for q in read_generated(path)[0]] == ["Good?"]
+
+
 def test_faulty_entries_are_counted_and_do_not_stop_the_file(tmp_path: Path) -> None:
     path = tmp_path / "generated.json"
     path.write_bytes(

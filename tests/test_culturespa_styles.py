@@ -194,7 +194,8 @@ def test_bad_input_is_named():
 
 
 def test_own_texts_replace_the_packages(tmp_path):
-    (tmp_path / "unaware.jinja").write_text("Answer as anyone.")
+    (tmp_path / "unaware.jinja").write_text("Answer as anyone.", "utf-8-sig")
+    (tmp_path / "persona.jinja").write_text(PAPER.texts.prompts.persona, "utf-8-sig")
     (tmp_path / "cross_culture.jinja").write_text("{{ persona }} Near: {{ similar[0] }}.")
     own = dataclasses.replace(PAPER, texts=load_texts(tmp_path))
     item = SURVEY.items[0]

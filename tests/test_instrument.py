@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from jaxalign.errors import UserError
 from jaxalign.survey import instrument as ins
+from jaxalign.survey.readers import read_survey
 from jaxalign.survey.tables import make_tables
 
 GOOD: dict[str, Any] = {
@@ -83,6 +84,13 @@ def test_round_trip_through_a_file(tmp_path: Path) -> None:
     assert read == ins.from_json(GOOD)
     assert [item.codes for item in read.items] == [(1, 2, 3), (0, 7)]
     assert read.items[1].stem == ""
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    """Windows editors write one; what survey_check calls right, `load` reads."""
+    path = tmp_path / "pair.json"
+    path.write_text(json.dumps(GOOD), encoding="utf-8-sig")
+    assert ins.load(path) == read_survey(path) == ins.from_json(GOOD)
 
 
 def test_the_hash_covers_wording_codes_and_distributions() -> None:

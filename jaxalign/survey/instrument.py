@@ -256,7 +256,7 @@ def to_json(instrument: Instrument) -> dict[str, Any]:
 def load(path: Path) -> Instrument:
     """Read an instrument file. Raises UserError with the file's name for anything wrong in it."""
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        fields = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:  # bad UTF-8 or JSON, or nested too deep
