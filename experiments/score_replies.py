@@ -25,7 +25,7 @@ from jaxalign import report
 from jaxalign.console import main, print_table
 from jaxalign.errors import UserError
 from jaxalign.records import Run, check
-from jaxalign.records.files import write_json
+from jaxalign.records.files import check_new_file, write_json
 from jaxalign.survey.analysis import analyse
 from jaxalign.survey.answers import Answers, Numbering, ReaderName, read_answers
 from jaxalign.survey.culture_lines import LINES
@@ -87,8 +87,8 @@ def _check(config: Config) -> None:
         raise UserError("--replies: name at least one file")
     if not 1 <= config.resamples <= 1_000_000:
         raise UserError(f"--resamples {config.resamples}: give 1 to 1000000")
-    if config.json is not None and not config.json.absolute().parent.is_dir():
-        raise UserError(f"--json {config.json}: no such folder")
+    if config.json is not None:
+        check_new_file(config.json, "--json")
     if repeated := {p for p in config.replies if config.replies.count(p) > 1}:
         raise UserError(f"--replies: {sorted(repeated)[0]} is named twice")
 
@@ -115,6 +115,7 @@ def read_files(
             answers = read_answers(replies, instrument, config.reader, config.numbering)
             runs = unaware if replies.country is None else aware.setdefault(replies.country, [])
             runs.append(answers)
+    _refuse_unreadable(config, [a for runs in (*aware.values(), unaware) for a in runs])
     return {c: aware[c] for c in instrument.distributions if c in aware}, unaware
 
 
@@ -124,6 +125,16 @@ def _refuse_repeated(found: list[Replies], replies: Replies) -> None:
         if replies == dataclasses.replace(other, source=replies.source):
             raise UserError(f"{replies.source}: holds the same replies as {other.source}")
     found.append(replies)
+
+
+def _refuse_unreadable(config: Config, found: list[Answers]) -> None:
+    """Refuse replies of which none is an answer: there is nothing to score."""
+    if all(np.isnan(answers.answers_Q).all() for answers in found):
+        count = sum(answers.replies for answers in found)
+        raise UserError(
+            f"--replies {config.replies[0]}: no answer in {count} replies to {config.survey}; is "
+            f"it the right survey, --reader ({config.reader}) and --numbering ({config.numbering})?"
+        )
 
 
 def _refuse_unknown(replies: Replies, instrument: Instrument) -> None:

@@ -204,6 +204,8 @@ BAD = {
     "name at least one file": {"replies": lambda f: ()},
     "give 1 to 1000000": {"resamples": lambda f: 0},
     "no such folder": {"json": lambda f: f / "absent" / "scores.json"},
+    "a folder; name a file in it": {"json": lambda f: f},
+    "no answer in 12 replies": {"replies": lambda f: (f / "silent.json",)},
     "holds the same replies as": {"replies": lambda f: (f / "copy.json", f / "again.json")},
     "country 'XXX' is not in the survey": {"country": lambda f: "XXX"},
 }
@@ -214,6 +216,7 @@ def test_bad_input_leaves_nothing_behind(config, folder, tmp_path, message: str)
     rows = json.loads((folder / "result/wvs_result_culture_aware_USA_0.json").read_text("utf-8"))
     for name in ("copy", "again"):
         write(tmp_path / f"{name}.json", rows)
+    write(tmp_path / "silent.json", [row | {"answer": "I cannot say."} for row in rows])
     wrong = dataclasses.replace(
         config, out=tmp_path / "out", json=tmp_path / "scores.json",
         replies=(tmp_path / "copy.json",), country="USA", mode="aware",

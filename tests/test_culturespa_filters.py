@@ -328,6 +328,8 @@ def test_files_that_are_no_list_are_refused(tmp_path: Path, content: bytes, mess
         read_generated(tmp_path / "absent.json")
     with pytest.raises(UserError, match="no such folder"):
         filter_questions.run(filter_questions.Config(path, out=tmp_path / "no" / "kept.json"))
+    with pytest.raises(UserError, match="a folder; name a file"):
+        filter_questions.run(filter_questions.Config(path, out=tmp_path))
 
 
 @FUZZ

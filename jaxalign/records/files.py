@@ -81,6 +81,14 @@ def _sync_directory(folder: Path) -> None:
         os.close(handle)
 
 
+def check_new_file(path: Path, option: str) -> None:
+    """UserError, before any work, where `write_json` could not put a file at `path`."""
+    if path.is_dir():
+        raise UserError(f"{option} {path}: a folder; name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{option} {path}: no such folder")
+
+
 class MetricsFile:
     """One JSON object per line, in the order of an integer field, `step` (say "generation").
 
