@@ -18,7 +18,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from experiments.culturespa import topics
 from experiments.culturespa.matrices import mantel
+from experiments.culturespa.pairs import describe
 from experiments.culturespa.plots import write_plots
 from experiments.culturespa.report import write_culturespa_report
 from experiments.culturespa.result import (
@@ -31,7 +33,9 @@ from experiments.culturespa.result import (
     show_result,
 )
 from experiments.culturespa.study import Config, read_study
+from jaxalign.culturespa.answers import Answered
 from jaxalign.culturespa.measure import drawn_scores, question_draws
+from jaxalign.culturespa.select import Pair, Selection
 from jaxalign.errors import UserError
 from jaxalign.lora_files import load_lora
 from jaxalign.pocket.society import held_out_survey
@@ -277,6 +281,30 @@ def test_a_difference_is_over_the_items_that_both_answered():
     assert difference(a, b)["value"] == 0
     apart = [drawn_scores(x[:, 0], study.tables, draws)[0].mean() for x in (some, whole)]
     assert apart[0] == 100 > apart[1] + 20, "each over its own items"
+
+
+def test_the_share_changed_is_of_the_questions_answered_both_ways():
+    """Three questions of four answered unaware, two of these by the persona, one changed."""
+
+    def replies(*answers):
+        shares = [[[np.nan] * 2 if a is None else np.eye(2)[a] for a in row] for row in answers]
+        return SimpleNamespace(answered=Answered(np.array(shares, np.float32)))
+
+    items = held_out_survey().items[:4]
+    questions = SimpleNamespace(items=items)
+    config = Config(countries=("USA", "CHN"))
+    given = {"unaware": replies((0, 0, 0, None)), "p1": replies((1, 0, None, 0), (None,) * 4)}
+    joint = Selection((Pair("USA", items[0].id, 2),))
+    found = describe(config, questions, given, {"joint": joint})
+    assert found["changed_share"] == {"USA": 0.5, "CHN": None}
+    assert found["noise"] == 0
+    nobody = given | {"unaware": replies((None,) * 4)}
+    assert describe(config, questions, nobody, {"joint": joint})["noise"] is None
+
+
+def test_intervals_of_shares_end_where_shares_do():
+    bounds = topics._estimate(np.array([25.0, 50.0]))
+    assert (bounds["low"], bounds["mean"], bounds["high"]) == (0, 37.5, 100)
 
 
 @pytest.mark.parametrize(

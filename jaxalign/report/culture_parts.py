@@ -13,6 +13,7 @@ from jaxalign.report.document import Estimate, Figure, Key, Table, is_number
 from jaxalign.report.figures import Series
 from jaxalign.report.palette import BLUE, INK, MUTED, ORANGE, VERMILION
 from jaxalign.report.point_map import point_map
+from jaxalign.report.words import countries
 
 METHODS = {
     "aware": Key("persona of the country", BLUE, "-", "D", 2.4),
@@ -75,7 +76,7 @@ def means_figure(analysis: Mapping[str, Any], out: Path) -> Figure:
     count = len(analysis["personas"] or analysis["countries"])
     return make_figure(
         out / FIGURES / "means.png", [panel],
-        f"Mean over {count} countries: the model among lines that need no model, lowest first.",
+        f"Mean over {countries(count)}: the model among lines that need no model, lowest first.",
         "A row per method and trivial line, lowest first, with its mean score over countries.",
         Table("Mean scores over countries", ("What", "Kind", "Score"), rows, digits=2), keys,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxalign.report.culture_parts import METHODS, group_is_part, line_words
 from jaxalign.report.document import Estimate, Table, is_number
-from jaxalign.report.words import verdict
+from jaxalign.report.words import countries, verdict
 
 _MEAN = "mean of all"
 
@@ -63,7 +63,7 @@ def metrics_table(analysis: Mapping[str, Any]) -> Table | None:
             rows.append((label, *cells))
     columns = ("Metric", *(k.words for k in METHODS.values()), "Difference", "In words")
     count = len(analysis["personas"] or analysis["countries"])
-    caption = f"Every metric, mean over {count} countries, × 100"
+    caption = f"Every metric, mean over {countries(count)}, × 100"
     return Table(caption, columns, tuple(rows), 2, ("Difference",)) if rows else None
 
 
