@@ -77,8 +77,7 @@ def score_replies(config: Config) -> None:
         write_json(config.json, summary(result, config))
     with Run.create(out, config, {"survey": survey.sha256}) as run:
         run.write("result.json", result)
-    if hasattr(report, "culture_report"):
-        report.culture_report(result, out)
+    report.culture_report(result, out)
     print(f"results in {out}")
 
 

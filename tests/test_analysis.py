@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from culture_folder import OPTIONS, first_code, write, write_folder, write_replies
+from culture_folder import (
+    OPTIONS,
+    first_code,
+    reply_files,
+    write,
+    write_folder,
+    write_replies,
+)
 
 from experiments.score_replies import Config, score_replies, summary
 from jaxalign import report
@@ -60,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     out = tmp_path_factory.mktemp("runs")
-    files = culturespa.reply_files(folder)
+    files = reply_files(folder)
     return Config(folder, files, resamples=200, out=out / "a", json=out / "scores.json")
 
 
@@ -251,7 +258,7 @@ if DATA:
 
     def test_the_figures_of_the_released_replies(tmp_path: Path) -> None:
         folder = Path(str(DATA))
-        config = Config(folder, culturespa.reply_files(folder), resamples=500,
+        config = Config(folder, reply_files(folder), resamples=500,
                         out=tmp_path / "out", json=tmp_path / "scores.json")  # fmt: skip
         result = run(config)
         scores = json.loads(config.json.read_text("utf-8"))

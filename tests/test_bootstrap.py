@@ -66,7 +66,7 @@ def one_by_one(tables: Tables, answers_Q: np.ndarray, c: int) -> dict[str, float
         "alignment": m.alignment_score(a, g, r, counts),
         "alignment_ordinal": m.alignment_score(a, g, r, ordinal),
         "exact_match": m.exact_match(a, g, counts),
-        "closeness": 1 - m.mean_absolute_error(a / r, g / r, ordinal),
+        "closeness": 1 - np.abs((a - g) / r)[ordinal].mean(),
         "total_variation": 1 - m.total_variation(p, q)[counts].mean(),
         "wasserstein": 1 - m.ordinal_wasserstein(p, q, valid)[ordinal].mean(),
         "js_divergence": 1 - m.jensen_shannon_divergence(p, q)[counts].mean(),

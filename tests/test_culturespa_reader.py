@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from culture_folder import NOT_SCORED, OPTIONS, questions, shares, write_folder, write_replies
+from culture_folder import NOT_SCORED, OPTIONS, questions, shares, write_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from json_strategies import assert_valid_or_one_line, nearly
@@ -84,11 +84,8 @@ def test_countries_may_be_chosen(folder: Path) -> None:
         cs.read(folder, ("XXX",))
 
 
-def test_similarities_and_reply_files(folder: Path) -> None:
+def test_similarities(folder: Path) -> None:
     assert cs.similarities(folder) == {"USA": {"CAN": 71.3}, "CAN": {"USA": 71.3}}
-    assert cs.reply_files(folder) == ()
-    path = write_replies(folder, "unaware_0", "1")
-    assert cs.reply_files(folder) == (path,)
 
 
 BAD_SHARES = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from culture_folder import OPTIONS, labels, replies, write, write_folder, write_replies
+from culture_folder import OPTIONS, labels, replies, reply_files, write, write_folder, write_replies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from json_strategies import assert_valid_or_one_line, nearly
@@ -268,7 +268,7 @@ if DATA:
         folder = Path(str(DATA))
         survey = culturespa.read(folder)
         lost = {}
-        for path in culturespa.reply_files(folder):
+        for path in reply_files(folder):
             (found,) = read_replies(path)
             for reader in READERS:
                 answers = read_answers(found, survey, reader)

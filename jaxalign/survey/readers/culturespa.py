@@ -32,7 +32,6 @@ from jaxalign.survey.readers.json_file import read_json
 QUESTIONS = "wvs_questions.json"
 SHARES = "proportions_group_by_country.json"
 SIMILARITIES = "country_similarity.json"
-REPLIES = "result/wvs_result_culture_*.json"
 
 # The countries that the paper scores; the tables hold one more.
 COUNTRIES = (
@@ -105,6 +104,9 @@ def similarities(folder: Path) -> dict[str, dict[str, float]]:
     """Similarity of two countries in points: 100 × the alignment of their majority answers, which
     the paper's cross-culture prompts choose neighbours by. `{country: {other: points}}`.
 
+    For who wants to hold the published table against the survey's own answers, as the tests do;
+    the experiments compute it (`culture_lines.between_countries`).
+
     Raises UserError with file and place for anything that is not such a table.
     """
     path = folder / SIMILARITIES
@@ -116,11 +118,6 @@ def similarities(folder: Path) -> dict[str, dict[str, float]]:
         }
         for country, row in table.items()
     }
-
-
-def reply_files(folder: Path) -> tuple[Path, ...]:
-    """The replies that the folder holds, sorted by name; possibly none."""
-    return tuple(sorted(folder.glob(REPLIES)))
 
 
 def topic(item_id: str) -> str:
