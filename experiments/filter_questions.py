@@ -24,6 +24,7 @@ from jaxalign.culturespa.parsing import Written, from_item, read_generated
 from jaxalign.culturespa.questions import make_instrument
 from jaxalign.errors import UserError
 from jaxalign.records import write_json
+from jaxalign.records.files import check_new_file
 from jaxalign.survey.instrument import Instrument, to_json
 from jaxalign.survey.readers import read_survey
 
@@ -42,8 +43,8 @@ class Config:
 
 def run(config: Config) -> None:
     """Print what each filter removed and changed."""
-    if config.out is not None and not config.out.absolute().parent.is_dir():
-        raise UserError(f"--out {config.out}: no such folder")
+    if config.out is not None:
+        check_new_file(config.out, "--out")
     seeds = read_seeds(config.seeds)
     written, refused = read_generated(config.file)
     if refused:

@@ -25,12 +25,12 @@ from jaxalign import report
 from jaxalign.console import main, print_table
 from jaxalign.errors import UserError
 from jaxalign.records import Run, check
-from jaxalign.records.files import write_json
+from jaxalign.records.files import check_new_file, write_json
 from jaxalign.survey.analysis import analyse
 from jaxalign.survey.answers import Answers, Numbering, ReaderName, read_answers
 from jaxalign.survey.culture_lines import LINES
 from jaxalign.survey.instrument import Instrument
-from jaxalign.survey.readers import culturespa, read_survey
+from jaxalign.survey.readers import read_survey
 from jaxalign.survey.replies import Mode, Replies, read_replies
 
 
@@ -63,33 +63,21 @@ class Config:
     """Directory of the report; default runs/score_replies-<date>-<time>."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Survey:
-    """What replies are scored against."""
-
-    instrument: Instrument
-    majorities: dict[str, dict[str, int]] | None
-
-
 def score_replies(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
     _check(config)
     out = config.out or Path("runs") / time.strftime("score_replies-%Y%m%d-%H%M%S")
     check(out, config)
     survey = read_targets(config.survey)
-    aware, unaware = read_files(config, survey.instrument)
-    print(f"{survey.instrument.name}: {len(survey.instrument.items)} items")
-    result = analyse(
-        survey.instrument, aware, unaware, majorities=survey.majorities,
-        resamples=config.resamples, seed=config.seed,
-    )  # fmt: skip
+    aware, unaware = read_files(config, survey)
+    print(f"{survey.name}: {len(survey.items)} items")
+    result = analyse(survey, aware, unaware, resamples=config.resamples, seed=config.seed)
     show(result)
     if config.json is not None:
         write_json(config.json, summary(result, config))
-    with Run.create(out, config, {"survey": survey.instrument.sha256}) as run:
+    with Run.create(out, config, {"survey": survey.sha256}) as run:
         run.write("result.json", result)
-    if hasattr(report, "culture_report"):
-        report.culture_report(result, out)
+    report.culture_report(result, out)
     print(f"results in {out}")
 
 
@@ -98,19 +86,18 @@ def _check(config: Config) -> None:
         raise UserError("--replies: name at least one file")
     if not 1 <= config.resamples <= 1_000_000:
         raise UserError(f"--resamples {config.resamples}: give 1 to 1000000")
-    if config.json is not None and not config.json.absolute().parent.is_dir():
-        raise UserError(f"--json {config.json}: no such folder")
+    if config.json is not None:
+        check_new_file(config.json, "--json")
     if repeated := {p for p in config.replies if config.replies.count(p) > 1}:
         raise UserError(f"--replies: {sorted(repeated)[0]} is named twice")
 
 
-def read_targets(path: Path) -> Survey:
+def read_targets(path: Path) -> Instrument:
     """Whatever survey is in `path`. Raises UserError where no country's answers are."""
     instrument = read_survey(path)
     if not isinstance(instrument, Instrument) or not instrument.distributions:
         raise UserError(f"--survey {path}: it does not say how any country answered")
-    folder = path.is_dir() and culturespa.is_folder(path)
-    return Survey(instrument, culturespa.majorities(path, instrument) if folder else None)
+    return instrument
 
 
 def read_files(
@@ -127,6 +114,7 @@ def read_files(
             answers = read_answers(replies, instrument, config.reader, config.numbering)
             runs = unaware if replies.country is None else aware.setdefault(replies.country, [])
             runs.append(answers)
+    _refuse_unreadable(config, [a for runs in (*aware.values(), unaware) for a in runs])
     return {c: aware[c] for c in instrument.distributions if c in aware}, unaware
 
 
@@ -136,6 +124,16 @@ def _refuse_repeated(found: list[Replies], replies: Replies) -> None:
         if replies == dataclasses.replace(other, source=replies.source):
             raise UserError(f"{replies.source}: holds the same replies as {other.source}")
     found.append(replies)
+
+
+def _refuse_unreadable(config: Config, found: list[Answers]) -> None:
+    """Refuse replies of which none is an answer: there is nothing to score."""
+    if all(np.isnan(answers.answers_Q).all() for answers in found):
+        count = sum(answers.replies for answers in found)
+        raise UserError(
+            f"--replies {config.replies[0]}: no answer in {count} replies to {config.survey}; is "
+            f"it the right survey, --reader ({config.reader}) and --numbering ({config.numbering})?"
+        )
 
 
 def _refuse_unknown(replies: Replies, instrument: Instrument) -> None:
@@ -152,6 +150,7 @@ def summary(result: Mapping[str, Any], config: Config) -> dict[str, Any]:
     return {
         "scores": {
             country: {mode: _two(row[mode]) for mode in ("aware", "unaware")}
+            | {"items": row["items"], "unaware_items": row["unaware_items"]}
             for country, row in result["scores"].items()
         },
         "means": {
@@ -192,6 +191,7 @@ def show(result: Mapping[str, Any]) -> None:
     ]  # fmt: skip
     columns = ("", "aware", "unaware", *(name.replace("_", " ") for name in LINES))
     print_table("Cultural alignment score × 100", columns, rows)
+    _show_items(result)
     total = result["unreadable"]["total"]
     lost = [f"{country} {_lost(part)}" for country, part in result["unreadable"]["aware"].items()]
     lost.append(f"unaware {_lost(result['unreadable']['unaware'])}")
@@ -200,7 +200,17 @@ def show(result: Mapping[str, Any]) -> None:
         d = row["alignment"]
         if d["value"] is not None:
             bounds = f"[{d['low']:+.2f}, {d['high']:+.2f}]"
-            print(f"{country}: aware − unaware {d['value']:+.2f} {bounds}, {d['verdict']}")
+            said = f"{d['value']:+.2f} {bounds}, {d['verdict']}"
+            print(f"{country}: aware − unaware {said} (on items that both answered)")
+
+
+def _show_items(result: Mapping[str, Any]) -> None:
+    """A score of 100 on two items must not look like one on all of them."""
+    scores = result["scores"]
+    said = [f"{country} {scores[country]['items']}" for country in result["personas"]]
+    unaware = sorted(row["unaware_items"] for row in scores.values())
+    said.append(f"unaware {unaware[0]} to {unaware[-1]}")
+    print(f"items in a score, of {result['instrument']['items']}: {', '.join(said)}")
 
 
 def _text(points: float | None) -> str:

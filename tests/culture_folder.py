@@ -81,5 +81,10 @@ def write_replies(folder: Path, name: str, texts: Mapping[str, str] | str) -> Pa
     return path
 
 
+def reply_files(folder: Path) -> tuple[Path, ...]:
+    """The replies that the folder holds."""
+    return tuple(sorted(folder.glob("result/wvs_result_culture_*.json")))
+
+
 def write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")

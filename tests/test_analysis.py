@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from culture_folder import OPTIONS, first_code, write, write_folder, write_replies
+from culture_folder import (
+    OPTIONS,
+    first_code,
+    reply_files,
+    write,
+    write_folder,
+    write_replies,
+)
 
 from experiments.score_replies import Config, score_replies, summary
 from jaxalign import report
@@ -33,7 +40,7 @@ KEYS = {
 def majority_texts(folder: Path, country: str) -> dict[str, str]:
     """The answers of a persona that knows its country perfectly."""
     survey = culturespa.read(folder)
-    found = culturespa.majorities(folder, survey)[country]
+    found = survey.majority(country)
     return {i: str(at + first_code(i)) for i, at in found.items()}
 
 
@@ -60,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     out = tmp_path_factory.mktemp("runs")
-    files = culturespa.reply_files(folder)
+    files = reply_files(folder)
     return Config(folder, files, resamples=200, out=out / "a", json=out / "scores.json")
 
 
@@ -108,6 +115,30 @@ def test_runs_are_averaged_and_have_a_seed_interval(result) -> None:
     assert china["runs"] == 2
     np.testing.assert_allclose(china["mean"], result["scores"]["CHN"]["aware"], atol=1e-3)
     assert china["low"] < china["mean"] < china["high"]
+
+
+def test_a_score_on_few_items_says_so(folder: Path, tmp_path: Path, capsys) -> None:
+    rows = json.loads((folder / "result/wvs_result_culture_aware_USA_0.json").read_text("utf-8"))
+    write(few := tmp_path / "aware_USA_0.json", rows[:2])
+    unaware = folder / "result/wvs_result_culture_unaware_0.json"
+    score_replies(Config(folder, (few, unaware), resamples=50, out=tmp_path / "out"))
+    assert "items in a score, of 12: USA 2, unaware 11 to 12" in capsys.readouterr().out
+    said = (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert "rests on 2 of the survey's 12 items" in said
+
+
+def test_a_difference_is_over_the_items_that_both_answered(folder: Path) -> None:
+    """Leaving out what one would get wrong must not make a persona better than the unaware."""
+    survey = culturespa.read(folder)
+    everywhere = np.zeros(len(OPTIONS), np.float32)
+    gold = np.array([survey.majority("USA")[i] for i in OPTIONS])
+    some = np.where(gold == 0, everywhere, np.nan)
+    aware, unaware = (Answers(a, len(OPTIONS), (), ()) for a in (some, everywhere))
+    found = analyse(survey, {"USA": [aware]}, [unaware], resamples=50)
+    assert found["scores"]["USA"]["aware"] == 100 > found["scores"]["USA"]["unaware"]
+    assert found["intervals"]["difference"]["USA"]["alignment"]["value"] == 0
+    assert found["scores"]["USA"]["items"] == (gold == 0).sum()
+    assert found["scores"]["USA"]["unaware_items"] == len(OPTIONS)
 
 
 def test_countries_without_a_persona_have_none(result) -> None:
@@ -180,6 +211,8 @@ BAD = {
     "name at least one file": {"replies": lambda f: ()},
     "give 1 to 1000000": {"resamples": lambda f: 0},
     "no such folder": {"json": lambda f: f / "absent" / "scores.json"},
+    "a folder; name a file in it": {"json": lambda f: f},
+    "no answer in 12 replies": {"replies": lambda f: (f / "silent.json",)},
     "holds the same replies as": {"replies": lambda f: (f / "copy.json", f / "again.json")},
     "country 'XXX' is not in the survey": {"country": lambda f: "XXX"},
 }
@@ -190,6 +223,7 @@ def test_bad_input_leaves_nothing_behind(config, folder, tmp_path, message: str)
     rows = json.loads((folder / "result/wvs_result_culture_aware_USA_0.json").read_text("utf-8"))
     for name in ("copy", "again"):
         write(tmp_path / f"{name}.json", rows)
+    write(tmp_path / "silent.json", [row | {"answer": "I cannot say."} for row in rows])
     wrong = dataclasses.replace(
         config, out=tmp_path / "out", json=tmp_path / "scores.json",
         replies=(tmp_path / "copy.json",), country="USA", mode="aware",
@@ -224,7 +258,7 @@ if DATA:
 
     def test_the_figures_of_the_released_replies(tmp_path: Path) -> None:
         folder = Path(str(DATA))
-        config = Config(folder, culturespa.reply_files(folder), resamples=500,
+        config = Config(folder, reply_files(folder), resamples=500,
                         out=tmp_path / "out", json=tmp_path / "scores.json")  # fmt: skip
         result = run(config)
         scores = json.loads(config.json.read_text("utf-8"))

@@ -66,7 +66,7 @@ def one_by_one(tables: Tables, answers_Q: np.ndarray, c: int) -> dict[str, float
         "alignment": m.alignment_score(a, g, r, counts),
         "alignment_ordinal": m.alignment_score(a, g, r, ordinal),
         "exact_match": m.exact_match(a, g, counts),
-        "closeness": 1 - m.mean_absolute_error(a / r, g / r, ordinal),
+        "closeness": 1 - np.abs((a - g) / r)[ordinal].mean(),
         "total_variation": 1 - m.total_variation(p, q)[counts].mean(),
         "wasserstein": 1 - m.ordinal_wasserstein(p, q, valid)[ordinal].mean(),
         "js_divergence": 1 - m.jensen_shannon_divergence(p, q)[counts].mean(),
@@ -88,12 +88,30 @@ def test_point_values_are_the_metrics_themselves(tables, answers, found) -> None
 def test_means_and_differences_hang_together(found: b.Bootstrap) -> None:
     values = found.countries.value
     np.testing.assert_allclose(found.mean.value, values.mean(1), atol=1e-6)
-    np.testing.assert_allclose(found.differences.value[0], values[1] - values[0], atol=1e-6)
     np.testing.assert_allclose(found.mean_difference.value, found.differences.value.mean(1),
                                atol=1e-6)  # fmt: skip
     for part in found:
         assert (part.low <= part.value + 1e-6).all()
         assert (part.value <= part.high + 1e-6).all()
+
+
+def test_a_difference_is_over_the_items_that_both_answered(tables, answers, found) -> None:
+    """Else a system is the better for leaving out what is hard."""
+    runs = [answers[0, 0], answers[1, 0], answers[1, 1]]  # the first system has one run
+    for c in range(C):
+        both = ~np.isnan([run[c] for run in runs]).any(0)
+        scores = [one_by_one(tables, np.where(both, run[c], np.nan), c) for run in runs]
+        for i, name in enumerate(NAMES):
+            expected = (scores[1][name] + scores[2][name]) / 2 - scores[0][name]
+            np.testing.assert_allclose(found.differences.value[0, c, i], expected, atol=4e-6)
+
+
+def test_leaving_out_what_is_wrong_makes_no_difference(tables, answers) -> None:
+    whole = np.nan_to_num(answers[1])
+    some = np.where(whole == tables.gold_CxQ, whole, np.nan)
+    found = b.bootstrap(b.item_stats(tables, np.stack([some, whole])), KEY, 200, block=100)
+    np.testing.assert_array_equal(found.countries.value[0, :, 0], 1.0)
+    np.testing.assert_array_equal(found.differences.value[0, :, 0], 0.0)
 
 
 def test_intervals_agree_with_a_plain_bootstrap(tables, answers, found) -> None:

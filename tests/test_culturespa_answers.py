@@ -31,7 +31,7 @@ from jaxalign.culturespa.blocks import (
     plan_block,
     shape_of,
 )
-from jaxalign.culturespa.encode import NOBODY, encode, encode_style
+from jaxalign.culturespa.encode import NOBODY, encode, encode_styles
 from jaxalign.culturespa.styles import Interviews, load_texts
 from jaxalign.decode import Sampling, generate
 from jaxalign.errors import UserError
@@ -280,7 +280,7 @@ def pocket():
 def test_conversations_are_the_chat_templates_own(pocket):
     tokens, items = pocket[2], SURVEY.items[:6]
     for style, countries in (("unaware", NOBODY), ("p2", COUNTRIES[:2]), ("p1p3", COUNTRIES[:2])):
-        found = encode_style(tokens, INTERVIEWS, style, countries, items)
+        found = encode_styles(tokens, INTERVIEWS, [style], countries, items)
         whole = [
             tokens.encode_chat(INTERVIEWS.conversation(style, country, item))
             for country in countries
@@ -298,13 +298,13 @@ def test_template_that_mixes_question_and_lead_in_is_refused(pocket):
     with pytest.raises(UserError, match="words a question differently"):
         encode(other, prompts, [[], [prompts.system("China")]], SURVEY.items[:3])
     with pytest.raises(UserError, match=r"0 questions .* nothing to ask"):
-        encode_style(tokens, INTERVIEWS, "unaware", NOBODY, [])
+        encode_styles(tokens, INTERVIEWS, ["unaware"], NOBODY, [])
 
 
 def test_exact_equals_the_baselines_tree(pocket, devices):
     config, params, tokens = pocket
     items = SURVEY.items[:4]
-    conversations = encode_style(tokens, INTERVIEWS, "p1", COUNTRIES[:3], items)
+    conversations = encode_styles(tokens, INTERVIEWS, ["p1"], COUNTRIES[:3], items)
     found = answer_exact(config, params, conversations, make_mesh(data=8), block_tokens=256)
     lead_ins = [INTERVIEWS.lead_in("p1", c, items[0]) for c in COUNTRIES[:3]]
     expected, _ = ask(config, params, tokens, INTERVIEWS.texts.prompts, lead_ins, items)
@@ -329,7 +329,7 @@ def reply_in(tokens, texts, asked=None):
 
 def test_first_integer_counts_if_it_is_a_code(pocket):
     tokens, items = pocket[2], SURVEY.items[:2]
-    conversations = encode_style(tokens, INTERVIEWS, "unaware", NOBODY, items)
+    conversations = encode_styles(tokens, INTERVIEWS, ["unaware"], NOBODY, items)
     said = {"2": 1, "I choose 1.": 0, "99 of 2": OUT_OF_RANGE, "no": UNREADABLE, "": UNREADABLE}
     for text, position in said.items():
         found = answer_sampled(reply_in(tokens, [text]), tokens, conversations, items)
@@ -338,7 +338,7 @@ def test_first_integer_counts_if_it_is_a_code(pocket):
 
 def test_sampled_luck_belongs_to_conversation_and_run(pocket):
     tokens, items = pocket[2], SURVEY.items[:5]
-    conversations = encode_style(tokens, INTERVIEWS, "p1", COUNTRIES[:3], items)
+    conversations = encode_styles(tokens, INTERVIEWS, ["p1"], COUNTRIES[:3], items)
     asked: list = []
     sampling = functools.partial(answer_sampled, tokens=tokens, items=items, runs=4)
     found = sampling(reply_in(tokens, ["1", "2", "x"], asked), conversations=conversations)
@@ -353,7 +353,7 @@ def test_sampled_luck_belongs_to_conversation_and_run(pocket):
 
 def test_killed_sampling_continues(pocket, tmp_path):
     tokens, items = pocket[2], SURVEY.items[:5]
-    conversations = encode_style(tokens, INTERVIEWS, "p1", COUNTRIES[:3], items)
+    conversations = encode_styles(tokens, INTERVIEWS, ["p1"], COUNTRIES[:3], items)
     asked: list = []
     whole = reply_in(tokens, ["1", "2", "x"], asked)
 
@@ -378,7 +378,7 @@ def test_killed_sampling_continues(pocket, tmp_path):
 def test_sampling_at_temperature_one_follows_the_exact_distribution(pocket, devices):
     config, params, tokens = pocket
     items, runs = SURVEY.items[:1], 300
-    conversations = encode_style(tokens, INTERVIEWS, "unaware", NOBODY, items)
+    conversations = encode_styles(tokens, INTERVIEWS, ["unaware"], NOBODY, items)
     exact = np.exp(answer_exact(config, params, conversations, make_mesh(devices[:1])))[0]
 
     def reply(prompts, ids):
@@ -398,7 +398,7 @@ def test_answered_from_log_probs():
     with np.errstate(divide="ignore"):
         log_probs = np.log(np.array([[[0.2, 0.5, 0.3, 0.0], [0.4, 0.4, 0.1, 0.1]]], np.float32))
     found = from_log_probs(log_probs)
-    np.testing.assert_allclose(found.expected_CxQ, [[1.1, 0.9]], rtol=1e-6)
+    np.testing.assert_allclose(found.distribution_CxQxO[0, 0], [0.2, 0.5, 0.3, 0], rtol=1e-6)
     np.testing.assert_array_equal(found.most_likely_CxQ, [[1, 0]])
 
 
@@ -406,7 +406,8 @@ def test_answered_from_runs_averages_what_is_readable():
     items = SURVEY.items[:3]
     runs = np.array([[[0, 2, 2], [1, UNREADABLE, OUT_OF_RANGE], [UNREADABLE] * 3]])
     found = from_runs(runs, items)
-    np.testing.assert_allclose(found.expected_CxQ[0], [4 / 3, 1, np.nan])
+    means = found.distribution_CxQxO[0] @ np.arange(found.distribution_CxQxO.shape[-1])
+    np.testing.assert_allclose(means, [4 / 3, 1, np.nan], rtol=1e-6)
     np.testing.assert_array_equal(found.most_likely_CxQ[0], [2, 1, -1])
     assert (found.unreadable, found.out_of_range) == (4, 1)
     assert isinstance(found, Answered)

@@ -13,17 +13,35 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from experiments.culturespa import topics
 from experiments.culturespa.matrices import mantel
-from experiments.culturespa.result import METHODS, guard_record
+from experiments.culturespa.pairs import describe
+from experiments.culturespa.plots import write_plots
+from experiments.culturespa.report import write_culturespa_report
+from experiments.culturespa.result import (
+    METHODS,
+    SELECTION,
+    difference,
+    guard_record,
+    make_result,
+    paired,
+    show_result,
+)
 from experiments.culturespa.study import Config, read_study
+from jaxalign.culturespa.answers import Answered
+from jaxalign.culturespa.measure import drawn_scores, question_draws
+from jaxalign.culturespa.select import Pair, Selection
 from jaxalign.errors import UserError
 from jaxalign.lora_files import load_lora
 from jaxalign.pocket.society import held_out_survey
+from jaxalign.records import write_json
 from jaxalign.survey.instrument import to_json
+from jaxalign.survey.tables import make_tables
 
 ROOT = Path(__file__).parents[1]
 COUNTRIES = ["USA", "CHN", "NGA", "SWE"]
@@ -248,6 +266,87 @@ def test_mantel_counts_the_orders_that_do_as_well():
     assert mantel(b, b) == pytest.approx(1 / 24)  # only the identity maps b onto itself
     assert mantel(-b, b) == pytest.approx(1.0)
     assert mantel(np.ones((4, 4)), b) is None
+
+
+def test_a_difference_is_over_the_items_that_both_answered():
+    """Two seeds of a method that leaves out what it would get wrong, and one that leaves nothing
+    out and cannot differ between seeds."""
+    study = SimpleNamespace(tables=make_tables(held_out_survey(), COUNTRIES))
+    gold_CxQ = study.tables.gold_CxQ
+    whole = np.zeros((1, 3, *gold_CxQ.shape), np.float32)
+    some = np.repeat(np.where(whole == gold_CxQ, whole, np.nan), 2, axis=0)
+    draws = question_draws(gold_CxQ.shape[1], 20, 0)
+    a, b = paired(some, whole, study, draws)
+    assert a.shape == b.shape == (21, 2, len(COUNTRIES))
+    assert difference(a, b)["value"] == 0
+    apart = [drawn_scores(x[:, 0], study.tables, draws)[0].mean() for x in (some, whole)]
+    assert apart[0] == 100 > apart[1] + 20, "each over its own items"
+
+
+def test_the_share_changed_is_of_the_questions_answered_both_ways():
+    """Three questions of four answered unaware, two of these by the persona, one changed."""
+
+    def replies(*answers):
+        shares = [[[np.nan] * 2 if a is None else np.eye(2)[a] for a in row] for row in answers]
+        return SimpleNamespace(answered=Answered(np.array(shares, np.float32)))
+
+    items = held_out_survey().items[:4]
+    questions = SimpleNamespace(items=items)
+    config = Config(countries=("USA", "CHN"))
+    given = {"unaware": replies((0, 0, 0, None)), "p1": replies((1, 0, None, 0), (None,) * 4)}
+    joint = Selection((Pair("USA", items[0].id, 2),))
+    found = describe(config, questions, given, {"joint": joint})
+    assert found["changed_share"] == {"USA": 0.5, "CHN": None}
+    assert found["noise"] == 0
+    nobody = given | {"unaware": replies((None,) * 4)}
+    assert describe(config, questions, nobody, {"joint": joint})["noise"] is None
+
+
+def test_intervals_of_shares_end_where_shares_do():
+    bounds = topics._estimate(np.array([25.0, 50.0]))
+    assert (bounds["low"], bounds["mean"], bounds["high"]) == (0, 37.5, 100)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [([3.0], "higher, over questions only"), ([3.0, 3.1, 2.9], "higher"),
+     ([-3.0], "lower, over questions only"), ([9.0, 0.1], "not told apart"),
+     ([0.0], "not told apart, over questions only")],
+)  # fmt: skip
+def test_the_verdict_says_where_there_is_no_interval_over_seeds(seeds, words):
+    scores = np.tile(np.array(seeds)[None, :, None], (20, 1, 2))
+    assert difference(scores, np.zeros_like(scores))["verdict"] == words
+
+
+def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
+    """A small model sampled on a hard survey may say nothing that can be read."""
+    config = Config(countries=("USA", "CHN"), resamples=20, seeds=2)
+    survey = held_out_survey()
+    study = SimpleNamespace(
+        survey=survey, tables=make_tables(survey, config.countries), guard_name="", guard=()
+    )
+    random = np.random.default_rng(0)
+    answers = {m: random.integers(0, 2, (2, 1, 2, len(survey.items))).astype(np.float32)
+               for m in (*METHODS, "rds", "cds")}  # fmt: skip
+    answers["unaware"][1, :, 0] = np.nan
+    answers["joint"][:] = np.nan
+    right = {"before": [0.9], "joint": [0.9, 0.9]}
+    counts = {"asked_for": 1, "requests": 1, "parsed": 1, "left": 1, "removed": {}}
+    result = make_result(config, study, answers, right, {0: counts},
+                         {0: {"pairs": {m: {} for m in SELECTION.values()}}},
+                         {"simulated": True})  # fmt: skip
+    write_json(tmp_path / "result.json", result)  # refuses NaN
+    unaware = result["methods"]["unaware"]
+    assert unaware["countries"]["USA"] is unaware["mean"] is unaware["interval"] is None
+    assert unaware["countries"]["CHN"] > 0
+    assert unaware["by_seed"][0] > 0
+    assert unaware["by_seed"][1] is None
+    assert result["differences"]["joint_minus_p1"]["verdict"] == "no answers"
+    assert result["personas"]["joint"]["agreement"] is None
+    show_result(config, result)
+    write_plots(tmp_path, result)
+    write_culturespa_report(result, tmp_path)
+    assert "joint − p1: no answers." in (tmp_path / "report.md").read_text("utf-8")
 
 
 def test_the_guard_speaks_of_the_mean_change():

@@ -263,6 +263,12 @@ def row(question: str, *options: object) -> dict[str, object]:
     return {"question": question, "option_lst": list(options)}
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "generated.json"
+    path.write_bytes(b"\xef\xbb\xbf" + released(row("Good?", "a", "b")))
+    assert [q.question for q in read_generated(path)[0]] == ["Good?"]
+
+
 def test_faulty_entries_are_counted_and_do_not_stop_the_file(tmp_path: Path) -> None:
     path = tmp_path / "generated.json"
     path.write_bytes(
@@ -322,6 +328,8 @@ def test_files_that_are_no_list_are_refused(tmp_path: Path, content: bytes, mess
         read_generated(tmp_path / "absent.json")
     with pytest.raises(UserError, match="no such folder"):
         filter_questions.run(filter_questions.Config(path, out=tmp_path / "no" / "kept.json"))
+    with pytest.raises(UserError, match="a folder; name a file"):
+        filter_questions.run(filter_questions.Config(path, out=tmp_path))
 
 
 @FUZZ

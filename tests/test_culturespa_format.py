@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from jaxalign.culturespa.encode import encode_style
+from jaxalign.culturespa.encode import encode_styles
 from jaxalign.culturespa.format import to_examples, to_rows, write_dataset_info, write_jsonl
 from jaxalign.culturespa.select import Pair
 from jaxalign.culturespa.styles import Interviews, load_texts
@@ -34,7 +34,7 @@ def tokens() -> Tokens:
 @pytest.mark.parametrize("style", ["p1", "p2", "p1p3"])
 def test_prompts_are_those_of_answering(tokens, style):
     examples = to_examples(PAIRS, ITEMS, INTERVIEWS, tokens, style)
-    asked = encode_style(tokens, INTERVIEWS, style, COUNTRIES[:3], ITEMS)
+    asked = encode_styles(tokens, INTERVIEWS, [style], COUNTRIES[:3], ITEMS)
     assert [list(e.tokens[: e.prompt_length]) for e in examples] == [
         asked.tokens(n).tolist() for n in range(len(PAIRS))
     ]

@@ -263,7 +263,7 @@ def test_the_request_is_what_the_pocket_model_was_trained_on() -> None:
 
 def test_prompt_files_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "own.jinja"
-    path.write_text("{{ topic }} ({{ examples | length }}): ☂")
+    path.write_text("{{ topic }} ({{ examples | length }}): ☂", "utf-8-sig")
     assert render(load_prompt(path), "rain", [Written("a?", ("b", "c"))]) == "rain (1): ☂"
     for bad in ("{{ nobody }}", "{% if %}"):
         path.write_text(bad)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from culture_folder import NOT_SCORED, OPTIONS, questions, shares, write_folder, write_replies
+from culture_folder import NOT_SCORED, OPTIONS, questions, shares, write_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from json_strategies import assert_valid_or_one_line, nearly
@@ -68,12 +68,10 @@ def test_the_instrument_survives_its_own_json(folder: Path) -> None:
 def test_of_tied_options_the_one_listed_first_is_the_majority(tmp_path: Path) -> None:
     tables = shares()
     tables["USA"]["Q1"] = {"3": 0.4, "1": 0.4, "2": 0.1}
-    folder = write_folder(tmp_path, tables)
-    survey = cs.read(folder)
-    majorities = cs.majorities(folder, survey)
-    assert majorities["USA"]["Q1"] == 2
-    assert survey.majority("USA")["Q1"] == 0
-    gold_CxQ = make_tables(survey, majorities=majorities).gold_CxQ
+    survey = cs.read(write_folder(tmp_path, tables))
+    assert survey.majorities == {"USA": {"Q1": 2}}, "the others' are the first of the scale"
+    assert survey.majority("USA")["Q1"] == 2
+    gold_CxQ = make_tables(survey).gold_CxQ
     assert gold_CxQ[0, 0] == 2
     assert np.isnan(gold_CxQ[cs.COUNTRIES.index("CHN"), 1])
 
@@ -86,11 +84,8 @@ def test_countries_may_be_chosen(folder: Path) -> None:
         cs.read(folder, ("XXX",))
 
 
-def test_similarities_and_reply_files(folder: Path) -> None:
+def test_similarities(folder: Path) -> None:
     assert cs.similarities(folder) == {"USA": {"CAN": 71.3}, "CAN": {"USA": 71.3}}
-    assert cs.reply_files(folder) == ()
-    path = write_replies(folder, "unaware_0", "1")
-    assert cs.reply_files(folder) == (path,)
 
 
 BAD_SHARES = {
@@ -164,7 +159,6 @@ def test_any_file_gives_an_instrument_or_one_line(tmp_path: Path, data: st.DataO
 
     def read() -> Instrument:
         survey = cs.read(folder, countries)
-        cs.majorities(folder, survey)
         cs.similarities(folder)
         return survey
 
@@ -176,7 +170,7 @@ if DATA:
     def test_the_released_folder() -> None:
         folder = Path(str(DATA))
         survey = cs.read(folder)
-        tables = make_tables(survey, majorities=cs.majorities(folder, survey))
+        tables = make_tables(survey)
         assert tables.truth_CxQxO.shape == (18, 259, 11)
         assert tables.ordinal_Q.sum() == 247
         assert tables.long_Q.sum() == 51

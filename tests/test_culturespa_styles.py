@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from jaxalign.errors import UserError
 from jaxalign.pocket import phrases
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.survey.countries import country_name
+from jaxalign.survey.readers import culturespa as cs
 
+DATA = os.environ.get("JAXALIGN_CULTURESPA_DATA")
 SURVEY, OTHER = held_out_survey(), society_values_module()
 COUNTRIES = ("USA", "CHN", "BRA", "NGA", "DEU", "IND", "RUS", "SWE")
 PAPER = Interviews(load_texts(), SURVEY, COUNTRIES)
@@ -52,6 +56,34 @@ def test_similarity_is_the_alignment_of_majority_answers():
     ranked = sorted(score, key=score.__getitem__, reverse=True)
     assert near == tuple(ranked[:3])
     assert far == tuple(ranked[::-1][:3])
+
+
+def test_p2_and_p3_take_the_majority_that_the_survey_names():
+    """Of tied options the first is not always the published majority answer."""
+    item = SURVEY.items[0]
+    tie = (0.5, 0.5, *[0.0] * (len(item.options) - 2))
+    answers = {c: SURVEY.distributions[c] | {item.id: tie} for c in COUNTRIES}
+    second = {c: {item.id: 1} for c in COUNTRIES[:4]}
+    tied = dataclasses.replace(SURVEY, distributions=answers).subset({item.id})
+    named = dataclasses.replace(tied, majorities=second)
+    near, far = similar_and_different(named, "USA", COUNTRIES)
+    assert (near, far) == (COUNTRIES[1:4], COUNTRIES[4:7])
+    asking = Interviews(load_texts(), named, COUNTRIES, count=1)
+    other = dataclasses.replace(item, id="other", text="Another question?")
+    shown = [asking.lead_in("p3", c, other)[-1]["content"] for c in ("USA", "DEU")]
+    assert shown == [str(item.codes[1]), str(item.codes[0])]
+
+
+if DATA:
+
+    def test_p2_names_the_countries_that_the_released_similarities_do():
+        survey, published = cs.read(Path(DATA)), cs.similarities(Path(DATA))
+        for country, row in published.items():
+            points = {other: row[other] for other in cs.COUNTRIES if other != country}
+            near, far = similar_and_different(survey, country, cs.COUNTRIES)
+            ranked = sorted(points.values())
+            assert sorted(points[c] for c in near) == ranked[-3:]
+            assert sorted(points[c] for c in far) == ranked[:3]
 
 
 def test_neighbours_need_enough_countries():
@@ -162,7 +194,8 @@ def test_bad_input_is_named():
 
 
 def test_own_texts_replace_the_packages(tmp_path):
-    (tmp_path / "unaware.jinja").write_text("Answer as anyone.")
+    (tmp_path / "unaware.jinja").write_text("Answer as anyone.", "utf-8-sig")
+    (tmp_path / "persona.jinja").write_text(PAPER.texts.prompts.persona, "utf-8-sig")
     (tmp_path / "cross_culture.jinja").write_text("{{ persona }} Near: {{ similar[0] }}.")
     own = dataclasses.replace(PAPER, texts=load_texts(tmp_path))
     item = SURVEY.items[0]

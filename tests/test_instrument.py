@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from jaxalign.errors import UserError
 from jaxalign.survey import instrument as ins
+from jaxalign.survey.readers import read_survey
+from jaxalign.survey.tables import make_tables
 
 GOOD: dict[str, Any] = {
     "name": "pair",
@@ -84,6 +86,13 @@ def test_round_trip_through_a_file(tmp_path: Path) -> None:
     assert read.items[1].stem == ""
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    """Windows editors write one; what survey_check calls right, `load` reads."""
+    path = tmp_path / "pair.json"
+    path.write_text(json.dumps(GOOD), encoding="utf-8-sig")
+    assert ins.load(path) == read_survey(path) == ins.from_json(GOOD)
+
+
 def test_the_hash_covers_wording_codes_and_distributions() -> None:
     base = ins.from_json(GOOD)
     assert base.sha256 == ins.from_json(copy.deepcopy(GOOD)).sha256
@@ -108,6 +117,20 @@ def test_truth_majority_and_subset() -> None:
     assert [item.id for item in only.items] == ["b"]
     assert only.distributions["USA"] == {"b": (0.4, 0.6)}
     assert only.sha256 != pair.sha256
+
+
+def test_a_source_may_say_which_of_tied_options_is_the_majority() -> None:
+    tied = copy.deepcopy(GOOD)
+    tied["distributions"]["USA"]["b"] = [0.5, 0.5]
+    plain = ins.from_json(tied)
+    assert "majorities" not in ins.to_json(plain), "the hash of other instruments stays"
+    second = ins.from_json(tied | {"majorities": {"USA": {"b": 1}}})
+    assert plain.majority("USA") == {"a": 0, "b": 0}
+    assert second.majority("USA") == {"a": 0, "b": 1}
+    np.testing.assert_array_equal(make_tables(second).gold_CxQ, [[0, 1], [np.nan, 0]])
+    assert second.sha256 != plain.sha256
+    assert ins.from_json(ins.to_json(second)).majorities == second.majorities
+    assert second.subset({"a"}).majorities == {"USA": {}}
 
 
 # -- bad input ------------------------------------------------------------------------------------
@@ -156,6 +179,11 @@ BAD = {
     "shares NaN": (edit("distributions", "USA", "b", to=[float("nan"), 1]), "not a distribution"),
     "shares a word": (edit("distributions", "USA", "b", to="half"), "malformed"),
     "distributions a list": (edit("distributions", to=[1]), "malformed"),
+    "majority less chosen": (edit("majorities", to={"USA": {"a": 1}}), "less chosen than 0"),
+    "majority of no option": (edit("majorities", to={"USA": {"a": 3}}), "no position among 3"),
+    "majority not asked": (edit("majorities", to={"CHN": {"a": 0}}), "no position among 0"),
+    "majority a word": (edit("majorities", to={"USA": {"a": "x"}}), "'x' is no position"),
+    "majorities a list": (edit("majorities", to=[1]), "malformed"),
     "country a list": (edit("distributions", "USA", to=[1]), "malformed"),
     "wording": (edit("wording", to="translated"), "'translated'"),
     "code not whole": (edit("items", 0, "options", 1, "code", to=2.5), "2.5"),

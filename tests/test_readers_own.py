@@ -76,6 +76,8 @@ def test_csv(tmp_path: Path) -> None:
     assert read_survey(path, distributions=shares).sha256 == survey.sha256
     semicolons = put(tmp_path, CSV.replace('"Which one, if any?"', "Which one?").replace(",", ";"))
     assert len(read_survey(semicolons).items) == 3
+    left_by_a_spreadsheet = put(tmp_path, CSV + ",,,,,\n   \n")
+    assert read_survey(left_by_a_spreadsheet).items == survey.items
 
 
 def test_json(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ FILES: dict[str, tuple[str, str]] = {
     "multiple-choice without header": ("mmlu.csv", table(MMLU[1:])),
     "multiple-choice with semicolons": ("mmlu.csv", table(MMLU, ";")),
     "multiple-choice in JSON lines": ("mmlu.jsonl", "\n".join(map(json.dumps, LINES))),
+    "multiple-choice in a JSON list": ("mmlu.json", json.dumps(LINES, indent=1)),
+    "multiple-choice from a spreadsheet": ("mmlu.csv", table(MMLU) + ",,,,,,\n , ,,,,,\n"),
 }
 
 
@@ -122,6 +124,8 @@ def test_mmlu_in_every_spelling(tmp_path: Path) -> None:
         assert other.answers == plain.answers
         assert [i.options for i in other.items] == [i.options for i in plain.items]
     lines = read_test(tmp_path, "multiple-choice in JSON lines")
+    listed = read_test(tmp_path, "multiple-choice in a JSON list")
+    assert (listed.items, listed.answers) == (lines.items, lines.answers)
     assert lines.answers == (1, 0)
     assert lines.items[0].topic == "sums"
     assert lines.items[1].options == ("pear", "stone")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from culture_folder import OPTIONS, labels, replies, write, write_folder, write_replies
+from culture_folder import OPTIONS, labels, replies, reply_files, write, write_folder, write_replies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from json_strategies import assert_valid_or_one_line, nearly
@@ -187,12 +187,22 @@ def test_inspect_metadata_names_item_country_and_mode(tmp_path: Path) -> None:
     assert other.country == "CHN"
 
 
+def test_an_id_that_is_a_number_stands_for_its_text(tmp_path: Path) -> None:
+    """Both tools number samples; where an item's own id is there as text, that is it."""
+    rows = [harness_row("Q1", [["1"]]) | {"doc": {"id": 3}},
+            harness_row("Q1", [["2"]]) | {"doc": {"question_id": 5, "id": "Q2"}}]  # fmt: skip
+    (found,) = read_replies(write_lines(tmp_path / "unaware.jsonl", rows))
+    assert found.texts == {"3": "1", "Q2": "2"}
+    write(tmp_path / "unaware.json", inspect_log(sample("Q1", "3") | {"id": 7, "metadata": {}}))
+    assert read_replies(tmp_path / "unaware.json")[0].texts == {"7": "3"}
+
+
 BAD = {
     "say --mode aware": replies("1"),
     "neither CultureSPA replies": {"results": {}},
     "no replies": [],
     "entry 1: expected an object": [1],
-    "entry 1: no item id": [{"answer": "1"}],
+    "entry 1: no item id": [{"answer": "1", "id": True}],
     "entry 1: 'answer': must be text": [{"Q_id": "Q1", "answer": None}],
     "'option_lst' must be": [{"Q_id": "Q1", "answer": "1", "option_lst": [1]}],
     "sample 1: epoch 0": inspect_log(sample("Q1", "1", epoch=0)),
@@ -258,7 +268,7 @@ if DATA:
         folder = Path(str(DATA))
         survey = culturespa.read(folder)
         lost = {}
-        for path in culturespa.reply_files(folder):
+        for path in reply_files(folder):
             (found,) = read_replies(path)
             for reader in READERS:
                 answers = read_answers(found, survey, reader)

@@ -243,6 +243,13 @@ def test_means_set_side_by_side_are_over_the_same_countries() -> None:
         assert aware.mean - unaware.mean == pytest.approx(difference.mean, abs=0.01)
 
 
+def test_one_persona_is_a_mean_over_one_country(tmp_path: Path) -> None:
+    culture_report(analysis_sample(("USA", "CHN"), personas=1), tmp_path)
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert "Mean over 1 country:" in text
+    assert "1 countries" not in text
+
+
 def test_a_survey_without_personas(tmp_path: Path) -> None:
     culture_report(analysis_sample(("USA", "CHN", "IND"), personas=0), tmp_path)
     check_page(tmp_path / "report.html")

@@ -21,7 +21,7 @@ from jaxalign.culturespa.answers import (
     from_runs,
 )
 from jaxalign.culturespa.blocks import Conversations
-from jaxalign.culturespa.encode import NOBODY, encode
+from jaxalign.culturespa.encode import asked_of, encode, encode_styles
 from jaxalign.culturespa.styles import Style
 from jaxalign.decode import generate
 from jaxalign.llama.weights import Params
@@ -55,19 +55,9 @@ def plan(
     study: Study, styles: Sequence[Style], countries: Sequence[str], items: Sequence[Item]
 ) -> Asking:
     """Every item in every style to every country; "unaware" names none and is asked once."""
-    lead_ins, pairs, rows = [], [], []
-    for style in styles:
-        asked = NOBODY if style == "unaware" else tuple(countries)
-        groups = study.interviews.groups(style, items)
-        for country in asked:
-            place = {}
-            for group in groups:
-                place |= {q: len(lead_ins) for q in group}
-                lead_ins.append(study.interviews.lead_in(style, country, items[group[0]]))
-            pairs += [(place[q], q) for q in range(len(items))]
-        rows.append((style, len(asked)))
-    conversations = encode(study.tokens, study.interviews.texts.prompts, lead_ins, items, pairs)
-    return Asking(conversations, tuple(items), tuple(rows))
+    conversations = encode_styles(study.tokens, study.interviews, styles, countries, items)
+    rows = tuple((style, len(asked_of(style, countries))) for style in styles)
+    return Asking(conversations, tuple(items), rows)
 
 
 def ask(

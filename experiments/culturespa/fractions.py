@@ -82,12 +82,13 @@ def run(config: FractionsConfig) -> None:
 
 def draw(finished: Finished, record: dict[str, Any]) -> None:
     """`fractions.png`."""
-    x = np.array([float(name) for name in record])
-    rows = list(record.values())
+    known = {name: row for name, row in record.items() if row["mean"] is not None}
+    x = np.array([float(name) for name in known])
+    rows = list(known.values())
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    axes.fill_between(x, *np.array([r["interval"] for r in rows]).T, color=LINE,
-                      label="95 %, questions")  # fmt: skip
+    bands = np.array([r["interval"] for r in rows]).reshape(-1, 2)
+    axes.fill_between(x, *bands.T, color=LINE, label="95 %, questions")
     for at, row in zip(x, rows, strict=True):
         axes.plot([at] * len(row["by_seed"]), row["by_seed"], "_", color=MUTED, markersize=8)
         if row["seed_interval"] is not None:

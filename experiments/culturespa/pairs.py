@@ -50,16 +50,23 @@ def describe(
     replies: Mapping[Style, Replies],
     selected: Mapping[str, Selection],
 ) -> dict[str, Any]:
-    """Counts of a seed's selection. `noise` is the chance that two draws from the unaware model's
-    distribution differ: what sampling, rather than the culture, would select."""
-    asked = len(questions.items)
+    """Counts of a seed's selection. `changed_share` is of the questions answered both ways; `noise`
+    is the chance that two draws from the unaware model's distribution differ: what sampling, rather
+    than the culture, would select. None where there are no answers."""
     unaware_QxO = replies["unaware"].answered.distribution_CxQxO[0]
+    unaware_1xQ, p1_CxQ = (replies[s].answered.most_likely_CxQ for s in ("unaware", "p1"))
+    both_C = ((unaware_1xQ >= 0) & (p1_CxQ >= 0)).sum(axis=1)
+    noise_Q = expected_noise(unaware_QxO)
+    noise_Q = noise_Q[~np.isnan(noise_Q)]
     return {
-        "questions": asked,
+        "questions": len(questions.items),
         "pairs": {name: some.sizes for name, some in selected.items()},
         "missing": {name: dict(some.missing) for name, some in selected.items()},
-        "changed_share": {c: selected["joint"].sizes.get(c, 0) / asked for c in config.countries},
-        "noise": float(np.nanmean(expected_noise(unaware_QxO))),
+        "changed_share": {
+            c: selected["joint"].sizes.get(c, 0) / int(both) if both else None
+            for c, both in zip(config.countries, both_C, strict=True)
+        },
+        "noise": float(noise_Q.mean()) if len(noise_Q) else None,
     }
 
 

@@ -45,7 +45,8 @@ def draw_methods(axes: Axes, result: Mapping[str, Any]) -> None:
     """A row per method, and the lines that need no model."""
     _rows(axes, [METHODS[n] for n in METHODS], [result["methods"][n] for n in METHODS])
     for name, (words, style, colour) in SHOWN_LINES.items():
-        axes.axvline(result["lines"][name]["mean"], label=words, linestyle=style, color=colour)
+        if (mean := result["lines"][name]["mean"]) is not None:
+            axes.axvline(mean, label=words, linestyle=style, color=colour)
 
 
 def draw_strategies(axes: Axes, records: Mapping[str, Mapping[str, Any]]) -> None:
@@ -69,9 +70,10 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _rows(axes: Axes, names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> None:
-    """A row per method: the mean, both intervals and each seed."""
-    for y, record in enumerate(records):
-        first = y == 0
+    """A row per method: the mean, both intervals and each seed; empty without answers."""
+    known = [y for y, record in enumerate(records) if record["mean"] is not None]
+    for y in known:
+        record, first = records[y], y == known[0]
         axes.plot(record["interval"], [y, y], color=BLUE, linewidth=2,
                   label="95 %, questions" if first else None)  # fmt: skip
         if record["seed_interval"] is not None:

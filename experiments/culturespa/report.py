@@ -75,6 +75,9 @@ def statements(result: Mapping[str, Any]) -> tuple[str, ...]:
     found = []
     for name, d in result["differences"].items():
         a, b = name.split("_minus_")
+        if d["interval"] is None:
+            found.append(f"{a} − {b}: {d['verdict']}.")
+            continue
         low, high = d["interval"]
         found.append(
             f"{a} − {b}: {d['value']:+.2f} points, over questions {low:+.2f} to {high:+.2f}"
@@ -146,7 +149,7 @@ def _differences(result: Mapping[str, Any]) -> Table:
         (name.replace("_minus_", " − "), _estimate(d), _over_seeds(d), d["verdict"])
         for name, d in result["differences"].items()
     )
-    columns = ("Difference", "Points, over questions", "Points, over seeds", "Both intervals")
+    columns = ("Difference", "Points, over questions", "Points, over seeds", "In words")
     return Table("Paired differences", columns, rows, digits=2, signed=columns[1:3])
 
 

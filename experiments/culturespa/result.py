@@ -6,13 +6,17 @@
         .mean, .interval          over countries, with the interval over questions
         .seed_interval, .by_seed  Student's interval over seeds (null: seeds cannot matter), values
     selection.{crqpc,rds,cds}     the same for the joint model trained on each; crqpc is `joint`
-    differences.joint_minus_p1    value, interval, seed_interval, by_seed, verdict: paired
+    differences.joint_minus_p1    value, interval, seed_interval, by_seed, verdict: paired, over
+                                  the items that both answered in every run of a seed
     guard                         accuracies in percent before and after, differences in points
     questions                     asked_for, parsed, removed by each filter, left, by seed
     selected                      pairs by country and seed, share changed, sampling noise
     lines                         the score of answers that need no model
     personas                      identification and agreement of p1, joint, specific and cct
     settings, facts, versions
+
+null stands where nothing was answered, as when no reply can be read, and where a mean would need
+it.
 
 An interval over questions speaks for other questions like these, one over seeds for other questions
 written, other draws and other starts of the same program; 95 % each.
@@ -28,7 +32,7 @@ import numpy as np
 from experiments.culturespa.study import Config, Study
 from jaxalign.console import print_table
 from jaxalign.culturespa.measure import Spread, drawn_scores, question_draws, spread
-from jaxalign.records import settings_of, versions
+from jaxalign.records import finite_or_none, settings_of, versions
 from jaxalign.survey.bootstrap import seed_interval
 from jaxalign.survey.culture_lines import alignment, culture_lines
 from jaxalign.survey.personas import agreement, identify
@@ -68,7 +72,10 @@ def make_result(
     return {
         "methods": methods,
         "selection": {n: method_record(config, scores[m]) for n, m in SELECTION.items()},
-        "differences": {f"{a}_minus_{b}": difference(scores[a], scores[b]) for a, b in DIFFERENCES},
+        "differences": {
+            f"{a}_minus_{b}": difference(*paired(answers[a], answers[b], study, draws))
+            for a, b in DIFFERENCES
+        },
         "guard": guard_record(right, study.guard_name, len(study.guard)),
         "questions": _questions(written),
         "selected": {f"seed{seed}": entry for seed, entry in selected.items()},
@@ -98,15 +105,28 @@ def _scores(answers_RxNxCxQ: np.ndarray, study: Study, draws: np.ndarray) -> np.
     return np.mean(by_run, axis=0)
 
 
+def paired(
+    a_RxNxCxQ: np.ndarray, b_RxNxCxQ: np.ndarray, study: Study, draws: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of both over the items that both answered in every run: else the one that leaves out
+    what is hard is the better for it."""
+    left_out = [np.isnan(x).any(axis=1, keepdims=True) for x in (a_RxNxCxQ, b_RxNxCxQ)]
+    both = ~(left_out[0] | left_out[1])
+    if not both.all():
+        a_RxNxCxQ, b_RxNxCxQ = (np.where(both, x, np.nan) for x in (a_RxNxCxQ, b_RxNxCxQ))
+    return _scores(a_RxNxCxQ, study, draws), _scores(b_RxNxCxQ, study, draws)
+
+
 def method_record(config: Config, scores_NxRxC: np.ndarray) -> dict[str, Any]:
     """A method's entry in `result.json`."""
     each = {c: spread(scores_NxRxC[:, :, i]) for i, c in enumerate(config.countries)}
-    return {
+    record = {
         "countries": {c: s.value for c, s in each.items()},
         "country_intervals": {c: s.questions for c, s in each.items()},
         "mean": (whole := spread(scores_NxRxC.mean(axis=2))).value,
         **_intervals(whole),
     }
+    return finite_or_none(record)
 
 
 def _intervals(found: Spread) -> dict[str, Any]:
@@ -118,19 +138,23 @@ def _intervals(found: Spread) -> dict[str, Any]:
 
 
 def difference(a_NxRxC: np.ndarray, b_NxRxC: np.ndarray) -> dict[str, Any]:
-    """The difference of two methods' means, paired by question, country and seed."""
+    """The difference of two methods' means, paired by question, country and seed; see `paired`."""
     found = spread((a_NxRxC - b_NxRxC).mean(axis=2))
-    return {"value": found.value, **_intervals(found), "verdict": _verdict(found)}
+    record = {"value": found.value, **_intervals(found), "verdict": _verdict(found)}
+    return finite_or_none(record)
 
 
 def _verdict(found: Spread) -> str:
-    """Whether zero lies outside both intervals."""
+    """Whether zero lies outside both intervals, and where there is but one of them."""
     known = [i for i in (found.questions, found.seeds) if i is not None]
+    if not known:
+        return "no answers"
+    only = "" if found.seeds is not None else ", over questions only"
     if all(low > 0 for low, _ in known):
-        return "higher"
+        return "higher" + only
     if all(high < 0 for _, high in known):
-        return "lower"
-    return "not told apart"
+        return "lower" + only
+    return "not told apart" + only
 
 
 def guard_record(right: Mapping[str, list[float]], name: str, count: int) -> dict[str, Any]:
@@ -169,13 +193,14 @@ def _questions(written: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _lines(config: Config, study: Study) -> dict[str, Any]:
     scores = culture_lines(study.tables).scores
-    return {
+    record = {
         name: {
             "mean": float(100 * np.mean(values)),
             "countries": dict(zip(config.countries, (100 * values).tolist(), strict=True)),
         }
         for name, values in scores.items()
     }
+    return finite_or_none(record)
 
 
 def _personas(config: Config, study: Study, answers: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -195,7 +220,7 @@ def _personas(config: Config, study: Study, answers: Mapping[str, np.ndarray]) -
             "countries_identified": float(np.mean(columns)),
             "agreement": float(np.mean(alike)),
         }
-    return out
+    return finite_or_none(out)
 
 
 def show_result(config: Config, result: Mapping[str, Any]) -> None:

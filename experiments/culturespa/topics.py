@@ -34,7 +34,7 @@ def run(config: RunConfig) -> None:
 
 def topics(finished: Finished) -> dict[str, Any]:
     """By topic: questions over all seeds, the share of its pairs that is selected (percent), and
-    its share of the selected data."""
+    its share of the selected data. Intervals end where shares do: from two seeds they reach far."""
     names = list(dict.fromkeys(i.topic for q in finished.questions.values() for i in q.items))
     asked_SxT, joint_SxT, rds_SxT = (_counts(finished, names, m) for m in (None, "joint", "rds"))
     pairs_SxT = asked_SxT * len(finished.countries)
@@ -72,8 +72,8 @@ def _estimate(values_S: np.ndarray) -> dict[str, float | None]:
     mean = float(known.mean()) if len(known) else None
     return {
         "mean": mean,
-        "low": None if bounds is None else bounds[1],
-        "high": None if bounds is None else bounds[2],
+        "low": None if bounds is None else max(bounds[1], 0.0),
+        "high": None if bounds is None else min(bounds[2], 100.0),
     }
 
 

@@ -65,12 +65,6 @@ class Answered:
     out_of_range: int = 0  # replies whose first integer no option has
 
     @functools.cached_property
-    def expected_CxQ(self) -> np.ndarray:
-        """Mean position of the option, float32 from 0; NaN where there is no answer."""
-        steps_O = np.arange(self.distribution_CxQxO.shape[-1], dtype=np.float32)
-        return self.distribution_CxQxO @ steps_O
-
-    @functools.cached_property
     def most_likely_CxQ(self) -> np.ndarray:
         """Position of the most likely option, the first of equals; int, -1 without an answer."""
         none = np.isnan(self.distribution_CxQxO).any(axis=-1)

@@ -18,7 +18,7 @@ from jaxalign.llama.tokens import Tokens
 from jaxalign.prompts import Message, Prompts
 from jaxalign.survey.instrument import Item
 
-NOBODY = ("",)  # the countries of a style that names none
+NOBODY = ("",)  # the country of a style that names none
 
 
 def encode(
@@ -54,26 +54,30 @@ def encode(
     return Conversations(found, questions, option_spellings(tokens, items), pairs)
 
 
-def encode_style(
+def asked_of(style: Style, countries: Sequence[str]) -> tuple[str, ...]:
+    """Whom a style is put to: `countries`, or nobody where it names none and is asked once."""
+    return NOBODY if style == "unaware" else tuple(countries)
+
+
+def encode_styles(
     tokens: Tokens,
     interviews: Interviews,
-    style: Style,
+    styles: Sequence[Style],
     countries: Sequence[str],
     items: Sequence[Item],
 ) -> Conversations:
-    """Every item put to every country in a style, country by country; results reshape to [C, Q].
-
-    "unaware" names no country: give it `NOBODY`.
-    """
-    lead_ins, pairs = [], {}
-    groups = interviews.groups(style, items)
-    for c, country in enumerate(countries):
-        for group in groups:
-            pairs |= {(c, q): (len(lead_ins), q) for q in group}
-            lead_ins.append(interviews.lead_in(style, country, items[group[0]]))
-    return encode(
-        tokens, interviews.texts.prompts, lead_ins, items, [pairs[k] for k in sorted(pairs)]
-    )
+    """Every item in every style to every country of `asked_of`, style by style and country by
+    country; a style's results reshape to [C, Q]."""
+    lead_ins, pairs = [], []
+    for style in styles:
+        groups = interviews.groups(style, items)
+        for country in asked_of(style, countries):
+            place = {}
+            for group in groups:
+                place |= {q: len(lead_ins) for q in group}
+                lead_ins.append(interviews.lead_in(style, country, items[group[0]]))
+            pairs += [(place[q], q) for q in range(len(items))]
+    return encode(tokens, interviews.texts.prompts, lead_ins, items, pairs)
 
 
 def _chat(tokens: Tokens, messages: Sequence[Message]) -> np.ndarray:

@@ -23,11 +23,12 @@ class Spread(NamedTuple):
     """A value in points (0 to 100) and how sure it is.
 
     `questions` is the percentile interval over resampled questions, all runs kept; `seeds` is
-    Student's interval over runs, None where runs are fewer than two or cannot differ.
+    Student's interval over runs, None where runs are fewer than two or cannot differ. The value is
+    NaN and both intervals are None where a run has no answer at all.
     """
 
     value: float
-    questions: tuple[float, float]
+    questions: tuple[float, float] | None
     seeds: tuple[float, float] | None
     by_seed: tuple[float, ...]
 
@@ -57,6 +58,8 @@ def drawn_scores(answers_RxCxQ: np.ndarray, tables: Tables, draws_NxQ: np.ndarra
 def spread(scores_NxR: np.ndarray, level: float = 0.95) -> Spread:
     """Value and intervals from the scores, or differences of scores, of `drawn_scores`."""
     by_seed = tuple(map(float, scores_NxR[0]))
+    if np.isnan(by_seed).any():
+        return Spread(float("nan"), None, None, by_seed)
     means_N = np.mean(scores_NxR[1:], axis=1, dtype=np.float64)
     low, high = np.nanquantile(means_N, [(1 - level) / 2, (1 + level) / 2])
     found = seed_interval(scores_NxR[0], level) if np.ptp(by_seed) > 0 else None

@@ -130,7 +130,7 @@ def read_generated(path: Path) -> tuple[list[Written], dict[str, int]]:
     """
     try:
         # Bytes that are no UTF-8 become lone surrogates, so only their own entry is refused.
-        rows = json.loads(Path(path).read_bytes().decode("utf-8", "surrogateescape"))
+        rows = json.loads(Path(path).read_bytes().decode("utf-8-sig", "surrogateescape"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except RecursionError:

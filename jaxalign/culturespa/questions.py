@@ -202,7 +202,7 @@ def load_prompt(path: Path | None = None) -> str:
     `examples`, a list of JSON objects as texts."""
     try:
         if path is not None:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompt {path}: cannot be read ({error})") from None
     return resources.files("jaxalign.prompts").joinpath("question.jinja").read_text("utf-8")

@@ -55,19 +55,6 @@ class Selection:
         return dict(Counter(pair.country for pair in self.pairs))
 
 
-@dataclasses.dataclass(frozen=True)
-class Changes:
-    """How many of the questions that got an answer both times got another one."""
-
-    changed: int
-    answered: int
-
-    @property
-    def share(self) -> float:
-        """In [0, 1]; NaN where nothing was answered twice."""
-        return self.changed / self.answered if self.answered else float("nan")
-
-
 def changed(unaware_xQ: np.ndarray, aware_xQ: np.ndarray) -> np.ndarray:
     """bool [..., Q]: both answered, and not alike. Leading dimensions broadcast."""
     return (unaware_xQ >= 0) & (aware_xQ >= 0) & (unaware_xQ != aware_xQ)
@@ -160,12 +147,6 @@ def fraction(selection: Selection, share: float, seed: int) -> Selection:
         rows.setdefault(pair.country, []).append(pair)
     sizes = {country: round(share * len(pairs)) for country, pairs in rows.items()}
     return _sample(rows, sizes, f"fraction {seed}")
-
-
-def noise_changes(first_Q: np.ndarray, second_Q: np.ndarray) -> Changes:
-    """Changes between the same prompt's answers under two seeds: what sampling alone does."""
-    both = (first_Q >= 0) & (second_Q >= 0)
-    return Changes(int(changed(first_Q, second_Q).sum()), int(both.sum()))
 
 
 def expected_noise(distribution_xO: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ def load_texts(folder: Path | None = None) -> Texts:
 def _text(name: str, folder: Path | None) -> str:
     own = folder / f"{name}.jinja" if folder else None
     if own is not None and own.is_file():
-        return own.read_text(encoding="utf-8")
+        return own.read_text(encoding="utf-8-sig")
     return resources.files("jaxalign.prompts").joinpath(f"{name}.jinja").read_text("utf-8")
 
 
@@ -99,8 +99,7 @@ def similar_and_different(
 class Interviews:
     """How every style asks. `survey` is the one the model is tested on.
 
-    `source` is where `leak_free` reads countries from; it must be another survey. Majority answers
-    shown are the first of equally chosen options.
+    `source` is where `leak_free` reads countries from; it must be another survey.
     """
 
     texts: Texts

@@ -55,7 +55,7 @@ def load_prompts(folder: Path | None = None) -> Prompts:
     for name in _NAMES:
         own = folder / f"{name}.jinja" if folder else None
         if own is not None and own.is_file():
-            texts[name] = own.read_text(encoding="utf-8")
+            texts[name] = own.read_text(encoding="utf-8-sig")
         else:
             texts[name] = (
                 resources.files("jaxalign.prompts").joinpath(f"{name}.jinja").read_text("utf-8")

@@ -81,6 +81,14 @@ def _sync_directory(folder: Path) -> None:
         os.close(handle)
 
 
+def check_new_file(path: Path, option: str) -> None:
+    """UserError, before any work, where `write_json` could not put a file at `path`."""
+    if path.is_dir():
+        raise UserError(f"{option} {path}: a folder; name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{option} {path}: no such folder")
+
+
 class MetricsFile:
     """One JSON object per line, in the order of an integer field, `step` (say "generation").
 
@@ -95,7 +103,7 @@ class MetricsFile:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one line and flush it. NaN and infinities are written as null."""
-        fields = plain(_finite_or_none(dict(row)), self.path.name)
+        fields = plain(finite_or_none(dict(row)), self.path.name)
         if not isinstance(fields[self.step], int):
             raise TypeError(f"{self.path.name}: {self.step}={fields[self.step]!r} is not a whole")
         line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
@@ -144,14 +152,14 @@ class MetricsFile:
             start = end
 
 
-def _finite_or_none(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
     """NaN and infinities replaced by None: a loss may overflow and the run go on."""
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         value = np.asarray(value).tolist()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {k: _finite_or_none(v) for k, v in value.items()}
+        return {k: finite_or_none(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite_or_none(v) for v in value]
+        return [finite_or_none(v) for v in value]
     return value

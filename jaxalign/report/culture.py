@@ -95,7 +95,7 @@ def _sections(analysis: Mapping[str, Any], out: Path) -> list[Section]:
 
 
 def _statements(analysis: Mapping[str, Any]) -> tuple[str, ...]:
-    found = [_means_words(analysis), _lines_words(analysis)]
+    found = [_means_words(analysis), _items_words(analysis), _lines_words(analysis)]
     if analysis["personas"]:
         found += [_identification_words(analysis), _dispersion_words(analysis)]
     return tuple(s for s in (*found, _long_words(analysis), _unreadable_words(analysis)) if s)
@@ -113,9 +113,18 @@ def _means_words(analysis: Mapping[str, Any]) -> str:
     each = [Estimate.read(d.get("alignment")) for c, d in differences.items() if c != "mean"]
     return (
         f"{said}; without a country named, on the same countries: {with_bounds(unaware, 2)}. The "
-        f"difference is {with_bounds(mean, 2, signed=True)}, in words: {verdict(mean)}. By country "
-        f"the persona is {tally(each, 'higher', 'lower')}."
+        f"difference, on the items that both answered, is {with_bounds(mean, 2, signed=True)}, in "
+        f"words: {verdict(mean)}. By country the persona is {tally(each, 'higher', 'lower')}."
     )
+
+
+def _items_words(analysis: Mapping[str, Any]) -> str:
+    """A perfect score on two items says little."""
+    rows = [analysis["scores"][c] for c in analysis["personas"] or analysis["countries"]]
+    fewest, most = (f(row["items"] for row in rows) for f in (min, max))
+    span = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    total = analysis["instrument"]["items"]
+    return f"A country's score rests on {span} of the survey's {total} items."
 
 
 def _lines_words(analysis: Mapping[str, Any]) -> str:

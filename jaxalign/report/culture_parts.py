@@ -13,6 +13,7 @@ from jaxalign.report.document import Estimate, Figure, Key, Table, is_number
 from jaxalign.report.figures import Series
 from jaxalign.report.palette import BLUE, INK, MUTED, ORANGE, VERMILION
 from jaxalign.report.point_map import point_map
+from jaxalign.report.words import countries
 
 METHODS = {
     "aware": Key("persona of the country", BLUE, "-", "D", 2.4),
@@ -75,7 +76,7 @@ def means_figure(analysis: Mapping[str, Any], out: Path) -> Figure:
     count = len(analysis["personas"] or analysis["countries"])
     return make_figure(
         out / FIGURES / "means.png", [panel],
-        f"Mean over {count} countries: the model among lines that need no model, lowest first.",
+        f"Mean over {countries(count)}: the model among lines that need no model, lowest first.",
         "A row per method and trivial line, lowest first, with its mean score over countries.",
         Table("Mean scores over countries", ("What", "Kind", "Score"), rows, digits=2), keys,
     )  # fmt: skip
@@ -109,10 +110,17 @@ def scores_table(analysis: Mapping[str, Any]) -> Table:
     lines = list(analysis["labels"]["lines"])
     by_method = {m: method_estimates(analysis, m) for m in METHODS}
     rows = tuple(
-        (country, *(v[country] for v in by_method.values()), *map(entry["lines"].get, lines))
+        (
+            country, *(v[country] for v in by_method.values()),
+            entry["items"] if country in analysis["personas"] else None, entry["unaware_items"],
+            *map(entry["lines"].get, lines),
+        )
         for country, entry in analysis["scores"].items()
-    )
-    words = (*(METHODS[m].words for m in METHODS), *(line_words(analysis, n) for n in lines))
+    )  # fmt: skip
+    words = (
+        *(METHODS[m].words for m in METHODS), *(f"items, {METHODS[m].words}" for m in METHODS),
+        *(line_words(analysis, n) for n in lines),
+    )  # fmt: skip
     caption = "Scores in points beside the lines that need no model"
     return Table(caption, ("Country", *words), rows, digits=2)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxalign.report.culture_parts import METHODS, group_is_part, line_words
 from jaxalign.report.document import Estimate, Table, is_number
-from jaxalign.report.words import verdict
+from jaxalign.report.words import countries, verdict
 
 _MEAN = "mean of all"
 
@@ -19,7 +19,7 @@ def differences_table(analysis: Mapping[str, Any]) -> Table | None:
         (_name(country), d := Estimate.read(metrics.get("alignment")), verdict(d))
         for country, metrics in _mean_first(found)
     )
-    caption = "Persona minus no country named, in points, paired by question"
+    caption = "Persona minus no country named, in points, on the items that both answered"
     return _differences(caption, ("Country", "Difference", "In words"), rows)
 
 
@@ -63,7 +63,7 @@ def metrics_table(analysis: Mapping[str, Any]) -> Table | None:
             rows.append((label, *cells))
     columns = ("Metric", *(k.words for k in METHODS.values()), "Difference", "In words")
     count = len(analysis["personas"] or analysis["countries"])
-    caption = f"Every metric, mean over {count} countries, × 100"
+    caption = f"Every metric, mean over {countries(count)}, × 100"
     return Table(caption, columns, tuple(rows), 2, ("Difference",)) if rows else None
 
 

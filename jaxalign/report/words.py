@@ -78,6 +78,11 @@ def tally(differences: Iterable[Estimate | None], above: str, below: str) -> str
     return f"{above} in {up}, {below} in {down}, {INSIDE} in {inside} (of {len(found)})"
 
 
+def countries(count: int) -> str:
+    """ "1 country", "3 countries"."""
+    return f"{count} {'country' if count == 1 else 'countries'}"
+
+
 def chance_of_many(count: int) -> str:
     """What many intervals at once do to the reading of each."""
     if count < 2:

@@ -8,14 +8,16 @@ All scores are in points, 100 × a score in [0, 1]; None is "cannot be had". `CO
     settings       level (of intervals), resamples, seed
     countries      [COUNTRY] in the survey; personas: those of them with aware replies
     labels         lines {LINE: text}, metrics {METRIC: text}
-    scores         {COUNTRY: {aware, unaware, aware_ordinal, unaware_ordinal, items, lines {LINE},
-                   best_neighbour}}: alignment with all items as published, and ordinal items only;
-                   items: how many enter `aware` (else `unaware`) in the first run
+    scores         {COUNTRY: {aware, unaware, aware_ordinal, unaware_ordinal, items, unaware_items,
+                   lines {LINE}, best_neighbour}}: alignment with all items as published, and
+                   ordinal items only; items: how many enter `aware` (else `unaware`) in the first
+                   run, unaware_items: `unaware`
     means          all, personas: {countries, aware, unaware, lines {LINE}} over all countries, and
                    over those with a persona; None where one of them has no value
     intervals      {aware, unaware, difference: {COUNTRY or "mean": {METRIC: {value, low, high}}}}:
                    question bootstrap; difference: aware − unaware, paired, with a `verdict`; "mean"
-                   is over the countries that are there
+                   is over the countries that are there. Paired: over the items that both answered
+                   in each of their runs, so it need not be the difference of their scores
     against_lines  {COUNTRY or "mean": {LINE: {value, low, high, verdict}}}: aware − line, paired,
                    in alignment; lines that are one set of answers per country
     seeds          {aware, unaware: {COUNTRY: {runs, values [..], mean, low, high}}}: Student's
@@ -76,17 +78,16 @@ def analyse(
     aware: Mapping[str, Runs],
     unaware: Runs = (),
     countries: Sequence[str] | None = None,
-    majorities: Mapping[str, Mapping[str, int]] | None = None,
     resamples: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The dictionary described above, from each persona's runs and those of the unaware model.
 
-    `countries` are those to compare with, by default all of the instrument's; `majorities` as in
-    `make_tables`. Raises UserError for a persona of no such country, and without any answers.
+    `countries` are those to compare with, by default all of the instrument's. Raises UserError for
+    a persona of no such country, and without any answers.
     """
-    tables = make_tables(instrument, countries, majorities)
+    tables = make_tables(instrument, countries)
     case = make_case(instrument, tables, aware, unaware)
     intervals = _bootstrap(case, resamples, level, seed)
     scores = _scores(case)
@@ -121,18 +122,24 @@ def _scores(case: Case) -> dict[str, Any]:
     ordinal = [mean_over_runs(s) for s in run_scores(case, case.tables.ordinal_Q)]
     out = {}
     for c, country in enumerate(case.tables.countries):
-        answers = case.aware_RxCxQ[0, c] if country in case.personas else case.unaware_RxQ[0]
-        entered = case.tables.asked_CxQ[c] & ~np.isnan(answers)
+        unaware_items = _entered(case, c, case.unaware_RxQ[0])
+        has_persona = country in case.personas
         out[country] = {
             "aware": points(every[0][c]),
             "unaware": points(every[1][c]),
             "aware_ordinal": points(ordinal[0][c]),
             "unaware_ordinal": points(ordinal[1][c]),
-            "items": int(entered.sum()),
+            "items": _entered(case, c, case.aware_RxCxQ[0, c]) if has_persona else unaware_items,
+            "unaware_items": unaware_items,
             "lines": {name: points(values[c]) for name, values in case.lines.scores.items()},
             "best_neighbour": case.lines.best_neighbour[c] or None,
         }
     return out
+
+
+def _entered(case: Case, c: int, answers_Q: np.ndarray) -> int:
+    """How many items have an answer from both sides."""
+    return int((case.tables.asked_CxQ[c] & ~np.isnan(answers_Q)).sum())
 
 
 def _means(scores: Mapping[str, Any], countries: Sequence[str]) -> dict[str, Any]:

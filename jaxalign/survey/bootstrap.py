@@ -5,8 +5,10 @@ square root. A resample draws as many items as there are, with replacement; it i
 often it drew each item, so all its metrics come out of one product of counts [resamples, Q] with
 per-item statistics [Q, statistics]. Rank correlations over items are no such sums and are not here.
 
-All systems see the same draws, so that differences between them are paired. The intervals speak
-for other questions like these, not for other runs of the model, which `seed_interval` is about.
+All systems see the same draws, and a difference is taken over the items that both answered: it is
+paired, and who leaves out what is hard is not the better for it. It need not be the difference of
+the two scores, each over a system's own items. The intervals speak for other questions like these,
+not for other runs of the model, which `seed_interval` is about.
 Source: Efron 1979; percentile intervals.
 """
 
@@ -75,7 +77,8 @@ class Intervals(NamedTuple):
 
 
 class Bootstrap(NamedTuple):
-    """Intervals of S systems, and of the differences of systems 1 ... S − 1 to system 0."""
+    """Intervals of S systems, and of the differences of systems 1 ... S − 1 to system 0, paired:
+    over the items that both answered in each of their runs."""
 
     countries: Intervals  # [S, C, M]
     mean: Intervals  # [S, M], over the countries that have a value
@@ -179,14 +182,34 @@ def _draw_counts(key: jax.Array, resamples: int, items: int) -> jax.Array:
 
 def _values(stats: ItemStats, counts_BxQ: jax.Array) -> tuple[jax.Array, ...]:
     """What Bootstrap's fields are intervals of: [B, S, C, M], [B, S, M], and differences."""
+    values = _scores(stats, counts_BxQ)
+    both = _both_answered(stats)
+    first = jax.tree.map(lambda x: x[:1], stats)
+    others = jax.tree.map(lambda x: x[1:], stats)
+    differences = _scores(_only(others, both), counts_BxQ) - _scores(_only(first, both), counts_BxQ)
+    return values, _mean(values, 2), differences, _mean(differences, 2)
+
+
+def _scores(stats: ItemStats, counts_BxQ: jax.Array) -> jax.Array:
+    """[B, S, C, M], mean over runs."""
     errors = jnp.einsum("bq,srcmq->bsrcm", counts_BxQ, stats.errors_SxRxCxMxQ)
     allowed = jnp.einsum("bq,srcaq->bsrca", counts_BxQ, stats.allowances_SxRxCxAxQ)
     ratio = errors / jnp.take(allowed, _ALLOWANCE_M, axis=-1)  # 0 / 0 is NaN: nothing counts
     rooted = jnp.broadcast_to(jnp.asarray(_ROOTED_M), ratio.shape)
-    runs = 1 - jnp.where(rooted, jnp.sqrt(ratio), ratio)
-    values = _mean(runs, 2)  # over runs
-    differences = values[:, 1:] - values[:, :1]
-    return values, _mean(values, 2), differences, _mean(differences, 2)
+    return _mean(1 - jnp.where(rooted, jnp.sqrt(ratio), ratio), 2)
+
+
+def _both_answered(stats: ItemStats) -> jax.Array:
+    """bool [S − 1, 1, C, 1, Q]: items that both answered in each run that they have."""
+    answered_SxRxCxQ = stats.allowances_SxRxCxAxQ[..., _ONE, :] > 0
+    is_run = answered_SxRxCxQ.any(-1, keepdims=True)
+    always_SxCxQ = (answered_SxRxCxQ | ~is_run).all(1) & is_run.any(1)
+    return (always_SxCxQ[1:] & always_SxCxQ[:1])[:, None, :, None]
+
+
+def _only(stats: ItemStats, keep: jax.Array) -> ItemStats:
+    """The statistics with items outside `keep` counting for nothing."""
+    return jax.tree.map(lambda x: jnp.where(keep, x, 0.0), stats)
 
 
 def _mean(x: jax.Array, axis: int) -> jax.Array:

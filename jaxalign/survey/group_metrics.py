@@ -1,5 +1,8 @@
 """Metrics that take several items or countries together, beside those in `metrics.py`.
 
+For who asks a model the items of a `ChoiceTest` or compares countries within an item; no experiment
+here does.
+
 - `group_accuracy`: CulturalBench Hard (Chiu et al. 2024) asks four true-or-false rows a question
   and counts the question only when all four are right. Rows scored apart would give three quarters
   to a constant "false".

@@ -5,11 +5,13 @@ File format (JSON, UTF-8):
     {"name": "...", "version": "...", "source": "...", "wording": "paraphrase" | "official",
      "items": [{"id": "m01", "stem": "...", "text": "...", "scale": "ordinal" | "nominal",
                 "topic": "...", "options": [{"code": 1, "label": "..."}, ...]}, ...],
-     "distributions": {"USA": {"m01": [0.2, 0.5, ...], ...}, ...}}
+     "distributions": {"USA": {"m01": [0.2, 0.5, ...], ...}, ...},
+     "majorities": {"USA": {"m01": 2, ...}, ...}}
 
 `stem` is text that several items share (a questionnaire's lead-in); it may be empty or absent.
 `distributions` gives each country's share of respondents per option, in the order of `options`;
-it may be absent.
+it may be absent. `majorities` says which of equally chosen options, counted from 0, is the
+country's majority answer; the first one where it says nothing, and it is mostly absent.
 """
 
 from __future__ import annotations
@@ -71,6 +73,8 @@ class Instrument:
     """A questionnaire and, where known, how each country answered it.
 
     `distributions[country][item id]` holds shares in [0, 1] that sum to 1, in option order.
+    `majorities[country][item id]`, where another than the first of equally chosen options is the
+    majority answer, holds its position: a source may break ties by a rule of its own.
     """
 
     name: str
@@ -79,6 +83,9 @@ class Instrument:
     wording: Literal["paraphrase", "official"]
     items: tuple[Item, ...]
     distributions: dict[str, dict[str, tuple[float, ...]]] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
+    majorities: dict[str, dict[str, int]] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
 
@@ -94,6 +101,10 @@ class Instrument:
         for country, answers in self.distributions.items():
             for item_id, shares in answers.items():
                 _check_shares(self.name, country, item_id, shares, by_id)
+        for country, positions in self.majorities.items():
+            for item_id, at in positions.items():
+                shares = self.distributions.get(country, {}).get(item_id, ())
+                _check_majority(self.name, country, item_id, at, shares)
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -110,11 +121,16 @@ class Instrument:
                 country: {i: shares for i, shares in answers.items() if i in ids}
                 for country, answers in self.distributions.items()
             },
+            majorities={
+                country: {i: at for i, at in positions.items() if i in ids}
+                for country, positions in self.majorities.items()
+            },
         )
 
     def majority(self, country: str) -> dict[str, int]:
-        """Index of the most chosen option of each item that `country` answered."""
-        return {i: int(np.argmax(s)) for i, s in self.distributions.get(country, {}).items()}
+        """Position of the most chosen option of each item that `country` answered."""
+        found = {i: int(np.argmax(s)) for i, s in self.distributions.get(country, {}).items()}
+        return found | self.majorities.get(country, {})
 
     def truth_QxO(self, country: str) -> np.ndarray:
         """float32 [items, most options]: the country's shares, zero past an item's options, a row
@@ -140,6 +156,16 @@ def _check_shares(
         raise UserError(f"{where}: shares {list(shares)} are not a distribution")
 
 
+def _check_majority(
+    name: str, country: str, item_id: str, at: int, shares: tuple[float, ...]
+) -> None:
+    where = f"instrument {name!r}, country {country!r}, item {item_id!r}"
+    if type(at) is not int or not 0 <= at < len(shares):
+        raise UserError(f"{where}: majority {at!r} is no position among {len(shares)} shares")
+    if shares[at] < max(shares):
+        raise UserError(f"{where}: majority {at} is less chosen than {shares.index(max(shares))}")
+
+
 def from_json(fields: dict[str, Any], where: str = "instrument") -> Instrument:
     """Build and check an Instrument. Raises UserError naming `where` and the item."""
     try:
@@ -154,6 +180,10 @@ def from_json(fields: dict[str, Any], where: str = "instrument") -> Instrument:
                     item: tuple(map(float, shares)) for item, shares in answers.items()
                 }
                 for country, answers in fields.get("distributions", {}).items()
+            },
+            majorities={
+                country: dict(positions)
+                for country, positions in fields.get("majorities", {}).items()
             },
         )
     except KeyError as error:
@@ -192,7 +222,10 @@ def _code(value: Any, where: str) -> int:
 
 
 def to_json(instrument: Instrument) -> dict[str, Any]:
-    """The JSON fields that `from_json` reads back as an equal instrument."""
+    """The JSON fields that `from_json` reads back as an equal instrument.
+
+    `majorities` only where there are any: the hash of other instruments stays what it was.
+    """
     items = [
         {
             "id": item.id,
@@ -216,13 +249,14 @@ def to_json(instrument: Instrument) -> dict[str, Any]:
             country: {i: list(s) for i, s in answers.items()}
             for country, answers in instrument.distributions.items()
         },
+        **({"majorities": instrument.majorities} if instrument.majorities else {}),
     }
 
 
 def load(path: Path) -> Instrument:
     """Read an instrument file. Raises UserError with the file's name for anything wrong in it."""
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        fields = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:  # bad UTF-8 or JSON, or nested too deep

@@ -93,12 +93,6 @@ def alignment_score(
     return 1 - jnp.sqrt(error / jnp.sum(r.astype(jnp.float32) ** 2, axis=-1, where=counts))
 
 
-def mean_absolute_error(answers_Q: jax.Array, gold_Q: jax.Array, counts_Q: jax.Array) -> jax.Array:
-    """Mean |a − g| over the ordinal items that count: [...], in units of the codes, 0 if equal."""
-    a, g, counts = jnp.broadcast_arrays(answers_Q, gold_Q, counts_Q)
-    return jnp.mean(jnp.abs(a - g), axis=-1, where=counts)
-
-
 def exact_match(answers_Q: jax.Array, gold_Q: jax.Array, counts_Q: jax.Array) -> jax.Array:
     """Share of the items that count with the very same code: [...] in [0, 1]. Any scale."""
     a, g, counts = jnp.broadcast_arrays(answers_Q, gold_Q, counts_Q)

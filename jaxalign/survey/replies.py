@@ -10,6 +10,8 @@ Three layouts are told apart by their content:
   `inspect log convert --to json`): "samples" with "output". The item's id is one of ID_FIELDS in a
   sample's "metadata", else the sample's "id". Epochs count as runs.
 
+An id that is a whole number, where no field has a text, stands for its text.
+
 Country and mode come from the caller, else from fields "country" and "mode" beside the item's id,
 else from the file's name: `..._culture_aware_USA_0.json`, `..._culture_unaware_0.json`, where the
 number is the run. One file may hold several countries, modes and runs.
@@ -194,7 +196,9 @@ def _completion(sample: Mapping[str, Any], where: str) -> str:
 
 def _labels(fields: Mapping[str, Any], where: str) -> tuple[str, str | None, str | None]:
     """Item id, country and mode, the latter two None where not given."""
-    ids = [fields[name] for name in ID_FIELDS if isinstance(fields.get(name), str)]
+    # A text before a number: tools number their samples beside the item's own id.
+    given = [fields[name] for name in ID_FIELDS if type(fields.get(name)) in (str, int)]
+    ids = [str(i) for i in sorted(given, key=lambda i: isinstance(i, int))]
     if not ids:
         raise bad(where, f"no item id; give one of {', '.join(ID_FIELDS)} as text")
     country, mode = fields.get("country"), fields.get("mode")

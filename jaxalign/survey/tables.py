@@ -8,7 +8,7 @@ Positions instead of codes make one rule of every coding: an item coded 0, 1, 2 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -50,16 +50,10 @@ class Tables:
         return self.countries.index(country)
 
 
-def make_tables(
-    instrument: Instrument,
-    countries: Sequence[str] | None = None,
-    majorities: Mapping[str, Mapping[str, int]] | None = None,
-) -> Tables:
+def make_tables(instrument: Instrument, countries: Sequence[str] | None = None) -> Tables:
     """Arrays of `countries`, by default all that the instrument has, in its order.
 
-    Of equally chosen options the first is the majority answer, unless `majorities`, positions by
-    country and item id, says otherwise. Raises UserError for an unknown country, and for a survey
-    without any.
+    Raises UserError for an unknown country, and for a survey without any.
     """
     known = instrument.distributions
     chosen = tuple(known if countries is None else countries)
@@ -68,15 +62,12 @@ def make_tables(
     if unknown := [c for c in chosen if c not in known]:
         raise UserError(f"country {unknown[0]!r} is not in the survey; it has {' '.join(known)}")
     valid_QxO, _ = option_table(instrument)
-    truth_CxQxO = np.stack([instrument.truth_QxO(c) for c in chosen])
-    asked_CxQ = ~np.isnan(truth_CxQxO).any(axis=-1)
-    best_CxQ = np.argmax(np.nan_to_num(truth_CxQxO), axis=-1)
-    for c, country in enumerate(chosen if majorities else ()):
-        best_CxQ[c] = [majorities[country].get(item.id, 0) for item in instrument.items]
+    majorities = [instrument.majority(c) for c in chosen]
+    gold = [[m.get(item.id, np.nan) for item in instrument.items] for m in majorities]
     return Tables(
         countries=chosen,
-        truth_CxQxO=truth_CxQxO,
-        gold_CxQ=np.where(asked_CxQ, best_CxQ, np.nan).astype(np.float32),
+        truth_CxQxO=np.stack([instrument.truth_QxO(c) for c in chosen]),
+        gold_CxQ=np.array(gold, np.float32),
         range_Q=(valid_QxO.sum(axis=-1) - 1).astype(np.float32),
         valid_QxO=valid_QxO,
         ordinal_Q=ordinal_items(instrument),

@@ -74,7 +74,8 @@ def recognise(path: Path | str) -> Format:
         return "wvs"
     start = _start(path)
     if start.lstrip().startswith(("{", "[")):
-        return "multiple-choice" if _is_json_lines(path, start) else "own-json"
+        is_test = _is_json_lines(path, start) or _is_json_list_of_answers(start)
+        return "multiple-choice" if is_test else "own-json"
     headers = [header_of(start, delimiter) for delimiter in DELIMITERS]
     for header in headers:
         if is_wvs_header(header):
@@ -114,6 +115,10 @@ def _start(path: Path) -> str:
         raise bad(path, "the file is empty")
     check_encoding(path, start)
     return start.decode("utf-8-sig", errors="replace")
+
+
+def _is_json_list_of_answers(start: str) -> bool:
+    return start.lstrip().startswith("[") and '"answer"' in start
 
 
 def _is_json_lines(path: Path, start: str) -> bool:

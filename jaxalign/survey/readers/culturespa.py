@@ -11,6 +11,10 @@ Values Survey wave 7. The files are licensed to nobody and are never part of thi
 A country's shares leave out those who gave no answer without sharing out their part, so they sum to
 less than one; they are renormalised here, which changes no majority answer. An item that a country
 was not asked has no shares.
+
+Of tied options the majority answer is the one that the tables list first, as in the published
+scores and similarities. Five pairs tie in the released tables where that is not the first of the
+scale.
 """
 
 from __future__ import annotations
@@ -28,7 +32,6 @@ from jaxalign.survey.readers.json_file import read_json
 QUESTIONS = "wvs_questions.json"
 SHARES = "proportions_group_by_country.json"
 SIMILARITIES = "country_similarity.json"
-REPLIES = "result/wvs_result_culture_*.json"
 
 # The countries that the paper scores; the tables hold one more.
 COUNTRIES = (
@@ -85,36 +88,24 @@ def read(folder: Path, countries: Sequence[str] = COUNTRIES) -> Instrument:
     by_id = {item.id: item for item in items}
     if unknown := sorted(asked - by_id.keys()):
         raise bad(folder / SHARES, f"item {unknown[0]} is not in {QUESTIONS}")
+    distributions = {c: _country(folder / SHARES, c, shares[c], by_id) for c in countries}
     return Instrument(
         name="World Values Survey 7, as CultureSPA scores it",
         version="wave 7",
         source="CultureSPA (Xu et al. 2025, arXiv 2410.12971), released data folder",
         wording="official",
         items=items,
-        distributions={c: _country(folder / SHARES, c, shares[c], by_id) for c in countries},
+        distributions=distributions,
+        majorities=_majorities(distributions, shares, by_id),
     )
-
-
-def majorities(folder: Path, instrument: Instrument) -> dict[str, dict[str, int]]:
-    """Position of each country's majority answer by item id, as the published scores take it.
-
-    Five pairs of options tie in the released tables, and the published rule takes the one listed
-    first there, which is not the first of the scale. `instrument` is what `read` made of `folder`.
-    """
-    tables = read_json(folder / SHARES)
-    codes = {item.id: item.codes for item in instrument.items}
-    return {
-        country: {
-            i: codes[i].index(int(max(tables[country][i], key=tables[country][i].get)))
-            for i in answers
-        }
-        for country, answers in instrument.distributions.items()
-    }
 
 
 def similarities(folder: Path) -> dict[str, dict[str, float]]:
     """Similarity of two countries in points: 100 × the alignment of their majority answers, which
     the paper's cross-culture prompts choose neighbours by. `{country: {other: points}}`.
+
+    For who wants to hold the published table against the survey's own answers, as the tests do;
+    the experiments compute it (`culture_lines.between_countries`).
 
     Raises UserError with file and place for anything that is not such a table.
     """
@@ -127,11 +118,6 @@ def similarities(folder: Path) -> dict[str, dict[str, float]]:
         }
         for country, row in table.items()
     }
-
-
-def reply_files(folder: Path) -> tuple[Path, ...]:
-    """The replies that the folder holds, sorted by name; possibly none."""
-    return tuple(sorted(folder.glob(REPLIES)))
 
 
 def topic(item_id: str) -> str:
@@ -200,6 +186,22 @@ def _country(
     if not out:
         raise bad(path, f"country {country} answered no item")
     return out
+
+
+def _majorities(
+    distributions: Mapping[str, Mapping[str, tuple[float, ...]]],
+    tables: Mapping[str, Any],
+    by_id: Mapping[str, Item],
+) -> dict[str, dict[str, int]]:
+    """Where the option listed first among the most chosen is not the first of the scale."""
+    found: dict[str, dict[str, int]] = {}
+    for country, answers in distributions.items():
+        for item_id, shares in answers.items():
+            by_code = tables[country][item_id]
+            at = by_id[item_id].codes.index(int(max(by_code, key=by_code.get)))
+            if at != shares.index(max(shares)):
+                found.setdefault(country, {})[item_id] = at
+    return found
 
 
 def _shares(by_code: Mapping[str, Any], item: Item, path: Path, where: str) -> tuple[float, ...]:

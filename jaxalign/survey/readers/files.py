@@ -137,7 +137,7 @@ def header_of(text: str, delimiter: str) -> list[str]:
 
 
 def iter_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(row number, cells) of each row that is not blank."""
+    """(row number, cells) of each row that is not blank: spreadsheets leave rows of delimiters."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     row = 0
     while True:
@@ -148,7 +148,7 @@ def iter_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list
             raise bad(path, f"not readable as a table ({error})", row) from None
         if cells is None:
             return
-        if cells:
+        if any(cell.strip() for cell in cells):
             yield row, cells
 
 

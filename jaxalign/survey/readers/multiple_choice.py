@@ -2,8 +2,8 @@
 
 CSV: columns question, A, B, C, D (more letters, up to J, where there are more options) and answer,
 a letter; `subject` or `topic` may be there. Without a header: six columns in that order. JSON
-lines: {"question", "choices": [...], "answer": letter or index from 0} or {"question", "A", "B",
-"C", "D", "answer": letter}, and "subject" where wanted.
+lines, or one JSON list: {"question", "choices": [...], "answer": letter or index from 0} or
+{"question", "A", "B", "C", "D", "answer": letter}, and "subject" where wanted.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from jaxalign.survey.readers.files import (
     read_text,
     shown,
 )  # fmt: skip
+from jaxalign.survey.readers.json_file import parse_json
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -74,8 +75,7 @@ def read_multiple_choice(path: Path | str) -> ChoiceTest:
     """MMLU-style questions. Raises UserError naming file, row and column."""
     path = Path(path)
     text = read_text(path)
-    is_json = path.suffix.lower() == ".jsonl" or text.lstrip().startswith("{")
-    questions = _from_json_lines(path, text) if is_json else _from_csv(path, text)
+    questions = _questions(path, text)
     if not questions:
         raise bad(path, "there are no questions")
     items = [_item(path, question) for question in questions]
@@ -84,6 +84,14 @@ def read_multiple_choice(path: Path | str) -> ChoiceTest:
     return ChoiceTest(
         path.stem, "the user's own file", tuple(items), tuple(answers), ("",) * len(ids), ids
     )
+
+
+def _questions(path: Path, text: str) -> list[Question]:
+    if path.suffix.lower() == ".jsonl" or text.lstrip().startswith("{"):
+        return _from_json_lines(path, text)
+    if text.lstrip().startswith("["):
+        return [_fields(path, n, row) for n, row in enumerate(parse_json(text, str(path)), 1)]
+    return _from_csv(path, text)
 
 
 def is_headerless(text: str) -> bool:

@@ -208,7 +208,9 @@ def _instrument(
         raise bad(path, f"{few}; lower min_respondents or ask for other items")
     if given is not None:
         items_kept = tuple(item for _, item in kept)
-        return dataclasses.replace(given, items=items_kept, distributions=distributions)
+        return dataclasses.replace(
+            given, items=items_kept, distributions=distributions, majorities={}
+        )
     return Instrument(
         "World Values Survey 7",
         tally.version,
