@@ -63,7 +63,7 @@ def make_result(
 ) -> dict[str, Any]:
     """All of `result.json`. `answers[method]` are positions [seeds, runs, C, Q]."""
     draws = question_draws(len(study.survey.items), config.resamples, config.first_seed)
-    scores = {name: _scores(a, study, draws) for name, a in answers.items()}
+    scores = {name: run_scores(a, study, draws) for name, a in answers.items()}
     methods = {name: method_record(config, scores[name]) for name in METHODS}
     return {
         "methods": methods,
@@ -89,7 +89,7 @@ def make_result(
     }
 
 
-def _scores(answers_RxNxCxQ: np.ndarray, study: Study, draws: np.ndarray) -> np.ndarray:
+def run_scores(answers_RxNxCxQ: np.ndarray, study: Study, draws: np.ndarray) -> np.ndarray:
     """Scores in points [1 + resamples, seeds, C], mean over runs."""
     by_run = [
         drawn_scores(answers_RxNxCxQ[:, n], study.tables, draws)
