@@ -71,7 +71,7 @@ def run_culturespa(config: Config) -> None:
             write_selected(study, questions[seed], some, run, seed_folder(out, seed).name)
         adapters = fine_tune(config, study, params, run, questions, chosen)
         answers = prompted_answers(config, survey)
-        tuned, right = tuned_answers(config, study, params, run, adapters, answers["p1"])
+        tuned, right = tuned_answers(config, study, params, run, adapters, answers)
         finish(config, study, run, answers | tuned, right, written, selected)
 
 
@@ -89,20 +89,26 @@ def answer(
     params: Params,
     run: Run,
     questions: Mapping[int, Instrument],
-) -> tuple[dict[str, Replies], dict[int, dict[str, Replies]]]:
-    """Step 2: the survey in every style, and each seed's questions in those that are trained on."""
+) -> tuple[list[dict[str, Replies]], dict[int, dict[str, Replies]]]:
+    """Step 2: the survey in every style, once for each seed whose luck enters; and each seed's
+    questions in the styles that are trained on."""
     print("2 answer: the survey in every style")
     asking = plan(study, PROMPTED, config.countries, study.survey.items)
-    survey = ask(config, study, params, asking, run.out, "base", config.quiet)
+    survey = [
+        ask(config, study, params, asking, run.out, "base", config.quiet, group[0])
+        for group in config.seed_groups
+    ]
     print("2 answer: the written questions")
-    items = [item for some in questions.values() for item in some.items]
-    asking = plan(study, ("unaware", "p1", "p2"), config.countries, items)
-    replies = ask(config, study, params, asking, run.out, "base", config.quiet)
-    found, at = {}, 0
-    for seed, some in questions.items():
-        here = slice(at, at + len(some.items))
-        found[seed] = {style: part(replies[style], here) for style in replies}
-        at = here.stop
+    found = {}
+    for group in config.seed_groups:
+        items = [item for seed in group for item in questions[seed].items]
+        asking = plan(study, ("unaware", "p1", "p2"), config.countries, items)
+        replies = ask(config, study, params, asking, run.out, "base", config.quiet, group[0])
+        at = 0
+        for seed in group:
+            here = slice(at, at + len(questions[seed].items))
+            found[seed] = {style: part(replies[style], here) for style in replies}
+            at = here.stop
     return survey, found
 
 

@@ -7,7 +7,7 @@ model answers for its own country alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -27,14 +27,17 @@ SPECIFIC = "specific-"  # before a country, the name of its adapter
 Answers = np.ndarray  # float32 [R, N, C, Q]: seeds (1 where they cannot matter), runs, ...
 
 
-def prompted_answers(config: Config, replies: Mapping[str, Replies]) -> dict[str, Answers]:
-    """Of the model as it came; what it answers unaware stands for every country."""
-    shape = (len(config.countries),)
+def prompted_answers(
+    config: Config, replies: Sequence[Mapping[str, Replies]]
+) -> dict[str, Answers]:
+    """Of the model as it came, asked once for each seed whose luck enters; what it answers unaware
+    stands for every country."""
     out = {}
     for style in PROMPTED:
-        answers_NxCxQ = replies[style].answers_NxCxQ
-        whole = (answers_NxCxQ.shape[0], *shape, answers_NxCxQ.shape[2])
-        out[style] = np.broadcast_to(answers_NxCxQ, whole)[None]
+        answers_RxNxCxQ = np.stack([each[style].answers_NxCxQ for each in replies])
+        runs, _, items = answers_RxNxCxQ.shape[1:]
+        whole = (len(replies), runs, len(config.countries), items)
+        out[style] = np.broadcast_to(answers_RxNxCxQ, whole)
     return out
 
 
@@ -44,10 +47,13 @@ def tuned_answers(
     params: Params,
     run: Run,
     adapters: Mapping[Name, Adapter],
-    plain: Answers,
+    prompted: Mapping[str, Answers],
 ) -> tuple[dict[str, Answers], dict[str, list[float]]]:
     """Answers by method, and the guard's accuracies by method and seed; "before" is the model as it
-    came. `plain`: what it answers under P1, for countries without a specific model."""
+    came. `prompted`: what it answers under each style, for methods and countries without a model of
+    their own."""
+    seeds = config.seed_numbers
+    plain = {s: np.broadcast_to(a, (len(seeds), *a.shape[1:])) for s, a in prompted.items()}
     found = {}
     right = {"before": [float(right_answers(config, study, params, run.out, "base").mean())]}
     apart = {}
@@ -62,16 +68,18 @@ def tuned_answers(
             bar.update(done)
     out = {}
     for method in (m for m in TUNED if m != "specific"):
-        each = [found.get((seed, method), plain[0]) for seed in config.seed_numbers]
+        style = TRAINED[method]
+        each = [found.get((seed, method), plain[style][r]) for r, seed in enumerate(seeds)]
         out[method] = np.stack(each)
-        known = [apart.get((seed, method), right["before"][0]) for seed in config.seed_numbers]
-        right[method] = known
-    out["specific"] = np.stack([_specific(config, found, s, plain[0]) for s in config.seed_numbers])
+        right[method] = [apart.get((seed, method), right["before"][0]) for seed in seeds]
+    out["specific"] = np.stack(
+        [_specific(config, found, seed, plain["p1"][r]) for r, seed in enumerate(seeds)]
+    )
     right["specific"] = [
         float(np.mean([
             apart.get((s, SPECIFIC + c), right["before"][0]) for c in config.countries
         ]))
-        for s in config.seed_numbers
+        for s in seeds
     ]  # fmt: skip
     return {method: out[method] for method in TUNED}, right
 
@@ -100,7 +108,7 @@ class _Asker:
 
     def __call__(self, name: Name, weights: Params) -> np.ndarray:
         """float32 [N, C, Q]; C is 1 for a specific model."""
-        _, method = name
+        seed, method = name
         country = method.removeprefix(SPECIFIC) if method.startswith(SPECIFIC) else None
         style = TRAINED["joint" if country else method]
         who = (country,) if country else self._config.countries
@@ -108,6 +116,6 @@ class _Asker:
             self._plans[style, who] = plan(self._study, (style,), who, self._study.survey.items)
         replies = ask(
             self._config, self._study, weights, self._plans[style, who], self._run.out,
-            _label(name), quiet=True,
+            _label(name), quiet=True, seed=seed,
         )  # fmt: skip
         return replies[style].answers_NxCxQ

@@ -57,8 +57,8 @@ def joint_scores(
             trained = found.get((seed, name))
             full = params if trained is None else merge(params, trained, config.lora)
             label = f"{run.out.name} seed{seed} {name}"
-            replies = ask(config, study, full, asking, run.out, label, quiet=True)["p1"]
-            answers_1xNxCxQ = replies.answers_NxCxQ[None]
+            replies = ask(config, study, full, asking, run.out, label, quiet=True, seed=seed)
+            answers_1xNxCxQ = replies["p1"].answers_NxCxQ[None]
             scores.setdefault(name, []).append(run_scores(answers_1xNxCxQ, study, draws)[:, 0])
             bar.update(done)
     return {name: np.stack(each, axis=1) for name, each in scores.items()}

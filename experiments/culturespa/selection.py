@@ -90,7 +90,7 @@ def by_divergence(
     params, chosen = weights(study), {}
     for seed, questions in finished.questions.items():
         asking = plan(study, ("unaware", "p1"), settings.countries, questions.items)
-        replies = ask(settings, study, params, asking, finished.out, "base", settings.quiet)
+        replies = ask(settings, study, params, asking, finished.out, "base", settings.quiet, seed)
         aware, unaware = replies["p1"].answered, replies["unaware"].answered
         apart_CxQ = divergence(
             unaware.distribution_CxQxO[0], aware.distribution_CxQxO, questions.items,

@@ -115,6 +115,14 @@ class Config:
     def seed_numbers(self) -> tuple[int, ...]:
         return tuple(range(self.first_seed, self.first_seed + self.seeds))
 
+    @property
+    def seed_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Seeds that the model as it came answers alike: all of them where answers are exact, each
+        by itself where replies are drawn."""
+        if self.reading == "exact":
+            return (self.seed_numbers,)
+        return tuple((seed,) for seed in self.seed_numbers)
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
