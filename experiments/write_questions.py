@@ -47,6 +47,7 @@ from jaxalign.prompts import Message
 from jaxalign.records import Run, check, may_change
 from jaxalign.survey.instrument import Instrument, to_json
 from jaxalign.survey.readers import read_survey
+from jaxalign.survey.wording import check_wording
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +133,7 @@ def read_study(config: Config) -> Study:
     survey = held_out_survey() if config.survey is None else read_survey(config.survey)
     if not isinstance(survey, Instrument):
         raise UserError(f"--survey {config.survey}: a test with right answers; give a survey")
+    check_wording(survey, f"--survey {config.survey}")
     llama = read_config(folder, dtype)
     tokens = Tokens.load(folder)
     check_vocabulary(tokens, llama)

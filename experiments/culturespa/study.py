@@ -38,6 +38,7 @@ from jaxalign.survey.instrument import Instrument, Item
 from jaxalign.survey.readers import read_survey
 from jaxalign.survey.readers.multiple_choice import read_multiple_choice
 from jaxalign.survey.tables import Tables, make_tables
+from jaxalign.survey.wording import check_wording
 from jaxalign.train_step import TrainConfig
 
 # The paper's 18: neighbours of a country are looked for among those that the survey has.
@@ -210,6 +211,7 @@ def _survey(path: Path, option: str) -> Instrument:
     survey = read_survey(path)
     if not isinstance(survey, Instrument) or not survey.distributions:
         raise UserError(f"{option} {path}: it does not say how any country answered")
+    check_wording(survey, f"{option} {path}")
     return survey
 
 
