@@ -148,6 +148,7 @@ class Study:
             "tokenizer_sha256": self.tokens.sha256,
             "survey_sha256": self.survey.sha256,
             "survey": self.survey.name,
+            "shown_sha256": self.interviews.shown.sha256,
             "simulated": self.survey.name == held_out_survey().name,
             "prompt": self.prompt,
             "texts": dataclasses.asdict(self.interviews.texts),
