@@ -31,3 +31,16 @@ def test_the_survey_whose_answers_are_shown_is_a_fact(tmp_path):
     write(source, other.subset({item.id for item in other.items[:-1]}))
     assert first != study(examples="leak_free", source=source).facts()
     assert study().facts()["shown_sha256"] == held_out_survey().sha256
+
+
+def test_made_up_answers_are_not_shown_for_a_survey_of_ones_own(tmp_path):
+    survey = write(tmp_path / "mine.json", held_out_survey())
+    with pytest.raises(
+        UserError, match=r"--examples leak_free with --survey .*mine.json.* --source"
+    ):
+        study(survey=survey, examples="leak_free")
+
+
+def test_a_source_that_nothing_reads_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--source other.json: .* --examples leak_free"):
+        study(source=Path("other.json"))

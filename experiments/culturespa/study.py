@@ -78,7 +78,8 @@ class Config:
     examples: Examples = "paper"
     """Where P2 and P3 read countries' answers: the survey that is tested, or --source."""
     source: Path | None = None
-    """Another survey, for --examples leak_free; default: the simulated society's values module."""
+    """Another survey, for --examples leak_free; default, without --survey: the simulated society's
+    values module."""
     texts: Path | None = None
     """Folder with your own prompt texts; default: the package's."""
     writing: Sampling = dataclasses.field(
@@ -206,6 +207,21 @@ def _check(config: Config) -> None:
         raise UserError(f"--countries {' '.join(config.countries)}: give two or more, each once")
     if config.train.method != "lora":
         raise UserError("--train.method full: this experiment trains adapters side by side")
+    _check_source(config)
+
+
+def _check_source(config: Config) -> None:
+    """Examples of another survey than the one the user means would go unnoticed."""
+    leak_free = config.examples == "leak_free"
+    if config.source is not None and not leak_free:
+        raise UserError(
+            f"--source {config.source}: read with --examples leak_free alone; give both, or neither"
+        )
+    if config.survey is not None and config.source is None and leak_free:
+        raise UserError(
+            f"--examples leak_free with --survey {config.survey}: name the survey that countries' "
+            "answers are shown from with --source; the default is made up"
+        )
 
 
 def _survey(path: Path, option: str) -> Instrument:
