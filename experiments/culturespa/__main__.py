@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from experiments.culturespa.ask import Replies, ask, part, plan
-from experiments.culturespa.measure import PROMPTED, SPECIFIC, prompted_answers, tuned_answers
+from experiments.culturespa.measure import PROMPTED, SPECIFIC, Measured, measure
 from experiments.culturespa.pairs import (
     TRAINED,
     by_country,
@@ -70,9 +70,8 @@ def run_culturespa(config: Config) -> None:
             selected[seed] = describe(config, questions[seed], by_seed[seed], some)
             write_selected(study, questions[seed], some, run, seed_folder(out, seed).name)
         adapters = fine_tune(config, study, params, run, questions, chosen)
-        answers = prompted_answers(config, survey)
-        tuned, right = tuned_answers(config, study, params, run, adapters, answers)
-        finish(config, study, run, answers | tuned, right, written, selected)
+        measured = measure(config, study, params, run, adapters, survey)
+        finish(config, study, run, measured, written, selected)
 
 
 def _directory(config: Config) -> Path:
@@ -137,14 +136,13 @@ def finish(
     config: Config,
     study: Study,
     run: Run,
-    answers: Mapping[str, np.ndarray],
-    right: Mapping[str, list[float]],
+    measured: Measured,
     written: Mapping[int, Mapping[str, Any]],
     selected: Mapping[int, Mapping[str, Any]],
 ) -> None:
     """`answers.json`, `result.json`, the plots, the report, and the tables on the screen."""
-    result = make_result(config, study, answers, right, written, selected, study.facts())
-    run.write("answers.json", _plain_answers(config, study, answers))
+    result = make_result(config, study, measured, written, selected, study.facts())
+    run.write("answers.json", _plain_answers(config, study, measured.answers))
     run.write("result.json", result)
     if run.writes:
         write_plots(run.out, result)

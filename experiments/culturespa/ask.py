@@ -14,6 +14,8 @@ import numpy as np
 
 from experiments.culturespa.study import Config, Study
 from jaxalign.culturespa.answers import (
+    OUT_OF_RANGE,
+    UNREADABLE,
     Answered,
     answer_exact,
     answer_sampled,
@@ -40,6 +42,15 @@ class Replies:
     def answers_NxCxQ(self) -> np.ndarray:
         """float32, NaN without an answer."""
         return np.where(self.position_NxCxQ < 0, np.nan, self.position_NxCxQ).astype(np.float32)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Replies, and those of them without an answer: no number, or one that no option has."""
+        return {
+            "replies": self.position_NxCxQ.size,
+            "unreadable": int((self.position_NxCxQ == UNREADABLE).sum()),
+            "out_of_range": int((self.position_NxCxQ == OUT_OF_RANGE).sum()),
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,6 +64,7 @@ def run(config: SelectionConfig) -> None:
     steps = {
         f"{a}_minus_{b}": difference(scores[a], scores[b])
         for a, b in (("crqpc", "rds"), ("rds", "cds"), ("crqpc", "cds"))
+        if a in scores and b in scores
     }
     record = {"strategies": found, "minus_p1": against, "differences": steps}
     write_json(finished.out / "selection.json", record)
@@ -75,7 +76,8 @@ def own_scores(settings: Config, study: Study, finished: Finished) -> dict[str, 
     """Scores [1 + resamples, seeds, C] of the run's own models, as `result.json` has them."""
     draws = question_draws(len(study.survey.items), settings.resamples, settings.first_seed)
     answers = finished.answers()
-    shown = SELECTION | {"p1": "p1"}
+    trained = {n: m for n, m in SELECTION.items() if m not in finished.untrained}
+    shown = trained | {"p1": "p1"}
     return {name: run_scores(answers[m], study, draws) for name, m in shown.items()}
 
 
