@@ -44,3 +44,30 @@ def test_made_up_answers_are_not_shown_for_a_survey_of_ones_own(tmp_path):
 def test_a_source_that_nothing_reads_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"--source other.json: .* --examples leak_free"):
         study(source=Path("other.json"))
+
+
+def test_a_broken_text_is_named_before_any_work(tmp_path):
+    (tmp_path / "unaware.jinja").write_text("{{ country }}", "utf-8")
+    with pytest.raises(UserError, match=r"unaware\.jinja: 'country' is undefined"):
+        study(texts=tmp_path)
+    (tmp_path / "unaware.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"unaware\.jinja: cannot be read"):
+        study(texts=tmp_path)
+
+
+def test_examples_are_looked_for_before_every_item(tmp_path):
+    """Of a source that has nothing but the last item's topic, nothing can be shown before it."""
+    other, survey = society_values_module(), held_out_survey()
+    topic = survey.items[-1].topic
+    assert survey.items[0].topic != topic
+    items = tuple(dataclasses.replace(item, topic=topic) for item in other.items)
+    source = write(tmp_path / "source.json", dataclasses.replace(other, items=items))
+    with pytest.raises(UserError, match="may be shown before it"):
+        study(examples="leak_free", source=source)
+
+
+@pytest.mark.parametrize("length", [0, 10])
+def test_a_row_shorter_than_a_question_is_refused(length):
+    train = dataclasses.replace(Config().train, row_length=length)
+    with pytest.raises(UserError, match=f"--train.row-length {length}: .* tokens; give more"):
+        study(train=train)

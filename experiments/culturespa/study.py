@@ -20,8 +20,10 @@ from typing import Literal
 
 import jax
 
+from jaxalign.culturespa.format import to_examples
 from jaxalign.culturespa.question_topics import make_topics
 from jaxalign.culturespa.questions import load_prompt, render
+from jaxalign.culturespa.select import Pair
 from jaxalign.culturespa.styles import Examples, Interviews, load_texts
 from jaxalign.decode import Sampling
 from jaxalign.errors import UserError
@@ -186,6 +188,7 @@ def read_study(config: Config) -> Study:
         model_sha256=weights_sha256(folder),
     )
     _check_room(config, study)
+    _check_row_length(config, study)
     return study
 
 
@@ -243,9 +246,19 @@ def _interviews(config: Config, survey: Instrument) -> Interviews:
     if missing := [c for c in config.countries if c not in known]:
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
     interviews = Interviews(load_texts(config.texts), survey, known, config.examples, source)
-    for country in config.countries:
-        interviews.lead_in("p2p3", country, survey.items[0])
+    _check_texts(interviews, config.countries)
     return interviews
+
+
+def _check_texts(interviews: Interviews, countries: tuple[str, ...]) -> None:
+    """Render every text once, and find examples for every item: what fails later fails after
+    hours."""
+    items = interviews.survey.items
+    for country in countries:
+        for style in ("unaware", "p2p3"):  # the second needs every other text
+            interviews.conversation(style, country, items[0])
+    for item in items:
+        interviews.examples_for(item)
 
 
 def read_guard(path: Path | None) -> tuple[str, tuple[tuple[Item, int], ...]]:
@@ -267,3 +280,22 @@ def _check_room(config: Config, study: Study) -> None:
                 f"a request on {topic.name!r} has {tokens} tokens, but the model has room for "
                 f"{room}; lower --writing.max-new-tokens"
             )
+
+
+def _check_row_length(config: Config, study: Study) -> None:
+    """UserError where the survey's own questions, after which others are written, fit no row."""
+    given = config.train.row_length
+    if given is None:
+        return
+    items = study.survey.items
+    pairs = [Pair(c, item.id, item.codes[-1]) for c in config.countries for item in items]
+    longest = max(
+        len(example.tokens)
+        for style in ("p1", "p2")
+        for example in to_examples(pairs, items, study.interviews, study.tokens, style)
+    )
+    if given < longest:
+        raise UserError(
+            f"--train.row-length {given}: an example like the survey's own questions has {longest} "
+            f"tokens; give more, or leave the option out"
+        )

@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +27,7 @@ import numpy as np
 
 from jaxalign.baselines import icl_examples
 from jaxalign.errors import UserError
-from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts
+from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_text
 from jaxalign.survey.countries import country_name
 from jaxalign.survey.culture_lines import between_countries
 from jaxalign.survey.instrument import Instrument, Item
@@ -52,23 +51,15 @@ class Texts:
 def load_texts(folder: Path | None = None) -> Texts:
     """The package's texts, each replaced by `folder/NAME.jinja` where that file exists."""
     prompts = load_prompts(folder)  # refuses a folder that is not there
-    own = [_text("unaware", folder), _text("cross_culture", folder)]
-    return Texts(prompts, *own)
+    return Texts(prompts, read_text("unaware", folder), read_text("cross_culture", folder))
 
 
-def _text(name: str, folder: Path | None) -> str:
-    own = folder / f"{name}.jinja" if folder else None
-    if own is not None and own.is_file():
-        return own.read_text(encoding="utf-8")
-    return resources.files("jaxalign.prompts").joinpath(f"{name}.jinja").read_text("utf-8")
-
-
-def _system(source: str, **values: object) -> Message:
+def _system(name: str, source: str, **values: object) -> Message:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     try:
         text = environment.from_string(source).render(**values)
-    except jinja2.TemplateError as error:
-        raise UserError(f"prompt template: {error}") from None
+    except (jinja2.TemplateError, TypeError) as error:
+        raise UserError(f"prompt text {name}.jinja: {error}; mend the file") from None
     return {"role": "system", "content": text.strip()}
 
 
@@ -193,14 +184,15 @@ class Interviews:
     def _line(self, style: str, country: str) -> Message:
         """The system message."""
         if style == "unaware":
-            return _system(self.texts.unaware)
+            return _system("unaware", self.texts.unaware)
         persona = self.texts.prompts.system(country_name(country))
         if style == "p1":
             return persona
         near, far = (list(map(country_name, group)) for group in self._neighbours[country])
         return _system(
-            self.texts.cross_culture, persona=persona["content"], similar=near, different=far
-        )
+            "cross_culture", self.texts.cross_culture,
+            persona=persona["content"], similar=near, different=far,
+        )  # fmt: skip
 
     def _check_country(self, country: str) -> None:
         if country not in self.countries:
