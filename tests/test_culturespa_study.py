@@ -71,3 +71,37 @@ def test_a_row_shorter_than_a_question_is_refused(length):
     train = dataclasses.replace(Config().train, row_length=length)
     with pytest.raises(UserError, match=f"--train.row-length {length}: .* tokens; give more"):
         study(train=train)
+
+
+def survey_of(tmp_path: Path, *countries: str, items: int | None = None) -> Path:
+    """The simulated survey of some countries and items; a name after "=" stands for the country."""
+    whole = held_out_survey()
+    whole = whole.subset({item.id for item in whole.items[:items]})
+    shares = {c.split("=")[-1]: whole.distributions[c.split("=")[0]] for c in countries}
+    return write(tmp_path / "survey.json", dataclasses.replace(whole, distributions=shares))
+
+
+def test_a_survey_of_few_countries_and_items_can_run(tmp_path, capsys):
+    survey = survey_of(tmp_path, "USA", "CHN", "SWE", "POL", items=3)
+    found = study(survey=survey, countries=("USA", "CHN"))
+    said = capsys.readouterr().out
+    assert "P2 names 3 other countries instead of 6" in said
+    assert "P3 shows 2 examples before some questions instead of 5" in said
+    [p2] = found.interviews.lead_in("p2", "USA", found.survey.items[0])
+    assert all(name in p2["content"] for name in ("China", "Sweden", "Poland"))
+
+
+def test_neighbours_are_the_surveys_where_the_papers_are_too_few(tmp_path):
+    others = ("SWE", "POL", "FRA", "ITA", "ESP", "AUT", "FIN", "PRT")
+    survey = survey_of(tmp_path, *others)
+    assert study(survey=survey, countries=("SWE", "POL")).interviews.countries == others
+    assert "SWE" not in study().interviews.countries
+
+
+def test_countries_without_published_scores_have_a_name(tmp_path, capsys):
+    survey = survey_of(tmp_path, "USA", "CHN=TJK", "SWE=Kosovo")
+    found = study(survey=survey, countries=("USA", "TJK", "Kosovo"))
+    item = found.survey.items[0]
+    assert "from Tajikistan," in found.interviews.lead_in("p1", "TJK", item)[0]["content"]
+    assert "from Kosovo," in found.interviews.lead_in("p1", "Kosovo", item)[0]["content"]
+    assert "called so: Kosovo" in capsys.readouterr().out

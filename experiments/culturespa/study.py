@@ -24,7 +24,7 @@ from jaxalign.culturespa.format import to_examples
 from jaxalign.culturespa.question_topics import make_topics
 from jaxalign.culturespa.questions import load_prompt, render
 from jaxalign.culturespa.select import Pair
-from jaxalign.culturespa.styles import Examples, Interviews, load_texts
+from jaxalign.culturespa.styles import Examples, Interviews, load_texts, named
 from jaxalign.decode import Sampling
 from jaxalign.errors import UserError
 from jaxalign.llama.checkpoint import weights_sha256
@@ -43,7 +43,8 @@ from jaxalign.survey.tables import Tables, make_tables
 from jaxalign.survey.wording import check_wording
 from jaxalign.train_step import TrainConfig
 
-# The paper's 18: neighbours of a country are looked for among those that the survey has.
+# The paper's 18: neighbours of a country are looked for among those that the survey has, and among
+# all that it has where those are too few.
 CULTURES = (
     "USA", "CAN", "BOL", "BRA", "GBR", "NLD", "DEU", "UKR", "CHN", "RUS", "IND", "THA",
     "KEN", "NGA", "ETH", "ZWE", "AUS", "NZL",
@@ -236,18 +237,48 @@ def _survey(path: Path, option: str) -> Instrument:
 
 
 def _interviews(config: Config, survey: Instrument) -> Interviews:
-    pool = (*config.countries, *(c for c in CULTURES if c not in config.countries))
     source = None
     if config.examples == "leak_free":
         own = config.source is not None
         source = _survey(config.source, "--source") if own else society_values_module()
     shown = survey if source is None else source
-    known = tuple(c for c in pool if c in shown.distributions)
-    if missing := [c for c in config.countries if c not in known]:
+    if missing := [c for c in config.countries if c not in shown.distributions]:
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
+    known = _pool(config.countries, shown)
     interviews = Interviews(load_texts(config.texts), survey, known, config.examples, source)
     _check_texts(interviews, config.countries)
+    for note in _notes(interviews, config.countries):
+        print(note)
     return interviews
+
+
+def _pool(countries: tuple[str, ...], shown: Instrument) -> tuple[str, ...]:
+    """Where neighbours are looked for: the paper's cultures, as far as the survey has them; where
+    those are too few, all that it has."""
+    others = [c for c in CULTURES if c not in countries and c in shown.distributions]
+    if len(countries) + len(others) <= 2 * Interviews.neighbours:
+        others = [c for c in shown.distributions if c not in countries]
+    return (*countries, *others)
+
+
+def _notes(interviews: Interviews, countries: tuple[str, ...]) -> list[str]:
+    """What a small survey makes other than the paper has it."""
+    notes = []
+    others, wanted = len(interviews.countries) - 1, 2 * interviews.neighbours
+    if others < wanted:
+        notes.append(
+            f"P2 names {others} other countries instead of {wanted}: {interviews.shown.name!r} has "
+            "no more"
+        )
+    examples = min(len(interviews.examples_for(item)) for item in interviews.survey.items)
+    if examples < interviews.count:
+        notes.append(
+            f"P3 shows {examples} examples before some questions instead of {interviews.count}: "
+            f"{interviews.shown.name!r} has no more"
+        )
+    if unnamed := [c for c in countries if named(c) == c]:
+        notes.append(f"countries without a name in the package, called so: {' '.join(unnamed)}")
+    return notes
 
 
 def _check_texts(interviews: Interviews, countries: tuple[str, ...]) -> None:
