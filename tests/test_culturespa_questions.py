@@ -28,6 +28,7 @@ from jaxalign.errors import UserError
 from jaxalign.pocket import corpus
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.prompts import Message
+from jaxalign.records import Run
 from jaxalign.survey.instrument import Instrument, Item, from_json, load, to_json
 
 TOPICS = ("social values", "science", "trust")
@@ -340,3 +341,12 @@ def test_the_pocket_model_writes_questions_and_a_killed_run_goes_on(
     (config.out / "replies.jsonl").write_bytes(before["replies.jsonl"][:-30])
     experiment.run(dataclasses.replace(config, resume=True, batch_size=3))
     assert {name: (config.out / name).read_bytes() for name in files} == before
+
+
+def test_a_setting_changed_since_is_named_as_its_option(tmp_path):
+    """--per-topic, not the name of the group that it is kept in."""
+    first = experiment.Config(out=tmp_path / "run")
+    Run.create(first.out, first, {}).close()
+    other = dataclasses.replace(first, writing=dataclasses.replace(first.writing, per_topic=3))
+    with pytest.raises(UserError, match=": --per-topic was 20 and is 3 now"):
+        Run.create(first.out, other, {}, resume=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import score_replies
 from experiments.culturespa.study import Config, Study, read_study
 from jaxalign.errors import UserError
 from jaxalign.pocket.society import held_out_survey, society_values_module
@@ -105,3 +106,39 @@ def test_countries_without_published_scores_have_a_name(tmp_path, capsys):
     assert "from Tajikistan," in found.interviews.lead_in("p1", "TJK", item)[0]["content"]
     assert "from Kosovo," in found.interviews.lead_in("p1", "Kosovo", item)[0]["content"]
     assert "called so: Kosovo" in capsys.readouterr().out
+
+
+def own_csv(folder: Path, countries: tuple[str, ...]) -> dict[str, Path]:
+    """A survey of three items as CSV, and how countries answered it as another."""
+    rows = [f"q{i},Is made-up thing {i} right?,1=no|2=perhaps|3=yes,things" for i in range(3)]
+    (folder / "own.csv").write_text("\n".join(["id,text,options,topic", *rows]) + "\n", "utf-8")
+    shares = [
+        f"{c},q{i},{code},{share}"
+        for n, c in enumerate(countries)
+        for i in range(3)
+        for code, share in ((1 + (n + i) % 3, 0.7), (1 + (n + i + 1) % 3, 0.3))
+    ]
+    text = "\n".join(["country,item,code,share", *shares]) + "\n"
+    (folder / "shares.csv").write_text(text, "utf-8")
+    return {"survey": folder / "own.csv", "distributions": folder / "shares.csv"}
+
+
+def test_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
+    files = own_csv(tmp_path, ("USA", "CHN", "NGA"))
+    found = study(**files, countries=("USA", "CHN"))
+    assert set(found.survey.distributions) == {"USA", "CHN", "NGA"}
+    targets = score_replies.read_targets(files["survey"], files["distributions"])
+    assert targets.instrument.distributions == found.survey.distributions
+    for refuse in (lambda: study(survey=files["survey"]),
+                   lambda: score_replies.read_targets(files["survey"])):  # fmt: skip
+        with pytest.raises(UserError, match=r"own\.csv: it does not say .* --distributions"):
+            refuse()
+
+
+def test_shares_that_nothing_reads_are_refused(tmp_path):
+    files = own_csv(tmp_path, ("USA", "CHN"))
+    with pytest.raises(UserError, match=r"--distributions .*shares\.csv: goes with a --survey"):
+        study(distributions=files["distributions"])
+    json_file = survey_of(tmp_path, "USA", "CHN")
+    with pytest.raises(UserError, match=r"--distributions .*shares\.csv: .* is own-json"):
+        study(survey=json_file, distributions=files["distributions"], countries=("USA", "CHN"))

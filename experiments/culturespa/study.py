@@ -37,7 +37,7 @@ from jaxalign.pocket.general import general_questions
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.records import may_change
 from jaxalign.survey.instrument import Instrument, Item
-from jaxalign.survey.readers import read_survey
+from jaxalign.survey.readers import read_with_shares
 from jaxalign.survey.readers.multiple_choice import read_multiple_choice
 from jaxalign.survey.tables import Tables, make_tables
 from jaxalign.survey.wording import check_wording
@@ -67,6 +67,8 @@ class Config:
     survey: Path | None = None
     """Survey with topics and countries' answers: its questions are the seeds, and it is the test;
     default: the simulated society's."""
+    distributions: Path | None = None
+    """Of a --survey in a CSV of your own: the CSV with country, item, code and share."""
     countries: tuple[str, ...] = ("USA", "BRA", "DEU", "CHN", "IND", "NGA")
     """ISO 3166 alpha-3 codes."""
     per_topic: int = 12
@@ -170,7 +172,9 @@ def read_study(config: Config) -> Study:
     llama = read_config(folder, dtype)
     tokens = Tokens.load(folder)
     check_vocabulary(tokens, llama)
-    survey = held_out_survey() if config.survey is None else _survey(config.survey, "--survey")
+    survey = held_out_survey()
+    if config.survey is not None:
+        survey = _survey(config.survey, "--survey", config.distributions)
     tables = make_tables(survey, config.countries)
     guard_name, guard = read_guard(config.guard)
     mesh, choice = mesh_here(llama, None, model=config.model_parallel)
@@ -211,6 +215,8 @@ def _check(config: Config) -> None:
         raise UserError(f"--countries {' '.join(config.countries)}: give two or more, each once")
     if config.train.method != "lora":
         raise UserError("--train.method full: this experiment trains adapters side by side")
+    if config.distributions is not None and config.survey is None:
+        raise UserError(f"--distributions {config.distributions}: goes with a --survey of your own")
     _check_source(config)
 
 
@@ -228,10 +234,13 @@ def _check_source(config: Config) -> None:
         )
 
 
-def _survey(path: Path, option: str) -> Instrument:
-    survey = read_survey(path)
+def _survey(path: Path, option: str, distributions: Path | None = None) -> Instrument:
+    survey = read_with_shares(path, distributions)
     if not isinstance(survey, Instrument) or not survey.distributions:
-        raise UserError(f"{option} {path}: it does not say how any country answered")
+        raise UserError(
+            f"{option} {path}: it does not say how any country answered; give a survey that does, "
+            "or with a --survey in a CSV of your own --distributions"
+        )
     check_wording(survey, f"{option} {path}")
     return survey
 
