@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
+import tyro
 
+import experiments.culturespa.__main__ as culturespa
 from experiments import score_replies
-from experiments.culturespa.study import Config, Study, read_study
+from experiments.culturespa.study import CULTURES, Config, Study, read_study
 from jaxalign.errors import UserError
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.survey.instrument import Instrument, to_json
+from jaxalign.train_step import TrainConfig
 
 
 def write(path: Path, survey: Instrument) -> Path:
@@ -142,3 +145,20 @@ def test_shares_that_nothing_reads_are_refused(tmp_path):
     json_file = survey_of(tmp_path, "USA", "CHN")
     with pytest.raises(UserError, match=r"--distributions .*shares\.csv: .* is own-json"):
         study(survey=json_file, distributions=files["distributions"], countries=("USA", "CHN"))
+
+
+def command_for_8b(text: str) -> list[str]:
+    """The words of the command that names a model, up to the line without a backslash."""
+    lines = text[text.index("python -m experiments.culturespa --model") :].splitlines()
+    last = next(i for i, line in enumerate(lines) if not line.endswith("\\"))
+    return " ".join(line.rstrip("\\").strip() for line in lines[: last + 1]).split()
+
+
+def test_the_readmes_command_for_8b_is_the_modules_and_undoes_the_pockets_settings():
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    command = command_for_8b(readme)
+    assert command == command_for_8b(culturespa.__doc__)
+    config = tyro.cli(Config, args=command[3:])
+    assert config.countries == CULTURES
+    assert config.train == TrainConfig(tokens_per_pass=config.train.tokens_per_pass)  # the paper's
+    assert config.end_of_turn

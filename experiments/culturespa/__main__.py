@@ -2,7 +2,7 @@
 
     python -m experiments.culturespa                                 # the pocket Llama
     python -m experiments.culturespa --model /path/to/Meta-Llama-3-8B-Instruct \\
-        --survey culturespa_data/ --per-topic 1000 --seeds 1 --reading sampled \\
+        --survey culturespa_data/ --per-topic 1000 --seeds 1 --reading sampled --end-of-turn \\
         --train.batch 128 --train.learning-rate 1e-4 --train.remat --train.no-unroll \\
         --countries USA CAN BOL BRA GBR NLD DEU UKR CHN RUS IND THA KEN NGA ETH ZWE AUS NZL
 
