@@ -21,10 +21,11 @@ from typing import Literal
 import jax
 
 from jaxalign.culturespa.format import to_examples
-from jaxalign.culturespa.question_topics import make_topics
-from jaxalign.culturespa.questions import load_prompt, render
+from jaxalign.culturespa.question_topics import Writing
+from jaxalign.culturespa.questions import load_prompt
 from jaxalign.culturespa.select import Pair
 from jaxalign.culturespa.styles import Examples, Interviews, load_texts, named
+from jaxalign.culturespa.writer import check_room
 from jaxalign.decode import Sampling
 from jaxalign.errors import UserError
 from jaxalign.llama.checkpoint import weights_sha256
@@ -192,7 +193,10 @@ def read_study(config: Config) -> Study:
         mesh=mesh,
         model_sha256=weights_sha256(folder),
     )
-    _check_room(config, study)
+    check_room(
+        survey, study.prompt, Writing().examples, llama, tokens, config.writing,
+        "give fewer --writing.max-new-tokens",
+    )  # fmt: skip
     _check_row_length(config, study)
     return study
 
@@ -307,19 +311,6 @@ def read_guard(path: Path | None) -> tuple[str, tuple[tuple[Item, int], ...]]:
         return "pocket tasks", tuple(general_questions(GUARD_QUESTIONS, seed=1))
     test = read_multiple_choice(path)
     return f"{test.name} {test.sha256}", tuple(zip(test.items, test.answers, strict=True))
-
-
-def _check_room(config: Config, study: Study) -> None:
-    """UserError where not even a first request for a question fits the model."""
-    room = study.llama.max_position_embeddings - config.writing.max_new_tokens
-    for topic in make_topics(study.survey):
-        content = render(study.prompt, topic.name, topic.seeds[:5])
-        tokens = len(study.tokens.encode_chat([{"role": "user", "content": content}]))
-        if tokens > room:
-            raise UserError(
-                f"a request on {topic.name!r} has {tokens} tokens, but the model has room for "
-                f"{room}; lower --writing.max-new-tokens"
-            )
 
 
 def _check_row_length(config: Config, study: Study) -> None:
