@@ -30,7 +30,7 @@ from jaxalign.survey.analysis import analyse
 from jaxalign.survey.answers import Answers, Numbering, ReaderName, read_answers
 from jaxalign.survey.culture_lines import LINES
 from jaxalign.survey.instrument import Instrument
-from jaxalign.survey.readers import read_survey
+from jaxalign.survey.readers import read_with_shares
 from jaxalign.survey.replies import Mode, Replies, read_replies
 
 
@@ -43,6 +43,8 @@ class Config:
     World Values Survey, GlobalOpinionQA)."""
     replies: tuple[Path, ...]
     """Files of replies; several of one country and mode are runs."""
+    distributions: Path | None = None
+    """Of a survey in a CSV of your own: the CSV with country, item, code and share."""
     reader: ReaderName = "first_integer"
     """first_integer: as published, wherever it stands; strict: the reply must be the number."""
     numbering: Numbering = "codes"
@@ -68,7 +70,7 @@ def score_replies(config: Config) -> None:
     _check(config)
     out = config.out or Path("runs") / time.strftime("score_replies-%Y%m%d-%H%M%S")
     check(out, config)
-    survey = read_targets(config.survey)
+    survey = read_targets(config.survey, config.distributions)
     aware, unaware = read_files(config, survey)
     print(f"{survey.name}: {len(survey.items)} items")
     result = analyse(survey, aware, unaware, resamples=config.resamples, seed=config.seed)
@@ -92,11 +94,14 @@ def _check(config: Config) -> None:
         raise UserError(f"--replies: {sorted(repeated)[0]} is named twice")
 
 
-def read_targets(path: Path) -> Instrument:
+def read_targets(path: Path, distributions: Path | None = None) -> Instrument:
     """Whatever survey is in `path`. Raises UserError where no country's answers are."""
-    instrument = read_survey(path)
+    instrument = read_with_shares(path, distributions)
     if not isinstance(instrument, Instrument) or not instrument.distributions:
-        raise UserError(f"--survey {path}: it does not say how any country answered")
+        raise UserError(
+            f"--survey {path}: it does not say how any country answered; give a survey that does, "
+            "or with a CSV of your own --distributions"
+        )
     return instrument
 
 

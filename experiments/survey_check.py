@@ -23,6 +23,7 @@ from jaxalign.errors import UserError
 from jaxalign.survey.instrument import Instrument
 from jaxalign.survey.readers import ChoiceTest, Format, read_survey, recognise
 from jaxalign.survey.readers.own import Problem, check_csv, check_json
+from jaxalign.survey.wording import wordless
 
 _MOST_SHOWN = 50
 _PLURAL = {"topic": "topics", "country": "countries"}
@@ -84,6 +85,16 @@ def summary(format: str, survey: Instrument | ChoiceTest) -> str:
         f"{survey.name} ({format}): {kind}; {options[0]} to {options[-1]} options; "
         f"{_listed('topic', {item.topic for item in survey.items if item.topic})}; "
         f"{_listed('country', places)}; sha256 {survey.sha256}. Nothing is wrong with it."
+        f"{_note(survey)}"
+    )
+
+
+def _note(survey: Instrument | ChoiceTest) -> str:
+    if not isinstance(survey, Instrument) or not (ids := wordless(survey)):
+        return ""
+    return (
+        f" But {len(ids)} of its items have no wording: replies can be scored against it "
+        "(experiments.score_replies), no model can be asked."
     )
 
 

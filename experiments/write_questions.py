@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,16 +26,15 @@ import tyro
 from jaxalign.console import Progress, main, print_table
 from jaxalign.culturespa.filters import Count, apply_filters
 from jaxalign.culturespa.parsing import from_item
-from jaxalign.culturespa.question_topics import Writing, make_topics
+from jaxalign.culturespa.question_topics import Writing
 from jaxalign.culturespa.questions import (
     QuestionSet,
-    Writer,
     load_prompt,
     make_instrument,
-    render,
     write_questions,
 )
-from jaxalign.decode import Sampling, generate
+from jaxalign.culturespa.writer import check_room, make_writer
+from jaxalign.decode import Sampling
 from jaxalign.errors import UserError
 from jaxalign.llama.checkpoint import load_checkpoint, weights_sha256
 from jaxalign.llama.config import LlamaConfig, read_config
@@ -43,10 +42,10 @@ from jaxalign.llama.tokens import Tokens, check_vocabulary
 from jaxalign.llama.weights import Params
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.society import held_out_survey
-from jaxalign.prompts import Message
 from jaxalign.records import Run, check, may_change
 from jaxalign.survey.instrument import Instrument, to_json
 from jaxalign.survey.readers import read_survey
+from jaxalign.survey.wording import check_wording
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,26 +131,16 @@ def read_study(config: Config) -> Study:
     survey = held_out_survey() if config.survey is None else read_survey(config.survey)
     if not isinstance(survey, Instrument):
         raise UserError(f"--survey {config.survey}: a test with right answers; give a survey")
+    check_wording(survey, f"--survey {config.survey}")
     llama = read_config(folder, dtype)
     tokens = Tokens.load(folder)
     check_vocabulary(tokens, llama)
     study = Study(folder, llama, tokens, survey, load_prompt(config.prompt))
-    _check_room(config, study)
+    check_room(
+        survey, study.prompt, config.writing.examples, llama, tokens, config.sampling,
+        "give fewer --examples or --max-new-tokens",
+    )  # fmt: skip
     return study
-
-
-def _check_room(config: Config, study: Study) -> None:
-    """UserError where not even a first request fits the model."""
-    room = study.llama.max_position_embeddings - config.sampling.max_new_tokens
-    for topic in make_topics(study.survey):
-        content = render(study.prompt, topic.name, topic.seeds[: config.writing.examples])
-        tokens = len(study.tokens.encode_chat([{"role": "user", "content": content}]))
-        if tokens > room:
-            raise UserError(
-                f"a request on {topic.name!r} has {tokens} tokens and --max-new-tokens is "
-                f"{config.sampling.max_new_tokens}, but the model sees "
-                f"{study.llama.max_position_embeddings}; give fewer --examples or tokens"
-            )
 
 
 def ask(config: Config, study: Study, params: Params, topics: int) -> QuestionSet:
@@ -173,42 +162,21 @@ def ask(config: Config, study: Study, params: Params, topics: int) -> QuestionSe
     with progress:
         return write_questions(
             study.survey,
-            make_writer(config, study, params, replied),
+            make_writer(
+                study.llama,
+                params,
+                study.tokens,
+                config.sampling,
+                config.writing.seed,
+                config.batch_size,
+                on_batch=replied,
+            ),
             study.prompt,
             config.writing,
             config.out / "replies.jsonl",
             save_every=4 * config.batch_size,
             on_save=saved,
         )
-
-
-def make_writer(
-    config: Config, study: Study, params: Params, on_batch: Callable[[int], None] | None = None
-) -> Writer:
-    """Replies of the model; None to a conversation that it has no room for. on_batch: called with
-    the number of replies since the last ones were saved."""
-    room = study.llama.max_position_embeddings - config.sampling.max_new_tokens
-
-    def write(conversations: list[list[Message]], ids: list[int]) -> list[str | None]:
-        prompts = [study.tokens.encode_chat(messages) for messages in conversations]
-        fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
-        replies: list[str | None] = [None] * len(prompts)
-        tokens = generate(
-            study.llama,
-            params,
-            [prompts[i] for i in fits],
-            config.sampling,
-            study.tokens.stop_ids,
-            config.writing.seed,
-            [ids[i] for i in fits],
-            config.batch_size,
-            on_batch=on_batch,
-        )
-        for i, reply in zip(fits, tokens, strict=True):
-            replies[i] = study.tokens.decode(reply)
-        return replies
-
-    return write
 
 
 def make_result(found: QuestionSet, counts: Mapping[str, Count]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from experiments import write_questions as experiment
+from jaxalign.culturespa import writer
 from jaxalign.culturespa.parsing import Written, from_item
 from jaxalign.culturespa.question_topics import Writing, make_topics
 from jaxalign.culturespa.questions import (
@@ -28,6 +29,7 @@ from jaxalign.errors import UserError
 from jaxalign.pocket import corpus
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.prompts import Message
+from jaxalign.records import Run
 from jaxalign.survey.instrument import Instrument, Item, from_json, load, to_json
 
 TOPICS = ("social values", "science", "trust")
@@ -340,3 +342,32 @@ def test_the_pocket_model_writes_questions_and_a_killed_run_goes_on(
     (config.out / "replies.jsonl").write_bytes(before["replies.jsonl"][:-30])
     experiment.run(dataclasses.replace(config, resume=True, batch_size=3))
     assert {name: (config.out / name).read_bytes() for name in files} == before
+
+
+def test_a_setting_changed_since_is_named_as_its_option(tmp_path):
+    """--per-topic, not the name of the group that it is kept in."""
+    first = experiment.Config(out=tmp_path / "run")
+    Run.create(first.out, first, {}).close()
+    other = dataclasses.replace(first, writing=dataclasses.replace(first.writing, per_topic=3))
+    with pytest.raises(UserError, match=": --per-topic was 20 and is 3 now"):
+        Run.create(first.out, other, {}, resume=True)
+
+
+def test_a_writer_fills_its_batches_and_skips_what_has_no_room(monkeypatch):
+    """Every number of rows is another program; a copy is no further reply."""
+    study = experiment.read_study(experiment.Config())
+    rows, done = [], []
+
+    def generate(llama, params, prompts, sampling, stop, seed, ids, batch_size, mesh, on_batch):
+        rows.append(len(prompts))
+        on_batch(len(prompts))
+        return [study.tokens.encode(str(n)) for n in ids]
+
+    monkeypatch.setattr(writer, "generate", generate)
+    write = writer.make_writer(
+        study.llama, {}, study.tokens, Sampling(max_new_tokens=8), 0, 4, on_batch=done.append
+    )
+    said = [[{"role": "user", "content": text}] for text in ("one", "word " * 5000, "two", "three")]
+    assert write(said, [5, 6, 7, 8]) == ["5", None, "7", "8"]
+    assert rows == [4]
+    assert done == [3]

@@ -86,9 +86,13 @@ if DATA:
             assert sorted(points[c] for c in far) == ranked[:3]
 
 
-def test_neighbours_need_enough_countries():
-    with pytest.raises(UserError, match=r"need 6 others .* there are 2"):
-        similar_and_different(SURVEY, "USA", ("USA", "CHN", "BRA"))
+def test_few_countries_are_shared_between_near_and_far():
+    assert similar_and_different(SURVEY, "USA", ("USA", "CHN", "BRA")) == (("BRA",), ("CHN",))
+    assert similar_and_different(SURVEY, "USA", ("USA", "CHN")) == (("CHN",), ())
+    [p2] = dataclasses.replace(PAPER, countries=("USA", "CHN")).lead_in(
+        "p2", "USA", SURVEY.items[0]
+    )
+    assert p2["content"].endswith("Cultures similar to yours: China.")
     with pytest.raises(UserError, match="ATL"):
         similar_and_different(SURVEY, "USA", ("USA", "ATL", "BRA"), count=1)
 
@@ -187,8 +191,8 @@ def test_bad_input_is_named():
         PAPER.lead_in("p4", "USA", item)
     with pytest.raises(UserError, match="'FRA' is not among"):
         PAPER.lead_in("p1", "FRA", item)
-    with pytest.raises(UserError, match="not 90; show fewer"):
-        dataclasses.replace(PAPER, count=90).examples_for(item)
+    with pytest.raises(UserError, match=r"no question .* may be shown before it"):
+        dataclasses.replace(PAPER, survey=SURVEY.subset({item.id})).examples_for(item)
     with pytest.raises(UserError, match="examples='some'"):
         dataclasses.replace(PAPER, examples="some")
 

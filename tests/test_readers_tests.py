@@ -144,7 +144,7 @@ def test_opinions(tmp_path: Path) -> None:
 def test_questions_that_disagree_are_refused_or_left_out(tmp_path: Path) -> None:
     rows = [*OPINIONS, ["More?", selections(Chile=[0.3, 0.7]), "['a', 'b', 'c']", "WVS"]]
     path = write(tmp_path, "opinions.csv", table(rows))
-    message = "row 4, column 'selections': 2 shares of Chile for 3 options; .*skip_disagreeing"
+    message = "row 4, column 'selections': 2 shares of Chile for 3 options; mend the row"
     with pytest.raises(UserError, match=message):
         read_opinion_qa(path)
     assert [item.id for item in read_opinion_qa(path, skip_disagreeing=True).items] == ["q1", "q2"]

@@ -2,7 +2,7 @@
 
     python -m experiments.culturespa                                 # the pocket Llama
     python -m experiments.culturespa --model /path/to/Meta-Llama-3-8B-Instruct \\
-        --survey culturespa_data/ --per-topic 1000 --seeds 1 --reading sampled \\
+        --survey culturespa_data/ --per-topic 1000 --seeds 1 --reading sampled --end-of-turn \\
         --train.batch 128 --train.learning-rate 1e-4 --train.remat --train.no-unroll \\
         --countries USA CAN BOL BRA GBR NLD DEU UKR CHN RUS IND THA KEN NGA ETH ZWE AUS NZL
 
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from experiments.culturespa.ask import Replies, ask, part, plan
-from experiments.culturespa.measure import PROMPTED, SPECIFIC, prompted_answers, tuned_answers
+from experiments.culturespa.measure import PROMPTED, SPECIFIC, Measured, measure
 from experiments.culturespa.pairs import (
     TRAINED,
     by_country,
@@ -70,9 +70,8 @@ def run_culturespa(config: Config) -> None:
             selected[seed] = describe(config, questions[seed], by_seed[seed], some)
             write_selected(study, questions[seed], some, run, seed_folder(out, seed).name)
         adapters = fine_tune(config, study, params, run, questions, chosen)
-        answers = prompted_answers(config, survey)
-        tuned, right = tuned_answers(config, study, params, run, adapters, answers["p1"])
-        finish(config, study, run, answers | tuned, right, written, selected)
+        measured = measure(config, study, params, run, adapters, survey)
+        finish(config, study, run, measured, written, selected)
 
 
 def _directory(config: Config) -> Path:
@@ -89,20 +88,26 @@ def answer(
     params: Params,
     run: Run,
     questions: Mapping[int, Instrument],
-) -> tuple[dict[str, Replies], dict[int, dict[str, Replies]]]:
-    """Step 2: the survey in every style, and each seed's questions in those that are trained on."""
+) -> tuple[list[dict[str, Replies]], dict[int, dict[str, Replies]]]:
+    """Step 2: the survey in every style, once for each seed whose luck enters; and each seed's
+    questions in the styles that are trained on."""
     print("2 answer: the survey in every style")
     asking = plan(study, PROMPTED, config.countries, study.survey.items)
-    survey = ask(config, study, params, asking, run.out, "base", config.quiet)
+    survey = [
+        ask(config, study, params, asking, run.out, "base", config.quiet, group[0])
+        for group in config.seed_groups
+    ]
     print("2 answer: the written questions")
-    items = [item for some in questions.values() for item in some.items]
-    asking = plan(study, ("unaware", "p1", "p2"), config.countries, items)
-    replies = ask(config, study, params, asking, run.out, "base", config.quiet)
-    found, at = {}, 0
-    for seed, some in questions.items():
-        here = slice(at, at + len(some.items))
-        found[seed] = {style: part(replies[style], here) for style in replies}
-        at = here.stop
+    found = {}
+    for group in config.seed_groups:
+        items = [item for seed in group for item in questions[seed].items]
+        asking = plan(study, ("unaware", "p1", "p2"), config.countries, items)
+        replies = ask(config, study, params, asking, run.out, "base", config.quiet, group[0])
+        at = 0
+        for seed in group:
+            here = slice(at, at + len(questions[seed].items))
+            found[seed] = {style: part(replies[style], here) for style in replies}
+            at = here.stop
     return survey, found
 
 
@@ -131,14 +136,13 @@ def finish(
     config: Config,
     study: Study,
     run: Run,
-    answers: Mapping[str, np.ndarray],
-    right: Mapping[str, list[float]],
+    measured: Measured,
     written: Mapping[int, Mapping[str, Any]],
     selected: Mapping[int, Mapping[str, Any]],
 ) -> None:
     """`answers.json`, `result.json`, the plots, the report, and the tables on the screen."""
-    result = make_result(config, study, answers, right, written, selected, study.facts())
-    run.write("answers.json", _plain_answers(config, study, answers))
+    result = make_result(config, study, measured, written, selected, study.facts())
+    run.write("answers.json", _plain_answers(config, study, measured.answers))
     run.write("result.json", result)
     if run.writes:
         write_plots(run.out, result)

@@ -14,6 +14,8 @@ import numpy as np
 
 from experiments.culturespa.study import Config, Study
 from jaxalign.culturespa.answers import (
+    OUT_OF_RANGE,
+    UNREADABLE,
     Answered,
     answer_exact,
     answer_sampled,
@@ -41,6 +43,15 @@ class Replies:
         """float32, NaN without an answer."""
         return np.where(self.position_NxCxQ < 0, np.nan, self.position_NxCxQ).astype(np.float32)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Replies, and those of them without an answer: no number, or one that no option has."""
+        return {
+            "replies": self.position_NxCxQ.size,
+            "unreadable": int((self.position_NxCxQ == UNREADABLE).sum()),
+            "out_of_range": int((self.position_NxCxQ == OUT_OF_RANGE).sum()),
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Asking:
@@ -61,9 +72,17 @@ def plan(
 
 
 def ask(
-    config: Config, study: Study, params: Params, asking: Asking, out: Path, model: str, quiet: bool
+    config: Config,
+    study: Study,
+    params: Params,
+    asking: Asking,
+    out: Path,
+    model: str,
+    quiet: bool,
+    seed: int,
 ) -> dict[Style, Replies]:
-    """Replies by style, of the model `model` ("base" or an adapter's name) with these weights."""
+    """Replies by style, of the model `model` ("base" or an adapter's name) with these weights.
+    seed: of sampled replies; exact answers do not depend on it."""
     shape = (len(asking.conversations) // len(asking.items), len(asking.items))
     key = f"{study.model_sha256} {model} {settings_of(config, fixed_only=True)}"
     folder = out / "answers"
@@ -76,8 +95,8 @@ def ask(
         position_NxPxQ = answered.most_likely_CxQ[None]
     else:
         position = answer_sampled(
-            _reply(config, study, params), study.tokens, asking.conversations, asking.items,
-            runs=config.runs, key=key, folder=folder, quiet=quiet,
+            _reply(config, study, params, seed), study.tokens, asking.conversations, asking.items,
+            runs=config.runs, key=f"{key} seed {seed}", folder=folder, quiet=quiet,
         ).reshape(*shape, config.runs)  # fmt: skip
         answered = from_runs(position, asking.items)
         position_NxPxQ = np.moveaxis(position, -1, 0)
@@ -89,11 +108,11 @@ def ask(
     return found
 
 
-def _reply(config: Config, study: Study, params: Params):
+def _reply(config: Config, study: Study, params: Params, seed: int):
     def reply(prompts: list[list[int]], ids: list[int]) -> list[list[int]]:
         return generate(
             study.llama, params, prompts, config.answering, study.tokens.stop_ids,
-            config.first_seed, ids, config.batch_size, mesh=study.mesh,
+            seed, ids, config.batch_size, mesh=study.mesh,
         )  # fmt: skip
 
     return reply

@@ -38,6 +38,12 @@ class Finished:
     def countries(self) -> tuple[str, ...]:
         return tuple(self.result["settings"]["countries"])
 
+    @property
+    def untrained(self) -> frozenset[str]:
+        """Methods all of whose models are the model as it came."""
+        found = self.result.get("untrained", {})
+        return frozenset(name for name, models in found.items() if models["all"])
+
     def answers(self) -> dict[str, np.ndarray]:
         """Positions of options, float32 [seeds, runs, C, Q] by method; NaN for no answer."""
         methods = _json(self.out / "answers.json")["methods"]

@@ -49,6 +49,8 @@ def run(config: FractionsConfig) -> None:
     if not shares or not all(0 < share < 1 for share in shares):
         raise UserError(f"--fractions {shares}: more than 0 and less than 1 each")
     finished = read_finished(config.run)
+    if "joint" in finished.untrained:
+        raise UserError(f"{config.run}: its joint model was not trained; there are no data to part")
     settings, study = read_config(finished)
     settings = with_out(settings, finished.out, config.quiet)
     chosen = {

@@ -79,7 +79,7 @@ def _record(
     """A country without a model of its own counts as the model before."""
     before = right_Q["base", 0]
     values = {"before": [float(before.mean())]}
-    for method in TUNED:
+    for method in (m for m in TUNED if m not in finished.untrained):
         names = [SPECIFIC + c for c in finished.countries] if method == "specific" else [method]
         values[method] = [
             float(np.mean([right_Q.get((name, seed), before).mean() for name in names]))

@@ -52,7 +52,7 @@ def matrices(finished: Finished) -> dict[str, Any]:
     human_CxC = 100 * between_countries(study.tables)
     answers = finished.answers()
     methods = {}
-    for name in SHOWN:
+    for name in (m for m in SHOWN if m not in finished.untrained):
         each_RxCxC = np.stack([
             100 * alignment(a[0][:, None], a[0][None], study.tables) for a in answers[name]
         ])  # fmt: skip

@@ -43,7 +43,8 @@ def with_p1(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def draw_methods(axes: Axes, result: Mapping[str, Any]) -> None:
     """A row per method, and the lines that need no model."""
-    _rows(axes, [METHODS[n] for n in METHODS], [result["methods"][n] for n in METHODS])
+    shown = result["methods"]
+    _rows(axes, [METHODS[name] for name in shown], list(shown.values()))
     for name, (words, style, colour) in SHOWN_LINES.items():
         if (mean := result["lines"][name]["mean"]) is not None:
             axes.axvline(mean, label=words, linestyle=style, color=colour)

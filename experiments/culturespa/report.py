@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.culturespa.plots import SHOWN_LINES, draw_methods, draw_strategies, with_p1
-from experiments.culturespa.result import METHODS, SELECTION
+from experiments.culturespa.result import (
+    METHODS,
+    REPLIES,
+    SELECTION,
+    pair_count,
+    reply_rows,
+    untrained_words,
+)
 from jaxalign.report.common import provenance
 from jaxalign.report.document import (
     Cell,
@@ -63,6 +70,7 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
             _selection(result, out),
             section("Guard: what fine-tuning may not break", _guard(result["guard"])),
             section("Questions", _questions(result["questions"])),
+            *_replies(result),
             section("What these scores do not prove", Listing(_LIMITS)),
             provenance(result),
         ),
@@ -93,6 +101,7 @@ def statements(result: Mapping[str, Any]) -> tuple[str, ...]:
         found.append(
             f"Guard, {method}: {change['mean']:+.2f} points, {within} {result['guard']['limit']:g}."
         )
+    found += untrained_words(result)
     if leaky := result["survey"]["leaky"]:
         found.append(
             f"{', '.join(leaky)} read answers of the very survey they are tested on, as published; "
@@ -116,6 +125,7 @@ def _methods(result: Mapping[str, Any], out: Path) -> Section:
             _over_seeds(result["methods"][name]),
         )
         for name, words in METHODS.items()
+        if name in result["methods"]
     )
     table = Table(
         "Score by method; intervals over questions, and over seeds", 
@@ -155,10 +165,12 @@ def _differences(result: Mapping[str, Any]) -> Table:
 
 def _selection(result: Mapping[str, Any], out: Path) -> Section:
     rows = tuple(
-        (name.upper(), _estimate(result["selection"][name]), _over_seeds(result["selection"][name]))
-        for name in SELECTION
+        (name.upper(), pair_count(result, method), _estimate(found), _over_seeds(found))
+        for name, method in SELECTION.items()
+        if (found := result["selection"].get(name))
     )
-    table = Table("Joint model by selection", ("Selection", "Questions", "Seeds"), rows, digits=2)
+    columns = ("Selection", "Pairs", "Questions", "Seeds")
+    table = Table("Joint model by selection", columns, rows, digits=2)
     draw = functools.partial(draw_strategies, records=with_p1(result))
     picture = Panel("", draw, (7.2, 2.8), wide=True)
     figure = Figure(
@@ -177,6 +189,15 @@ def _guard(guard: Mapping[str, Any]) -> Table:
     )  # fmt: skip
     columns = ("Model", "Before, %", "After, %", "Change, points")
     return Table(f"{guard['questions']} questions", columns, rows, digits=2, signed=columns[3:])
+
+
+def _replies(result: Mapping[str, Any]) -> tuple[Section, ...]:
+    """Where replies were drawn: how many of them are no answer."""
+    rows = tuple(reply_rows(result))
+    if not rows:
+        return ()
+    columns = ("Method", *REPLIES.values())
+    return (section("Replies", Table("Replies without an answer", columns, rows)),)
 
 
 def _questions(questions: Mapping[str, Any]) -> Table:

@@ -9,6 +9,9 @@
     differences.joint_minus_p1    value, interval, seed_interval, by_seed, verdict: paired, over
                                   the items that both answered in every run of a seed
     guard                         accuracies in percent before and after, differences in points
+    untrained.joint.models, .all  models that are as they came, as nothing was selected for them or
+                                  no step was taken; a method with no others is in no table
+    replies.p1                    replies, unreadable, out_of_range: where replies are sampled
     questions                     asked_for, parsed, removed by each filter, left, by seed
     selected                      pairs by country and seed, share changed, sampling noise
     lines                         the score of answers that need no model
@@ -29,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.culturespa.measure import Measured
 from experiments.culturespa.study import Config, Study
 from jaxalign.console import print_table
 from jaxalign.culturespa.measure import Spread, drawn_scores, question_draws, spread
@@ -53,29 +57,37 @@ DIFFERENCES = (
     ("p1", "unaware"), ("joint", "p1"), ("specific", "p1"), ("cct", "p2"), ("joint", "rds"),
     ("rds", "cds"), ("cds", "p1"),
 )  # fmt: skip
+REPLIES = {"replies": "replies", "unreadable": "no number", "out_of_range": "no such option"}
 GUARD_POINTS = 1.0  # how much accuracy fine-tuning may change
 
 
 def make_result(
     config: Config,
     study: Study,
-    answers: Mapping[str, np.ndarray],
-    right: Mapping[str, list[float]],
+    measured: Measured,
     written: Mapping[int, Mapping[str, Any]],
     selected: Mapping[int, Mapping[str, Any]],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All of `result.json`. `answers[method]` are positions [seeds, runs, C, Q]."""
+    """All of `result.json`."""
+    same = {name for name, models in measured.untrained.items() if models["all"]}
+    answers = {name: a for name, a in measured.answers.items() if name not in same}
+    right = {name: values for name, values in measured.right.items() if name not in same}
     draws = question_draws(len(study.survey.items), config.resamples, config.first_seed)
-    scores = {name: _scores(a, study, draws) for name, a in answers.items()}
-    methods = {name: method_record(config, scores[name]) for name in METHODS}
+    scores = {name: run_scores(a, study, draws) for name, a in answers.items()}
+    methods = {name: method_record(config, scores[name]) for name in METHODS if name in scores}
     return {
         "methods": methods,
-        "selection": {n: method_record(config, scores[m]) for n, m in SELECTION.items()},
+        "selection": {
+            n: method_record(config, scores[m]) for n, m in SELECTION.items() if m in scores
+        },
         "differences": {
             f"{a}_minus_{b}": difference(*paired(answers[a], answers[b], study, draws))
             for a, b in DIFFERENCES
+            if a in scores and b in scores
         },
+        "untrained": measured.untrained,
+        "replies": measured.counts if config.reading == "sampled" else {},
         "guard": guard_record(right, study.guard_name, len(study.guard)),
         "questions": _questions(written),
         "selected": {f"seed{seed}": entry for seed, entry in selected.items()},
@@ -96,7 +108,7 @@ def make_result(
     }
 
 
-def _scores(answers_RxNxCxQ: np.ndarray, study: Study, draws: np.ndarray) -> np.ndarray:
+def run_scores(answers_RxNxCxQ: np.ndarray, study: Study, draws: np.ndarray) -> np.ndarray:
     """Scores in points [1 + resamples, seeds, C], mean over runs."""
     by_run = [
         drawn_scores(answers_RxNxCxQ[:, n], study.tables, draws)
@@ -114,7 +126,7 @@ def paired(
     both = ~(left_out[0] | left_out[1])
     if not both.all():
         a_RxNxCxQ, b_RxNxCxQ = (np.where(both, x, np.nan) for x in (a_RxNxCxQ, b_RxNxCxQ))
-    return _scores(a_RxNxCxQ, study, draws), _scores(b_RxNxCxQ, study, draws)
+    return run_scores(a_RxNxCxQ, study, draws), run_scores(b_RxNxCxQ, study, draws)
 
 
 def method_record(config: Config, scores_NxRxC: np.ndarray) -> dict[str, Any]:
@@ -208,7 +220,7 @@ def _personas(config: Config, study: Study, answers: Mapping[str, np.ndarray]) -
     own, gold = np.arange(len(config.countries)), study.tables.gold_CxQ
     humans = 100 * agreement(gold, study.tables)[0]
     out: dict[str, Any] = {"of": len(own), "humans": {"agreement": humans}}
-    for method in ("p1", "p2", "joint", "specific", "cct"):
+    for method in (m for m in ("p1", "p2", "joint", "specific", "cct") if m in answers):
         rows, columns, alike = [], [], []
         for answers_CxQ in answers[method][:, 0]:
             matrix = alignment(answers_CxQ[:, None], gold[None], study.tables)
@@ -228,13 +240,15 @@ def show_result(config: Config, result: Mapping[str, Any]) -> None:
     rows = [
         [words, *result["methods"][name]["countries"].values(), *_mean(result["methods"][name])]
         for name, words in METHODS.items()
+        if name in result["methods"]
     ]
     columns = ["", *config.countries, "mean", "questions [95 %]", "seeds [95 %]"]
     kind = "simulated survey" if result["survey"]["simulated"] else result["survey"]["name"]
     print_table(f"Cultural alignment score × 100 ({kind})", columns, rows)
     rows = [
-        [name.upper(), sum(_pairs(result, method)), *_mean(result["selection"][name])]
+        [name.upper(), pair_count(result, method), *_mean(result["selection"][name])]
         for name, method in SELECTION.items()
+        if name in result["selection"]
     ]
     print_table("Joint model by selection", ["", "pairs", *columns[-3:]], rows)
     rows = [
@@ -245,6 +259,10 @@ def show_result(config: Config, result: Mapping[str, Any]) -> None:
     print_table("Differences, paired", ["", "points", *columns[-2:], ""], rows)
     lines = [[name.replace("_", " "), line["mean"]] for name, line in result["lines"].items()]
     print_table("Without any model", ["", "mean"], lines)
+    if rows := reply_rows(result):
+        print_table("Replies", ("", *REPLIES.values()), rows)
+    for words in untrained_words(result):
+        print(words)
     show_guard(result["guard"])
     _show_questions(result["questions"])
 
@@ -253,8 +271,29 @@ def _mean(record: Mapping[str, Any]) -> list[Any]:
     return [record["mean"], bounds(record["interval"]), bounds(record["seed_interval"])]
 
 
-def _pairs(result: Mapping[str, Any], method: str) -> list[int]:
-    return [sum(seed["pairs"][method].values()) for seed in result["selected"].values()]
+def pair_count(result: Mapping[str, Any], method: str) -> int:
+    """Pairs selected for a method, over all seeds and countries."""
+    return sum(sum(seed["pairs"][method].values()) for seed in result["selected"].values())
+
+
+def untrained_words(result: Mapping[str, Any]) -> list[str]:
+    """A sentence on every method of which some models are the model as it came."""
+    return [
+        f"{method}: untrained, so it is in no table; nothing was selected for it, or no step taken."
+        if found["all"]
+        else f"{method}: {', '.join(found['models'])} untrained, and counted as the model as it "
+        "came; nothing was selected, or no step taken."
+        for method, found in result["untrained"].items()
+    ]
+
+
+def reply_rows(result: Mapping[str, Any]) -> list[tuple[str, int, int, int]]:
+    """Method, replies, those without a number, those with a number that no option has."""
+    return [
+        (METHODS.get(method, method.upper()), *(c[k] for k in REPLIES))
+        for method, c in result["replies"].items()
+        if c["replies"]
+    ]
 
 
 def bounds(interval: Any, sign: str = "") -> str:

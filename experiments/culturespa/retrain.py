@@ -12,10 +12,11 @@ import numpy as np
 from experiments.culturespa.ask import ask, plan
 from experiments.culturespa.finished import Finished
 from experiments.culturespa.pairs import examples
+from experiments.culturespa.result import run_scores
 from experiments.culturespa.study import Config, Study
 from experiments.culturespa.tune import Name, tune
 from jaxalign.console import Progress
-from jaxalign.culturespa.measure import drawn_scores, question_draws
+from jaxalign.culturespa.measure import question_draws
 from jaxalign.culturespa.select import Selection
 from jaxalign.llama.checkpoint import load_checkpoint
 from jaxalign.llama.weights import Params, param_shardings
@@ -56,9 +57,9 @@ def joint_scores(
             trained = found.get((seed, name))
             full = params if trained is None else merge(params, trained, config.lora)
             label = f"{run.out.name} seed{seed} {name}"
-            replies = ask(config, study, full, asking, run.out, label, quiet=True)["p1"]
-            by_run = drawn_scores(replies.answers_NxCxQ, study.tables, draws)
-            scores.setdefault(name, []).append(by_run.mean(axis=1))
+            replies = ask(config, study, full, asking, run.out, label, quiet=True, seed=seed)
+            answers_1xNxCxQ = replies["p1"].answers_NxCxQ[None]
+            scores.setdefault(name, []).append(run_scores(answers_1xNxCxQ, study, draws)[:, 0])
             bar.update(done)
     return {name: np.stack(each, axis=1) for name, each in scores.items()}
 

@@ -16,16 +16,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 
 from experiments.culturespa.ask import ask, plan
 from experiments.culturespa.finished import Finished, read_config, read_finished
 from experiments.culturespa.plots import strategies
-from experiments.culturespa.result import SELECTION, bounds, difference, method_record
+from experiments.culturespa.result import SELECTION, bounds, difference, method_record, run_scores
 from experiments.culturespa.retrain import joint_scores, open_run, weights, with_out
 from experiments.culturespa.study import Config, Study
 from jaxalign.console import main, print_table
-from jaxalign.culturespa.measure import drawn_scores, question_draws
+from jaxalign.culturespa.measure import question_draws
 from jaxalign.culturespa.select import Divergence, Selection, crqpc, diverged, divergence
 from jaxalign.records import may_change, write_json
 
@@ -49,12 +50,7 @@ def run(config: SelectionConfig) -> None:
     finished = read_finished(config.run)
     settings, study = read_config(finished)
     settings = with_out(settings, finished.out, config.quiet)
-    draws = question_draws(len(study.survey.items), settings.resamples, settings.first_seed)
-    answers = finished.answers()
-    scores = {
-        name: drawn_scores(answers[m].mean(axis=1), study.tables, draws)
-        for name, m in SELECTION.items()
-    } | {"p1": drawn_scores(answers["p1"].mean(axis=1), study.tables, draws)}
+    scores = own_scores(settings, study, finished)
     sizes = {n: _size(finished, m) for n, m in SELECTION.items()} | {"p1": 0}
     if config.thresholds:
         chosen = by_divergence(config, settings, study, finished)
@@ -68,11 +64,21 @@ def run(config: SelectionConfig) -> None:
     steps = {
         f"{a}_minus_{b}": difference(scores[a], scores[b])
         for a, b in (("crqpc", "rds"), ("rds", "cds"), ("crqpc", "cds"))
+        if a in scores and b in scores
     }
     record = {"strategies": found, "minus_p1": against, "differences": steps}
     write_json(finished.out / "selection.json", record)
     strategies(finished.out / "strategies.png", found)
     show(finished, record)
+
+
+def own_scores(settings: Config, study: Study, finished: Finished) -> dict[str, np.ndarray]:
+    """Scores [1 + resamples, seeds, C] of the run's own models, as `result.json` has them."""
+    draws = question_draws(len(study.survey.items), settings.resamples, settings.first_seed)
+    answers = finished.answers()
+    trained = {n: m for n, m in SELECTION.items() if m not in finished.untrained}
+    shown = trained | {"p1": "p1"}
+    return {name: run_scores(answers[m], study, draws) for name, m in shown.items()}
 
 
 def _size(finished: Finished, method: str) -> int:
@@ -86,7 +92,7 @@ def by_divergence(
     params, chosen = weights(study), {}
     for seed, questions in finished.questions.items():
         asking = plan(study, ("unaware", "p1"), settings.countries, questions.items)
-        replies = ask(settings, study, params, asking, finished.out, "base", settings.quiet)
+        replies = ask(settings, study, params, asking, finished.out, "base", settings.quiet, seed)
         aware, unaware = replies["p1"].answered, replies["unaware"].answered
         apart_CxQ = divergence(
             unaware.distribution_CxQxO[0], aware.distribution_CxQxO, questions.items,

@@ -20,9 +20,12 @@ from typing import Literal
 
 import jax
 
-from jaxalign.culturespa.question_topics import make_topics
-from jaxalign.culturespa.questions import load_prompt, render
-from jaxalign.culturespa.styles import Examples, Interviews, load_texts
+from jaxalign.culturespa.format import to_examples
+from jaxalign.culturespa.question_topics import Writing
+from jaxalign.culturespa.questions import load_prompt
+from jaxalign.culturespa.select import Pair
+from jaxalign.culturespa.styles import Examples, Interviews, load_texts, named
+from jaxalign.culturespa.writer import check_room
 from jaxalign.decode import Sampling
 from jaxalign.errors import UserError
 from jaxalign.llama.checkpoint import weights_sha256
@@ -35,12 +38,14 @@ from jaxalign.pocket.general import general_questions
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.records import may_change
 from jaxalign.survey.instrument import Instrument, Item
-from jaxalign.survey.readers import read_survey
+from jaxalign.survey.readers import read_with_shares
 from jaxalign.survey.readers.multiple_choice import read_multiple_choice
 from jaxalign.survey.tables import Tables, make_tables
+from jaxalign.survey.wording import check_wording
 from jaxalign.train_step import TrainConfig
 
-# The paper's 18: neighbours of a country are looked for among those that the survey has.
+# The paper's 18: neighbours of a country are looked for among those that the survey has, and among
+# all that it has where those are too few.
 CULTURES = (
     "USA", "CAN", "BOL", "BRA", "GBR", "NLD", "DEU", "UKR", "CHN", "RUS", "IND", "THA",
     "KEN", "NGA", "ETH", "ZWE", "AUS", "NZL",
@@ -63,6 +68,8 @@ class Config:
     survey: Path | None = None
     """Survey with topics and countries' answers: its questions are the seeds, and it is the test;
     default: the simulated society's."""
+    distributions: Path | None = None
+    """Of a --survey in a CSV of your own: the CSV with country, item, code and share."""
     countries: tuple[str, ...] = ("USA", "BRA", "DEU", "CHN", "IND", "NGA")
     """ISO 3166 alpha-3 codes."""
     per_topic: int = 12
@@ -77,7 +84,8 @@ class Config:
     examples: Examples = "paper"
     """Where P2 and P3 read countries' answers: the survey that is tested, or --source."""
     source: Path | None = None
-    """Another survey, for --examples leak_free; default: the simulated society's values module."""
+    """Another survey, for --examples leak_free; default, without --survey: the simulated society's
+    values module."""
     texts: Path | None = None
     """Folder with your own prompt texts; default: the package's."""
     writing: Sampling = dataclasses.field(
@@ -115,6 +123,14 @@ class Config:
     def seed_numbers(self) -> tuple[int, ...]:
         return tuple(range(self.first_seed, self.first_seed + self.seeds))
 
+    @property
+    def seed_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Seeds that the model as it came answers alike: all of them where answers are exact, each
+        by itself where replies are drawn."""
+        if self.reading == "exact":
+            return (self.seed_numbers,)
+        return tuple((seed,) for seed in self.seed_numbers)
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -139,6 +155,7 @@ class Study:
             "tokenizer_sha256": self.tokens.sha256,
             "survey_sha256": self.survey.sha256,
             "survey": self.survey.name,
+            "shown_sha256": self.interviews.shown.sha256,
             "simulated": self.survey.name == held_out_survey().name,
             "prompt": self.prompt,
             "texts": dataclasses.asdict(self.interviews.texts),
@@ -156,7 +173,9 @@ def read_study(config: Config) -> Study:
     llama = read_config(folder, dtype)
     tokens = Tokens.load(folder)
     check_vocabulary(tokens, llama)
-    survey = held_out_survey() if config.survey is None else _survey(config.survey, "--survey")
+    survey = held_out_survey()
+    if config.survey is not None:
+        survey = _survey(config.survey, "--survey", config.distributions)
     tables = make_tables(survey, config.countries)
     guard_name, guard = read_guard(config.guard)
     mesh, choice = mesh_here(llama, None, model=config.model_parallel)
@@ -174,7 +193,11 @@ def read_study(config: Config) -> Study:
         mesh=mesh,
         model_sha256=weights_sha256(folder),
     )
-    _check_room(config, study)
+    check_room(
+        survey, study.prompt, Writing().examples, llama, tokens, config.writing,
+        "give fewer --writing.max-new-tokens",
+    )  # fmt: skip
+    _check_row_length(config, study)
     return study
 
 
@@ -196,29 +219,90 @@ def _check(config: Config) -> None:
         raise UserError(f"--countries {' '.join(config.countries)}: give two or more, each once")
     if config.train.method != "lora":
         raise UserError("--train.method full: this experiment trains adapters side by side")
+    if config.distributions is not None and config.survey is None:
+        raise UserError(f"--distributions {config.distributions}: goes with a --survey of your own")
+    _check_source(config)
 
 
-def _survey(path: Path, option: str) -> Instrument:
-    survey = read_survey(path)
+def _check_source(config: Config) -> None:
+    """Examples of another survey than the one the user means would go unnoticed."""
+    leak_free = config.examples == "leak_free"
+    if config.source is not None and not leak_free:
+        raise UserError(
+            f"--source {config.source}: read with --examples leak_free alone; give both, or neither"
+        )
+    if config.survey is not None and config.source is None and leak_free:
+        raise UserError(
+            f"--examples leak_free with --survey {config.survey}: name the survey that countries' "
+            "answers are shown from with --source; the default is made up"
+        )
+
+
+def _survey(path: Path, option: str, distributions: Path | None = None) -> Instrument:
+    survey = read_with_shares(path, distributions)
     if not isinstance(survey, Instrument) or not survey.distributions:
-        raise UserError(f"{option} {path}: it does not say how any country answered")
+        raise UserError(
+            f"{option} {path}: it does not say how any country answered; give a survey that does, "
+            "or with a --survey in a CSV of your own --distributions"
+        )
+    check_wording(survey, f"{option} {path}")
     return survey
 
 
 def _interviews(config: Config, survey: Instrument) -> Interviews:
-    pool = (*config.countries, *(c for c in CULTURES if c not in config.countries))
     source = None
     if config.examples == "leak_free":
         own = config.source is not None
         source = _survey(config.source, "--source") if own else society_values_module()
     shown = survey if source is None else source
-    known = tuple(c for c in pool if c in shown.distributions)
-    if missing := [c for c in config.countries if c not in known]:
+    if missing := [c for c in config.countries if c not in shown.distributions]:
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
+    known = _pool(config.countries, shown)
     interviews = Interviews(load_texts(config.texts), survey, known, config.examples, source)
-    for country in config.countries:
-        interviews.lead_in("p2p3", country, survey.items[0])
+    _check_texts(interviews, config.countries)
+    for note in _notes(interviews, config.countries):
+        print(note)
     return interviews
+
+
+def _pool(countries: tuple[str, ...], shown: Instrument) -> tuple[str, ...]:
+    """Where neighbours are looked for: the paper's cultures, as far as the survey has them; where
+    those are too few, all that it has."""
+    others = [c for c in CULTURES if c not in countries and c in shown.distributions]
+    if len(countries) + len(others) <= 2 * Interviews.neighbours:
+        others = [c for c in shown.distributions if c not in countries]
+    return (*countries, *others)
+
+
+def _notes(interviews: Interviews, countries: tuple[str, ...]) -> list[str]:
+    """What a small survey makes other than the paper has it."""
+    notes = []
+    others, wanted = len(interviews.countries) - 1, 2 * interviews.neighbours
+    if others < wanted:
+        notes.append(
+            f"P2 names {others} other countries instead of {wanted}: {interviews.shown.name!r} has "
+            "no more"
+        )
+    examples = min(len(interviews.examples_for(item)) for item in interviews.survey.items)
+    if examples < interviews.count:
+        notes.append(
+            f"P3 shows {examples} examples before some questions instead of {interviews.count}: "
+            f"{interviews.shown.name!r} has no more"
+        )
+    if unnamed := [c for c in countries if named(c) == c]:
+        notes.append(f"countries without a name in the package, called so: {' '.join(unnamed)}")
+    return notes
+
+
+def _check_texts(interviews: Interviews, countries: tuple[str, ...]) -> None:
+    """Render every text once, and find examples for every item: what fails later fails after
+    hours."""
+    items = interviews.survey.items
+    for country in countries:
+        for style in ("unaware", "p2p3"):  # the second needs every other text
+            interviews.conversation(style, country, items[0])
+    for item in items:
+        interviews.examples_for(item)
 
 
 def read_guard(path: Path | None) -> tuple[str, tuple[tuple[Item, int], ...]]:
@@ -229,14 +313,20 @@ def read_guard(path: Path | None) -> tuple[str, tuple[tuple[Item, int], ...]]:
     return f"{test.name} {test.sha256}", tuple(zip(test.items, test.answers, strict=True))
 
 
-def _check_room(config: Config, study: Study) -> None:
-    """UserError where not even a first request for a question fits the model."""
-    room = study.llama.max_position_embeddings - config.writing.max_new_tokens
-    for topic in make_topics(study.survey):
-        content = render(study.prompt, topic.name, topic.seeds[:5])
-        tokens = len(study.tokens.encode_chat([{"role": "user", "content": content}]))
-        if tokens > room:
-            raise UserError(
-                f"a request on {topic.name!r} has {tokens} tokens, but the model has room for "
-                f"{room}; lower --writing.max-new-tokens"
-            )
+def _check_row_length(config: Config, study: Study) -> None:
+    """UserError where the survey's own questions, after which others are written, fit no row."""
+    given = config.train.row_length
+    if given is None:
+        return
+    items = study.survey.items
+    pairs = [Pair(c, item.id, item.codes[-1]) for c in config.countries for item in items]
+    longest = max(
+        len(example.tokens)
+        for style in ("p1", "p2")
+        for example in to_examples(pairs, items, study.interviews, study.tokens, style)
+    )
+    if given < longest:
+        raise UserError(
+            f"--train.row-length {given}: an example like the survey's own questions has {longest} "
+            f"tokens; give more, or leave the option out"
+        )

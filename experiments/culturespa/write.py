@@ -18,10 +18,9 @@ from jaxalign.console import Progress
 from jaxalign.culturespa.filters import apply_filters
 from jaxalign.culturespa.parsing import from_item
 from jaxalign.culturespa.question_topics import Writing
-from jaxalign.culturespa.questions import QuestionSet, Writer, make_instrument, write_questions
-from jaxalign.decode import generate, padded_length
+from jaxalign.culturespa.questions import QuestionSet, make_instrument, write_questions
+from jaxalign.culturespa.writer import make_writer
 from jaxalign.llama.weights import Params
-from jaxalign.prompts import Message
 from jaxalign.records import Run
 from jaxalign.survey.instrument import Instrument, load, to_json
 
@@ -66,7 +65,9 @@ def _write(
     folder = seed_folder(run.out, seed)
     found = write_questions(
         study.survey,
-        make_writer(config, study, params, seed),
+        make_writer(
+            study.llama, params, study.tokens, config.writing, seed, config.batch_size, study.mesh
+        ),
         study.prompt,
         Writing(per_topic=config.per_topic, seed=seed),
         folder / "replies.jsonl",
@@ -93,32 +94,3 @@ def _counts(config: Config, found: QuestionSet, filters: Mapping[str, Any]) -> d
         "left": list(filters.values())[-1].left,
         "notes": list(found.notes),
     }
-
-
-def make_writer(config: Config, study: Study, params: Params, seed: int) -> Writer:
-    """Replies of the model; None to a conversation that it has no room for."""
-    room = study.llama.max_position_embeddings - config.writing.max_new_tokens
-
-    def write(conversations: list[list[Message]], ids: list[int]) -> list[str | None]:
-        prompts = [study.tokens.encode_chat(messages) for messages in conversations]
-        asked = _in_full_batches(prompts, room, config.batch_size)
-        tokens = generate(
-            study.llama, params, [prompts[i] for i in asked], config.writing,
-            study.tokens.stop_ids, seed, [ids[i] for i in asked], config.batch_size,
-            mesh=study.mesh,
-        )  # fmt: skip
-        said = dict(zip(asked, map(study.tokens.decode, tokens), strict=True))
-        return [said.get(i) for i in range(len(prompts))]
-
-    return write
-
-
-def _in_full_batches(prompts: list[list[int]], room: int, batch: int) -> list[int]:
-    """Indices of the prompts that fit; those of a padded length repeated until they fill whole
-    batches. A reply does not depend on its neighbours, and every number of rows would be another
-    program to compile."""
-    by_length: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        if len(prompt) <= room:
-            by_length.setdefault(padded_length(len(prompt)), []).append(i)
-    return [i for some in by_length.values() for i in [*some, *some[:1] * (-len(some) % batch)]]

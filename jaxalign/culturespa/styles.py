@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +27,7 @@ import numpy as np
 
 from jaxalign.baselines import icl_examples
 from jaxalign.errors import UserError
-from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts
+from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_text
 from jaxalign.survey.countries import country_name
 from jaxalign.survey.culture_lines import between_countries
 from jaxalign.survey.instrument import Instrument, Item
@@ -52,24 +51,24 @@ class Texts:
 def load_texts(folder: Path | None = None) -> Texts:
     """The package's texts, each replaced by `folder/NAME.jinja` where that file exists."""
     prompts = load_prompts(folder)  # refuses a folder that is not there
-    own = [_text("unaware", folder), _text("cross_culture", folder)]
-    return Texts(prompts, *own)
+    return Texts(prompts, read_text("unaware", folder), read_text("cross_culture", folder))
 
 
-def _text(name: str, folder: Path | None) -> str:
-    own = folder / f"{name}.jinja" if folder else None
-    if own is not None and own.is_file():
-        return own.read_text(encoding="utf-8-sig")
-    return resources.files("jaxalign.prompts").joinpath(f"{name}.jinja").read_text("utf-8")
-
-
-def _system(source: str, **values: object) -> Message:
+def _system(name: str, source: str, **values: object) -> Message:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     try:
         text = environment.from_string(source).render(**values)
-    except jinja2.TemplateError as error:
-        raise UserError(f"prompt template: {error}") from None
+    except (jinja2.TemplateError, TypeError) as error:
+        raise UserError(f"prompt text {name}.jinja: {error}; mend the file") from None
     return {"role": "system", "content": text.strip()}
+
+
+def named(country: str) -> str:
+    """A country's name in English; of a survey's own groups and names, what it calls them."""
+    try:
+        return country_name(country)
+    except UserError:
+        return country
 
 
 def similar_and_different(
@@ -78,21 +77,21 @@ def similar_and_different(
     """The `count` countries most like `country`, nearest first, and the most unlike, farthest
     first, by alignment of majority answers. Equal ones stay in the order of `countries`.
 
-    Raises UserError where the survey lacks a country, and where there are not 2 x `count` others.
+    Where there are not 2 x `count` others with answers to the same items, the near half of them and
+    the rest. Raises UserError where the survey lacks a country, and where there is no other at all.
     """
     others = [other for other in countries if other != country]
-    if count < 1 or len(others) < 2 * count:
-        raise UserError(
-            f"{country}: {count} similar and {count} different countries need {2 * count} others "
-            f"of the survey, but there are {len(others)}; give more countries or a smaller count"
-        )
     score = between_countries(make_tables(survey, [country, *others]))[0, 1:]
-    if np.isnan(score).any():
-        unknown = others[int(np.argmax(np.isnan(score)))]
-        raise UserError(f"{country} and {unknown} answered no item of {survey.name!r} in common")
-    nearest = np.argsort(-score, kind="stable")
+    known = int(np.sum(~np.isnan(score)))
+    if not known:
+        raise UserError(
+            f"{country} and {', '.join(others) or 'others'} answered no item of {survey.name!r} in "
+            "common; leave the country out"
+        )
+    nearest = np.argsort(-score, kind="stable")  # NaN comes last in either order
     farthest = np.argsort(score, kind="stable")
-    return tuple(tuple(others[i] for i in order[:count]) for order in (nearest, farthest))
+    near, far = min(count, (known + 1) // 2), min(count, known // 2)
+    return tuple(others[i] for i in nearest[:near]), tuple(others[i] for i in farthest[:far])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,17 +156,17 @@ class Interviews:
 
         paper: other questions of the test survey, those of the item's topic first. leak_free: of
         the other survey, of other topics. In an order drawn by the seed, so that items of a topic
-        share them. Raises UserError where all countries answered too few.
+        share them. As many as there are where those are fewer than `count`; UserError for none.
         """
         others = [e for e in self._order if (e.stem, e.text) != (item.stem, item.text)]
         if self.examples == "paper":
             others.sort(key=lambda example: example.topic != item.topic)
         else:
             others = [example for example in others if example.topic != item.topic]
-        if len(others) < self.count:
+        if not others:
             raise UserError(
-                f"item {item.id!r}: all countries answered {len(others)} questions of "
-                f"{self.shown.name!r} that may be shown before it, not {self.count}; show fewer"
+                f"item {item.id!r}: {' '.join(self.countries)} all answered no question of "
+                f"{self.shown.name!r} that may be shown before it; give a survey with more of them"
             )
         return tuple(others[: self.count])
 
@@ -192,14 +191,15 @@ class Interviews:
     def _line(self, style: str, country: str) -> Message:
         """The system message."""
         if style == "unaware":
-            return _system(self.texts.unaware)
-        persona = self.texts.prompts.system(country_name(country))
+            return _system("unaware", self.texts.unaware)
+        persona = self.texts.prompts.system(named(country))
         if style == "p1":
             return persona
-        near, far = (list(map(country_name, group)) for group in self._neighbours[country])
+        near, far = (list(map(named, group)) for group in self._neighbours[country])
         return _system(
-            self.texts.cross_culture, persona=persona["content"], similar=near, different=far
-        )
+            "cross_culture", self.texts.cross_culture,
+            persona=persona["content"], similar=near, different=far,
+        )  # fmt: skip
 
     def _check_country(self, country: str) -> None:
         if country not in self.countries:

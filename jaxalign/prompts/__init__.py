@@ -27,11 +27,12 @@ class Prompts:
     def user(self, item: Item) -> Message:
         """The question as the user's message."""
         options = list(zip(item.codes, item.options, strict=True))
-        return {"role": "user", "content": _render(self.item, item=item, options=options)}
+        text = _render("item", self.item, item=item, options=options)
+        return {"role": "user", "content": text}
 
     def system(self, country: str) -> Message:
         """The persona line as the system message."""
-        return {"role": "system", "content": _render(self.persona, country=country)}
+        return {"role": "system", "content": _render("persona", self.persona, country=country)}
 
 
 @functools.lru_cache(maxsize=64)  # compiling takes far longer than rendering a question
@@ -42,27 +43,30 @@ def _template(source: str) -> jinja2.Template:
     return environment.from_string(source)
 
 
-def _render(source: str, **values: object) -> str:
+def _render(name: str, source: str, **values: object) -> str:
     try:
         return _template(source).render(**values).strip()
-    except jinja2.TemplateError as error:
-        raise UserError(f"prompt template: {error}") from None
+    except (jinja2.TemplateError, TypeError) as error:
+        raise UserError(f"prompt text {name}.jinja: {error}; mend the file") from None
 
 
 def load_prompts(folder: Path | None = None) -> Prompts:
     """The package's texts, each replaced by `folder/NAME.jinja` where that file exists."""
-    texts = {}
-    for name in _NAMES:
-        own = folder / f"{name}.jinja" if folder else None
-        if own is not None and own.is_file():
-            texts[name] = own.read_text(encoding="utf-8-sig")
-        else:
-            texts[name] = (
-                resources.files("jaxalign.prompts").joinpath(f"{name}.jinja").read_text("utf-8")
-            )
+    texts = {name: read_text(name, folder) for name in _NAMES}
     if folder is not None and not folder.is_dir():
         raise UserError(f"--prompts {folder}: no such folder")
     return Prompts(**texts)
+
+
+def read_text(name: str, folder: Path | None) -> str:
+    """`folder/NAME.jinja`, or the package's text where there is no such file."""
+    own = folder / f"{name}.jinja" if folder else None
+    if own is None or not own.is_file():
+        return resources.files("jaxalign.prompts").joinpath(f"{name}.jinja").read_text("utf-8")
+    try:
+        return own.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompt text {own}: cannot be read ({error})") from None
 
 
 def icl_messages(prompts: Prompts, examples: list[tuple[Item, int]]) -> list[Message]:

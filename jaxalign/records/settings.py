@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from jaxalign.errors import UserError
 from jaxalign.records.files import Plain, plain
@@ -43,7 +43,15 @@ def refuse_changed_settings(out: Path, config: Any, recorded: Mapping[str, Any])
     fixed = settings_of(config, fixed_only=True)
     free = settings_of(config).keys() - fixed.keys()
     then = {name: value for name, value in recorded.items() if name not in free}
-    _refuse_difference(out, fixed, then, lambda name: "--" + name.replace("_", "-"))
+    _refuse_difference(out, fixed, then, lambda name: _option(config, name))
+
+
+def _option(config: Any, name: str) -> str:
+    """The command line's spelling: a group annotated with an empty name is not part of it."""
+    group, _, rest = name.partition(".")
+    hint = get_type_hints(type(config), include_extras=True).get(group)
+    bare = any(getattr(note, "name", None) == "" for note in getattr(hint, "__metadata__", ()))
+    return "--" + (rest if rest and bare else name).replace("_", "-")
 
 
 def refuse_changed_facts(out: Path, facts: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:

@@ -29,8 +29,12 @@ EDITIONS = (
 )
 DEFAULT_EDITION = "hofstede_insights_2021_23"
 
-# Names that the matrix abbreviates and no later edition spells out.
-_SPELLED_OUT = {"KGZ": "Kyrgyzstan"}
+# A name that the matrix abbreviates and no later edition spells out; and places of the World Values
+# Survey's wave 7 that no edition has.
+_SPELLED_OUT = {
+    "KGZ": "Kyrgyzstan", "MAC": "Macao", "MDV": "Maldives", "MMR": "Myanmar", "NIC": "Nicaragua",
+    "NIR": "Northern Ireland", "PSE": "Palestine", "TJK": "Tajikistan", "UZB": "Uzbekistan",
+}  # fmt: skip
 
 
 def country_scores(edition: str = DEFAULT_EDITION) -> dict[str, dict[str, float]]:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jaxalign.errors import UserError
 from jaxalign.survey.instrument import Instrument
 from jaxalign.survey.readers import culturespa
 from jaxalign.survey.readers.cultural_bench import (
@@ -36,7 +37,7 @@ from jaxalign.survey.readers.own import COLUMNS as OWN_COLUMNS
 from jaxalign.survey.readers.own import read_own_csv, read_own_json
 from jaxalign.survey.readers.wvs import is_wvs_header, read_wvs
 
-__all__ = ["ChoiceTest", "Format", "read_survey", "recognise"]
+__all__ = ["ChoiceTest", "Format", "read_survey", "read_with_shares", "recognise"]
 
 Format = Literal[
     "auto", "wvs", "culturespa", "opinion-qa", "cultural-bench-easy", "cultural-bench-hard",
@@ -61,6 +62,18 @@ def read_survey(
     if format not in get_args(Format):
         raise bad(path, f"format={shown(format)}; one of {', '.join(get_args(Format))}")
     return _readers()[recognise(path) if format == "auto" else format](path, **options)
+
+
+def read_with_shares(path: Path | str, distributions: Path | None) -> Instrument | ChoiceTest:
+    """What is in `path`; of a CSV of one's own, countries' answers come from `distributions`."""
+    if distributions is None:
+        return read_survey(path)
+    if (format := recognise(path)) != "own-csv":
+        raise UserError(
+            f"--distributions {distributions}: goes with a CSV of your own; {path} is {format}, "
+            "which holds countries' answers itself; leave the option out"
+        )
+    return read_survey(path, format, distributions=distributions)
 
 
 def recognise(path: Path | str) -> Format:

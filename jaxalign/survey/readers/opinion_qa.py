@@ -112,8 +112,8 @@ def _shares(
         raise bad(path, f"{shown(country)} is no country's name", *where)
     if not isinstance(shares, list | tuple) or len(shares) != len(item.options):
         many = len(shares) if isinstance(shares, list | tuple) else shown(shares)
-        message = f"{many} shares of {country} for {len(item.options)} options; mend the row, "
-        raise bad(path, message + "or leave such questions out (skip_disagreeing)", *where)
+        message = f"{many} shares of {country} for {len(item.options)} options; mend the row or "
+        raise bad(path, message + "delete it (skip_disagreeing=True in Python)", *where)
     if not all(type(s) in (int, float) and 0 <= s <= 1e6 for s in shares):
         raise bad(path, f"shares of {country} are no numbers from 0: {shown(shares)}", *where)
     total = math.fsum(shares)

@@ -205,7 +205,7 @@ def _instrument(
     }
     if not distributions:
         few = f"no country has {min_respondents} answers to any item"
-        raise bad(path, f"{few}; lower min_respondents or ask for other items")
+        raise bad(path, f"{few}; give a file with more respondents (min_respondents in Python)")
     if given is not None:
         items_kept = tuple(item for _, item in kept)
         return dataclasses.replace(
