@@ -147,6 +147,16 @@ def test_foreign_directory_is_left_alone(tmp_path: Path, name: str, resume: bool
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+def test_a_config_that_lost_a_part_is_refused(tmp_path: Path) -> None:
+    create(tmp_path).close()
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["facts"]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="not a jaxalign run's"):
+        check(tmp_path, Config(), resume=True)
+
+
 def test_out_is_a_file_or_below_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):

@@ -10,6 +10,7 @@ example (ICL). Method: Masoud, Ferianc, Treleaven and Rodrigues 2025 (arXiv 2503
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,19 @@ from experiments.soft_prompt.result import Answers, make_result, show_result, wr
 from experiments.soft_prompt.study import Config, Study, make_layout, read_study
 from jaxalign.answer import make_context, option_log_probs, valid_mass
 from jaxalign.baselines import BASELINES, ask, lead_in
-from jaxalign.checkpoints import Checkpoints
+from jaxalign.checkpoint_owner import check_place, claim_place
+from jaxalign.checkpoints import Checkpoints, location
 from jaxalign.console import Progress, main
 from jaxalign.errors import UserError
 from jaxalign.evolve import Evolution, State
 from jaxalign.gradient import make_descent
 from jaxalign.held_out import HeldOut
+from jaxalign.hosts import agreed_text
 from jaxalign.llama.checkpoint import load_checkpoint, weights_sha256
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import Params, param_shardings
 from jaxalign.objective import Objective, make_fitness
-from jaxalign.records import Run, check
+from jaxalign.records import Run, begun, check
 from jaxalign.report import soft_prompt_report
 from jaxalign.sharding import local_view
 from jaxalign.soft_prompt import (
@@ -60,6 +63,7 @@ def tune_prompts(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
     out = _directory(config)
     began = check(out, config, config.resume)
+    config = dataclasses.replace(config, checkpoints=checkpoint_place(config, out))
     study = read_study(config)
     mesh = choose_mesh_here(config, study)
     how = choose_how(config, study, mesh, began)
@@ -107,6 +111,33 @@ def _directory(config: Config) -> Path:
     return Path("runs") / time.strftime("soft_prompt-%Y%m%d-%H%M%S")
 
 
+def checkpoint_place(config: Config, out: Path) -> str | None:
+    """Where checkpoints go: as asked, or where the run began to keep them. None: its own folder.
+
+    UserError for a place that is another run's, and for one without the checkpoints of a run that
+    has some: it would begin again and forget what it had.
+    """
+    place = ""
+    if jax.process_index() == 0:
+        name, settings = begun(out)
+        kept = settings.get("checkpoints")
+        own = location(out / "checkpoints")
+        wanted = location(config.checkpoints or kept or own)
+        if wanted != own:
+            place = str(wanted)
+            if not check_place(place, name) and _has_metrics(out):
+                raise UserError(
+                    f"--checkpoints {place}: holds no checkpoints of the run in {out}, which began "
+                    f"to keep them in {kept or own}; give that, or another --out to begin again"
+                )
+    return agreed_text(place) or None
+
+
+def _has_metrics(out: Path) -> bool:
+    path = out / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
 def ask_baselines(
     config: Config, study: Study, params: Params
 ) -> tuple[dict[str, Answers], dict[str, Answers]]:
@@ -136,7 +167,12 @@ def evolve(
     config: Config, run: Run, evolution: Evolution, objective: Objective, space: Space
 ) -> tuple[State, float]:
     """Run or resume the search; returns the last state and the seconds it took this time."""
-    with Checkpoints(config.checkpoints or run.out / "checkpoints") as saved:
+    place = config.checkpoints or run.out / "checkpoints"
+    if run.writes:
+        claim_place(place, begun(run.out)[0])
+    with Checkpoints(place) as saved:
+        if run.resumed and not saved.steps:
+            print(f"no checkpoint found in {saved.directory}; starting at generation 0")
         if run.resumed and saved.steps:
             done, state = saved.restore(evolution.abstract_state())
             run.rewind(done)
