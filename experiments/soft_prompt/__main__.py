@@ -28,7 +28,7 @@ from experiments.soft_prompt.program import (
     search_space,
 )
 from experiments.soft_prompt.result import Answers, make_result, show_result, write_plots
-from experiments.soft_prompt.study import Config, Study, make_layout, read_study
+from experiments.soft_prompt.study import Config, Study, check_comparison, make_layout, read_study
 from jaxalign.answer import make_context, option_log_probs, valid_mass
 from jaxalign.baselines import BASELINES, ask, lead_in
 from jaxalign.checkpoint_owner import check_place, claim_place
@@ -65,6 +65,7 @@ def tune_prompts(config: Config) -> None:
     began = check(out, config, config.resume)
     config = dataclasses.replace(config, checkpoints=checkpoint_place(config, out))
     study = read_study(config)
+    check_comparison(config, study)
     mesh = choose_mesh_here(config, study)
     how = choose_how(config, study, mesh, began)
     print(f"model {study.folder}: {study.llama.num_hidden_layers} layers, {study.llama.dtype}")

@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +27,7 @@ import numpy as np
 
 from jaxalign.baselines import icl_examples
 from jaxalign.errors import UserError
-from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts
+from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_prompt
 from jaxalign.survey.countries import country_name
 from jaxalign.survey.culture_lines import between_countries
 from jaxalign.survey.instrument import Instrument, Item
@@ -52,22 +51,15 @@ class Texts:
 def load_texts(folder: Path | None = None) -> Texts:
     """The package's texts, each replaced by `folder/NAME.jinja` where that file exists."""
     prompts = load_prompts(folder)  # refuses a folder that is not there
-    own = [_text("unaware", folder), _text("cross_culture", folder)]
+    own = [read_prompt("unaware", folder), read_prompt("cross_culture", folder)]
     return Texts(prompts, *own)
-
-
-def _text(name: str, folder: Path | None) -> str:
-    own = folder / f"{name}.jinja" if folder else None
-    if own is not None and own.is_file():
-        return own.read_text(encoding="utf-8")
-    return resources.files("jaxalign.prompts").joinpath(f"{name}.jinja").read_text("utf-8")
 
 
 def _system(source: str, **values: object) -> Message:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     try:
         text = environment.from_string(source).render(**values)
-    except jinja2.TemplateError as error:
+    except Exception as error:  # a template may hold any expression
         raise UserError(f"prompt template: {error}") from None
     return {"role": "system", "content": text.strip()}
 
