@@ -20,11 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.soft_prompt.program import (
+    STEPS_AT_A_TIME,
     build,
     choose_how,
     choose_mesh_here,
     constants,
     in_int8,
+    make_control,
     search_space,
 )
 from experiments.soft_prompt.result import Answers, make_result, show_result, write_plots
@@ -36,13 +38,12 @@ from jaxalign.checkpoints import Checkpoints, location
 from jaxalign.console import Progress, main
 from jaxalign.errors import UserError
 from jaxalign.evolve import Evolution, State
-from jaxalign.gradient import make_descent
 from jaxalign.held_out import HeldOut
 from jaxalign.hosts import agreed_text
 from jaxalign.llama.checkpoint import load_checkpoint, weights_sha256
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import Params, param_shardings
-from jaxalign.objective import Objective, make_fitness
+from jaxalign.objective import Objective
 from jaxalign.records import Run, begun, check
 from jaxalign.report import soft_prompt_report
 from jaxalign.sharding import local_view
@@ -198,20 +199,19 @@ def evolve(
 
 def descend(config: Config, study: Study, objective: Objective) -> jax.Array:
     """The best search vectors that the gradient control finds, float32 [C, Z]."""
-    fitness = make_fitness(study.llama, config.reading, chunk=1)
-    start, advance = make_descent(fitness, config.gradient_steps, config.gradient_rate)
+    start, advance, finish = make_control(config, study)
     descent = start(len(config.countries), objective.space.dims)
     bar = Progress(
         config.gradient_steps, step="gradient step", unit="candidates",
         units_per_step=len(config.countries), quiet=config.quiet,
     )  # fmt: skip
     with bar:
-        for done in range(0, config.gradient_steps, 10):
-            steps = min(10, config.gradient_steps - done)
+        for done in range(0, config.gradient_steps, STEPS_AT_A_TIME):
+            steps = min(STEPS_AT_A_TIME, config.gradient_steps - done)
             descent = jax.block_until_ready(advance(descent, objective, steps))
             losses = zip(config.countries, np.asarray(descent.best_fitness_C), strict=True)
             bar.update(done + steps, {country: f"{loss:.1f}" for country, loss in losses})
-    return descent.best_CxZ
+    return finish(descent, objective).best_CxZ
 
 
 def decode_each(space: Space, z_CxZ: jax.Array) -> jax.Array:
@@ -277,6 +277,8 @@ def finish(
 ) -> None:
     """`result.json`, the plots, the report, and the tables on the screen."""
     survey = HeldOut(study.held_out, config.countries)
+    # Not among the settings that a resumed run must keep, yet what the result was made with.
+    facts = facts | {"gradient_steps": config.gradient_steps}
     result = make_result(
         config, facts, scorer, study.target_Cx6, study.used_6, module, survey, held_out
     )

@@ -78,8 +78,9 @@ class Config:
     generations: int = 160
     penalty: float = 0.0
     """Regularisation: points of loss per unit of mean squared search vector."""
-    gradient_steps: int = 100
-    """Steps of the gradient control: the same prompts tuned by Adam; 0 leaves it out."""
+    gradient_steps: int = may_change(100)
+    """Steps of the gradient control, which follows the search: the same prompts tuned by Adam; 0
+    leaves it out, on --resume too."""
     gradient_rate: float = 0.05
     """Adam's learning rate, in units of the search vector."""
     seed: int = 0

@@ -15,8 +15,8 @@ _MAY_CHANGE = "may_change"
 
 
 def may_change(default: Any) -> Any:
-    """A config field that a resumed run may set anew, as it cannot alter the result: the output
-    directory, `resume` itself, the progress bar, the number of devices."""
+    """A config field that a resumed run may set anew, as it cannot alter what was computed before:
+    the output directory, `resume` itself, the progress bar, the number of devices."""
     return dataclasses.field(default=default, metadata={_MAY_CHANGE: True})
 
 
