@@ -23,9 +23,10 @@ def test_a_new_run_takes_what_keeps_the_device_busy(study, capsys):
     assert choose_how(Config(chunk=3), study, make_mesh(), {}) == How(3, "xla", fixed=False)
 
 
-def test_a_run_that_goes_on_keeps_what_it_began_with(study):
+def test_a_run_that_goes_on_keeps_what_it_began_with(study, capsys):
     began = {"chunk": 7, "attention": "xla", "model_sha256": "…"}
     assert choose_how(Config(), study, make_mesh(), began) == How(7, "xla", fixed=True)
+    assert "attention by xla: as this run began" in capsys.readouterr().out
 
 
 def test_a_kernel_that_is_not_here_any_more_is_refused(study):

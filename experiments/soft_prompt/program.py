@@ -110,6 +110,8 @@ def choose_how(
     chunk = chunk or busy_chunk(study.layout.tokens_computed, jax.local_devices()[0].platform)
     asked = agreed_choice(ASKED, began.get("attention", config.attention))
     choice = choose_kernel(study.llama, study.layout, chunk, mesh.shape[MODEL], asked)
+    if "attention" in began:
+        choice = dataclasses.replace(choice, reason="as this run began")
     print(choice.describe())
     return How(chunk, choice.kernel, fixed=kept > 0)
 

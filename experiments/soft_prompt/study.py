@@ -136,8 +136,10 @@ def read_study(config: Config) -> Study:
     """Read and check everything that is quick to check. UserError for whatever is wrong."""
     check_numbers(config)
     check_strategy(config.strategy)
-    if len(set(config.countries)) < max(1, len(config.countries)):
-        raise UserError(f"--countries {' '.join(config.countries)}: give one or more, each once")
+    if not config.countries:
+        raise UserError("--countries: give one or more")
+    if len(set(config.countries)) < len(config.countries):
+        raise UserError(f"--countries {' '.join(config.countries)}: give each once")
     target_Cx6, used_6 = targets(config.countries, config.edition, config.dimensions)
     targets(config.anchor, config.edition, config.dimensions)
     folder = config.model or MODEL_FOLDER
