@@ -199,8 +199,7 @@ def evolve(
 
 def descend(config: Config, study: Study, objective: Objective) -> jax.Array:
     """The best search vectors that the gradient control finds, float32 [C, Z]."""
-    start, advance, finish = make_control(config, study)
-    descent = start(len(config.countries), objective.space.dims)
+    descent, advance, finish = make_control(config, study, objective)
     bar = Progress(
         config.gradient_steps, step="gradient step", unit="candidates",
         units_per_step=len(config.countries), quiet=config.quiet,

@@ -19,7 +19,7 @@ from experiments.soft_prompt.study import Config, Study
 from jaxalign.answer import Kernel, make_context
 from jaxalign.baselines import ask, lead_in
 from jaxalign.evolve import Evolution, make_evolution
-from jaxalign.gradient import make_descent
+from jaxalign.gradient import Descent, make_descent
 from jaxalign.hosts import agreed, agreed_choice
 from jaxalign.kernel_choice import ASKED, choose_kernel
 from jaxalign.llama.quantized import quantize
@@ -172,18 +172,22 @@ def build(
 STEPS_AT_A_TIME = 10  # of the gradient control, in a dispatch
 
 
-def make_control(config: Config, study: Study) -> tuple[Callable, Callable, Callable]:
-    """The gradient control; see `make_descent`."""
+def make_control(
+    config: Config, study: Study, objective: Objective
+) -> tuple[Descent, Callable, Callable]:
+    """The gradient control's first state, `advance` and `finish`; see `make_descent`."""
     fitness = make_fitness(study.llama, config.reading, chunk=1)
-    return make_descent(fitness, config.gradient_steps, config.gradient_rate)
+    start, advance, finish = make_descent(fitness, config.gradient_steps, config.gradient_rate)
+    descent = start(len(config.countries), objective.space.dims)
+    # Placed like what `advance` returns, or the second dispatch would be compiled anew.
+    return jax.device_put(descent, objective.space.start.sharding), advance, finish
 
 
 def check_control(config: Config, study: Study, objective: Objective) -> None:
     """UserError where the control, which comes after the search, will not fit into memory."""
     if not config.gradient_steps:
         return
-    start, advance, _ = make_control(config, study)
-    descent = start(len(config.countries), objective.space.dims)
+    descent, advance, _ = make_control(config, study, objective)
     steps = min(STEPS_AT_A_TIME, config.gradient_steps)
     needed = refuse_what_does_not_fit(
         advance.lower(descent, objective, steps).compile(),
