@@ -33,7 +33,7 @@ class Checkpoints:
         """
         self._asynchronous = asynchronous
         self._pending: Any = None  # the save still being written
-        self.directory = _location(directory)
+        self.directory = location(directory)
         training = ocp.training
         self._checkpointer = training.Checkpointer(
             self.directory,
@@ -89,16 +89,25 @@ class Checkpoints:
             the array shall have; `abstract_tree` makes them from arrays.
 
         Raises UserError when there is no such step, or when the saved tree has other leaves,
-        shapes or dtypes; it names the first of them.
+        shapes or dtypes (it names the first of them), or cannot be read.
         """
         if step is None and self.steps:
             step = self.steps[-1]
         if step not in self.steps:
             wanted = "checkpoint" if step is None else f"step {step} (there are {self.steps})"
             raise UserError(f"no {wanted} in {self.directory}")
-        saved = self._checkpointer.metadata(step).metadata
-        _compare(saved, abstract, f"{self.directory}/{step}")
-        return step, self._checkpointer.load(step, abstract)
+        path = f"{self.directory}/{step}"
+        try:
+            saved = self._checkpointer.metadata(step).metadata
+        except (OSError, ValueError, KeyError) as error:
+            raise _damaged(path, error) from None
+        if _leaves(abstract) and not _leaves(saved):  # orbax finds nothing in files cut short
+            raise _damaged(path, "it names no arrays")
+        _compare(saved, abstract, path)
+        try:
+            return step, self._checkpointer.load(step, abstract)
+        except (OSError, ValueError, KeyError) as error:
+            raise _damaged(path, error) from None
 
 
 def abstract_tree(tree: Any) -> Any:
@@ -120,18 +129,28 @@ def _context() -> ocp.Context:
     return context
 
 
-def _location(directory: Path | str) -> Path | str:
+def location(directory: Path | str) -> Path | str:
     """A local directory as an absolute path (orbax fails late on relative ones), a bucket's as is.
 
-    UserError for a bucket that cannot be reached for want of a package.
+    UserError for a bucket of another kind, and for one out of reach for want of a package.
     """
     if "://" not in str(directory):
         return Path(directory).absolute()
-    if str(directory).startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
+    if not str(directory).startswith("gs://"):
+        raise UserError(f"{directory}: checkpoints go to a directory or to gs://bucket/folder")
+    if importlib.util.find_spec("gcsfs") is None:
         raise UserError(
             f"{directory}: checkpoints in gs:// need gcsfs; pip install 'jaxalign[gcs]'"
         )
     return str(directory)
+
+
+def _damaged(path: str, error: Exception | str) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"checkpoint {path} cannot be read ({reason}); delete that folder to go on from the step "
+        "before it, or from the beginning where there is none"
+    )
 
 
 def _compare(saved: Any, abstract: Any, path: str) -> None:

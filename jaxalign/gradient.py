@@ -7,6 +7,7 @@ is needed owes this comparison.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +29,11 @@ class Descent:
     best_fitness_C: jax.Array
 
 
-def make_descent(fitness: Fitness, steps: int, learning_rate: float) -> tuple[Callable, Callable]:
-    """`start(countries, dims)` and the jitted `advance(descent, context, count)`.
+def make_descent(
+    fitness: Fitness, steps: int, learning_rate: float
+) -> tuple[Callable, Callable, Callable]:
+    """`start(countries, dims)`, the jitted `advance(descent, context, count)`, and the jitted
+    `finish(descent, context)`, which evaluates where the last step has led.
 
     `learning_rate` is Adam's at the first of `steps` steps, in units of the search vector; it
     falls to zero by a cosine. A step whose gradient is not finite moves nothing.
@@ -42,24 +46,35 @@ def make_descent(fitness: Fitness, steps: int, learning_rate: float) -> tuple[Ca
         z = jnp.zeros((countries, dims), jnp.float32)
         return Descent(z, adam.init(z), z, jnp.full(countries, jnp.inf, jnp.float32))
 
-    def step(descent: Descent, context: Any) -> Descent:
-        country_C = jnp.arange(descent.z_CxZ.shape[0])
-
-        def total(z_CxZ: jax.Array) -> tuple[jax.Array, jax.Array]:
-            fitness_C = fitness(z_CxZ, country_C, context)
-            return jnp.sum(fitness_C), fitness_C
-
-        (_, fitness_C), slope = jax.value_and_grad(total, has_aux=True)(descent.z_CxZ)
+    def seen(descent: Descent, fitness_C: jax.Array) -> Descent:
         better_C = fitness_C < descent.best_fitness_C
-        change, optimizer = adam.update(slope, descent.optimizer)
-        return Descent(
-            z_CxZ=descent.z_CxZ + change,
-            optimizer=optimizer,
+        return dataclasses.replace(
+            descent,
             best_CxZ=jnp.where(better_C[:, None], descent.z_CxZ, descent.best_CxZ),
             best_fitness_C=jnp.where(better_C, fitness_C, descent.best_fitness_C),
         )
 
+    def step(descent: Descent, context: Any) -> Descent:
+        fitness_C, slope_CxZ = _slopes(fitness, descent.z_CxZ, context)
+        change_CxZ, optimizer = adam.update(slope_CxZ, descent.optimizer)
+        z_CxZ = descent.z_CxZ + change_CxZ
+        return dataclasses.replace(seen(descent, fitness_C), z_CxZ=z_CxZ, optimizer=optimizer)
+
     def advance(descent: Descent, context: Any, count: int) -> Descent:
         return jax.lax.fori_loop(0, count, lambda _, d: step(d, context), descent)
 
-    return start, jax.jit(advance, static_argnums=2)
+    def finish(descent: Descent, context: Any) -> Descent:
+        return seen(descent, fitness(descent.z_CxZ, jnp.arange(len(descent.z_CxZ)), context))
+
+    return start, jax.jit(advance, static_argnums=2), jax.jit(finish)
+
+
+def _slopes(fitness: Fitness, z_CxZ: jax.Array, context: Any) -> tuple[jax.Array, jax.Array]:
+    """Fitness and its gradient, one country after the other: the gradient of their sum would keep
+    what the forward pass of every country leaves."""
+
+    def one(of_country: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        z_Z, country = of_country
+        return jax.value_and_grad(lambda z_Z: fitness(z_Z[None], country[None], context)[0])(z_Z)
+
+    return jax.lax.map(one, (z_CxZ, jnp.arange(len(z_CxZ))))

@@ -58,6 +58,19 @@ def agreed(value: int) -> int:
     return int.from_bytes(np.asarray(multihost_utils.broadcast_one_to_all(said)).tobytes(), "big")
 
 
+def agreed_text(text: str) -> str:
+    """Process 0's text on every process."""
+    if not joined():
+        return text
+    own = np.frombuffer(text.encode(), np.uint8)
+    said = np.zeros(agreed(own.size), np.uint8)
+    if not said.size:
+        return ""
+    if jax.process_index() == 0:
+        said[:] = own
+    return np.asarray(multihost_utils.broadcast_one_to_all(said)).tobytes().decode()
+
+
 def agreed_choice(choices: Sequence[T], chosen: T) -> T:
     """What process 0 chose, on every process."""
     return choices[agreed(choices.index(chosen))]

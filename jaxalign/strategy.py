@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,6 +170,9 @@ def check_strategy(strategy: Strategy) -> None:
             f"unknown algorithm {strategy.algorithm!r}; choose one of: "
             + ", ".join(sorted(algorithms))
         )
+    for name, value in strategy.options:
+        if not math.isfinite(value):
+            raise UserError(f"option {name} = {value} must be a finite number")
     if strategy.algorithm != DIFFERENTIAL_EVOLUTION:
         return _check_no_de_fields(strategy)
     if strategy.population < 4:

@@ -195,5 +195,5 @@ def test_buckets_are_left_as_they_are(monkeypatch):
     with pytest.raises(UserError, match=r"gs://runs/a: .* gcsfs"):
         Checkpoints("gs://runs/a")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    assert checkpoints._location("gs://runs/a") == "gs://runs/a"
-    assert checkpoints._location("a") == Path("a").absolute()
+    assert checkpoints.location("gs://runs/a") == "gs://runs/a"
+    assert checkpoints.location("a") == Path("a").absolute()

@@ -212,3 +212,9 @@ def test_own_texts_replace_the_packages(tmp_path):
         dataclasses.replace(PAPER, texts=load_texts(tmp_path)).lead_in("unaware", "", item)
     with pytest.raises(UserError, match="no such folder"):
         load_texts(tmp_path / "missing")
+
+
+def test_own_texts_that_are_not_utf8_are_named(tmp_path):
+    (tmp_path / "unaware.jinja").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"unaware\.jinja: not UTF-8"):
+        load_texts(tmp_path)

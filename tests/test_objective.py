@@ -113,7 +113,28 @@ def test_fitness_is_the_loss_of_the_decoded_prompt_plus_penalty():
 
 def test_gradient_control_improves_every_country():
     objective = make_objective(COUNTRIES)
-    start, advance = make_descent(make_fitness(CONFIG, "expected", 1), 20, 0.05)
+    start, advance, _ = make_descent(make_fitness(CONFIG, "expected", 1), 20, 0.05)
     first = advance(start(3, objective.space.dims), objective, 1)
     last = advance(first, objective, 19)
     assert (last.best_fitness_C < first.best_fitness_C - 1).all()
+
+
+def test_the_last_step_of_the_gradient_control_counts():
+    """A control of one step used to end where it began."""
+    objective = make_objective(COUNTRIES)
+    start, advance, finish = make_descent(make_fitness(CONFIG, "expected", 1), 1, 0.05)
+    stepped = advance(start(3, objective.space.dims), objective, 1)
+    ended = finish(stepped, objective)
+    assert (ended.best_fitness_C < stepped.best_fitness_C).all()
+    np.testing.assert_array_equal(ended.best_CxZ, stepped.z_CxZ)
+
+
+def test_gradient_memory_does_not_grow_with_countries():
+    def temporary(countries: int) -> int:
+        objective = make_objective(COUNTRIES[:1] * countries)
+        start, advance, _ = make_descent(make_fitness(CONFIG, "expected", 1), 20, 0.05)
+        lowered = advance.lower(start(countries, objective.space.dims), objective, 1)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    one, many = temporary(1), temporary(8)
+    assert many < 1.2 * one, (one, many)

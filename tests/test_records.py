@@ -10,10 +10,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +39,7 @@ class Config:
     model: Path | None = None
     noise_scale: float = 0.1
     strategy: Strategy = Strategy()
+    flat: Annotated[Strategy, tyro.conf.arg(name="")] = Strategy()
     progress: bool = may_change(True)
 
 
@@ -59,6 +62,8 @@ def test_config_holds_all_settings_and_surroundings(tmp_path: Path) -> None:
         "noise_scale": 0.1,
         "strategy.name": "DE",
         "strategy.crossover": 0.9,
+        "flat.name": "DE",
+        "flat.crossover": 0.9,
         "progress": True,
     }
     assert fields["facts"] == FACTS
@@ -107,6 +112,7 @@ def test_second_run_needs_resume(tmp_path: Path) -> None:
         (Config(noise_scale=0.25), "--noise-scale was 0.1 and is 0.25 now"),
         (Config(countries=("USA",)), r'--countries was \["USA", "CHN"\] and is \["USA"\] now'),
         (Config(strategy=Strategy(crossover=0.5)), "--strategy.crossover was 0.9 and is 0.5 now"),
+        (Config(flat=Strategy(crossover=0.5)), "--crossover was 0.9 and is 0.5 now"),
         (Config(model=Path("/m")), '--model was null and is "/m" now'),
     ],
 )
@@ -145,6 +151,16 @@ def test_foreign_directory_is_left_alone(tmp_path: Path, name: str, resume: bool
         with pytest.raises(UserError, match="give another --out"):
             refuse(tmp_path, Config(), resume)
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_config_that_lost_a_part_is_refused(tmp_path: Path) -> None:
+    create(tmp_path).close()
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["facts"]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="not a jaxalign run's"):
+        check(tmp_path, Config(), resume=True)
 
 
 def test_out_is_a_file_or_below_one(tmp_path: Path) -> None:

@@ -49,9 +49,10 @@ def test_a_default_chunk_is_no_larger_than_the_search(study, monkeypatch):
     assert choose_how(Config(), study, make_mesh(), {}).chunk == 64
 
 
-def test_a_run_that_goes_on_keeps_what_it_began_with(study):
+def test_a_run_that_goes_on_keeps_what_it_began_with(study, capsys):
     began = {"chunk": 7, "attention": "xla", "model_sha256": "…"}
     assert choose_how(Config(), study, make_mesh(), began) == How(7, "xla", fixed=True)
+    assert "attention by xla: as this run began" in capsys.readouterr().out
 
 
 def test_a_kernel_that_is_not_here_any_more_is_refused(study):

@@ -131,6 +131,9 @@ def test_what_is_left_out_is_soft_prompts_default(tmp_path):
         ("[[strategies]]\nname = 'a/b'", "strategies[0].name = 'a/b'"),
         ("[[strategies]]\n[[strategies]]", "'DifferentialEvolution' is there more than once"),
         ("[strategies]", "[[strategies]]"),
+        ("strategies = []", "strategies = []: give at least one"),
+        ("[[strategies]]\noptions = [[]]", "strategies[0].options = [[]] must be a table"),
+        ("countries = {USA = 1}", "countries = {'USA': 1} must be a list"),
         ("seeds = [1, 1]", "seeds: 1 is there more than once"),
         ("seeds = []", "seeds: give at least one"),
         ("seeds = 0", "seeds: give at least one"),
@@ -172,6 +175,7 @@ def test_impossible_cells_are_refused_before_anything_is_written(text, said, tmp
     path.write_text(text)
     with pytest.raises(UserError) as refused:
         run(path, tmp_path / "out")
+    assert str(path) in str(refused.value)
     assert said in str(refused.value)
     assert not (tmp_path / "out").exists()
 
@@ -423,6 +427,24 @@ def test_records_of_something_else_are_refused(file, unbroken, tmp_path):
         run(file, out)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"a": {"chunk": "4"}}'])
+def test_programs_of_something_else_are_refused(file, unbroken, tmp_path, text):
+    out = shutil.copytree(unbroken, tmp_path / "copy")
+    (out / "programs.json").write_text(text)
+    with pytest.raises(UserError, match=r"programs\.json: not a sweep's; delete it"):
+        run(file, out)
+
+
+def test_a_sweep_and_a_search_do_not_take_each_other_up(file, unbroken, tmp_path):
+    asked = soft_prompt.Config(out=unbroken, resume=True)
+    with pytest.raises(UserError, match="holds a run of another program"):
+        soft_prompt.tune_prompts(asked)
+    Run.create(tmp_path / "search", soft_prompt.Config(), {}).close()
+    for status in (False, True):
+        with pytest.raises(UserError, match="holds a run of another program"):
+            run(file, tmp_path / "search", status=status)
+
+
 # --- status and result ------------------------------------------------------------------------
 
 
@@ -456,6 +478,14 @@ def test_status_of_a_finished_and_of_no_sweep(unbroken, tmp_path, capsys):
     assert "4 of 4 cells done, 0 running, 0 queued" in capsys.readouterr().out
     with pytest.raises(UserError, match="no sweep has begun there"):
         show_status(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_status_of_something_else_is_refused(unbroken, tmp_path, text):
+    out = shutil.copytree(unbroken, tmp_path / "copy")
+    (out / "status.json").write_text(text)
+    with pytest.raises(UserError, match=r"status\.json: not a sweep's; delete it"):
+        show_status(out)
 
 
 def test_status_starts_no_device(file, unbroken):

@@ -15,6 +15,7 @@ held-out survey. Model and survey are simulated: the numbers describe the softwa
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -24,28 +25,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.soft_prompt.program import (
+    STEPS_AT_A_TIME,
     build,
     choose_how,
     choose_mesh_here,
     constants,
     in_int8,
+    make_control,
     search_space,
 )
 from experiments.soft_prompt.result import Answers, make_result, show_result, write_plots
-from experiments.soft_prompt.study import Config, Study, make_layout, read_study
+from experiments.soft_prompt.study import Config, Study, check_comparison, make_layout, read_study
 from jaxalign.answer import make_context, option_log_probs, valid_mass
 from jaxalign.baselines import BASELINES, ask, lead_in
-from jaxalign.checkpoints import Checkpoints
+from jaxalign.checkpoint_owner import check_place, claim_place
+from jaxalign.checkpoints import Checkpoints, location
 from jaxalign.console import Progress, main
 from jaxalign.errors import UserError
 from jaxalign.evolve import Evolution, State
-from jaxalign.gradient import make_descent
 from jaxalign.held_out import HeldOut
+from jaxalign.hosts import agreed_text
 from jaxalign.llama.checkpoint import load_checkpoint, weights_sha256
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import Params, param_shardings
-from jaxalign.objective import Objective, make_fitness
-from jaxalign.records import Run, check
+from jaxalign.objective import Objective
+from jaxalign.records import Run, begun, check
 from jaxalign.report import soft_prompt_report
 from jaxalign.sharding import local_view
 from jaxalign.soft_prompt import (
@@ -65,7 +69,9 @@ def tune_prompts(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
     out = _directory(config)
     began = check(out, config, config.resume)
+    config = dataclasses.replace(config, checkpoints=checkpoint_place(config, out))
     study = read_study(config)
+    check_comparison(config, study)
     mesh = choose_mesh_here(config, study)
     how = choose_how(config, study, mesh, began)
     print(f"model {study.folder}: {study.llama.num_hidden_layers} layers, {study.llama.dtype}")
@@ -112,6 +118,33 @@ def _directory(config: Config) -> Path:
     return Path("runs") / time.strftime("soft_prompt-%Y%m%d-%H%M%S")
 
 
+def checkpoint_place(config: Config, out: Path) -> str | None:
+    """Where checkpoints go: as asked, or where the run began to keep them. None: its own folder.
+
+    UserError for a place that is another run's, and for one without the checkpoints of a run that
+    has some: it would begin again and forget what it had.
+    """
+    place = ""
+    if jax.process_index() == 0:
+        name, settings = begun(out)
+        kept = settings.get("checkpoints")
+        own = location(out / "checkpoints")
+        wanted = location(config.checkpoints or kept or own)
+        if wanted != own:
+            place = str(wanted)
+            if not check_place(place, name) and _has_metrics(out):
+                raise UserError(
+                    f"--checkpoints {place}: holds no checkpoints of the run in {out}, which began "
+                    f"to keep them in {kept or own}; give that, or another --out to begin again"
+                )
+    return agreed_text(place) or None
+
+
+def _has_metrics(out: Path) -> bool:
+    path = out / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
 def ask_baselines(
     config: Config, study: Study, params: Params
 ) -> tuple[dict[str, Answers], dict[str, Answers]]:
@@ -141,7 +174,12 @@ def evolve(
     config: Config, run: Run, evolution: Evolution, objective: Objective, space: Space
 ) -> tuple[State, float]:
     """Run or resume the search; returns the last state and the seconds it took this time."""
-    with Checkpoints(config.checkpoints or run.out / "checkpoints") as saved:
+    place = config.checkpoints or run.out / "checkpoints"
+    if run.writes:
+        claim_place(place, begun(run.out)[0])
+    with Checkpoints(place) as saved:
+        if run.resumed and not saved.steps:
+            print(f"no checkpoint found in {saved.directory}; starting at generation 0")
         if run.resumed and saved.steps:
             done, state = saved.restore(evolution.abstract_state())
             run.rewind(done)
@@ -166,22 +204,19 @@ def evolve(
 
 def descend(config: Config, study: Study, objective: Objective) -> jax.Array:
     """The best search vectors that the gradient control finds, float32 [C, Z]."""
-    # Whatever --reading: most likely answers move in steps, their gradient is zero everywhere.
-    fitness = make_fitness(study.llama, "expected", chunk=1)
-    start, advance = make_descent(fitness, config.gradient_steps, config.gradient_rate)
-    descent = start(len(config.countries), objective.space.dims)
+    descent, advance, finish = make_control(config, study, objective)
     where = "" if config.reading == "expected" else ", expected reading"
     bar = Progress(
         config.gradient_steps, step=f"gradient step{where}", unit="candidates",
         units_per_step=len(config.countries), quiet=config.quiet,
     )  # fmt: skip
     with bar:
-        for done in range(0, config.gradient_steps, 10):
-            steps = min(10, config.gradient_steps - done)
+        for done in range(0, config.gradient_steps, STEPS_AT_A_TIME):
+            steps = min(STEPS_AT_A_TIME, config.gradient_steps - done)
             descent = jax.block_until_ready(advance(descent, objective, steps))
             losses = zip(config.countries, np.asarray(descent.best_fitness_C), strict=True)
             bar.update(done + steps, {country: f"{loss:.1f}" for country, loss in losses})
-    return descent.best_CxZ
+    return finish(descent, objective).best_CxZ
 
 
 def decode_each(space: Space, z_CxZ: jax.Array) -> jax.Array:
@@ -247,6 +282,8 @@ def finish(
 ) -> None:
     """`result.json`, the plots, the report, and the tables on the screen."""
     survey = HeldOut(study.held_out, config.countries)
+    # Not among the settings that a resumed run must keep, yet what the result was made with.
+    facts = facts | {"gradient_steps": config.gradient_steps}
     result = make_result(
         config, facts, scorer, study.target_Cx6, study.used_6, module, survey, held_out
     )

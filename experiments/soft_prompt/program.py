@@ -8,7 +8,7 @@ so a run that goes on keeps what it began with.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,11 +19,12 @@ from experiments.soft_prompt.study import Config, Study
 from jaxalign.answer import Kernel, make_context
 from jaxalign.baselines import ask, lead_in
 from jaxalign.evolve import Evolution, make_evolution
+from jaxalign.gradient import Descent, make_descent
 from jaxalign.hosts import agreed, agreed_choice
 from jaxalign.kernel_choice import ASKED, choose_kernel
 from jaxalign.llama.quantized import quantize
 from jaxalign.llama.weights import Params
-from jaxalign.memory import busy_chunk, fitting_chunk
+from jaxalign.memory import busy_chunk, fitting_chunk, refuse_what_does_not_fit
 from jaxalign.mesh_here import mesh_here
 from jaxalign.objective import Objective, make_fitness
 from jaxalign.sharding import MODEL, POPULATION, local_view, place_whole, replicated
@@ -119,6 +120,8 @@ def choose_how(
         chunk = min(chunk, 1 << (candidates - 1).bit_length())
     asked = agreed_choice(ASKED, began.get("attention", config.attention))
     choice = choose_kernel(study.llama, study.layout, chunk, mesh.shape[MODEL], asked)
+    if "attention" in began:
+        choice = dataclasses.replace(choice, reason="as this run began")
     print(choice.describe())
     return How(chunk, choice.kernel, fixed=kept > 0)
 
@@ -175,4 +178,34 @@ def build(
         f"{chunk} prompts at a time: a dispatch of {steps} generations needs "
         f"{needed / 2**20:,.0f} MiB per device"
     )
+    check_control(config, study, local_view(objective))
     return Program(search(chunk), objective, {"chunk": chunk, "attention": how.kernel})
+
+
+STEPS_AT_A_TIME = 10  # of the gradient control, in a dispatch
+
+
+def make_control(
+    config: Config, study: Study, objective: Objective
+) -> tuple[Descent, Callable, Callable]:
+    """The gradient control's first state, `advance` and `finish`; see `make_descent`."""
+    # Whatever --reading: most likely answers move in steps, their gradient is zero everywhere.
+    fitness = make_fitness(study.llama, "expected", chunk=1)
+    start, advance, finish = make_descent(fitness, config.gradient_steps, config.gradient_rate)
+    descent = start(len(config.countries), objective.space.dims)
+    # Placed like what `advance` returns, or the second dispatch would be compiled anew.
+    return jax.device_put(descent, objective.space.start.sharding), advance, finish
+
+
+def check_control(config: Config, study: Study, objective: Objective) -> None:
+    """UserError where the control, which comes after the search, will not fit into memory."""
+    if not config.gradient_steps:
+        return
+    descent, advance, _ = make_control(config, study, objective)
+    steps = min(STEPS_AT_A_TIME, config.gradient_steps)
+    needed = refuse_what_does_not_fit(
+        advance.lower(descent, objective, steps).compile(),
+        jax.local_devices()[0],
+        "--gradient-steps 0 leaves the gradient control out",
+    )
+    print(f"gradient control: {needed / 2**20:,.0f} MiB per device")

@@ -6,13 +6,18 @@ Nothing here takes long or writes anything, so that bad input is refused before 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxalign.baselines import icl_examples
+from jaxalign.baselines import icl_examples, lead_in
 from jaxalign.errors import UserError
 from jaxalign.interview import soft_prompt_layout
 from jaxalign.kernel_choice import Asked
@@ -23,13 +28,13 @@ from jaxalign.llama.config import LlamaConfig, read_config
 from jaxalign.llama.tokens import Tokens, check_vocabulary
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.society import held_out_survey
-from jaxalign.prompts import Prompts, load_prompts
+from jaxalign.prompts import Message, Prompts, load_prompts
 from jaxalign.records import may_change
-from jaxalign.soft_prompt import SoftPromptConfig
-from jaxalign.strategy import Strategy, check_strategy
+from jaxalign.soft_prompt import SoftPromptConfig, make_space
+from jaxalign.strategy import Strategy, check_strategy, make_search
 from jaxalign.survey.countries import DEFAULT_EDITION, DIMENSIONS, targets
 from jaxalign.survey.instrument import Instrument, Item, load, values_module
-from jaxalign.survey.score import Reading, make_scorer
+from jaxalign.survey.score import Reading, make_scorer, option_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +79,9 @@ class Config:
     generations: int = 160
     penalty: float = 0.0
     """Regularisation: points of loss per unit of mean squared search vector."""
-    gradient_steps: int = 100
-    """Steps of the gradient control: the same prompts tuned by Adam; 0 leaves it out."""
+    gradient_steps: int = may_change(100)
+    """Steps of the gradient control, which follows the search: the same prompts tuned by Adam; 0
+    leaves it out, on --resume too."""
     gradient_rate: float = 0.05
     """Adam's learning rate, in units of the search vector."""
     seed: int = 0
@@ -130,11 +136,12 @@ class Study:
 
 def read_study(config: Config) -> Study:
     """Read and check everything that is quick to check. UserError for whatever is wrong."""
+    check_numbers(config)
     check_strategy(config.strategy)
-    if config.generations < 1 or config.save_every < 1:
-        raise UserError("--generations and --save-every must be at least 1")
-    if config.chunk is not None and config.chunk < 1:
-        raise UserError(f"--chunk {config.chunk} must be at least 1")
+    if not config.countries:
+        raise UserError("--countries: give one or more")
+    if len(set(config.countries)) < len(config.countries):
+        raise UserError(f"--countries {' '.join(config.countries)}: give each once")
     target_Cx6, used_6 = targets(config.countries, config.edition, config.dimensions)
     targets(config.anchor, config.edition, config.dimensions)
     folder = config.model or MODEL_FOLDER
@@ -142,13 +149,20 @@ def read_study(config: Config) -> Study:
     if dtype == "auto":
         dtype = "float32" if config.model is None else "bfloat16"
     llama = read_config(folder, dtype)
+    check_space(config, llama)
     tokens = Tokens.load(folder)
     check_vocabulary(tokens, llama)
     prompts = load_prompts(config.prompts)
     module = values_module() if config.instrument is None else load(config.instrument)
-    make_scorer(module)
+    make_scorer(module, config.constant)
     survey = held_out_survey() if config.held_out is None else load(config.held_out)
     examples = icl_examples(survey, config.countries, config.icl_examples, config.seed)
+    if len(examples) == len(survey.items):
+        raise UserError(
+            f"--icl-examples {config.icl_examples}: survey {survey.name!r} has no more items, and "
+            "none is left to be held out; ask for fewer, or give another --held-out"
+        )
+    check_length(config, llama, tokens, [[prompts.user(item)] for item in module.items])
     return Study(
         folder=folder,
         llama=llama,
@@ -162,6 +176,73 @@ def read_study(config: Config) -> Study:
         used_6=used_6,
         layout=make_layout(config, tokens, prompts, module),
     )
+
+
+def check_numbers(config: Config) -> None:
+    """UserError for a number that no search can use."""
+    option = {f.name: "--" + f.name.replace("_", "-") for f in dataclasses.fields(config)}
+    for name in ("generations", "save_every", "chunk"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"{option[name]} {value} must be at least 1")
+    for name in ("icl_examples", "gradient_steps", "penalty"):
+        value = getattr(config, name)
+        if not 0 <= value < math.inf:
+            raise UserError(f"{option[name]} {value} must be 0 or more")
+    if not 0 < config.gradient_rate < math.inf:
+        raise UserError(f"--gradient-rate {config.gradient_rate} must be more than 0")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"--seed {config.seed} must lie between 0 and 2**32 - 1")
+
+
+def check_space(config: Config, llama: LlamaConfig) -> None:
+    """Raise what the search and its space would raise once the weights are loaded."""
+    make_search(config.strategy, config.prompt.length)
+    full = config.prompt.projection == "none"
+    prompt = dataclasses.replace(config.prompt, projection="none" if full else "random")
+    start_MxD = jax.ShapeDtypeStruct((prompt.length, llama.hidden_size), jnp.float32)
+    embed_VxD = jax.ShapeDtypeStruct((1, llama.hidden_size), jnp.float32)
+    jax.eval_shape(functools.partial(make_space, prompt), start_MxD, embed_VxD)
+
+
+def check_comparison(config: Config, study: Study) -> None:
+    """Raise now what the held-out survey and the baselines would raise after the search."""
+    item_ids = {item.id for item in study.held_out.items}
+    for country in config.countries:
+        if not item_ids & study.survey.distributions.get(country, {}).keys():
+            raise UserError(
+                f"--icl-examples {config.icl_examples}: survey {study.survey.name!r} leaves no "
+                f"item that {country} answered to be held out; ask for fewer, or give another "
+                "--held-out"
+            )
+    option_table(study.held_out)
+    questions = [[study.prompts.user(i)] for i in (*study.module.items, *study.held_out.items)]
+    check_length(config, study.llama, study.tokens, questions)
+    for country in config.countries:
+        lead = lead_in("icl", study.prompts, country, study.survey, study.examples)
+        asked = [lead + question for question in questions]
+        check_length(config, study.llama, study.tokens, asked, config.icl_examples)
+
+
+def check_length(
+    config: Config,
+    llama: LlamaConfig,
+    tokens: Tokens,
+    conversations: Sequence[Sequence[Message]],
+    examples: int | None = None,
+) -> None:
+    """UserError for conversations longer than what the model was trained to read.
+
+    After a soft prompt, or after this many examples.
+    """
+    added = config.prompt.length if examples is None else 0
+    longest = added + max(len(tokens.encode_chat(messages)) for messages in conversations)
+    if longest > llama.max_position_embeddings:
+        what = f"--prompt.length {added}" if added else f"--icl-examples {examples}"
+        raise UserError(
+            f"{what}: with the longest question {longest:,} tokens, but the model has "
+            f"max_position_embeddings={llama.max_position_embeddings}; shorten one of them"
+        )
 
 
 def make_layout(

@@ -40,6 +40,7 @@ from experiments.sweep.result import make_result, show_result, write_plot
 from experiments.sweep.status import CELLS, Board, show_status
 from jaxalign.console import main
 from jaxalign.errors import UserError
+from jaxalign.kernel_choice import ASKED
 from jaxalign.llama.checkpoint import load_checkpoint
 from jaxalign.llama.weights import Params, param_shardings
 from jaxalign.mesh_here import mesh_here
@@ -102,7 +103,10 @@ def sweep(config: Config) -> None:
     described = read_sweep(config.file)
     refuse_changed_file(config.file, out, described)
     check(out, described, resume=True)
-    groups = make_plan(described, config.cells_per_program)
+    try:
+        groups = make_plan(described, config.cells_per_program)
+    except UserError as error:  # from a value of the file
+        raise UserError(f"{config.file}: {error}") from None
     with Run.create(out, described, facts(groups), resume=True) as run:
         for note in run.notes:
             print(note)
@@ -163,7 +167,18 @@ def read_programs(run: Run) -> dict[str, dict[str, Any]]:
     the first two, since the last bits depend on them, though what fits or is fastest may be other
     than when it began."""
     path = run.out / PROGRAMS
-    return json.loads(path.read_text("utf-8")) if run.resumed and path.exists() else {}
+    if not run.resumed or not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if all(type(of["chunk"]) is int and of["attention"] in ASKED for of in found.values()):
+            return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(
+        f"{path}: not a sweep's; delete it to choose anew (cells to come may differ in their last "
+        "bits), or give another --out"
+    )
 
 
 def choose(group: Group) -> jax.sharding.Mesh:

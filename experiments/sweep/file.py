@@ -33,6 +33,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from experiments.soft_prompt.study import Config
 from jaxalign.errors import UserError
 from jaxalign.records import plain, settings_of
+from jaxalign.records.settings import refuse_other_program
 from jaxalign.soft_prompt import SoftPromptConfig
 from jaxalign.strategy import Strategy
 
@@ -121,6 +122,8 @@ def _sweep(fields: dict[str, Any]) -> Sweep:
 def _strategies(tables: Any, base: Strategy) -> tuple[Named, ...]:
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         raise UserError("strategies: give each as a table under [[strategies]]")
+    if not tables:
+        raise UserError("strategies = []: give at least one, or leave it out")
     found = []
     for i, table in enumerate(tables):
         where = f"strategies[{i}]."
@@ -182,9 +185,10 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         if value in arguments:
             return value
         raise UserError(f"{where} = {value!r}: choose one of {', '.join(map(repr, arguments))}")
-    if origin is tuple and isinstance(value, list):
+    pairs = origin is tuple and get_origin(arguments[0]) is tuple
+    if origin is tuple and not pairs and isinstance(value, list):
         return tuple(_convert(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is tuple and isinstance(value, dict):  # names and numbers: a strategy's options
+    if pairs and isinstance(value, dict):  # names and numbers: a strategy's options
         return tuple((name, _convert(v, float, f"{where}.{name}")) for name, v in value.items())
     if origin is types.UnionType:  # Path | None; TOML has no null
         kind = arguments[0]
@@ -194,7 +198,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return float(value)
     if type(value) is kind and kind is not float:  # a bool is no int here
         return value
-    raise UserError(f"{where} = {value!r} must be {_WORDS[get_origin(kind) or kind]}")
+    wanted = dict if pairs else get_origin(kind) or kind
+    raise UserError(f"{where} = {value!r} must be {_WORDS[wanted]}")
 
 
 def refuse_changed_file(path: Path, out: Path, sweep: Sweep) -> None:
@@ -203,6 +208,7 @@ def refuse_changed_file(path: Path, out: Path, sweep: Sweep) -> None:
         recorded = json.loads((out / "config.json").read_text("utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # nothing there yet, or nothing of ours: `records.check` says so
+    refuse_other_program(out, sweep, recorded)
     now, then = _flat(settings_of(sweep, fixed_only=True)), _flat(recorded)
     for name in now:
         if now[name] != then.get(name):

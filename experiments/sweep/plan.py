@@ -8,21 +8,15 @@ queue. Nothing here takes long or writes anything.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-
 from experiments.soft_prompt.study import Config, Study, read_study
 from experiments.sweep.file import POCKET, Named, Sweep
 from jaxalign.console import print_table
 from jaxalign.errors import UserError
-from jaxalign.soft_prompt import make_space
-from jaxalign.strategy import make_search
 from jaxalign.throughput import candidate_flops
 
 Entry = tuple[str, int]  # country, seed
@@ -102,24 +96,12 @@ def make_plan(sweep: Sweep, cells_per_program: int) -> tuple[Group, ...]:
         cells = [Cell(next(numbers), name, *entry) for entry in entries]
         batches = make_batches(name, cells, cells_per_program, sweep)
         study = read_study(config)
-        check_space(config, study)
         groups.append(Group(name, names[model], strategy, length, config, study, batches))
     return tuple(groups)
 
 
 def group_name(model: str, strategy: str, length: int) -> str:
     return f"{model}-{strategy}-m{length}"
-
-
-def check_space(config: Config, study: Study) -> None:
-    """Raise what the search and its space would raise once the weights are loaded."""
-    make_search(config.strategy, config.prompt.length)
-    full = config.prompt.projection == "none"
-    prompt = dataclasses.replace(config.prompt, projection="none" if full else "random")
-    width = study.llama.hidden_size
-    start_MxD = jax.ShapeDtypeStruct((prompt.length, width), jnp.float32)
-    embed_VxD = jax.ShapeDtypeStruct((1, width), jnp.float32)
-    jax.eval_shape(functools.partial(make_space, prompt), start_MxD, embed_VxD)
 
 
 def make_batches(

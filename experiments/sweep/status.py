@@ -14,7 +14,7 @@ from typing import Any
 from experiments.sweep.plan import Batch, Group
 from jaxalign.console import Progress
 from jaxalign.errors import UserError
-from jaxalign.records import MetricsFile, Run
+from jaxalign.records import MetricsFile, Run, begun
 
 CELLS, STATUS = "cells.jsonl", "status.json"
 
@@ -66,6 +66,8 @@ def show_status(out: Path, last: int = 5, clock: Callable[[], float] = time.time
     """Print what `out` says about its sweep. UserError where there is none."""
     if not (out / "config.json").exists():
         raise UserError(f"--out {out}: no sweep has begun there")
+    if "seeds" not in begun(out)[1]:
+        raise UserError(f"--out {out}: holds a run of another program, not a sweep")
     rows = MetricsFile(out / CELLS, "cell").read()
     status = _status(out / STATUS)
     if status is None:
@@ -91,11 +93,17 @@ def show_status(out: Path, last: int = 5, clock: Callable[[], float] = time.time
 
 
 def _status(path: Path) -> dict[str, Any] | None:
-    """The file is replaced whole, so what is there can be read."""
+    """What the sweep last wrote; None before it has. The file is replaced whole, so what is there
+    can be read, unless someone else has written it."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        fields = json.loads(path.read_text("utf-8"))
+        if {"updated", "cells", "running", "seconds_left"} <= fields.keys():
+            return fields
     except FileNotFoundError:
         return None
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise UserError(f"{path}: not a sweep's; delete it, the next dispatch writes it anew")
 
 
 def _number(value: float | None) -> str:

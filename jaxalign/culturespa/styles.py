@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxalign.baselines import icl_examples
 from jaxalign.errors import UserError
-from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_text
+from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_prompt
 from jaxalign.survey.countries import country_name
 from jaxalign.survey.culture_lines import between_countries
 from jaxalign.survey.instrument import Instrument, Item
@@ -51,14 +51,15 @@ class Texts:
 def load_texts(folder: Path | None = None) -> Texts:
     """The package's texts, each replaced by `folder/NAME.jinja` where that file exists."""
     prompts = load_prompts(folder)  # refuses a folder that is not there
-    return Texts(prompts, read_text("unaware", folder), read_text("cross_culture", folder))
+    own = [read_prompt("unaware", folder), read_prompt("cross_culture", folder)]
+    return Texts(prompts, *own)
 
 
 def _system(name: str, source: str, **values: object) -> Message:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     try:
         text = environment.from_string(source).render(**values)
-    except (jinja2.TemplateError, TypeError) as error:
+    except Exception as error:  # a template may hold any expression
         raise UserError(f"prompt text {name}.jinja: {error}; mend the file") from None
     return {"role": "system", "content": text.strip()}
 

@@ -46,27 +46,28 @@ def _template(source: str) -> jinja2.Template:
 def _render(name: str, source: str, **values: object) -> str:
     try:
         return _template(source).render(**values).strip()
-    except (jinja2.TemplateError, TypeError) as error:
+    except Exception as error:  # a template may hold any expression
         raise UserError(f"prompt text {name}.jinja: {error}; mend the file") from None
 
 
 def load_prompts(folder: Path | None = None) -> Prompts:
     """The package's texts, each replaced by `folder/NAME.jinja` where that file exists."""
-    texts = {name: read_text(name, folder) for name in _NAMES}
     if folder is not None and not folder.is_dir():
         raise UserError(f"--prompts {folder}: no such folder")
-    return Prompts(**texts)
+    return Prompts(**{name: read_prompt(name, folder) for name in _NAMES})
 
 
-def read_text(name: str, folder: Path | None) -> str:
-    """`folder/NAME.jinja`, or the package's text where there is no such file."""
+def read_prompt(name: str, folder: Path | None) -> str:
+    """The source of one text: `folder/NAME.jinja` where that file exists, else the package's."""
     own = folder / f"{name}.jinja" if folder else None
     if own is None or not own.is_file():
         return resources.files("jaxalign.prompts").joinpath(f"{name}.jinja").read_text("utf-8")
     try:
         return own.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompt text {own}: cannot be read ({error})") from None
+    except OSError as error:
+        raise UserError(f"{own}: {error.strerror}; give a text file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{own}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def icl_messages(prompts: Prompts, examples: list[tuple[Item, int]]) -> list[Message]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -141,6 +142,17 @@ def check(out: Path, config: Any, resume: bool = False) -> dict[str, Any]:
     return recorded["facts"]
 
 
+def begun(out: Path) -> tuple[str | None, dict[str, Any]]:
+    """What names the run in `out`, and the settings it began with; (None, {}) where there is none.
+
+    The name is the SHA-256 of `config.json`, which is written once and tells when it was.
+    """
+    fields = _config_fields(out) if out.is_dir() else None
+    if fields is None:
+        return None, {}
+    return hashlib.sha256((out / _CONFIG).read_bytes()).hexdigest(), fields["settings"]
+
+
 def _claim(out: Path) -> int:
     """Make `out` if need be and lock it. The kernel lets go when the process dies, however."""
     try:
@@ -202,7 +214,8 @@ def _config_fields(out: Path) -> dict[str, Any] | None:
         return None
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["format"] == _FORMAT:
+        parts = (fields[name] for name in ("settings", "facts", "versions"))
+        if fields["format"] == _FORMAT and all(isinstance(part, dict) for part in parts):
             return fields
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from jaxalign.errors import UserError
 from jaxalign.records.files import Plain, plain
@@ -15,8 +16,8 @@ _MAY_CHANGE = "may_change"
 
 
 def may_change(default: Any) -> Any:
-    """A config field that a resumed run may set anew, as it cannot alter the result: the output
-    directory, `resume` itself, the progress bar, the number of devices."""
+    """A config field that a resumed run may set anew, as it cannot alter what was computed before:
+    the output directory, `resume` itself, the progress bar, the number of devices."""
     return dataclasses.field(default=default, metadata={_MAY_CHANGE: True})
 
 
@@ -40,18 +41,27 @@ def settings_of(config: Any, fixed_only: bool = False) -> dict[str, Plain]:
 
 def refuse_changed_settings(out: Path, config: Any, recorded: Mapping[str, Any]) -> None:
     """UserError naming the first setting whose value is not the recorded one."""
+    refuse_other_program(out, config, recorded)
     fixed = settings_of(config, fixed_only=True)
     free = settings_of(config).keys() - fixed.keys()
     then = {name: value for name, value in recorded.items() if name not in free}
     _refuse_difference(out, fixed, then, lambda name: _option(config, name))
 
 
+def refuse_other_program(out: Path, config: Any, recorded: Mapping[str, Any]) -> None:
+    """UserError where the recorded settings are hardly those of `config`: those of a version before
+    or after have most names in common with it."""
+    names = settings_of(config).keys()
+    if 2 * len(names & recorded.keys()) < len(names):
+        raise UserError(f"--out {out}: holds a run of another program; give another --out")
+
+
 def _option(config: Any, name: str) -> str:
-    """The command line's spelling: a group annotated with an empty name is not part of it."""
-    group, _, rest = name.partition(".")
-    hint = get_type_hints(type(config), include_extras=True).get(group)
-    bare = any(getattr(note, "name", None) == "" for note in getattr(hint, "__metadata__", ()))
-    return "--" + (rest if rest and bare else name).replace("_", "-")
+    """A setting as the command line spells it: a part that tyro names "" adds nothing there."""
+    part, _, inner = name.partition(".")
+    kind = typing.get_type_hints(type(config), include_extras=True).get(part)
+    unnamed = any(getattr(mark, "name", None) == "" for mark in getattr(kind, "__metadata__", ()))
+    return "--" + (inner if inner and unnamed else name).replace("_", "-")
 
 
 def refuse_changed_facts(out: Path, facts: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:

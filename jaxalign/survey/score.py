@@ -169,6 +169,11 @@ def option_table(instrument: Instrument) -> tuple[np.ndarray, np.ndarray]:
     shape = len(instrument.items), max(len(item.options) for item in instrument.items)
     valid, codes = np.zeros(shape, bool), np.zeros(shape, np.float32)
     for q, item in enumerate(instrument.items):
+        if huge := [code for code in item.codes if abs(code) > 2**24]:
+            raise UserError(
+                f"instrument {instrument.name!r}: item {item.id} has code {str(huge[0])[:20]}...; "
+                f"codes must lie within {2**24:,}, up to where float32 is exact"
+            )
         valid[q, : len(item.codes)] = True
         codes[q, : len(item.codes)] = item.codes
     return valid, codes

@@ -1,0 +1,91 @@
+"""What `experiments.soft_prompt` refuses, in one line, before the weights are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.soft_prompt.study import Config, check_comparison, read_study
+from jaxalign.errors import UserError
+from jaxalign.pocket.society import held_out_survey
+from jaxalign.soft_prompt import SoftPromptConfig
+from jaxalign.strategy import Strategy
+from jaxalign.survey.instrument import to_json, values_module
+
+
+def refusal(config: Config) -> str:
+    with pytest.raises(UserError) as error:
+        check_comparison(config, read_study(config))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"icl_examples": -1}, "--icl-examples -1"),
+        ({"gradient_steps": -1}, "--gradient-steps -1"),
+        ({"seed": -1}, "--seed -1"),
+        ({"penalty": float("nan")}, "--penalty nan"),
+        ({"gradient_rate": float("nan")}, "--gradient-rate nan"),
+        ({"constant": float("inf")}, "C must be finite"),
+        ({"countries": ()}, "--countries: give one or more"),
+        ({"countries": ("USA", "CHN", "USA")}, "--countries USA CHN USA: give each once"),
+        ({"strategy": Strategy("SNES", options=(("std_init", float("nan")),))}, "std_init = nan"),
+        ({"strategy": Strategy("SNES", options=(("speed", 1.0),))}, "no option 'speed'"),
+        ({"strategy": Strategy("Open_ES", population=7)}, "population 7"),
+        ({"prompt": SoftPromptConfig(length=5000)}, "max_position_embeddings=4096"),
+        ({"icl_examples": 81}, "--icl-examples 81"),
+        ({"icl_examples": 82}, "none is left to be held out"),
+    ],
+)
+def test_settings_that_no_run_survives(change, said):
+    assert said in refusal(dataclasses.replace(Config(), **change))
+
+
+def survey_where_china_answered(items: set[str], path: Path) -> Path:
+    survey = held_out_survey()
+    answers = {i: shares for i, shares in survey.distributions["CHN"].items() if i in items}
+    changed = survey.distributions | {"CHN": answers}
+    path.write_text(json.dumps(to_json(dataclasses.replace(survey, distributions=changed))))
+    return path
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_country_without_held_out_answers(count, tmp_path):
+    """Found out after the search, it would cost the whole run."""
+    answered = {item.id for item in held_out_survey().items[:count]}
+    path = survey_where_china_answered(answered, tmp_path / "survey.json")
+    said = refusal(dataclasses.replace(Config(), held_out=path, icl_examples=count))
+    assert f"--icl-examples {count}" in said
+    assert "no item that CHN answered" in said
+
+
+def module_with(path: Path, **changes) -> Path:
+    fields = to_json(values_module())
+    fields["items"][0] |= changes
+    path.write_text(json.dumps(fields))
+    return path
+
+
+def test_a_question_longer_than_the_model_reads(tmp_path):
+    path = module_with(tmp_path / "long.json", text="word " * 5000)
+    assert "max_position_embeddings=4096" in refusal(Config(instrument=path))
+
+
+def test_a_code_beyond_float32(tmp_path):
+    survey = to_json(held_out_survey())
+    survey["items"][0]["options"][-1]["code"] = 10**400
+    (tmp_path / "huge.json").write_text(json.dumps(survey))
+    assert "has code 1000000" in refusal(Config(held_out=tmp_path / "huge.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(b"caf\xe9", "item.jinja: not UTF-8"), (b"{{ 1/0 }}", "division by zero")]
+)
+def test_own_prompt_texts(text, said, tmp_path):
+    (tmp_path / "item.jinja").write_bytes(text)
+    assert said in refusal(Config(prompts=tmp_path))
