@@ -12,8 +12,10 @@ import pytest
 from experiments.soft_prompt import __main__ as soft_prompt
 from experiments.soft_prompt import program
 from experiments.soft_prompt.program import How, build, choose_how, constants, search_space
+from experiments.soft_prompt.result import METHODS, Answers, make_result, show_result
 from experiments.soft_prompt.study import Config, read_study
 from jaxalign.errors import UserError
+from jaxalign.held_out import HeldOut
 from jaxalign.llama.checkpoint import load_checkpoint, save_checkpoint
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import init_params
@@ -84,3 +86,26 @@ def test_the_gradient_control_tunes_what_has_a_gradient(tmp_path):
         found[reading] = np.asarray(soft_prompt.descend(config, study, built.objective))
     assert np.abs(found["most_likely"]).max() > 0
     np.testing.assert_array_equal(found["most_likely"], found["expected"])
+
+
+def test_the_result_is_of_the_dimensions_and_the_reading_asked_for(capsys):
+    config = Config(countries=("USA",), dimensions=("pdi",), reading="most_likely", anchor=("DEU",))
+    study = read_study(config)
+
+    def answers(instrument):
+        shape = 1, len(instrument.items), max(len(item.options) for item in instrument.items)
+        return Answers(np.zeros(shape, np.float32), np.ones(shape[:2], np.float32))
+
+    module, held_out = (dict.fromkeys(METHODS, answers(i)) for i in (study.module, study.held_out))
+    scorer = make_scorer(study.module, np.float32([54, 0, 0, 0, 0, 0]))
+    survey = HeldOut(study.held_out, config.countries)
+    found = make_result(
+        config, study.facts(), scorer, study.target_Cx6, study.used_6, module, survey, held_out
+    )
+    assert found["constants"] == [54.0, None, None, None, None, None]
+    found["countries"]["USA"]["de"] = {"expected": {"loss": 11.1}, "most_likely": {"loss": 77.7}}
+    show_result(found)
+    said = capsys.readouterr().out
+    assert "most likely reading" in said
+    assert "gradient (tuned expected)" in said
+    assert said.index("77.7") < said.index("11.1")

@@ -500,7 +500,7 @@ def test_status_starts_no_device(file, unbroken):
     with Run.create(unbroken, described, module.facts(make_plan(described, 2)), resume=True):
         done = subprocess.run(
             [sys.executable, "-c", program, file, unbroken],
-            capture_output=True, text=True, cwd=EXAMPLE.parents[1], timeout=120,
+            capture_output=True, text=True, cwd=EXAMPLE.parents[2], timeout=120,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "4 of 4 cells done" in done.stdout
