@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from experiments.culturespa import topics
-from experiments.culturespa.matrices import mantel
+from experiments.culturespa.matrices import _correlations, mantel
 from experiments.culturespa.pairs import describe
 from experiments.culturespa.plots import write_plots
 from experiments.culturespa.report import write_culturespa_report
@@ -268,6 +268,10 @@ def test_mantel_counts_the_orders_that_do_as_well():
     assert mantel(b, b) == pytest.approx(1 / 24)  # only the identity maps b onto itself
     assert mantel(-b, b) == pytest.approx(1.0)
     assert mantel(np.ones((4, 4)), b) is None
+    unknown = np.where(b == 6, np.nan, b)
+    assert mantel(unknown, b) is None
+    found = _correlations(np.stack([unknown, unknown]), b)
+    assert found["pearson"]["mean"] is found["mantel_p"] is None
 
 
 def test_a_difference_is_over_the_items_that_both_answered():

@@ -26,7 +26,7 @@ from experiments.culturespa.plots import save
 from experiments.culturespa.result import METHODS
 from jaxalign.console import main, print_table
 from jaxalign.errors import UserError
-from jaxalign.records import write_json
+from jaxalign.records import finite_or_none, write_json
 from jaxalign.report.palette import HEAT
 from jaxalign.survey.bootstrap import seed_interval
 from jaxalign.survey.culture_lines import alignment, between_countries
@@ -40,7 +40,7 @@ def run(config: RunConfig) -> None:
     finished = read_finished(config.run)
     if len(finished.countries) < 4:
         raise UserError(f"{config.run}: a correlation over pairs needs four countries or more")
-    found = matrices(finished)
+    found = finite_or_none(matrices(finished))
     write_json(finished.out / "matrices.json", found)
     draw(finished, found)
     show(found)
@@ -69,7 +69,7 @@ def matrices(finished: Finished) -> dict[str, Any]:
 
 
 def _correlations(each_RxCxC: np.ndarray, human_CxC: np.ndarray) -> dict[str, Any]:
-    """Of each seed's matrix; NaN, which JSON lacks, where a matrix is constant becomes null."""
+    """Of each seed's matrix; None where a matrix is constant or not known everywhere."""
     out: dict[str, Any] = {}
     for name, correlate in (("pearson", pearsonr), ("spearman", spearmanr)):
         values = [_correlation(correlate, m, human_CxC) for m in each_RxCxC]
@@ -86,9 +86,14 @@ def _correlations(each_RxCxC: np.ndarray, human_CxC: np.ndarray) -> dict[str, An
 
 def _correlation(correlate: Any, a_CxC: np.ndarray, b_CxC: np.ndarray) -> float | None:
     a, b = _off(a_CxC), _off(b_CxC)
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
+    if not _varies(a) or not _varies(b):
         return None
     return float(correlate(a, b).statistic)
+
+
+def _varies(values: np.ndarray) -> bool:
+    """False too where a value is NaN: two countries without an item that both answered."""
+    return bool(np.ptp(values) > 0)
 
 
 def _off(matrix_CxC: np.ndarray) -> np.ndarray:
@@ -98,8 +103,9 @@ def _off(matrix_CxC: np.ndarray) -> np.ndarray:
 
 def mantel(a_CxC: np.ndarray, b_CxC: np.ndarray, seed: int = 0) -> float | None:
     """Share of the permutations of countries (all of them, or 10,000 drawn and the one at hand)
-    whose Pearson correlation is no less than the one at hand. None for a constant matrix."""
-    if np.ptp(_off(a_CxC)) == 0 or np.ptp(_off(b_CxC)) == 0:
+    whose Pearson correlation is no less than the one at hand. None for a constant matrix, and for
+    one that is not known everywhere."""
+    if not _varies(_off(a_CxC)) or not _varies(_off(b_CxC)):
         return None
     b = _off(b_CxC)
     here = np.corrcoef(_off(a_CxC), b)[0, 1]
@@ -137,11 +143,12 @@ def _bounds(interval: Any) -> str:
 def draw(finished: Finished, found: dict[str, Any]) -> None:
     """`matrices.png`: humans and every method on one scale."""
     panels = {"humans": found["humans"]} | found["methods"]
-    low = min(np.min(p["matrix"]) for p in panels.values())
+    values = np.concatenate([np.ravel(np.array(p["matrix"], float)) for p in panels.values()])
+    low = np.nanmin(values)
     figure = Figure(figsize=(9.6, 6.4), layout="constrained")
     for i, (name, panel) in enumerate(panels.items()):
         axes = figure.add_subplot(2, 3, i + 1)
-        image = _matrix(axes, np.array(panel["matrix"]), finished.countries, low)
+        image = _matrix(axes, np.array(panel["matrix"], float), finished.countries, low)
         r = "" if name == "humans" else f", r = {_number(panel['pearson']['mean'])}"
         axes.set_title(METHODS.get(name, name) + r, fontsize=9)
     figure.colorbar(image, ax=figure.axes, shrink=0.6, label="alignment × 100")
