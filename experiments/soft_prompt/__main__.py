@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.soft_prompt.place import checkpoint_place
 from experiments.soft_prompt.program import (
     STEPS_AT_A_TIME,
     build,
@@ -38,13 +39,12 @@ from experiments.soft_prompt.result import Answers, make_result, show_result, wr
 from experiments.soft_prompt.study import Config, Study, check_comparison, make_layout, read_study
 from jaxalign.answer import make_context, option_log_probs, valid_mass
 from jaxalign.baselines import BASELINES, ask, lead_in
-from jaxalign.checkpoint_owner import check_place, claim_place
-from jaxalign.checkpoints import Checkpoints, location
+from jaxalign.checkpoint_owner import claim_place
+from jaxalign.checkpoints import Checkpoints
 from jaxalign.console import Progress, main
 from jaxalign.errors import UserError
 from jaxalign.evolve import Evolution, State
 from jaxalign.held_out import HeldOut
-from jaxalign.hosts import agreed_text
 from jaxalign.llama.checkpoint import load_checkpoint, weights_sha256
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import Params, param_shardings
@@ -116,33 +116,6 @@ def _directory(config: Config) -> Path:
     if config.resume:
         raise UserError("--resume needs --out, the directory of the run to continue")
     return Path("runs") / time.strftime("soft_prompt-%Y%m%d-%H%M%S")
-
-
-def checkpoint_place(config: Config, out: Path) -> str | None:
-    """Where checkpoints go: as asked, or where the run began to keep them. None: its own folder.
-
-    UserError for a place that is another run's, and for one without the checkpoints of a run that
-    has some: it would begin again and forget what it had.
-    """
-    place = ""
-    if jax.process_index() == 0:
-        name, settings = begun(out)
-        kept = settings.get("checkpoints")
-        own = location(out / "checkpoints")
-        wanted = location(config.checkpoints or kept or own)
-        if wanted != own:
-            place = str(wanted)
-            if not check_place(place, name) and _has_metrics(out):
-                raise UserError(
-                    f"--checkpoints {place}: holds no checkpoints of the run in {out}, which began "
-                    f"to keep them in {kept or own}; give that, or another --out to begin again"
-                )
-    return agreed_text(place) or None
-
-
-def _has_metrics(out: Path) -> bool:
-    path = out / "metrics.jsonl"
-    return path.exists() and path.stat().st_size > 0
 
 
 def ask_baselines(
