@@ -55,7 +55,7 @@ def test_a_broken_text_is_named_before_any_work(tmp_path):
     with pytest.raises(UserError, match=r"unaware\.jinja: 'country' is undefined"):
         study(texts=tmp_path)
     (tmp_path / "unaware.jinja").write_bytes(b"\xff")
-    with pytest.raises(UserError, match=r"unaware\.jinja: cannot be read"):
+    with pytest.raises(UserError, match=r"unaware\.jinja: not UTF-8"):
         study(texts=tmp_path)
 
 
@@ -70,10 +70,9 @@ def test_examples_are_looked_for_before_every_item(tmp_path):
         study(examples="leak_free", source=source)
 
 
-@pytest.mark.parametrize("length", [0, 10])
-def test_a_row_shorter_than_a_question_is_refused(length):
-    train = dataclasses.replace(Config().train, row_length=length)
-    with pytest.raises(UserError, match=f"--train.row-length {length}: .* tokens; give more"):
+def test_a_row_shorter_than_a_question_is_refused():
+    train = dataclasses.replace(Config().train, row_length=10)
+    with pytest.raises(UserError, match=r"--train.row-length 10: .* tokens; give more"):
         study(train=train)
 
 
@@ -131,7 +130,7 @@ def test_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
     found = study(**files, countries=("USA", "CHN"))
     assert set(found.survey.distributions) == {"USA", "CHN", "NGA"}
     targets = score_replies.read_targets(files["survey"], files["distributions"])
-    assert targets.instrument.distributions == found.survey.distributions
+    assert targets.distributions == found.survey.distributions
     for refuse in (lambda: study(survey=files["survey"]),
                    lambda: score_replies.read_targets(files["survey"])):  # fmt: skip
         with pytest.raises(UserError, match=r"own\.csv: it does not say .* --distributions"):
