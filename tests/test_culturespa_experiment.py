@@ -20,6 +20,7 @@ import pytest
 
 from experiments.culturespa import topics
 from experiments.culturespa.matrices import _correlations, mantel
+from experiments.culturespa.measure import Measured
 from experiments.culturespa.pairs import describe
 from experiments.culturespa.plots import write_plots
 from experiments.culturespa.report import write_culturespa_report
@@ -30,9 +31,10 @@ from experiments.culturespa.result import (
     guard_record,
     make_result,
     paired,
-    show_result,
 )
-from experiments.culturespa.study import Config, read_study
+from experiments.culturespa.settings import Config
+from experiments.culturespa.show import show_result
+from experiments.culturespa.study import read_study
 from jaxalign.culturespa.answers import Answered
 from jaxalign.culturespa.measure import drawn_scores, question_draws
 from jaxalign.culturespa.select import Pair, Selection
@@ -337,9 +339,9 @@ def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
     answers["joint"][:] = np.nan
     right = {"before": [0.9], "joint": [0.9, 0.9]}
     counts = {"asked_for": 1, "requests": 1, "parsed": 1, "left": 1, "removed": {}}
-    result = make_result(config, study, answers, right, {0: counts},
-                         {0: {"pairs": {m: {} for m in SELECTION.values()}}},
-                         {"simulated": True})  # fmt: skip
+    measured = Measured(answers, right, counts={}, untrained={})
+    selected = {0: {"pairs": {m: {} for m in SELECTION.values()}}}
+    result = make_result(config, study, measured, {0: counts}, selected, {"simulated": True})
     write_json(tmp_path / "result.json", result)  # refuses NaN
     unaware = result["methods"]["unaware"]
     assert unaware["countries"]["USA"] is unaware["mean"] is unaware["interval"] is None

@@ -17,7 +17,8 @@ from experiments.culturespa.plots import write_plots
 from experiments.culturespa.report import write_culturespa_report
 from experiments.culturespa.result import make_result, method_record, run_scores
 from experiments.culturespa.selection import own_scores
-from experiments.culturespa.study import Config, Study, read_study
+from experiments.culturespa.settings import Config
+from experiments.culturespa.study import Study, read_study
 from jaxalign.culturespa.answers import OUT_OF_RANGE, UNREADABLE
 from jaxalign.culturespa.measure import question_draws
 from jaxalign.pocket.society import held_out_survey

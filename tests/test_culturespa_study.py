@@ -11,7 +11,8 @@ import tyro
 
 import experiments.culturespa.__main__ as culturespa
 from experiments import score_replies
-from experiments.culturespa.study import CULTURES, Config, Study, read_study
+from experiments.culturespa.settings import Config
+from experiments.culturespa.study import CULTURES, Study, read_study
 from jaxalign.errors import UserError
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.survey.instrument import Instrument, to_json

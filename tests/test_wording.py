@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments import survey_check, write_questions
-from experiments.culturespa.study import Config, read_study
+from experiments.culturespa.settings import Config
+from experiments.culturespa.study import read_study
 from jaxalign.errors import UserError
 
 

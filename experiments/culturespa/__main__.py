@@ -35,8 +35,10 @@ from experiments.culturespa.pairs import (
 )
 from experiments.culturespa.plots import write_plots
 from experiments.culturespa.report import write_culturespa_report
-from experiments.culturespa.result import make_result, show_result
-from experiments.culturespa.study import Config, Study, read_study
+from experiments.culturespa.result import make_result
+from experiments.culturespa.settings import Config
+from experiments.culturespa.show import show_result
+from experiments.culturespa.study import Study, read_study
 from experiments.culturespa.tune import tune
 from experiments.culturespa.write import seed_folder, write_all
 from jaxalign.console import main

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.culturespa.study import Config, Study
+from experiments.culturespa.settings import Config
+from experiments.culturespa.study import Study
 from jaxalign.culturespa.answers import (
     OUT_OF_RANGE,
     UNREADABLE,

@@ -11,7 +11,8 @@ import numpy as np
 import tyro
 
 from experiments.culturespa.pairs import TRAINED
-from experiments.culturespa.study import Config, Study, read_study
+from experiments.culturespa.settings import Config
+from experiments.culturespa.study import Study, read_study
 from jaxalign.culturespa.select import Pair, Selection
 from jaxalign.errors import UserError
 from jaxalign.survey.instrument import Instrument, load

@@ -22,8 +22,9 @@ from matplotlib.figure import Figure
 
 from experiments.culturespa.finished import Finished, read_config, read_finished
 from experiments.culturespa.plots import save
-from experiments.culturespa.result import bounds, method_record
+from experiments.culturespa.result import method_record
 from experiments.culturespa.retrain import joint_scores, open_run, with_out
+from experiments.culturespa.show import bounds
 from jaxalign.console import main, print_table
 from jaxalign.culturespa.select import fraction
 from jaxalign.errors import UserError

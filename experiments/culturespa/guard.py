@@ -22,8 +22,9 @@ from experiments.culturespa.ask import right_answers
 from experiments.culturespa.finished import Finished, read_config, read_finished
 from experiments.culturespa.measure import SPECIFIC, TUNED
 from experiments.culturespa.plots import save
-from experiments.culturespa.result import GUARD_POINTS, guard_record, show_guard
+from experiments.culturespa.result import GUARD_POINTS, guard_record
 from experiments.culturespa.retrain import weights
+from experiments.culturespa.show import show_guard
 from experiments.culturespa.study import read_guard
 from jaxalign.console import Progress, main
 from jaxalign.errors import UserError

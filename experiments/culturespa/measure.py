@@ -15,7 +15,8 @@ import numpy as np
 
 from experiments.culturespa.ask import Replies, ask, plan, right_answers
 from experiments.culturespa.pairs import TRAINED
-from experiments.culturespa.study import Config, Study
+from experiments.culturespa.settings import Config
+from experiments.culturespa.study import Study
 from experiments.culturespa.tune import Name
 from jaxalign.console import Progress
 from jaxalign.llama.weights import Params

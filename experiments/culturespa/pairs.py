@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from experiments.culturespa.ask import Replies
-from experiments.culturespa.study import Config, Study
+from experiments.culturespa.settings import Config
+from experiments.culturespa.study import Study
 from jaxalign.culturespa.format import to_examples, to_rows, write_dataset_info, write_jsonl
 from jaxalign.culturespa.select import Selection, cds, changed, crqpc, expected_noise, rds
 from jaxalign.culturespa.styles import Style

@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.culturespa.plots import SHOWN_LINES, draw_methods, draw_strategies, with_p1
-from experiments.culturespa.result import (
-    METHODS,
-    REPLIES,
-    SELECTION,
-    pair_count,
-    reply_rows,
-    untrained_words,
-)
+from experiments.culturespa.result import METHODS, SELECTION
+from experiments.culturespa.show import REPLIES, pair_count, reply_rows, untrained_words
 from jaxalign.report.common import provenance
 from jaxalign.report.document import (
     Cell,

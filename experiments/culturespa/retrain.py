@@ -13,7 +13,8 @@ from experiments.culturespa.ask import ask, plan
 from experiments.culturespa.finished import Finished
 from experiments.culturespa.pairs import examples
 from experiments.culturespa.result import run_scores
-from experiments.culturespa.study import Config, Study
+from experiments.culturespa.settings import Config
+from experiments.culturespa.study import Study
 from experiments.culturespa.tune import Name, tune
 from jaxalign.console import Progress
 from jaxalign.culturespa.measure import question_draws

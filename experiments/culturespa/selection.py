@@ -22,9 +22,11 @@ import tyro
 from experiments.culturespa.ask import ask, plan
 from experiments.culturespa.finished import Finished, read_config, read_finished
 from experiments.culturespa.plots import strategies
-from experiments.culturespa.result import SELECTION, bounds, difference, method_record, run_scores
+from experiments.culturespa.result import SELECTION, difference, method_record, run_scores
 from experiments.culturespa.retrain import joint_scores, open_run, weights, with_out
-from experiments.culturespa.study import Config, Study
+from experiments.culturespa.settings import Config
+from experiments.culturespa.show import bounds
+from experiments.culturespa.study import Study
 from jaxalign.console import main, print_table
 from jaxalign.culturespa.measure import question_draws
 from jaxalign.culturespa.select import Divergence, Selection, crqpc, diverged, divergence

@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from experiments.culturespa.study import Config, Study
+from experiments.culturespa.settings import Config
+from experiments.culturespa.study import Study
 from experiments.culturespa.write import seed_folder
 from jaxalign.checkpoints import Checkpoints
 from jaxalign.llama.weights import Params

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.culturespa.study import Config, Study
+from experiments.culturespa.settings import Config
+from experiments.culturespa.study import Study
 from jaxalign.console import Progress
 from jaxalign.culturespa.filters import apply_filters
 from jaxalign.culturespa.parsing import from_item
