@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from experiments.soft_prompt.__main__ import tune_prompts
+from experiments.soft_prompt.study import Config
+from jaxalign.console import main
 from jaxalign.pocket import MODEL_FOLDER
 
 COUNTRIES = ["USA", "CHN"]
@@ -183,7 +186,6 @@ def without_special_tokens(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--countries", "USB"], "did you mean USA"),
         (["--countries", "SAU", "--edition", "matrix2015"], "SAU lacks pdi, idv, mas, uai"),
         (["--model", "{tmp}/nowhere"], "no config.json"),
         (["--model", "{foreign}"], "model_type='gpt2'"),
@@ -194,10 +196,9 @@ def without_special_tokens(tmp_path: Path) -> Path:
         (["--icl-examples", "1000"], "--icl-examples 1000"),
         (["--resume"], "--resume needs --out"),
         (["--prompt.length", "0"], "length=0"),
-        (["--population", "20000000"], "of the search; take a smaller population"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(arguments, said, tmp_path):
+def test_bad_input_is_one_line_and_code_2(arguments, said, tmp_path, capsys):
     used = tmp_path / "used"
     used.mkdir()
     (used / "notes.txt").write_text("mine")
@@ -209,13 +210,31 @@ def test_bad_input_is_one_line_and_code_2(arguments, said, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     if not {"--out", "--resume"} & set(arguments):
         arguments = [*arguments, "--out", "{tmp}/new"]
-    code, _, err = run(*(a.format(**places) for a in arguments), "--quiet")
+    with pytest.raises(SystemExit) as leaving:
+        main(tune_prompts, Config, [*(a.format(**places) for a in arguments), "--quiet"])
+    check_refusal(leaving.value.code, capsys.readouterr().err, said)
+    assert sorted(tmp_path.rglob("*")) == before, "something was written"
+
+
+def check_refusal(code: int, err: str, said: str) -> None:
     assert code == 2, err
     lines = err.strip().splitlines()
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
     assert said in lines[0]
-    assert sorted(tmp_path.rglob("*")) == before, "something was written"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--countries", "USB", "did you mean USA"),
+        ("--population", "20000000", "of the search; take a smaller population"),
+    ],
+)
+def test_the_command_itself_refuses(option, value, said, tmp_path):
+    code, _, err = run(option, value, "--out", tmp_path / "new", "--quiet")
+    check_refusal(code, err, said)
+    assert not (tmp_path / "new").exists()
 
 
 def test_changed_setting_is_refused_by_name(unbroken):
