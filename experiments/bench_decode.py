@@ -30,6 +30,7 @@ from jaxalign.llama.checkpoint import save_checkpoint
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import init_params
 from jaxalign.records import write_json
+from jaxalign.records.files import check_new_file
 
 MODEL = LlamaConfig(
     4096, 256, 688, 6, 8, 4, 32, dtype="float32", param_dtype="float32", initializer_range=0.1
@@ -56,8 +57,8 @@ class Config:
             raise UserError("--batch, --new-tokens and --repeats must be at least 1")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: 0 or more")
-        if self.json and (self.json.is_dir() or not self.json.parent.is_dir()):
-            raise UserError(f"--json {self.json}: give a file in a folder that exists")
+        if self.json is not None:
+            check_new_file(self.json, "--json")
 
 
 def bench(config: Config) -> dict[str, Any]:

@@ -234,9 +234,10 @@ def print_table(
     file: TextIO | None = None,
 ) -> None:
     """A table with its numbers to the right: floats to one decimal, None as a dash."""
-    console = Console(file=file or sys.stdout, highlight=False)  # texts may hold [brackets]
+    console = Console(file=file or sys.stdout, highlight=False)
     if not console.is_terminal:
         console.width = 120  # a file has no width; 80 would fold the columns
+    # Text, not str: names and paths may hold [brackets], which would be read as markup.
     table = Table(title=Text(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
     for i, name in enumerate(columns):
         numbers = all(isinstance(row[i], int | float | None) for row in rows)

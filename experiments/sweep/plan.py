@@ -83,7 +83,7 @@ class Group:
 
 def make_plan(sweep: Sweep, cells_per_program: int) -> tuple[Group, ...]:
     """Every group of the sweep in the order of its file. Reads and checks all that a group names
-    (`soft_prompt_study.read_study`), so that bad input is refused before anything runs."""
+    (`soft_prompt.study.read_study`), so that bad input is refused before anything runs."""
     if cells_per_program < 1:
         raise UserError(f"--cells-per-program {cells_per_program} must be at least 1")
     names = model_names(sweep.models)
