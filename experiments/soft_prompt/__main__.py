@@ -27,12 +27,12 @@ import numpy as np
 from experiments.soft_prompt.place import checkpoint_place
 from experiments.soft_prompt.program import (
     STEPS_AT_A_TIME,
+    Control,
     build,
     choose_how,
     choose_mesh_here,
     constants,
     in_int8,
-    make_control,
     search_space,
 )
 from experiments.soft_prompt.result import Answers, make_result, show_result, write_plots
@@ -96,8 +96,9 @@ def tune_prompts(config: Config) -> None:
         best = evolution.best(state)
         z_CxZ = jnp.stack([z_Z for z_Z, _ in best])
         tuned = {"start": space.start, "de": decode_each(space, z_CxZ)}
-        if config.gradient_steps:
-            tuned["gradient"] = decode_each(space, descend(config, study, local_view(objective)))
+        if program.control is not None:
+            z_CxZ = descend(config, program.control, local_view(objective))
+            tuned["gradient"] = decode_each(space, z_CxZ)
         interview = local_view(objective.interview)
         for method, prompts_CxMxD in tuned.items():
             module[method] = ask_prompts(study.llama, interview, prompts_CxMxD)
@@ -175,9 +176,9 @@ def evolve(
     return state, seconds if done > start else 0.0
 
 
-def descend(config: Config, study: Study, objective: Objective) -> jax.Array:
+def descend(config: Config, control: Control, objective: Objective) -> jax.Array:
     """The best search vectors that the gradient control finds, float32 [C, Z]."""
-    descent, advance, finish = make_control(config, study, objective)
+    descent = control.first
     where = "" if config.reading == "expected" else ", expected reading"
     bar = Progress(
         config.gradient_steps, step=f"gradient step{where}", unit="candidates",
@@ -186,10 +187,10 @@ def descend(config: Config, study: Study, objective: Objective) -> jax.Array:
     with bar:
         for done in range(0, config.gradient_steps, STEPS_AT_A_TIME):
             steps = min(STEPS_AT_A_TIME, config.gradient_steps - done)
-            descent = jax.block_until_ready(advance(descent, objective, steps))
+            descent = jax.block_until_ready(control.advance(descent, objective, steps))
             losses = zip(config.countries, np.asarray(descent.best_fitness_C), strict=True)
             bar.update(done + steps, {country: f"{loss:.1f}" for country, loss in losses})
-    return finish(descent, objective).best_CxZ
+    return control.finish(descent, objective).best_CxZ
 
 
 def decode_each(space: Space, z_CxZ: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ so a run that goes on keeps what it began with.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -127,11 +128,21 @@ def choose_how(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Control:
+    """The gradient control, see `make_descent`: where it starts, and its two programs."""
+
+    first: Descent
+    advance: Callable
+    finish: Callable
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Program:
     """The compiled search, what it reads, and what its last bits depend on."""
 
     evolution: Evolution
     objective: Objective
+    control: Control | None  # None without gradient steps
     facts: dict[str, Any]
 
 
@@ -158,6 +169,7 @@ def build(
     )
     objective = place_whole(objective, replicated(mesh))
 
+    @functools.cache  # so that what is compiled to see whether it fits is what runs
     def search(chunk: int) -> Evolution:
         fitness = make_fitness(study.llama, config.reading, chunk)
         strategy, countries = config.strategy, config.countries
@@ -178,30 +190,22 @@ def build(
         f"{chunk} prompts at a time: a dispatch of {steps} generations needs "
         f"{needed / 2**20:,.0f} MiB per device"
     )
-    check_control(config, study, local_view(objective))
-    return Program(search(chunk), objective, {"chunk": chunk, "attention": how.kernel})
+    control = make_control(config, study, local_view(objective)) if config.gradient_steps else None
+    facts = {"chunk": chunk, "attention": how.kernel}
+    return Program(search(chunk), objective, control, facts)
 
 
 STEPS_AT_A_TIME = 10  # of the gradient control, in a dispatch
 
 
-def make_control(
-    config: Config, study: Study, objective: Objective
-) -> tuple[Descent, Callable, Callable]:
-    """The gradient control's first state, `advance` and `finish`; see `make_descent`."""
+def make_control(config: Config, study: Study, objective: Objective) -> Control:
+    """UserError where the control, which comes after the search, will not fit into memory."""
     # Whatever --reading: most likely answers move in steps, their gradient is zero everywhere.
     fitness = make_fitness(study.llama, "expected", chunk=1)
     start, advance, finish = make_descent(fitness, config.gradient_steps, config.gradient_rate)
     descent = start(len(config.countries), objective.space.dims)
     # Placed like what `advance` returns, or the second dispatch would be compiled anew.
-    return jax.device_put(descent, objective.space.start.sharding), advance, finish
-
-
-def check_control(config: Config, study: Study, objective: Objective) -> None:
-    """UserError where the control, which comes after the search, will not fit into memory."""
-    if not config.gradient_steps:
-        return
-    descent, advance, _ = make_control(config, study, objective)
+    descent = jax.device_put(descent, objective.space.start.sharding)
     steps = min(STEPS_AT_A_TIME, config.gradient_steps)
     needed = refuse_what_does_not_fit(
         advance.lower(descent, objective, steps).compile(),
@@ -209,3 +213,4 @@ def check_control(config: Config, study: Study, objective: Objective) -> None:
         "--gradient-steps 0 leaves the gradient control out",
     )
     print(f"gradient control: {needed / 2**20:,.0f} MiB per device")
+    return Control(descent, advance, finish)

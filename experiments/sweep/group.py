@@ -85,6 +85,7 @@ def make_program(group: Group, params: Params, mesh: jax.sharding.Mesh, how: How
         penalty=jnp.float32(config.penalty),
     )
 
+    @functools.cache  # so that what is compiled to see whether it fits is what runs
     def program(chunk: int) -> Program:
         fitness = make_fitness(study.llama, config.reading, chunk)
         evolution = make_evolution(config.strategy, space.dims, fitness, mesh, seeds, countries)

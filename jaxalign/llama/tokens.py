@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ BEGIN, END, TURN_END = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 SPECIAL = (BEGIN, END, "<|start_header_id|>", "<|end_header_id|>", TURN_END)  # for a new tokenizer
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>")
 _STOPS = (TURN_END, END, "<|eom_id|>")
+# Names of one class, which takes tokenizer.json as it is.
+_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _HASHED = (*_FILES, "tokenizer_config.json", "special_tokens_map.json", "merges.txt")
 # Llama 3.1's template prints this date when given none and 3.2's prints today's, which would make
@@ -210,13 +213,27 @@ def _load_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder}: no tokenizer there (looked for {', '.join(_FILES)})")
     # Only tokenizers are wanted: no advice on standard error that PyTorch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer  # takes seconds; shapes and weights do without it
-
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return _tokenizer_class(folder).from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a damaged tokenizer raises a bare Exception from Rust
         line = " ".join(str(error).split())
         raise UserError(f"{folder}: the tokenizer does not load ({line})") from None
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """What `AutoTokenizer` would take for the folder. For Llama 3's the answer is known, and to ask
+    imports every model's configuration, and torch where it is installed: seconds of every start."""
+    try:
+        fields = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        known = fields["tokenizer_class"] in _PLAIN and "auto_map" not in fields
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    # Imported here: shapes and weights do without it.
+    if known and (folder / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast as Tokenizer
+    else:
+        from transformers import AutoTokenizer as Tokenizer
+    return Tokenizer
 
 
 def _own_template(tokenizer: Any, folder: Path) -> str | None:
