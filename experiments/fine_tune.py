@@ -21,7 +21,6 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,22 +28,22 @@ import jax
 
 from jaxalign.checkpoints import Checkpoints
 from jaxalign.console import main
+from jaxalign.conversations import hold_out, read_conversations
 from jaxalign.errors import UserError
 from jaxalign.llama.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
 from jaxalign.llama.config import LlamaConfig, read_config
-from jaxalign.llama.tokens import Message, Tokens, check_vocabulary
+from jaxalign.llama.tokens import Tokens, check_vocabulary
 from jaxalign.llama.weights import Params, param_shardings
 from jaxalign.lora import Adapter, LoraConfig, merge
 from jaxalign.lora_files import save_lora
 from jaxalign.mesh_here import mesh_here
-from jaxalign.packing import Example
+from jaxalign.plots import training_losses
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.records import Run, check, may_change
 from jaxalign.sharding import replicated
-from jaxalign.train import TrainConfig, Trainer, TrainState, adapters, fit
+from jaxalign.train import HeldOutLoss, TrainConfig, Trainer, TrainState, adapters, fit
 
 _NAME = "joint"  # the one adapter's
-_ROLES = ("system", "user", "assistant", "tool", "ipython")
 _BESIDE = (  # files of a model's folder that say how it is spoken to
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "chat_template*", "generation_config.json",
@@ -71,6 +70,9 @@ class Config:
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     longest: int = 2048
     """Tokens; longer conversations are left out, and counted. At most what the model can see."""
+    held_out_share: float = 0.0
+    """Of the different questions: those not trained on. The loss on them is measured before
+    training and ten times on the way; where it rises, the model learns its examples by heart."""
     data_parallel: int | None = may_change(None)
     """Devices that examples are spread over; default: all that --model-parallel leaves."""
     model_parallel: int | None = may_change(None)
@@ -86,6 +88,8 @@ class Config:
         for name in ("longest", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+        if not 0 <= self.held_out_share < 1:
+            raise UserError(f"--held-out-share {self.held_out_share}: at least 0 and less than 1")
 
 
 def tune(config: Config) -> None:
@@ -96,11 +100,15 @@ def tune(config: Config) -> None:
     tokens = Tokens.load(folder)
     check_vocabulary(tokens, llama)
     longest = min(config.longest, llama.max_position_embeddings)
-    examples, left_out = read_examples(config.data, tokens, longest)
-    print(f"{len(examples)} conversations, {left_out} left out for more than {longest} tokens")
+    conversations, left_out = read_conversations(config.data, tokens, longest)
+    print(f"{len(conversations)} conversations, {left_out} left out for more than {longest} tokens")
+    examples, apart = hold_out(conversations, config.held_out_share, config.train.seed)
+    if apart:
+        print(f"{len(apart)} of them are held out")
     mesh, choice = mesh_here(llama, None, model=config.model_parallel, data=config.data_parallel)
     print(choice.describe())
     trainer = Trainer(llama, config.train, config.lora, {_NAME: examples}, mesh)
+    held_out = HeldOutLoss(trainer, {_NAME: apart}) if apart else None
     shape, steps = trainer.data.shape, trainer.data.steps
     print(
         f"{steps} steps of up to {shape.passes} x {shape.rows} rows of {shape.row_length} tokens; "
@@ -110,20 +118,24 @@ def tune(config: Config) -> None:
         "model_sha256": weights_sha256(folder),
         "data_sha256": hashlib.sha256(config.data.read_bytes()).hexdigest(),
         "examples": len(examples),
+        "held_out": len(apart),
         "left_out": left_out,
     }
     params = load_checkpoint(folder, llama, param_shardings(llama, mesh))
     with Run.create(config.out, config, facts, config.resume, step="step") as run:
         for note in run.notes:
             print(note)
-        state = _fit(config, run, trainer, params)
+        state = _fit(config, run, trainer, params, held_out)
         adapter, model = _tuned(config, trainer, params, state)
         if run.writes:
             _save(config, llama, adapter, model, folder)
+            _show(run)
     print(f"everything is in {config.out}")
 
 
-def _fit(config: Config, run: Run, trainer: Trainer, params: Params) -> TrainState:
+def _fit(
+    config: Config, run: Run, trainer: Trainer, params: Params, held_out: HeldOutLoss | None
+) -> TrainState:
     def begin(done: int) -> None:
         if config.train.method == "full":  # the state holds them now, in float32
             jax.tree.map(lambda w: w.delete(), params)
@@ -138,74 +150,8 @@ def _fit(config: Config, run: Run, trainer: Trainer, params: Params) -> TrainSta
             begin=begin,
             log=run.log,
             quiet=config.quiet,
+            held_out=held_out,
         )
-
-
-def read_examples(path: Path, tokens: Tokens, longest: int) -> tuple[list[Example], int]:
-    """The examples of a file, and how many conversations were too long.
-
-    Raises UserError with the line's number for one that is not a conversation.
-    """
-    if not path.is_file():
-        raise UserError(f"--data {path}: no such file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"--data {path}: not UTF-8 ({error.reason} at byte {error.start})"
-        ) from None
-    examples, left_out = [], 0
-    # Not splitlines: JSON may hold other line separators, as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"--data {path}, line {number}"
-        messages = _messages(line, where)
-        try:
-            example = chat_example(tokens, messages)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-        if len(example.tokens) > longest:
-            left_out += 1
-        else:
-            examples.append(example)
-    if not examples:
-        raise UserError(
-            f"--data {path}: no conversation of at most {longest} tokens, and {left_out} longer"
-        )
-    return examples, left_out
-
-
-def _messages(line: str, where: str) -> list[Message]:
-    try:
-        messages = json.loads(line)["messages"]
-        fields = [(m["role"], m["content"]) for m in messages]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f'{where}: not {{"messages": [...]}} ({error!r})') from None
-    if not all(isinstance(value, str) for field in fields for value in field):
-        raise UserError(f"{where}: role and content must be text")
-    if unknown := [role for role, _ in fields if role not in _ROLES]:
-        raise UserError(f"{where}: role {unknown[0]!r}; one of {', '.join(_ROLES)}")
-    if len(fields) < 2 or fields[-1][0] != "assistant" or not fields[-1][1].strip():
-        raise UserError(f"{where}: a conversation ends with what the assistant replies")
-    return [{"role": role, "content": content} for role, content in fields]
-
-
-def chat_example(tokens: Tokens, messages: Sequence[Message]) -> Example:
-    """The conversation, its last reply being the answer.
-
-    Prompt and reply are tokenised apart, as they are when the model replies. Raises UserError for a
-    chat template that writes the beginning of a conversation otherwise once it has been replied to.
-    """
-    asked = tokens.render(messages[:-1])
-    whole = tokens.render(messages, add_generation_prompt=False)
-    if not whole.startswith(asked):
-        raise UserError(
-            f"{tokens.folder}: the chat template writes a prompt otherwise once it has a reply, so "
-            "where the reply begins cannot be told"
-        )
-    prompt = tokens.encode(asked)
-    return Example((*prompt, *tokens.encode(whole[len(asked) :])), len(prompt))
 
 
 def _tuned(
@@ -240,6 +186,22 @@ def _save(
         for file in itertools.chain.from_iterable(map(folder.glob, _BESIDE)):
             if file.is_file():
                 shutil.copy(file, config.out / "model" / file.name)
+
+
+def _show(run: Run) -> None:
+    """loss.png, and where the held-out loss stood."""
+    rows = [(row["step"], row[_NAME]) for row in run.metrics.read()]
+    losses = {
+        words: {step: row[key] for step, row in rows if key in row}
+        for words, key in (("examples trained on", "loss"), ("held out", "held_out_loss"))
+    }
+    training_losses(run.out / "loss.png", losses)
+    if held_out := losses["held out"]:
+        last, best = max(held_out), min(held_out, key=held_out.get)
+        print(
+            f"held-out loss {held_out[0]:.4f} before, {held_out[last]:.4f} after; lowest "
+            f"{held_out[best]:.4f} after step {best} of {last}"
+        )
 
 
 def _token_ids(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Pictures of a run: loss over generations, and six scores on a radar, one panel per country.
+"""Pictures of a run: loss over generations, six scores on a radar, one panel per country; loss over
+the steps of a fine-tuning.
 
 Colours are Okabe and Ito's, told apart by colour-blind readers; lines differ in dashes as well.
 Figures are made without pyplot, whose global state would outlive the call.
@@ -93,6 +94,28 @@ def radar(
         _radar_axes(axes, angles, dimensions, low, high)
         axes.set_title(country, fontsize=12, fontweight="bold")
     _finish(figure, panels[0], path)
+
+
+def training_losses(path: Path, losses: Mapping[str, Mapping[int, float | None]]) -> None:
+    """PNG of the losses of a fine-tuning in nats an answer token, `losses[name][step]`, the first
+    name's as a line and others' as marked points; names without any are left out."""
+    figure = Figure(figsize=(_LEAST_WIDTH, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    colours = (_SKY, _ORANGE, _BLUE, _GREEN)
+    for (name, by_step), colour in zip(losses.items(), colours, strict=False):
+        if by_step:
+            marked = name != next(iter(losses)) or len(by_step) <= FEW
+            values = _finite([math.nan if v is None else v for v in by_step.values()])
+            axes.plot(
+                list(by_step), values, marker="o" if marked else None, color=colour, label=name
+            )
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("step", fontsize=11)
+    axes.set_ylabel("loss, nats an answer token", fontsize=11)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    _finish(figure, axes, path)
 
 
 def _radar_axes(

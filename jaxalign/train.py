@@ -11,95 +11,39 @@ Source: CultureSPA (Xu et al. 2025, arXiv 2410.12971), step 4; LoRA (Hu et al. 2
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxalign.checkpoints import Checkpoints
 from jaxalign.console import Progress
 from jaxalign.errors import UserError
 from jaxalign.llama.config import LlamaConfig
-from jaxalign.llama.weights import (
-    Params,
-    abstract_params,
-    is_weight,
-    param_shardings,
-    weight_tree,
-)
-from jaxalign.lora import Adapter, LoraConfig, adapter_weights
+from jaxalign.llama.weights import Params
+from jaxalign.lora import Adapter, LoraConfig
 from jaxalign.memory import refuse_what_does_not_fit
 from jaxalign.packing import Batch, Example
-from jaxalign.sharding import DATA, named_sharding, replicated
-from jaxalign.train_data import Shape, TrainData, adapter_key
-from jaxalign.train_step import TrainConfig, TrainState, init_state, make_rule, make_step, schedule
+from jaxalign.sharding import DATA
+from jaxalign.train_data import TrainData, adapter_key
+from jaxalign.train_program import loss_program, place, train_program
+from jaxalign.train_step import TrainConfig, TrainState, init_state, schedule
 
-__all__ = ["LoraConfig", "TrainConfig", "Trainer", "adapters", "fit", "train_program"]
+__all__ = ["HeldOutLoss", "LoraConfig", "TrainConfig", "Trainer", "adapters", "fit"]
 
 Metrics = dict[str, np.ndarray]  # "loss", "gradient_norm", "learning_rate", "answers": float32 [K]
-
-
-def train_program(
-    config: LlamaConfig, train: TrainConfig, lora: LoraConfig, mesh: jax.sharding.Mesh, shape: Shape
-) -> tuple[Any, tuple]:
-    """The jitted step and its abstract arguments, for `step.lower(*arguments).compile()`.
-
-    Arguments are (state, params, batch, passes, schedule_Kx2), each with its sharding; the step
-    returns (state, metrics) and takes over the state's buffers. See `train_step.make_step`.
-    """
-    state = abstract_state(config, train, lora, mesh, shape.adapters)
-    params = _with_shardings(abstract_params(config), param_shardings(config, mesh))
-    whole = replicated(mesh)
-    arguments = (
-        state,
-        None if train.method == "full" else params,
-        _with_shardings(shape.batch, _batch_shardings(mesh, shape)),
-        jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
-        jax.ShapeDtypeStruct((shape.adapters, 2), jnp.int32, sharding=whole),
-    )
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    step = jax.jit(
-        make_step(config, train, lora), donate_argnums=0, out_shardings=(shardings, whole)
-    )
-    return step, arguments
-
-
-def abstract_state(
-    config: LlamaConfig, train: TrainConfig, lora: LoraConfig, mesh: jax.sharding.Mesh, count: int
-) -> TrainState:
-    """Shapes and shardings of the state of `count` adapters: adapters and their moments lie on the
-    mesh as the weights beside them do, the rest is everywhere."""
-    full = train.method == "full"
-    weights = weight_tree(config) if full else adapter_weights(config, lora)
-    # A tensor of K adapters is never split along K.
-    trained = jax.tree.map(
-        lambda w: named_sharding(mesh, (None, *w.axes), (count, *w.shape)), weights,
-        is_leaf=is_weight,
-    )  # fmt: skip
-    key = jax.ShapeDtypeStruct((count, 2), jnp.uint32)
-    state = jax.eval_shape(
-        lambda key, params: init_state(config, train, lora, key, params),
-        key, abstract_params(config),
-    )  # fmt: skip
-    whole = replicated(mesh)
-    optimizer = optax.tree.map_params(
-        make_rule(config, train),
-        lambda _, sharding: sharding,
-        state.optimizer,
-        trained,
-        transform_non_params=lambda _: whole,
-    )
-    return _with_shardings(state, TrainState(trained, optimizer, whole, whole))
+LOOKS = 10  # how often a run looks at held-out examples, after its first look
 
 
 class Trainer:
     """Adapters by name with their examples, on a mesh: one compiled step and what feeds it.
 
-    Raises UserError for examples that cannot be trained on and for a program that does not fit.
+    `rates[name]` is an adapter's highest learning rate, `train.learning_rate` where none is given:
+    several are tried side by side in one program. Raises UserError for examples that cannot be
+    trained on and for a program that does not fit.
     """
 
     def __init__(
@@ -109,6 +53,7 @@ class Trainer:
         lora: LoraConfig,
         examples: Mapping[str, Sequence[Example]],
         mesh: jax.sharding.Mesh,
+        rates: Mapping[str, float] | None = None,
     ):
         if train.method == "full" and len(examples) > 1:
             raise UserError(
@@ -121,7 +66,8 @@ class Trainer:
             examples, keys, train.batch, train.epochs, train.row_length, train.tokens_per_pass,
             mesh.shape[DATA],
         )  # fmt: skip
-        self._schedule_Kx2 = schedule(train, self.data.steps_K)
+        rates_K = [(rates or {}).get(name, train.learning_rate) for name in examples]
+        self._schedule_Kx3 = schedule(train, self.data.steps_K, rates_K)
         step, self._arguments = train_program(config, train, lora, mesh, self.data.shape)
         self._step = step.lower(*self._arguments).compile()
         self.needed_bytes = refuse_what_does_not_fit(
@@ -143,17 +89,45 @@ class Trainer:
 
     def batches(self, start: int) -> Iterator[tuple[int, Batch, np.ndarray]]:
         """(step, batch on the mesh, its passes) from step `start` to the last."""
-        shardings = jax.tree.map(lambda x: x.sharding, self._arguments[2])
         for step in range(start, self.data.steps):
             batch, passes = self.data.batch(step)
-            yield step, jax.tree.map(_place, batch, shardings), np.int32(passes)
+            yield step, place(batch, self._arguments[2]), np.int32(passes)
 
     def advance(
         self, state: TrainState, params: Params, batch: Batch, passes: np.ndarray
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step. `state` is used up."""
         params = None if self.train.method == "full" else params
-        return self._step(state, params, batch, passes, self._schedule_Kx2)
+        return self._step(state, params, batch, passes, self._schedule_Kx3)
+
+
+class HeldOutLoss:
+    """Of each adapter of a trainer, the mean loss on examples of its own that it is not trained on:
+    `held_out(state, params)` -> {name: nats an answer token}.
+
+    Raises UserError for an adapter without such examples, and for some longer than a row.
+    """
+
+    def __init__(self, trainer: Trainer, examples: Mapping[str, Sequence[Example]]):
+        train, mesh = trainer.train, trainer.mesh
+        self._names, self._full = trainer.data.names, train.method == "full"
+        mine = {name: examples.get(name, ()) for name in self._names}
+        if lacking := [name for name, some in mine.items() if not some]:
+            raise UserError(f"no examples held out for {lacking[0]!r}")
+        keys = [adapter_key(train.seed, name) for name in mine]
+        data = TrainData(
+            mine, keys, max(map(len, mine.values())), 1, train.row_length, train.tokens_per_pass,
+            mesh.shape[DATA],
+        )  # fmt: skip
+        loss, arguments = loss_program(trainer.config, train, trainer.lora, mesh, data.shape)
+        batch, passes = data.batch(0)
+        self._batch, self._passes = place(batch, arguments[2]), np.int32(passes)
+        self._loss = loss.lower(*arguments).compile()
+
+    def __call__(self, state: TrainState, params: Params) -> dict[str, float]:
+        params = None if self._full else params
+        loss_K = self._loss(state.trained, params, self._batch, self._passes)
+        return dict(zip(self._names, np.asarray(loss_K).tolist(), strict=True))
 
 
 def fit(
@@ -164,13 +138,16 @@ def fit(
     begin: Callable[[int], None] = lambda step: None,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     quiet: bool = False,
+    held_out: HeldOutLoss | None = None,
 ) -> TrainState:
     """Train to the last step, from the latest of `checkpoints` where there is one.
 
     `begin` is told the number of steps that were done before, and `log` a row for every step:
     {"step": 1, name of adapter: {"loss", "gradient_norm", "learning_rate", "answers"}, ...}, where
     an adapter that has finished is left out. Rows come before the checkpoint of their step. While
-    the devices compute a step, the host reads the last one's numbers and packs the next.
+    the devices compute a step, the host reads the last one's numbers and packs the next. With
+    `held_out`, rows of step 0 (before training) and of ten more steps up to the last have a
+    "held_out_loss" for every adapter, too.
 
     Raises UserError when a loss is not finite.
     """
@@ -180,17 +157,23 @@ def fit(
     )
     begin(done)
     data, waiting = trainer.data, None
+    looks = looks_at(data.steps) if held_out is not None else set()
+    if held_out is not None and done == 0:
+        log(_with_held_out({"step": 0}, held_out(state, params)))
     bar = Progress(data.steps, start=done, step="step", unit="examples",
                    units_per_step=trainer.train.batch * len(data.names), quiet=quiet)  # fmt: skip
     with bar:
         for step, batch, passes in trainer.batches(done):
             state, metrics = trainer.advance(state, params, batch, passes)
             due = (step + 1) % save_every == 0 or step + 1 == data.steps
-            for at, ready in _ready(waiting, (step, metrics), due):
+            flush = due or step + 1 in looks
+            for at, ready in _ready(waiting, (step, metrics), flush):
                 row = _row(data, at, jax.device_get(ready))
+                if at + 1 in looks:
+                    row = _with_held_out(row, held_out(state, params))
                 log(row)
                 bar.update(at + 1, _shown(row))
-            waiting = None if due else (step, metrics)
+            waiting = None if flush else (step, metrics)
             if due and checkpoints is not None:
                 checkpoints.save(step + 1, state)
     if checkpoints is not None:
@@ -205,6 +188,15 @@ def adapters(trainer: Trainer, state: TrainState) -> dict[str, Adapter]:
         name: jax.tree.map(operator.itemgetter(k), state.trained)
         for k, name in enumerate(trainer.data.names)
     }
+
+
+def looks_at(steps: int) -> set[int]:
+    """Steps after which held-out examples are looked at; the last is one of them."""
+    return {math.ceil(steps * n / LOOKS) for n in range(1, LOOKS + 1)}
+
+
+def _with_held_out(row: dict[str, Any], losses: Mapping[str, float]) -> dict[str, Any]:
+    return row | {name: row.get(name, {}) | {"held_out_loss": v} for name, v in losses.items()}
 
 
 def _ready(waiting: Any, latest: Any, flush: bool) -> list:
@@ -228,25 +220,5 @@ def _row(data: TrainData, step: int, metrics: Metrics) -> dict[str, Any]:
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
     """A few adapters' losses for the progress bar."""
-    losses = {name: f"{m['loss']:.3f}" for name, m in row.items() if name != "step"}
+    losses = {name: f"{m['loss']:.3f}" for name, m in row.items() if name != "step" and "loss" in m}
     return dict(itertools.islice(losses.items(), 6))
-
-
-def _place(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Of a host array that every process holds, what the devices of this one need."""
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-
-def _batch_shardings(mesh: jax.sharding.Mesh, shape: Shape) -> Batch:
-    return jax.tree.map(
-        lambda x: named_sharding(mesh, (None, None, "batch", None), x.shape), shape.batch
-    )
-
-
-def _with_shardings(abstract: Any, shardings: Any) -> Any:
-    """`shardings` may be a prefix of the tree."""
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        abstract,
-        jax.tree.broadcast(shardings, abstract),
-    )

@@ -106,21 +106,26 @@ def make_rule(config: LlamaConfig, train: TrainConfig) -> optax.GradientTransfor
     )
 
 
-def schedule(train: TrainConfig, steps_K: Sequence[int]) -> np.ndarray:
-    """int32 [K, 2]: steps of warm-up, and steps in all, counted as transformers' `Trainer` does.
-    But a single step is no warm-up: its rate would be 0, and nothing trained."""
+def schedule(
+    train: TrainConfig, steps_K: Sequence[int], rates_K: Sequence[float] | None = None
+) -> np.ndarray:
+    """float32 [K, 3]: the highest learning rate (`train`'s where none are given), steps of warm-up
+    and steps in all, counted as transformers' `Trainer` does. But a single step is no warm-up: its
+    rate would be 0, and nothing trained."""
     rise = lambda n: math.ceil(n * train.warm_up) if n > 1 else 0  # noqa: E731
-    return np.array([(rise(n), n) for n in map(int, steps_K)], np.int32)
+    rates_K = [train.learning_rate] * len(steps_K) if rates_K is None else rates_K
+    rows = [(rate, rise(n), n) for rate, n in zip(rates_K, map(int, steps_K), strict=True)]
+    return np.array(rows, np.float32)
 
 
-def learning_rate(train: TrainConfig, step: jax.Array, schedule_2: jax.Array) -> jax.Array:
+def learning_rate(step: jax.Array, schedule_3: jax.Array) -> jax.Array:
     """Of step `step`, counted from 0, float32: as `get_cosine_schedule_with_warmup` of
     transformers, whose first step has rate 0 where there is a warm-up."""
-    rise, steps = schedule_2.astype(jnp.float32)
+    highest, rise, steps = schedule_3
     step = step.astype(jnp.float32)
     done = (step - rise) / jnp.maximum(1, steps - rise)
     fall = jnp.maximum(0, 0.5 * (1 + jnp.cos(jnp.pi * done)))
-    return train.learning_rate * jnp.where(step < rise, step / jnp.maximum(1, rise), fall)
+    return highest * jnp.where(step < rise, step / jnp.maximum(1, rise), fall)
 
 
 def init_state(
@@ -198,8 +203,25 @@ def gradient(
     return total / count, jax.tree.map(lambda g: g / count, grads), answers
 
 
+def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
+    """loss(trained, params, batch, passes) -> mean cross-entropy of an answer token, nats [K]: what
+    `make_step` minimises, without its gradient. Its arguments are described there."""
+    model = Llama(config, unroll=train.unroll)
+
+    def one(trained: Trained, params: Params, batch: Batch, passes: jax.Array) -> jax.Array:
+        full = trained if train.method == "full" else attach(params, trained, lora)
+
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            return total + loss_sum(model, full, jax.tree.map(lambda x: x[i], batch))
+
+        total = jax.lax.fori_loop(0, passes, add, jnp.float32(0))
+        return total / jnp.sum(batch.weight_BxA)
+
+    return jax.vmap(one, in_axes=(0, None, 0, None))
+
+
 def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
-    """step(state, params, batch, passes, schedule_Kx2) -> (state, metrics of shape [K]).
+    """step(state, params, batch, passes, schedule_Kx3) -> (state, metrics of shape [K]).
 
     `passes` int32 is how many of the batch's G passes hold anything. Pure; `jax.jit` it with the
     state donated. Method "full" reads the weights from the state, and `params` is None.
@@ -207,13 +229,13 @@ def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
     rule = make_rule(config, train)
 
     def one(
-        state: TrainState, params: Params, batch: Batch, passes: jax.Array, schedule_2: jax.Array
+        state: TrainState, params: Params, batch: Batch, passes: jax.Array, schedule_3: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, grads, answers = gradient(config, train, lora, state.trained, params, batch, passes)
         norm = optax.tree.norm(grads)
         # As torch.nn.utils.clip_grad_norm_ has it, down to the constant.
         scale = jnp.minimum(1.0, train.clip / (norm + 1e-6))
-        rate = learning_rate(train, state.step_K, schedule_2)
+        rate = learning_rate(state.step_K, schedule_3)
         updates, optimizer = rule.update(
             jax.tree.map(lambda g: g * scale, grads), state.optimizer, state.trained
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from safetensors.numpy import load_file
 
 from experiments import fine_tune
 from experiments.fine_tune import Config, tune
+from jaxalign.conversations import Conversation, hold_out
 from jaxalign.errors import UserError
 from jaxalign.llama.checkpoint import load_checkpoint
 from jaxalign.llama.config import read_config
 from jaxalign.llama.tokens import Tokens
+from jaxalign.packing import Example
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.train_step import TrainConfig
 
@@ -46,6 +49,45 @@ def test_fewer_conversations_than_a_batch_are_trained_on(data, tmp_path, capsys)
     assert row["joint"]["learning_rate"] == pytest.approx(TrainConfig().learning_rate)
     adapter = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
     assert max(np.abs(x).max() for name, x in adapter.items() if "lora_B" in name) > 0
+
+
+def test_questions_held_out_are_not_trained_on(tmp_path, capsys):
+    """The loss on them is in the record, from before training on."""
+    path = tmp_path / "conversations.jsonl"
+    lines = [conversation(f"What is {n}?", str(reply)) for n in range(10) for reply in (n, n + 1)]
+    path.write_text("\n".join(lines))
+    train = TrainConfig(batch=4, learning_rate=1e-2)
+    config = Config(path, tmp_path / "out", train=train, held_out_share=0.2, data_parallel=1,
+                    quiet=True)  # fmt: skip
+    tune(config)
+    said = capsys.readouterr().out
+    assert "20 conversations, 0 left out" in said
+    assert "4 of them are held out" in said
+    assert re.search(r"held-out loss \d\.\d{4} before, \d\.\d{4} after; lowest", said)
+    rows = [json.loads(r) for r in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert all(row["joint"]["held_out_loss"] > 0 for row in rows)
+    assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5])
+def test_no_question_is_on_both_sides(share):
+    said = [Conversation(f"question {n % 9}", Example((n, n), 1)) for n in range(30)]
+    train, apart = hold_out(said, share, seed=1)
+    assert sorted(e.tokens for e in train + apart) == [(n, n) for n in range(30)]
+    sides = [{e.tokens[0] % 9 for e in side} for side in (train, apart)]
+    assert not sides[0] & sides[1]
+    assert len(sides[1]) == round(share * 9)
+    assert hold_out(said, share, seed=2) != (train, apart)
+    assert hold_out(said, 0.0, seed=1) == ([c.example for c in said], [])
+
+
+def test_a_side_without_a_question_is_refused(data):
+    said = [Conversation("one", Example((1, 2), 1))] * 4
+    with pytest.raises(UserError, match=r"--held-out-share 0.4: 0 of 1 different questions"):
+        hold_out(said, 0.4, seed=0)
+    with pytest.raises(UserError, match=r"--held-out-share 1.0: at least 0 and less than 1"):
+        Config(data, Path("out"), held_out_share=1.0)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

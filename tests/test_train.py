@@ -19,8 +19,9 @@ from jaxalign.llama.weights import init_params, param_shardings
 from jaxalign.lora import LoraConfig, attach, init_adapter
 from jaxalign.packing import Example, answer_count, fill, pack
 from jaxalign.sharding import make_mesh
-from jaxalign.train import TrainConfig, Trainer, adapters, fit, train_program
+from jaxalign.train import HeldOutLoss, TrainConfig, Trainer, adapters, fit, looks_at
 from jaxalign.train_data import Shape, Stream, TrainData, adapter_key, epoch_order
+from jaxalign.train_program import train_program
 from jaxalign.train_step import gradient, loss_sum
 
 CONFIG = LlamaConfig(
@@ -176,6 +177,64 @@ def test_an_adapter_that_has_finished_keeps_its_bits(side_by_side):
     together, _ = side_by_side
     jax.tree.map(np.testing.assert_array_equal, stopped["CHN"], together["CHN"])
     assert largest_difference(stopped["USA"], together["USA"]) > 0
+
+
+def test_rates_side_by_side_are_those_tried_alone():
+    """One program, the same examples: each adapter becomes what its rate makes of it alone."""
+    rates = {"low": 1e-4, "high": 3e-2}
+    mesh = make_mesh(jax.devices()[:1])
+    trainer = Trainer(CONFIG, TRAIN, LORA, dict.fromkeys(rates, DATA["CHN"]), mesh, rates)
+    both = adapters(trainer, fit(trainer, PARAMS, quiet=True))
+    for name, rate in rates.items():
+        config = dataclasses.replace(TRAIN, learning_rate=rate)
+        single = Trainer(CONFIG, config, LORA, {name: DATA["CHN"]}, mesh)
+        alone = adapters(single, fit(single, PARAMS, quiet=True))[name]
+        start = adapters(single, single.start(PARAMS))[name]
+        assert largest_difference(both[name], alone) < 1e-5 + 1e-3 * rate
+        assert largest_difference(alone, start) > rate / 2
+
+
+def held_out_rows(checkpoints=None, sizes=None, method="lora", **more) -> list[dict]:
+    """Rows of a run of 3 steps on China's examples that looks at the first six of India's."""
+    mesh = make_mesh(jax.devices()[:8] if sizes else jax.devices()[:1], **(sizes or {}))
+    config = dataclasses.replace(TRAIN, method=method, batch=2)
+    trainer = Trainer(CONFIG, config, LORA, {"CHN": DATA["CHN"]}, mesh)
+    params = jax.device_put(PARAMS, param_shardings(CONFIG, mesh))
+    held_out, rows = HeldOutLoss(trainer, {"CHN": DATA["IND"][:6]}), []
+    fit(trainer, params, checkpoints, log=rows.append, quiet=True, held_out=held_out, **more)
+    return rows
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_held_out_loss_is_the_mean_over_answer_tokens(method):
+    """Before training an adapter changes nothing: the model's own loss, example by example."""
+    rows = held_out_rows(method=method)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    examples = DATA["IND"][:6]
+    count = sum(len(e.answer) for e in examples)
+    expected = sum(packed_loss([e], 32) for e in examples) / count
+    assert rows[0] == {"step": 0, "CHN": {"held_out_loss": pytest.approx(expected, rel=1e-5)}}
+    looked = [row["CHN"]["held_out_loss"] for row in rows]
+    assert all("loss" in row["CHN"] for row in rows[1:])
+    assert len(set(looked[1:])) == 3, "the first step's rate may be 0, later ones change it"
+
+
+def test_held_out_loss_on_a_mesh(devices):
+    one, many = held_out_rows(), held_out_rows(sizes={"data": 4, "model": 2})
+    for a, b in zip(one, many, strict=True):
+        assert a["CHN"]["held_out_loss"] == pytest.approx(b["CHN"]["held_out_loss"], rel=1e-4)
+
+
+def test_a_run_is_looked_at_ten_times():
+    assert sorted(looks_at(100)) == list(range(10, 101, 10))
+    assert sorted(looks_at(3)) == [1, 2, 3]
+    assert all(max(looks_at(n)) == n and len(looks_at(n)) == min(n, 10) for n in range(1, 300))
+
+
+def test_an_adapter_without_held_out_examples_is_refused():
+    trainer = Trainer(CONFIG, TRAIN, LORA, {"CHN": DATA["CHN"]}, make_mesh(jax.devices()[:1]))
+    with pytest.raises(UserError, match="no examples held out for 'CHN'"):
+        HeldOutLoss(trainer, {"USA": DATA["USA"]})
 
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 4, "model": 2}])

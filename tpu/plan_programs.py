@@ -33,8 +33,8 @@ from jaxalign.soft_prompt import SoftPromptConfig, Space
 from jaxalign.strategy import Strategy
 from jaxalign.survey.score import Scorer
 from jaxalign.throughput import candidate_flops
-from jaxalign.train import train_program
 from jaxalign.train_data import Shape, TrainData, adapter_key
+from jaxalign.train_program import train_program
 from jaxalign.train_step import TrainConfig
 
 _GENERATIONS = 2  # in one dispatch: a loop that the compiler keeps, at the memory of any number

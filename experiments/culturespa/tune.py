@@ -23,7 +23,7 @@ from jaxalign.lora_files import load_lora, save_lora
 from jaxalign.packing import Example
 from jaxalign.records import Run
 from jaxalign.records.files import MetricsFile
-from jaxalign.train import Trainer, adapters, fit
+from jaxalign.train import HeldOutLoss, Trainer, adapters, fit
 
 Name = tuple[int, str]  # seed and method
 
@@ -43,33 +43,46 @@ def tune(
     if not wanted:
         return {}
     if not all((folder / "adapter_config.json").exists() for folder in folders.values()):
-        found = _train(config, study, params, run, group, wanted)
+        found = train(config, study, params, run, group, wanted)
         for name, folder in folders.items():
             if run.writes:
                 save_lora(folder, found[name], study.llama, config.lora, str(study.folder))
     return {name: load_lora(folder, study.llama)[1] for name, folder in folders.items()}
 
 
-def _train(
+def train(
     config: Config,
     study: Study,
     params: Params,
     run: Run,
     group: str,
     examples: Mapping[Name, Sequence[Example]],
+    rates: Mapping[Name, float] | None = None,
+    held_out: Mapping[Name, Sequence[Example]] | None = None,
 ) -> dict[Name, Adapter]:
+    """All at once, from the last checkpoint. `rates` are learning rates other than the settings',
+    and `held_out` examples whose loss is logged beside that of those trained on."""
     batch = config.specific_batch if group == "specific" else config.train.batch
-    train = dataclasses.replace(config.train, batch=batch)
-    by_text = {f"seed{seed} {method}": (seed, method) for seed, method in examples}
-    data = {text: examples[name] for text, name in by_text.items()}
-    trainer = Trainer(study.llama, train, config.lora, data, study.mesh)
+    settings = dataclasses.replace(config.train, batch=batch)
+    by_name = lambda values: {label(name): value for name, value in (values or {}).items()}  # noqa: E731
+    trainer = Trainer(
+        study.llama, settings, config.lora, by_name(examples), study.mesh, by_name(rates)
+    )
     (run.out / "training").mkdir(exist_ok=True)
     log = MetricsFile(run.out / "training" / f"{group}.jsonl", "step")
     with Checkpoints(run.out / "training" / group) as saved:
         state = fit(
             trainer, params, saved, config.save_every,
-            begin=(lambda step: log.rewind(step)) if run.writes else (lambda step: None),
+            begin=(lambda step: log.rewind(step or -1)) if run.writes else (lambda step: None),
             log=log.append if run.writes else (lambda row: None),
             quiet=config.quiet,
+            held_out=HeldOutLoss(trainer, by_name(held_out)) if held_out else None,
         )  # fmt: skip
-    return {by_text[text]: adapter for text, adapter in adapters(trainer, state).items()}
+    found = adapters(trainer, state)
+    return {name: found[label(name)] for name in examples}
+
+
+def label(name: Name) -> str:
+    """What `training/*.jsonl` calls an adapter."""
+    seed, method = name
+    return f"seed{seed} {method}"

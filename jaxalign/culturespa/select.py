@@ -149,6 +149,26 @@ def fraction(selection: Selection, share: float, seed: int) -> Selection:
     return _sample(rows, sizes, f"fraction {seed}")
 
 
+def hold_out(selection: Selection, share: float, seed: int) -> tuple[Selection, Selection]:
+    """(to train on, held out): `share` of the questions, rounded to whole ones, with all countries'
+    answers to them, so that no question is on both sides.
+
+    Raises UserError where a side would be empty.
+    """
+    questions = {pair.item for pair in selection.pairs}
+    count = round(share * len(questions))
+    if not 0 < count < len(questions):
+        raise UserError(
+            f"share {share} of {len(questions)} questions holds out {count}; both sides need one"
+        )
+    lucky = sorted(questions, key=lambda item: _hash(f"hold out {seed}\n{item}"))
+    apart = set(lucky[:count])
+    sides: tuple[list[Pair], list[Pair]] = ([], [])
+    for pair in selection.pairs:
+        sides[pair.item in apart].append(pair)
+    return Selection(tuple(sides[0])), Selection(tuple(sides[1]))
+
+
 def expected_noise(distribution_xO: np.ndarray) -> np.ndarray:
     """Probability that two answers drawn from a distribution differ: 1 - sum p squared, [...]."""
     return 1 - np.sum(np.square(distribution_xO), axis=-1)
@@ -180,4 +200,8 @@ def _sample(rows: Mapping[str, Sequence[Pair]], sizes: Mapping[str, int], luck: 
 
 
 def _luck(luck: str, pair: Pair) -> bytes:
-    return hashlib.sha256(f"{luck}\n{pair.country}\n{pair.item}".encode()).digest()
+    return _hash(f"{luck}\n{pair.country}\n{pair.item}")
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
