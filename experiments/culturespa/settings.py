@@ -73,6 +73,8 @@ class Config:
             batch=8, learning_rate=1e-2, remat=False, unroll=True, tokens_per_pass=2048
         )
     )
+    """How to fine-tune. Written questions too long for a given --train.row-length are left out, and
+    counted."""
     specific_batch: int = 8
     """Examples per optimiser step of the specific models; --train.batch is that of the others."""
     end_of_turn: bool = False

@@ -6,15 +6,15 @@ Nothing here takes long or writes anything, so that bad input is refused before 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from experiments.culturespa.settings import Config, check_settings
-from jaxalign.culturespa.format import to_examples
+from jaxalign.culturespa.format import longest_examples
 from jaxalign.culturespa.question_topics import Writing
 from jaxalign.culturespa.questions import load_prompt
-from jaxalign.culturespa.select import Pair
 from jaxalign.culturespa.styles import Interviews, load_texts, named
 from jaxalign.culturespa.writer import check_room
 from jaxalign.errors import UserError
@@ -184,18 +184,20 @@ def read_guard(path: Path | None) -> tuple[str, tuple[tuple[Item, int], ...]]:
     return f"{test.name} {test.sha256}", tuple(zip(test.items, test.answers, strict=True))
 
 
+def example_lengths(config: Config, study: Study, items: Sequence[Item]) -> list[int]:
+    """Tokens of the longest example that each item can become."""
+    with_end = longest_examples(
+        items, config.countries, study.interviews, study.tokens, styles=("p1", "p2")
+    )
+    return with_end if config.end_of_turn else [length - 1 for length in with_end]
+
+
 def _check_row_length(config: Config, study: Study) -> None:
     """UserError where the survey's own questions, after which others are written, fit no row."""
     given = config.train.row_length
     if given is None:
         return
-    items = study.survey.items
-    pairs = [Pair(c, item.id, item.codes[-1]) for c in config.countries for item in items]
-    longest = max(
-        len(example.tokens)
-        for style in ("p1", "p2")
-        for example in to_examples(pairs, items, study.interviews, study.tokens, style)
-    )
+    longest = max(example_lengths(config, study, study.survey.items))
     if given < longest:
         raise UserError(
             f"--train.row-length {given}: an example like the survey's own questions has {longest} "
