@@ -188,6 +188,22 @@ def test_shares_that_nothing_reads_are_refused(tmp_path):
         study(survey=json_file, distributions=files["distributions"], countries=("USA", "CHN"))
 
 
+def test_a_source_in_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
+    files = own_csv(tmp_path, ("USA", "CHN", "NGA"))
+    source, shares = files["survey"], files["distributions"]
+    survey = survey_of(tmp_path, "USA", "CHN", items=3)
+    settings = {"survey": survey, "countries": ("USA", "CHN"), "examples": "leak_free"}
+    found = study(**settings, source=source, source_distributions=shares)
+    assert set(found.interviews.shown.distributions) == {"USA", "CHN", "NGA"}
+    assert set(found.survey.distributions) == {"USA", "CHN"}
+    with pytest.raises(UserError, match=r"--source .*own\.csv: .* --source-distributions"):
+        study(**settings, source=source)
+    with pytest.raises(UserError, match=r"--source-distributions .*shares\.csv: .* is own-json"):
+        study(**settings, source=survey, source_distributions=shares)
+    with pytest.raises(UserError, match=r"--source-distributions .*: goes with a --source of"):
+        study(source_distributions=shares)
+
+
 def command_for_8b(text: str) -> list[str]:
     """The words of the command that names a model, up to the line without a backslash."""
     lines = text[text.index("python -m experiments.culturespa --model") :].splitlines()

@@ -83,7 +83,7 @@ def read_study(config: Config) -> Study:
     check_vocabulary(tokens, llama)
     survey = held_out_survey()
     if config.survey is not None:
-        survey = _survey(config.survey, "--survey", config.distributions)
+        survey = _survey(config.survey, "--survey", config.distributions, "--distributions")
     tables = make_tables(survey, config.countries)
     guard_name, guard = read_guard(config.guard)
     mesh, choice = mesh_here(llama, None, model=config.model_parallel)
@@ -109,12 +109,12 @@ def read_study(config: Config) -> Study:
     return study
 
 
-def _survey(path: Path, option: str, distributions: Path | None = None) -> Instrument:
-    survey = read_with_shares(path, distributions)
+def _survey(path: Path, option: str, shares: Path | None, shares_option: str) -> Instrument:
+    survey = read_with_shares(path, shares, shares_option)
     if not isinstance(survey, Instrument) or not survey.distributions:
         raise UserError(
             f"{option} {path}: it does not say how any country answered; give a survey that does, "
-            "or with a --survey in a CSV of your own --distributions"
+            f"or with a CSV of your own {shares_option}"
         )
     check_wording(survey, f"{option} {path}")
     return survey
@@ -123,8 +123,10 @@ def _survey(path: Path, option: str, distributions: Path | None = None) -> Instr
 def _interviews(config: Config, survey: Instrument) -> Interviews:
     source = None
     if config.examples == "leak_free":
-        own = config.source is not None
-        source = _survey(config.source, "--source") if own else society_values_module()
+        source = society_values_module()
+        if config.source is not None:
+            shares = config.source_distributions
+            source = _survey(config.source, "--source", shares, "--source-distributions")
     shown = survey if source is None else source
     if missing := [c for c in config.countries if c not in shown.distributions]:
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
