@@ -243,7 +243,8 @@ def test_sizes():
     [
         (["--population", "0"], "population=0"),
         (["--against", "jax_vmap", "jax_vmap"], "none twice"),
-        (["--json", "/nowhere/b.json"], "/nowhere/b.json"),
+        (["--json", "/nowhere/b.json"], "--json /nowhere/b.json: no such folder"),
+        (["--plot", "/"], "--plot /: a folder; name a file in it"),
         (["--size", "huge"], "huge"),
     ],
 )

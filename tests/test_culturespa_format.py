@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from jaxalign.culturespa.encode import encode_styles
-from jaxalign.culturespa.format import to_examples, to_rows, write_dataset_info, write_jsonl
+from jaxalign.culturespa.format import (
+    longest_examples,
+    to_examples,
+    to_rows,
+    write_dataset_info,
+    write_jsonl,
+)
 from jaxalign.culturespa.select import Pair
 from jaxalign.culturespa.styles import Interviews, load_texts
 from jaxalign.errors import UserError
@@ -53,6 +60,16 @@ def test_example_is_the_whole_conversation_as_the_template_writes_it(tokens):
     ):
         whole = tokens.encode_chat(row["messages"], add_generation_prompt=False)
         assert list(example.tokens) == whole
+
+
+def test_the_longest_example_is_of_any_style_country_and_answer(tokens):
+    long = dataclasses.replace(ITEMS[0], id="long", options=("a", "b"), codes=(100, 9))
+    items, who = (*ITEMS, long), COUNTRIES[:3]
+    found = longest_examples(items, who, INTERVIEWS, tokens, ("p1", "p2"))
+    for item, length in zip(items, found, strict=True):
+        pairs = [Pair(country, item.id, code) for country in who for code in item.codes]
+        every = [to_examples(pairs, items, INTERVIEWS, tokens, s) for s in ("p1", "p2")]
+        assert length == max(len(e.tokens) for some in every for e in some), item.id
 
 
 def test_the_target_is_what_answering_scores(tokens):

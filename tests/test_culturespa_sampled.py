@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments.culturespa import ask
+from experiments.culturespa import ask, selection
 from experiments.culturespa.__main__ import answer
 from experiments.culturespa.finished import Finished
 from experiments.culturespa.measure import PROMPTED, TUNED, Measured, prompted_answers, untrained
 from experiments.culturespa.plots import write_plots
 from experiments.culturespa.report import write_culturespa_report
-from experiments.culturespa.result import make_result, method_record, run_scores
-from experiments.culturespa.selection import own_scores
+from experiments.culturespa.result import (
+    difference,
+    make_result,
+    method_record,
+    paired,
+    run_scores,
+)
 from experiments.culturespa.settings import Config
 from experiments.culturespa.study import Study, read_study
 from jaxalign.culturespa.answers import OUT_OF_RANGE, UNREADABLE
@@ -42,19 +49,52 @@ def random_answers(seeds: int, runs: int, items: int = 12) -> np.ndarray:
     return random.integers(-1, 2, (seeds, runs, len(COUNTRIES), items))
 
 
-def test_the_study_of_selection_scores_sampled_runs_as_the_run_did(tmp_path):
+def as_floats(answers: np.ndarray) -> np.ndarray:
+    return np.where(answers < 0, np.nan, answers).astype(np.float32)
+
+
+def selection_of(out: Path, monkeypatch, methods: dict[str, np.ndarray]) -> dict[str, Any]:
+    """`selection.json` of a finished run whose models answered so."""
+    text = json.dumps({"methods": {m: a.tolist() for m, a in methods.items()}})
+    (out / "answers.json").write_text(text, "utf-8")
+    finished = Finished(out, {"settings": {"countries": COUNTRIES}}, {}, {})
+    monkeypatch.setattr(selection, "read_finished", lambda _: finished)
+    monkeypatch.setattr(selection, "read_config", lambda _: (CONFIG, small_study()))
+    selection.run(selection.SelectionConfig(out))
+    return json.loads((out / "selection.json").read_text("utf-8"))
+
+
+def test_the_study_of_selection_scores_sampled_runs_as_the_run_did(tmp_path, monkeypatch):
     """Each run of replies by itself, then their mean; not the replies' mean."""
     methods = {m: random_answers(2, 3) for m in ("joint", "rds", "cds", "p1")}
-    text = json.dumps({"methods": {m: a.tolist() for m, a in methods.items()}})
-    (tmp_path / "answers.json").write_text(text, "utf-8")
-    study, finished = small_study(), Finished(tmp_path, {}, {}, {})
+    found = selection_of(tmp_path, monkeypatch, methods)["strategies"]
+    study = small_study()
     draws = question_draws(len(study.survey.items), CONFIG.resamples, CONFIG.first_seed)
-    found = own_scores(CONFIG, study, finished)
     for name, method in (("crqpc", "joint"), ("rds", "rds"), ("cds", "cds"), ("p1", "p1")):
-        answers = np.where(methods[method] < 0, np.nan, methods[method]).astype(np.float32)
-        its_own = method_record(CONFIG, run_scores(answers, study, draws))
-        assert method_record(CONFIG, found[name])["mean"] == pytest.approx(its_own["mean"])
-        assert method_record(CONFIG, found[name]) == its_own
+        its_own = method_record(CONFIG, run_scores(as_floats(methods[method]), study, draws))
+        assert found[name] == plain(its_own | {"pairs": 0})
+
+
+def test_the_study_of_selection_compares_over_what_both_answered(tmp_path, monkeypatch):
+    """A model that leaves out what it would get wrong is not the better for it; and what the run's
+    own result says of two methods, the study says too."""
+    study, random = small_study(), random_answers(2, 3)
+    gold_CxQ = study.tables.gold_CxQ.astype(int)
+    wrong_Q = np.arange(gold_CxQ.shape[1]) < 4
+    rds = np.broadcast_to(np.where(wrong_Q, gold_CxQ == 0, gold_CxQ), random.shape)
+    methods = {"joint": np.where(wrong_Q, -1, rds), "rds": rds, "cds": random[::-1], "p1": random}
+    found = selection_of(tmp_path, monkeypatch, methods)
+    apart = [found["strategies"][name]["mean"] for name in ("crqpc", "rds")]
+    assert apart[0] == 100 > apart[1] + 20, "each over its own items"
+    assert found["differences"]["crqpc_minus_rds"]["value"] == 0
+    draws = question_draws(len(study.survey.items), CONFIG.resamples, CONFIG.first_seed)
+    for a, b, said in (
+        ("joint", "p1", found["minus_p1"]["crqpc"]),
+        ("cds", "p1", found["minus_p1"]["cds"]),
+        ("rds", "cds", found["differences"]["rds_minus_cds"]),
+    ):
+        its_own = paired(as_floats(methods[a]), as_floats(methods[b]), study, draws)
+        assert said == plain(difference(*its_own)), f"{a} - {b}"
 
 
 @pytest.fixture(scope="module")

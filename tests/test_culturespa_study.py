@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tyro
 
 import experiments.culturespa.__main__ as culturespa
+import experiments.culturespa.write as culturespa_write
 from experiments import score_replies
+from experiments.culturespa.pairs import examples
 from experiments.culturespa.settings import Config
-from experiments.culturespa.study import CULTURES, Study, read_study
+from experiments.culturespa.study import CULTURES, Study, example_lengths, read_study
+from jaxalign.culturespa.select import Pair, Selection
 from jaxalign.errors import UserError
+from jaxalign.packing import check_lengths
 from jaxalign.pocket.society import held_out_survey, society_values_module
+from jaxalign.records import write_json
 from jaxalign.survey.instrument import Instrument, to_json
 from jaxalign.train_step import TrainConfig
 
@@ -75,6 +81,41 @@ def test_a_row_shorter_than_a_question_is_refused():
     train = dataclasses.replace(Config().train, row_length=10)
     with pytest.raises(UserError, match=r"--train.row-length 10: .* tokens; give more"):
         study(train=train)
+
+
+def written_with(found: Study, row_length: int, out: Path, monkeypatch) -> tuple[Instrument, dict]:
+    """Questions and counts where every fifth question is a long one."""
+    train = dataclasses.replace(Config().train, row_length=row_length)
+    config = Config(per_topic=10, seeds=1, countries=("USA", "CHN"), train=train, quiet=True)
+
+    def reply(_, ids: list[int]) -> list[str]:
+        words = ("Is it " + "very " * (100 * (n % 5 == 0)) + f"true that {n} is odd?" for n in ids)
+        return [json.dumps({"question": w, "options": ["Yes", "No"]}) for w in words]
+
+    monkeypatch.setattr(culturespa_write, "make_writer", lambda *_: reply)
+    out.mkdir()
+    run = SimpleNamespace(out=out, write=lambda name, value: write_json(out / name, value))
+    questions, counts = culturespa_write.write_all(config, found, {}, run)
+    for style in ("p1", "p2"):  # as step 4 does
+        pairs = [Pair(c, i.id, 2) for c in config.countries for i in questions[0].items]
+        some = examples(config, found, questions[0], Selection(tuple(pairs)), style)
+        check_lengths(some, row_length)
+    return questions[0], counts[0]
+
+
+def test_written_questions_too_long_for_a_row_are_left_out_and_counted(tmp_path, monkeypatch):
+    """Found out when fine-tuning begins, one of them ends a run whose long steps are done."""
+    found = study(countries=("USA", "CHN"))
+    room = max(example_lengths(Config(countries=("USA", "CHN")), found, found.survey.items))
+    questions, counts = written_with(found, room, tmp_path / "short", monkeypatch)
+    assert all(item.text.startswith("Is it true") for item in questions.items)
+    assert counts["removed"]["too_long"] == counts["parsed"] // 5
+    assert counts["left"] == len(questions.items) == counts["parsed"] * 4 // 5
+    questions, counts = written_with(found, 10 * room, tmp_path / "long", monkeypatch)
+    assert counts["removed"]["too_long"] == 0
+    assert counts["left"] == len(questions.items) == counts["parsed"]
+    with pytest.raises(UserError, match=r"--train.row-length 20: fits none of the \d+ questions"):
+        written_with(found, 20, tmp_path / "none", monkeypatch)
 
 
 def survey_of(tmp_path: Path, *countries: str, items: int | None = None) -> Path:
@@ -145,6 +186,22 @@ def test_shares_that_nothing_reads_are_refused(tmp_path):
     json_file = survey_of(tmp_path, "USA", "CHN")
     with pytest.raises(UserError, match=r"--distributions .*shares\.csv: .* is own-json"):
         study(survey=json_file, distributions=files["distributions"], countries=("USA", "CHN"))
+
+
+def test_a_source_in_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
+    files = own_csv(tmp_path, ("USA", "CHN", "NGA"))
+    source, shares = files["survey"], files["distributions"]
+    survey = survey_of(tmp_path, "USA", "CHN", items=3)
+    settings = {"survey": survey, "countries": ("USA", "CHN"), "examples": "leak_free"}
+    found = study(**settings, source=source, source_distributions=shares)
+    assert set(found.interviews.shown.distributions) == {"USA", "CHN", "NGA"}
+    assert set(found.survey.distributions) == {"USA", "CHN"}
+    with pytest.raises(UserError, match=r"--source .*own\.csv: .* --source-distributions"):
+        study(**settings, source=source)
+    with pytest.raises(UserError, match=r"--source-distributions .*shares\.csv: .* is own-json"):
+        study(**settings, source=survey, source_distributions=shares)
+    with pytest.raises(UserError, match=r"--source-distributions .*: goes with a --source of"):
+        study(source_distributions=shares)
 
 
 def command_for_8b(text: str) -> list[str]:

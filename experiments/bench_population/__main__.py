@@ -48,6 +48,7 @@ from jaxalign.kernel_choice import Asked
 from jaxalign.layout import plan_layout
 from jaxalign.llama.config import DType, LlamaConfig
 from jaxalign.records import write_json
+from jaxalign.records.files import check_new_file
 
 Baseline = Literal["hf_per_item", "hf_padded", "hf_prefix_cache", "jax_vmap"]
 
@@ -93,9 +94,9 @@ class Config:
                 raise UserError(f"{name}={value}: must be at least 1")
         if not self.against or len(set(self.against)) < len(self.against):
             raise UserError(f"against={list(self.against)}: name at least one, and none twice")
-        for path in filter(None, (self.json, self.plot)):
-            if path.is_dir() or not path.parent.is_dir():
-                raise UserError(f"{path}: give a file in a folder that exists")
+        for path, option in ((self.json, "--json"), (self.plot, "--plot")):
+            if path is not None:
+                check_new_file(path, option)
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any
 from experiments.synthetic_wvs import COLUMNS, ROWS, write_csv, write_sav
 from jaxalign.console import Progress, main, print_table
 from jaxalign.errors import UserError
+from jaxalign.records.files import check_new_file, write_json
 from jaxalign.survey.readers.wvs import ITEMS
 
 MOST_SECONDS, MOST_MB = 20.0, 1500.0
@@ -50,6 +51,8 @@ class Config:
                 f"rows={self.rows}, columns={self.columns}, repeats={self.repeats}; at least 64 "
                 "rows, a multiple of 8 columns, and 1 repeat"
             )
+        if self.json is not None:
+            check_new_file(self.json, "--json")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -71,7 +74,7 @@ def run(config: Config) -> dict[str, Any]:
     }
     _print(config, figures)
     if config.json is not None:
-        _write(config.json, figures)
+        write_json(config.json, figures)
     return figures
 
 
@@ -140,13 +143,6 @@ def _print(config: Config, figures: dict[str, Any]) -> None:
     print_table(title, columns, rows)
     load = figures["load_average"]
     print(f"load average {load:.1f} on {figures['cores']} cores: above 1 a core, seconds are high")
-
-
-def _write(path: Path, figures: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@
     untrained.joint.models, .all  models that are as they came, as nothing was selected for them or
                                   no step was taken; a method with no others is in no table
     replies.p1                    replies, unreadable, out_of_range: where replies are sampled
-    questions                     asked_for, parsed, removed by each filter, left, by seed
+    questions                     asked_for, parsed, removed by each filter (too_long: for the given
+                                  --train.row-length), left, by seed
     selected                      pairs by country and seed, share changed, sampling noise
     lines                         the score of answers that need no model
     personas                      identification and agreement of p1, joint, specific and cct

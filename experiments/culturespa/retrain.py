@@ -43,6 +43,19 @@ def joint_scores(
     chosen: Mapping[Name, Selection],
 ) -> dict[str, np.ndarray]:
     """Scores [1 + resamples, seeds, C] under P1 of a joint model for each selection."""
+    draws = question_draws(len(study.survey.items), config.resamples, config.first_seed)
+    answers = joint_answers(config, study, run, finished, chosen)
+    return {name: run_scores(each, study, draws) for name, each in answers.items()}
+
+
+def joint_answers(
+    config: Config,
+    study: Study,
+    run: Run,
+    finished: Finished,
+    chosen: Mapping[Name, Selection],
+) -> dict[str, np.ndarray]:
+    """Answers [seeds, runs, C, Q] under P1 of a joint model for each selection."""
     params = weights(study)
     data = {
         (seed, name): examples(config, study, finished.questions[seed], some, "p1")
@@ -50,8 +63,7 @@ def joint_scores(
     }
     found = tune(config, study, params, run, "shared", data)
     asking = plan(study, ("p1",), config.countries, study.survey.items)
-    draws = question_draws(len(study.survey.items), config.resamples, config.first_seed)
-    scores: dict[str, list[np.ndarray]] = {}
+    answers: dict[str, list[np.ndarray]] = {}
     bar = Progress(len(chosen), step="measure: model", unit="models", quiet=config.quiet)
     with bar:
         for done, (seed, name) in enumerate(chosen, 1):
@@ -59,10 +71,9 @@ def joint_scores(
             full = params if trained is None else merge(params, trained, config.lora)
             label = f"{run.out.name} seed{seed} {name}"
             replies = ask(config, study, full, asking, run.out, label, quiet=True, seed=seed)
-            answers_1xNxCxQ = replies["p1"].answers_NxCxQ[None]
-            scores.setdefault(name, []).append(run_scores(answers_1xNxCxQ, study, draws)[:, 0])
+            answers.setdefault(name, []).append(replies["p1"].answers_NxCxQ)
             bar.update(done)
-    return {name: np.stack(each, axis=1) for name, each in scores.items()}
+    return {name: np.stack(each) for name, each in answers.items()}
 
 
 def with_out(config: Config, out: Path, quiet: bool) -> Config:

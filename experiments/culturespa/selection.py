@@ -4,15 +4,17 @@
     python -m experiments.culturespa.selection runs/culturespa --thresholds 0.02 0.05 0.1
 
 Of a finished run: the joint models trained on changed (CRQPC), random (RDS) and unchanged (CDS)
-pairs, their paired differences, country by country. With thresholds it also trains joint models on
-the pairs whose two distributions are farther apart than that, changed answer or not; those data
-are more or fewer. Writes selection.json and strategies.png into the run; what was trained is in
-RUN/selection-..., and a study that was stopped goes on. Without thresholds it takes seconds.
+pairs, country by country, and their paired differences, over the items that both answered in every
+run of a seed. With thresholds it also trains joint models on the pairs whose two distributions are
+farther apart than that, changed answer or not; those data are more or fewer. Writes selection.json
+and strategies.png into the run; what was trained is in RUN/selection-..., and a study that was
+stopped goes on. Without thresholds it takes seconds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,14 @@ import tyro
 from experiments.culturespa.ask import ask, plan
 from experiments.culturespa.finished import Finished, read_config, read_finished
 from experiments.culturespa.plots import strategies
-from experiments.culturespa.result import SELECTION, difference, method_record, run_scores
-from experiments.culturespa.retrain import joint_scores, open_run, weights, with_out
+from experiments.culturespa.result import (
+    SELECTION,
+    difference,
+    method_record,
+    paired,
+    run_scores,
+)
+from experiments.culturespa.retrain import joint_answers, open_run, weights, with_out
 from experiments.culturespa.settings import Config
 from experiments.culturespa.show import bounds
 from experiments.culturespa.study import Study
@@ -52,35 +60,50 @@ def run(config: SelectionConfig) -> None:
     finished = read_finished(config.run)
     settings, study = read_config(finished)
     settings = with_out(settings, finished.out, config.quiet)
-    scores = own_scores(settings, study, finished)
+    answers = own_answers(finished)
     sizes = {n: _size(finished, m) for n, m in SELECTION.items()} | {"p1": 0}
     if config.thresholds:
         chosen = by_divergence(config, settings, study, finished)
         folder = "-".join(["selection", *dict.fromkeys(name for _, name in chosen)])
         with open_run(finished, folder, config) as opened:
-            scores |= joint_scores(settings, study, opened, finished, chosen)
+            answers |= joint_answers(settings, study, opened, finished, chosen)
         for (_, name), some in chosen.items():
             sizes[name] = sizes.get(name, 0) + len(some.pairs)
-    found = {n: method_record(settings, s) | {"pairs": sizes[n]} for n, s in scores.items()}
-    against = {name: difference(s, scores["p1"]) for name, s in scores.items() if name != "p1"}
-    steps = {
-        f"{a}_minus_{b}": difference(scores[a], scores[b])
-        for a, b in (("crqpc", "rds"), ("rds", "cds"), ("crqpc", "cds"))
-        if a in scores and b in scores
-    }
-    record = {"strategies": found, "minus_p1": against, "differences": steps}
+    record = compare(settings, study, answers, sizes)
     write_json(finished.out / "selection.json", record)
-    strategies(finished.out / "strategies.png", found)
+    strategies(finished.out / "strategies.png", record["strategies"])
     show(finished, record)
 
 
-def own_scores(settings: Config, study: Study, finished: Finished) -> dict[str, np.ndarray]:
-    """Scores [1 + resamples, seeds, C] of the run's own models, as `result.json` has them."""
-    draws = question_draws(len(study.survey.items), settings.resamples, settings.first_seed)
+def own_answers(finished: Finished) -> dict[str, np.ndarray]:
+    """Answers [seeds, runs, C, Q] of the run's own models, and of P1."""
     answers = finished.answers()
     trained = {n: m for n, m in SELECTION.items() if m not in finished.untrained}
-    shown = trained | {"p1": "p1"}
-    return {name: run_scores(answers[m], study, draws) for name, m in shown.items()}
+    return {name: answers[method] for name, method in (trained | {"p1": "p1"}).items()}
+
+
+def compare(
+    settings: Config, study: Study, answers: Mapping[str, np.ndarray], sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """`selection.json`: a strategy's scores are over what it answered, a difference over what both
+    answered; see `paired`."""
+    draws = question_draws(len(study.survey.items), settings.resamples, settings.first_seed)
+
+    def minus(a: str, b: str) -> dict[str, Any]:
+        return difference(*paired(answers[a], answers[b], study, draws))
+
+    return {
+        "strategies": {
+            name: method_record(settings, run_scores(a, study, draws)) | {"pairs": sizes[name]}
+            for name, a in answers.items()
+        },
+        "minus_p1": {name: minus(name, "p1") for name in answers if name != "p1"},
+        "differences": {
+            f"{a}_minus_{b}": minus(a, b)
+            for a, b in (("crqpc", "rds"), ("rds", "cds"), ("crqpc", "cds"))
+            if a in answers and b in answers
+        },
+    }
 
 
 def _size(finished: Finished, method: str) -> int:

@@ -59,6 +59,8 @@ class Config:
     source: Path | None = None
     """Another survey, for --examples leak_free; default, without --survey: the simulated society's
     values module."""
+    source_distributions: Path | None = None
+    """Of a --source in a CSV of your own: the CSV with country, item, code and share."""
     texts: Path | None = None
     """Folder with your own prompt texts; default: the package's."""
     writing: Sampling = dataclasses.field(
@@ -73,6 +75,8 @@ class Config:
             batch=8, learning_rate=1e-2, remat=False, unroll=True, tokens_per_pass=2048
         )
     )
+    """How to fine-tune. Written questions too long for a given --train.row-length are left out, and
+    counted."""
     specific_batch: int = 8
     """Examples per optimiser step of the specific models; --train.batch is that of the others."""
     end_of_turn: bool = False
@@ -124,8 +128,10 @@ def check_settings(config: Config) -> None:
         raise UserError(f"--countries {' '.join(config.countries)}: give two or more, each once")
     if config.train.method != "lora":
         raise UserError("--train.method full: this experiment trains adapters side by side")
-    if config.distributions is not None and config.survey is None:
-        raise UserError(f"--distributions {config.distributions}: goes with a --survey of your own")
+    for shares, survey in (("distributions", "survey"), ("source_distributions", "source")):
+        if (path := getattr(config, shares)) is not None and getattr(config, survey) is None:
+            option = "--" + shares.replace("_", "-")
+            raise UserError(f"{option} {path}: goes with a --{survey} of your own")
     _check_source(config)
 
 

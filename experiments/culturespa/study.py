@@ -6,15 +6,15 @@ Nothing here takes long or writes anything, so that bad input is refused before 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from experiments.culturespa.settings import Config, check_settings
-from jaxalign.culturespa.format import to_examples
+from jaxalign.culturespa.format import longest_examples
 from jaxalign.culturespa.question_topics import Writing
 from jaxalign.culturespa.questions import load_prompt
-from jaxalign.culturespa.select import Pair
 from jaxalign.culturespa.styles import Interviews, load_texts, named
 from jaxalign.culturespa.writer import check_room
 from jaxalign.errors import UserError
@@ -83,7 +83,7 @@ def read_study(config: Config) -> Study:
     check_vocabulary(tokens, llama)
     survey = held_out_survey()
     if config.survey is not None:
-        survey = _survey(config.survey, "--survey", config.distributions)
+        survey = _survey(config.survey, "--survey", config.distributions, "--distributions")
     tables = make_tables(survey, config.countries)
     guard_name, guard = read_guard(config.guard)
     mesh, choice = mesh_here(llama, None, model=config.model_parallel)
@@ -109,12 +109,12 @@ def read_study(config: Config) -> Study:
     return study
 
 
-def _survey(path: Path, option: str, distributions: Path | None = None) -> Instrument:
-    survey = read_with_shares(path, distributions)
+def _survey(path: Path, option: str, shares: Path | None, shares_option: str) -> Instrument:
+    survey = read_with_shares(path, shares, shares_option)
     if not isinstance(survey, Instrument) or not survey.distributions:
         raise UserError(
             f"{option} {path}: it does not say how any country answered; give a survey that does, "
-            "or with a --survey in a CSV of your own --distributions"
+            f"or with a CSV of your own {shares_option}"
         )
     check_wording(survey, f"{option} {path}")
     return survey
@@ -123,8 +123,10 @@ def _survey(path: Path, option: str, distributions: Path | None = None) -> Instr
 def _interviews(config: Config, survey: Instrument) -> Interviews:
     source = None
     if config.examples == "leak_free":
-        own = config.source is not None
-        source = _survey(config.source, "--source") if own else society_values_module()
+        source = society_values_module()
+        if config.source is not None:
+            shares = config.source_distributions
+            source = _survey(config.source, "--source", shares, "--source-distributions")
     shown = survey if source is None else source
     if missing := [c for c in config.countries if c not in shown.distributions]:
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
@@ -184,18 +186,20 @@ def read_guard(path: Path | None) -> tuple[str, tuple[tuple[Item, int], ...]]:
     return f"{test.name} {test.sha256}", tuple(zip(test.items, test.answers, strict=True))
 
 
+def example_lengths(config: Config, study: Study, items: Sequence[Item]) -> list[int]:
+    """Tokens of the longest example that each item can become."""
+    with_end = longest_examples(
+        items, config.countries, study.interviews, study.tokens, styles=("p1", "p2")
+    )
+    return with_end if config.end_of_turn else [length - 1 for length in with_end]
+
+
 def _check_row_length(config: Config, study: Study) -> None:
     """UserError where the survey's own questions, after which others are written, fit no row."""
     given = config.train.row_length
     if given is None:
         return
-    items = study.survey.items
-    pairs = [Pair(c, item.id, item.codes[-1]) for c in config.countries for item in items]
-    longest = max(
-        len(example.tokens)
-        for style in ("p1", "p2")
-        for example in to_examples(pairs, items, study.interviews, study.tokens, style)
-    )
+    longest = max(example_lengths(config, study, study.survey.items))
     if given < longest:
         raise UserError(
             f"--train.row-length {given}: an example like the survey's own questions has {longest} "

@@ -3,6 +3,9 @@
 OUT/seed0/replies.jsonl     every reply, with why it was refused
          /questions.json    what the filters left, as a survey
          /written.json      counts: requests, refusals, what each filter removed
+
+A question that would not fit a given --train.row-length is removed too, as `too_long`: found out in
+step 4, it would end a run whose long steps are done.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.culturespa.settings import Config
-from experiments.culturespa.study import Study
+from experiments.culturespa.study import Study, example_lengths
 from jaxalign.console import Progress
-from jaxalign.culturespa.filters import apply_filters
+from jaxalign.culturespa.filters import Count, apply_filters
 from jaxalign.culturespa.parsing import from_item
 from jaxalign.culturespa.question_topics import Writing
 from jaxalign.culturespa.questions import QuestionSet, make_instrument, write_questions
 from jaxalign.culturespa.writer import make_writer
+from jaxalign.errors import UserError
 from jaxalign.llama.weights import Params
 from jaxalign.records import Run
 from jaxalign.survey.instrument import Instrument, load, to_json
@@ -78,20 +82,39 @@ def _write(
     kept, filters = apply_filters(found.written, map(from_item, study.survey.items))
     source = f"written by a model, weights {study.model_sha256[:12]}, seed {seed}"
     questions = make_instrument(kept, f"questions after {study.survey.name}", source)
+    fitting = _fitting(config, study, questions)
     name = folder.name
-    run.write(f"{name}/written.json", _counts(config, found, filters))
-    run.write(f"{name}/questions.json", to_json(questions))  # last: says that the step is done
+    run.write(f"{name}/written.json", _counts(config, found, filters, len(fitting.items)))
+    run.write(f"{name}/questions.json", to_json(fitting))  # last: says that the step is done
 
 
-def _counts(config: Config, found: QuestionSet, filters: Mapping[str, Any]) -> dict[str, Any]:
+def _fitting(config: Config, study: Study, questions: Instrument) -> Instrument:
+    """Those that can be trained on; UserError where there are none."""
+    room = config.train.row_length
+    if room is None:
+        return questions
+    lengths = example_lengths(config, study, questions.items)
+    short = {item.id for item, n in zip(questions.items, lengths, strict=True) if n <= room}
+    if not short:
+        raise UserError(
+            f"--train.row-length {room}: fits none of the {len(lengths)} questions written, whose "
+            f"examples have {min(lengths)} tokens or more; give more, or leave the option out"
+        )
+    return questions.subset(short)
+
+
+def _counts(
+    config: Config, found: QuestionSet, filters: Mapping[str, Count], left: int
+) -> dict[str, Any]:
     refused = sum((Counter(topic.refused) for topic in found.topics), Counter())
     return {
         "asked_for": config.per_topic * len(found.topics),
         "requests": sum(topic.requests for topic in found.topics),
         "parsed": len(found.written),
         "refused": dict(refused.most_common()),
-        "removed": {name: count.removed for name, count in filters.items()},
+        "removed": {name: count.removed for name, count in filters.items()}
+        | {"too_long": list(filters.values())[-1].left - left},
         "changed": {name: count.changed for name, count in filters.items()},
-        "left": list(filters.values())[-1].left,
+        "left": left,
         "notes": list(found.notes),
     }

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.culturespa.encode import encode
+from jaxalign.culturespa.encode import encode, encode_styles
 from jaxalign.culturespa.select import Pair
 from jaxalign.culturespa.styles import Interviews, Style
 from jaxalign.errors import UserError
@@ -87,6 +87,23 @@ def to_examples(
         number = numbers[by_id[pair.item].codes][pair.answer]
         examples.append(Example((*prompt, *number, tokens.eot_id), len(prompt)))
     return examples
+
+
+def longest_examples(
+    items: Sequence[Item],
+    countries: Sequence[str],
+    interviews: Interviews,
+    tokens: Tokens,
+    styles: Sequence[Style],
+) -> list[int]:
+    """Tokens of each item's longest example, whichever the style, the country and the answer."""
+    asked = encode_styles(tokens, interviews, styles, countries, items)
+    longest = [0] * len(items)
+    for p, q in asked.pairs:
+        longest[q] = max(longest[q], len(asked.lead_ins[p]) + len(asked.questions[q]))
+    numbers = {codes: _numbers(tokens, codes) for codes in {item.codes for item in items}}
+    answers = [max(map(len, numbers[item.codes].values())) + 1 for item in items]
+    return [prompt + answer for prompt, answer in zip(longest, answers, strict=True)]
 
 
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

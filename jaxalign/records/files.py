@@ -82,7 +82,7 @@ def _sync_directory(folder: Path) -> None:
 
 
 def check_new_file(path: Path, option: str) -> None:
-    """UserError, before any work, where `write_json` could not put a file at `path`."""
+    """UserError, before any work, where no file could be put at `path`, named as `option`'s."""
     if path.is_dir():
         raise UserError(f"{option} {path}: a folder; name a file in it")
     if not path.absolute().parent.is_dir():

@@ -64,13 +64,16 @@ def read_survey(
     return _readers()[recognise(path) if format == "auto" else format](path, **options)
 
 
-def read_with_shares(path: Path | str, distributions: Path | None) -> Instrument | ChoiceTest:
-    """What is in `path`; of a CSV of one's own, countries' answers come from `distributions`."""
+def read_with_shares(
+    path: Path | str, distributions: Path | None, option: str = "--distributions"
+) -> Instrument | ChoiceTest:
+    """What is in `path`; of a CSV of one's own, countries' answers come from `distributions`, which
+    a refusal calls `option`."""
     if distributions is None:
         return read_survey(path)
     if (format := recognise(path)) != "own-csv":
         raise UserError(
-            f"--distributions {distributions}: goes with a CSV of your own; {path} is {format}, "
+            f"{option} {distributions}: goes with a CSV of your own; {path} is {format}, "
             "which holds countries' answers itself; leave the option out"
         )
     return read_survey(path, format, distributions=distributions)
