@@ -3,18 +3,22 @@ compilation cache shared by the workers of one machine."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
 import jax
 import pytest
 
+# Also of the commands that tests start.
+CACHE = os.environ.setdefault(
+    "JAXALIGN_CACHE", str(Path(tempfile.gettempdir()) / "jaxalign-test-cache" / "xla")
+)
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update(
-    "jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "jaxalign-test-cache")
-)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_compilation_cache_dir", CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture

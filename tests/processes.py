@@ -6,9 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxalign.hosts import VARIABLE
 
@@ -22,13 +20,13 @@ def free_port() -> int:
 def start(args: Sequence[str], processes: int, devices: int) -> list[subprocess.Popen]:
     """`python args` as `processes` processes of `devices` devices each."""
     address = f"127.0.0.1:{free_port()}"
-    cache = Path(tempfile.gettempdir()) / "jaxalign-test-cache"
     return [
         subprocess.Popen(
             [sys.executable, *args],
             env=os.environ
             | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-            | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+            | {"JAX_COMPILATION_CACHE_DIR": os.environ["JAXALIGN_CACHE"]}
+            | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
             | ({VARIABLE: f"{address}/{processes}/{i}"} if processes > 1 else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

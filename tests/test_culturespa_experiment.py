@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,11 +55,10 @@ SMALL = [
 
 
 def start(module: str, *arguments) -> subprocess.Popen:
-    cache = Path(tempfile.gettempdir()) / "jaxalign-test-cache"
     return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAXALIGN_CACHE": str(cache)},
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
 
 
