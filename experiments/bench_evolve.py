@@ -39,6 +39,7 @@ from jaxalign.evolve import Evolution, make_evolution
 from jaxalign.llama.config import PRESETS
 from jaxalign.memory import available_bytes, needed_bytes
 from jaxalign.records import write_json
+from jaxalign.records.files import check_new_file
 from jaxalign.sharding import make_mesh
 from jaxalign.strategy import DIFFERENTIAL_EVOLUTION, Strategy, check_strategy
 from jaxalign.throughput import candidate_flops, device_name, matmul_peak
@@ -64,6 +65,10 @@ class Config:
     """Picture of the table."""
     json: Path | None = None
     """File for the table's numbers."""
+
+    def __post_init__(self) -> None:
+        check_new_file(self.json, "--json")
+        check_new_file(self.plot, "--plot")
 
 
 @dataclasses.dataclass(frozen=True)

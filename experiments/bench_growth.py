@@ -30,6 +30,7 @@ from jaxalign.layout import Layout, plan_layout
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import init_params
 from jaxalign.records import write_json
+from jaxalign.records.files import check_new_file
 from jaxalign.sharding import make_mesh
 from jaxalign.strategy import Strategy
 from jaxalign.throughput import device_name
@@ -55,6 +56,10 @@ class Config:
     """Picture of the tables."""
     json: Path | None = None
     """File for the numbers."""
+
+    def __post_init__(self) -> None:
+        check_new_file(self.json, "--json")
+        check_new_file(self.plot, "--plot")
 
 
 @dataclasses.dataclass(frozen=True)

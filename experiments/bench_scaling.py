@@ -37,6 +37,7 @@ from jaxalign.objective import Objective, make_fitness
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.prompts import load_prompts
 from jaxalign.records import write_json
+from jaxalign.records.files import check_new_file
 from jaxalign.sharding import make_mesh, replicated
 from jaxalign.soft_prompt import Space
 from jaxalign.strategy import Strategy
@@ -68,6 +69,10 @@ class Config:
     """Picture of the table."""
     json: Path | None = None
     """File for the table's numbers."""
+
+    def __post_init__(self) -> None:
+        check_new_file(self.json, "--json")
+        check_new_file(self.plot, "--plot")
 
 
 @dataclasses.dataclass(frozen=True)

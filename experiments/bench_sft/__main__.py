@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments.bench_population.worker import Worker
 from experiments.bench_sft.work import Work
@@ -249,7 +249,8 @@ def show(config: Config, result: dict) -> None:
 
 def plot(path: Path, result: dict) -> None:
     """Every repeat's speed as a dot, the two of a repeat joined."""
-    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
     pairs = zip(result["repeats"]["torch"], result["repeats"]["jax"], strict=True)
     for theirs, ours in pairs:
         values = [theirs["tokens_per_second"], ours["tokens_per_second"]]
@@ -260,7 +261,6 @@ def plot(path: Path, result: dict) -> None:
     axes.set_ylabel("useful tokens per second")
     axes.set_title(f"LoRA fine-tuning: {result['ratio_median']:.2f} times as fast")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -81,8 +81,11 @@ def _sync_directory(folder: Path) -> None:
         os.close(handle)
 
 
-def check_new_file(path: Path, option: str) -> None:
-    """UserError, before any work, where no file could be put at `path`, named as `option`'s."""
+def check_new_file(path: Path | None, option: str) -> None:
+    """UserError, before any work, where no file could be put at `path`, named as `option`'s; None
+    is none wanted."""
+    if path is None:
+        return
     if path.is_dir():
         raise UserError(f"{option} {path}: a folder; name a file in it")
     if not path.absolute().parent.is_dir():

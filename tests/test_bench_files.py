@@ -1,0 +1,30 @@
+"""Every benchmark that writes files says at once where it could not, not after its work."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from experiments import (
+    bench_decode,
+    bench_evolve,
+    bench_growth,
+    bench_scaling,
+)
+from experiments.bench_population.__main__ import Config as Population
+from experiments.bench_survey.__main__ import Config as Survey
+from jaxalign.errors import UserError
+
+CONFIGS = [bench_decode.Config, bench_evolve.Config, bench_growth.Config, bench_scaling.Config,
+           Population, Survey]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__module__)
+def test_files_that_cannot_be_written_are_refused_at_once(config, tmp_path):
+    for name in {"json", "plot"} & {field.name for field in dataclasses.fields(config)}:
+        with pytest.raises(UserError, match=f"--{name} /nowhere/file: no such folder"):
+            config(**{name: Path("/nowhere/file")})
+        with pytest.raises(UserError, match=f"--{name} .*: a folder; name a file in it"):
+            config(**{name: tmp_path})
