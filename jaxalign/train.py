@@ -41,9 +41,10 @@ LOOKS = 10  # how often a run looks at held-out examples, after its first look
 class Trainer:
     """Adapters by name with their examples, on a mesh: one compiled step and what feeds it.
 
-    `rates[name]` is an adapter's highest learning rate, `train.learning_rate` where none is given:
-    several are tried side by side in one program. Raises UserError for examples that cannot be
-    trained on and for a program that does not fit.
+    `rates[name]` is an adapter's highest learning rate, `train.learning_rate` where none is given,
+    and `drawn_as[name]` the name that its start and the order of its examples are drawn by, its own
+    where none is given: so several rates are compared side by side in one program. Raises UserError
+    for examples that cannot be trained on and for a program that does not fit.
     """
 
     def __init__(
@@ -54,13 +55,14 @@ class Trainer:
         examples: Mapping[str, Sequence[Example]],
         mesh: jax.sharding.Mesh,
         rates: Mapping[str, float] | None = None,
+        drawn_as: Mapping[str, str] | None = None,
     ):
         if train.method == "full" and len(examples) > 1:
             raise UserError(
                 f"method 'full' trains one model, not {len(examples)} side by side; use 'lora'"
             )
         self.config, self.train, self.lora, self.mesh = config, train, lora, mesh
-        keys = [adapter_key(train.seed, name) for name in examples]
+        keys = [adapter_key(train.seed, (drawn_as or {}).get(name, name)) for name in examples]
         self._key_Kx2 = np.stack([jax.random.key_data(key) for key in keys])
         self.data = TrainData(
             examples, keys, train.batch, train.epochs, train.row_length, train.tokens_per_pass,

@@ -232,6 +232,22 @@ def test_studies_that_train_anew(finished, tmp_path):
     assert list(strategies) == ["crqpc", "rds", "cds", "p1", "jensen_shannon-0.02"]
 
 
+@pytest.mark.long
+def test_learning_rates_told_apart_on_questions_held_out(finished, tmp_path):
+    """No question is on both sides, and a rate of almost nothing leaves the loss where it was."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    arguments = ("--rates", "1e-9", "3e-3", "--share", "0.3", "--quiet")
+    assert "the lowest after it is at" in run("culturespa.learning_rate", folder, *arguments)
+    record = json.loads((folder / "learning_rate.json").read_text("utf-8"))
+    assert list(record["rates"]) == ["1e-09", "0.003"]
+    still, moved = record["rates"].values()
+    assert still["held_out"] == pytest.approx(record["before"], rel=1e-4)
+    assert abs(moved["held_out"] - record["before"]) > 1e-2
+    assert record["lowest"] == min(record["rates"], key=lambda r: record["rates"][r]["held_out"])
+    assert (folder / "learning_rate.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

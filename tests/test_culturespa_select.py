@@ -19,6 +19,7 @@ from jaxalign.culturespa.select import (
     divergence,
     expected_noise,
     fraction,
+    hold_out,
     rds,
 )
 from jaxalign.errors import UserError
@@ -144,6 +145,22 @@ def test_fractions_are_nested(count, seed):
 def test_impossible_fraction(share):
     with pytest.raises(UserError, match=f"fraction {share}"):
         fraction(Selection(()), share, 0)
+
+
+@given(count=st.integers(2, 30), share=st.floats(0.05, 0.95), seed=st.integers(0, 99))
+def test_no_question_is_held_out_and_trained_on(count, share, seed):
+    items = make_items(count)
+    pairs = [Pair(c, item.id, item.codes[0]) for item in items for c in COUNTRIES[:2]]
+    whole = Selection(tuple(pairs))
+    if not 0 < round(share * count) < count:
+        with pytest.raises(UserError, match="both sides need one"):
+            hold_out(whole, share, seed)
+        return
+    train, apart = hold_out(whole, share, seed)
+    assert len({p.item for p in apart.pairs}) == round(share * count)
+    assert not {p.item for p in apart.pairs} & {p.item for p in train.pairs}
+    assert sorted(map(str, train.pairs + apart.pairs)) == sorted(map(str, pairs))
+    assert hold_out(Selection(tuple(pairs[::-1])), share, seed)[1].pairs == apart.pairs[::-1]
 
 
 def random_distributions(items, seed):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.checkpoints import Checkpoints
 from jaxalign.compiled import read_program
 from jaxalign.errors import UserError
 from jaxalign.llama.config import LlamaConfig
@@ -194,6 +195,17 @@ def test_rates_side_by_side_are_those_tried_alone():
         assert largest_difference(alone, start) > rate / 2
 
 
+def test_adapters_drawn_alike_differ_in_their_rate_alone():
+    names, mesh = ("a", "b", "c"), make_mesh(jax.devices()[:1])
+    drawn_as = dict.fromkeys(names, "a")
+    trainer = Trainer(
+        CONFIG, TRAIN, LORA, dict.fromkeys(names, DATA["CHN"]), mesh, {"c": 1e-4}, drawn_as
+    )
+    found = adapters(trainer, fit(trainer, PARAMS, quiet=True))
+    jax.tree.map(np.testing.assert_array_equal, found["a"], found["b"])
+    assert largest_difference(found["a"], found["c"]) > 1e-4
+
+
 def held_out_rows(checkpoints=None, sizes=None, method="lora", **more) -> list[dict]:
     """Rows of a run of 3 steps on China's examples that looks at the first six of India's."""
     mesh = make_mesh(jax.devices()[:8] if sizes else jax.devices()[:1], **(sizes or {}))
@@ -201,7 +213,8 @@ def held_out_rows(checkpoints=None, sizes=None, method="lora", **more) -> list[d
     trainer = Trainer(CONFIG, config, LORA, {"CHN": DATA["CHN"]}, mesh)
     params = jax.device_put(PARAMS, param_shardings(CONFIG, mesh))
     held_out, rows = HeldOutLoss(trainer, {"CHN": DATA["IND"][:6]}), []
-    fit(trainer, params, checkpoints, log=rows.append, quiet=True, held_out=held_out, **more)
+    more = {"log": rows.append} | more
+    fit(trainer, params, checkpoints, quiet=True, held_out=held_out, **more)
     return rows
 
 
@@ -217,6 +230,22 @@ def test_held_out_loss_is_the_mean_over_answer_tokens(method):
     looked = [row["CHN"]["held_out_loss"] for row in rows]
     assert all("loss" in row["CHN"] for row in rows[1:])
     assert len(set(looked[1:])) == 3, "the first step's rate may be 0, later ones change it"
+
+
+def test_a_run_that_was_stopped_looks_again_at_what_it_had_not_seen(tmp_path):
+    whole, before = held_out_rows(), []
+
+    def stop(row):
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+        before.append(row)
+
+    with Checkpoints(tmp_path) as saved, pytest.raises(KeyboardInterrupt):
+        held_out_rows(saved, save_every=1, log=stop)
+    with Checkpoints(tmp_path) as saved:
+        after = held_out_rows(saved, save_every=1)
+    assert [row["step"] for row in after] == [3]
+    assert before + after == whole
 
 
 def test_held_out_loss_on_a_mesh(devices):

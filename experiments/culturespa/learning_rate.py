@@ -4,11 +4,12 @@
     python -m experiments.culturespa.learning_rate runs/culturespa --rates 3e-5 1e-4 3e-4
 
 Of a finished run: each seed's selected pairs (CRQPC) without a share of the questions, trained on
-with every rate, all rates and seeds side by side in one program; the loss on the questions held out
-is measured before, ten times on the way and after. No survey answer is looked at, so the rate that
-is lowest here can be used for a run whose scores are to be believed; take seeds that this run does
-not have. Writes learning_rate.json and learning_rate.png into the run; a study that was stopped
-goes on. Takes as long as the run's own fine-tuning of so many models.
+with every rate, all rates and seeds side by side in one program, a seed's models from one start and
+in one order. The loss on the questions held out is measured before, ten times on the way and after.
+No survey answer is looked at, so the rate that is lowest here can be used for a run whose scores
+are to be believed; take seeds that this run does not have. Writes learning_rate.json and
+learning_rate.png into the run; a study that was stopped goes on. Takes as long as the run's own
+fine-tuning of so many models.
 """
 
 from __future__ import annotations
@@ -55,21 +56,23 @@ class LearningRateConfig:
 
 def run(config: LearningRateConfig) -> None:
     """The whole study; see the module's docstring."""
-    if len(set(config.rates)) < max(2, len(config.rates)) or min(config.rates) <= 0:
-        raise UserError(f"--rates {list(config.rates)}: two or more above 0, none twice")
+    shown = [f"{rate:g}" for rate in config.rates]
+    if len(set(shown)) < max(2, len(shown)) or not 0 < min(config.rates) <= max(config.rates) < 1:
+        raise UserError(f"--rates {list(config.rates)}: two or more between 0 and 1, none twice")
     finished = read_finished(config.run)
     if "joint" in finished.untrained:
         raise UserError(f"{config.run}: its joint model was not trained; there are no data to part")
     settings, study = read_config(finished)
     settings = with_out(settings, finished.out, config.quiet)
     parts = {s: hold_out(some["joint"], config.share, s) for s, some in finished.selected.items()}
-    names = [(seed, f"{rate:g}") for rate in config.rates for seed in parts]
+    names = [(seed, rate) for rate in shown for seed in parts]
     sides = [
         {name: _examples(settings, study, finished, name, parts[name[0]][i]) for name in names}
         for i in (0, 1)
     ]
     rates = {name: float(name[1]) for name in names}
-    with open_run(finished, "learning_rate", config) as opened:
+    folder = "-".join(["learning_rate", f"{config.share:g}", *shown])
+    with open_run(finished, folder, config) as opened:
         train(settings, study, weights(study), opened, _GROUP, sides[0], rates, sides[1])
         found = losses(opened, names)
     record = make_record(found, {seed: len(p[1].pairs) for seed, p in parts.items()})

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from experiments.culturespa.settings import Config
 from experiments.culturespa.study import Study
@@ -60,14 +61,16 @@ def train(
     rates: Mapping[Name, float] | None = None,
     held_out: Mapping[Name, Sequence[Example]] | None = None,
 ) -> dict[Name, Adapter]:
-    """All at once, from the last checkpoint. `rates` are learning rates other than the settings',
-    and `held_out` examples whose loss is logged beside that of those trained on."""
+    """All at once, from the last checkpoint. With `rates`, the learning rates of models that differ
+    in nothing else, they start alike and see their examples in one order, seed by seed; `held_out`
+    are examples whose loss is logged beside that of those trained on."""
     batch = config.specific_batch if group == "specific" else config.train.batch
     settings = dataclasses.replace(config.train, batch=batch)
-    by_name = lambda values: {label(name): value for name, value in (values or {}).items()}  # noqa: E731
+    drawn_as = {name: label((name[0], group)) for name in rates or {}}
     trainer = Trainer(
-        study.llama, settings, config.lora, by_name(examples), study.mesh, by_name(rates)
-    )
+        study.llama, settings, config.lora, _labelled(examples), study.mesh,
+        _labelled(rates or {}), _labelled(drawn_as),
+    )  # fmt: skip
     (run.out / "training").mkdir(exist_ok=True)
     log = MetricsFile(run.out / "training" / f"{group}.jsonl", "step")
     with Checkpoints(run.out / "training" / group) as saved:
@@ -76,10 +79,14 @@ def train(
             begin=(lambda step: log.rewind(step or -1)) if run.writes else (lambda step: None),
             log=log.append if run.writes else (lambda row: None),
             quiet=config.quiet,
-            held_out=HeldOutLoss(trainer, by_name(held_out)) if held_out else None,
+            held_out=HeldOutLoss(trainer, _labelled(held_out)) if held_out else None,
         )  # fmt: skip
     found = adapters(trainer, state)
     return {name: found[label(name)] for name in examples}
+
+
+def _labelled(values: Mapping[Name, Any]) -> dict[str, Any]:
+    return {label(name): value for name, value in values.items()}
 
 
 def label(name: Name) -> str:
