@@ -44,8 +44,7 @@ from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.records import Run, check, may_change
 from jaxalign.survey.instrument import Instrument, to_json
-from jaxalign.survey.readers import read_survey
-from jaxalign.survey.wording import check_wording
+from jaxalign.survey.readers import read_questionnaire
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +127,9 @@ def read_study(config: Config) -> Study:
     dtype = config.dtype
     if dtype == "auto":
         dtype = "float32" if config.model is None else "bfloat16"
-    survey = held_out_survey() if config.survey is None else read_survey(config.survey)
-    if not isinstance(survey, Instrument):
-        raise UserError(f"--survey {config.survey}: a test with right answers; give a survey")
-    check_wording(survey, f"--survey {config.survey}")
+    survey = held_out_survey()
+    if config.survey is not None:
+        survey = read_questionnaire(config.survey, "--survey")
     llama = read_config(folder, dtype)
     tokens = Tokens.load(folder)
     check_vocabulary(tokens, llama)

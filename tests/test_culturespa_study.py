@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import tyro
+from own_files import own_csv
 
 import experiments.culturespa.__main__ as culturespa
 import experiments.culturespa.write as culturespa_write
@@ -150,21 +151,6 @@ def test_countries_without_published_scores_have_a_name(tmp_path, capsys):
     assert "from Tajikistan," in found.interviews.lead_in("p1", "TJK", item)[0]["content"]
     assert "from Kosovo," in found.interviews.lead_in("p1", "Kosovo", item)[0]["content"]
     assert "called so: Kosovo" in capsys.readouterr().out
-
-
-def own_csv(folder: Path, countries: tuple[str, ...]) -> dict[str, Path]:
-    """A survey of three items as CSV, and how countries answered it as another."""
-    rows = [f"q{i},Is made-up thing {i} right?,1=no|2=perhaps|3=yes,things" for i in range(3)]
-    (folder / "own.csv").write_text("\n".join(["id,text,options,topic", *rows]) + "\n", "utf-8")
-    shares = [
-        f"{c},q{i},{code},{share}"
-        for n, c in enumerate(countries)
-        for i in range(3)
-        for code, share in ((1 + (n + i) % 3, 0.7), (1 + (n + i + 1) % 3, 0.3))
-    ]
-    text = "\n".join(["country,item,code,share", *shares]) + "\n"
-    (folder / "shares.csv").write_text(text, "utf-8")
-    return {"survey": folder / "own.csv", "distributions": folder / "shares.csv"}
 
 
 def test_a_csv_of_ones_own_comes_with_its_shares(tmp_path):

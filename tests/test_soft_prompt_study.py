@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
+from own_files import own_csv
 
 from experiments.soft_prompt.study import Config, check_comparison, read_study
 from jaxalign.errors import UserError
@@ -89,3 +91,46 @@ def test_a_code_beyond_float32(tmp_path):
 def test_own_prompt_texts(text, said, tmp_path):
     (tmp_path / "item.jinja").write_bytes(text)
     assert said in refusal(Config(prompts=tmp_path))
+
+
+def test_held_out_in_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
+    files = own_csv(tmp_path, ("USA", "CHN", "NGA"))
+    config = Config(held_out=files["survey"], icl_examples=1, countries=("USA", "CHN"))
+    shares = files["distributions"]
+    study = read_study(dataclasses.replace(config, held_out_distributions=shares))
+    check_comparison(config, study)
+    assert set(study.survey.distributions) == {"USA", "CHN", "NGA"}
+    assert (len(study.held_out.items), len(study.examples)) == (2, 1)
+    assert "--held-out-distributions" in refusal(config)
+    alone = Config(held_out_distributions=shares)
+    assert "shares.csv: goes with a --held-out of your own" in refusal(alone)
+
+
+@pytest.mark.skipif("JAXALIGN_CULTURESPA_DATA" not in os.environ, reason="others' data, not ours")
+def test_the_world_values_survey_as_released_with_culturespa_is_held_out():
+    folder = Path(os.environ["JAXALIGN_CULTURESPA_DATA"])
+    config = Config(held_out=folder, countries=("USA", "CHN"))
+    study = read_study(config)
+    check_comparison(config, study)
+    assert len(study.survey.items) == len(study.held_out.items) + 5 > 200
+    assert not study.facts()["simulated_held_out"]
+
+
+@pytest.mark.parametrize("option", ["held_out", "instrument"])
+def test_a_test_with_right_answers_is_no_survey(option, tmp_path):
+    path = tmp_path / "mmlu.csv"
+    path.write_text("question,A,B,C,D,answer\nWhich is most?,1,2,3,4,D\n")
+    assert f"--{option.replace('_', '-')} {path}: " in refusal(Config(**{option: path}))
+
+
+def test_an_instrument_in_csv(tmp_path):
+    """As the official wording may be at hand."""
+    rows = [
+        f'{i.id},"{i.text}",'
+        + "|".join(f"{c}={o}" for c, o in zip(i.codes, i.options, strict=True))
+        for i in values_module().items
+    ]
+    path = tmp_path / "vsm.csv"
+    path.write_text("\n".join(["id,text,options", *rows]), "utf-8")
+    study = read_study(Config(instrument=path))
+    assert [i.id for i in study.module.items] == [i.id for i in values_module().items]

@@ -10,6 +10,7 @@ import pytest
 from experiments import survey_check, write_questions
 from experiments.culturespa.settings import Config
 from experiments.culturespa.study import read_study
+from experiments.soft_prompt import study as soft_prompt
 from jaxalign.errors import UserError
 
 
@@ -35,6 +36,9 @@ def test_experiments_that_ask_a_model_refuse_it(codes_alone):
         read_study(config)
     with pytest.raises(UserError, match=said):
         write_questions.read_study(write_questions.Config(survey=codes_alone))
+    for option in ("held_out", "instrument"):
+        with pytest.raises(UserError, match=said.replace("survey", option.replace("_", "-"), 1)):
+            soft_prompt.read_study(soft_prompt.Config(**{option: codes_alone}))
 
 
 def test_survey_check_finds_nothing_wrong_but_says_it(codes_alone, capsys):

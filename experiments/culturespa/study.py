@@ -26,10 +26,9 @@ from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.general import general_questions
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.survey.instrument import Instrument, Item
-from jaxalign.survey.readers import read_with_shares
+from jaxalign.survey.readers import read_answered
 from jaxalign.survey.readers.multiple_choice import read_multiple_choice
 from jaxalign.survey.tables import Tables, make_tables
-from jaxalign.survey.wording import check_wording
 
 # The paper's 18: neighbours of a country are looked for among those that the survey has, and among
 # all that it has where those are too few.
@@ -83,7 +82,7 @@ def read_study(config: Config) -> Study:
     check_vocabulary(tokens, llama)
     survey = held_out_survey()
     if config.survey is not None:
-        survey = _survey(config.survey, "--survey", config.distributions, "--distributions")
+        survey = read_answered(config.survey, "--survey", config.distributions, "--distributions")
     tables = make_tables(survey, config.countries)
     guard_name, guard = read_guard(config.guard)
     mesh, choice = mesh_here(llama, None, model=config.model_parallel)
@@ -109,24 +108,13 @@ def read_study(config: Config) -> Study:
     return study
 
 
-def _survey(path: Path, option: str, shares: Path | None, shares_option: str) -> Instrument:
-    survey = read_with_shares(path, shares, shares_option)
-    if not isinstance(survey, Instrument) or not survey.distributions:
-        raise UserError(
-            f"{option} {path}: it does not say how any country answered; give a survey that does, "
-            f"or with a CSV of your own {shares_option}"
-        )
-    check_wording(survey, f"{option} {path}")
-    return survey
-
-
 def _interviews(config: Config, survey: Instrument) -> Interviews:
     source = None
     if config.examples == "leak_free":
         source = society_values_module()
         if config.source is not None:
             shares = config.source_distributions
-            source = _survey(config.source, "--source", shares, "--source-distributions")
+            source = read_answered(config.source, "--source", shares, "--source-distributions")
     shown = survey if source is None else source
     if missing := [c for c in config.countries if c not in shown.distributions]:
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")

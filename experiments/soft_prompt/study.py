@@ -33,7 +33,8 @@ from jaxalign.records import may_change
 from jaxalign.soft_prompt import SoftPromptConfig, make_space
 from jaxalign.strategy import Strategy, check_strategy, make_search
 from jaxalign.survey.countries import DEFAULT_EDITION, DIMENSIONS, targets
-from jaxalign.survey.instrument import Instrument, Item, load, values_module
+from jaxalign.survey.instrument import Instrument, Item, values_module
+from jaxalign.survey.readers import read_answered, read_questionnaire
 from jaxalign.survey.score import Reading, make_scorer, option_table
 
 
@@ -66,8 +67,10 @@ class Config:
     instrument: Path | None = None
     """Your file with the official wording of m01...m24; default: our paraphrase."""
     held_out: Path | None = None
-    """Your survey with country distributions, for ICL examples and the held-out score; default:
-    the simulated society's."""
+    """Your survey with country distributions, for ICL examples and the held-out score: CultureSPA's
+    folder, GlobalOpinionQA, or a JSON or CSV of your own; default: the simulated society's."""
+    held_out_distributions: Path | None = None
+    """Of a --held-out in a CSV of your own: the CSV with country, item, code and share."""
     prompts: Path | None = None
     """Folder with your own prompt texts (item.jinja, persona.jinja); default: the package's."""
     icl_examples: int = 5
@@ -153,9 +156,11 @@ def read_study(config: Config) -> Study:
     tokens = Tokens.load(folder)
     check_vocabulary(tokens, llama)
     prompts = load_prompts(config.prompts)
-    module = values_module() if config.instrument is None else load(config.instrument)
+    module = values_module()
+    if config.instrument is not None:
+        module = read_questionnaire(config.instrument, "--instrument")
     make_scorer(module, config.constant)
-    survey = held_out_survey() if config.held_out is None else load(config.held_out)
+    survey = read_held_out(config)
     examples = icl_examples(survey, config.countries, config.icl_examples, config.seed)
     if len(examples) == len(survey.items):
         raise UserError(
@@ -176,6 +181,16 @@ def read_study(config: Config) -> Study:
         used_6=used_6,
         layout=make_layout(config, tokens, prompts, module),
     )
+
+
+def read_held_out(config: Config) -> Instrument:
+    """The survey that prompts are not tuned on."""
+    path, shares = config.held_out, config.held_out_distributions
+    if path is not None:
+        return read_answered(path, "--held-out", shares, "--held-out-distributions")
+    if shares is not None:
+        raise UserError(f"--held-out-distributions {shares}: goes with a --held-out of your own")
+    return held_out_survey()
 
 
 def check_numbers(config: Config) -> None:

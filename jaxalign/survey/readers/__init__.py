@@ -36,8 +36,12 @@ from jaxalign.survey.readers.opinion_qa import read_opinion_qa
 from jaxalign.survey.readers.own import COLUMNS as OWN_COLUMNS
 from jaxalign.survey.readers.own import read_own_csv, read_own_json
 from jaxalign.survey.readers.wvs import is_wvs_header, read_wvs
+from jaxalign.survey.wording import check_wording
 
-__all__ = ["ChoiceTest", "Format", "read_survey", "read_with_shares", "recognise"]
+__all__ = [
+    "ChoiceTest", "Format", "read_answered", "read_questionnaire", "read_survey",
+    "read_with_shares", "recognise",
+]  # fmt: skip
 
 Format = Literal[
     "auto", "wvs", "culturespa", "opinion-qa", "cultural-bench-easy", "cultural-bench-hard",
@@ -77,6 +81,30 @@ def read_with_shares(
             "which holds countries' answers itself; leave the option out"
         )
     return read_survey(path, format, distributions=distributions)
+
+
+def read_questionnaire(path: Path, option: str) -> Instrument:
+    """A questionnaire whose items a model can be asked. UserError that names `option` else."""
+    return _asked(read_survey(path), f"{option} {path}")
+
+
+def read_answered(path: Path, option: str, shares: Path | None, shares_option: str) -> Instrument:
+    """A questionnaire that a model can be asked and that says how countries answered it, for a CSV
+    of one's own in `shares`. UserError that names the options else."""
+    survey = read_with_shares(path, shares, shares_option)
+    if not isinstance(survey, Instrument) or not survey.distributions:
+        raise UserError(
+            f"{option} {path}: it does not say how any country answered; give a survey that does, "
+            f"or with a CSV of your own {shares_option}"
+        )
+    return _asked(survey, f"{option} {path}")
+
+
+def _asked(survey: Instrument | ChoiceTest, where: str) -> Instrument:
+    if not isinstance(survey, Instrument):
+        raise UserError(f"{where}: questions with one right answer; give a questionnaire")
+    check_wording(survey, where)
+    return survey
 
 
 def recognise(path: Path | str) -> Format:

@@ -1,0 +1,20 @@
+"""Files of one's own, as a user would write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def own_csv(folder: Path, countries: tuple[str, ...]) -> dict[str, Path]:
+    """A survey of three items as CSV, and how countries answered it as another."""
+    rows = [f"q{i},Is made-up thing {i} right?,1=no|2=perhaps|3=yes,things" for i in range(3)]
+    (folder / "own.csv").write_text("\n".join(["id,text,options,topic", *rows]) + "\n", "utf-8")
+    shares = [
+        f"{c},q{i},{code},{share}"
+        for n, c in enumerate(countries)
+        for i in range(3)
+        for code, share in ((1 + (n + i) % 3, 0.7), (1 + (n + i + 1) % 3, 0.3))
+    ]
+    text = "\n".join(["country,item,code,share", *shares]) + "\n"
+    (folder / "shares.csv").write_text(text, "utf-8")
+    return {"survey": folder / "own.csv", "distributions": folder / "shares.csv"}
