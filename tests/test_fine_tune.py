@@ -63,7 +63,7 @@ def test_questions_held_out_are_not_trained_on(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "20 conversations, 0 left out" in said
     assert "4 of them are held out" in said
-    assert re.search(r"held-out loss \d\.\d{4} before, \d\.\d{4} after; lowest", said)
+    assert re.search(r"held-out loss \d+\.\d{4} before, \d+\.\d{4} after; lowest", said)
     rows = [json.loads(r) for r in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert all(row["joint"]["held_out_loss"] > 0 for row in rows)

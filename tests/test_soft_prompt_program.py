@@ -83,7 +83,7 @@ def test_the_gradient_control_tunes_what_has_a_gradient(tmp_path):
         scorer = make_scorer(study.module, constants(config, study, params))
         space = search_space(config, study, params)
         built = build(config, study, params, scorer, space, mesh, How(4, "xla", fixed=True))
-        found[reading] = np.asarray(soft_prompt.descend(config, study, built.objective))
+        found[reading] = np.asarray(soft_prompt.descend(config, built.control, built.objective))
     assert np.abs(found["most_likely"]).max() > 0
     np.testing.assert_array_equal(found["most_likely"], found["expected"])
 
