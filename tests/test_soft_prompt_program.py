@@ -20,7 +20,7 @@ from jaxalign.llama.checkpoint import load_checkpoint, save_checkpoint
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import init_params
 from jaxalign.pocket import MODEL_FOLDER
-from jaxalign.sharding import make_mesh
+from jaxalign.sharding import local_view, make_mesh
 from jaxalign.soft_prompt import SoftPromptConfig
 from jaxalign.strategy import Strategy
 from jaxalign.survey.score import make_scorer
@@ -83,7 +83,8 @@ def test_the_gradient_control_tunes_what_has_a_gradient(tmp_path):
         scorer = make_scorer(study.module, constants(config, study, params))
         space = search_space(config, study, params)
         built = build(config, study, params, scorer, space, mesh, How(4, "xla", fixed=True))
-        found[reading] = np.asarray(soft_prompt.descend(config, built.control, built.objective))
+        own = local_view(built.objective)
+        found[reading] = np.asarray(soft_prompt.descend(config, built.control, own))
     assert np.abs(found["most_likely"]).max() > 0
     np.testing.assert_array_equal(found["most_likely"], found["expected"])
 
