@@ -98,7 +98,8 @@ def radar(
 
 def training_losses(path: Path, losses: Mapping[str, Mapping[int, float | None]]) -> None:
     """PNG of the losses of a fine-tuning in nats an answer token, `losses[name][step]`, the first
-    name's as a line and others' as marked points; names without any are left out."""
+    name's as a line and others' as marked points; names without any are left out. Where the largest
+    would hide the smallest, the axis is logarithmic."""
     figure = Figure(figsize=(_LEAST_WIDTH, 3.6), layout="constrained")
     axes = figure.add_subplot()
     colours = (_SKY, _ORANGE, _BLUE, _GREEN)
@@ -109,7 +110,11 @@ def training_losses(path: Path, losses: Mapping[str, Mapping[int, float | None]]
             axes.plot(
                 list(by_step), values, marker="o" if marked else None, color=colour, label=name
             )
-    axes.set_ylim(bottom=0)
+    above_0 = [v for by_step in losses.values() for v in by_step.values() if v]
+    if above_0 and max(above_0) > 10 * min(above_0):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel("step", fontsize=11)
     axes.set_ylabel("loss, nats an answer token", fontsize=11)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
