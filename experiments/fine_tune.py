@@ -6,11 +6,12 @@
 
 Every line of the file is {"messages": [{"role": "user", "content": "..."}, ..., {"role":
 "assistant", "content": "..."}]}; the loss counts the last message alone, its end of turn included.
-The result is a PEFT adapter in OUT/adapter, and with --merge or --train.method full a whole model
-in OUT/model that transformers reads. A killed run continues with --resume and ends with the same
-bits, on as many devices as before. The pocket Llama takes seconds to minutes on a CPU; an 8B model
-wants a GPU or TPU, examples spread over --data-parallel devices and weights over --model-parallel
-ones.
+OUT/loss.png shows it over the steps, with --held-out-share also on questions that are not trained
+on. The result is a PEFT adapter in OUT/adapter, and with --merge or --train.method full a whole
+model in OUT/model that transformers reads. A killed run continues with --resume and ends with the
+same bits, on as many devices as before. The pocket Llama takes seconds to minutes on a CPU; an 8B
+model wants a GPU or TPU, examples spread over --data-parallel devices and weights over
+--model-parallel ones.
 """
 
 from __future__ import annotations

@@ -11,11 +11,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from jaxalign.errors import UserError
 from jaxalign.llama.tokens import Message, Tokens
 from jaxalign.packing import Example
+from jaxalign.split import held_out_questions
 
 _ROLES = ("system", "user", "assistant", "tool", "ipython")
 
@@ -96,19 +95,9 @@ def to_example(tokens: Tokens, messages: Sequence[Message]) -> Example:
 def hold_out(
     conversations: Sequence[Conversation], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """(examples to train on, examples held out), in the order given: `share` of the different
-    questions, drawn at random, with all that was answered to them, so that no question is on both
-    sides. Raises UserError where a side would be empty.
-    """
-    questions = list(dict.fromkeys(c.question for c in conversations))
-    count = round(share * len(questions))
-    if share and not 0 < count < len(questions):
-        raise UserError(
-            f"--held-out-share {share}: {count} of {len(questions)} different questions, and both "
-            "sides need one"
-        )
-    drawn = np.random.default_rng(seed).permutation(len(questions))[:count]
-    apart = {questions[i] for i in drawn}
+    """(examples to train on, examples held out), in the order given: `share` of the questions with
+    all that was answered to them; none for 0. UserError where a side would be empty."""
+    apart = held_out_questions((c.question for c in conversations), share, seed) if share else ()
     sides: tuple[list[Example], list[Example]] = ([], [])
     for conversation in conversations:
         sides[conversation.question in apart].append(conversation.example)

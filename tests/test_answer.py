@@ -91,6 +91,7 @@ def surveys(draw):
     return items, options
 
 
+@pytest.mark.long
 @settings(max_examples=12, deadline=None)
 @given(surveys(), st.lists(st.integers(1, 60), max_size=5), st.integers(0, 4), st.integers(1, 3))
 def test_equals_plain_forward(survey, before, length, members):

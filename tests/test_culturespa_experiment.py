@@ -164,6 +164,7 @@ def test_adapters_are_for_peft_and_pictures_are_there(finished):
     assert (finished / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.long
 def test_resumed_after_each_step_ends_with_the_same_result(finished, inputs, tmp_path):
     """What is on disk when a step has ended, and the rest done again."""
     later = ["result.json", "answers.json", "answers", "training"]

@@ -84,7 +84,7 @@ def test_no_question_is_on_both_sides(share):
 
 def test_a_side_without_a_question_is_refused(data):
     said = [Conversation("one", Example((1, 2), 1))] * 4
-    with pytest.raises(UserError, match=r"--held-out-share 0.4: 0 of 1 different questions"):
+    with pytest.raises(UserError, match=r"share 0.4 of 1 different questions holds out 0"):
         hold_out(said, 0.4, seed=0)
     with pytest.raises(UserError, match=r"--held-out-share 1.0: at least 0 and less than 1"):
         Config(data, Path("out"), held_out_share=1.0)

@@ -19,6 +19,7 @@ from jaxalign.held_out import HeldOut
 from jaxalign.llama.checkpoint import load_checkpoint, save_checkpoint
 from jaxalign.llama.config import LlamaConfig
 from jaxalign.llama.weights import init_params
+from jaxalign.objective import make_fitness
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.sharding import local_view, make_mesh
 from jaxalign.soft_prompt import SoftPromptConfig
@@ -87,6 +88,34 @@ def test_the_gradient_control_tunes_what_has_a_gradient(tmp_path):
         found[reading] = np.asarray(soft_prompt.descend(config, built.control, own))
     assert np.abs(found["most_likely"]).max() > 0
     np.testing.assert_array_equal(found["most_likely"], found["expected"])
+
+
+def test_what_was_compiled_to_see_whether_it_fits_is_what_runs(tmp_path, monkeypatch):
+    """Traced again, a search would be compiled again where there is no cache: minutes at 8B."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL_FOLDER / name, tmp_path)
+    save_checkpoint(tmp_path, init_params(TINY, jax.random.key(0)), TINY)
+    config = Config(
+        model=tmp_path, dtype="float32", countries=("USA",), prompt=SoftPromptConfig(length=2),
+        icl_examples=0, gradient_steps=3, strategy=Strategy(population=4), save_every=2, quiet=True,
+    )  # fmt: skip
+    traced = []
+
+    def counted(*arguments, **named):
+        fitness = make_fitness(*arguments, **named)
+        return lambda *values: traced.append(1) or fitness(*values)
+
+    monkeypatch.setattr(program, "make_fitness", counted)
+    study = read_study(config)
+    params = load_checkpoint(tmp_path, study.llama)
+    scorer = make_scorer(study.module, constants(config, study, params))
+    space = search_space(config, study, params)
+    built = build(config, study, params, scorer, space, make_mesh(), How(4, "xla", fixed=True))
+    state = built.evolution.init(soft_prompt.first_generation(config, space), built.objective)
+    own, before = local_view(built.objective), len(traced)
+    built.evolution.run(state, config.save_every, built.objective)
+    built.control.advance(built.control.first, own, config.gradient_steps)
+    assert len(traced) == before > 0
 
 
 def test_the_result_is_of_the_dimensions_and_the_reading_asked_for(capsys):

@@ -134,3 +134,19 @@ def test_an_instrument_in_csv(tmp_path):
     path.write_text("\n".join(["id,text,options", *rows]), "utf-8")
     study = read_study(Config(instrument=path))
     assert [i.id for i in study.module.items] == [i.id for i in values_module().items]
+
+
+def test_global_opinion_qa_is_held_out(tmp_path):
+    """Its countries by their names, its shares as Python prints them."""
+    rows = [
+        f"Is made-up thing {n} right?\t{{'United States': [0.7, 0.3], 'China': [0.{n}, 0.{9 - n}]}}"
+        f"\t['Yes', 'No']\tGAS"
+        for n in range(1, 5)
+    ]
+    path = tmp_path / "opinions.csv"
+    path.write_text("\n".join(["question\tselections\toptions\tsource", *rows]), "utf-8")
+    config = Config(held_out=path, icl_examples=1, countries=("USA", "CHN"))
+    study = read_study(config)
+    check_comparison(config, study)
+    assert set(study.survey.distributions) == {"USA", "CHN"}
+    assert len(study.held_out.items) == 3

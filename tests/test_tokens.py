@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer
 
 from jaxalign.errors import UserError
 from jaxalign.llama.config import PRESETS
 from jaxalign.llama.tokens import SPECIAL, Tokens, check_vocabulary, default_template
+from jaxalign.pocket import MODEL_FOLDER
 
 CHAT = [
     {"role": "system", "content": "You are a helper."},
@@ -58,6 +63,35 @@ def write_tokenizer(
 @pytest.fixture
 def tokens(tmp_path: Path) -> Tokens:
     return Tokens.load(write_tokenizer(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "TokenizersBackend", None])
+def test_the_tokenizer_is_the_one_that_transformers_would_take(tmp_path: Path, name: str) -> None:
+    """Whether its class is written down, under either of its names, or found by `AutoTokenizer`."""
+    for file in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copy(MODEL_FOLDER / file, tmp_path)
+    fields = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    fields |= {"tokenizer_class": name} if name else {}
+    if name is None:
+        del fields["tokenizer_class"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields))
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), Tokens.load(tmp_path).tokenizer
+    assert type(ours) is type(theirs)
+    text = "<|begin_of_text|> How much? 12 per cent.\n\n<|eot_id|>"
+    assert ours.encode(text) == theirs.encode(text)
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours.special_tokens_map == theirs.special_tokens_map
+
+
+def test_reading_a_tokenizer_imports_no_torch() -> None:
+    """Nor every model's configuration: seconds of every start."""
+    code = (
+        "import sys; from jaxalign.llama.tokens import Tokens; from jaxalign.pocket import "
+        "MODEL_FOLDER; Tokens.load(MODEL_FOLDER); print('torch' in sys.modules, "
+        "'transformers.models.auto.tokenization_auto' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
 
 
 def test_our_template_writes_llama3_conversations(tokens: Tokens) -> None:

@@ -22,10 +22,11 @@ from matplotlib.figure import Figure
 
 from experiments.culturespa.finished import Finished, read_config, read_finished
 from experiments.culturespa.plots import save
-from experiments.culturespa.result import method_record
-from experiments.culturespa.retrain import joint_scores, open_run, with_out
+from experiments.culturespa.result import method_record, run_scores
+from experiments.culturespa.retrain import joint_answers, open_run, with_out
 from experiments.culturespa.show import bounds
 from jaxalign.console import main, print_table
+from jaxalign.culturespa.measure import question_draws
 from jaxalign.culturespa.select import fraction
 from jaxalign.errors import UserError
 from jaxalign.records import may_change, write_json
@@ -61,8 +62,9 @@ def run(config: FractionsConfig) -> None:
     }
     folder = "fractions-" + "-".join(f"{share:g}" for share in shares)
     with open_run(finished, folder, config) as opened:
-        scores = joint_scores(settings, study, opened, finished, chosen)
-    found = {name: method_record(settings, values) for name, values in scores.items()}
+        answers = joint_answers(settings, study, opened, finished, chosen)
+    draws = question_draws(len(study.survey.items), settings.resamples, settings.first_seed)
+    found = {n: method_record(settings, run_scores(a, study, draws)) for n, a in answers.items()}
     pairs = {
         f"{share:g}": sum(len(s.pairs) for (_, name), s in chosen.items() if name == f"{share:g}")
         for share in shares

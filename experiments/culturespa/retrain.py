@@ -12,12 +12,10 @@ import numpy as np
 from experiments.culturespa.ask import ask, plan
 from experiments.culturespa.finished import Finished
 from experiments.culturespa.pairs import examples
-from experiments.culturespa.result import run_scores
 from experiments.culturespa.settings import Config
 from experiments.culturespa.study import Study
 from experiments.culturespa.tune import Name, tune
 from jaxalign.console import Progress
-from jaxalign.culturespa.measure import question_draws
 from jaxalign.culturespa.select import Selection
 from jaxalign.llama.checkpoint import load_checkpoint
 from jaxalign.llama.weights import Params, param_shardings
@@ -33,19 +31,6 @@ def open_run(finished: Finished, folder: str, asked: Any) -> Run:
     """The run directory of a study inside a run's; what it holds is continued."""
     facts = finished.result["facts"] | {"settings": finished.result["settings"]}
     return Run.create(finished.out / folder, asked, facts, resume=True)
-
-
-def joint_scores(
-    config: Config,
-    study: Study,
-    run: Run,
-    finished: Finished,
-    chosen: Mapping[Name, Selection],
-) -> dict[str, np.ndarray]:
-    """Scores [1 + resamples, seeds, C] under P1 of a joint model for each selection."""
-    draws = question_draws(len(study.survey.items), config.resamples, config.first_seed)
-    answers = joint_answers(config, study, run, finished, chosen)
-    return {name: run_scores(each, study, draws) for name, each in answers.items()}
 
 
 def joint_answers(

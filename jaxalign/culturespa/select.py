@@ -23,6 +23,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.split import held_out_questions
 from jaxalign.survey.instrument import Item
 from jaxalign.survey.metrics import (
     jensen_shannon_divergence,
@@ -155,14 +156,7 @@ def hold_out(selection: Selection, share: float, seed: int) -> tuple[Selection, 
 
     Raises UserError where a side would be empty.
     """
-    questions = {pair.item for pair in selection.pairs}
-    count = round(share * len(questions))
-    if not 0 < count < len(questions):
-        raise UserError(
-            f"share {share} of {len(questions)} questions holds out {count}; both sides need one"
-        )
-    lucky = sorted(questions, key=lambda item: _hash(f"hold out {seed}\n{item}"))
-    apart = set(lucky[:count])
+    apart = held_out_questions((pair.item for pair in selection.pairs), share, seed)
     sides: tuple[list[Pair], list[Pair]] = ([], [])
     for pair in selection.pairs:
         sides[pair.item in apart].append(pair)
@@ -200,8 +194,4 @@ def _sample(rows: Mapping[str, Sequence[Pair]], sizes: Mapping[str, int], luck: 
 
 
 def _luck(luck: str, pair: Pair) -> bytes:
-    return _hash(f"{luck}\n{pair.country}\n{pair.item}")
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256(f"{luck}\n{pair.country}\n{pair.item}".encode()).digest()
