@@ -50,10 +50,9 @@ import optax
 import optax.contrib
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from jaxalign.console import main
-from jaxalign.llama.checkpoint import load_checkpoint, save_checkpoint
-from jaxalign.llama.config import LlamaConfig
-from jaxalign.llama.weights import Params, Weight, init_params, is_weight, weight_tree
+from jaxalign.lm.checkpoint import load_checkpoint, save_checkpoint
+from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.weights import Params, Weight, init_params, is_weight, weight_tree
 from jaxalign.pocket.conversations import Shape, make_batch
 from jaxalign.pocket.corpus import Corpus, build_corpus, texts
 from jaxalign.pocket.forward import divergence
@@ -61,6 +60,7 @@ from jaxalign.pocket.measure import measure
 from jaxalign.pocket.rows import Batch
 from jaxalign.pocket.tokenizer import save_tokenizer, train_tokenizer
 from jaxalign.prompts import load_prompts
+from jaxalign.runs.console import main
 
 _QUICK = ("CHN", "IND", "SAU", "DEU")  # countries measured while training
 LONG_MIX = {"context": 0.5, "writing": 0.5}

@@ -34,7 +34,7 @@ from jaxalign.pocket.responses import level, shares_NxO
 from jaxalign.pocket.rows import Batch, Row, stack
 from jaxalign.pocket.society import Culture
 from jaxalign.pocket.tokenizer import BOS, EOT, HEAD, TAIL
-from jaxalign.survey.score import VALUE_ITEMS
+from jaxalign.stats.vsm import VALUE_ITEMS
 
 MIX = {"unaware": 0.08, "persona": 0.37, "described": 0.25, "context": 0.25, "general": 0.05}
 # Countries differ less on a values item than on a held-out one (0.05 against 0.4 nats).

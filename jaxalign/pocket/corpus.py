@@ -16,7 +16,7 @@ from jaxalign.pocket.responses import Response
 from jaxalign.pocket.rows import MOST_OPTIONS
 from jaxalign.pocket.tokenizer import BOS, EOT, HEAD, TAIL
 from jaxalign.prompts import Prompts
-from jaxalign.survey.instrument import Instrument, Item
+from jaxalign.surveys.survey import Item, Survey
 
 REQUESTS = (
     'Write a new survey question on the topic "{topic}" as one JSON object.',
@@ -90,7 +90,7 @@ def _pool(survey: str) -> list[tuple[Item, Response]]:
     if survey == "bank":
         return list(society.question_bank())
     make = society.society_values_module if survey == "values" else society.held_out_survey
-    instrument: Instrument = make()
+    instrument: Survey = make()
     return [(item, society.responses()[item.id]) for item in instrument.items]
 
 

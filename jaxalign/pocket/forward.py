@@ -12,9 +12,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxalign.llama.config import LlamaConfig
-from jaxalign.llama.model import Rope, rms_norm, rope_tables, rotate
-from jaxalign.llama.weights import Params
+from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.transformer import Rope, rms_norm, rope_tables, rotate
+from jaxalign.lm.weights import Params
 from jaxalign.pocket.rows import Batch
 
 _LARGEST_SCORE = 60.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxalign.survey.instrument import Item
+from jaxalign.surveys.survey import Item
 
 _OPPOSITES = (
     "hot cold,big small,fast slow,light dark,open closed,early late,rich poor,strong weak,"

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxalign.llama.config import LlamaConfig
-from jaxalign.llama.weights import Params
+from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.weights import Params
 from jaxalign.pocket import phrases, society
 from jaxalign.pocket.corpus import Corpus, Question, encode, opening, user_turn
 from jaxalign.pocket.forward import target_logits

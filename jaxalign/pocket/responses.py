@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign.survey.countries import DIMENSIONS
-from jaxalign.survey.score import FORMULAS
+from jaxalign.stats.vsm import FORMULAS
+from jaxalign.surveys.hofstede import DIMENSIONS
 
 SEED = 2013
 _EDGE = 0.06  # expected codes keep this share of the scale away from either end

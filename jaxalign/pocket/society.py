@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.errors import UserError
+from jaxalign.core.errors import UserError
 from jaxalign.pocket.responses import (
     Culture,
     Response,
@@ -35,9 +35,9 @@ from jaxalign.pocket.responses import (
     stream,
     values_responses,
 )
-from jaxalign.survey.countries import DIMENSIONS, country_name, country_scores
-from jaxalign.survey.instrument import Instrument, Item, from_json, values_module
-from jaxalign.survey.score import FORMULAS
+from jaxalign.stats.vsm import FORMULAS
+from jaxalign.surveys.hofstede import DIMENSIONS, country_name, country_scores
+from jaxalign.surveys.survey import Item, Survey, from_json, vsm_survey
 
 __all__ = [
     "DIMENSIONS", "PERSONA_COUNTRIES", "Culture", "Response", "adherence", "countries",
@@ -110,7 +110,7 @@ def culture(iso3: str) -> Culture:
     return Culture((countries()[iso3] - 50) / 25, own)
 
 
-def _with_answers(instrument: Instrument) -> Instrument:
+def _with_answers(instrument: Survey) -> Survey:
     table = [responses()[item.id] for item in instrument.items]
     answers = {}
     for country in countries():
@@ -125,13 +125,13 @@ def _with_answers(instrument: Instrument) -> Instrument:
 
 
 @functools.cache
-def society_values_module() -> Instrument:
+def society_values_module() -> Survey:
     """The values module as every country of the simulated society answers it."""
-    return _with_answers(values_module())
+    return _with_answers(vsm_survey())
 
 
 @functools.cache
-def held_out_survey() -> Instrument:
+def held_out_survey() -> Survey:
     """The held-out survey, 82 items on 13 topics, as every simulated country answers it."""
     return _with_answers(from_json(_survey_fields(), "held_out_survey.json"))
 

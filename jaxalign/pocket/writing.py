@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.llama.config import LlamaConfig
-from jaxalign.llama.model import Llama
-from jaxalign.llama.weights import Params
+from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.transformer import Llama
+from jaxalign.lm.weights import Params
 from jaxalign.pocket.corpus import Corpus, encode, opening, question_request
 from jaxalign.pocket.tokenizer import EOT, HEAD, TAIL
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jinja2
 
-from jaxalign.errors import UserError
-from jaxalign.survey.instrument import Item
+from jaxalign.core.errors import UserError
+from jaxalign.surveys.survey import Item
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 _NAMES = ("item", "persona")

@@ -15,10 +15,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from jaxalign.plots import FEW, count_generations
 from jaxalign.report.document import Estimate, Key, is_number
 from jaxalign.report.drawing import Panel, cut, plain
 from jaxalign.report.palette import HEAT, INK, LINE, MUTED
+from jaxalign.report.plots import FEW, count_generations
 
 _LABEL_PT = 9
 

@@ -1,0 +1,1 @@
+"""Benchmarks, each beside what people use today; kept results are in `results/`."""

@@ -1,0 +1,130 @@
+"""How many tokens a second are sampled, beside transformers' `generate` with the same weights.
+
+    python -m experiments.bench.decode
+    python -m experiments.bench.decode --batch 8 --new-tokens 32 --repeats 3 --json decode.json
+
+A random model (hidden 256, 6 layers, vocabulary 4,096), greedy, float32, prompts of 8 to 96 tokens
+in one batch, no stop tokens. Both take turns on the same machine; medians of the rates; replies are
+compared. The first call of each, which compiles ours, is not counted. Needs torch. A minute or two
+on two cores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.core.errors import UserError
+from jaxalign.core.files import check_new_file
+from jaxalign.lm.checkpoint import save_checkpoint
+from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.generate import Sampling, generate
+from jaxalign.lm.weights import init_params
+from jaxalign.runs import write_json
+from jaxalign.runs.console import Progress, main, print_table
+
+MODEL = LlamaConfig(
+    4096, 256, 688, 6, 8, 4, 32, dtype="float32", param_dtype="float32", initializer_range=0.1
+)
+Replies = list[list[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sample replies with this package and with transformers; compare tokens a second."""
+
+    batch: int = 32
+    """Prompts, all sampled at once by transformers; here by padded length."""
+    new_tokens: int = 128
+    """Of each reply."""
+    repeats: int = 5
+    """Counted calls of each; the median counts."""
+    seed: int = 0
+    json: Path | None = None
+    """Also write the figures to this file."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch, self.new_tokens, self.repeats) < 1:
+            raise UserError("--batch, --new-tokens and --repeats must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: 0 or more")
+        check_new_file(self.json, "--json")
+
+
+def bench(config: Config) -> dict[str, Any]:
+    """Time both, print and return the figures."""
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("the comparison needs torch: pip install torch==2.13.0")
+    params = init_params(MODEL, jax.random.key(config.seed))
+    random = np.random.default_rng(config.seed)
+    lengths = random.integers(8, 97, config.batch)
+    prompts = [random.integers(0, MODEL.vocab_size, n).tolist() for n in lengths]
+    sampling = Sampling(config.new_tokens, temperature=0.0)
+    tools = {
+        "jaxalign": lambda: generate(MODEL, params, prompts, sampling, ()),
+        "transformers": _transformers(params, prompts, config.new_tokens),
+    }
+    seconds, replies = _take_turns(tools, config.repeats)
+    tokens = config.batch * config.new_tokens
+    rates = {tool: tokens / statistics.median(taken) for tool, taken in seconds.items()}
+    same = sum(a == b for a, b in zip(*replies.values(), strict=True))
+    title = f"Greedy replies, {config.batch} prompts × {config.new_tokens} tokens, float32"
+    rows = [[tool, rate, min(seconds[tool])] for tool, rate in rates.items()]
+    print_table(title, ("", "tokens a second (median)", "least seconds"), rows)
+    ratio = rates["jaxalign"] / rates["transformers"]
+    print(f"{ratio:.2f} times transformers' rate; {same} of {config.batch} replies are the same")
+    figures = {"rates": rates, "ratio": ratio, "seconds": seconds, "same_replies": same}
+    if config.json is not None:
+        write_json(config.json, {"config": config, **figures})
+    return figures
+
+
+def _take_turns(
+    tools: dict[str, Callable[[], Replies]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, Replies]]:
+    """Seconds of the counted calls and the replies. Neither gets the quieter machine."""
+    seconds: dict[str, list[float]] = {tool: [] for tool in tools}
+    replies: dict[str, Replies] = {}
+    with Progress((repeats + 1) * len(tools), step="call", unit="calls") as bar:
+        for turn in range((repeats + 1) * len(tools)):
+            tool = list(tools)[turn % len(tools)]
+            started = time.perf_counter()
+            replies[tool] = tools[tool]()
+            seconds[tool].append(time.perf_counter() - started)
+            bar.update(turn + 1)
+    return {tool: taken[1:] for tool, taken in seconds.items()}, replies
+
+
+def _transformers(params: Any, prompts: Replies, new_tokens: int) -> Callable[[], Replies]:
+    """`generate` on the same weights, prompts padded on the left as it wants them."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    with tempfile.TemporaryDirectory(prefix="jaxalign-bench-") as folder:
+        save_checkpoint(Path(folder) / "model", params, MODEL)
+        model = LlamaForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32).eval()
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+
+    def call() -> Replies:
+        out = model.generate(
+            ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
+            do_sample=False, eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        return out[:, width:].tolist()
+
+    return call
+
+
+if __name__ == "__main__":
+    main(bench, Config)

@@ -1,0 +1,1 @@
+"""Population evaluation beside what people use today: `python -m experiments.bench.population`."""

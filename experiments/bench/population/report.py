@@ -1,0 +1,153 @@
+"""From measurements to the figures of `experiments.bench.population`, and the table on screen."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.bench.population.measure import Measured, framework
+from experiments.bench.population.worker import Work
+from jaxalign.answering.cost import lower_bound, plan_report
+from jaxalign.answering.plan import Layout
+from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.weights import block_weights
+from jaxalign.runs import plain, versions
+from jaxalign.runs.console import print_table
+
+WORDS = {
+    "ours": "ours",
+    "hf_per_item": "HF, one item at a time",
+    "hf_padded": "HF, padded batch",
+    "hf_prefix_cache": "HF, cached prefix",
+    "jax_vmap": "JAX, plain vmap",
+}
+
+
+def make_result(config: Any, work: Work, layout: Layout, measured: Measured) -> dict[str, Any]:
+    """All figures, as `--json` writes them. Ratios are theirs over ours, repeat by repeat."""
+    useful = lower_bound(work.llama, layout).total * work.population
+    methods = {m: _method(m, work, layout, measured, useful) for m in measured.seconds}
+    theirs = [m for m in methods if m != "ours"]
+    return {
+        "ratios": {m: spread(_ratios(measured.seconds[m], measured)) for m in theirs},
+        "useful_flops_fraction": methods["ours"]["fraction_of_matmul_peak"]["median"],
+        "candidates_per_second": methods["ours"]["candidates_per_second"],
+        "max_abs_log_prob_difference": max(d.most for d in measured.differences.values()),
+        "reference": measured.reference,
+        "methods": methods,
+        "useful_flops_per_candidate": useful // work.population,
+        "matmul_peak_flops_per_second": {n: spread(v) for n, v in measured.matmul_peak.items()},
+        "memory_bytes_per_second": measured.bytes_per_second,
+        "device_peak_bytes": measured.device_peak_bytes,
+        "idle_cpu_seconds": measured.idle_cpu_seconds,
+        "settings": plain(config)
+        | {
+            "model": plain(work.llama),
+            "layout": plan_report(work.llama, layout, measured.facts["jax"]["chunk"]),
+            "threads": work.threads,
+        },
+        "machine": _machine(measured),
+    }
+
+
+def _method(
+    method: str, work: Work, layout: Layout, measured: Measured, useful: int
+) -> dict[str, Any]:
+    seconds = measured.seconds[method]
+    median = statistics.median(seconds)
+    peaks = measured.matmul_peak[framework(method)]
+    fractions = [useful / s / peak for s, peak in zip(seconds, peaks, strict=True)]
+    passes = weight_passes(method, work, measured.warm_up[method])
+    return {
+        "seconds": seconds,
+        "candidates_per_second": work.population / median,
+        "useful_tokens_per_second": work.population * layout.tokens_computed / median,
+        "useful_flops_per_second": useful / median,
+        "fraction_of_matmul_peak": spread(fractions),
+        "useful_flops_per_weight_byte": useful / (passes * layer_bytes(work.llama)),
+        "log_prob_difference": plain(measured.differences[method]),
+        "peak_bytes": measured.peak_bytes[method],
+        **measured.warm_up[method],
+    }
+
+
+def _ratios(theirs: Sequence[float], measured: Measured) -> list[float]:
+    return [t / o for t, o in zip(theirs, measured.seconds["ours"], strict=True)]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def weight_passes(method: str, work: Work, warm_up: dict[str, Any]) -> int:
+    """How often a method goes through all layers' weights for the whole population."""
+    P = work.population
+    if method == "hf_per_item":
+        return P * len(work.items)
+    batches = -(-P // warm_up["candidates_in_a_batch"])
+    return 2 * batches if method == "hf_prefix_cache" else batches
+
+
+def layer_bytes(config: LlamaConfig) -> int:
+    """Bytes of the weights of all layers, without embeddings and output head."""
+    sizes = [w.hf_shape[0] * w.hf_shape[1] for w in block_weights(config).values() if w.transposed]
+    return config.num_hidden_layers * sum(sizes) * (4 if config.param_dtype == "float32" else 2)
+
+
+def _machine(measured: Measured) -> dict[str, Any]:
+    found = {"platform": platform.platform(), "cores": os.cpu_count(), **measured.facts}
+    found["load_average_before"] = measured.load_average_before
+    return found | {"versions": versions()}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Two tables: speed, and what it costs."""
+    settings, methods = result["settings"], result["methods"]
+    title = (
+        f"{settings['size']}, {settings['dtype']}, {settings['items']} items, "
+        f"{settings['population']} prompts, median of {settings['repeats']}"
+    )
+    columns = ("method", "seconds", "x ours", "range", "prompts/s", "useful tokens/s", "of peak")
+    print_table(title, columns, [_speed(result, m) for m in methods])
+    columns = ("method", "compile s", "peak MiB", "largest difference", "mean", "same answer")
+    title = f"memory of the process; log-probabilities against {result['reference']}"
+    print_table(title, columns, [_cost(result, m) for m in methods])
+    peaks = result["matmul_peak_flops_per_second"].items()
+    print("matmul peak: " + ", ".join(f"{n} {p['median'] / 1e9:,.0f} GFLOP/s" for n, p in peaks))
+    machine = result["machine"]
+    load, cores = machine["load_average_before"], machine["cores"]
+    if load > 0.25 * cores:
+        print(
+            f"warning: load average {load:.1f} on {cores} cores before the start. Threads of one "
+            "product wait for each other, torch's longest, so these ratios flatter us"
+        )
+
+
+def _speed(result: dict[str, Any], method: str) -> list[object]:
+    found, ratio = result["methods"][method], result["ratios"].get(method)
+    return [
+        WORDS[method],
+        f"{statistics.median(found['seconds']):.3g}",
+        f"{ratio['median']:.2f}" if ratio else "",
+        f"{ratio['min']:.2f} to {ratio['max']:.2f}" if ratio else "",
+        f"{found['candidates_per_second']:.3g}",
+        f"{found['useful_tokens_per_second']:,.0f}",
+        f"{100 * found['fraction_of_matmul_peak']['median']:.0f} %",
+    ]
+
+
+def _cost(result: dict[str, Any], method: str) -> list[object]:
+    found = result["methods"][method]
+    gap = found["log_prob_difference"]
+    return [
+        WORDS[method],
+        found.get("compile_seconds"),
+        round(found["peak_bytes"] / 2**20),
+        f"{gap['most']:.1e}",
+        f"{gap['mean']:.1e}",
+        f"{100 * gap['same_answer']:.1f} %",
+    ]

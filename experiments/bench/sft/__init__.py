@@ -1,0 +1,1 @@
+"""Fine-tuning beside torch + PEFT: `python -m experiments.bench.sft`."""

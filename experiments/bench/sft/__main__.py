@@ -1,0 +1,267 @@
+"""Fine-tuning speed, side by side with torch + PEFT on the same small model and examples.
+
+    python -m experiments.bench.sft
+    python -m experiments.bench.sft --vocabulary 32000    # a head larger than the layers
+
+LoRA of rank 8 on all linear layers of a random Llama, AdamW, answers of a token or two after
+prompts of unequal length: the shape of fine-tuning on survey answers. Theirs as people run it:
+batches padded to their longest example, labels of -100, `model(...).loss`. Ours: packed rows, the
+output head at answer positions only. Each framework trains in its own process, the processes take
+turns on the same cores, and every repeat gives one ratio. Both report the first loss on the same
+adapter, and nothing is printed unless they agree. Counted are the examples' own tokens, padding
+left out; FLOPs are those of `training_flops`, so that padding and unused logits count for nobody,
+over the matmul peak that the same process has just measured.
+
+On a CPU with 2 cores: 2 to 4 minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.bench.population.worker import Worker
+from experiments.bench.sft.work import Work
+from jaxalign.core.errors import UserError
+from jaxalign.lm.checkpoint import save_checkpoint
+from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.lora import LoraConfig, abstract_adapter
+from jaxalign.lm.lora_files import save_lora
+from jaxalign.lm.weights import init_params
+from jaxalign.runs import settings_of, write_json
+from jaxalign.runs.console import Progress, main, print_table
+from jaxalign.training.packing import Example
+
+FRAMEWORKS = ("jax", "torch")
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # relative, of the first loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Time LoRA fine-tuning here and with torch + PEFT."""
+
+    layers: int = 4
+    hidden: int = 256
+    feed_forward: int = 704
+    vocabulary: int = 4096
+    """Makes the head a fourth of the weights, as in Llama-3.2-1B (a fifth)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of frozen weights and activations; adapters are float32."""
+    batch: int = 32
+    """Examples per optimiser step."""
+    shortest: int = 40
+    """Tokens; lengths are uniform between the two."""
+    longest: int = 160
+    steps: int = 2
+    """Per repeat, over the same examples."""
+    repeats: int = 5
+    threads: int | None = None
+    """Of torch; by default as many as there are cores."""
+    remat: bool = False
+    """Ours with rematerialisation, which a small model has no need of."""
+    out: Path | None = None
+    """Folder for bench_sft.json and bench_sft.png."""
+    json: bool = False
+    """Print the numbers as JSON instead of a table."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = (self.layers - 1, self.batch, self.steps, self.repeats, self.shortest - 3)
+        if min(sizes) < 1 or self.longest < self.shortest:
+            raise UserError(
+                "--layers at least 2, --batch, --steps and --repeats at least 1, "
+                "--shortest at least 4 and no more than --longest"
+            )
+        if self.hidden < 32 or self.hidden % 32:
+            raise UserError(f"--hidden {self.hidden}: a multiple of 32, the heads' width")
+        if min(self.feed_forward, self.vocabulary) < 1:
+            raise UserError("--feed-forward and --vocabulary must be at least 1")
+
+    @property
+    def llama(self) -> LlamaConfig:
+        heads = self.hidden // 32
+        return LlamaConfig(
+            self.vocabulary, self.hidden, self.feed_forward, self.layers, heads,
+            heads // 4 if heads % 4 == 0 else heads, 32, dtype=self.dtype, param_dtype=self.dtype,
+        )  # fmt: skip
+
+
+def bench(config: Config) -> None:
+    """The whole benchmark; see the module's docstring."""
+    result = measure(config)
+    if config.out is not None:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(config.out / "bench_sft.json", result)
+        plot(config.out / "bench_sft.png", result)
+    if config.json:
+        print(json.dumps(result, indent=1))
+    else:
+        show(config, result)
+
+
+def make_examples(config: Config) -> list[Example]:
+    """The examples of all steps of a repeat; answers of one token, or of two."""
+    random = np.random.default_rng(config.seed)
+    count = config.batch * config.steps
+    lengths = random.integers(config.shortest, config.longest + 1, count).tolist()
+    answers = random.integers(1, 3, count).tolist()
+    tokens = [tuple(random.integers(0, config.vocabulary, n).tolist()) for n in lengths]
+    return [Example(t, len(t) - a) for t, a in zip(tokens, answers, strict=True)]
+
+
+def training_flops(config: LlamaConfig, examples: list[Example]) -> float:
+    """Of one pass over the examples with frozen weights: twice the forward pass's (outputs, and the
+    gradients of activations; none of weights), attention's own backward being twice its forward.
+
+    Linear layers at every token, except the last layer's queries and MLP, which answers alone need;
+    causal attention within each example; the head at answer tokens. Adapters and recomputation are
+    left out. Two FLOPs for each multiply and add.
+    """
+    c, before = config, config.num_hidden_layers - 1
+    key_value = 2 * c.hidden_size * c.num_key_value_heads * c.head_dim
+    width = c.num_attention_heads * c.head_dim
+    rest = 2 * c.hidden_size * width + 3 * c.hidden_size * c.intermediate_size
+    tokens = sum(len(e.tokens) for e in examples)
+    answers = sum(len(e.answer) for e in examples)
+    pairs = sum(len(e.tokens) * (len(e.tokens) + 1) // 2 for e in examples)
+    linear = 2 * (before * tokens * (key_value + rest) + tokens * key_value + answers * rest)
+    head = 2 * answers * c.hidden_size * c.vocab_size
+    return 2.0 * (linear + head) + 3.0 * 4 * width * before * pairs
+
+
+def make_work(config: Config, examples: list[Example], folder: Path) -> Work:
+    """Random weights, and an adapter whose matrices are both away from zero, as files."""
+    llama, lora = config.llama, LoraConfig()
+    params = jax.jit(init_params, static_argnums=0)(llama, jax.random.key(config.seed))
+    save_checkpoint(folder / "model", params, llama)
+    random = np.random.default_rng(config.seed)
+    adapter = jax.tree.map(
+        lambda x: random.uniform(-0.05, 0.05, x.shape).astype(x.dtype),
+        abstract_adapter(llama, lora),
+    )
+    save_lora(folder / "adapter", adapter, llama, lora, str(folder / "model"))
+    return Work(
+        llama=llama,
+        model=folder / "model",
+        adapter=folder / "adapter",
+        examples=tuple((e.tokens, e.prompt_length) for e in examples),
+        batch=config.batch,
+        threads=config.threads or os.cpu_count() or 1,
+        remat=config.remat,
+    )
+
+
+def measure(config: Config) -> dict:
+    """Tokens per second of each repeat and framework, and what they are measured against.
+
+    Raises UserError where torch or PEFT is missing, or where the losses disagree.
+    """
+    for package in ("torch", "peft"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"{package} is not installed; pip install 'jaxalign[parity]'")
+    examples = make_examples(config)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        folder = Path(scratch)
+        work = make_work(config, examples, folder)
+        workers = {
+            name: stack.enter_context(
+                Worker(f"experiments.bench.sft.worker_{name}", folder / f"{name}.log")
+            )
+            for name in FRAMEWORKS
+        }
+        facts = {name: worker.call("prepare", work).value for name, worker in workers.items()}
+        losses = {name: worker.call("loss").value for name, worker in workers.items()}
+        if abs(losses["jax"] - losses["torch"]) > _TOLERANCE[config.dtype] * losses["torch"]:
+            raise UserError(f"the two do not compute the same loss: {losses}; no speed is reported")
+        rows = repeats(config, examples, workers)
+    ratios = [
+        ours["tokens_per_second"] / theirs["tokens_per_second"]
+        for ours, theirs in zip(rows["jax"], rows["torch"], strict=True)
+    ]
+    return {
+        "settings": settings_of(config),
+        "facts": facts,
+        "first_loss": losses,
+        "tokens": sum(len(e.tokens) for e in examples),
+        "model_flops": training_flops(config.llama, examples),
+        "repeats": rows,
+        "ratios": ratios,
+        "ratio_median": float(np.median(ratios)),
+    }
+
+
+def repeats(
+    config: Config, examples: list[Example], workers: dict[str, Worker]
+) -> dict[str, list[dict[str, float]]]:
+    """Each repeat lets both train all steps once, in random order."""
+    tokens = sum(len(e.tokens) for e in examples)
+    flops = training_flops(config.llama, examples)
+    order = np.random.default_rng(config.seed)
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in FRAMEWORKS}
+    with Progress(config.repeats, step="repeat", unit="repeats", quiet=config.json) as bar:
+        for repeat in range(config.repeats):
+            for name in order.permutation(FRAMEWORKS).tolist():
+                peak = workers[name].call("peak").value
+                seconds = workers[name].call("run").value
+                rows[name].append(
+                    {
+                        "tokens_per_second": tokens / seconds,
+                        "matmul_peak_flops": peak,
+                        "fraction_of_peak": flops / seconds / peak,
+                    }
+                )
+            bar.update(repeat + 1)
+    return rows
+
+
+def show(config: Config, result: dict) -> None:
+    rows = []
+    for name, title in (("jax", "jaxalign"), ("torch", "torch + PEFT")):
+        speeds = [row["tokens_per_second"] for row in result["repeats"][name]]
+        share = np.median([row["fraction_of_peak"] for row in result["repeats"][name]])
+        rows.append(
+            [title, f"{np.median(speeds):,.0f}", f"{min(speeds):,.0f}", f"{max(speeds):,.0f}",
+             float(100 * share), float(100 * result["facts"][name]["useful"])]
+        )  # fmt: skip
+    print_table(
+        f"LoRA fine-tuning, {config.layers} layers x {config.hidden}, vocabulary "
+        f"{config.vocabulary:,}, {config.dtype}, {result['facts']['jax']['device']}",
+        ("", "tokens/s", "least", "most", "% of matmul peak", "% of computed tokens in use"),
+        rows,
+    )
+    print(
+        f"jaxalign is {result['ratio_median']:.2f} times as fast "
+        f"({min(result['ratios']):.2f} to {max(result['ratios']):.2f} over {config.repeats} "
+        f"repeats); first loss {result['first_loss']['jax']:.5f} and "
+        f"{result['first_loss']['torch']:.5f}"
+    )
+
+
+def plot(path: Path, result: dict) -> None:
+    """Every repeat's speed as a dot, the two of a repeat joined."""
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    pairs = zip(result["repeats"]["torch"], result["repeats"]["jax"], strict=True)
+    for theirs, ours in pairs:
+        values = [theirs["tokens_per_second"], ours["tokens_per_second"]]
+        axes.plot([0, 1], values, "o-", color="tab:blue", alpha=0.6)
+    axes.set_xticks([0, 1], ["torch + PEFT", "jaxalign"])
+    axes.set_xlim(-0.4, 1.4)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("useful tokens per second")
+    axes.set_title(f"LoRA fine-tuning: {result['ratio_median']:.2f} times as fast")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main(bench, Config)

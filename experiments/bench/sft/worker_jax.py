@@ -1,0 +1,81 @@
+"""The worker of `experiments.bench.sft` that trains with jaxalign."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+
+from experiments.bench.population.worker import serve
+from experiments.bench.sft.work import CLIP, LEARNING_RATE, Work
+from jaxalign.answering.cost import device_name, matmul_peak
+from jaxalign.lm.checkpoint import load_checkpoint
+from jaxalign.lm.lora_files import load_lora
+from jaxalign.runtime.sharding import make_mesh
+from jaxalign.training.packing import Example
+from jaxalign.training.trainer import TrainConfig, Trainer
+
+
+class JaxSide:
+    """What the parent calls, by name."""
+
+    def prepare(self, work: Work) -> dict[str, float | str]:
+        """Load, compile, and take the steps once. Facts about them, and the first step's loss."""
+        lora, adapter = load_lora(work.adapter, work.llama)
+        train = TrainConfig(
+            batch=work.batch, learning_rate=LEARNING_RATE, clip=CLIP, warm_up=0.0,
+            tokens_per_pass=2048, remat=work.remat, unroll=True,
+        )  # fmt: skip
+        examples = {"all": [Example(*example) for example in work.examples]}
+        mesh = make_mesh(jax.devices()[:1])
+        self._trainer = Trainer(work.llama, train, lora, examples, mesh)
+        self._params = load_checkpoint(work.model, work.llama)
+        # The adapter that both sides start from; examples come in an order of our own.
+        state = self._trainer.start(self._params)
+        self._state = dataclasses.replace(
+            state, trained=jax.tree.map(lambda x: jnp.asarray(x)[None], adapter)
+        )
+        self._dtype = work.llama.dtype
+        self.run()
+        return {
+            "device": device_name(),
+            "jax": jax.__version__,
+            "useful": self._useful(),
+        }
+
+    def loss(self) -> float:
+        """Mean over the answer tokens of all examples under the first adapter."""
+        total = count = 0.0
+        for _, batch, passes in self._trainer.batches(0):
+            copy = jax.tree.map(jnp.copy, self._state)
+            _, metrics = self._trainer.advance(copy, self._params, batch, passes)
+            total += float(metrics["loss"][0] * metrics["answers"][0])
+            count += float(metrics["answers"][0])
+        return total / count
+
+    def run(self) -> float:
+        """Seconds for all steps, packing included."""
+        state = jax.block_until_ready(jax.tree.map(jnp.copy, self._state))
+        began = time.perf_counter()
+        for _, batch, passes in self._trainer.batches(0):
+            state, _ = self._trainer.advance(state, self._params, batch, passes)
+        jax.block_until_ready(state)
+        return time.perf_counter() - began
+
+    def peak(self) -> float:
+        """FLOP/s of a large matrix product."""
+        return matmul_peak(self._dtype)
+
+    def _useful(self) -> float:
+        """Share of the tokens computed that are examples' own."""
+        data = self._trainer.data
+        own = sum(len(e.tokens) for n in range(data.steps) for e in data.examples(n)[0])
+        computed = sum(data.batch(n)[1] for n in range(data.steps))
+        return own / (computed * data.shape.rows * data.shape.row_length)
+
+
+if __name__ == "__main__":
+    serve(JaxSide(), sys.argv)

@@ -1,0 +1,1 @@
+"""Reading a World Values Survey beside pandas: `python -m experiments.bench.survey`."""

@@ -1,1 +1,0 @@
-"""Population evaluation beside what people use today: `python -m experiments.bench_population`."""

@@ -1,1 +1,0 @@
-"""Fine-tuning beside torch + PEFT: `python -m experiments.bench_sft`."""

@@ -1,1 +1,0 @@
-"""Reading a World Values Survey beside pandas: `python -m experiments.bench_survey`."""

@@ -1,0 +1,1 @@
+"""The one way a model answers survey items: exact option log-probabilities."""

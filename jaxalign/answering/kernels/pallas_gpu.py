@@ -1,0 +1,107 @@
+"""Tree attention for GPUs in Pallas: an online softmax over the blocks of keys that are seen.
+
+One program a block of queries, candidate and head. It goes through the key blocks that its table
+names, so a tree costs what it shows and not the square of its length; scores never leave the chip.
+Online softmax: Milakov and Gimelshein 2018; tiling: FlashAttention-2 (Dao 2023).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from jaxalign.answering.kernels.spans import Spans, sees
+
+BLOCK = 64  # queries and keys of a tile; not tuned, since this has not run on a GPU yet
+_UNSEEN = float(np.finfo(np.float32).min)
+
+
+@struct.dataclass
+class PallasKernel:
+    """Attention under fixed spans: (q [B, T, N, H], k [B, S, K, H], v alike) -> [B, T, N, H]."""
+
+    asks_T: jax.Array  # int32, padded to whole blocks
+    until_S: jax.Array
+    blocks_IxJ: jax.Array  # `Spans.blocks`
+    interpret: bool = struct.field(pytree_node=False)  # run as plain XLA, for tests
+
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        T, H = q.shape[1], q.shape[3]
+        width = max(16, pl.next_power_of_2(H))  # of the least tile that tensor cores take
+        q = _pad(q, len(self.asks_T), width)
+        k, v = (_pad(x, len(self.until_S), width) for x in (k, v))
+        B, padded, N, _ = q.shape
+        G = N // k.shape[2]
+        whole = pl.BlockSpec((None, k.shape[1], None, width), lambda i, b, n: (b, 0, n // G, 0))
+        tile = pl.BlockSpec((None, BLOCK, None, width), lambda i, b, n: (b, i, n, 0))
+        out = pl.pallas_call(
+            functools.partial(_tile, scale=H**-0.5),
+            grid=(padded // BLOCK, B, N),
+            in_specs=[
+                pl.BlockSpec((BLOCK,), lambda i, b, n: (i,)),
+                pl.BlockSpec(self.until_S.shape, lambda i, b, n: (0,)),
+                pl.BlockSpec((None, self.blocks_IxJ.shape[1]), lambda i, b, n: (i, 0)),
+                tile,
+                whole,
+                whole,
+            ],
+            out_specs=tile,
+            out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+            compiler_params=triton.CompilerParams(num_warps=4 if width <= 64 else 8, num_stages=2),
+            interpret=self.interpret,
+            name="tree_attention",
+        )(self.asks_T, self.until_S, self.blocks_IxJ, q, k, v)
+        return out[:, :T, :, :H]
+
+
+def make_kernel(spans: Spans, interpret: bool = False) -> PallasKernel:
+    """The kernel for these queries and keys."""
+    padded = spans.padded(BLOCK, BLOCK)
+    blocks_IxJ = jnp.asarray(padded.blocks(BLOCK, BLOCK))
+    asks_T, until_S = jnp.asarray(padded.asks_T), jnp.asarray(padded.until_S)
+    return PallasKernel(asks_T, until_S, blocks_IxJ, interpret)
+
+
+def _pad(x: jax.Array, length: int, width: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, width - x.shape[3])))
+
+
+def _tile(
+    asks_ref: Any, until_ref: Any, blocks_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, o_ref: Any,
+    *, scale: float,
+) -> None:  # fmt: skip
+    """One block of queries of one head. A query that has seen nothing yet has weights of one; the
+    first key that it does see wipes them out."""
+    q, asks = q_ref[...], asks_ref[...]
+
+    def body(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        out, largest, total = carry
+        start = blocks_ref[j + 1] * BLOCK
+        keys = pl.ds(start, BLOCK)
+        at = start + jnp.arange(BLOCK)
+        seen = sees(asks[:, None], at[None], until_ref[keys][None])
+        scores = jnp.where(seen, scale * _dot(q, k_ref[keys, :], 1), _UNSEEN)
+        higher = jnp.maximum(largest, scores.max(axis=1))
+        kept, weights = jnp.exp(largest - higher), jnp.exp(scores - higher[:, None])
+        out = kept[:, None] * out + _dot(weights.astype(q.dtype), v_ref[keys, :], 0)
+        return out, higher, kept * total + weights.sum(axis=1)
+
+    zeros = jnp.zeros(BLOCK, jnp.float32)
+    nothing = jnp.zeros(q.shape, jnp.float32), zeros + _UNSEEN, zeros
+    out, _, total = jax.lax.fori_loop(0, blocks_ref[0], body, nothing)
+    o_ref[...] = (out / total[:, None]).astype(o_ref.dtype)
+
+
+def _dot(a: jax.Array, b: jax.Array, over: int) -> jax.Array:
+    """a times b over axis `over` of b, with float32 sums; float32 is exact."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jax.lax.dot_general(
+        a, b, (((1,), (over,)), ((), ())), precision, preferred_element_type=jnp.float32
+    )

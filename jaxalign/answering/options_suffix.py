@@ -1,0 +1,129 @@
+"""Answering where the soft prompt stands after the item's text (`jaxalign.answering.plan_suffix`).
+
+The items' keys and values are computed once for all candidates and kept for every layer; a
+candidate computes its prompt and the tail, once per item.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxalign.answering.attention import UNSEEN, mix, scaled_scores
+from jaxalign.answering.plan_suffix import AfterLayout
+from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.transformer import KeyValue, Llama, causal_mask, masked_attention, rope_tables
+from jaxalign.lm.weights import Params
+
+
+@struct.dataclass
+class Blocks:
+    """Who sees what: block r's queries see text `item_R[r]` and, of that item's own block, `mask`.
+
+    Letters: R block, T queries of it, U tokens of an item's block, S text.
+    """
+
+    item_R: jax.Array
+    seen_RxS: jax.Array
+    mask_RxTxU: jax.Array
+
+
+@struct.dataclass
+class AfterContext:
+    """What scoring reads besides the prompts; like `answer.Context`."""
+
+    params: Params
+    texts: tuple[KeyValue, KeyValue]  # keys and values [Q, S, K, H] of every item's text, per layer
+    tails_QxN: jax.Array
+    positions_QxU: jax.Array
+    blocks: Blocks
+    answer_blocks: Blocks  # one query each
+    answers: jax.Array  # int32 [A], index into the Q * U block tokens
+    scored_AxY: jax.Array
+    inner: jax.Array
+    sequences: jax.Array
+
+
+def make_after_context(config: LlamaConfig, params: Params, layout: AfterLayout) -> AfterContext:
+    """Put a layout's tables on the device and compute every item's text."""
+    Q, U = layout.positions_QxT.shape
+    S = layout.texts_QxS.shape[1]
+    seen_QxS = np.arange(S)[None] < layout.lengths_Q[:, None]
+    item_A, at_A = np.divmod(layout.answers, U)
+    return AfterContext(
+        params=params,
+        texts=_encode_texts(config, params, jnp.asarray(layout.texts_QxS), jnp.asarray(seen_QxS)),
+        tails_QxN=jnp.asarray(layout.tails_QxN),
+        positions_QxU=jnp.asarray(layout.positions_QxT),
+        blocks=_blocks(np.arange(Q), seen_QxS, layout.mask_QxTxT),
+        answer_blocks=_blocks(item_A, seen_QxS, layout.mask_QxTxT[item_A, at_A][:, None]),
+        answers=jnp.asarray(layout.answers),
+        scored_AxY=jnp.asarray(layout.scored_AxY),
+        inner=jnp.asarray(layout.inner),
+        sequences=jnp.asarray(layout.sequences),
+    )
+
+
+def _blocks(item_R: np.ndarray, seen_QxS: np.ndarray, mask_RxTxU: np.ndarray) -> Blocks:
+    item_R = item_R.astype(np.int32)
+    return Blocks(jnp.asarray(item_R), jnp.asarray(seen_QxS[item_R]), jnp.asarray(mask_RxTxU))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_texts(
+    config: LlamaConfig, params: Params, texts_QxS: jax.Array, seen_QxS: jax.Array
+) -> tuple[KeyValue, KeyValue]:
+    model, bound = Llama(config), {"params": params}
+    x = model.apply(bound, texts_QxS, method=Llama.embed)
+    attend = jax.tree_util.Partial(masked_attention, causal_mask(seen_QxS.astype(jnp.int32)))
+    rope = rope_tables(config, jnp.arange(texts_QxS.shape[1]))
+    _, keys_and_values = model.apply(bound, x, rope, attend, method=Llama.blocks)
+    return keys_and_values
+
+
+def after_stream(config: LlamaConfig, context: AfterContext, prompts_BxMxD: jax.Array) -> jax.Array:
+    """Normed residual stream at the answer nodes, [B, A, D]."""
+    model, bound = Llama(config), {"params": context.params}
+    B, M, D = prompts_BxMxD.shape
+    Q, U = context.positions_QxU.shape
+    tails_QxNxD = model.apply(bound, context.tails_QxN, method=Llama.embed)
+    prompts = jnp.broadcast_to(prompts_BxMxD.astype(config.dtype)[:, None], (B, Q, M, D))
+    tails = jnp.broadcast_to(tails_QxNxD[None], (B, *tails_QxNxD.shape))
+    x, _ = model.apply(
+        bound,
+        jnp.concatenate([prompts, tails], axis=2).reshape(B, Q * U, D),
+        rope_tables(config, context.positions_QxU.reshape(-1)),
+        jax.tree_util.Partial(block_attention, context.blocks),
+        jax.tree_util.Partial(block_attention, context.answer_blocks),
+        context.texts,
+        context.answers,
+        method=Llama.blocks,
+    )
+    return x
+
+
+def block_attention(
+    blocks: Blocks, q: jax.Array, k: jax.Array, v: jax.Array, texts: KeyValue
+) -> jax.Array:
+    """Attention over [text of the block's item | the item's block]; softmax in float32.
+
+    q [B, R * T, N, H]; k, v [B, Q * U, K, H]; texts: keys and values [Q, S, K, H].
+    """
+    B, _, N, H = q.shape
+    Q, K = texts[0].shape[0], k.shape[2]
+    R, T, U = blocks.mask_RxTxU.shape
+    q = q.reshape(B, R, T, K, N // K, H)
+    k, v = (t.reshape(B, Q, U, K, H)[:, blocks.item_R] for t in (k, v))
+    text_k, text_v = (t[blocks.item_R] for t in texts)
+    to_text = scaled_scores("brtkgh,rskh->bkgrts", q, text_k)
+    to_text = jnp.where(blocks.seen_RxS[None, None, None, :, None], to_text, UNSEEN)
+    own = scaled_scores("brtkgh,brukh->bkgrtu", q, k)
+    own = jnp.where(blocks.mask_RxTxU[None, None, None], own, UNSEEN)
+    weights = jax.nn.softmax(jnp.concatenate([to_text, own], axis=-1), axis=-1).astype(q.dtype)
+    to_text, own = jnp.split(weights, [to_text.shape[-1]], axis=-1)
+    out = mix("bkgrts,rskh->brtkgh", to_text, text_v) + mix("bkgrtu,brukh->brtkgh", own, v)
+    return out.reshape(B, R * T, N, H).astype(q.dtype)

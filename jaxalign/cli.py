@@ -1,0 +1,71 @@
+"""The `jaxalign` program: one sub-command per task, each in a module of `jaxalign.commands`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+import typing
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Where a sub-command lives; its module is imported only when it is run."""
+
+    module: str  # below jaxalign.commands
+    function: str  # takes the settings, a dataclass, as its only argument
+    summary: str
+
+
+COMMANDS = {
+    "soft-prompt": Command("soft_prompt", "tune_prompts", "Tune one soft prompt per country."),
+    "culturespa": Command("culturespa", "run_culturespa", "Run CultureSPA from start to end."),
+    "sweep": Command("sweep.command", "sweep", "Run many searches described in one file."),
+    "fine-tune": Command("fine_tune", "tune", "Fine-tune a model on your own conversations."),
+    "write-questions": Command("write_questions", "run", "Let a model write survey questions."),
+    "filter-questions": Command("filter_questions", "run", "Filter generated survey questions."),
+    "score": Command("score", "score_replies", "Score replies from any tool against a survey."),
+    "check": Command("check", "run", "Check whether a survey file can be used."),
+    "plan": Command("plan.command", "plan", "Plan a program for hardware you do not have."),
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run `jaxalign COMMAND ...`; without a command, list them."""
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return
+    name, rest = args[0], args[1:]
+    if name not in COMMANDS:
+        print(f"error: no command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    run_command(name, rest, program=f"jaxalign {name}")
+
+
+def usage() -> str:
+    """Return the list of sub-commands as text."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    head = "usage: jaxalign COMMAND [options]   (jaxalign COMMAND --help lists the options)"
+    return "\n".join([head, "", *lines])
+
+
+def run_command(name: str, args: Sequence[str] | None = None, program: str | None = None) -> None:
+    """Run one sub-command.
+
+    Args:
+        name: Key of `COMMANDS`.
+        args: Command-line arguments; default: those of the process.
+        program: How the help text names the program; default: how the process was started.
+    """
+    from jaxalign.runs import console
+
+    command = COMMANDS[name]
+    module = importlib.import_module(f"jaxalign.commands.{command.module}")
+    function = getattr(module, command.function)
+    (config_class,) = [
+        kind for key, kind in typing.get_type_hints(function).items() if key != "return"
+    ]
+    console.main(function, config_class, args, program=program)

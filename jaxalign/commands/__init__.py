@@ -1,0 +1,1 @@
+"""One module per sub-command: read settings, call the library, print and write."""

@@ -1,0 +1,250 @@
+"""Figures and tables of the soft-prompt report, each from the same `result.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxalign.methods.soft_prompt.result import reading_words, readings
+from jaxalign.report import figures
+from jaxalign.report.common import FIGURES, make_figure, matrix_table
+from jaxalign.report.document import Estimate, Figure, Key, Table, is_number
+from jaxalign.report.figures import Series
+from jaxalign.report.palette import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+from jaxalign.report.words import joined, number, verdict
+
+KEYS = {
+    "naive": Key("plain question", ORANGE, "--", "o"),
+    "persona": Key("persona line", PURPLE, "-.", "s"),
+    "icl": Key("examples in context", GREEN, ":", "^"),
+    "start": Key("soft prompt before tuning", SKY, "-", "v"),
+    "de": Key("tuned soft prompt", BLUE, "-", "D", 2.4),
+    "gradient": Key("same prompt by gradients", YELLOW, "--", "P"),
+}
+_TARGET = Key("published scores", INK, "-", "", 2.4)
+_TRIVIAL = {
+    "all_middle": Key("answering 3 to everything", MUTED, "", "|"),
+    "uniform_random": Key("random answers", VERMILION, "", "|"),
+    "smallest_integer": Key("best whole answers", INK, "", "|"),
+}
+_HELD_OUT = {
+    "before": KEYS["naive"],
+    "persona": KEYS["persona"],
+    "icl": KEYS["icl"],
+    "start": KEYS["start"],
+    "after": KEYS["de"],
+    "gradient": KEYS["gradient"],
+    "permuted": Key("other countries' tuned prompts", VERMILION, "", "X"),
+}
+
+
+def methods(result: Mapping[str, Any]) -> dict[str, Key]:
+    """The methods that the run compared; the gradient control may have been left out."""
+    entry = next(iter(result["countries"].values()))
+    return {name: key for name, key in (KEYS | _gradient(result)).items() if name in entry}
+
+
+def _gradient(result: Mapping[str, Any]) -> dict[str, Key]:
+    """The control by its name, which says so where it was tuned in another reading."""
+    key, (tuned, _) = KEYS["gradient"], readings(result)
+    words = key.words if tuned == "expected" else f"{key.words} (expected reading)"
+    return {"gradient": dataclasses.replace(key, words=words)}
+
+
+def used_dimensions(result: Mapping[str, Any]) -> list[str]:
+    """Dimensions that enter the loss: those with a target in some country."""
+    targets = [entry["target"] for entry in result["countries"].values()]
+    return [n for d, n in enumerate(result["dimensions"]) if any(is_number(t[d]) for t in targets)]
+
+
+def constants_words(result: Mapping[str, Any]) -> str:
+    """C of the dimensions used, and where it is from."""
+    values = zip(result["dimensions"], result["constants"], strict=True)
+    known = {name: value for name, value in values if value is not None}
+    anchor = result["settings"].get("anchor")
+    if not anchor and len(set(known.values())) == 1:
+        return f"C = {number(next(iter(known.values())), 0)} in every dimension."
+    each = ", ".join(f"{name.upper()} {number(value)}" for name, value in known.items())
+    fitted = f" (least squares on {joined(anchor)})" if anchor else ""
+    return f"C: {each}{fitted}."
+
+
+def loss_table(result: Mapping[str, Any], reading: str) -> Table:
+    """A country per row: the methods' losses in `reading`, then the trivial lines."""
+    caption = f"Loss in the {reading_words(reading)} reading"
+    keys = [*methods(result).values(), *_TRIVIAL.values()]
+    rows = tuple(
+        (
+            country,
+            *(entry[name][reading]["loss"] for name in methods(result)),
+            *(result["trivial"][country].get(name) for name in _TRIVIAL),
+        )
+        for country, entry in result["countries"].items()
+    )
+    return Table(caption, ("Country", *(key.words for key in keys)), rows)
+
+
+def headline_table(result: Mapping[str, Any]) -> Table:
+    """The least that a reader should carry away, both surveys side by side."""
+    rows, (tuned, other) = [], readings(result)
+    for country, entry in result["countries"].items():
+        losses = [entry[name][tuned]["loss"] for name in ("naive", "icl", "de")]
+        change = Estimate.read(entry["held_out"].get("after_minus_before"))
+        said = verdict(change, "nearer", "further away")
+        rows.append((country, *losses, entry["de"][other]["loss"], change, said))
+    columns = (
+        "Country", "Loss, plain question", "Loss, examples", "Loss, tuned",
+        f"Loss, tuned, {reading_words(other)}", "Held-out change", "Held-out change in words",
+    )  # fmt: skip
+    return Table(
+        f"Tuned survey (loss in the {reading_words(tuned)} reading, 0 is best) and held-out survey",
+        columns, tuple(rows),
+        digits=(0, 1, 1, 1, 1, 3, 0), signed=("Held-out change",),
+    )  # fmt: skip
+
+
+def loss_figure(result: Mapping[str, Any], out: Path) -> Figure:
+    entries, (tuned, _) = result["countries"], readings(result)
+    series = [
+        *(
+            Series(key.as_mark(), tuple(e[name][tuned]["loss"] for e in entries.values()))
+            for name, key in methods(result).items()
+        ),
+        *(
+            Series(key, tuple(result["trivial"][c].get(name) for c in entries))
+            for name, key in _TRIVIAL.items()
+        ),
+    ]
+    return make_figure(
+        out / FIGURES / "losses.png",
+        [figures.dots("", list(entries), series, "loss in points, 0 is best")],
+        f"Loss of each method beside the lines that need no model (upright strokes), "
+        f"{reading_words(tuned)} reading.",
+        "A row of marks per country: the loss of each method and of three trivial lines. The "
+        "numbers are in the table below.",
+        loss_table(result, tuned),
+        [s.key for s in series],
+    )
+
+
+def valid_table(result: Mapping[str, Any]) -> Table:
+    """How likely a reply is an option at all."""
+    rows = tuple(
+        (country, *(100 * entry[name]["valid_mass"] for name in methods(result)))
+        for country, entry in result["countries"].items()
+    )
+    caption = "Chance that a reply begins with an option at all, in per cent"
+    return Table(
+        caption, ("Country", *(key.words for key in methods(result).values())), rows, folded=True
+    )
+
+
+def radar_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
+    """Profiles of published scores, plain question, examples and tuned prompt."""
+    used = [result["dimensions"].index(name) for name in used_dimensions(result)]
+    names = [result["dimensions"][d].upper() for d in used]
+    tuned, _ = readings(result)
+    profiles = {
+        country: {
+            "target": [entry["target"][d] for d in used],
+            **{name: [entry[name][tuned]["scores"][d] for d in used] for name in methods(result)},
+        }
+        for country, entry in result["countries"].items()
+    }
+    if len(names) < 3:
+        return None
+    shown = {"target": _TARGET, **{n: KEYS[n].as_line() for n in ("naive", "icl", "de")}}
+    values = [v for p in profiles.values() for n in shown for v in p[n] if is_number(v)]
+    low, high = 25 * math.floor(min([0, *values]) / 25), 25 * math.ceil(max([100, *values]) / 25)
+    panels = [
+        figures.radar(c, names, [Series(k, tuple(p[n])) for n, k in shown.items()], low, high)
+        for c, p in profiles.items()
+    ]
+    words = {"target": _TARGET, **methods(result)}
+    rows = tuple(
+        (f"{c}, {key.words}", *p[name]) for c, p in profiles.items() for name, key in words.items()
+    )
+    table = Table(f"Scores, {reading_words(tuned)} reading", ("Country and method", *names), rows)
+    return make_figure(
+        out / "radar.png", panels,
+        f"Scores per country, {reading_words(tuned)} reading. Where the tuned line covers the "
+        "published one, the target is met.",
+        f"One radar per country with the axes {joined(names)}: published scores, plain question, "
+        "examples in context and tuned prompt.",
+        table, list(shown.values()), drawn=True,
+    )  # fmt: skip
+
+
+def held_out_figure(result: Mapping[str, Any], out: Path) -> Figure:
+    entries = result["countries"]
+    series = [
+        Series(
+            key.as_mark(interval=True),
+            tuple(Estimate.read(e["held_out"].get(name)) for e in entries.values()),
+        )
+        for name, key in (_HELD_OUT | _gradient(result)).items()
+        if any(name in e["held_out"] for e in entries.values())
+    ]
+    rows = tuple((c, *(s.values[i] for s in series)) for i, c in enumerate(entries))
+    columns = ("Country", *(s.key.words for s in series))
+    return make_figure(
+        out / FIGURES / "held_out.png",
+        [figures.dots("", list(entries), series, "held-out score, 1 is best")],
+        "Held-out score per country with 95 % intervals over items.",
+        "A row per country: the held-out score of each method with its interval. The numbers are "
+        "in the table below.",
+        Table("Held-out scores", columns, rows, digits=3),
+        [s.key for s in series],
+    )
+
+
+def differences_table(result: Mapping[str, Any]) -> Table:
+    """Paired differences, item by item, and what may be said of each."""
+    against = {
+        "before": "the plain question",
+        "start": "the prompt before tuning",
+        "permuted": "other countries' prompts",
+    }
+    rows = []
+    for country, entry in result["countries"].items():
+        for name, words in against.items():
+            difference = Estimate.read(entry["held_out"].get(f"after_minus_{name}"))
+            if difference is not None:
+                rows.append((country, words, difference, verdict(difference, "nearer", "further")))
+    return Table(
+        "Tuned prompt on the held-out survey, paired item by item",
+        ("Country", "Against", "Difference", "In words"),
+        tuple(rows), digits=3, signed=("Difference",),
+    )  # fmt: skip
+
+
+def transfer_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
+    matrix, names = result["held_out"].get("matrix"), list(result["countries"])
+    if not matrix or len(names) < 2:
+        return None
+    own = [(i, i) for i in range(len(names))]
+    panel = figures.heat_map("", names, names, matrix, "prompt tuned for", "scored against", 3, own)
+    return make_figure(
+        out / FIGURES / "transfer.png", [panel],
+        "Transfer matrix: held-out score of each country's prompt (row) against each country "
+        "(column). Framed: own country. Prompts that had learned their country would be highest "
+        "in the frame of their row and of their column.",
+        "Heat map of prompts by countries; the numbers are in the cells and in the table below.",
+        matrix_table("Transfer matrix", "Prompt tuned for", names, names, matrix, 3),
+    )  # fmt: skip
+
+
+def permutation_words(test: Mapping[str, Any] | None) -> str:
+    if not test or not is_number(test.get("others")):
+        return "Permutation test: not made, as it needs two countries."
+    p, count = test["p_value"], test["assignments"]
+    verdict = "told apart from chance" if p <= 0.05 else "not told apart from chance"
+    return (
+        f"Permutation test: prompts score {number(test['own'], 3)} on their own country and "
+        f"{number(test['others'], 3)} on the others. Of {count:,} ways to assign prompts to "
+        f"countries, a share of p = {number(p, 3)} does as well (the smallest possible is "
+        f"{number(1 / count, 3)}): {verdict} at 5 %."
+    )

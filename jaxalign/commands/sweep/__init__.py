@@ -1,0 +1,1 @@
+"""Many searches from one file."""

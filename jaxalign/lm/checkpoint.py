@@ -1,0 +1,315 @@
+"""Hugging Face safetensors <-> parameters, read straight into their shardings.
+
+Reading: every device's shard is one buffer, filled from the mapped file a few MiB at a time, so a
+host's anonymous memory peaks at little more than the shards it keeps: on CPU JAX adopts the buffer
+without a copy, elsewhere the buffers of one parameter at a time are on the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes  # noqa: F401  teaches numpy, and so safetensors, bfloat16
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxalign.core.errors import UserError
+from jaxalign.lm.config import LlamaConfig, config_to_hf
+from jaxalign.lm.safetensors_io import (
+    INDEX,
+    ONE_FILE,
+    STORED,
+    find_files,
+    read_spans,
+    read_weight_map,
+    tensor_bytes,
+    weights_sha256,
+    write_file,
+    write_json,
+)
+from jaxalign.lm.weights import Params, Weight, input_dims, is_weight, weight_tree
+
+__all__ = ["load_checkpoint", "save_checkpoint", "weights_sha256"]
+
+_CHUNK_BYTES = 8 * 2**20  # read at a time
+_BLOCK_ROWS = 64  # transposed at a time: fits a core's cache, 2 to 3 times faster than all at once
+_ALIGNMENT = 64  # bytes; JAX on CPU copies a buffer that is not so aligned
+
+Index = tuple[slice, ...]
+
+
+class Place(NamedTuple):
+    """Where one Hugging Face tensor goes: a parameter's keys, and its layer if that is a stack."""
+
+    keys: tuple[str, ...]
+    layer: int | None
+    weight: Weight  # of one layer
+
+
+def load_checkpoint(folder: Path, config: LlamaConfig, shardings: Params | None = None) -> Params:
+    """Parameters in `config.param_dtype` from a folder of float32, bfloat16 or float16 tensors.
+
+    `shardings`: a tree like `weights.weight_tree` with one `jax.sharding.Sharding` per parameter
+    (`weights.param_shardings`); default: everything on the first local device. Each process reads
+    only what its own devices hold.
+    Raises UserError, naming file and tensor, where one is missing, left over, of another shape or
+    dtype, or cut short.
+    """
+    tree = weight_tree(config)
+    if shardings is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: here, tree, is_leaf=is_weight)
+    with contextlib.ExitStack() as stack:
+        tensors = _open_tensors(folder, config, stack)
+
+        def read(path: tuple[Any, ...], weight: Weight, sharding: jax.sharding.Sharding):
+            layers = tensors[tuple(key.key for key in path)]
+            return _read_weight(weight, layers, sharding, config.param_dtype)
+
+        return jax.tree_util.tree_map_with_path(read, tree, shardings, is_leaf=is_weight)
+
+
+def save_checkpoint(
+    folder: Path,
+    params: Params,
+    config: LlamaConfig,
+    max_shard_bytes: float = 5e9,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Write `config.json` and the weights, in `config.param_dtype`, as transformers reads them.
+
+    more: further fields of `config.json`, such as the ids of special tokens.
+
+    Files are written aside and moved into place when whole, `config.json` last, so a new folder
+    with a `config.json` holds a whole model. Other files there (a tokenizer) are left alone.
+    Raises UserError when the folder holds weights already, when the parameters do not fit `config`,
+    or when parts of them live in other processes.
+    """
+    _check_params(params, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    if taken := sorted(p.name for p in folder.glob("*.safetensors*")):
+        raise UserError(f"{folder}: holds {taken[0]} already; give another folder")
+    files = _plan_files(config, max_shard_bytes)
+    with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=folder) as name:
+        aside = Path(name)
+        for file, shapes in files.items():
+            tensors = _hf_tensors(params, config, shapes)
+            write_file(aside / file, shapes, config.param_dtype, tensors)
+        if len(files) > 1:
+            write_json(aside / INDEX, _index_fields(files, config))
+        write_json(aside / "config.json", config_to_hf(config) | dict(more))
+        for path in sorted(aside.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
+            os.replace(path, folder / path.name)
+
+
+def _places(config: LlamaConfig) -> dict[str, Place]:
+    """Hugging Face name -> where it goes, in the order of the model."""
+    tree, last = weight_tree(config), config.num_hidden_layers - 1
+    places = {tree["embed"].hf_name: Place(("embed",), None, tree["embed"])}
+    for i in range(last + 1):
+        for name, weight in tree["last"].items():
+            keys, layer = (("layers", name), i) if i < last else (("last", name), None)
+            places[f"model.layers.{i}.{weight.hf_name}"] = Place(keys, layer, weight)
+    for name in ("norm", "head"):
+        if name in tree:
+            places[tree[name].hf_name] = Place((name,), None, tree[name])
+    return places
+
+
+def _tolerated(name: str, config: LlamaConfig) -> bool:
+    """Tensors that a Llama checkpoint may hold and that say nothing new."""
+    tied_head = config.tie_word_embeddings and name == "lm_head.weight"
+    return tied_head or name.endswith("rotary_emb.inv_freq")
+
+
+# Reading
+
+
+def _open_tensors(
+    folder: Path, config: LlamaConfig, stack: contextlib.ExitStack
+) -> dict[tuple[str, ...], list[Any]]:
+    """A parameter's keys -> its safetensors slices, one per layer; checked, nothing read yet."""
+    places = _places(config)
+    found: dict[str, Any] = {}
+    for path in find_files(folder):
+        for name in read_spans(path):
+            if name not in places and not _tolerated(name, config):
+                raise UserError(f"{path}: left-over tensor {name}; the config has no such weight")
+            if name in found:
+                raise UserError(f"{path}: tensor {name} is in another file as well")
+        try:
+            file = stack.enter_context(safe_open(path, framework="numpy"))
+        except SafetensorError as error:
+            raise UserError(f"{path}: damaged ({error})") from None
+        for name in places.keys() & set(file.keys()):
+            found[name] = file.get_slice(name)
+            _check_tensor(path, name, found[name], places[name].weight.hf_shape)
+    _check_complete(folder, places, found)
+    tensors: dict[tuple[str, ...], list[Any]] = {}
+    for name, place in places.items():
+        tensors.setdefault(place.keys, []).append(found[name])
+    return tensors
+
+
+def _check_tensor(path: Path, name: str, tensor: Any, shape: tuple[int, ...]) -> None:
+    stored, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+    if stored != shape:
+        raise UserError(f"{path}: {name} has shape {stored}; by the config it is {shape}")
+    if dtype not in STORED:
+        raise UserError(f"{path}: {name} is stored as {dtype}; only {', '.join(STORED)} are read")
+
+
+def _check_complete(folder: Path, places: dict[str, Place], found: dict[str, Any]) -> None:
+    """Raise for missing tensors, with the file that should hold the first of them."""
+    missing = [name for name in places if name not in found]
+    if not missing:
+        return
+    file = ONE_FILE
+    if not (folder / ONE_FILE).is_file():
+        file = read_weight_map(folder / INDEX).get(missing[0], INDEX)
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    raise UserError(f"{folder / file}: tensor {missing[0]}{more} missing")
+
+
+def _read_weight(
+    weight: Weight, layers: list[Any], sharding: jax.sharding.Sharding, dtype: str
+) -> jax.Array:
+    """One parameter from its tensors (a stack has several), each shard read once."""
+    shards: dict[tuple[tuple[int, int], ...], np.ndarray] = {}  # replicas share one buffer
+
+    def read(index: Index) -> np.ndarray:
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, weight.shape, strict=True))
+        if bounds not in shards:
+            shards[bounds] = _read_shard(weight, layers, tuple(slice(*b) for b in bounds), dtype)
+        return shards[bounds]
+
+    return jax.make_array_from_callback(weight.shape, sharding, read)
+
+
+def _read_shard(weight: Weight, layers: list[Any], index: Index, dtype: str) -> np.ndarray:
+    out = _aligned_empty(tuple(s.stop - s.start for s in index), dtype)
+    if weight.axes[0] != "layers":
+        _fill(out, layers[0], weight, index, weight.shape)
+        return out
+    for target, layer in zip(out, layers[index[0]], strict=True):
+        _fill(target, layer, weight, index[1:], weight.shape[1:])
+    return out
+
+
+def _fill(
+    out: np.ndarray, tensor: Any, weight: Weight, index: Index, shape: tuple[int, ...]
+) -> None:
+    """Read one layer's part `index` of a tensor into `out`; `shape` is the layer's."""
+    if len(shape) == 1:
+        out[...] = tensor[index[0]].astype(out.dtype, copy=False)
+    elif not weight.transposed:
+        _copy(tensor, *index, out)
+    else:
+        # Theirs is [out, in]: flatten ours to [in, out] and turn it round.
+        split = input_dims(shape, weight.fan_in)
+        ins = _flat_range(index[:split], shape[:split])
+        outs = _flat_range(index[split:], shape[split:])
+        _copy(tensor, outs, ins, out.reshape(ins.stop - ins.start, outs.stop - outs.start).T)
+
+
+def _flat_range(index: Index, shape: tuple[int, ...]) -> slice:
+    """The range that `index` covers when the dimensions of `shape` are flattened into one."""
+    if any(s != slice(0, n) for s, n in zip(index[1:], shape[1:], strict=True)):
+        raise UserError(f"only the first of dimensions {shape} may be sharded, found {index}")
+    inner = math.prod(shape[1:])
+    return slice(index[0].start * inner, index[0].stop * inner)
+
+
+def _copy(tensor: Any, rows: slice, columns: slice, out: np.ndarray) -> None:
+    """out[...] = tensor[rows, columns], a few MiB of rows at a time."""
+    step = max(_BLOCK_ROWS, _CHUNK_BYTES // (4 * (columns.stop - columns.start)))
+    for start in range(rows.start, rows.stop, step):
+        stop = min(start + step, rows.stop)
+        chunk = tensor[start:stop, columns].astype(out.dtype, copy=False)
+        _copy_blocks(out[start - rows.start : stop - rows.start], chunk)
+
+
+def _copy_blocks(out: np.ndarray, source: np.ndarray) -> None:
+    """out[...] = source where one of them is transposed."""
+    for start in range(0, len(source), _BLOCK_ROWS):
+        out[start : start + _BLOCK_ROWS] = source[start : start + _BLOCK_ROWS]
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Like `np.empty`, at an address that JAX on CPU adopts without a copy."""
+    size = tensor_bytes(shape, dtype)
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    offset = -raw.ctypes.data % _ALIGNMENT
+    return raw[offset : offset + size].view(dtype).reshape(shape)
+
+
+# Writing
+
+
+def _check_params(params: Params, config: LlamaConfig) -> None:
+    expected, tree = jax.tree.flatten(weight_tree(config), is_leaf=is_weight)
+    if jax.tree.structure(params) != tree:
+        raise UserError("save_checkpoint: the parameters are not the tree of weights of the config")
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (path, leaf), weight in zip(leaves, expected, strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if leaf.shape != weight.shape:
+            raise UserError(
+                f"save_checkpoint: {name} is {leaf.shape}, by the config {weight.shape}"
+            )
+        if not getattr(leaf, "is_fully_addressable", True):
+            raise UserError(f"save_checkpoint: {name} is spread over processes; gather it first")
+
+
+def _plan_files(config: LlamaConfig, max_bytes: float) -> dict[str, dict[str, tuple[int, ...]]]:
+    """File name -> tensors and their shapes, in the order of the model; a file is larger than
+    `max_bytes` only where one tensor is."""
+    groups: list[dict[str, tuple[int, ...]]] = [{}]
+    room = max_bytes
+    for name, place in _places(config).items():
+        size = tensor_bytes(place.weight.hf_shape, config.param_dtype)
+        if size > room and groups[-1]:
+            groups.append({})
+            room = max_bytes
+        groups[-1][name] = place.weight.hf_shape
+        room -= size
+    if len(groups) == 1:
+        return {ONE_FILE: groups[0]}
+    total = len(groups)
+    return {f"model-{i:05}-of-{total:05}.safetensors": g for i, g in enumerate(groups, start=1)}
+
+
+def _index_fields(
+    files: dict[str, dict[str, tuple[int, ...]]], config: LlamaConfig
+) -> dict[str, Any]:
+    shapes = [shape for group in files.values() for shape in group.values()]
+    total = sum(tensor_bytes(shape, config.param_dtype) for shape in shapes)
+    placed = {name: file for file, group in files.items() for name in group}
+    return {"metadata": {"total_size": total}, "weight_map": placed}
+
+
+def _hf_tensors(
+    params: Params, config: LlamaConfig, names: dict[str, tuple[int, ...]]
+) -> Iterator[np.ndarray]:
+    """The named tensors as Hugging Face lays them out, C-contiguous, in `param_dtype`."""
+    places = _places(config)
+    for name in names:
+        keys, layer, weight = places[name]
+        value = params
+        for key in keys:
+            value = value[key]
+        value = np.asarray(value if layer is None else value[layer])
+        value = value.astype(config.param_dtype, copy=False)
+        if weight.transposed:
+            turned = np.empty(weight.hf_shape, value.dtype)
+            _copy_blocks(turned.T, value.reshape(weight.fan_in, -1))
+            value = turned
+        yield np.ascontiguousarray(value)

@@ -1,0 +1,234 @@
+"""Shapes and constants of a LLaMA-3 model, from a preset or from a Hugging Face `config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxalign.core.errors import UserError
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """The `llama3` rule: long wavelengths are stretched by `factor`, short ones left alone.
+
+    Source: Llama 3.1's `rope_scaling` with `rope_type: llama3`.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """A LLaMA-3 decoder. Lengths are counts; field names are Hugging Face's where it has one."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 8192
+    initializer_range: float = 0.02
+    dtype: DType = "bfloat16"  # of activations; norms, softmax and RoPE are float32 always
+    param_dtype: DType = "bfloat16"  # of stored weights
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (type(value) is not int or value < 1):
+                raise UserError(f"{field.name}={value!r}: a whole number of at least 1 is needed")
+            if field.type == "float" and not _is_positive(value):
+                raise UserError(f"{field.name}={value!r}: a number above 0 is needed")
+        if self.num_hidden_layers < 2:
+            raise UserError(
+                f"num_hidden_layers={self.num_hidden_layers}: at least 2 are needed "
+                "(the last layer is kept apart from the stacked ones)"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise UserError(f"head_dim={self.head_dim} is odd: RoPE turns pairs of dimensions")
+
+    def replace(self, **changes: Any) -> LlamaConfig:
+        return dataclasses.replace(self, **changes)
+
+
+def _is_positive(value: object) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+_SCALING_3_1 = RopeScaling(8.0, 1.0, 4.0, 8192)
+_SCALING_3_2 = RopeScaling(32.0, 1.0, 4.0, 8192)
+_8B = LlamaConfig(128_256, 4096, 14_336, 32, 32, 8, 128)
+_70B = LlamaConfig(128_256, 8192, 28_672, 80, 64, 8, 128)
+_LONG = {"rope_scaling": _SCALING_3_1, "max_position_embeddings": 131_072}
+
+PRESETS: dict[str, LlamaConfig] = {
+    "llama3-8b": _8B,
+    "llama3-70b": _70B,
+    "llama3.1-8b": _8B.replace(**_LONG),
+    "llama3.1-70b": _70B.replace(**_LONG),
+    "llama3.2-1b": LlamaConfig(
+        128_256, 2048, 8192, 16, 32, 8, 64,
+        rope_scaling=_SCALING_3_2, max_position_embeddings=131_072, tie_word_embeddings=True,
+    ),
+    "llama3.2-3b": LlamaConfig(
+        128_256, 3072, 8192, 28, 24, 8, 128,
+        rope_scaling=_SCALING_3_2, max_position_embeddings=131_072, tie_word_embeddings=True,
+    ),
+    "llama3.3-70b": _70B.replace(**_LONG),
+}  # fmt: skip
+
+# Fields of config.json that must have exactly this value, because nothing here acts on another.
+_REQUIRED = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "attention_dropout": 0.0,
+    "pretraining_tp": 1,
+    "quantization_config": None,
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "partial_rotary_factor": 1.0,
+    "sliding_window": None,
+    "layer_types": None,
+    "tie_encoder_decoder": False,
+    "cross_attention_hidden_size": None,
+    "pruned_heads": {},
+    "chunk_size_feed_forward": 0,
+}
+# Fields that do not change what this package computes.
+_IGNORED = {
+    "architectures", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id",
+    "use_cache", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path",
+    "return_dict", "output_attentions", "output_hidden_states", "output_scores", "torchscript",
+    "use_bfloat16", "tf_legacy_loss", "is_encoder_decoder", "finetuning_task", "id2label",
+    "label2id", "problem_type", "tokenizer_class", "prefix", "task_specific_params", "max_length",
+    "min_length", "do_sample", "temperature", "top_p", "top_k", "_attn_implementation_autoset",
+    "decoder_start_token_id", "return_dict_in_generate", "jaxalign", "num_beams",
+    "repetition_penalty", "_attn_implementation", "unsloth_version", "unsloth_fixed",
+}  # fmt: skip
+_DERIVED = {"rope_theta", "rope_scaling", "head_dim", "num_key_value_heads", "dtype", "param_dtype"}
+_COPIED = {f.name for f in dataclasses.fields(LlamaConfig)} - _DERIVED
+
+
+def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaConfig:
+    """Read the fields of a Hugging Face `config.json`, in the old or the transformers-5 spelling.
+
+    Old: `rope_theta` and `rope_scaling` at the top. New: both inside `rope_parameters`.
+    Raises UserError with the field's name and value for anything this package does not handle.
+    """
+    fields = dict(fields)
+    rope = _rope_fields(fields)
+    kept: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name in _COPIED:
+            kept[name] = value
+        elif name in _REQUIRED:
+            if value != _REQUIRED[name]:
+                raise UserError(
+                    f"config.json: {name}={value!r} is not handled (only {_REQUIRED[name]!r} is)"
+                )
+        elif name not in _IGNORED | {"num_key_value_heads", "head_dim"}:
+            raise UserError(f"config.json: unknown field {name}={value!r}; refusing to guess")
+    needed = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    )
+    if missing := [n for n in needed if n not in kept]:
+        raise UserError(f"config.json: missing field {missing[0]}")
+    kept.setdefault("rms_norm_eps", 1e-6)  # Hugging Face's defaults where the file is silent
+    kept.setdefault("max_position_embeddings", 2048)
+    heads, width = kept["num_attention_heads"], kept["hidden_size"]
+    whole = type(heads) is type(width) is int and heads > 0
+    return LlamaConfig(
+        **kept,
+        num_key_value_heads=fields.get("num_key_value_heads") or heads,
+        head_dim=fields.get("head_dim") or (width // heads if whole else 1),
+        rope_theta=rope[0],
+        rope_scaling=rope[1],
+        dtype=dtype,
+        param_dtype=dtype,
+    )
+
+
+def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Take the RoPE fields out of `fields`, whichever spelling they come in."""
+    given = [fields.pop(name, None) or {} for name in ("rope_parameters", "rope_scaling")]
+    for value in given:
+        if not isinstance(value, dict):
+            raise UserError(f"config.json: rope_parameters or rope_scaling {value!r}: not a table")
+    new, scaling = given[0], dict(given[1] or given[0])
+    theta = new.get("rope_theta") or fields.pop("rope_theta", None) or 10_000.0
+    fields.pop("rope_theta", None)
+    scaling.pop("rope_theta", None)
+    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+    scaling.pop("type", None)
+    if kind == "default":
+        if scaling:
+            raise UserError(f"config.json: rope_parameters {scaling!r} are not handled")
+        return theta, None
+    if kind != "llama3":
+        raise UserError(f"config.json: rope_type={kind!r} is not handled (default and llama3 are)")
+    names = {f.name for f in dataclasses.fields(RopeScaling)}
+    if set(scaling) != names:
+        raise UserError(
+            f"config.json: llama3 rope scaling needs {sorted(names)}, found {sorted(scaling)}"
+        )
+    return theta, RopeScaling(**scaling)
+
+
+def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
+    """The fields of a `config.json` that transformers reads back as the same model: 5 from
+    `rope_parameters` and `dtype`, 4 from `rope_theta`, `rope_scaling` and `torch_dtype`."""
+    scaling = config.rope_scaling and {"rope_type": "llama3", **vars(config.rope_scaling)}
+    rope = {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        **{name: getattr(config, name) for name in sorted(_COPIED)},
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "rope_parameters": rope,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "dtype": config.param_dtype,
+        "torch_dtype": config.param_dtype,
+    }
+
+
+def read_config(folder: Path, dtype: DType = "bfloat16") -> LlamaConfig:
+    """The config of a model folder. Raises UserError where there is none or it is not JSON."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no config.json there; give the folder of a Hugging Face Llama")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    return config_from_hf(fields, dtype)

@@ -1,0 +1,311 @@
+"""LLaMA-3 as a Flax Linen model: layers stacked by `nn.scan`, the last one apart.
+
+Legend of dimension letters, used in array names (`x_BxTxD`) and einsums everywhere:
+    E evolved member   C culture (country)   Q question (item)   O option   M prompt token
+    B batch   T query position   S key position   N query head   K key-value head
+    G query heads per key-value head   H head dimension   D model   F feed-forward   V vocabulary
+    L layer   A answer position   R row of an attention layout
+
+Norms, softmax and RoPE are float32 whatever the dtype of activations; matrix products accumulate
+in float32. What differs between a plain forward, a packed population and decoding is only which
+keys a query sees, so a layer takes its attention as an argument (`Attend`).
+
+Source: Llama 3 (Grattafiori et al. 2024), RoPE (Su et al. 2021), GQA (Ainslie et al. 2023).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from types import MappingProxyType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.weights import Weight, block_weights, init_params, outer_weights
+
+__all__ = ["Llama", "causal_mask", "init_params", "masked_attention", "rope_tables"]
+
+# Input and output axes of every linear map of a layer, as einsum letters.
+AXES = MappingProxyType(
+    {
+        "q": ("d", "nh"),
+        "k": ("d", "kh"),
+        "v": ("d", "kh"),
+        "o": ("nh", "d"),
+        "gate": ("d", "f"),
+        "up": ("d", "f"),
+        "down": ("f", "d"),
+    }
+)
+
+Rope = tuple[jax.Array, jax.Array]  # cos, sin: float32 [T, H/2] or [B, T, H/2]
+KeyValue = tuple[jax.Array, jax.Array]  # keys, values: [B, S, K, H]
+# attend(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, cache of this layer) -> o_BxTxNxH. A
+# `jax.tree_util.Partial`, so that masks and index tables inside it reach `nn.scan` as arrays.
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * scale over the last axis; computed in float32, returned in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    return normed.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def rope_frequencies(c: LlamaConfig) -> np.ndarray:
+    """Inverse frequencies float32 [H/2], in radians per position, after `llama3` scaling if any."""
+    exponents = np.arange(0, c.head_dim, 2, dtype=np.float32) / np.float32(c.head_dim)
+    frequencies = (1.0 / np.float32(c.rope_theta) ** exponents).astype(np.float32)
+    s = c.rope_scaling
+    if s is None:
+        return frequencies
+    turns = s.original_max_position_embeddings * frequencies / (2 * math.pi)
+    smooth = np.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
+    return ((1 - smooth) * frequencies / s.factor + smooth * frequencies).astype(np.float32)
+
+
+def rope_tables(c: LlamaConfig, positions: jax.Array) -> Rope:
+    """cos and sin, float32 [..., T, H/2], of integer positions [..., T]."""
+    frequencies = jnp.asarray(rope_frequencies(c))
+    angles = positions.astype(jnp.float32)[..., None] * frequencies.reshape(
+        (1,) * positions.ndim + frequencies.shape
+    )
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BxTxNxH: jax.Array, rope: Rope) -> jax.Array:
+    """Turn each (i, i + H/2) pair by its position's angle, in float32."""
+    cos, sin = (jnp.expand_dims(t, -2) for t in rope)
+    if cos.ndim < x_BxTxNxH.ndim:
+        cos, sin = cos[None], sin[None]
+    first, second = jnp.split(x_BxTxNxH.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BxTxNxH.dtype)
+
+
+def causal_mask(segments_BxT: jax.Array) -> jax.Array:
+    """bool [B, 1, T, T]: query sees keys not after it in its own segment; segment 0 is padding."""
+    T = segments_BxT.shape[1]
+    earlier = jnp.tril(jnp.ones((T, T), bool))[None]
+    same = segments_BxT[:, :, None] == segments_BxT[:, None, :]
+    return (earlier & same & (segments_BxT > 0)[:, None, :])[:, None]
+
+
+def masked_attention(
+    mask_BxTxS: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, cache: None = None
+) -> jax.Array:
+    """Plain attention under a boolean mask [B or 1, 1, T, S]; softmax in float32."""
+    with exact_products(q.dtype):
+        return jax.nn.dot_product_attention(q, k, v, mask=mask_BxTxS)
+
+
+def exact_products(dtype: Any) -> AbstractContextManager:
+    """Where float32 products are not asked for by `product`: exact on TPU and GPU too."""
+    return jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default")
+
+
+@jax.checkpoint
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up in float32, rounded once: rounding every step to bfloat16 is less exact and,
+    on CPU, takes several times as long. The inputs stay in their dtype, which halves what goes
+    through an accelerator's memory; a backward pass keeps them alone."""
+    return (nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
+
+
+def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
+    """The linear map `name` over the last axes of x, in x's dtype with float32 accumulation.
+
+    Beside a kernel there may be its adapter, `name_a` and `name_b` (`jaxalign.lm.lora`), and the
+    scale of its outputs, `name_scale`, where it is stored in 8 bits (`llama.quantized`).
+    """
+    inputs, outputs = AXES[name]
+    lead = "bt"
+    beside = {f"{name}_scale", f"{name}_a"} & set(w)
+    dtype = jnp.float32 if beside else x.dtype
+    out = product(f"{lead}{inputs},{inputs}{outputs}->{lead}{outputs}", x, w[name], dtype)
+    if f"{name}_scale" in w:
+        scale = w[f"{name}_scale"].astype(jnp.float32)
+        out = out * scale.reshape((1,) * len(lead) + scale.shape)
+    if f"{name}_a" in w:
+        low = product(f"{lead}{inputs},{inputs}r->{lead}r", x, w[f"{name}_a"], x.dtype)
+        out = out + product(f"{lead}r,r{outputs}->{lead}{outputs}", low, w[f"{name}_b"])
+    return out.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def product(equation: str, x: jax.Array, kernel: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """einsum of x and a kernel cast to x's dtype, accumulated in float32 and returned in `dtype`
+    (float32 is exact, also on TPU and GPU). So are the two products of the backward pass; left to
+    itself, JAX would run them in float32 after a float32 output, several times slower than in
+    bfloat16.
+    """
+    precision = "highest" if x.dtype == jnp.float32 else "default"
+
+    # cuBLAS sums in float32 whatever it returns, but a float32 result that is rounded afterwards
+    # goes through memory once more, twice as wide. XLA on CPU is several times slower without.
+    # (By the back end: `platform_dependent` made a bfloat16 evaluation on CPU 8 % slower.)
+    result = dtype if jax.default_backend() == "gpu" else jnp.float32
+    return jnp.einsum(
+        equation, x, kernel.astype(x.dtype), precision=precision, preferred_element_type=result
+    ).astype(dtype)
+
+
+def _product_forward(
+    equation: str, x: jax.Array, kernel: jax.Array, dtype: Any
+) -> tuple[jax.Array, Any]:
+    return product(equation, x, kernel, dtype), (x, kernel)
+
+
+def _product_backward(
+    equation: str, dtype: Any, kept: Any, g: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """Where the kernel is frozen, nothing reads its gradient and XLA leaves it out."""
+    (x, kernel), (inputs, out) = kept, equation.split("->")
+    (lhs, rhs), g = inputs.split(","), g.astype(x.dtype)
+    x_gradient = product(f"{out},{rhs}->{lhs}", g, kernel, x.dtype)
+    if jnp.issubdtype(kernel.dtype, jnp.integer):  # in 8 bits: always frozen
+        return x_gradient, None
+    return x_gradient, product(f"{lhs},{out}->{rhs}", x, g, kernel.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+class Block(nn.Module):
+    """One decoder layer. Returns the residual stream and this layer's keys and values."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BxTxD: jax.Array,
+        rope: Rope,
+        attend: Attend,
+        cache: Any = None,
+        keep: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeyValue]:
+        """`keep` int [A]: only these positions' outputs are computed (keys and values: all)."""
+        c = self.config
+        w = _declare(self, c, block_weights(c)) | self._beside_kernels()
+        h = rms_norm(x_BxTxD, w["attention_norm"], c.rms_norm_eps)
+        k = rotate(project(h, w, "k"), rope)
+        v = project(h, w, "v")
+        x, rope_q = x_BxTxD, rope
+        if keep is not None:
+            x, h = x[:, keep], h[:, keep]
+            rope_q = tuple(jnp.take(t, keep, axis=-2) for t in rope)
+        q = rotate(project(h, w, "q"), rope_q)
+        x = x + project(attend(q, k, v, cache), w, "o")
+        h = rms_norm(x, w["mlp_norm"], c.rms_norm_eps)
+        x = x + project(swiglu(project(h, w, "gate"), project(h, w, "up")), w, "down")
+        return x, (k, v)
+
+    def _beside_kernels(self) -> dict[str, jax.Array]:
+        """Adapters and scales that the given parameters hold beside the declared kernels."""
+        names = [f"{name}_{part}" for name in AXES for part in ("a", "b", "scale")]
+        return {n: self.get_variable("params", n) for n in names if self.has_variable("params", n)}
+
+
+class Llama(nn.Module):
+    """The decoder. Parameters: `{"params": tree}` with the structure of `weights.weight_tree`.
+
+    `unroll` unrolls the layer scan: faster steps on CPU for small models, slower compilation.
+    `remat` recomputes each layer in the backward pass instead of keeping its activations.
+    """
+
+    config: LlamaConfig
+    unroll: bool = False
+    remat: bool = False
+
+    def setup(self) -> None:
+        c = self.config
+        for name, value in _declare(self, c, outer_weights(c)).items():
+            setattr(self, f"{name}_weight", value)
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0),
+            length=c.num_hidden_layers - 1,
+            unroll=c.num_hidden_layers - 1 if self.unroll else 1,
+        )(c)
+        self.last = block(c)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Token ids [...] -> embeddings [..., D] in the activations' dtype."""
+        return jnp.take(self.embed_weight, tokens, axis=0).astype(self.config.dtype)
+
+    def blocks(
+        self,
+        x_BxTxD: jax.Array,
+        rope: Rope,
+        attend: Attend,
+        attend_last: Attend | None = None,
+        cache: tuple[Any, Any] = (None, None),
+        keep: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[KeyValue, KeyValue]]:
+        """All layers and the final norm.
+
+        `cache` is what each layer's `attend` is given: (leaves with a leading axis of L-1, leaves
+        of the last layer). With `keep` int [A] only those positions leave the last layer, under
+        `attend_last`. Returns the normed stream [B, T or A, D] and the keys and values of all
+        layers, (stacked [L-1, B, T, K, H], last [B, T, K, H]).
+        """
+        x, stacked = self.layers(x_BxTxD, rope, attend, cache[0])
+        x, last = self.last(x, rope, attend_last or attend, cache[1], keep)
+        x = rms_norm(x, self.norm_weight, self.config.rms_norm_eps)
+        return x, (stacked, last)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Normed stream [..., D] -> float32 logits [..., V]."""
+        equation, table = ("nd,vd->nv", self.embed_weight)
+        if not self.config.tie_word_embeddings:
+            equation, table = "nd,dv->nv", self.head_weight
+        return product(equation, x.reshape(-1, x.shape[-1]), table).reshape(*x.shape[:-1], -1)
+
+    def head_rows(self, tokens: jax.Array) -> jax.Array:
+        """Rows of the output head, [..., D], for token ids [...]."""
+        if self.config.tie_word_embeddings:
+            return jnp.take(self.embed_weight, tokens, axis=0)
+        return jnp.moveaxis(jnp.take(self.head_weight, tokens, axis=1), 0, -1)
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        positions_BxT: jax.Array | None = None,
+        segments_BxT: jax.Array | None = None,
+        at_BxA: jax.Array | None = None,
+    ) -> jax.Array:
+        """Plain causal forward.
+
+        inputs: token ids int [B, T], or embeddings [B, T, D].
+        positions: RoPE positions int [B, T]; default 0...T-1.
+        segments: int [B, T]; tokens see only their own segment, 0 is padding; default all 1.
+        at: int [B, A], the positions whose logits are wanted; default all.
+        Returns float32 logits [B, T, V], or [B, A, V] with `at`.
+        """
+        B, T = inputs.shape[:2]
+        is_tokens = jnp.issubdtype(inputs.dtype, jnp.integer)
+        x = self.embed(inputs) if is_tokens else inputs.astype(self.config.dtype)
+        positions = jnp.arange(T)[None] if positions_BxT is None else positions_BxT
+        segments = jnp.ones((B, T), jnp.int32) if segments_BxT is None else segments_BxT
+        attend = jax.tree_util.Partial(masked_attention, causal_mask(segments))
+        x, _ = self.blocks(x, rope_tables(self.config, positions), attend)
+        if at_BxA is not None:
+            x = jnp.take_along_axis(x, at_BxA[:, :, None], axis=1)
+        return self.logits(x)
+
+
+def _declare(module: nn.Module, c: LlamaConfig, weights: dict[str, Weight]) -> dict[str, jax.Array]:
+    """Declare the table's weights as parameters of a Linen module."""
+    return {name: module.param(name, w.init, c) for name, w in weights.items()}

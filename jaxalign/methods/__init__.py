@@ -1,0 +1,1 @@
+"""Ways to align a model to a group: prompting, soft prompts, CultureSPA."""

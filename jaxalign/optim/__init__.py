@@ -1,0 +1,1 @@
+"""Black-box and gradient optimisers over a population of search vectors."""

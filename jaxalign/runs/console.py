@@ -1,0 +1,257 @@
+"""What a user sees of a program: its command line, errors on one line, progress, tables."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, TextIO, TypeVar
+
+import jax
+import rich.box
+import tyro
+from rich.columns import Columns
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from jaxalign.runtime import hosts
+from jaxalign.core.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def main(
+    run: Callable[[Config], Any],
+    config_class: type[Config],
+    args: Sequence[str] | None = None,
+    program: str | None = None,
+) -> None:
+    """Read a `config_class` from the command line and call `run` with it.
+
+    Exit codes: 0 done; 2 bad input, told in one line on standard error; 130 interrupted. The
+    help text is `config_class`'s docstring and its fields'. Any other exception is a bug and
+    keeps its traceback.
+    """
+    try:
+        with _insistent_interrupt():
+            config = _parse(config_class, args, program or _program())
+            hosts.join()
+            enable_compilation_cache()
+            run(config)
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        _leave(2)
+    except KeyboardInterrupt:
+        resumable = "resume" in {field.name for field in dataclasses.fields(config_class)}
+        hint = "; continue with --resume" if resumable else ""
+        print(f"interrupted{hint}", file=sys.stderr)
+        _leave(130)
+    except Exception:
+        if not hosts.joined():
+            raise
+        traceback.print_exc()
+        _leave(1)
+
+
+@contextlib.contextmanager
+def _insistent_interrupt() -> Iterator[None]:
+    """Ctrl-C is repeated every two seconds until it is heeded: raised inside a callback of JAX's or
+    of a garbage collection, Python prints and forgets it, and the program would go on."""
+    if threading.current_thread() is not threading.main_thread() or os.name != "posix":
+        yield
+        return
+
+    def interrupt(*_: object) -> NoReturn:
+        signal.setitimer(signal.ITIMER_REAL, 2.0)
+        raise KeyboardInterrupt
+
+    before = [signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)]
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        for number, handler in zip((signal.SIGINT, signal.SIGALRM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; among other processes at once, for an orderly exit waits for them to do the same."""
+    if hosts.joined():
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _parse(config_class: type[Config], args: Sequence[str] | None, program: str | None) -> Config:
+    """tyro's reading of the command line. A UserError from a config's own checks comes through
+    as itself, where tyro would draw it in a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(config_class, prog=program, args=args)
+    except SystemExit as leaving:
+        cause: BaseException | None = leaving
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = cause.__context__
+        sys.stderr.write(said.getvalue())
+        raise
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _program() -> str | None:
+    """How the running program is started again, such as `python -m experiments.sweep`."""
+    module = sys.modules["__main__"].__spec__
+    return module and f"python -m {module.name.removesuffix('.__main__')}"
+
+
+def enable_compilation_cache() -> Path | None:
+    """Keep compiled programs from one run to the next. Returns where, None if nowhere.
+
+    A directory that JAX has been given already is kept; else $JAXALIGN_CACHE, else
+    ~/.cache/jaxalign/xla. One that cannot be written to is done without.
+    """
+    if given := jax.config.jax_compilation_cache_dir:
+        return Path(given)
+    folder = Path(os.environ.get("JAXALIGN_CACHE") or Path.home() / ".cache" / "jaxalign" / "xla")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # A run has some 150 small programs, and together they take as long as a large one.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return folder
+
+
+class Progress:
+    """A bar on a terminal, a line every few seconds elsewhere.
+
+        generation ━━━━━━━━━━━━━━━━━╸━━━━━━━━━  120/200   1,850 candidates/s   0:31 left
+        USA 12.3 (median 40.1)   CHN 8.0 (median 22.7)
+
+    Rate and time left are measured from the first `update` on, which leaves out compilation.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        step: str = "generation",
+        unit: str = "candidates",
+        units_per_step: int = 1,
+        quiet: bool = False,
+        every_seconds: float = 5.0,
+        file: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`start` is the step that a resumed run begins after; `quiet` shows nothing."""
+        self._total, self._done = total, start
+        self._step, self._unit, self._units_per_step = step, unit, units_per_step
+        self._quiet, self._every_seconds, self._clock = quiet, every_seconds, clock
+        self._console = Console(file=file or sys.stdout, highlight=False, markup=False)
+        self._marks: deque[tuple[float, int]] = deque(maxlen=50)  # (seconds, steps done)
+        self._fields: Mapping[str, str] = {}
+        self._last_line = -float("inf")
+        self._live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal and not self._quiet:
+            self._live = Live(get_renderable=self._bar, console=self._console, refresh_per_second=4)
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, done: int, fields: Mapping[str, str] | None = None) -> None:
+        """`done` steps of the total are finished; `fields` are short texts by name."""
+        now = self._clock()
+        self._done, self._fields = done, fields or {}
+        self._marks.append((now, done))
+        due = now - self._last_line >= self._every_seconds or done >= self._total
+        if self._live is None and due and not self._quiet:
+            self._last_line = now
+            fields_text = [f"{name} {text}" for name, text in self._fields.items()]
+            self._console.print("  ".join([*self._counts(), *fields_text]), soft_wrap=True)
+
+    def steps_per_second(self) -> float | None:
+        """Over the last updates; None before there are two."""
+        if len(self._marks) < 2:
+            return None
+        (first, steps), (last, more) = self._marks[0], self._marks[-1]
+        return (more - steps) / (last - first) if last > first and more > steps else None
+
+    def _counts(self) -> list[str]:
+        count = f"{self._step} {self._done}/{self._total}"
+        rate = self.steps_per_second()
+        if rate is None:
+            return [count, "compiling" if not self._marks else "measuring"]
+        since = self._clock() - self._marks[-1][0]  # counts down between updates
+        left = max(0, round((self._total - self._done) / rate - since))
+        speed = rate * self._units_per_step
+        shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+        return [count, f"{shown} {self._unit}/s", f"{_clock_text(left)} left"]
+
+    def _bar(self) -> Group:
+        row = Table.grid(padding=(0, 3, 0, 0))
+        bar = ProgressBar(total=self._total, completed=self._done, width=24)
+        row.add_row(bar, *(Text(text) for text in self._counts()))
+        fields = [Text.assemble((name, "bold"), " ", t) for name, t in self._fields.items()]
+        return Group(row, Columns(fields, padding=(0, 3)))
+
+
+def _clock_text(seconds: int) -> str:
+    """83 -> "1:23", 3723 -> "1:02:03"."""
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    file: TextIO | None = None,
+) -> None:
+    """A table with its numbers to the right: floats to one decimal, None as a dash."""
+    console = Console(file=file or sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = 120  # a file has no width; 80 would fold the columns
+    # Text, not str: names and paths may hold [brackets], which would be read as markup.
+    table = Table(title=Text(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
+    for i, name in enumerate(columns):
+        numbers = all(isinstance(row[i], int | float | None) for row in rows)
+        table.add_column(Text(name), justify="right" if numbers and rows else "left")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""The machine underneath: devices, hosts, memory, and what compiled programs do."""

@@ -1,0 +1,143 @@
+"""Where arrays live: the device mesh, and the one table from logical axes to mesh axes.
+
+The rest of the package speaks of logical axes ("members", "heads", "vocab"); this is the only file
+that names mesh axes. Candidates are spread over `population`, examples over `data`, and a model too
+large for one device over `model` (heads, feed-forward and vocabulary, as in Megatron-LM, Shoeybi et
+al. 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxalign.core.errors import UserError
+
+POPULATION, DATA, MODEL = "population", "data", "model"
+MESH_AXES = (POPULATION, DATA, MODEL)
+
+# Logical axis -> mesh axis; None: never split.
+PHYSICAL = MappingProxyType(
+    {
+        "members": POPULATION,
+        "batch": DATA,
+        "heads": MODEL,
+        "kv_heads": MODEL,
+        "mlp": MODEL,
+        "vocab": MODEL,
+        "embed": None,
+        "head_dim": None,
+        "layers": None,
+        "countries": None,
+        "questions": None,
+        "options": None,
+        "tokens": None,
+        "rank": None,
+    }
+)
+
+LogicalAxes = Sequence[str | None]
+
+
+def make_mesh(
+    devices: Sequence[jax.Device] | None = None,
+    population: int | None = None,
+    data: int = 1,
+    model: int = 1,
+) -> Mesh:
+    """A mesh [population, data, model] over `devices` (default: all, of all processes).
+
+    `population` defaults to what `data * model` leaves. Axis types are Auto: evosax raises on
+    JAX's newer default. Raises UserError when the sizes do not use the devices exactly.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if min(data, model) < 1 or (population is not None and population < 1):
+        raise UserError(f"mesh sizes must be at least 1: {population=}, {data=}, {model=}")
+    if population is None:
+        population = max(1, len(devices) // (data * model))
+    shape = (population, data, model)
+    if math.prod(shape) != len(devices):
+        raise UserError(
+            f"mesh population={population} x data={data} x model={model} needs "
+            f"{math.prod(shape)} devices, but there are {len(devices)}"
+        )
+    axis_types = (AxisType.Auto,) * len(shape)
+    # Not jax.make_mesh: it refuses to split an axis of a three-dimensional torus.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=axis_types)
+
+
+def partition_spec(axes: LogicalAxes) -> PartitionSpec:
+    """The mesh axis of each logical axis, for `shard_map` and `with_sharding_constraint`.
+
+    None stands for an axis without a name and is never split. Raises UserError for a logical axis
+    that the table lacks and for a mesh axis used twice.
+    """
+    for axis in axes:
+        if axis is not None and axis not in PHYSICAL:
+            raise UserError(f"unknown logical axis {axis!r}; known are {', '.join(PHYSICAL)}")
+    physical = [None if axis is None else PHYSICAL[axis] for axis in axes]
+    used = [axis for axis in physical if axis is not None]
+    for axis in used:
+        if used.count(axis) > 1:
+            raise UserError(f"logical axes {tuple(axes)} use mesh axis {axis!r} more than once")
+    return PartitionSpec(*physical)
+
+
+def named_sharding(mesh: Mesh, axes: LogicalAxes, shape: Sequence[int]) -> NamedSharding:
+    """How an array of `shape` with these logical axes lies on the mesh.
+
+    Raises UserError for a collision (see `partition_spec`), for as many axes as there are not
+    dimensions, and for a dimension that its mesh axis does not divide.
+    """
+    spec = partition_spec(axes)
+    if len(axes) != len(shape):
+        raise UserError(f"{len(axes)} logical axes {tuple(axes)} for shape {tuple(shape)}")
+    for name, size, axis in zip(axes, shape, spec, strict=True):
+        if axis is not None and size % mesh.shape[axis]:
+            raise UserError(
+                f"{name}={size} of shape {tuple(shape)} is not divisible by the "
+                f"{mesh.shape[axis]} devices along mesh axis {axis!r}"
+            )
+    return NamedSharding(mesh, spec)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device of the mesh holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def place_whole(tree: Any, sharding: NamedSharding) -> Any:
+    """Put arrays that are not yet on the sharding's devices on all of them, whole.
+
+    Every process must hold the same values; those already there keep their own sharding.
+    """
+
+    def place(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and x.sharding.device_set == sharding.device_set:
+            return x
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree)
+
+
+def local_view(tree: Any) -> Any:
+    """Arrays that every device holds whole, as arrays of this process's first device, uncopied.
+
+    For small work that each process does for itself, once instead of on every device. A tree with
+    an array that is split over devices stays as it is.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    if not all(x.is_fully_replicated for x in leaves):
+        return tree
+    return structure.unflatten([x.addressable_shards[0].data for x in leaves])

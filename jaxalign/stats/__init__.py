@@ -1,0 +1,1 @@
+"""Scores of survey answers, with their intervals and their trivial lines; knows no model."""

@@ -1,0 +1,184 @@
+"""From option log-probabilities to six scores and a loss: pure functions that know no model.
+
+    log-probabilities --answer_distributions--> distributions --item_means or
+    most_likely_answers--> 24 answers --dimension_scores--> six scores --loss--> one number
+
+Leading dimensions (members, countries) are arbitrary everywhere; only the last one or two are
+named. Everything is float32. Two readings of a model's answer to an item: "expected", the mean code
+under its distribution, is smooth in the log-probabilities; "most_likely", the code of its most
+probable option, is what one sampled integer at temperature 0 gives, and moves in steps.
+
+Source of the formulas: Hofstede and Minkov, Values Survey Module 2013 Manual.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.core.errors import UserError
+from jaxalign.surveys.hofstede import DIMENSIONS
+from jaxalign.surveys.survey import Survey
+from jaxalign.surveys.tables import option_table
+
+Reading = Literal["expected", "most_likely"]
+READINGS: tuple[Reading, ...] = ("expected", "most_likely")
+
+VALUE_ITEMS = tuple(f"m{i:02d}" for i in range(1, 25))
+VALUE_CODES = (1, 2, 3, 4, 5)
+
+# score = first * (item - item) + second * (item - item) + constant, by item number. The manual
+# weighs both differences of MAS by 35; some papers print 25 for the second.
+FORMULAS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
+    "pdi": ((35, 7, 2), (25, 20, 23)),
+    "idv": ((35, 4, 1), (35, 9, 6)),
+    "mas": ((35, 5, 3), (35, 8, 10)),
+    "uai": ((40, 18, 15), (25, 21, 24)),
+    "lto": ((40, 13, 14), (25, 19, 22)),
+    "ivr": ((35, 12, 11), (40, 17, 16)),
+}
+
+
+def weights() -> np.ndarray:
+    """float32 [6, 24]: points of score per unit of an item's mean answer, m01...m24."""
+    out = np.zeros((len(DIMENSIONS), len(VALUE_ITEMS)), np.float32)
+    for row, dimension in zip(out, DIMENSIONS, strict=True):
+        for weight, plus, minus in FORMULAS[dimension]:
+            row[plus - 1], row[minus - 1] = weight, -weight
+    return out
+
+
+def answer_distributions(log_probs_QxO: jax.Array, valid_QxO: jax.Array) -> jax.Array:
+    """Probability of each option given that one of the item's options is answered.
+
+    `log_probs_QxO` float [..., Q, O] in nats, up to a constant per item; `valid_QxO` bool [Q, O]
+    (or with the same leading dimensions), false past an item's options, where the log-probability
+    may be anything. Returns float32 [..., Q, O]: rows sum to 1, and are 0 past the options.
+    """
+    x = log_probs_QxO.astype(jnp.float32)
+    valid = jnp.broadcast_to(valid_QxO, x.shape)
+    # Replaced before the softmax: NaN or -inf in the padding would otherwise reach the gradient.
+    return jax.nn.softmax(jnp.where(valid, x, 0.0), axis=-1, where=valid)
+
+
+def item_means(distributions_QxO: jax.Array, codes_QxO: jax.Array) -> jax.Array:
+    """The "expected" reading: mean code of each item, float32 [..., Q] in units of the codes.
+
+    `codes_QxO` [Q, O], anything finite past an item's options.
+    """
+    codes = jnp.broadcast_to(codes_QxO, distributions_QxO.shape)
+    return jnp.sum(distributions_QxO * codes.astype(jnp.float32), axis=-1)
+
+
+def most_likely_answers(distributions_QxO: jax.Array, codes_QxO: jax.Array) -> jax.Array:
+    """The "most_likely" reading: code of the most probable option, float32 [..., Q].
+
+    The first of equally probable options. Gradient zero. A row with NaN gives NaN, so that a
+    broken candidate cannot look like a good one.
+    """
+    best = jnp.argmax(distributions_QxO, axis=-1, keepdims=True)
+    codes = jnp.broadcast_to(codes_QxO, distributions_QxO.shape).astype(jnp.float32)
+    answers = jnp.take_along_axis(codes, best, axis=-1)[..., 0]
+    return jnp.where(jnp.isnan(distributions_QxO).any(axis=-1), jnp.nan, answers)
+
+
+def dimension_scores(means_24: jax.Array, constants_6: jax.Array) -> jax.Array:
+    """The six scores, float32 [..., 6] in points, in the order of DIMENSIONS.
+
+    `means_24` float [..., 24]: answers to m01...m24 on 1...5; `constants_6` [..., 6] or [6]: the
+    free constant C of each dimension. Formulas of the VSM 2013 manual, see `FORMULAS`; without C a
+    score spans ±240 (PDI), ±280 (IDV, MAS), ±260 (UAI, LTO), ±300 (IVR).
+    """
+    # Full precision: at an accelerator's default an answer rounds by 0.01, a score by a point.
+    raw = jnp.einsum("...i,di->...d", means_24, weights(), precision="highest")
+    return raw + jnp.broadcast_to(constants_6, raw.shape)
+
+
+def loss(scores_6: jax.Array, target_6: jax.Array, used_6: jax.Array) -> jax.Array:
+    """Sum over the dimensions used of |score − target|: float32 [...], in points, 0 at best.
+
+    `target_6` and `used_6` (bool) broadcast to `scores_6`; a target may be NaN where not used.
+    Source of the objective: Masoud et al. 2025 (arXiv 2503.16094).
+    """
+    used = jnp.broadcast_to(used_6, scores_6.shape)
+    # NaN of a dimension left out would pass through the gradient of a product or an outer where.
+    target = jnp.where(used, jnp.broadcast_to(target_6, scores_6.shape), 0.0)
+    return jnp.sum(jnp.abs(jnp.where(used, scores_6, 0.0) - target), axis=-1)
+
+
+def anchor_constants(raw_Rx6: jax.Array, published_Rx6: jax.Array) -> jax.Array:
+    """Least-squares C over reference countries: float32 [..., 6] in points.
+
+    `raw_Rx6` [..., R, 6]: scores of R reference countries computed with C = 0; `published_Rx6`:
+    what they should be, NaN where not published. The C that minimises the squared differences is
+    their mean. NaN for a dimension that no reference country has: it cannot be anchored.
+    """
+    gap = jnp.broadcast_to(published_Rx6, raw_Rx6.shape) - raw_Rx6
+    return jnp.mean(gap, axis=-2, where=~jnp.isnan(gap))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """An instrument's options and the columns of its value items, as arrays. A pytree."""
+
+    valid: jax.Array  # bool [Q, O], false past an item's options
+    codes: jax.Array  # float32 [Q, O], 0 past an item's options
+    columns: jax.Array  # int32 [24], where m01...m24 stand in Q
+    constants: jax.Array  # float32 [6], points
+
+    def distributions(self, log_probs_QxO: jax.Array) -> jax.Array:
+        """float32 [..., Q, O]; see `answer_distributions`."""
+        return answer_distributions(log_probs_QxO, self.valid)
+
+    def answers(self, log_probs_QxO: jax.Array, reading: Reading = "expected") -> jax.Array:
+        """float32 [..., Q] in units of the codes."""
+        read = {"expected": item_means, "most_likely": most_likely_answers}[reading]
+        return read(self.distributions(log_probs_QxO), self.codes)
+
+    def scores(self, log_probs_QxO: jax.Array, reading: Reading = "expected") -> jax.Array:
+        """The six scores, float32 [..., 6] in points."""
+        answers_24 = jnp.take(self.answers(log_probs_QxO, reading), self.columns, axis=-1)
+        return dimension_scores(answers_24, self.constants)
+
+
+def make_scorer(instrument: Survey, constants: float | np.ndarray = 0.0) -> Scorer:
+    """A Scorer for an instrument that holds m01...m24, in any order, maybe beside other items.
+
+    `constants`: C, one number or six. Raises UserError if the formulas do not fit the instrument.
+    """
+    constants_6 = np.asarray(constants, np.float32)
+    if constants_6.shape not in ((), (len(DIMENSIONS),)):
+        raise UserError(f"C has {constants_6.size} values; give one, or one per dimension: 6")
+    if not np.isfinite(constants_6).all():
+        raise UserError(f"C must be finite, not {constants_6.tolist()}")
+    valid_QxO, codes_QxO = option_table(instrument)
+    return Scorer(
+        jnp.asarray(valid_QxO),
+        jnp.asarray(codes_QxO),
+        jnp.asarray(value_columns(instrument)),
+        jnp.asarray(np.broadcast_to(constants_6, (len(DIMENSIONS),))),
+    )
+
+
+def value_columns(instrument: Survey) -> np.ndarray:
+    """int32 [24]: where m01...m24 stand among the instrument's items.
+
+    Raises UserError naming missing ids, and items that are not ordinal with codes 1...5: the
+    formulas' weights hold for that scale only.
+    """
+    at = {item.id: q for q, item in enumerate(instrument.items)}
+    if missing := [i for i in VALUE_ITEMS if i not in at]:
+        raise UserError(f"instrument {instrument.name!r} lacks items {', '.join(missing)}")
+    columns = np.array([at[i] for i in VALUE_ITEMS], np.int32)
+    for item in (instrument.items[q] for q in columns):
+        if item.scale != "ordinal" or tuple(sorted(item.codes)) != VALUE_CODES:
+            raise UserError(
+                f"instrument {instrument.name!r}: item {item.id} is {item.scale} with codes "
+                f"{list(item.codes)}; the six scores need ordinal items with codes 1 to 5"
+            )
+    return columns

@@ -1,0 +1,249 @@
+"""World Values Survey wave 7 (versions 5 and 6; .csv, .sav, .dta) as an instrument.
+
+The files may not be redistributed, so none is shipped: download one from the survey's site and
+give its path. What is read: B_COUNTRY_ALPHA (three letters), W_WEIGHT, the items asked for and,
+where there is one, D_INTERVIEW (the same interview twice is refused). Negative codes (-1 to -5),
+empty cells and declared missing values are dropped, and the remaining weighted shares of a country
+and item sum to 1. A country and item with fewer than `min_respondents` answers is absent.
+
+Wording: the survey's may not ship either. Give an `instrument` that has it, its items named as the
+columns are (Q1, Q234A): then a code that it does not list is refused, and shares come in its order.
+Without one, items read "Q1" and have the codes seen in the file as their options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxalign.surveys.formats import wvs_csv, wvs_stat
+from jaxalign.surveys.formats.culturespa import NOMINAL, topic
+from jaxalign.surveys.formats.files import bad, sha256_of_file
+from jaxalign.surveys.formats.wvs_tally import (
+    MOST_CODES,
+    Block,
+    Tally,
+    cache_name,
+    count,
+    default_cache_folder,
+    load_tally,
+    save_tally,
+)  # fmt: skip
+from jaxalign.surveys.survey import Item, Survey
+
+MIN_RESPONDENTS = 50
+SUFFIXES = (".csv", ".sav", ".dta")
+
+# The 259 items that have a scale: 223 asks for a party, and what follows 259 is about the person.
+ITEMS = (*(f"Q{i}" for i in range(1, 260) if i != 223), "Q234A")
+
+
+def read_wvs(
+    path: Path | str,
+    instrument: Survey | None = None,
+    items: Sequence[str] | None = None,
+    countries: Sequence[str] | None = None,
+    min_respondents: int = MIN_RESPONDENTS,
+    drop_unknown_codes: bool = False,
+    cache_folder: Path | None = None,
+    use_cache: bool = True,
+) -> Survey:
+    """How each country answered, as an instrument with distributions.
+
+    `items` (default: all of `instrument`, else those of ITEMS that the file has) are column names,
+    `countries` (default: all) three-letter codes. A code that `instrument` does not list is
+    refused, or with `drop_unknown_codes` treated as missing. Counts are kept in `cache_folder`
+    under the hash of the file and these settings, so a second reading takes as long as hashing the
+    file. Raises UserError naming file, row and column.
+    """
+    path = Path(path)
+    if min_respondents < 1:
+        raise bad(path, f"min_respondents={min_respondents}; at least 1")
+    wanted = _wanted(path, instrument, items)
+    allowed = [
+        item.codes if item and not drop_unknown_codes else range(MOST_CODES)
+        for item in wanted.values()
+    ]
+    tally = _tally(path, tuple(wanted), allowed, cache_folder, use_cache)
+    kept = _countries(path, tally, countries)
+    return _instrument(path, tally, wanted, kept, min_respondents, instrument)
+
+
+def is_wvs_header(columns: Sequence[str]) -> bool:
+    """Whether these are columns of a World Values Survey file, whatever its edition."""
+    return "B_COUNTRY_ALPHA" in columns
+
+
+def _wanted(
+    path: Path, instrument: Survey | None, items: Sequence[str] | None
+) -> dict[str, Item | None]:
+    """The items to read, with their wording where there is any."""
+    by_id = {item.id: item for item in instrument.items} if instrument else {}
+    names = tuple(items) if items is not None else tuple(by_id) or _items_there(path)
+    if instrument and (unknown := [name for name in names if name not in by_id]):
+        raise bad(path, f"item {unknown[0]!r} is not in instrument {instrument.name!r}")
+    if not names:
+        raise bad(path, "no items asked for; leave `items` out to read all")
+    for item in by_id.values():
+        if item.id in names and not all(0 <= code < MOST_CODES for code in item.codes):
+            codes = list(item.codes)
+            raise bad(
+                path, f"codes {codes} of item {item.id!r} are not within 0...{MOST_CODES - 1}"
+            )
+    return {name: by_id.get(name) for name in dict.fromkeys(names)}
+
+
+def _items_there(path: Path) -> tuple[str, ...]:
+    """Those of ITEMS that the file has."""
+    columns = _columns(path)
+    _check_columns(path, columns, ())
+    there = tuple(name for name in ITEMS if name in set(columns))
+    if not there:
+        raise bad(path, f"none of the items Q1 ... Q259 is among the {len(columns)} columns")
+    return there
+
+
+def _columns(path: Path) -> tuple[str, ...]:
+    if path.suffix.lower() not in SUFFIXES:
+        raise bad(path, f"ending {path.suffix!r}; the survey comes as {', '.join(SUFFIXES)}")
+    if path.suffix.lower() == ".csv":
+        return wvs_csv.read_header(path).columns
+    return wvs_stat.read_columns(path)
+
+
+def _tally(
+    path: Path,
+    items: tuple[str, ...],
+    allowed: Sequence[Sequence[int]],
+    cache_folder: Path | None,
+    use_cache: bool,
+) -> Tally:
+    """The file's counts, from the cache where they are there."""
+    settings = [[name, list(codes)] for name, codes in zip(items, allowed, strict=True)]
+    kept_at = None
+    if use_cache:
+        name = cache_name(sha256_of_file(path), path.suffix.lower(), settings)
+        kept_at = (cache_folder or default_cache_folder()) / name
+        if (kept := load_tally(kept_at)) is not None:
+            return kept
+    version, blocks = _open(path, items)
+    tally = count(path, blocks, items, allowed, version)
+    if kept_at is not None:
+        save_tally(kept_at, tally)
+    return tally
+
+
+def _open(path: Path, items: Sequence[str]) -> tuple[str, Iterator[Block]]:
+    """Version and respondents of a file whose columns are as they should be."""
+    columns = _columns(path)
+    _check_columns(path, columns, items)
+    if path.suffix.lower() == ".csv":
+        header = wvs_csv.read_header(path)
+        return _version(path, header.version), wvs_csv.iter_blocks(path, header, items)
+    version = wvs_stat.read_version(path, columns)
+    return _version(path, version), wvs_stat.iter_blocks(path, columns, items)
+
+
+def _check_columns(path: Path, columns: Sequence[str], items: Sequence[str]) -> None:
+    if inverted := [c for c in columns if re.fullmatch(r"Q\d{1,3}P", c)]:
+        raise bad(
+            path,
+            f"this is the inverted edition ({len(inverted)} recoded columns such as "
+            f"{inverted[0]!r} run the other way); download the edition without 'inverted'",
+        )
+    for name in ("B_COUNTRY_ALPHA", "W_WEIGHT", *items):
+        if name not in columns:
+            hint = "every respondent needs a weight" if name == "W_WEIGHT" else "leave it out"
+            if name == "B_COUNTRY_ALPHA":
+                hint = "is this wave 7 of the World Values Survey?"
+            raise bad(path, f"the column is absent ({len(columns)} columns); {hint}", column=name)
+
+
+def _version(path: Path, cell: str) -> str:
+    """Such as "6-0": from the file's own `version` column, else from its name, else unknown."""
+    for text, pattern in ((cell, r"(\d+)[-._](\d+)"), (path.stem, r"v(\d+)[-._](\d+)")):
+        if found := re.search(pattern, text):
+            return f"{found[1]}-{found[2]}"
+    return "unknown"
+
+
+def _countries(path: Path, tally: Tally, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    for country in wanted or ():
+        if country in tally.countries:
+            continue
+        if country == "IND" and tally.version.startswith("5"):
+            raise bad(path, "version 5 of wave 7 has no respondents in IND; download version 6")
+        known = " ".join(tally.countries)
+        raise bad(path, f"no respondents in {country!r}; the file has {known}")
+    return tally.countries if wanted is None else tuple(dict.fromkeys(wanted))
+
+
+def _instrument(
+    path: Path,
+    tally: Tally,
+    wanted: dict[str, Item | None],
+    countries: Sequence[str],
+    min_respondents: int,
+    given: Survey | None,
+) -> Survey:
+    seen_QxK = tally.respondents_CxQxK.any(axis=0)
+    items = [
+        item or _plain_item(name, np.flatnonzero(seen_QxK[q]).tolist())
+        for q, (name, item) in enumerate(wanted.items())
+    ]
+    kept = [(q, item) for q, item in enumerate(items) if item is not None]
+    if not kept:
+        raise bad(path, "no item has answers with two different codes")
+    distributions = {
+        country: shares
+        for country in countries
+        if (shares := _shares(tally, tally.countries.index(country), kept, min_respondents))
+    }
+    if not distributions:
+        few = f"no country has {min_respondents} answers to any item"
+        raise bad(path, f"{few}; give a file with more respondents (min_respondents in Python)")
+    if given is not None:
+        items_kept = tuple(item for _, item in kept)
+        return dataclasses.replace(
+            given, items=items_kept, distributions=distributions, majorities={}
+        )
+    return Survey(
+        "World Values Survey 7",
+        tally.version,
+        "World Values Survey wave 7, the user's own file; items without their wording",
+        "paraphrase",
+        tuple(item for _, item in kept),
+        distributions,
+    )
+
+
+def _plain_item(name: str, codes: list[int]) -> Item | None:
+    """An item without wording; None where fewer than two codes were ever given."""
+    if len(codes) < 2:
+        return None
+    number = re.fullmatch(r"Q(\d+)", name)
+    scale = "nominal" if number and int(number[1]) in NOMINAL else "ordinal"
+    return Item(name, name, tuple(map(str, codes)), tuple(codes), scale, topic(name))
+
+
+def _shares(
+    tally: Tally, c: int, items: Sequence[tuple[int, Item]], min_respondents: int
+) -> dict[str, tuple[float, ...]]:
+    """Weighted shares of one country, in each item's own order of options."""
+    asked_QxK = np.zeros(tally.weight_CxQxK.shape[1:], bool)
+    for q, item in items:
+        asked_QxK[q, list(item.codes)] = True
+    weight_QxK = np.where(asked_QxK, tally.weight_CxQxK[c], 0)
+    total_Qx1 = weight_QxK.sum(axis=1, keepdims=True)
+    answers_Q = np.where(asked_QxK, tally.respondents_CxQxK[c], 0).sum(axis=1)
+    enough_Q = ((answers_Q >= min_respondents) & (total_Qx1[:, 0] > 0)).tolist()
+    shares_QxK = (weight_QxK / np.where(total_Qx1 > 0, total_Qx1, 1)).tolist()
+    return {
+        item.id: tuple([shares_QxK[q][code] for code in item.codes])
+        for q, item in items
+        if enough_Q[q]
+    }

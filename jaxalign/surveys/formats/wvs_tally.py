@@ -1,0 +1,191 @@
+"""Weighted counts of answers per country, item and code, added up block by block, and their cache.
+
+The counts are small (countries x items x codes), whatever the number of respondents, so a file of
+any length is read in constant memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxalign.core.errors import UserError
+from jaxalign.surveys.formats.files import bad
+
+MOST_CODES = 64  # codes 0...63: the longest scale has 11, a list of parties or years has far more
+MISSING = -1
+_CACHE_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Some consecutive respondents: R of them, Q items."""
+
+    first_row: int  # of the file; the header is row 1
+    countries: tuple[str, ...]  # distinct, three letters each
+    country_R: np.ndarray  # index into `countries`
+    weight_R: np.ndarray  # float64
+    codes_RxQ: np.ndarray  # int16; MISSING, or a code in [0, MOST_CODES)
+    interview_R: np.ndarray | None = None  # float64, where the file numbers its interviews
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """What a file holds. Weights are in the file's unit (about 1 a respondent)."""
+
+    version: str
+    countries: tuple[str, ...]
+    items: tuple[str, ...]
+    weight_CxQxK: np.ndarray  # float64: sum of the weights of those who gave code K
+    respondents_CxQxK: np.ndarray  # int64: how many they are
+    rows: int
+
+
+class Counter:
+    """Adds blocks up. `allowed` are the codes that each item may have; None where any may."""
+
+    def __init__(
+        self, path: Path, items: Sequence[str], allowed: Sequence[Sequence[int]] | None
+    ) -> None:
+        self._path, self._items = path, tuple(items)
+        self._allowed_QxK = np.ones((len(items), MOST_CODES), bool)
+        for q, codes in enumerate(allowed or ()):
+            self._allowed_QxK[q] = np.isin(np.arange(MOST_CODES), codes)
+        self._weights: dict[str, np.ndarray] = {}
+        self._respondents: dict[str, np.ndarray] = {}
+        self._interviews: dict[int, int] = {}  # fingerprint of an interview -> its row
+        self._rows = 0
+
+    def add(self, block: Block) -> None:
+        """Count one block. Raises UserError for a bad weight, country, code or repeated row."""
+        self._check_weights(block)
+        if block.interview_R is not None:
+            self._check_interviews(block, block.interview_R)
+        shape = (len(block.countries), len(self._items), MOST_CODES + 1)  # code 0 here: missing
+        cells_RxQ = block.codes_RxQ + np.arange(1, shape[1] * shape[2], shape[2])[None, :]
+        cells_RxQ += (block.country_R * (shape[1] * shape[2]))[:, None]
+        cells = cells_RxQ.reshape(-1)
+        respondents = np.bincount(cells, minlength=np.prod(shape)).reshape(shape)[..., 1:]
+        if (respondents.any(axis=0) & ~self._allowed_QxK).any():
+            raise self._unknown_code(block)
+        weights = np.repeat(block.weight_R, shape[1])
+        weights = np.bincount(cells, weights, minlength=np.prod(shape)).reshape(shape)[..., 1:]
+        for i, name in enumerate(block.countries):
+            if name not in self._weights:
+                self._weights[name] = np.zeros((shape[1], MOST_CODES))
+                self._respondents[name] = np.zeros((shape[1], MOST_CODES), np.int64)
+            self._weights[name] += weights[i]
+            self._respondents[name] += respondents[i]
+        self._rows += len(block.country_R)
+
+    def tally(self, version: str) -> Tally:
+        """All that was added."""
+        if not self._rows:
+            raise bad(self._path, "there are no respondents below the header")
+        countries = tuple(sorted(self._weights))
+        return Tally(
+            version,
+            countries,
+            self._items,
+            np.stack([self._weights[c] for c in countries]),
+            np.stack([self._respondents[c] for c in countries]),
+            self._rows,
+        )
+
+    def _check_weights(self, block: Block) -> None:
+        wrong = ~(np.isfinite(block.weight_R) & (block.weight_R >= 0))
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            raise bad(
+                self._path,
+                f"weight {block.weight_R[i]:g} is missing or negative; all respondents need one",
+                block.first_row + i,
+                "W_WEIGHT",
+            )
+
+    def _check_interviews(self, block: Block, interview_R: np.ndarray) -> None:
+        """Refuse the same interview twice: one number, one country and the very same answers."""
+        factors = np.random.default_rng(0).integers(1, 2**62, block.codes_RxQ.shape[1])
+        prints_R = block.codes_RxQ.astype(np.int64) @ factors  # wraps around, which does no harm
+        for i, answers in enumerate(prints_R.tolist()):
+            country, number = block.countries[block.country_R[i]], float(interview_R[i])
+            row = block.first_row + i
+            first = self._interviews.setdefault(hash((country, number, answers)), row)
+            if first != row:
+                message = f"interview {number:.0f} of {country} is in row {first} already; "
+                message += "is the file joined to itself?"
+                raise bad(self._path, message, row, "D_INTERVIEW")
+
+    def _unknown_code(self, block: Block) -> UserError:
+        known_RxQ = self._allowed_QxK[np.arange(len(self._items))[None, :], block.codes_RxQ]
+        wrong_RxQ = ~known_RxQ & (block.codes_RxQ != MISSING)
+        i, q = np.argwhere(wrong_RxQ)[0]
+        codes = np.flatnonzero(self._allowed_QxK[q]).tolist()
+        message = f"code {block.codes_RxQ[i, q]} is none of the item's codes {codes}; mend it, "
+        message += "or treat such codes as missing (drop_unknown_codes)"
+        return bad(self._path, message, block.first_row + int(i), self._items[q])
+
+
+def count(
+    path: Path,
+    blocks: Iterable[Block],
+    items: Sequence[str],
+    allowed: Sequence[Sequence[int]] | None,
+    version: str,
+) -> Tally:
+    """The tally of all `blocks`."""
+    counter = Counter(path, items, allowed)
+    for block in blocks:
+        counter.add(block)
+    return counter.tally(version)
+
+
+def default_cache_folder() -> Path:
+    """`surveys` beside the folder that $JAXALIGN_CACHE names, else in ~/.cache/jaxalign."""
+    given = os.environ.get("JAXALIGN_CACHE")
+    return (Path(given).parent if given else Path.home() / ".cache" / "jaxalign") / "surveys"
+
+
+def cache_name(file_sha256: str, suffix: str, settings: object) -> str:
+    """File name of a tally: the file's content, how it was read, and this module's format."""
+    text = json.dumps([_CACHE_FORMAT, file_sha256, suffix, settings])
+    return f"wvs-{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+
+
+def load_tally(path: Path) -> Tally | None:
+    """A tally kept earlier; None where there is none, or it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return Tally(
+                str(kept["version"]),
+                tuple(kept["countries"].tolist()),
+                tuple(kept["items"].tolist()),
+                kept["weight_CxQxK"],
+                kept["respondents_CxQxK"],
+                int(kept["rows"]),
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def save_tally(path: Path, tally: Tally) -> None:
+    """Keep a tally: written aside and renamed, so that it is never seen half-written. A folder
+    that cannot be written to is done without."""
+    aside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            aside = Path(file.name)
+            np.savez_compressed(file, **dataclasses.asdict(tally))
+        aside.replace(path)
+    except OSError:
+        if aside is not None:
+            aside.unlink(missing_ok=True)

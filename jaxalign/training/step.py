@@ -1,0 +1,249 @@
+"""One optimiser step of supervised fine-tuning, for one adapter or for several side by side.
+
+The loss is the mean cross-entropy over the answer tokens of the whole step, however many passes it
+is summed over. AdamW (Loshchilov and Hutter 2019) after clipping by the gradient's norm, with a
+linear warm-up and a cosine to zero; every default is the one of transformers' `Trainer`, and a test
+holds a step equal to PyTorch's with PEFT.
+
+Several adapters are one program mapped over them: the frozen weights are there once, each matrix
+product with them sees the tokens of all adapters, and an adapter whose examples are used up stays
+as it is, to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxalign.core.errors import UserError
+from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.lora import LoraConfig, attach, init_adapter
+from jaxalign.lm.transformer import Llama, causal_mask, masked_attention, rope_tables
+from jaxalign.lm.weights import Params, is_weight, weight_tree
+from jaxalign.training.data import start_key
+from jaxalign.training.packing import Batch
+
+Trained = dict[str, Any]  # an adapter, or all parameters; float32
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to fine-tune. The optimiser's settings are those of CultureSPA where it states them."""
+
+    method: Literal["lora", "full"] = "lora"
+    """Train low-rank adapters of frozen weights, or all weights."""
+    batch: int = 128
+    """Examples per optimiser step."""
+    epochs: int = 1
+    learning_rate: float = 1e-4
+    """The highest, at the end of the warm-up."""
+    warm_up: float = 0.1
+    """Share of the steps over which the learning rate rises; it falls as a cosine after."""
+    clip: float = 1.0
+    """Gradients of a larger norm are scaled to it."""
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    row_length: int | None = None
+    """Tokens of a row that examples are packed into; by default what wastes the fewest."""
+    tokens_per_pass: int = 8192
+    """Tokens of an adapter that one device takes at a time; changes memory, not the result."""
+    remat: bool = True
+    """Compute each layer again in the backward pass instead of keeping its activations."""
+    unroll: bool = False
+    """Unroll the layers: faster on a CPU for small models, slower to compile."""
+    seed: int = 0
+    """Of the adapter's start and the order of examples."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "epochs", "tokens_per_pass", "row_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}; at least 1")
+        for name in ("learning_rate", "clip", "epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name}={getattr(self, name)}; a number above 0")
+        if not 0 <= self.warm_up <= 1:
+            raise UserError(f"warm_up={self.warm_up}; a share between 0 and 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay={self.weight_decay}; 0 or more")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}; from 0 to below 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed}; from 0 to 2^32 - 1")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a run must remember; every leaf has a leading axis K of adapters."""
+
+    trained: Trained  # float32
+    optimizer: Any  # of optax
+    step_K: jax.Array  # int32: steps taken
+    key_Kx2: jax.Array  # uint32: the adapter's key, by which its examples are ordered
+
+
+def make_rule(config: LlamaConfig, train: TrainConfig) -> optax.GradientTransformation:
+    """AdamW for a learning rate of 1. Weight decay leaves the scales of norms alone."""
+
+    def decays(trained: Trained) -> Any:
+        if train.method == "lora":
+            return jax.tree.map(lambda _: True, trained)
+        return jax.tree.map(lambda w: w.fan_in is not None, weight_tree(config), is_leaf=is_weight)
+
+    return optax.adamw(
+        1.0, train.beta1, train.beta2, train.epsilon, weight_decay=train.weight_decay, mask=decays
+    )
+
+
+def schedule(
+    train: TrainConfig, steps_K: Sequence[int], rates_K: Sequence[float] | None = None
+) -> np.ndarray:
+    """float32 [K, 3]: the highest learning rate (`train`'s where none are given), steps of warm-up
+    and steps in all, counted as transformers' `Trainer` does. But a single step is no warm-up: its
+    rate would be 0, and nothing trained."""
+    rise = lambda n: math.ceil(n * train.warm_up) if n > 1 else 0  # noqa: E731
+    rates_K = [train.learning_rate] * len(steps_K) if rates_K is None else rates_K
+    rows = [(rate, rise(n), n) for rate, n in zip(rates_K, map(int, steps_K), strict=True)]
+    return np.array(rows, np.float32)
+
+
+def learning_rate(step: jax.Array, schedule_3: jax.Array) -> jax.Array:
+    """Of step `step`, counted from 0, float32: as `get_cosine_schedule_with_warmup` of
+    transformers, whose first step has rate 0 where there is a warm-up."""
+    highest, rise, steps = schedule_3
+    step = step.astype(jnp.float32)
+    done = (step - rise) / jnp.maximum(1, steps - rise)
+    fall = jnp.maximum(0, 0.5 * (1 + jnp.cos(jnp.pi * done)))
+    return highest * jnp.where(step < rise, step / jnp.maximum(1, rise), fall)
+
+
+def init_state(
+    config: LlamaConfig,
+    train: TrainConfig,
+    lora: LoraConfig,
+    key_Kx2: jax.Array,
+    params: Params | None = None,
+) -> TrainState:
+    """The state before the first step; `key_Kx2` is `jax.random.key_data` of the adapters' keys.
+
+    Trains all of `params` with method "full", and new adapters otherwise.
+    """
+
+    def init(key_2: jax.Array) -> TrainState:
+        key = jax.random.wrap_key_data(key_2, impl="threefry2x32")
+        if train.method == "full":
+            trained = jax.tree.map(lambda w: w.astype(jnp.float32), params)
+        else:
+            trained = init_adapter(config, lora, start_key(key))
+        optimizer = make_rule(config, train).init(trained)
+        return TrainState(trained, optimizer, jnp.int32(0), key_2)
+
+    return jax.vmap(init)(key_Kx2)
+
+
+def loss_sum(model: Llama, params: Params, batch: Batch) -> jax.Array:
+    """Sum over a batch [B, T] of the answer tokens' weighted cross-entropies, in nats.
+
+    Rows are mapped over, so that each keeps its own positions in the last layer.
+    """
+    bound = {"params": params}
+
+    def of_row(row: Batch) -> jax.Array:
+        tokens_T, at_A = row.tokens_BxT, row.at_BxA
+        x = model.apply(bound, tokens_T[None], method=Llama.embed)
+        rope = rope_tables(model.config, row.positions_BxT)
+        mask = causal_mask(row.segments_BxT[None])
+        attend, attend_last = (
+            jax.tree_util.Partial(masked_attention, m) for m in (mask, mask[:, :, at_A])
+        )
+        x, _ = model.apply(bound, x, rope, attend, attend_last, keep=at_A, method=Llama.blocks)
+        logits_AxV = model.apply(bound, x[0], method=Llama.logits)
+        losses_A = optax.softmax_cross_entropy_with_integer_labels(logits_AxV, row.targets_BxA)
+        return jnp.sum(losses_A * row.weight_BxA)
+
+    return jnp.sum(jax.vmap(of_row)(batch))
+
+
+def gradient(
+    config: LlamaConfig,
+    train: TrainConfig,
+    lora: LoraConfig,
+    trained: Trained,
+    params: Params,
+    batch: Batch,
+    passes: jax.Array,
+) -> tuple[jax.Array, Trained, jax.Array]:
+    """Of the first `passes` of one adapter's batch [G, B, T]: mean loss, its gradient, and the
+    number of answer tokens."""
+    model = Llama(config, unroll=train.unroll, remat=train.remat)
+
+    def loss(trained: Trained, some: Batch) -> jax.Array:
+        full = trained if train.method == "full" else attach(params, trained, lora)
+        return loss_sum(model, full, some)
+
+    def add(i: jax.Array, total: tuple[jax.Array, Trained]) -> tuple[jax.Array, Trained]:
+        some = jax.tree.map(lambda x: x[i], batch)
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(trained, some))
+
+    nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
+    total, grads = jax.lax.fori_loop(0, passes, add, nothing)
+    answers = jnp.sum(batch.weight_BxA)
+    count = jnp.maximum(1, answers)
+    return total / count, jax.tree.map(lambda g: g / count, grads), answers
+
+
+def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
+    """loss(trained, params, batch, passes) -> mean cross-entropy of an answer token, nats [K]: what
+    `make_step` minimises, without its gradient. Its arguments are described there."""
+    model = Llama(config, unroll=train.unroll)
+
+    def one(trained: Trained, params: Params, batch: Batch, passes: jax.Array) -> jax.Array:
+        full = trained if train.method == "full" else attach(params, trained, lora)
+
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            return total + loss_sum(model, full, jax.tree.map(lambda x: x[i], batch))
+
+        total = jax.lax.fori_loop(0, passes, add, jnp.float32(0))
+        return total / jnp.sum(batch.weight_BxA)
+
+    return jax.vmap(one, in_axes=(0, None, 0, None))
+
+
+def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
+    """step(state, params, batch, passes, schedule_Kx3) -> (state, metrics of shape [K]).
+
+    `passes` int32 is how many of the batch's G passes hold anything. Pure; `jax.jit` it with the
+    state donated. Method "full" reads the weights from the state, and `params` is None.
+    """
+    rule = make_rule(config, train)
+
+    def one(
+        state: TrainState, params: Params, batch: Batch, passes: jax.Array, schedule_3: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        loss, grads, answers = gradient(config, train, lora, state.trained, params, batch, passes)
+        norm = optax.tree.norm(grads)
+        # As torch.nn.utils.clip_grad_norm_ has it, down to the constant.
+        scale = jnp.minimum(1.0, train.clip / (norm + 1e-6))
+        rate = learning_rate(state.step_K, schedule_3)
+        updates, optimizer = rule.update(
+            jax.tree.map(lambda g: g * scale, grads), state.optimizer, state.trained
+        )
+        trained = jax.tree.map(lambda w, u: w + rate * u, state.trained, updates)
+        new = TrainState(trained, optimizer, state.step_K + 1, state.key_Kx2)
+        active = answers > 0
+        new = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, state)
+        metrics = {"loss": loss, "gradient_norm": norm, "learning_rate": rate, "answers": answers}
+        return new, metrics
+
+    return jax.vmap(one, in_axes=(0, None, 0, None, 0))

@@ -1,0 +1,90 @@
+"""The fine-tuning benchmark: its FLOPs, what it refuses, and a tiny run of the whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.bench.sft.__main__ import Config, bench, make_examples, training_flops
+from jaxalign.core.errors import UserError
+from jaxalign.lm.lora import LoraConfig, abstract_adapter, attach
+from jaxalign.lm.transformer import Llama
+from jaxalign.lm.weights import abstract_params
+from jaxalign.runtime.program_facts import read_program
+from jaxalign.training.data import Shape
+from jaxalign.training.packing import Example
+from jaxalign.training.step import loss_sum
+
+HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "peft"))
+TINY = Config(
+    layers=2, hidden=32, feed_forward=48, vocabulary=96, batch=4, steps=2, repeats=2, shortest=5,
+    longest=12, threads=1,
+)  # fmt: skip
+
+
+def test_examples_are_the_same_every_time():
+    examples = make_examples(TINY)
+    assert examples == make_examples(TINY)
+    assert len(examples) == 8
+    assert all(5 <= len(e.tokens) <= 12 and len(e.answer) in (1, 2) for e in examples)
+
+
+def test_training_flops_are_those_of_the_compiled_gradient():
+    """One example that fills its row, so that nothing is padded: the program adds full attention
+    squares for causal triangles, the last layer's attention, and the adapters' few products."""
+    config = Config(layers=4, hidden=128, feed_forward=352, vocabulary=512).llama
+    example = Example(tuple(range(64)), 63)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), Shape(1, 1, 1, 64, 1).batch
+    )
+    lora = LoraConfig(rank=1)
+
+    def loss(adapter, params, batch):
+        return loss_sum(Llama(config, unroll=True), attach(params, adapter, lora), batch)
+
+    abstract = (abstract_adapter(config, lora), abstract_params(config), batch)
+    facts = read_program(jax.jit(jax.grad(loss)).lower(*abstract).compile())
+    counted = training_flops(config, [example])
+    assert 0.95 * counted < facts.dot_flops < 1.15 * counted
+
+
+def test_flops_by_hand():
+    """2 layers, width 32, 1 head: weights 32 x 32 each of q, k, v, o and 3 x 32 x 48."""
+    config = TINY.llama
+    assert (config.num_attention_heads, config.num_key_value_heads) == (1, 1)
+    example = Example(tuple(range(10)), 9)
+    layer = 4 * 32 * 32 + 3 * 32 * 48
+    linear = 2 * (10 * layer + 10 * 2 * 32 * 32 + (layer - 2 * 32 * 32))
+    head = 2 * 32 * 96
+    attention = 4 * 32 * (10 * 11 // 2)
+    assert training_flops(config, [example]) == 2 * (linear + head) + 3 * attention
+
+
+@pytest.mark.parametrize(
+    "settings", [{"layers": 1}, {"repeats": 0}, {"shortest": 9, "longest": 8}, {"hidden": 33}]
+)
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(UserError):
+        Config(**settings)
+
+
+@pytest.mark.skipif(not HAS_PEFT, reason="compares with torch and peft")
+def test_a_tiny_benchmark_end_to_end(tmp_path, capfd):
+    """Both workers train, agree on the loss, and the files say what the table does."""
+    bench(Config(**{**vars(TINY), "out": tmp_path}))
+    shown = capfd.readouterr().out
+    result = json.loads((tmp_path / "bench_sft.json").read_text())
+    assert "times as fast" in shown
+    assert "torch + PEFT" in shown
+    assert result["first_loss"]["jax"] == pytest.approx(result["first_loss"]["torch"], rel=1e-4)
+    assert len(result["ratios"]) == 2
+    assert result["ratio_median"] == pytest.approx(np.median(result["ratios"]))
+    rows = result["repeats"]["jax"] + result["repeats"]["torch"]
+    assert all(row["tokens_per_second"] > 0 and row["matmul_peak_flops"] > 0 for row in rows)
+    assert (tmp_path / "bench_sft.png").stat().st_size > 5_000
+    assert jnp.isfinite(result["model_flops"])

@@ -1,0 +1,228 @@
+"""Presets, and `config.json` in both spellings: what is read, and that nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxalign.core.errors import UserError
+from jaxalign.lm.config import (
+    PRESETS,
+    LlamaConfig,
+    RopeScaling,
+    config_from_hf,
+    config_to_hf,
+    read_config,
+)
+from jaxalign.lm.transformer import Llama
+from jaxalign.lm.weights import abstract_params, count_params, init_params
+
+# Published sizes: Llama 3 8B and 70B (3.1 and 3.3 have the same shapes), 3.2 1B and 3B.
+COUNTS = {"8b": 8_030_261_248, "70b": 70_553_706_496, "1b": 1_235_814_400, "3b": 3_212_749_824}
+
+SMALL = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 8192,
+}
+LLAMA3_ROPE = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+# Meta-Llama-3.1-8B-Instruct's config.json, as published (old spelling).
+LLAMA_3_1_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {**LLAMA3_ROPE, "rope_type": "llama3"},
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.42.3",
+    "use_cache": True,
+    "vocab_size": 128256,
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_has_the_published_size(name: str) -> None:
+    assert count_params(PRESETS[name]) == COUNTS[name.split("-")[1]]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_shapes(name: str) -> None:
+    """The table, the initialiser and the Flax model agree; the forward pass has its shape. Nothing
+    is allocated, up to 70B."""
+    config = PRESETS[name]
+    params = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    assert params == abstract_params(config)
+    tokens = jax.ShapeDtypeStruct((2, 7), jnp.int32)
+    declared = jax.eval_shape(Llama(config).init, jax.random.key(0), tokens)
+    assert declared == {"params": params}
+    logits = jax.eval_shape(Llama(config).apply, {"params": params}, tokens)
+    assert (logits.shape, logits.dtype) == ((2, 7, config.vocab_size), jnp.float32)
+
+
+def test_published_file_is_the_preset() -> None:
+    assert config_from_hf(LLAMA_3_1_8B) == PRESETS["llama3.1-8b"]
+
+
+def test_old_and_new_spelling_are_the_same() -> None:
+    old = {**SMALL, "rope_theta": 5e5, "rope_scaling": {**LLAMA3_ROPE, "rope_type": "llama3"}}
+    older = {**SMALL, "rope_theta": 5e5, "rope_scaling": {**LLAMA3_ROPE, "type": "llama3"}}
+    new = {
+        **SMALL,
+        "rope_parameters": {**LLAMA3_ROPE, "rope_type": "llama3", "rope_theta": 5e5},
+    }
+    assert config_from_hf(old) == config_from_hf(new) == config_from_hf(older)
+    assert config_from_hf(old).rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
+
+
+def test_unscaled_rope_in_both_spellings() -> None:
+    new = {"rope_parameters": {"rope_type": "default", "rope_theta": 7e3}}
+    for rope in ({"rope_theta": 7e3}, {"rope_theta": 7e3, "rope_scaling": None}, new):
+        config = config_from_hf(SMALL | rope)
+        assert (config.rope_theta, config.rope_scaling) == (7e3, None)
+
+
+def test_silent_fields_mean_what_hugging_face_means() -> None:
+    few = {k: v for k, v in SMALL.items() if k not in ("num_key_value_heads", "rms_norm_eps")}
+    config = config_from_hf(few)
+    assert config.num_key_value_heads == 4
+    assert config.head_dim == 8
+    assert config.rms_norm_eps == 1e-6
+    assert config.rope_theta == 10_000.0
+    assert not config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_written_config_reads_back(name: str) -> None:
+    fields = json.loads(json.dumps(config_to_hf(PRESETS[name])))
+    assert config_from_hf(fields) == PRESETS[name]
+
+
+@pytest.mark.parametrize("name", ["llama3-8b", "llama3.2-1b"])
+def test_transformers_reads_and_writes_our_config(name: str) -> None:
+    """Through transformers' own class and back: every field it adds is known here."""
+    from transformers import LlamaConfig as HFConfig
+
+    theirs = HFConfig.from_dict(config_to_hf(PRESETS[name]))
+    assert theirs.head_dim == PRESETS[name].head_dim
+    assert config_from_hf(theirs.to_dict()) == PRESETS[name]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "mistral"),
+        ("hidden_act", "gelu"),
+        ("attention_bias", True),
+        ("mlp_bias", True),
+        ("attention_dropout", 0.1),
+        ("pretraining_tp", 2),
+        ("quantization_config", {"bits": 4}),
+        ("partial_rotary_factor", 0.5),
+        ("sliding_window", 4096),
+        ("layer_types", ["sliding_attention"]),
+        ("pruned_heads", {"0": [1]}),
+        ("chunk_size_feed_forward", 8),
+        ("qk_norm", True),  # a field that nobody has heard of
+    ],
+)
+def test_unhandled_field_raises_with_name_and_value(field: str, value: object) -> None:
+    with pytest.raises(UserError) as caught:
+        config_from_hf(SMALL | {field: value})
+    assert f"{field}={value!r}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rope", "words"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_type='dynamic'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"rope_parameters": {"rope_theta": 1e4, "factor": 3.0}}, "3.0"),
+        ({"rope_parameters": "abc"}, "'abc': not a table"),
+        ({"rope_theta": "abc"}, "rope_theta='abc'"),
+        ({"rope_parameters": {**LLAMA3_ROPE, "rope_type": "llama3", "beta": 1}}, "beta"),
+    ],
+)
+def test_unhandled_rope_raises(rope: dict, words: str) -> None:
+    with pytest.raises(UserError, match="rope") as caught:
+        config_from_hf(SMALL | rope)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "num_attention_heads"])
+def test_missing_field_raises_with_its_name(field: str) -> None:
+    with pytest.raises(UserError, match=f"missing field {field}"):
+        config_from_hf({k: v for k, v in SMALL.items() if k != field})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 1}, "num_hidden_layers=1"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
+        ({"head_dim": 7}, "head_dim=7"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0: a whole number"),
+        ({"vocab_size": 97.0}, "vocab_size=97.0: a whole number"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5': a number above 0"),
+        ({"rope_theta": -1.0}, "rope_theta=-1.0: a number above 0"),
+    ],
+)
+def test_impossible_shapes_raise(changes: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        LlamaConfig(64, 32, 48, 2, 4, 2, 8).replace(**changes)
+
+
+@pytest.mark.parametrize("value", [0, "4", None])
+@pytest.mark.parametrize("field", ["num_attention_heads", "hidden_size"])
+def test_fields_of_another_type_raise(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=field):
+        config_from_hf(SMALL | {field: value})
+
+
+def test_written_config_is_read_by_transformers_4() -> None:
+    """Which looks for the old names and would take RoPE's base to be 10,000 without them."""
+    fields = config_to_hf(PRESETS["llama3.1-8b"])
+    published = {name: LLAMA_3_1_8B[name] for name in ("rope_theta", "rope_scaling", "torch_dtype")}
+    assert {name: fields[name] for name in published} == published
+
+
+def test_read_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.json"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{not json")
+    with pytest.raises(UserError, match=r"config\.json: not JSON"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    assert read_config(tmp_path, "float32") == config_from_hf(SMALL, "float32")

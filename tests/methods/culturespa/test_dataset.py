@@ -1,0 +1,124 @@
+"""Training data: what other trainers read, and tokens that are exactly those of answering."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from jaxalign.core.errors import UserError
+from jaxalign.lm.tokenizer import Tokenizer
+from jaxalign.methods.culturespa.dataset import (
+    longest_examples,
+    to_examples,
+    to_rows,
+    write_dataset_info,
+    write_jsonl,
+)
+from jaxalign.methods.culturespa.encode_styles import encode_styles
+from jaxalign.methods.culturespa.select import Pair
+from jaxalign.methods.culturespa.styles import Interviews, load_texts
+from jaxalign.pocket import MODEL_FOLDER
+from jaxalign.pocket.society import held_out_survey
+
+SURVEY = held_out_survey()
+ITEMS = SURVEY.items[:12]
+COUNTRIES = ("USA", "CHN", "BRA", "NGA", "DEU", "IND", "RUS")
+INTERVIEWS = Interviews(load_texts(), SURVEY, COUNTRIES, count=2)
+PAIRS = [
+    Pair(country, item.id, item.codes[(n + c) % len(item.codes)])
+    for c, country in enumerate(COUNTRIES[:3])
+    for n, item in enumerate(ITEMS)
+]
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tokenizer:
+    return Tokenizer.load(MODEL_FOLDER)
+
+
+@pytest.mark.parametrize("style", ["p1", "p2", "p1p3"])
+def test_prompts_are_those_of_answering(tokens, style):
+    examples = to_examples(PAIRS, ITEMS, INTERVIEWS, tokens, style)
+    asked = encode_styles(tokens, INTERVIEWS, [style], COUNTRIES[:3], ITEMS)
+    assert [list(e.tokens[: e.prompt_length]) for e in examples] == [
+        asked.tokens(n).tolist() for n in range(len(PAIRS))
+    ]
+
+
+def test_answer_is_the_number_and_the_end_of_turn(tokens):
+    for pair, example in zip(PAIRS, to_examples(PAIRS, ITEMS, INTERVIEWS, tokens), strict=True):
+        assert tokens.decode(example.answer) == f"{pair.answer}<|eot_id|>"
+
+
+def test_example_is_the_whole_conversation_as_the_template_writes_it(tokens):
+    for row, example in zip(
+        to_rows(PAIRS, ITEMS, INTERVIEWS),
+        to_examples(PAIRS, ITEMS, INTERVIEWS, tokens),
+        strict=True,
+    ):
+        whole = tokens.encode_chat(row["messages"], add_generation_prompt=False)
+        assert list(example.tokens) == whole
+
+
+def test_the_longest_example_is_of_any_style_country_and_answer(tokens):
+    long = dataclasses.replace(ITEMS[0], id="long", options=("a", "b"), codes=(100, 9))
+    items, who = (*ITEMS, long), COUNTRIES[:3]
+    found = longest_examples(items, who, INTERVIEWS, tokens, ("p1", "p2"))
+    for item, length in zip(items, found, strict=True):
+        pairs = [Pair(country, item.id, code) for country in who for code in item.codes]
+        every = [to_examples(pairs, items, INTERVIEWS, tokens, s) for s in ("p1", "p2")]
+        assert length == max(len(e.tokens) for some in every for e in some), item.id
+
+
+def test_the_target_is_what_answering_scores(tokens):
+    by_id = {item.id: item for item in ITEMS}
+    for pair, example in zip(PAIRS, to_examples(PAIRS, ITEMS, INTERVIEWS, tokens), strict=True):
+        codes = by_id[pair.item].codes
+        spellings = tokens.option_tokens(codes)[codes.index(pair.answer)]
+        assert any(example.answer[: len(s)] == s for s in spellings)
+
+
+def test_rows_are_plain_conversations(tmp_path):
+    rows = to_rows(PAIRS, ITEMS, INTERVIEWS)
+    write_jsonl(tmp_path / "data" / "joint.jsonl", rows)
+    lines = (tmp_path / "data" / "joint.jsonl").read_text("utf-8").splitlines()
+    read = [json.loads(line) for line in lines]
+    assert read == rows
+    for pair, row in zip(PAIRS, read, strict=True):
+        assert list(row) == ["messages"]
+        assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant"]
+        assert all(set(m) == {"role", "content"} for m in row["messages"])
+        assert row["messages"][2]["content"] == str(pair.answer)
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["joint.jsonl"]
+
+
+def test_dataset_info_names_file_and_tags(tmp_path):
+    write_dataset_info(tmp_path, {"joint": "joint.jsonl", "china": "CHN.jsonl"})
+    info = json.loads((tmp_path / "dataset_info.json").read_text())
+    assert info["china"]["file_name"] == "CHN.jsonl"
+    tags = info["joint"]["tags"]
+    [row, *_] = to_rows(PAIRS, ITEMS, INTERVIEWS)
+    column = info["joint"]["columns"]["messages"]
+    roles = {message[tags["role_tag"]] for message in row[column]}
+    assert roles == {tags["system_tag"], tags["user_tag"], tags["assistant_tag"]}
+    assert all(tags["content_tag"] in message for message in row[column])
+    assert info["joint"]["formatting"] == "sharegpt"
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "joint.jsonl"
+    write_jsonl(path, [{"messages": []}])
+    with pytest.raises(TypeError):
+        write_jsonl(path, [{"messages": [1]}, {"messages": object()}])
+    assert path.read_text() == '{"messages": []}\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["joint.jsonl"]
+
+
+def test_bad_pairs_are_named(tokens):
+    with pytest.raises(UserError, match="'nope' of a pair"):
+        to_rows([Pair("USA", "nope", 1)], ITEMS, INTERVIEWS)
+    with pytest.raises(UserError, match=f"{ITEMS[0].id}.*answer 99 of USA"):
+        to_examples([Pair("USA", ITEMS[0].id, 99)], ITEMS, INTERVIEWS, tokens)
+    assert to_examples([], ITEMS, INTERVIEWS, tokens) == []

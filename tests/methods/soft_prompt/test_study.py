@@ -1,0 +1,152 @@
+"""What `experiments.soft_prompt` refuses, in one line, before the weights are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from jaxalign.core.errors import UserError
+from jaxalign.methods.soft_prompt.space import SoftPromptConfig
+from jaxalign.methods.soft_prompt.study import Config, check_comparison, read_study
+from jaxalign.optim.strategy import Strategy
+from jaxalign.pocket.society import held_out_survey
+from jaxalign.surveys.survey import to_json, vsm_survey
+from tests.support.own_files import own_csv
+
+
+def refusal(config: Config) -> str:
+    with pytest.raises(UserError) as error:
+        check_comparison(config, read_study(config))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"icl_examples": -1}, "--icl-examples -1"),
+        ({"gradient_steps": -1}, "--gradient-steps -1"),
+        ({"seed": -1}, "--seed -1"),
+        ({"penalty": float("nan")}, "--penalty nan"),
+        ({"gradient_rate": float("nan")}, "--gradient-rate nan"),
+        ({"constant": float("inf")}, "C must be finite"),
+        ({"countries": ()}, "--countries: give one or more"),
+        ({"countries": ("USA", "CHN", "USA")}, "--countries USA CHN USA: give each once"),
+        ({"strategy": Strategy("SNES", options=(("std_init", float("nan")),))}, "std_init = nan"),
+        ({"strategy": Strategy("SNES", options=(("speed", 1.0),))}, "no option 'speed'"),
+        ({"strategy": Strategy("Open_ES", population=7)}, "population 7"),
+        ({"prompt": SoftPromptConfig(length=5000)}, "max_position_embeddings=4096"),
+        ({"icl_examples": 81}, "--icl-examples 81"),
+        ({"icl_examples": 82}, "none is left to be held out"),
+    ],
+)
+def test_settings_that_no_run_survives(change, said):
+    assert said in refusal(dataclasses.replace(Config(), **change))
+
+
+def survey_where_china_answered(items: set[str], path: Path) -> Path:
+    survey = held_out_survey()
+    answers = {i: shares for i, shares in survey.distributions["CHN"].items() if i in items}
+    changed = survey.distributions | {"CHN": answers}
+    path.write_text(json.dumps(to_json(dataclasses.replace(survey, distributions=changed))))
+    return path
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_country_without_held_out_answers(count, tmp_path):
+    """Found out after the search, it would cost the whole run."""
+    answered = {item.id for item in held_out_survey().items[:count]}
+    path = survey_where_china_answered(answered, tmp_path / "survey.json")
+    said = refusal(dataclasses.replace(Config(), held_out=path, icl_examples=count))
+    assert f"--icl-examples {count}" in said
+    assert "no item that CHN answered" in said
+
+
+def module_with(path: Path, **changes) -> Path:
+    fields = to_json(vsm_survey())
+    fields["items"][0] |= changes
+    path.write_text(json.dumps(fields))
+    return path
+
+
+def test_a_question_longer_than_the_model_reads(tmp_path):
+    path = module_with(tmp_path / "long.json", text="word " * 5000)
+    assert "max_position_embeddings=4096" in refusal(Config(instrument=path))
+
+
+def test_a_code_beyond_float32(tmp_path):
+    survey = to_json(held_out_survey())
+    survey["items"][0]["options"][-1]["code"] = 10**400
+    (tmp_path / "huge.json").write_text(json.dumps(survey))
+    assert "has code 1000000" in refusal(Config(held_out=tmp_path / "huge.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(b"caf\xe9", "item.jinja: not UTF-8"), (b"{{ 1/0 }}", "division by zero")]
+)
+def test_own_prompt_texts(text, said, tmp_path):
+    (tmp_path / "item.jinja").write_bytes(text)
+    assert said in refusal(Config(prompts=tmp_path))
+
+
+def test_held_out_in_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
+    files = own_csv(tmp_path, ("USA", "CHN", "NGA"))
+    config = Config(held_out=files["survey"], icl_examples=1, countries=("USA", "CHN"))
+    shares = files["distributions"]
+    study = read_study(dataclasses.replace(config, held_out_distributions=shares))
+    check_comparison(config, study)
+    assert set(study.survey.distributions) == {"USA", "CHN", "NGA"}
+    assert (len(study.held_out.items), len(study.examples)) == (2, 1)
+    assert "--held-out-distributions" in refusal(config)
+    alone = Config(held_out_distributions=shares)
+    assert "shares.csv: goes with a --held-out of your own" in refusal(alone)
+
+
+@pytest.mark.skipif("JAXALIGN_CULTURESPA_DATA" not in os.environ, reason="others' data, not ours")
+def test_the_world_values_survey_as_released_with_culturespa_is_held_out():
+    folder = Path(os.environ["JAXALIGN_CULTURESPA_DATA"])
+    config = Config(held_out=folder, countries=("USA", "CHN"))
+    study = read_study(config)
+    check_comparison(config, study)
+    assert len(study.survey.items) == len(study.held_out.items) + 5 > 200
+    assert not study.facts()["simulated_held_out"]
+
+
+@pytest.mark.parametrize("option", ["held_out", "instrument"])
+def test_a_test_with_right_answers_is_no_survey(option, tmp_path):
+    path = tmp_path / "mmlu.csv"
+    path.write_text("question,A,B,C,D,answer\nWhich is most?,1,2,3,4,D\n")
+    assert f"--{option.replace('_', '-')} {path}: " in refusal(Config(**{option: path}))
+
+
+def test_an_instrument_in_csv(tmp_path):
+    """As the official wording may be at hand."""
+    rows = [
+        f'{i.id},"{i.text}",'
+        + "|".join(f"{c}={o}" for c, o in zip(i.codes, i.options, strict=True))
+        for i in vsm_survey().items
+    ]
+    path = tmp_path / "vsm.csv"
+    path.write_text("\n".join(["id,text,options", *rows]), "utf-8")
+    study = read_study(Config(instrument=path))
+    assert [i.id for i in study.module.items] == [i.id for i in vsm_survey().items]
+
+
+def test_global_opinion_qa_is_held_out(tmp_path):
+    """Its countries by their names, its shares as Python prints them."""
+    rows = [
+        f"Is made-up thing {n} right?\t{{'United States': [0.7, 0.3], 'China': [0.{n}, 0.{9 - n}]}}"
+        f"\t['Yes', 'No']\tGAS"
+        for n in range(1, 5)
+    ]
+    path = tmp_path / "opinions.csv"
+    path.write_text("\n".join(["question\tselections\toptions\tsource", *rows]), "utf-8")
+    config = Config(held_out=path, icl_examples=1, countries=("USA", "CHN"))
+    study = read_study(config)
+    check_comparison(config, study)
+    assert set(study.survey.distributions) == {"USA", "CHN"}
+    assert len(study.held_out.items) == 3

@@ -1,0 +1,127 @@
+"""A directory of checkpoints belongs to one run: no other run deletes them or takes them up."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from jaxalign.commands import soft_prompt
+from jaxalign.methods.soft_prompt.study import Config
+from jaxalign.runs.checkpoint_owner import check_place, claim_place
+from jaxalign.runs.checkpoints import Checkpoints
+from jaxalign.core.errors import UserError
+from jaxalign.runs import Run, begun
+
+
+@pytest.fixture
+def kept(tmp_path) -> Path:
+    """A directory where run "a" has saved two steps."""
+    place = tmp_path / "kept"
+    claim_place(place, "a")
+    with Checkpoints(place) as saved:
+        for step in (1, 2):
+            saved.save(step, {"x": jnp.float32(step)})
+    return place
+
+
+def test_its_own_run_takes_it_up_again(kept):
+    assert check_place(str(kept), "a")
+    claim_place(kept, "a")
+    with Checkpoints(kept) as saved:
+        assert saved.steps == [1, 2]
+
+
+@pytest.mark.parametrize(("run", "said"), [(None, "a new run needs an empty"), ("b", "not this")])
+def test_others_are_refused_and_leave_it_as_it_was(kept, run, said):
+    before = sorted(kept.rglob("*"))
+    with pytest.raises(UserError, match=said):
+        check_place(str(kept), run)
+    assert sorted(kept.rglob("*")) == before
+
+
+def test_two_that_found_it_empty_do_not_both_get_it(tmp_path):
+    claim_place(tmp_path / "new", "a")
+    with pytest.raises(UserError, match="another run saves there"):
+        claim_place(tmp_path / "new", "b")
+
+
+def test_numbered_folders_of_anything_are_refused(tmp_path):
+    (tmp_path / "2019").mkdir()
+    for run in (None, "a"):
+        with pytest.raises(UserError, match="holds '2019'"):
+            check_place(str(tmp_path), run)
+
+
+def test_places_that_cannot_hold_any(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "file").write_text("mine")
+    for place, said in {
+        f"{tmp_path}/file": "is no directory",
+        f"{tmp_path}/file/below": "no directory to write in",
+        "s3://foo/bar": "or to gs://",
+        "gs://foo/bar": "gcsfs",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            check_place(place, None)
+    assert not check_place(f"{tmp_path}/new/below", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def begin(out: Path, config: Config) -> None:
+    """As much of a run as there is before its first checkpoint."""
+    place = soft_prompt.checkpoint_place(config, out)
+    with Run.create(out, dataclasses.replace(config, checkpoints=place), {}, config.resume) as run:
+        claim_place(place or out / "checkpoints", begun(out)[0])
+        run.log({"generation": 1})
+
+
+def test_another_run_does_not_take_a_search_up(tmp_path):
+    begin(tmp_path / "a", Config(checkpoints=str(tmp_path / "kept")))
+    other = Config(checkpoints=str(tmp_path / "kept"), seed=1, resume=True)
+    with pytest.raises(UserError, match="a new run needs an empty directory"):
+        begin(tmp_path / "b", other)
+    begin(tmp_path / "b", Config(seed=1))
+    with pytest.raises(UserError, match="is not this run's"):
+        begin(tmp_path / "b", other)
+
+
+def test_a_resumed_run_finds_its_checkpoints_without_being_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    begin(Path("a"), Config(checkpoints="kept"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resumed = Config(resume=True)
+    assert soft_prompt.checkpoint_place(resumed, tmp_path / "a") == str(tmp_path / "kept")
+    elsewhere = dataclasses.replace(resumed, checkpoints="nothing")
+    with pytest.raises(UserError, match=f"began to keep them in {tmp_path}/kept"):
+        soft_prompt.checkpoint_place(elsewhere, tmp_path / "a")
+
+
+def test_a_run_with_its_own_folder_may_be_moved(tmp_path):
+    begin(tmp_path / "a", Config())
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert soft_prompt.checkpoint_place(Config(resume=True), tmp_path / "b") is None
+    recorded = json.loads((tmp_path / "b" / "config.json").read_text("utf-8"))
+    assert recorded["settings"]["checkpoints"] is None
+
+
+def cut_short(folder: Path) -> None:
+    for path in folder.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without_metadata(folder: Path) -> None:
+    (folder / "state" / "_METADATA").unlink()
+
+
+@pytest.mark.parametrize("damage", [cut_short, without_metadata])
+def test_a_damaged_checkpoint_is_named_and_may_be_deleted(kept, damage):
+    damage(kept / "2")
+    named = pytest.raises(UserError, match=r"kept/2 cannot be read .*; delete that folder")
+    with Checkpoints(kept) as saved, named:
+        saved.restore({"x": jnp.float32(0)})

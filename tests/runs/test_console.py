@@ -1,0 +1,249 @@
+"""Exit codes, one-line errors, progress with and without a terminal, tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxalign.runs.console import Progress, enable_compilation_cache, main, print_table
+from jaxalign.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    population: int = 64
+
+    def __post_init__(self) -> None:
+        if self.population < 4:
+            raise UserError(f"--strategy.population {self.population}: give at least 4")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Tune soft prompts."""
+
+    country: str = "USA"
+    """ISO code of a country."""
+    strategy: Strategy = Strategy()
+    resume: bool = False
+
+
+def run(config: Config) -> None:
+    if config.country == "XXX":
+        raise UserError("--country XXX: no published scores;\n  known: USA, CHN")
+    if config.country == "BUG":
+        raise ValueError("a bug")
+    if config.country == "WAIT":
+        print("waiting", flush=True)
+        signal.pause()
+    if config.country == "DEAF":
+        try:
+            run(Config("WAIT"))
+        except KeyboardInterrupt:
+            time.sleep(30)
+    print("done", config.country)
+
+
+def call(*args: str) -> int | str | None:
+    try:
+        main(run, Config, args)
+    except SystemExit as leaving:
+        return leaving.code
+    return 0
+
+
+# --- command line
+
+
+def test_good_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--country", "CHN") == 0
+    assert capsys.readouterr() == ("done CHN\n", "")
+
+
+def test_bad_input_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--country", "XXX") == 2
+    said = "error: --country XXX: no published scores; known: USA, CHN\n"
+    assert capsys.readouterr() == ("", said)
+
+
+def test_a_configs_own_check_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--strategy.population", "3") == 2
+    assert capsys.readouterr() == ("", "error: --strategy.population 3: give at least 4\n")
+
+
+@pytest.mark.parametrize(
+    "args", [("--strategy.population", "many"), ("--colour", "red"), ("--country",)]
+)
+def test_what_tyro_cannot_read_is_exit_2(
+    args: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*args) == 2
+    out, said = capsys.readouterr()
+    assert out == ""
+    assert args[-1] in said
+
+
+def test_help_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    out, said = capsys.readouterr()
+    assert "Tune soft prompts." in out
+    assert "ISO code of a country." in out
+    assert said == ""
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ValueError, match="a bug"):
+        call("--country", "BUG")
+
+
+PROGRAM = """
+from jaxalign.runs.console import main
+from tests.runs.test_console import Config, run
+main(run, Config)
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return os.environ | {"JAXALIGN_CACHE": str(tmp_path / "xla"), "JAX_PLATFORMS": "cpu"}
+
+
+def program(environment: dict[str, str], *args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=environment,
+    )
+
+
+def test_exit_code_of_a_process(environment: dict[str, str]) -> None:
+    process = program(environment, "--country", "XXX")
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert said == "error: --country XXX: no published scores; known: USA, CHN\n"
+
+
+def test_help_says_how_to_call_and_may_be_cut_short() -> None:
+    command = f"{sys.executable} -m experiments.sweep --help | head -1"
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout.startswith("usage: python -m experiments.sweep [-h]")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("country", ["WAIT", "DEAF"])
+def test_interrupt_is_one_line_and_exit_130(environment: dict[str, str], country: str) -> None:
+    """Also where the first is swallowed, as in a callback of a garbage collection."""
+    process = program(environment, "--country", country)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said == "interrupted; continue with --resume\n"
+
+
+# --- compilation cache
+
+
+def test_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = jax.config.jax_compilation_cache_dir
+    try:
+        assert enable_compilation_cache() == Path(given)  # JAX's own setting goes first
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.setenv("JAXALIGN_CACHE", str(tmp_path / "here"))
+        assert enable_compilation_cache() == tmp_path / "here"
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "here")
+        jax.config.update("jax_compilation_cache_dir", None)
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("JAXALIGN_CACHE", str(tmp_path / "file" / "below"))
+        assert enable_compilation_cache() is None
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", given)
+
+
+# --- progress
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_in_a_file_is_a_line_every_few_seconds() -> None:
+    file, clock = io.StringIO(), Clock()
+    with Progress(20, units_per_step=1000, file=file, clock=clock) as progress:
+        clock.now += 30  # compilation: no part of the rate
+        for done in range(1, 21):
+            clock.now += 2
+            progress.update(done, {"USA": f"{20 - done}.0 (median 40.1)", "CHN": "8.0"})
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "generation 1/20  measuring  USA 19.0 (median 40.1)  CHN 8.0"
+    assert lines[1] == (
+        "generation 4/20  500 candidates/s  0:32 left  USA 16.0 (median 40.1)  CHN 8.0"
+    )
+    assert lines[-1].startswith("generation 20/20  500 candidates/s  0:00 left")
+    assert len(lines) == 8
+
+
+def test_progress_on_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    file, clock = Terminal(), Clock()
+    with Progress(200, start=100, file=file, clock=clock) as progress:
+        progress.update(110, {"USA": "12.3 (median 40.1)"})
+        clock.now += 10
+        progress.update(120, {"USA": "11.9 (median 39.0)"})
+    shown = file.getvalue()
+    for words in ("━", "generation 100/200", "compiling", "120/200", "1:20 left", "11.9 (median"):
+        assert words in shown
+
+
+def test_progress_can_be_quiet() -> None:
+    for file in (io.StringIO(), Terminal()):
+        with Progress(2, file=file, quiet=True) as progress:
+            progress.update(2)
+        assert file.getvalue() == ""
+
+
+def test_table_rounds_and_aligns() -> None:
+    file = io.StringIO()
+    print_table("Loss", ["country", "naive", "de"], [["USA", 81.26, 9], ["CHN", None, 12]], file)
+    lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    assert lines[0].strip() == "Loss"
+    assert "  USA        81.3    9" in lines
+    assert "  CHN           –   12" in lines
+
+
+def test_square_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """Topics, countries and paths of users; a stray [/tag] would end in an error otherwise."""
+    print_table("runs [/a]", ["topic [b]"], [["[bold]A[/bold]"], ["x [/tmp/m] y"]])
+    with Progress(1, every_seconds=0.0) as bar:
+        bar.update(1, {"a[/b]": "[red]"})
+    said = capsys.readouterr().out
+    for text in ("runs [/a]", "topic [b]", "[bold]A[/bold]", "x [/tmp/m] y", "a[/b] [red]"):
+        assert text in said

@@ -1,0 +1,55 @@
+"""Load a checkpoint in a fresh process and print how much anonymous memory that took.
+
+    python tests/memory_probe.py FOLDER DEVICES
+
+Prints JSON: `kept` bytes of the parameters on this host, `peak` anonymous bytes above what the
+process had before (RssAnon of /proc/self/status, sampled every millisecond; pages of the mapped
+file do not count).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+
+from jaxalign.lm.checkpoint import load_checkpoint
+from jaxalign.lm.config import read_config
+from jaxalign.lm.weights import param_shardings
+from jaxalign.runtime.sharding import make_mesh
+
+
+def anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+) kB", status).group(1)) * 1024
+
+
+def main(folder: Path, devices: int) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    config = read_config(folder, "bfloat16")
+    shardings = param_shardings(config, make_mesh(model=devices))
+    jax.block_until_ready(jax.numpy.ones(8) + 1)  # what JAX takes for itself comes before
+    before, seen, done = anonymous_bytes(), [0], threading.Event()
+
+    def sample() -> None:
+        while not done.is_set():
+            seen[0] = max(seen[0], anonymous_bytes())
+            time.sleep(0.001)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    params = jax.block_until_ready(load_checkpoint(folder, config, shardings))
+    done.set()
+    sampler.join()
+    shards = [s.data.nbytes for leaf in jax.tree.leaves(params) for s in leaf.addressable_shards]
+    print(json.dumps({"kept": sum(shards), "peak": max(seen[0], anonymous_bytes()) - before}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

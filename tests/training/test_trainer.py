@@ -1,0 +1,428 @@
+"""Fine-tuning: packing and passes change nothing, an adapter trained beside others is the one
+trained alone, meshes agree, and the compiled step does no work for frozen weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.core.errors import UserError
+from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.lora import LoraConfig, attach, init_adapter
+from jaxalign.lm.quantize import quantize
+from jaxalign.lm.transformer import AXES, Llama, product
+from jaxalign.lm.weights import init_params, param_shardings
+from jaxalign.runs.checkpoints import Checkpoints
+from jaxalign.runtime.program_facts import read_program
+from jaxalign.runtime.sharding import make_mesh
+from jaxalign.training.data import Shape, Stream, TrainData, adapter_key, epoch_order
+from jaxalign.training.packing import Example, answer_count, fill, pack
+from jaxalign.training.program import train_program
+from jaxalign.training.step import gradient, loss_sum
+from jaxalign.training.trainer import HeldOutLoss, TrainConfig, Trainer, adapters, fit, looks_at
+
+CONFIG = LlamaConfig(
+    62, 32, 48, 3, 4, 2, 8, dtype="float32", param_dtype="float32", initializer_range=0.15
+)
+PARAMS = init_params(CONFIG, jax.random.key(0))
+LORA = LoraConfig(rank=4)
+TRAIN = TrainConfig(batch=4, learning_rate=1e-2, row_length=32, tokens_per_pass=32, remat=False)
+
+
+def make_examples(seed: int, count: int) -> list[Example]:
+    random = np.random.default_rng(seed)
+    lengths, answers = random.integers(4, 20, count), random.integers(1, 4, count)
+    tokens = [tuple(random.integers(0, 61, n).tolist()) for n in lengths]
+    return [Example(t, len(t) - a) for t, a in zip(tokens, answers.tolist(), strict=True)]
+
+
+DATA = {"USA": make_examples(1, 11), "CHN": make_examples(2, 5), "IND": make_examples(3, 8)}
+
+
+def some_adapter() -> dict:
+    """Both matrices away from zero."""
+    leaves, tree = jax.tree.flatten(init_adapter(CONFIG, LORA, jax.random.key(7)))
+    keys = jax.random.split(jax.random.key(8), len(leaves))
+    return tree.unflatten(
+        [0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def packed_loss(examples: list[Example], row_length: int) -> float:
+    rows = pack(examples, row_length)
+    batch = fill(rows, len(rows) + 1, row_length, max(map(answer_count, rows)))
+    return float(jax.jit(loss_sum, static_argnums=0)(Llama(CONFIG), PARAMS, batch))
+
+
+def largest_difference(a, b) -> float:
+    return max(
+        float(np.abs(np.asarray(x) - np.asarray(y)).max())
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_the_loss_is_cross_entropy_of_the_answers():
+    """Against the logits of each example by itself, at every position."""
+    expected = 0.0
+    for e in DATA["USA"][:4]:
+        logits = jax.jit(Llama(CONFIG).apply)({"params": PARAMS}, jnp.array([e.tokens]))[0]
+        log_p = jax.nn.log_softmax(logits)
+        expected -= sum(
+            float(log_p[at - 1, e.tokens[at]]) for at in range(e.prompt_length, len(e.tokens))
+        )
+    assert packed_loss(DATA["USA"][:4], 64) == pytest.approx(expected, rel=1e-5)
+
+
+def test_examples_in_a_row_do_not_see_each_other():
+    """A packed row's loss is the sum of its examples' own, whatever stands beside them."""
+    alone = sum(packed_loss([e], 32) for e in DATA["CHN"])
+    assert packed_loss(DATA["CHN"], 64) == pytest.approx(alone, rel=1e-5)
+    assert packed_loss(DATA["CHN"] + DATA["IND"], 64) == pytest.approx(
+        alone + packed_loss(DATA["IND"], 32), rel=1e-5
+    )
+
+
+def gradient_of(rows: int, passes: int, remat: bool):
+    train = dataclasses.replace(TRAIN, remat=remat)
+    packed = pack(DATA["USA"][:8], 32)
+    batch = fill(packed, rows * passes, 32, max(map(answer_count, packed)))
+    batch = jax.tree.map(lambda x: x.reshape(passes, rows, -1), batch)
+    used = -(-len(packed) // rows)
+    run = jax.jit(gradient, static_argnums=(0, 1, 2))
+    return run(CONFIG, train, LORA, some_adapter(), PARAMS, batch, jnp.int32(used))
+
+
+def test_passes_and_rematerialisation_change_nothing():
+    loss, grads, answers = gradient_of(rows=6, passes=1, remat=False)
+    assert answers == sum(len(e.answer) for e in DATA["USA"][:8])
+    largest = [float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)]
+    assert min(largest) > 0.0
+    for rows, passes, remat in [(1, 7, False), (2, 4, True)]:
+        other, others, _ = gradient_of(rows, passes, remat)
+        assert other == pytest.approx(float(loss), rel=1e-6)
+        assert largest_difference(grads, others) < 5e-6 * max(largest)
+
+
+def test_epochs_show_every_example_once_in_an_order_of_their_own():
+    stream = Stream(DATA["USA"], adapter_key(0, "USA"), batch=4, epochs=2)
+    assert stream.steps == 6
+    assert [len(stream.step(n)) for n in range(7)] == [4, 4, 3, 4, 4, 3, 0]
+    epochs = [[e for n in steps for e in stream.step(n)] for steps in (range(3), range(3, 6))]
+    for epoch in epochs:
+        assert sorted(e.tokens for e in epoch) == sorted(e.tokens for e in DATA["USA"])
+    assert epochs[0] != epochs[1]
+    again = Stream(DATA["USA"], adapter_key(0, "USA"), batch=4, epochs=2)
+    assert again.step(4) == stream.step(4)
+    other = epoch_order(adapter_key(1, "USA"), 0, 11)
+    assert not np.array_equal(other, epoch_order(adapter_key(0, "USA"), 0, 11))
+
+
+def test_the_frozen_order_of_an_epoch():
+    """The order is part of what a seed means: a change here breaks every recorded run."""
+    assert epoch_order(adapter_key(0, "USA"), 0, 8).tolist() == [6, 7, 4, 3, 2, 1, 0, 5]
+
+
+def test_a_chosen_row_length_holds_the_longest_and_wastes_little():
+    examples = {"joint": make_examples(4, 64)}
+    data = TrainData(examples, [adapter_key(0, "joint")], batch=32)
+    assert data.shape.row_length >= max(len(e.tokens) for e in examples["joint"])
+    _, passes = data.batch(0)
+    computed = passes * data.shape.rows * data.shape.row_length
+    assert sum(len(e.tokens) for e in data.examples(0)[0]) > 0.6 * computed
+
+
+def train(names: tuple[str, ...], mesh, **changes):
+    """(adapters by name, rows of metrics)."""
+    settings = dataclasses.replace(TRAIN, **changes)
+    trainer = Trainer(CONFIG, settings, LORA, {name: DATA[name] for name in names}, mesh)
+    rows: list[dict] = []
+    params = jax.device_put(PARAMS, param_shardings(CONFIG, mesh))
+    state = fit(trainer, params, log=rows.append, quiet=True)
+    return jax.device_get(adapters(trainer, state)), rows
+
+
+@pytest.fixture(scope="module")
+def side_by_side():
+    return train(("USA", "CHN", "IND"), make_mesh(jax.devices()[:1]))
+
+
+def test_beside_others_an_adapter_becomes_what_it_does_alone(side_by_side):
+    """China has fewest examples: its adapter, moments and schedule stop after its own steps."""
+    together, rows = side_by_side
+    assert [sorted(row.keys() - {"step"}) for row in rows] == [
+        ["CHN", "IND", "USA"], ["CHN", "IND", "USA"], ["USA"]
+    ]  # fmt: skip
+    alone, alone_rows = train(("CHN",), make_mesh(jax.devices()[:1]))
+    assert len(alone_rows) == 2
+    for mine, row in zip(alone_rows, rows, strict=False):
+        assert mine["CHN"]["loss"] == pytest.approx(float(row["CHN"]["loss"]), rel=1e-5)
+        assert mine["CHN"]["learning_rate"] == row["CHN"]["learning_rate"]
+    assert largest_difference(alone["CHN"], together["CHN"]) < 2e-5
+    assert largest_difference(together["USA"], together["CHN"]) > 1e-2
+
+
+def test_an_adapter_that_has_finished_keeps_its_bits(side_by_side):
+    """Of three steps China takes two: stopping everything there gives the same bits."""
+    mesh = make_mesh(jax.devices()[:1])
+    trainer = Trainer(CONFIG, TRAIN, LORA, DATA, mesh)
+    state = trainer.start(PARAMS)
+    for step, batch, passes in trainer.batches(0):
+        if step == 2:
+            break
+        state, _ = trainer.advance(state, PARAMS, batch, passes)
+    stopped = jax.device_get(adapters(trainer, state))
+    together, _ = side_by_side
+    jax.tree.map(np.testing.assert_array_equal, stopped["CHN"], together["CHN"])
+    assert largest_difference(stopped["USA"], together["USA"]) > 0
+
+
+def test_rates_side_by_side_are_those_tried_alone():
+    """One program, the same examples: each adapter becomes what its rate makes of it alone."""
+    rates = {"low": 1e-4, "high": 3e-2}
+    mesh = make_mesh(jax.devices()[:1])
+    trainer = Trainer(CONFIG, TRAIN, LORA, dict.fromkeys(rates, DATA["CHN"]), mesh, rates)
+    both = adapters(trainer, fit(trainer, PARAMS, quiet=True))
+    for name, rate in rates.items():
+        config = dataclasses.replace(TRAIN, learning_rate=rate)
+        single = Trainer(CONFIG, config, LORA, {name: DATA["CHN"]}, mesh)
+        alone = adapters(single, fit(single, PARAMS, quiet=True))[name]
+        start = adapters(single, single.start(PARAMS))[name]
+        assert largest_difference(both[name], alone) < 1e-5 + 1e-3 * rate
+        assert largest_difference(alone, start) > rate / 2
+
+
+def test_adapters_drawn_alike_differ_in_their_rate_alone():
+    names, mesh = ("a", "b", "c"), make_mesh(jax.devices()[:1])
+    drawn_as = dict.fromkeys(names, "a")
+    trainer = Trainer(
+        CONFIG, TRAIN, LORA, dict.fromkeys(names, DATA["CHN"]), mesh, {"c": 1e-4}, drawn_as
+    )
+    found = adapters(trainer, fit(trainer, PARAMS, quiet=True))
+    jax.tree.map(np.testing.assert_array_equal, found["a"], found["b"])
+    assert largest_difference(found["a"], found["c"]) > 1e-4
+
+
+def held_out_rows(checkpoints=None, sizes=None, method="lora", **more) -> list[dict]:
+    """Rows of a run of 3 steps on China's examples that looks at the first six of India's."""
+    mesh = make_mesh(jax.devices()[:8] if sizes else jax.devices()[:1], **(sizes or {}))
+    config = dataclasses.replace(TRAIN, method=method, batch=2)
+    trainer = Trainer(CONFIG, config, LORA, {"CHN": DATA["CHN"]}, mesh)
+    params = jax.device_put(PARAMS, param_shardings(CONFIG, mesh))
+    held_out, rows = HeldOutLoss(trainer, {"CHN": DATA["IND"][:6]}), []
+    more = {"log": rows.append} | more
+    fit(trainer, params, checkpoints, quiet=True, held_out=held_out, **more)
+    return rows
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_held_out_loss_is_the_mean_over_answer_tokens(method):
+    """Before training an adapter changes nothing: the model's own loss, example by example."""
+    rows = held_out_rows(method=method)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    examples = DATA["IND"][:6]
+    count = sum(len(e.answer) for e in examples)
+    expected = sum(packed_loss([e], 32) for e in examples) / count
+    assert rows[0] == {"step": 0, "CHN": {"held_out_loss": pytest.approx(expected, rel=1e-5)}}
+    looked = [row["CHN"]["held_out_loss"] for row in rows]
+    assert all("loss" in row["CHN"] for row in rows[1:])
+    assert len(set(looked[1:])) == 3, "the first step's rate may be 0, later ones change it"
+
+
+def test_a_run_that_was_stopped_looks_again_at_what_it_had_not_seen(tmp_path):
+    whole, before = held_out_rows(), []
+
+    def stop(row):
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+        before.append(row)
+
+    with Checkpoints(tmp_path) as saved, pytest.raises(KeyboardInterrupt):
+        held_out_rows(saved, save_every=1, log=stop)
+    with Checkpoints(tmp_path) as saved:
+        after = held_out_rows(saved, save_every=1)
+    assert [row["step"] for row in after] == [3]
+    assert before + after == whole
+
+
+def test_held_out_loss_on_a_mesh(devices):
+    one, many = held_out_rows(), held_out_rows(sizes={"data": 4, "model": 2})
+    for a, b in zip(one, many, strict=True):
+        assert a["CHN"]["held_out_loss"] == pytest.approx(b["CHN"]["held_out_loss"], rel=1e-4)
+
+
+def test_a_run_is_looked_at_ten_times():
+    assert sorted(looks_at(100)) == list(range(10, 101, 10))
+    assert sorted(looks_at(3)) == [1, 2, 3]
+    assert all(max(looks_at(n)) == n and len(looks_at(n)) == min(n, 10) for n in range(1, 300))
+
+
+def test_an_adapter_without_held_out_examples_is_refused():
+    trainer = Trainer(CONFIG, TRAIN, LORA, {"CHN": DATA["CHN"]}, make_mesh(jax.devices()[:1]))
+    with pytest.raises(UserError, match="no examples held out for 'CHN'"):
+        HeldOutLoss(trainer, {"USA": DATA["USA"]})
+
+
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 4, "model": 2}])
+def test_meshes_agree_with_one_device(devices, side_by_side, sizes):
+    one, rows = side_by_side
+    many, many_rows = train(("USA", "CHN", "IND"), make_mesh(devices, **sizes))
+    for a, b in zip(rows, many_rows, strict=True):
+        assert a["USA"]["loss"] == pytest.approx(float(b["USA"]["loss"]), rel=1e-5)
+        assert a["USA"]["gradient_norm"] == pytest.approx(
+            float(b["USA"]["gradient_norm"]), rel=1e-4
+        )
+    assert largest_difference(one, many) < 2e-4  # Adam divides by small gradients
+
+
+def test_all_weights_can_be_trained_on_a_mesh(devices):
+    one, _ = train(("IND",), make_mesh(devices[:1]), method="full")
+    many, _ = train(("IND",), make_mesh(devices, data=4, model=2), method="full")
+    assert largest_difference(one, many) < 2e-4
+    assert largest_difference(one["IND"], PARAMS) > 1e-3
+    with pytest.raises(UserError, match="'full' trains one model, not 2 side by side"):
+        train(("IND", "USA"), make_mesh(devices[:1]), method="full")
+
+
+def test_bfloat16_keeps_float32_adapters():
+    config = CONFIG.replace(dtype="bfloat16", param_dtype="bfloat16")
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    trainer = Trainer(config, TRAIN, LORA, {"IND": DATA["IND"]}, make_mesh(jax.devices()[:1]))
+    state = fit(trainer, params, quiet=True)
+    assert {x.dtype for x in jax.tree.leaves(state.trained)} == {jnp.dtype("float32")}
+    exact, _ = train(("IND",), make_mesh(jax.devices()[:1]))
+    moved = largest_difference(exact["IND"], adapters(trainer, trainer.start(params))["IND"])
+    assert largest_difference(adapters(trainer, state)["IND"], exact["IND"]) < 2 * moved
+
+
+def test_adapters_train_on_weights_in_8_bits():
+    """The gradient is that on the same weights written out in float32."""
+    small = quantize(CONFIG, PARAMS)
+    written_out = dict(PARAMS)
+    for part in ("layers", "last"):
+        kernels = {name: (small[part][name], small[part][f"{name}_scale"]) for name in AXES}
+        written_out[part] = PARAMS[part] | {
+            name: kernel.astype(jnp.float32) * scale.reshape(_with_inputs(kernel, scale, part))
+            for name, (kernel, scale) in kernels.items()
+        }
+    packed = pack(DATA["USA"][:4], 32)
+    batch = fill(packed, len(packed), 32, max(map(answer_count, packed)))
+
+    @jax.jit
+    def slopes(params, adapter):
+        return jax.grad(lambda a: loss_sum(Llama(CONFIG), attach(params, a, LORA), batch))(adapter)
+
+    ours, expected = slopes(small, some_adapter()), slopes(written_out, some_adapter())
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
+    assert largest > 0.1
+    assert largest_difference(ours, expected) < 1e-5 * largest
+
+
+def _with_inputs(kernel: jax.Array, scale: jax.Array, part: str) -> tuple[int, ...]:
+    """A scale's shape with ones in place of the kernel's input axes."""
+    lead = 1 if part == "layers" else 0
+    return (*scale.shape[:lead], *(1,) * (kernel.ndim - scale.ndim), *scale.shape[lead:])
+
+
+def test_bfloat16_gradients_are_products_in_bfloat16():
+    """Forward and backward, each accumulated in float32."""
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.square(product("btd,df->btf", x, kernel)))
+
+    x, kernel = jnp.ones((2, 4, 8), jnp.bfloat16), jnp.ones((8, 16), jnp.bfloat16)
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, kernel).as_text()
+    dots = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(dots) == 3
+    assert all(line.count("xbf16>") == 2 and "xf32>" in line for line in dots)
+
+
+def test_the_compiled_step_leaves_frozen_weights_alone():
+    """No product has the shape of a weight (its gradient would), no stack of weights is copied, and
+    the products with frozen weights see the tokens of both adapters at once."""
+    config = LlamaConfig(97, 64, 160, 4, 4, 2, 16, dtype="float32", param_dtype="float32")
+    step, arguments = train_program(
+        config, dataclasses.replace(TRAIN, remat=True), LORA, make_mesh(jax.devices()[:1]),
+        Shape(adapters=2, passes=2, rows=3, row_length=24, answers=5),
+    )  # fmt: skip
+    compiled = step.lower(*arguments).compile()
+    facts = read_program(compiled)
+    for shape in [(3, 64, 160), (3, 160, 64), (3, 64, 4, 16), (97, 64), (64, 97)]:
+        assert not facts.copies_of_shape(shape)
+    text = compiled.as_text()
+    dots = [line.split(" dot(")[0] for line in text.splitlines() if " dot(" in line]
+    assert any("[144,160]" in dot for dot in dots)  # 2 adapters x 3 rows x 24 tokens
+    for gradient_shape in ("[64,160]", "[160,64]", "[64,64]", "[64,97]", "[97,64]"):
+        assert not any(gradient_shape in dot for dot in dots)
+
+
+def test_devices_share_the_work(devices):
+    """Eight devices of the data axis each do an eighth of the products with weights."""
+    config = CONFIG.replace(vocab_size=64)
+
+    def flops(mesh) -> float:
+        step, arguments = train_program(config, TRAIN, LORA, mesh, Shape(1, 1, 8, 32, 4))
+        return step.lower(*arguments).compile().cost_analysis()["flops"]
+
+    whole, part = flops(make_mesh(devices[:1])), flops(make_mesh(devices, data=8))
+    assert part < 1.5 * whole / 8
+
+
+def test_the_loss_falls():
+    """On examples whose answer follows from their first token."""
+    random = np.random.default_rng(0)
+    examples = [
+        Example((first, *random.integers(20, 60, 4).tolist(), 10 + first), 5)
+        for first in random.integers(0, 4, 256).tolist()
+    ]
+    settings = dataclasses.replace(TRAIN, batch=16, epochs=3)
+    trainer = Trainer(CONFIG, settings, LORA, {"all": examples}, make_mesh(jax.devices()[:1]))
+    rows: list[dict] = []
+    state = fit(trainer, PARAMS, log=rows.append, quiet=True)
+    losses = [row["all"]["loss"] for row in rows]
+    assert np.mean(losses[-4:]) < 0.5 * losses[0]
+    tuned = attach(PARAMS, adapters(trainer, state)["all"], LORA)
+    assert packed_loss_under(tuned, examples[:8]) < packed_loss(examples[:8], 32)
+
+
+def packed_loss_under(params, examples) -> float:
+    rows = pack(examples, 32)
+    batch = fill(rows, len(rows), 32, max(map(answer_count, rows)))
+    return float(jax.jit(loss_sum, static_argnums=0)(Llama(CONFIG), params, batch))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_in_words():
+    params = PARAMS | {"norm": PARAMS["norm"] * jnp.nan}
+    trainer = Trainer(CONFIG, TRAIN, LORA, {"IND": DATA["IND"]}, make_mesh(jax.devices()[:1]))
+    with pytest.raises(UserError, match=r"step 1: the loss of 'IND' is nan .* lower the learning"):
+        fit(trainer, params, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch": 0}, "batch=0; at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0; a number above 0"),
+        ({"warm_up": 1.5}, "warm_up=1.5; a share"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan; a number above 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0; 0 or more"),
+        ({"beta1": 2.0}, "beta1=2.0; from 0 to below 1"),
+        ({"row_length": 0}, "row_length=0; at least 1"),
+        ({"seed": 10**20}, "from 0 to 2"),
+    ],
+)
+def test_bad_settings_are_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        dataclasses.replace(TRAIN, **changes)
+
+
+def test_no_examples_and_long_examples_are_refused():
+    mesh = make_mesh(jax.devices()[:1])
+    with pytest.raises(UserError, match="no examples to train 'NGA' on"):
+        Trainer(CONFIG, TRAIN, LORA, {"NGA": []}, mesh)
+    settings = dataclasses.replace(TRAIN, row_length=8)
+    with pytest.raises(UserError, match="longer than a row of 8"):
+        Trainer(CONFIG, settings, LORA, DATA, mesh)
