@@ -1,6 +1,7 @@
 """Put many questions to the model after many lead-ins: by exact likelihood, or by sampling.
 
-exact     the probability of each option's number (`jaxalign.answering.options`): no sampling noise. Questions
+exact     the probability of each option's number (`jaxalign.answering.options`): no sampling noise.
+          Questions
           are cut into blocks of one shape, a block per device at a time, one compiled program.
 sampled   replies drawn at a temperature; the first integer of a reply is the answer, several runs
           are averaged. CultureSPA (Xu et al. 2025): temperature 0.6, top-p 0.9, three runs.
@@ -143,7 +144,8 @@ def answer_sampled(
 ) -> np.ndarray:
     """The option's position in each of `runs` replies: int8 [conversations, runs].
 
-    reply: (prompts, ids) -> reply tokens of each, such as `jaxalign.lm.generate.generate` with all but
+    reply: (prompts, ids) -> reply tokens of each, such as `jaxalign.lm.generate.generate` with
+    all but
     prompts and ids filled in; equal ids stand for equal luck, and an id depends on the conversation
     and the run alone. key: whatever else the answers depend on: weights, sampling, seed. items:
     the conversations' questions. A reply without an integer is UNREADABLE, one whose first integer

@@ -5,7 +5,8 @@ or a question's stem, is computed once. In that order a token's descendants stan
 so one number per token, where they end, says who sees whom: token j is seen by i if
 j <= i < end[j]. Tables of keys follow from it, and masks are made on the device.
 
-`jaxalign.answering.plan` plans one interview as tightly as possible; here it is many blocks, quickly, each
+`jaxalign.answering.plan` plans one interview as tightly as possible; here it is many
+blocks, quickly, each
 padded to the shape of the largest. Pure numpy: knows neither model nor JAX.
 """
 
@@ -72,7 +73,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """A block padded to a shape; int32. Names and meanings as in `jaxalign.answering.options.Context`."""
+    """A block padded to a shape; int32. Names as in `jaxalign.answering.options.Context`."""
 
     tree: np.ndarray  # [T]
     positions: np.ndarray  # [T]

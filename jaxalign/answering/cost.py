@@ -2,7 +2,8 @@
 
 FLOPs are those of matrix products, two for each multiply and add; norms, softmax and RoPE are left
 out, as everybody does. All are per candidate, which is one soft prompt answering the whole survey.
-`jaxalign.runtime.program_facts` reads the same numbers out of the compiled program; the tests hold the two
+`jaxalign.runtime.program_facts` reads the same numbers out of the compiled program; the tests hold
+the two
 together.
 """
 

@@ -6,8 +6,8 @@
 
 `--survey` is a CultureSPA data folder or any other survey with countries' answers; `--replies` are
 CultureSPA result files, samples of lm-evaluation-harness or logs of inspect (see
-`jaxalign.surveys.reply_files`). Score: the cultural alignment score of Xu et al. 2025 (CultureSPA, arXiv
-2410.12971). On the released folder it gives USA 71.12, CHN 66.54, NGA 61.96 for culture-aware
+`jaxalign.surveys.reply_files`). Score: the cultural alignment score of Xu et al. 2025 (CultureSPA,
+arXiv 2410.12971). On the released folder it gives USA 71.12, CHN 66.54, NGA 61.96 for culture-aware
 replies and 68.34, 62.19, 52.05 for unaware ones. Takes about half a minute on two cores.
 """
 

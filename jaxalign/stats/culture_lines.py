@@ -9,7 +9,8 @@
     best_neighbour     the one other country's majority answers that score highest
     own_mean           the mean answer of the country's own respondents
 
-Scores are in [0, 1]; answers are positions of options (see `jaxalign.surveys.tables`), NaN for none.
+Scores are in [0, 1]; answers are positions of options (see `jaxalign.surveys.tables`), NaN for
+none.
 A line is scored against a country on the items that the country was asked and the line answers.
 Score: Xu et al. 2025 (CultureSPA, arXiv 2410.12971), who print none of these lines.
 """

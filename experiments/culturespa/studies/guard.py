@@ -1,6 +1,6 @@
 """Whether fine-tuning broke what the model could do before: accuracy on questions with an answer.
 
-    python -m experiments.culturespa.studies.guard runs/culturespa                    # the run's own test
+    python -m experiments.culturespa.studies.guard runs/culturespa   # the run's own test
     python -m experiments.culturespa.studies.guard runs/culturespa --guard mmlu.csv   # any other
 
 Every adapter of a finished run answers an MMLU-style file (CSV or JSON lines) before and after, by

@@ -1,7 +1,8 @@
 """The programs of this package, lowered for a mesh of described devices: nothing is allocated.
 
 They are the programs that experiments run, built by the same functions from
-`jax.ShapeDtypeStruct`s that carry the shardings of `jaxalign.runtime.sharding`. Beside each stands what a
+`jax.ShapeDtypeStruct`s that carry the shardings of `jaxalign.runtime.sharding`. Beside each stands
+what a
 formula says of its work, to hold against what the compiler made of it.
 """
 

@@ -6,7 +6,8 @@
 What shares a program (one model, strategy and prompt length) runs side by side in it; the rest
 queues. Every cell is one `experiments.soft_prompt` search without its baselines. Stop a sweep
 whenever you like: the same command goes on where it was, repeats no finished cell, and ends with
-the bits of a sweep that was never stopped. `jaxalign.commands.sweep.file` says what the file may hold.
+the bits of a sweep that was never stopped. `jaxalign.commands.sweep.file` says what the file may
+hold.
 
     DIR/cells.jsonl     a line per finished cell: loss, six scores, fitness, candidates evaluated
        /result.json     the table: mean loss of each group, spread over seeds and countries

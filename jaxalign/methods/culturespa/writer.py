@@ -1,4 +1,4 @@
-"""The model as a writer of questions (`jaxalign.methods.culturespa.questions`), and whether it has room."""
+"""The model as a writer of questions (`methods.culturespa.questions`), and whether it has room."""
 
 from __future__ import annotations
 
