@@ -146,9 +146,14 @@ def plan_program(config: Config, topology: Topology, name: ProgramName) -> Estim
     population = config.strategy.population if name == "population" else None
     dims = config.prompt.dims(llama.hidden_size) if population else 0
     choice = choose_mesh(
-        llama, topology.num_chips, topology.chip.memory_bytes, population,
-        search_dims=dims, model=config.mesh_model, data=config.mesh_data,
-    )  # fmt: skip
+        llama,
+        topology.num_chips,
+        topology.chip.memory_bytes,
+        population,
+        search_dims=dims,
+        model_parallel=config.mesh_model,
+        data_parallel=config.mesh_data,
+    )
     refuse_missing_kernel(config, llama, topology, choice)
     print(f"{name} on {topology.name}: {choice.describe()}", flush=True)
     mesh = make_mesh(described_devices(topology), **choice.sizes)
