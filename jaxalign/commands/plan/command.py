@@ -52,7 +52,7 @@ from jaxalign.runtime.program_facts import read_program
 from jaxalign.runtime.sharding import POPULATION, make_mesh
 from jaxalign.runtime.topology import Topology, described_devices, parse_topology
 from jaxalign.runtime.traffic import memory_traffic_bytes
-from jaxalign.surveys.survey import vsm_survey
+from jaxalign.surveys.survey import vsm
 from jaxalign.training.step import TrainConfig
 
 ProgramName = Literal["population", "decode", "train"]
@@ -218,7 +218,7 @@ def tokenizer_folder(config: Config) -> Path:
 
 def items(config: Config) -> tuple:
     """The survey items asked for."""
-    known = (*vsm_survey().items, *held_out_survey().items)
+    known = (*vsm().items, *held_out_survey().items)
     if config.items > len(known):
         raise UserError(f"--items {config.items}: the package has {len(known)}")
     return known[: config.items]
