@@ -311,7 +311,7 @@ def test_smallest_slice(capsys) -> None:
         ({"generations": 0}, "--generations 0"),
         ({"program": ()}, "--program"),
         ({"program": ("train",), "fit": "slice"}, "leave out --program"),
-        ({"mesh_model": 3}, "model=3 does not divide"),
+        ({"mesh_model": 3}, "`model_parallel` 3 does not divide"),
         ({"prompt": SoftPromptConfig(placement="after")}, "cannot be planned yet"),
         ({"attention": "pallas"}, "--attention pallas: weights split over devices leave"),
         (
