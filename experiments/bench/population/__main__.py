@@ -94,8 +94,8 @@ class Config:
                 raise UserError(f"{name}={value}: must be at least 1")
         if not self.against or len(set(self.against)) < len(self.against):
             raise UserError(f"against={list(self.against)}: name at least one, and none twice")
-        check_new_file(self.json, "--json")
-        check_new_file(self.plot, "--plot")
+        check_new_file(self.json, "json")
+        check_new_file(self.plot, "plot")
 
 
 def run(config: Config) -> dict[str, Any]:
