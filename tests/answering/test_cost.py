@@ -21,7 +21,7 @@ from jaxalign.lm.weights import abstract_params
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.prompts import load_prompts
 from jaxalign.runtime.program_facts import read_program
-from jaxalign.surveys.survey import vsm_survey
+from jaxalign.surveys.survey import vsm
 
 CONFIG = LlamaConfig(2000, 256, 768, 4, 8, 4, 32, dtype="float32", param_dtype="float32")
 TINY = CONFIG.replace(hidden_size=32, intermediate_size=48, head_dim=4)
@@ -30,7 +30,7 @@ TINY = CONFIG.replace(hidden_size=32, intermediate_size=48, head_dim=4)
 @pytest.fixture(scope="module")
 def survey():
     """The 24 items under a prompt of 16 tokens, inside the system message."""
-    tokens, items = Tokenizer.load(MODEL_FOLDER), vsm_survey().items
+    tokens, items = Tokenizer.load(MODEL_FOLDER), vsm().items
     return soft_prompt_layout(tokens, load_prompts(None), items, "system", 16)
 
 
@@ -51,7 +51,7 @@ def test_the_compiled_program_does_what_the_plan_says_and_hardly_more_than_the_l
 
 def test_a_prompt_after_the_question_costs_what_the_plan_says():
     """Formula and compiled program, for the texts too; a quarter of the work without a tree."""
-    tokens, items = Tokenizer.load(MODEL_FOLDER), vsm_survey().items
+    tokens, items = Tokenizer.load(MODEL_FOLDER), vsm().items
     layout = soft_prompt_layout(tokens, load_prompts(None), items, "after", 16)
     plan = t.candidate_flops(CONFIG, layout)
     assert compiled(CONFIG, layout, members=8, chunk=4).dot_flops / 8 == plan.total

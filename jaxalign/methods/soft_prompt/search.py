@@ -19,7 +19,7 @@ import numpy as np
 from jaxalign.answering.cost import padding_text, plan_report, plan_text
 from jaxalign.answering.kernel_choice import ASKED, choose_kernel
 from jaxalign.answering.options import Kernel, make_context
-from jaxalign.lm.mesh_here import mesh_here
+from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.quantize import quantize
 from jaxalign.lm.weights import Params
 from jaxalign.methods.prompting import ask, lead_in
@@ -43,11 +43,11 @@ from jaxalign.surveys.hofstede import DIMENSIONS, country_name, targets
 
 def choose_mesh_here(config: Config, study: Study) -> jax.sharding.Mesh:
     """The mesh that fits the model and the population, with its reason on the screen."""
-    mesh, choice = mesh_here(
+    mesh, choice = device_mesh(
         study.llama,
         len(config.countries) * config.strategy.population,
         search_dims=config.prompt.dims(study.llama.hidden_size),
-        model=config.model_parallel,
+        model_parallel=config.model_parallel,
     )
     print(choice.describe())
     return mesh

@@ -35,7 +35,7 @@ from jaxalign.runs import may_change
 from jaxalign.stats.vsm import Reading, make_scorer
 from jaxalign.surveys.formats import read_answered, read_questionnaire
 from jaxalign.surveys.hofstede import DEFAULT_EDITION, DIMENSIONS, targets
-from jaxalign.surveys.survey import Item, Survey, vsm_survey
+from jaxalign.surveys.survey import Item, Survey, vsm
 from jaxalign.surveys.tables import option_table
 
 
@@ -157,7 +157,7 @@ def read_study(config: Config) -> Study:
     tokens = Tokenizer.load(folder)
     check_vocabulary(tokens, llama)
     prompts = load_prompts(config.prompts)
-    module = vsm_survey()
+    module = vsm()
     if config.instrument is not None:
         module = read_questionnaire(config.instrument, "--instrument")
     make_scorer(module, config.constant)

@@ -26,7 +26,7 @@ from jaxalign.optim.gradient import make_descent
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runtime.sharding import make_mesh, replicated
 from jaxalign.stats.vsm import loss, make_scorer
-from jaxalign.surveys.survey import vsm_survey
+from jaxalign.surveys.survey import vsm
 
 CONFIG = LlamaConfig(
     61, 32, 48, 3, 4, 2, 8, dtype="float32", param_dtype="float32", initializer_range=0.15
@@ -46,7 +46,7 @@ def make_objective(countries, penalty=0.0) -> Objective:
     rows = jnp.array([COUNTRIES.index(c) for c in countries])
     return Objective(
         interview=make_context(CONFIG, PARAMS, plan_layout([7, 8], 3, items, options)),
-        scorer=make_scorer(vsm_survey(), 50.0),
+        scorer=make_scorer(vsm(), 50.0),
         space=make_space(prompt, 0.1 * start[rows], PARAMS["embed"]),
         target_Cx6=TARGETS[rows],
         used_6=jnp.ones(6, bool),
