@@ -25,7 +25,7 @@ from matplotlib.ticker import NullLocator
 
 from jaxalign.answering.conversations import soft_prompt_layout
 from jaxalign.answering.cost import candidate_flops
-from jaxalign.answering.options import make_context
+from jaxalign.answering.options import prepare_items
 from jaxalign.answering.plan import Layout
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
@@ -174,7 +174,7 @@ def abstract_objective(llama: LlamaConfig, layout: Layout) -> Objective:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     def context(params):
-        return make_context(llama, params, layout)
+        return prepare_items(llama, params, layout)
 
     return Objective(
         interview=jax.eval_shape(context, abstract_params(llama)),

@@ -1,4 +1,4 @@
-"""A prefix tree over token ids: text that several sequences begin with is stored, and computed, once.
+"""A prefix tree over token ids: what several sequences begin with is stored and computed once.
 
 Every plan of what to compute (`plan`, `plan_suffix`, `blocks`) is such a tree laid out in
 depth-first order. In that order a token's descendants stand right behind it, so one number a token,
@@ -23,7 +23,7 @@ ROOT = -1  # the parent of first tokens; it holds no token itself
 
 
 class PrefixTree:
-    """A prefix tree that grows by one sequence after the other; nodes are numbered as they are made.
+    """A prefix tree that grows by one sequence after the other, and numbers its nodes in turn.
 
     Args:
         depth_first: share a sequence's beginning with the sequence inserted before it only. The
@@ -49,7 +49,7 @@ class PrefixTree:
         self._children: dict[int, dict[int, int]] = {ROOT: {}}
 
     def insert(self, tokens: Sequence[int] | np.ndarray, start: int = ROOT) -> int:
-        """Add the sequence `tokens` below the node `start`, and return the node of its last token."""
+        """Add the sequence `tokens` below the node `start`; return the node of its last token."""
         tokens = np.asarray(tokens).tolist()
         if not tokens:
             return start
