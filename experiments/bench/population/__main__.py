@@ -42,7 +42,7 @@ from experiments.bench.population.measure import framework, measure
 from experiments.bench.population.plot import draw
 from experiments.bench.population.report import make_result, show
 from experiments.bench.population.worker import Work
-from jaxalign.answering.kernel_choice import Asked
+from jaxalign.answering.kernel_choice import KernelOption
 from jaxalign.answering.plan import plan_layout
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
@@ -78,7 +78,7 @@ class Config:
     """Soft prompt tokens."""
     chunk: int | None = None
     """Prompts computed at a time by ours and by vmap; default: by the rule of the experiments."""
-    attention: Asked = "auto"
+    attention: KernelOption = "auto"
     """Kernel of ours; auto: the fastest here, measured first."""
     seed: int = 0
     """Of weights, prompts and the order of turns."""
