@@ -59,7 +59,7 @@ class Config:
             raise UserError("--batch, --new-tokens and --repeats must be at least 1")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must be 0 or more")
-        check_new_file(self.json, "--json")
+        check_new_file(self.json, "json")
 
 
 def bench(config: Config) -> dict[str, Any]:

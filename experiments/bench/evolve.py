@@ -74,8 +74,8 @@ class Config:
     """File for the figures (JSON)."""
 
     def __post_init__(self) -> None:
-        check_new_file(self.json, "--json")
-        check_new_file(self.plot, "--plot")
+        check_new_file(self.json, "json")
+        check_new_file(self.plot, "plot")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxalign.answering.cost import device_name
-from jaxalign.answering.options import Context, make_context, option_log_probs
+from jaxalign.answering.options import PreparedItems, option_log_probs, prepare_items
 from jaxalign.answering.plan import Layout, plan_layout
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
@@ -63,8 +63,8 @@ class Config:
     """File for the figures (JSON)."""
 
     def __post_init__(self) -> None:
-        check_new_file(self.json, "--json")
-        check_new_file(self.plot, "--plot")
+        check_new_file(self.json, "json")
+        check_new_file(self.plot, "plot")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,7 @@ def measure(axis: str, size: Size, chunk: int, repeats: int) -> Point:
     """
     layout = generated_layout(size.items)
     evolution = make_search(size.candidates, chunk)
-    context = make_context(MODEL, init_params(MODEL, jax.random.key(0)), layout)
+    context = prepare_items(MODEL, init_params(MODEL, jax.random.key(0)), layout)
     facts = read_program(evolution.lower(size.generations, context).compile())
     seconds = run_seconds(evolution, size, context, repeats) if repeats else None
     return Point(axis, size, facts.dot_flops, facts.memory.temporaries, seconds)
@@ -154,7 +154,9 @@ def generated_layout(items: int) -> Layout:
 def make_search(candidates: int, chunk: int) -> Evolution:
     """Return a search for a prompt under which every item gets its first option."""
 
-    def fitness(candidates_PxZ: jax.Array, country_P: jax.Array, context: Context) -> jax.Array:
+    def fitness(
+        candidates_PxZ: jax.Array, country_P: jax.Array, context: PreparedItems
+    ) -> jax.Array:
         prompts = candidates_PxZ.reshape(-1, PROMPT_TOKENS, MODEL.hidden_size)
         return -option_log_probs(MODEL, context, prompts, chunk)[..., 0].mean(-1)
 
@@ -163,7 +165,7 @@ def make_search(candidates: int, chunk: int) -> Evolution:
     return make_evolution(Strategy(population=candidates), dims, fitness, mesh, 0, ("USA",))
 
 
-def run_seconds(evolution: Evolution, size: Size, context: Context, repeats: int) -> float:
+def run_seconds(evolution: Evolution, size: Size, context: PreparedItems, repeats: int) -> float:
     """Return the fastest of `repeats` runs in seconds, after one warm-up that is not counted."""
     shape = (1, size.candidates, evolution.num_dims)
     first = 0.02 * jax.random.normal(jax.random.key(1), shape, jnp.float32)

@@ -26,7 +26,7 @@ from matplotlib.ticker import NullLocator
 
 from jaxalign.answering.conversations import soft_prompt_layout
 from jaxalign.answering.cost import candidate_flops
-from jaxalign.answering.options import make_context
+from jaxalign.answering.options import prepare_items
 from jaxalign.answering.plan import Layout
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
@@ -46,7 +46,7 @@ from jaxalign.runtime.program_facts import ProgramFacts, read_program
 from jaxalign.runtime.sharding import make_mesh, replicated
 from jaxalign.runtime.topology import described_devices, parse_topology
 from jaxalign.stats.vsm import make_scorer
-from jaxalign.surveys.survey import vsm_survey
+from jaxalign.surveys.survey import vsm
 
 SMALL = LlamaConfig(32_000, 512, 1536, 8, 8, 4, 64)
 
@@ -78,8 +78,8 @@ class Config:
     """File for the figures (JSON)."""
 
     def __post_init__(self) -> None:
-        check_new_file(self.json, "--json")
-        check_new_file(self.plot, "--plot")
+        check_new_file(self.json, "json")
+        check_new_file(self.plot, "plot")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,11 +200,11 @@ def abstract_objective(llama: LlamaConfig, layout: Layout) -> Objective:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     def context(params):
-        return make_context(llama, params, layout)
+        return prepare_items(llama, params, layout)
 
     return Objective(
         interview=jax.eval_shape(context, abstract_params(llama)),
-        scorer=jax.eval_shape(lambda: make_scorer(vsm_survey())),
+        scorer=jax.eval_shape(lambda: make_scorer(vsm())),
         space=Space(array(1, layout.prompt_length, llama.hidden_size), array(), None),
         target_Cx6=array(1, 6),
         used_6=array(6, dtype=bool),
@@ -214,7 +214,7 @@ def abstract_objective(llama: LlamaConfig, layout: Layout) -> Objective:
 
 def values_layout(prompt_length: int = 16) -> Layout:
     """Return the token plan of the 24 items in the pocket tokenizer, with the prompt in front."""
-    tokens, items = Tokenizer.load(MODEL_FOLDER), vsm_survey().items
+    tokens, items = Tokenizer.load(MODEL_FOLDER), vsm().items
     return soft_prompt_layout(tokens, load_prompts(None), items, "front", prompt_length)
 
 

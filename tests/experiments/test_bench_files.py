@@ -28,7 +28,7 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__module__)
 def test_files_that_cannot_be_written_are_refused_at_once(config, tmp_path):
     for name in {"json", "plot"} & {field.name for field in dataclasses.fields(config)}:
-        with pytest.raises(UserError, match=f"--{name} /nowhere/file: no such folder"):
+        with pytest.raises(UserError, match=f"`{name}` /nowhere/file: no such folder"):
             config(**{name: Path("/nowhere/file")})
-        with pytest.raises(UserError, match=f"--{name} .*: a folder; name a file in it"):
+        with pytest.raises(UserError, match=f"`{name}` .*: a folder; name a file in it"):
             config(**{name: tmp_path})

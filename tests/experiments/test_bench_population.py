@@ -42,9 +42,9 @@ def answers_of(side, methods):
     return {method: side.run(method)["log_probs"] for method in methods}
 
 
+@pytest.mark.reference
 @pytest.mark.parametrize("placement", ["system", "front"])
 def test_every_method_gives_the_same_answers(tmp_path, placement):
-    pytest.importorskip("torch")
     from experiments.bench.population.worker_torch import TorchSide
 
     work, ours, theirs = small_work(tmp_path, placement=placement), JaxSide(), TorchSide()
@@ -61,8 +61,10 @@ def test_every_method_gives_the_same_answers(tmp_path, placement):
         assert gap.same_answer == 1
 
 
+@pytest.mark.reference
 def test_batches_of_any_size_give_the_same_answers(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     from experiments.bench.population.worker_torch import Survey, padded, per_item, prefix_cache
 
     work = small_work(tmp_path)
@@ -77,8 +79,8 @@ def test_batches_of_any_size_give_the_same_answers(tmp_path):
     torch.testing.assert_close(again, expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.reference
 def test_references_are_float32(tmp_path):
-    pytest.importorskip("torch")
     from experiments.bench.population.worker_torch import TorchSide
 
     half = TINY.replace(dtype="bfloat16", param_dtype="bfloat16")
@@ -115,8 +117,8 @@ def test_stem_free_items_share_nothing_and_are_as_long():
     assert layout.tokens_computed == 16 + sum(map(len, items))
 
 
+@pytest.mark.reference
 def test_measures_prints_and_writes(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("torch")
     # One core: torch's threads wait for each other when other tests run beside this one.
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     config = Config(

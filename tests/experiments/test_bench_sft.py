@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import jax
@@ -20,7 +19,6 @@ from jaxalign.training.data import Shape
 from jaxalign.training.packing import Example
 from jaxalign.training.step import loss_sum
 
-HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "peft"))
 TINY = Config(
     layers=2,
     hidden=32,
@@ -82,7 +80,7 @@ def test_bad_settings_are_refused(settings):
         Config(**settings)
 
 
-@pytest.mark.skipif(not HAS_PEFT, reason="compares with torch and peft")
+@pytest.mark.reference
 def test_a_tiny_benchmark_end_to_end(tmp_path, capfd):
     """Both workers train, agree on the loss, and the file holds what the table shows."""
     bench(Config(**{**vars(TINY), "out": tmp_path}))

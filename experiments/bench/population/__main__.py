@@ -43,7 +43,7 @@ from experiments.bench.population.measure import framework, measure
 from experiments.bench.population.plot import draw
 from experiments.bench.population.report import make_result, show
 from experiments.bench.population.worker import Work
-from jaxalign.answering.kernel_choice import Asked
+from jaxalign.answering.kernel_choice import KernelOption
 from jaxalign.answering.plan import plan_layout
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
@@ -80,7 +80,7 @@ class Config:
     chunk: int | None = None
     """Number of prompts that jaxalign and vmap compute at a time; by default chosen as in the
     experiments."""
-    attention: Asked = "auto"
+    attention: KernelOption = "auto"
     """Attention kernel of jaxalign; auto measures all kernels first and takes the fastest."""
     seed: int = 0
     """Seed of the weights, the prompts and the order of turns."""
@@ -96,8 +96,8 @@ class Config:
                 raise UserError(f"{name}={value}: must be at least 1")
         if not self.against or len(set(self.against)) < len(self.against):
             raise UserError(f"against={list(self.against)}: name at least one, and none twice")
-        check_new_file(self.json, "--json")
-        check_new_file(self.plot, "--plot")
+        check_new_file(self.json, "json")
+        check_new_file(self.plot, "plot")
 
 
 def run(config: Config) -> dict[str, Any]:

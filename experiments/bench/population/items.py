@@ -19,7 +19,7 @@ from jaxalign.lm.config import PRESETS, DType, LlamaConfig, read_config
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.prompts import load_prompts
-from jaxalign.surveys.survey import vsm_survey
+from jaxalign.surveys.survey import vsm
 
 Size = Literal["pocket", "small", "1b", "8b"]
 Kind = Literal["module", "stem-free", "published"]
@@ -63,7 +63,7 @@ def ask_items(
         The token ids before the soft prompt, the token ids of each item after it, and the
         spellings of each item's options.
     """
-    tokens, prompts, module = Tokenizer.load(MODEL_FOLDER), load_prompts(), vsm_survey()
+    tokens, prompts, module = Tokenizer.load(MODEL_FOLDER), load_prompts(), vsm()
     if kind == "published":
         header, items = as_long_as_published(read_config(MODEL_FOLDER, "float32").vocab_size)
         if placement == "front":

@@ -19,7 +19,7 @@ import numpy as np
 from experiments.bench.population.worker import Method, Work, serve
 from jaxalign.answering.cost import matmul_peak, plan_report, plan_text
 from jaxalign.answering.kernel_choice import choose_kernel
-from jaxalign.answering.options import embed_tokens, make_context, option_log_probs
+from jaxalign.answering.options import embed_tokens, option_log_probs, prepare_items
 from jaxalign.answering.plan import plan_layout
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint, save_checkpoint
@@ -100,7 +100,7 @@ class JaxSide:
 
     def _ours(self) -> tuple[Callable, Any]:
         llama = self._work.llama
-        context = make_context(llama, self._params, self._layout, self._kernel)
+        context = prepare_items(llama, self._params, self._layout, self._kernel)
         return lambda values, x: option_log_probs(llama, values, x, self._chunk), context
 
     def _vmap(self) -> tuple[Callable, Any]:

@@ -54,7 +54,7 @@ class Config:
                 f"rows={self.rows}, columns={self.columns}, repeats={self.repeats}; at least 64 "
                 "rows, a multiple of 8 columns, and 1 repeat"
             )
-        check_new_file(self.json, "--json")
+        check_new_file(self.json, "json")
 
 
 def run(config: Config) -> dict[str, Any]:
