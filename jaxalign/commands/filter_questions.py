@@ -41,7 +41,7 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """Filter the questions of a file, print the counts, and write what is left."""
-    check_new_file(settings.out, "`out`")
+    check_new_file(settings.out, "out")
     seeds = read_seeds(settings.seeds)
     questions, refused = read_questions(settings.file)
     if refused:
