@@ -16,6 +16,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from jaxalign.methods.culturespa.step_measure import Measured
+from jaxalign.methods.culturespa.step_select import describe
+from jaxalign.methods.culturespa.study import read_study
 
 from experiments.culturespa.studies import topics
 from experiments.culturespa.studies.matrices import _correlations, mantel
@@ -35,9 +38,6 @@ from jaxalign.methods.culturespa.result import (
 )
 from jaxalign.methods.culturespa.select import Pair, Selection
 from jaxalign.methods.culturespa.settings import Config
-from jaxalign.methods.culturespa.step_measure import Measured
-from jaxalign.methods.culturespa.step_select import describe
-from jaxalign.methods.culturespa.study import read_study
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.runs import write_json
 from jaxalign.stats.paired_scores import drawn_scores, question_draws

@@ -10,6 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jaxalign.methods.culturespa.step_measure import (
+    PROMPTED,
+    TUNED,
+    Measured,
+    prompted_answers,
+    untrained,
+)
+from jaxalign.methods.culturespa.study import Study, read_study
 
 from experiments.culturespa.studies import selection
 from experiments.culturespa.studies.finished import Finished
@@ -26,14 +34,6 @@ from jaxalign.methods.culturespa.result import (
     run_scores,
 )
 from jaxalign.methods.culturespa.settings import Config
-from jaxalign.methods.culturespa.step_measure import (
-    PROMPTED,
-    TUNED,
-    Measured,
-    prompted_answers,
-    untrained,
-)
-from jaxalign.methods.culturespa.study import Study, read_study
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.runs import plain
 from jaxalign.stats.paired_scores import question_draws

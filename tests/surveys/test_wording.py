@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,8 @@ import pytest
 from jaxalign.commands import check as survey_check
 from jaxalign.commands import write_questions
 from jaxalign.core.errors import UserError
-from jaxalign.methods.culturespa.settings import Config
-from jaxalign.methods.culturespa.study import read_study
+from jaxalign.methods.culturespa.inputs import read_inputs
+from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.soft_prompt import study as soft_prompt
 
 
@@ -31,12 +30,12 @@ def codes_alone(tmp_path, monkeypatch) -> Path:
 
 
 def test_experiments_that_ask_a_model_refuse_it(codes_alone):
-    said = "--survey .*wvs.csv: 2 of 2 items have no wording, such as 'Q1'.* your own JSON or CSV"
-    config = dataclasses.replace(Config(), survey=codes_alone, countries=("USA", "CHN"))
+    said = "survey`? .*wvs.csv: 2 of 2 items have no wording, such as 'Q1'.* your own JSON or CSV"
+    config = CultureSPASettings(survey=codes_alone, countries=("USA", "CHN"))
     with pytest.raises(UserError, match=said):
-        read_study(config)
+        read_inputs(config)
     with pytest.raises(UserError, match=said):
-        write_questions.read_study(write_questions.Config(survey=codes_alone))
+        write_questions.read_inputs(write_questions.Settings(survey=codes_alone))
     for option in ("held_out", "instrument"):
         with pytest.raises(UserError, match=said.replace("survey", option.replace("_", "-"), 1)):
             soft_prompt.read_study(soft_prompt.Config(**{option: codes_alone}))

@@ -169,7 +169,7 @@ def train(
             settings.save_every,
             begin=lambda step: log.rewind(step or -1),
             log=log.append,
-            on_progress=experiment.on_progress,
+            quiet=True,
             held_out=HeldOutLoss(trainer, _by_label(held_out)) if held_out else None,
         )
     trained = adapters(trainer, state)

@@ -26,8 +26,12 @@ from jaxalign.surveys.tables import Tables, make_tables
 
 # The paper's 18 cultures. P2 looks for neighbours of a group among those of them that the survey
 # has, and among all groups of the survey if these are too few.
-CULTURES = tuple(
-    "USA CAN BOL BRA GBR NLD DEU UKR CHN RUS IND THA KEN NGA ETH ZWE AUS NZL".split()
+CULTURES = (
+    *("USA", "CAN", "BOL", "BRA"),  # America
+    *("GBR", "NLD", "DEU", "UKR"),  # Europe
+    *("CHN", "RUS", "IND", "THA"),  # Asia
+    *("KEN", "NGA", "ETH", "ZWE"),  # Africa
+    *("AUS", "NZL"),  # Oceania
 )
 GUARD_QUESTIONS = 300  # of the pocket model's own tasks
 

@@ -99,9 +99,7 @@ def _ask_each(
     None."""
     lm, on_progress = experiment.lm, experiment.on_progress
     replies: dict[ModelName, Replies] = {}
-    right: dict[ModelName | None, float] = {
-        None: float(right_answers(experiment, lm, BASE).mean())
-    }
+    right: dict[ModelName | None, float] = {None: float(right_answers(experiment, lm, BASE).mean())}
     conversations: dict[tuple[Style, tuple[str, ...]], StyledConversations] = {}
     on_progress(Progress("5 measure: model", 0, len(adapters), "models"))
     for done, (name, adapter) in enumerate(adapters.items(), 1):

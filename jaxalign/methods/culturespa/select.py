@@ -1,4 +1,4 @@
-"""Step 3 of CultureSPA: which of a group's answers to train on, namely those that naming it changes.
+"""Step 3 of CultureSPA: which answers to train on, namely those that change when a group is named.
 
     crqpc   pairs of question and group whose culture-aware answer differs from the unaware one
             (culture-related question pair collection): by the answer itself, or by how far apart
@@ -280,9 +280,7 @@ def _pairs_by_group(
     }
 
 
-def _draw(
-    pairs_of: Mapping[str, Sequence[Pair]], sizes: Mapping[str, int], name: str
-) -> Selection:
+def _draw(pairs_of: Mapping[str, Sequence[Pair]], sizes: Mapping[str, int], name: str) -> Selection:
     """Draw `sizes[group]` pairs of each group without replacement, kept in their order.
 
     Pairs are ranked by a hash of `name`, which contains the seed, so that a draw does not depend on

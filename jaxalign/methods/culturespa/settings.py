@@ -172,6 +172,6 @@ def _check_source(settings: CultureSPASettings) -> None:
         )
     if settings.survey is not None and settings.source is None and leak_free:
         raise UserError(
-            f"`examples` leak_free with `survey` {settings.survey}: name the survey that countries' "
-            "answers are shown from, `source`; the default one is simulated"
+            f"`examples` leak_free with `survey` {settings.survey}: name another survey, `source`, "
+            "whose answers by country are shown; the default one is simulated"
         )

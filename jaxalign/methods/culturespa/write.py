@@ -303,9 +303,7 @@ class Topic:
             self.accepted.append(dataclasses.replace(parsed, topic=self.name))
 
 
-def _draw(
-    random: np.random.Generator, questions: Sequence[Question], count: int
-) -> list[Question]:
+def _draw(random: np.random.Generator, questions: Sequence[Question], count: int) -> list[Question]:
     return [questions[i] for i in random.permutation(len(questions))[:count]]
 
 
@@ -346,9 +344,7 @@ class _Request:
         return hashlib.sha256(json.dumps(self.messages).encode()).hexdigest()[:16]
 
 
-def _next_round(
-    topics: Sequence[Topic], prompt: str, writing: WritingSettings
-) -> list[_Request]:
+def _next_round(topics: Sequence[Topic], prompt: str, writing: WritingSettings) -> list[_Request]:
     requests = []
     for topic in topics:
         for n in range(topic.requests, topic.requests + topic.next_requests(writing)):
