@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.runs.console import main, print_table
-from jaxalign.stats.bootstrap import METRICS, ItemStats, bootstrap, item_stats
+from jaxalign.stats.comparison import METRICS, ItemStats, compare, item_stats
 from jaxalign.surveys.tables import Tables
 
 
@@ -50,7 +50,7 @@ def _row(config: Config, systems: int) -> list[object]:
     stats = synthetic_stats(config, systems)
     key = jax.random.key(config.seed)
     started = time.perf_counter()
-    compiled = bootstrap.lower(stats, key, resamples=config.resamples).compile()
+    compiled = compare.lower(stats, key, resamples=config.resamples).compile()
     ready, worked = time.perf_counter(), time.process_time()
     jax.block_until_ready(compiled(stats, key))
     taken, work = time.perf_counter() - ready, time.process_time() - worked
