@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -36,8 +35,7 @@ from tests.support.decode_cases import (
 )
 from tests.support.parity_cases import BASE, hf_weights
 
-HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "peft"))
-SOURCES = ["frozen", "live"] if HAS_PEFT else ["frozen"]
+SOURCES = ["frozen", pytest.param("live", marks=pytest.mark.reference)]
 DRAWN = Sampling(max_new_tokens=12, temperature=1.2, top_p=0.9, top_k=30)
 GREEDY = Sampling(max_new_tokens=NEW_TOKENS, temperature=0.0)
 NO_STOP = (-1, -1)

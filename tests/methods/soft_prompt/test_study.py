@@ -106,7 +106,7 @@ def test_held_out_in_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
     assert "shares.csv: goes with a --held-out of your own" in refusal(alone)
 
 
-@pytest.mark.skipif("JAXALIGN_CULTURESPA_DATA" not in os.environ, reason="others' data, not ours")
+@pytest.mark.user_data
 def test_the_world_values_survey_as_released_with_culturespa_is_held_out():
     folder = Path(os.environ["JAXALIGN_CULTURESPA_DATA"])
     config = Config(held_out=folder, countries=("USA", "CHN"))
