@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.answering.options import make_context, option_log_probs, valid_mass
+from jaxalign.answering.options import option_log_probs, prepare_items, valid_mass
 from jaxalign.commands.reports import soft_prompt_report
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint, weights_sha256
@@ -108,7 +108,7 @@ def tune_prompts(config: Config) -> None:
         interview = local_view(objective.interview)
         for method, prompts_CxMxD in tuned.items():
             module[method] = ask_prompts(study.llama, interview, prompts_CxMxD)
-        interview = make_context(
+        interview = prepare_items(
             study.llama, params, make_layout(config, study.tokens, study.prompts, study.held_out)
         )
         for method, prompts_CxMxD in tuned.items():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxalign.answering import cost as t
 from jaxalign.answering.conversations import soft_prompt_layout
-from jaxalign.answering.options import make_context, option_log_probs
+from jaxalign.answering.options import option_log_probs, prepare_items
 from jaxalign.answering.plan import plan_layout
 from jaxalign.lm.config import PRESETS, LlamaConfig
 from jaxalign.lm.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ def survey():
 def compiled(config, layout, members, chunk):
     """The program that answers, from shapes alone."""
     params = abstract_params(config)
-    context = jax.eval_shape(lambda p: make_context(config, p, layout), params)
+    context = jax.eval_shape(lambda p: prepare_items(config, p, layout), params)
     prompts = jax.ShapeDtypeStruct((members, layout.prompt_length, config.hidden_size), jnp.float32)
     answer = jax.jit(option_log_probs, static_argnums=(0, 3))
     return read_program(answer.lower(config, context, prompts, chunk).compile())
@@ -56,7 +56,7 @@ def test_a_prompt_after_the_question_costs_what_the_plan_says():
     plan = t.candidate_flops(CONFIG, layout)
     assert compiled(CONFIG, layout, members=8, chunk=4).dot_flops / 8 == plan.total
     assert plan.total <= 1.05 * t.lower_bound(CONFIG, layout).total
-    program = jax.jit(lambda p: make_context(CONFIG, p, layout)).lower(abstract_params(CONFIG))
+    program = jax.jit(lambda p: prepare_items(CONFIG, p, layout)).lower(abstract_params(CONFIG))
     assert read_program(program.compile()).dot_flops == plan.shared
     front = soft_prompt_layout(tokens, load_prompts(None), items, "front", 16)
     assert plan.total < 0.35 * t.one_by_one_flops(CONFIG, front).total
@@ -65,7 +65,7 @@ def test_a_prompt_after_the_question_costs_what_the_plan_says():
 
 def test_the_text_before_the_prompt_costs_what_is_said(survey):
     assert len(survey.before) > 0
-    program = jax.jit(lambda p: make_context(CONFIG, p, survey)).lower(abstract_params(CONFIG))
+    program = jax.jit(lambda p: prepare_items(CONFIG, p, survey)).lower(abstract_params(CONFIG))
     found = read_program(program.compile()).dot_flops
     assert found == t.candidate_flops(CONFIG, survey).shared
 

@@ -33,7 +33,7 @@ import jax
 import numpy as np
 import tyro
 
-from jaxalign.answering.kernel_choice import ASKED
+from jaxalign.answering.kernel_choice import KERNEL_OPTIONS
 from jaxalign.commands.sweep.file import Sweep, read_sweep, refuse_changed_file
 from jaxalign.commands.sweep.group import Program, make_program, run_batch
 from jaxalign.commands.sweep.plan import Batch, Cell, Group, make_plan, show_plan
@@ -171,7 +171,9 @@ def read_programs(run: Run) -> dict[str, dict[str, Any]]:
         return {}
     try:
         found = json.loads(path.read_text("utf-8"))
-        if all(type(of["chunk"]) is int and of["attention"] in ASKED for of in found.values()):
+        if all(
+            type(of["chunk"]) is int and of["attention"] in KERNEL_OPTIONS for of in found.values()
+        ):
             return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
