@@ -1,4 +1,4 @@
-"""Every benchmark that writes files says at once where it could not, not after its work."""
+"""Test that every benchmark refuses files it cannot write at the start, not after its work."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from experiments.bench.population.__main__ import Config as Population
 from experiments.bench.survey.__main__ import Config as Survey
 from jaxalign.core.errors import UserError
 
-CONFIGS = [bench_decode.Config, bench_evolve.Config, bench_growth.Config, bench_scaling.Config,
-           Population, Survey]  # fmt: skip
+CONFIGS = [
+    bench_decode.Config,
+    bench_evolve.Config,
+    bench_growth.Config,
+    bench_scaling.Config,
+    Population,
+    Survey,
+]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__module__)
