@@ -1,6 +1,6 @@
-# Two commands for a fresh clone:
+# For a fresh clone:
 #   make soft-prompt    make .venv, install, run the main job
-#   make test           the same for the tests
+#   make test           run the quick layer of the tests (6 minutes on 2 cores)
 # ARGS="..." hands on arguments, PYTHON=... chooses the interpreter, VENV=... the environment.
 
 VENV ?= .venv
@@ -16,13 +16,15 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-$(EXTRAS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help install soft-prompt culturespa test lint clean
+.PHONY: help install soft-prompt culturespa test test-all .test-all docs .docs lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make soft-prompt   run the main job; its options: make soft-prompt ARGS=--help"
 	@echo "make culturespa    the second paper, whole"
-	@echo "make test          run the tests; some only: make test ARGS='tests/test_records.py'"
+	@echo "make test          run the quick tests; some only: make test ARGS='tests/runs'"
+	@echo "make test-all      run every test, with torch, PEFT and libtpu as references"
+	@echo "make docs          build the documentation into site/"
 	@echo "make lint          check style with ruff"
 	@echo "make install       make $(VENV) and install the package, nothing more"
 	@echo "make clean         remove $(VENV) and caches; runs/ stays"
@@ -39,6 +41,19 @@ culturespa: $(INSTALLED)
 # The tests simulate 8 devices on the CPU, whatever else the machine has.
 test: $(INSTALLED_TEST)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 $(ARGS)
+
+# Everything long, and the comparisons with torch, PEFT and libtpu, which are large to install.
+test-all:
+	@$(MAKE) --no-print-directory .test-all EXTRAS=test,parity,tpu
+
+.test-all: $(INSTALLED_TEST)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --everything $(ARGS)
+
+docs:
+	@$(MAKE) --no-print-directory .docs EXTRAS=docs
+
+.docs: $(INSTALLED_TEST)
+	$(BIN)/python -m mkdocs build --strict
 
 lint: $(INSTALLED_TEST)
 	$(BIN)/python -m ruff check .

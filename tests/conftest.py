@@ -3,6 +3,7 @@ compilation cache shared by the workers of one machine."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -29,8 +30,41 @@ def devices() -> list[jax.Device]:
     return found
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with long tests first, so that no worker is left with one while the others are done;
-    a file stays whole, so that what its tests share is made once."""
-    long = {item.path for item in items if item.get_closest_marker("long")}
-    items.sort(key=lambda item: item.path not in long)
+REFERENCES = ("torch", "peft", "libtpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--everything",
+        action="store_true",
+        help="also run long tests and comparisons with torch, PEFT and libtpu (make test-all)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With --everything, nothing may be left out because something is not installed."""
+    missing = [name for name in REFERENCES if not importlib.util.find_spec(name)]
+    if config.getoption("everything") and missing:
+        raise pytest.UsageError(
+            f"--everything compares with {', '.join(missing)}, not installed here; "
+            "pip install -e '.[test,parity,tpu]'"
+        )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the chosen layer does not hold, and put files with long tests first, so that
+    no worker is left with one while the others are done. A file stays whole: what its tests share
+    is made once."""
+    left_out = set() if config.getoption("everything") else {"long", "reference"}
+    if "JAXALIGN_CULTURESPA_DATA" not in os.environ:
+        left_out.add("user_data")
+    # A test that was named on the command line is run in any case.
+    named = {argument.partition("[")[0] for argument in config.args if "::" in argument}
+    chosen, others = [], []
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        wanted = not marks & left_out or item.nodeid.partition("[")[0] in named
+        (chosen if wanted else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    long = {item.path for item in chosen if item.get_closest_marker("long")}
+    items[:] = sorted(chosen, key=lambda item: item.path not in long)

@@ -35,7 +35,7 @@ from jaxalign.answering.blocks import (
     plan_block,
     shape_of,
 )
-from jaxalign.answering.options import Context, RowTables, option_log_probs
+from jaxalign.answering.options import PreparedItems, RowTables, option_log_probs
 from jaxalign.answering.partial import digest, open_partial
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
@@ -244,13 +244,13 @@ def _round(config: LlamaConfig, mesh: Mesh, params: Params, tables: Tables) -> j
     return jax.lax.with_sharding_constraint(spread(params, tables), replicated(mesh))
 
 
-def _context(config: LlamaConfig, params: Params, tables: Tables) -> Context:
+def _context(config: LlamaConfig, params: Params, tables: Tables) -> PreparedItems:
     """What `option_log_probs` reads: nothing before the tree and no prompt."""
     shape = (0, config.num_key_value_heads, config.head_dim)
     last = jnp.zeros(shape, config.dtype)
     stacked = jnp.zeros((config.num_hidden_layers - 1, *shape), config.dtype)
     every = jnp.arange(tables.tree.shape[0])
-    return Context(
+    return PreparedItems(
         params=params,
         before=((stacked, stacked), (last, last)),
         trunk=jnp.zeros(0, jnp.int32),

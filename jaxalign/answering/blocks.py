@@ -73,7 +73,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """A block padded to a shape; int32. Names as in `jaxalign.answering.options.Context`."""
+    """A block padded to a shape; int32. Names as in `jaxalign.answering.options.PreparedItems`."""
 
     tree: np.ndarray  # [T]
     positions: np.ndarray  # [T]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from jaxalign.answering.plan import Layout, Spellings, plan_layout
-from jaxalign.answering.plan_suffix import AfterLayout, plan_after
+from jaxalign.answering.plan_suffix import SuffixLayout, plan_suffix_layout
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.prompts import Message, Prompts
 from jaxalign.surveys.survey import Item
@@ -26,7 +26,7 @@ def soft_prompt_layout(
     items: Sequence[Item],
     placement: Placement,
     prompt_length: int,
-) -> Layout | AfterLayout:
+) -> Layout | SuffixLayout:
     """Each item as the user's only message, a soft prompt of M tokens in its place.
 
     "front": before everything, no system message, as PEFT does. "system": the soft prompt is the
@@ -37,7 +37,7 @@ def soft_prompt_layout(
         ended = [q | {"content": q["content"] + "\n" + _SENTINEL} for q in questions]
         split = [tokens.encode_chat_split([question], _SENTINEL) for question in ended]
         texts, tails = zip(*split, strict=True)
-        return plan_after(texts, prompt_length, tails, option_spellings(tokens, items))
+        return plan_suffix_layout(texts, prompt_length, tails, option_spellings(tokens, items))
     if placement == "front":
         before, after = [], [tokens.encode_chat([question]) for question in questions]
     else:

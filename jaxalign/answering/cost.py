@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.answering.plan import Layout, Rows
-from jaxalign.answering.plan_suffix import AfterLayout
+from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.lm.config import DType, LlamaConfig
 
 
@@ -42,16 +42,16 @@ class Flops:
         return self.linear + self.last_layer + self.attention + self.options
 
 
-def candidate_flops(config: LlamaConfig, layout: Layout | AfterLayout) -> Flops:
+def candidate_flops(config: LlamaConfig, layout: Layout | SuffixLayout) -> Flops:
     """What `answer.option_log_probs` computes for one candidate, padding of attention included."""
-    if isinstance(layout, AfterLayout):
+    if isinstance(layout, SuffixLayout):
         return _flops(config, layout, layout.tokens_computed, _after_pairs(layout))
     common = layout.common_length * (len(layout.before) + layout.common_length)
     pairs = common + _row_pairs(layout, layout.rows), _row_pairs(layout, layout.answer_rows)
     return _flops(config, layout, layout.tokens_computed, pairs, layout.scored_AxY.size)
 
 
-def lower_bound(config: LlamaConfig, layout: Layout | AfterLayout) -> Flops:
+def lower_bound(config: LlamaConfig, layout: Layout | SuffixLayout) -> Flops:
     """The least that exact answers to these items, with the prompt in this place, take.
 
     Every distinct token of the prefix tree once through layers 0...L-2; in the last layer keys and
@@ -61,7 +61,7 @@ def lower_bound(config: LlamaConfig, layout: Layout | AfterLayout) -> Flops:
     otherwise. Nothing is padded. The text before the prompt is computed once for all candidates.
     """
     scored = len(np.unique(layout.sequences[layout.sequences >= 0]))
-    if isinstance(layout, AfterLayout):
+    if isinstance(layout, SuffixLayout):
         tokens = int(layout.mask_QxTxT.any(-1).sum())
         return _flops(config, layout, tokens, _visible_after_pairs(layout), scored)
     return _flops(config, layout, layout.tokens_computed, _visible_pairs(layout), scored)
@@ -90,9 +90,9 @@ def item_lengths(layout: Layout) -> np.ndarray:
     return layout.positions[last_Q].astype(np.int64) + 1
 
 
-def attention_padding_percent(layout: Layout | AfterLayout) -> float:
+def attention_padding_percent(layout: Layout | SuffixLayout) -> float:
     """Of the (query, key) pairs computed in all layers but the last, how many nobody sees."""
-    if isinstance(layout, AfterLayout):
+    if isinstance(layout, SuffixLayout):
         return 100 * (1 - _visible_after_pairs(layout)[0] / _after_pairs(layout)[0])
     common = layout.common_length * (len(layout.before) + layout.common_length)
     computed = common + _row_pairs(layout, layout.rows)
@@ -100,7 +100,7 @@ def attention_padding_percent(layout: Layout | AfterLayout) -> float:
 
 
 def plan_report(
-    config: LlamaConfig, layout: Layout | AfterLayout, chunk: int
+    config: LlamaConfig, layout: Layout | SuffixLayout, chunk: int
 ) -> dict[str, int | float]:
     """What a run computes and how near to the least that is; printed before it starts.
 
@@ -111,7 +111,7 @@ def plan_report(
     plan = candidate_flops(config, layout)
     dtype_bytes = jnp.dtype(config.dtype).itemsize
     token_bytes = 2 * config.num_key_value_heads * config.head_dim * dtype_bytes
-    before = layout.texts_QxS.size if isinstance(layout, AfterLayout) else len(layout.before)
+    before = layout.texts_QxS.size if isinstance(layout, SuffixLayout) else len(layout.before)
     report = {
         "tokens_asked_per_candidate": layout.tokens_asked,
         "tokens_computed_per_candidate": layout.tokens_computed,
@@ -202,7 +202,7 @@ def device_name() -> str:
 
 def _flops(
     config: LlamaConfig,
-    layout: Layout | AfterLayout,
+    layout: Layout | SuffixLayout,
     tokens: int,
     pairs: tuple[int, int],
     scored: int | None = None,
@@ -224,7 +224,7 @@ def _flops(
     )
 
 
-def _text(layout: Layout | AfterLayout) -> tuple[int, int]:
+def _text(layout: Layout | SuffixLayout) -> tuple[int, int]:
     """Tokens computed once for all candidates, and their (query, key) pairs, padding included."""
     if isinstance(layout, Layout):
         return len(layout.before), len(layout.before) ** 2
@@ -268,14 +268,14 @@ def _visible_pairs(layout: Layout) -> tuple[int, int]:
     return common + pairs, answer_pairs
 
 
-def _after_pairs(layout: AfterLayout) -> tuple[int, int]:
+def _after_pairs(layout: SuffixLayout) -> tuple[int, int]:
     """(query, key) pairs computed for all block tokens and for the answers, padding included."""
     Q, T, _ = layout.mask_QxTxT.shape
     keys = layout.texts_QxS.shape[1] + T
     return Q * T * keys, len(layout.answers) * keys
 
 
-def _visible_after_pairs(layout: AfterLayout) -> tuple[int, int]:
+def _visible_after_pairs(layout: SuffixLayout) -> tuple[int, int]:
     """(query, key) pairs that exist: of all block tokens, and of the answer positions."""
     own_QxT = layout.mask_QxTxT.sum(-1)
     seen_QxT = np.where(own_QxT > 0, own_QxT + layout.lengths_Q[:, None], 0)

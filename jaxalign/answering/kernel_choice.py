@@ -19,13 +19,13 @@ import numpy as np
 
 from jaxalign.answering.options import Kernel, attend, attention_tables
 from jaxalign.answering.plan import Layout
-from jaxalign.answering.plan_suffix import AfterLayout
+from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.runtime.hosts import agreed_choice
 
-Asked = Literal["auto", "xla", "cudnn", "pallas", "splash"]
-ASKED: tuple[Asked, ...] = get_args(Asked)
+KernelOption = Literal["auto", "xla", "cudnn", "pallas", "splash"]
+KERNEL_OPTIONS: tuple[KernelOption, ...] = get_args(KernelOption)
 
 _ON = {"gpu": ("xla", "cudnn", "pallas"), "tpu": ("xla", "splash")}
 _REPEATS = 5
@@ -47,10 +47,10 @@ class KernelChoice:
 
 def choose_kernel(
     config: LlamaConfig,
-    layout: Layout | AfterLayout,
+    layout: Layout | SuffixLayout,
     chunk: int,
     model_devices: int,
-    asked: Asked = "auto",
+    asked: KernelOption = "auto",
 ) -> KernelChoice:
     """The kernel for a layout, `chunk` prompts at a time on the first device here.
 
@@ -67,10 +67,10 @@ def choose_kernel(
 
 def available(
     config: LlamaConfig,
-    layout: Layout | AfterLayout,
+    layout: Layout | SuffixLayout,
     model_devices: int,
     platform: str,
-    asked: Asked = "auto",
+    asked: KernelOption = "auto",
 ) -> tuple[tuple[Kernel, ...], str]:
     """Kernels that may be asked for, and why these. UserError where `asked` is not among them."""
     kernels, reason = _available(config, layout, model_devices, platform)
@@ -80,11 +80,11 @@ def available(
 
 
 def _available(
-    config: LlamaConfig, layout: Layout | AfterLayout, model_devices: int, platform: str
+    config: LlamaConfig, layout: Layout | SuffixLayout, model_devices: int, platform: str
 ) -> tuple[tuple[Kernel, ...], str]:
     for ruled_out, why in (
         (platform not in _ON, f"{platform} has xla alone"),
-        (isinstance(layout, AfterLayout), "prompts behind the question have xla alone"),
+        (isinstance(layout, SuffixLayout), "prompts behind the question have xla alone"),
         (config.dtype != "bfloat16", "float32 is exact with xla alone"),
         (model_devices > 1, "weights split over devices leave xla alone"),
     ):

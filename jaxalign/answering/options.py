@@ -19,9 +19,13 @@ from flax import struct
 from jaxalign.answering.attention import RowTables, row_tables, tree_attention
 from jaxalign.answering.kernels.fused import FusedKernel, FusedTables, fused_attention, fused_tables
 from jaxalign.answering.kernels.spans import all_tokens, answers_only
-from jaxalign.answering.options_suffix import AfterContext, after_stream, make_after_context
+from jaxalign.answering.options_suffix import (
+    PreparedSuffixItems,
+    prepare_suffix_items,
+    suffix_stream,
+)
 from jaxalign.answering.plan import Layout
-from jaxalign.answering.plan_suffix import AfterLayout
+from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.transformer import KeyValue, Llama, causal_mask, masked_attention, rope_tables
 from jaxalign.lm.weights import Params
@@ -31,7 +35,7 @@ Tables = RowTables | FusedTables
 
 
 @struct.dataclass
-class Context:
+class PreparedItems:
     """What scoring reads besides the prompts: an argument of compiled programs, never a constant.
 
     Same shapes, same program: other items of the same layout shape do not recompile.
@@ -50,17 +54,17 @@ class Context:
     sequences: jax.Array  # int32 [Q, O, spellings, tokens]
 
 
-def make_context(
-    config: LlamaConfig, params: Params, layout: Layout | AfterLayout, kernel: Kernel = "xla"
-) -> Context | AfterContext:
+def prepare_items(
+    config: LlamaConfig, params: Params, layout: Layout | SuffixLayout, kernel: Kernel = "xla"
+) -> PreparedItems | PreparedSuffixItems:
     """Put a layout's tables on the device and compute what stands before the prompt.
 
-    kernel: of the attention (`jaxalign.answering.kernels`); an AfterLayout has "xla" alone.
+    kernel: of the attention (`jaxalign.answering.kernels`); a SuffixLayout has "xla" alone.
     """
-    if isinstance(layout, AfterLayout):
-        return make_after_context(config, params, layout)
+    if isinstance(layout, SuffixLayout):
+        return prepare_suffix_items(config, params, layout)
     attention, answer_attention = attention_tables(config, layout, kernel)
-    return Context(
+    return PreparedItems(
         params=params,
         before=_encode_before(config, params, jnp.asarray(layout.before)),
         trunk=jnp.asarray(layout.trunk),
@@ -97,7 +101,10 @@ def attend(tables: Tables, q: jax.Array, k: jax.Array, v: jax.Array, before: Key
 
 
 def option_log_probs(
-    config: LlamaConfig, context: Context | AfterContext, prompts_PxMxD: jax.Array, chunk: int = 8
+    config: LlamaConfig,
+    context: PreparedItems | PreparedSuffixItems,
+    prompts_PxMxD: jax.Array,
+    chunk: int = 8,
 ) -> jax.Array:
     """Log-probabilities of each item's options, normalised over its options.
 
@@ -126,7 +133,7 @@ def in_chunks(function: Callable, tree: Any, chunk: int) -> Any:
 
 
 def valid_mass(
-    config: LlamaConfig, context: Context | AfterContext, prompts_PxMxD: jax.Array
+    config: LlamaConfig, context: PreparedItems | PreparedSuffixItems, prompts_PxMxD: jax.Array
 ) -> jax.Array:
     """Probability that the next token begins one of the options, float32 [P, Q] in [0, 1].
 
@@ -152,7 +159,7 @@ def valid_mass(
 
 
 def chunk_log_probs(
-    config: LlamaConfig, context: Context | AfterContext, prompts_BxMxD: jax.Array
+    config: LlamaConfig, context: PreparedItems | PreparedSuffixItems, prompts_BxMxD: jax.Array
 ) -> jax.Array:
     """`option_log_probs` of prompts [B, M, D] all at once: float32 [B, Q, O]."""
     x_BxAxD = _answer_stream(config, context, prompts_BxMxD)
@@ -190,11 +197,11 @@ def _logsumexp(values: jax.Array, there: jax.Array) -> jax.Array:
 
 
 def _answer_stream(
-    config: LlamaConfig, context: Context | AfterContext, prompts_BxMxD: jax.Array
+    config: LlamaConfig, context: PreparedItems | PreparedSuffixItems, prompts_BxMxD: jax.Array
 ) -> jax.Array:
     """Normed residual stream at the answer nodes, [B, A, D]."""
-    if isinstance(context, AfterContext):
-        return after_stream(config, context, prompts_BxMxD)
+    if isinstance(context, PreparedSuffixItems):
+        return suffix_stream(config, context, prompts_BxMxD)
     model, bound = Llama(config), {"params": context.params}
     B = prompts_BxMxD.shape[0]
     tokens = jnp.concatenate([context.trunk, context.tree])

@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 
 from jaxalign.answering.attention import UNSEEN, mix, scaled_scores
-from jaxalign.answering.plan_suffix import AfterLayout
+from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.transformer import KeyValue, Llama, causal_mask, masked_attention, rope_tables
 from jaxalign.lm.weights import Params
@@ -33,8 +33,8 @@ class Blocks:
 
 
 @struct.dataclass
-class AfterContext:
-    """What scoring reads besides the prompts; like `answer.Context`."""
+class PreparedSuffixItems:
+    """What scoring reads besides the prompts; like `answer.PreparedItems`."""
 
     params: Params
     texts: tuple[KeyValue, KeyValue]  # keys and values [Q, S, K, H] of every item's text, per layer
@@ -48,13 +48,15 @@ class AfterContext:
     sequences: jax.Array
 
 
-def make_after_context(config: LlamaConfig, params: Params, layout: AfterLayout) -> AfterContext:
+def prepare_suffix_items(
+    config: LlamaConfig, params: Params, layout: SuffixLayout
+) -> PreparedSuffixItems:
     """Put a layout's tables on the device and compute every item's text."""
     Q, U = layout.positions_QxT.shape
     S = layout.texts_QxS.shape[1]
     seen_QxS = np.arange(S)[None] < layout.lengths_Q[:, None]
     item_A, at_A = np.divmod(layout.answers, U)
-    return AfterContext(
+    return PreparedSuffixItems(
         params=params,
         texts=_encode_texts(config, params, jnp.asarray(layout.texts_QxS), jnp.asarray(seen_QxS)),
         tails_QxN=jnp.asarray(layout.tails_QxN),
@@ -85,7 +87,9 @@ def _encode_texts(
     return keys_and_values
 
 
-def after_stream(config: LlamaConfig, context: AfterContext, prompts_BxMxD: jax.Array) -> jax.Array:
+def suffix_stream(
+    config: LlamaConfig, context: PreparedSuffixItems, prompts_BxMxD: jax.Array
+) -> jax.Array:
     """Normed residual stream at the answer nodes, [B, A, D]."""
     model, bound = Llama(config), {"params": context.params}
     B, M, D = prompts_BxMxD.shape

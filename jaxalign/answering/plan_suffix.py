@@ -20,7 +20,7 @@ from jaxalign.answering.plan import PrefixTree, Spellings, option_paths, pad_row
 
 
 @dataclasses.dataclass(frozen=True)
-class AfterLayout:
+class SuffixLayout:
     """Everything static about scoring Q items; block q is [prompt (M) | tail (N, padded)]."""
 
     texts_QxS: np.ndarray  # int32 token ids before the prompt, padded with 0
@@ -41,12 +41,12 @@ class AfterLayout:
         return self.positions_QxT.size
 
 
-def plan_after(
+def plan_suffix_layout(
     texts: Sequence[Sequence[int]],
     prompt_length: int,
     tails: Sequence[Sequence[int]],
     options: Sequence[Spellings],
-) -> AfterLayout:
+) -> SuffixLayout:
     """Lay out items whose `texts` come before the prompt and whose `tails` come after it.
 
     Raises ValueError for an empty tail, or where the lists differ in length.
@@ -62,7 +62,7 @@ def plan_after(
     index = {node: q * T + M + i for q, block in enumerate(blocks) for i, node in enumerate(block)}
     answer_nodes = sorted(scored, key=index.__getitem__)
     scored_AxY = pad_rows([list(scored[node]) for node in answer_nodes], 0)
-    return AfterLayout(
+    return SuffixLayout(
         texts_QxS=pad_rows(texts, 0),
         lengths_Q=np.array([len(text) for text in texts], np.int32),
         prompt_length=M,

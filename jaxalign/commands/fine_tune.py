@@ -32,7 +32,7 @@ from jaxalign.lm.checkpoint import load_checkpoint, save_checkpoint, weights_sha
 from jaxalign.lm.config import LlamaConfig, read_config
 from jaxalign.lm.lora import Adapter, LoraConfig, merge
 from jaxalign.lm.lora_files import save_lora
-from jaxalign.lm.mesh_here import mesh_here
+from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.tokenizer import Tokenizer, check_vocabulary
 from jaxalign.lm.weights import Params, param_shardings
 from jaxalign.pocket import MODEL_FOLDER
@@ -105,7 +105,12 @@ def tune(config: Config) -> None:
     examples, apart = hold_out(conversations, config.held_out_share, config.train.seed)
     if apart:
         print(f"{len(apart)} of them are held out")
-    mesh, choice = mesh_here(llama, None, model=config.model_parallel, data=config.data_parallel)
+    mesh, choice = device_mesh(
+        llama,
+        None,
+        model_parallel=config.model_parallel,
+        data_parallel=config.data_parallel,
+    )
     print(choice.describe())
     trainer = Trainer(llama, config.train, config.lora, {_NAME: examples}, mesh)
     held_out = HeldOutLoss(trainer, {_NAME: apart}) if apart else None

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.answering.options import make_context, option_log_probs, valid_mass
+from jaxalign.answering.options import option_log_probs, prepare_items, valid_mass
 from jaxalign.commands.reports import soft_prompt_report
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint, weights_sha256
@@ -101,19 +101,19 @@ def tune_prompts(config: Config) -> None:
         state, seconds = evolve(config, run, evolution, objective, space)
         best = evolution.best(state)
         z_CxZ = jnp.stack([z_Z for z_Z, _ in best])
-        tuned = {"start": space.start, "de": decode_each(space, z_CxZ)}
+        tuned = {"start": space.start, "tuned": decode_each(space, z_CxZ)}
         if program.control is not None:
             z_CxZ = descend(config, program.control, local_view(objective))
             tuned["gradient"] = decode_each(space, z_CxZ)
         interview = local_view(objective.interview)
         for method, prompts_CxMxD in tuned.items():
             module[method] = ask_prompts(study.llama, interview, prompts_CxMxD)
-        interview = make_context(
+        interview = prepare_items(
             study.llama, params, make_layout(config, study.tokens, study.prompts, study.held_out)
         )
         for method, prompts_CxMxD in tuned.items():
             held_out[method] = ask_prompts(study.llama, interview, prompts_CxMxD)
-        save_prompts(config, study, run, tuned["de"])
+        save_prompts(config, study, run, tuned["tuned"])
         finish(config, study, facts, run, scorer, module, held_out, seconds)
 
 

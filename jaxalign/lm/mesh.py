@@ -1,33 +1,39 @@
-"""How many devices share one copy of the weights: the mesh, chosen from sizes and explained.
+"""Choose the device mesh: how many devices share one copy of the weights, and why.
 
-Candidates and examples never need to talk to each other, weights split over devices do (two
-all-reduces a layer, as in Megatron-LM, Shoeybi et al. 2019). So the model axis is as short as
-memory allows, and longer only where there are fewer candidates than devices to give them to.
+Candidates and examples are independent of each other, but devices that share weights must
+communicate (two all-reduces per layer, as in Megatron-LM, Shoeybi et al. 2019). The model axis is
+therefore as short as memory allows, and longer only where there are fewer candidates than devices.
 
-Pure arithmetic: asks no device anything.
+`choose_mesh` is pure arithmetic and asks no device; `device_mesh` applies it to the devices of this
+machine.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 
 import jax
+from jax.sharding import Mesh
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.weights import Weight, count_params, is_weight, weight_tree
-from jaxalign.runtime.sharding import MODEL, partition_spec
+from jaxalign.runtime.hosts import agreed
+from jaxalign.runtime.memory import available_bytes
+from jaxalign.runtime.sharding import MODEL, make_mesh, partition_spec
 
-_ROOM = 0.25  # of a chip's memory, left for everything that is not a weight
-# The population, its candidates and two draws for them: what compiled searches were seen to hold.
+_ROOM = 0.25  # share of a chip's memory that is kept free for everything but weights
+# Copies of the population that compiled searches were seen to hold: the population itself, its
+# candidates, and two sets of random draws for them.
 _SEARCH_COPIES = 4
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshChoice:
-    """Sizes of the mesh axes of `jaxalign.runtime.sharding.make_mesh`, and why these."""
+    """Sizes of the mesh axes of `jaxalign.runtime.sharding.make_mesh`, and the reason for them."""
 
     population: int
     data: int
@@ -36,11 +42,11 @@ class MeshChoice:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """As `make_mesh` takes them."""
+        """Return the sizes as the arguments of `make_mesh`."""
         return {"population": self.population, "data": self.data, "model": self.model}
 
     def describe(self) -> str:
-        """One line to print before a run."""
+        """Return one line that says which mesh was chosen and why."""
         return (
             f"mesh population {self.population} x data {self.data} x model {self.model}: "
             f"{self.reason}"
@@ -54,34 +60,48 @@ def choose_mesh(
     population: int | None,
     *,
     search_dims: int = 0,
-    model: int | None = None,
-    data: int | None = None,
+    model_parallel: int | None = None,
+    data_parallel: int | None = None,
 ) -> MeshChoice:
-    """The mesh for `num_devices` chips of `chip_bytes` memory each.
+    """Choose the mesh for `num_devices` chips of `chip_bytes` memory each.
 
-    `population`: candidates evaluated together; devices that do not share weights go to the
-    population axis. None (fine-tuning, decoding): they go to the data axis.
-    `search_dims`: numbers of a candidate; every device holds the whole population of them.
-    `model`, `data`: override what would be chosen.
-    Raises UserError, with the numbers, for a model axis that the devices or the weights' dimensions
-    do not divide by, and where no split makes the weights fit.
+    Args:
+      config: the model.
+      num_devices: number of devices.
+      chip_bytes: memory of each device, in bytes.
+      population: number of candidates that are evaluated together; devices that do not share
+        weights go to the population axis. None (fine-tuning, decoding): they go to the data axis.
+      search_dims: number of values in a candidate; every device holds the whole population.
+      model_parallel: length of the model axis; default: chosen here.
+      data_parallel: length of the data axis; default: 1 with a population, else all that the model
+        axis leaves.
+
+    Returns:
+      The sizes of the mesh axes and the reason for them.
+
+    Raises:
+      UserError: with the numbers, if an axis does not divide the devices or the dimensions of the
+        weights, or if the weights fit in no split.
     """
     if num_devices < 1 or chip_bytes < 1 or (population is not None and population < 1):
         raise UserError(
             f"{num_devices=}, {chip_bytes=}, {population=}: each must be at least 1 to make a mesh"
         )
-    if model is None:
+    if model_parallel is None:
         search_bytes = _SEARCH_COPIES * 4 * (population or 0) * search_dims
         model, reason = _choose_model(config, num_devices, chip_bytes, search_bytes, population)
     else:
-        _check_model(config, num_devices, model)
+        _check_model(config, num_devices, model_parallel)
+        model = model_parallel
         reason = f"model={model} as asked, {_gib(weight_bytes(config, model))} of weights a device"
     rest = num_devices // model
-    data = (1 if population is not None else rest) if data is None else data
+    data = data_parallel
+    if data is None:
+        data = 1 if population is not None else rest
     if data < 1 or rest % data:
         raise UserError(
-            f"data={data} does not divide the {rest} devices that model={model} leaves of "
-            f"{num_devices}"
+            f"`data_parallel` {data} does not divide the {rest} devices that a model axis of "
+            f"{model} leaves of {num_devices}"
         )
     members = rest // data
     if population is not None and population % members:
@@ -90,8 +110,37 @@ def choose_mesh(
     return MeshChoice(members, data, model, reason)
 
 
+def device_mesh(
+    config: LlamaConfig,
+    population: int | None,
+    *,
+    search_dims: int = 0,
+    model_parallel: int | None = None,
+    data_parallel: int | None = None,
+) -> tuple[Mesh, MeshChoice]:
+    """Make the mesh that `choose_mesh` chooses for all devices of all processes.
+
+    Takes the arguments of `choose_mesh`, and raises UserError as it does. The memory of a device is
+    what the first local device of process 0 reports.
+
+    Returns:
+      The mesh, and the choice, whose `describe()` is worth showing.
+    """
+    memory = agreed(available_bytes(jax.local_devices()[0]) or sys.maxsize)
+    choice = choose_mesh(
+        config,
+        jax.device_count(),
+        memory,
+        population,
+        search_dims=search_dims,
+        model_parallel=model_parallel,
+        data_parallel=data_parallel,
+    )
+    return make_mesh(**choice.sizes), choice
+
+
 def weight_bytes(config: LlamaConfig, model: int = 1) -> int:
-    """Bytes of weights on each device, with the model axis of this length."""
+    """Return the bytes of weights on each device, for a model axis of length `model`."""
     per_number = _ITEM_BYTES[config.param_dtype]
     if model == 1:
         return count_params(config) * per_number
@@ -103,7 +152,7 @@ def weight_bytes(config: LlamaConfig, model: int = 1) -> int:
 
 
 def model_axis_lengths(config: LlamaConfig) -> list[int]:
-    """Every length of the model axis that divides all weights split along it, ascending."""
+    """Return every length of the model axis that divides all weights split along it, ascending."""
     common = math.gcd(*(size for _, size in _split_dimensions(config)))
     return [n for n in range(1, common + 1) if common % n == 0]
 
@@ -115,7 +164,7 @@ def _choose_model(
     search_bytes: int,
     population: int | None,
 ) -> tuple[int, str]:
-    """The shortest model axis that fits, longer where devices would have no candidate."""
+    """Return the shortest model axis that fits (longer if devices would be idle), and why."""
     lengths = [n for n in model_axis_lengths(config) if num_devices % n == 0]
     budget = int(chip_bytes * (1 - _ROOM)) - search_bytes
     fitting = [n for n in lengths if weight_bytes(config, n) <= budget]
@@ -139,12 +188,13 @@ def _choose_model(
 
 def _check_model(config: LlamaConfig, num_devices: int, model: int) -> None:
     if model < 1 or num_devices % model:
-        raise UserError(f"model={model} does not divide the {num_devices} devices")
+        raise UserError(f"`model_parallel` {model} does not divide the {num_devices} devices")
     for name, size in _split_dimensions(config):
         if size % model:
             lengths = ", ".join(map(str, model_axis_lengths(config)))
             raise UserError(
-                f"model={model} does not divide {name}={size}; possible for this model: {lengths}"
+                f"`model_parallel` {model} does not divide {name}={size}; possible for this model: "
+                f"{lengths}"
             )
 
 
@@ -167,15 +217,15 @@ def _weights(config: LlamaConfig) -> list[Weight]:
 
 
 def _split_dimensions(config: LlamaConfig) -> list[tuple[str, int]]:
-    """Name and size of every dimension that the model axis splits, each once."""
-    found: dict[str, int] = {}
+    """Return name and size of every dimension that the model axis splits, each once."""
+    sizes: dict[str, int] = {}
     for weight in _weights(config):
         for name, size, axis in zip(
             weight.axes, weight.shape, partition_spec(weight.axes), strict=True
         ):
             if axis == MODEL:
-                found[name] = size
-    return list(found.items())
+                sizes[name] = size
+    return list(sizes.items())
 
 
 def _gib(count: int) -> str:

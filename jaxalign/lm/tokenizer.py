@@ -16,8 +16,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 
@@ -105,7 +103,13 @@ class Tokenizer:
         )
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The conversation as the template writes it. Raises UserError with its complaint."""
+        """Return the conversation as the template writes it.
+
+        Raises:
+          UserError: if the template fails, with its message.
+        """
+        import jinja2  # here, because only rendering needs it and it takes time to import
+
         try:
             return self.tokenizer.apply_chat_template(
                 list(messages),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.answering.conversations import conversation_layout
-from jaxalign.answering.options import make_context, option_log_probs, valid_mass
+from jaxalign.answering.options import option_log_probs, prepare_items, valid_mass
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.tokenizer import Tokenizer
@@ -81,7 +81,7 @@ def ask(
     """
     conversations = [[*lead, prompts.user(item)] for lead in lead_ins for item in items]
     layout = conversation_layout(tokens, conversations, [*items] * len(lead_ins))
-    context = make_context(config, params, layout)
+    context = prepare_items(config, params, layout)
     nothing = jnp.zeros((1, 0, config.hidden_size), config.dtype)
 
     @jax.jit

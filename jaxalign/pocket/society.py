@@ -37,7 +37,7 @@ from jaxalign.pocket.responses import (
 )
 from jaxalign.stats.vsm import FORMULAS
 from jaxalign.surveys.hofstede import DIMENSIONS, country_name, country_scores
-from jaxalign.surveys.survey import Item, Survey, from_json, vsm_survey
+from jaxalign.surveys.survey import Item, Survey, from_json, vsm
 
 __all__ = [
     "DIMENSIONS", "PERSONA_COUNTRIES", "Culture", "Response", "adherence", "countries",
@@ -127,7 +127,7 @@ def _with_answers(instrument: Survey) -> Survey:
 @functools.cache
 def society_values_module() -> Survey:
     """The values module as every country of the simulated society answers it."""
-    return _with_answers(vsm_survey())
+    return _with_answers(vsm())
 
 
 @functools.cache

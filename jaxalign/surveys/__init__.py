@@ -1,1 +1,22 @@
-"""Surveys as data, and pure functions that score them. Knows neither model nor tokenizer."""
+"""Surveys as data: items, how people answered them, published scores, and files of all these.
+
+Pure Python and numpy: nothing here knows a model or a tokenizer.
+"""
+
+from __future__ import annotations
+
+from jaxalign.surveys.formats import read_survey
+from jaxalign.surveys.hofstede import DIMENSIONS, country_name, country_scores
+from jaxalign.surveys.responses import Responses
+from jaxalign.surveys.survey import Item, Survey, vsm
+
+__all__ = [
+    "DIMENSIONS",
+    "Item",
+    "Responses",
+    "Survey",
+    "country_name",
+    "country_scores",
+    "read_survey",
+    "vsm",
+]

@@ -266,7 +266,7 @@ def load(path: Path) -> Survey:
     return from_json(fields, str(path))
 
 
-def vsm_survey() -> Survey:
+def vsm() -> Survey:
     """The 24 items that the six scores of VSM 2013 are computed from, in this package's own words.
 
     A paraphrase: the questionnaire's wording is copyrighted; load it from your own file with

@@ -10,9 +10,9 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.prompts import load_prompts
-from jaxalign.surveys.survey import vsm_survey
+from jaxalign.surveys.survey import vsm
 
-ITEMS = vsm_survey().items
+ITEMS = vsm().items
 
 
 @pytest.fixture(scope="module")

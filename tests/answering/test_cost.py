@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxalign.answering import cost as t
 from jaxalign.answering.conversations import soft_prompt_layout
-from jaxalign.answering.options import make_context, option_log_probs
+from jaxalign.answering.options import option_log_probs, prepare_items
 from jaxalign.answering.plan import plan_layout
 from jaxalign.lm.config import PRESETS, LlamaConfig
 from jaxalign.lm.tokenizer import Tokenizer
@@ -21,7 +21,7 @@ from jaxalign.lm.weights import abstract_params
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.prompts import load_prompts
 from jaxalign.runtime.program_facts import read_program
-from jaxalign.surveys.survey import vsm_survey
+from jaxalign.surveys.survey import vsm
 
 CONFIG = LlamaConfig(2000, 256, 768, 4, 8, 4, 32, dtype="float32", param_dtype="float32")
 TINY = CONFIG.replace(hidden_size=32, intermediate_size=48, head_dim=4)
@@ -30,14 +30,14 @@ TINY = CONFIG.replace(hidden_size=32, intermediate_size=48, head_dim=4)
 @pytest.fixture(scope="module")
 def survey():
     """The 24 items under a prompt of 16 tokens, inside the system message."""
-    tokens, items = Tokenizer.load(MODEL_FOLDER), vsm_survey().items
+    tokens, items = Tokenizer.load(MODEL_FOLDER), vsm().items
     return soft_prompt_layout(tokens, load_prompts(None), items, "system", 16)
 
 
 def compiled(config, layout, members, chunk):
     """The program that answers, from shapes alone."""
     params = abstract_params(config)
-    context = jax.eval_shape(lambda p: make_context(config, p, layout), params)
+    context = jax.eval_shape(lambda p: prepare_items(config, p, layout), params)
     prompts = jax.ShapeDtypeStruct((members, layout.prompt_length, config.hidden_size), jnp.float32)
     answer = jax.jit(option_log_probs, static_argnums=(0, 3))
     return read_program(answer.lower(config, context, prompts, chunk).compile())
@@ -51,12 +51,12 @@ def test_the_compiled_program_does_what_the_plan_says_and_hardly_more_than_the_l
 
 def test_a_prompt_after_the_question_costs_what_the_plan_says():
     """Formula and compiled program, for the texts too; a quarter of the work without a tree."""
-    tokens, items = Tokenizer.load(MODEL_FOLDER), vsm_survey().items
+    tokens, items = Tokenizer.load(MODEL_FOLDER), vsm().items
     layout = soft_prompt_layout(tokens, load_prompts(None), items, "after", 16)
     plan = t.candidate_flops(CONFIG, layout)
     assert compiled(CONFIG, layout, members=8, chunk=4).dot_flops / 8 == plan.total
     assert plan.total <= 1.05 * t.lower_bound(CONFIG, layout).total
-    program = jax.jit(lambda p: make_context(CONFIG, p, layout)).lower(abstract_params(CONFIG))
+    program = jax.jit(lambda p: prepare_items(CONFIG, p, layout)).lower(abstract_params(CONFIG))
     assert read_program(program.compile()).dot_flops == plan.shared
     front = soft_prompt_layout(tokens, load_prompts(None), items, "front", 16)
     assert plan.total < 0.35 * t.one_by_one_flops(CONFIG, front).total
@@ -65,7 +65,7 @@ def test_a_prompt_after_the_question_costs_what_the_plan_says():
 
 def test_the_text_before_the_prompt_costs_what_is_said(survey):
     assert len(survey.before) > 0
-    program = jax.jit(lambda p: make_context(CONFIG, p, survey)).lower(abstract_params(CONFIG))
+    program = jax.jit(lambda p: prepare_items(CONFIG, p, survey)).lower(abstract_params(CONFIG))
     found = read_program(program.compile()).dot_flops
     assert found == t.candidate_flops(CONFIG, survey).shared
 

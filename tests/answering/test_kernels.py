@@ -19,9 +19,9 @@ from jaxalign.answering import kernel_choice as choose
 from jaxalign.answering.kernel_choice import available, choose_kernel, fastest, random_numbers
 from jaxalign.answering.kernels import pallas_gpu, splash_tpu
 from jaxalign.answering.kernels.spans import all_tokens, answers_only
-from jaxalign.answering.options import attend, attention_tables, make_context, option_log_probs
+from jaxalign.answering.options import attend, attention_tables, option_log_probs, prepare_items
 from jaxalign.answering.plan import plan_layout
-from jaxalign.answering.plan_suffix import plan_after
+from jaxalign.answering.plan_suffix import plan_suffix_layout
 from jaxalign.core.errors import UserError
 from tests.answering.test_options import CONFIG, PARAMS, assert_same, draw_prompts, plain, surveys
 
@@ -110,7 +110,7 @@ def log_probs_with(kernel, before):
     options = [[[(40,)], [(41, 42)], [(43,), (44,)]]] * 6
     prompts = draw_prompts(3, 2, 4)
     layout = plan_layout(before, 4, items, options)
-    context = make_context(CONFIG, PARAMS, layout)
+    context = prepare_items(CONFIG, PARAMS, layout)
     tables = attention_tables(CONFIG, layout, kernel, interpret=True)
     context = dataclasses.replace(context, attention=tables[0], answer_attention=tables[1])
     expected = plain(before, prompts, items, options)
@@ -148,7 +148,7 @@ def test_what_there_is_to_choose_from():
     assert kernels(HALF, layout, 1, "cpu") == ("xla",)
     assert kernels(HALF, layout, 2, "tpu") == ("xla",)
     assert kernels(CONFIG, layout, 1, "gpu") == ("xla",)
-    after = plan_after([[1, 2]], 2, [[3]], [[[(40,)]]])
+    after = plan_suffix_layout([[1, 2]], 2, [[3]], [[[(40,)]]])
     assert kernels(HALF, after, 1, "gpu") == ("xla",)
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxalign.answering.options import embed_tokens, make_context, option_log_probs, valid_mass
+from jaxalign.answering.options import embed_tokens, option_log_probs, prepare_items, valid_mass
 from jaxalign.answering.plan import plan_layout
-from jaxalign.answering.plan_suffix import plan_after
+from jaxalign.answering.plan_suffix import plan_suffix_layout
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.transformer import Llama
 from jaxalign.lm.weights import init_params
@@ -56,7 +56,7 @@ def _sequence_log_prob(before, prompt, item, spelling, config, params):
 
 def ours(before, prompts, items, options, chunk=2, config=CONFIG, params=PARAMS):
     layout = plan_layout(before, prompts.shape[1], items, options)
-    context = make_context(config, params, layout)
+    context = prepare_items(config, params, layout)
     return np.asarray(option_log_probs(config, context, prompts, chunk)), layout, context
 
 
@@ -121,18 +121,18 @@ def test_after_equals_plain_forward(survey, length, members, random):
     texts, options = survey
     tails = [[random.randint(1, 60) for _ in range(random.randint(1, 4))] for _ in texts]
     prompts = draw_prompts(1, members, length)
-    context = make_context(CONFIG, PARAMS, plan_after(texts, length, tails, options))
+    context = prepare_items(CONFIG, PARAMS, plan_suffix_layout(texts, length, tails, options))
     found = np.asarray(option_log_probs(CONFIG, context, prompts, 2))
     assert_same(found, plain_after(texts, prompts, tails, options))
 
 
 def test_after_computes_no_text_again():
     texts, tails = [list(range(1, 31)), list(range(5, 45))], [[7, 8], [7, 8]]
-    layout = plan_after(texts, 4, tails, [[[(40,)], [(41,)]]] * 2)
+    layout = plan_suffix_layout(texts, 4, tails, [[[(40,)], [(41,)]]] * 2)
     assert layout.tokens_computed == 2 * (4 + 2)
     assert layout.tokens_asked == 30 + 40 + 2 * (4 + 2)
     with pytest.raises(ValueError, match="after the prompt"):
-        plan_after(texts, 4, [[7], []], [[[(40,)]]] * 2)
+        plan_suffix_layout(texts, 4, [[7], []], [[[(40,)]]] * 2)
 
 
 def test_stems_are_computed_once():

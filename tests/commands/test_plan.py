@@ -311,7 +311,7 @@ def test_smallest_slice(capsys) -> None:
         ({"generations": 0}, "--generations 0"),
         ({"program": ()}, "--program"),
         ({"program": ("train",), "fit": "slice"}, "leave out --program"),
-        ({"mesh_model": 3}, "model=3 does not divide"),
+        ({"mesh_model": 3}, "`model_parallel` 3 does not divide"),
         ({"prompt": SoftPromptConfig(placement="after")}, "cannot be planned yet"),
         ({"attention": "pallas"}, "--attention pallas: weights split over devices leave"),
         (
@@ -332,9 +332,9 @@ def test_defaults_are_the_command_in_the_documentation() -> None:
     assert read_model(config).num_hidden_layers == 32
 
 
+@pytest.mark.reference
 def test_a_kernel_compiles_for_its_device() -> None:
     """Splash attention, in the search's own program, for one TPU chip."""
-    pytest.importorskip("libtpu")
     command = [
         sys.executable, "-m", "tpu.plan", "--topology", "v5e:1x1", "--model", str(MODEL_FOLDER),
         "--population", "8", "--attention", "splash",
@@ -350,10 +350,10 @@ def test_a_kernel_compiles_for_its_device() -> None:
 # The table
 
 
+@pytest.mark.reference
 @pytest.mark.long
 def test_row_of_the_table_is_what_the_command_prints() -> None:
     """Compiles 8B for 64 chips of v5p: the README's own command and line."""
-    pytest.importorskip("libtpu")
     command = [sys.executable, "-m", "tpu.plan", "--topology", "v5p:4x4x4", "--table"]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, timeout=900, check=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -32,8 +31,6 @@ from tests.support.parity_cases import BASE, CASES, hf_weights
 CASE = CASES[1]
 TOKENS_BxT = CASE.inputs()[0]
 SETTINGS = [LoraConfig(), LoraConfig(3, 5.0, ("q", "v", "o", "down"))]
-HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "peft"))
-needs_peft = pytest.mark.skipif(not HAS_PEFT, reason="needs torch and peft; see FROZEN")
 # What PEFT 0.21.2 with torch 2.13.0 gave for `test_peft_gives_the_same_logits`, all linear layers.
 FROZEN = [[-0.598137, 3.350403, 1.505298, -2.132713], [-0.105838, -1.986367, 1.456453, 1.08741]]
 
@@ -129,7 +126,7 @@ def test_saved_and_loaded(tmp_path, lora):
     jax.tree.map(np.testing.assert_array_equal, loaded, adapter)
 
 
-@needs_peft
+@pytest.mark.reference
 @pytest.mark.parametrize("lora", SETTINGS)
 def test_peft_gives_the_same_logits(folder, params, tmp_path, lora):
     adapter = adapter_of(lora)
@@ -145,7 +142,7 @@ def test_frozen_peft_logits(params):
     np.testing.assert_allclose(found, FROZEN, rtol=2e-4, atol=2e-4)
 
 
-@needs_peft
+@pytest.mark.reference
 def test_what_peft_writes_is_read(folder, params, tmp_path):
     import peft
     import torch

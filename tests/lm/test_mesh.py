@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import PRESETS, LlamaConfig
-from jaxalign.lm.mesh import MeshChoice, choose_mesh, model_axis_lengths, weight_bytes
-from jaxalign.lm.mesh_here import mesh_here
+from jaxalign.lm.mesh import (
+    MeshChoice,
+    choose_mesh,
+    device_mesh,
+    model_axis_lengths,
+    weight_bytes,
+)
 from jaxalign.lm.weights import abstract_params, param_shardings
 from jaxalign.runtime.sharding import make_mesh
 
@@ -53,12 +58,14 @@ def test_reason_has_the_numbers() -> None:
 
 def test_override() -> None:
     eight = PRESETS["llama3-8b"]
-    choice = choose_mesh(eight, 256, V5E, 4096, model=8, data=2)
+    choice = choose_mesh(eight, 256, V5E, 4096, model_parallel=8, data_parallel=2)
     assert choice == MeshChoice(16, 2, 8, choice.reason)
     assert "model=8 as asked, 1.9 GiB of weights a device" in choice.reason
-    assert choose_mesh(eight, 8, V5E, None, model=1).sizes == {
-        "population": 1, "data": 8, "model": 1,
-    }  # fmt: skip
+    assert choose_mesh(eight, 8, V5E, None, model_parallel=1).sizes == {
+        "population": 1,
+        "data": 8,
+        "model": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -66,11 +73,23 @@ def test_override() -> None:
     [
         ("llama3-70b", 256, V5E, {}, r"131\.4 GiB of weights do not fit.*kv_heads=8.* 16\.4 GiB"),
         ("llama3-70b", 1, H200, {}, r"the 1 devices .*or more of them"),
-        ("llama3-8b", 48, V5E, {"model": 3}, "model=3 does not divide mlp=14336; possible.* 8$"),
-        ("llama3-8b", 256, V5E, {"model": 16}, "model=16 does not divide kv_heads=8"),
-        ("llama3-8b", 48, V5E, {"model": 5}, "model=5 does not divide the 48 devices"),
-        ("llama3-8b", 48, V5E, {"data": 5}, "data=5 does not divide the 24 devices that model=2"),
-        ("llama3-8b", 48, V5E, {"model": 0}, "model=0"),
+        (
+            "llama3-8b",
+            48,
+            V5E,
+            {"model_parallel": 3},
+            "`model_parallel` 3 does not divide mlp=14336; possible.* 8$",
+        ),
+        ("llama3-8b", 256, V5E, {"model_parallel": 16}, "` 16 does not divide kv_heads=8"),
+        ("llama3-8b", 48, V5E, {"model_parallel": 5}, "` 5 does not divide the 48 devices"),
+        (
+            "llama3-8b",
+            48,
+            V5E,
+            {"data_parallel": 5},
+            "`data_parallel` 5 does not divide the 24 devices that a model axis of 2",
+        ),
+        ("llama3-8b", 48, V5E, {"model_parallel": 0}, "`model_parallel` 0"),
         ("llama3-8b", 0, V5E, {}, "num_devices=0"),
     ],
 )
@@ -121,6 +140,8 @@ def test_the_search_takes_its_share():
 
 
 def test_the_mesh_of_the_devices_here(devices):
-    mesh, choice = mesh_here(PRESETS["llama3-8b"].replace(num_hidden_layers=2), 16, model=2)
+    mesh, choice = device_mesh(
+        PRESETS["llama3-8b"].replace(num_hidden_layers=2), 16, model_parallel=2
+    )
     assert dict(mesh.shape) == choice.sizes == {"population": 4, "data": 1, "model": 2}
     assert set(mesh.devices.flat) == set(devices)

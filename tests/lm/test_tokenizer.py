@@ -87,8 +87,8 @@ def test_the_tokenizer_is_the_one_that_transformers_would_take(tmp_path: Path, n
 def test_reading_a_tokenizer_imports_no_torch() -> None:
     """Nor every model's configuration: seconds of every start."""
     code = (
-        "import sys; from jaxalign.lm.tokenizer import Tokens; from jaxalign.pocket import "
-        "MODEL_FOLDER; Tokens.load(MODEL_FOLDER); print('torch' in sys.modules, "
+        "import sys; from jaxalign.lm.tokenizer import Tokenizer; from jaxalign.pocket import "
+        "MODEL_FOLDER; Tokenizer.load(MODEL_FOLDER); print('torch' in sys.modules, "
         "'transformers.models.auto.tokenization_auto' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -167,6 +167,7 @@ if HAS_TORCH:
     from tests.support.parity_cases import transformers_model
 
     @pytest.mark.parametrize("scaling", [None, SCALING])
+    @pytest.mark.reference
     def test_rope_tables_equal_transformers(scaling) -> None:
         import torch
 
@@ -179,6 +180,7 @@ if HAS_TORCH:
         ):
             np.testing.assert_allclose(ours, theirs[..., : config.head_dim // 2], atol=2e-5)
 
+    @pytest.mark.reference
     def test_rms_norm_equals_transformers() -> None:
         import torch
         from transformers.models.llama.modeling_llama import LlamaRMSNorm

@@ -25,7 +25,7 @@ from jaxalign.pocket.rows import Row, stack
 from jaxalign.pocket.writing import usable, write_questions
 from jaxalign.prompts import load_prompts
 from jaxalign.stats.vsm import VALUE_ITEMS, dimension_scores
-from jaxalign.surveys.survey import vsm_survey
+from jaxalign.surveys.survey import vsm
 
 FOUR = ("CHN", "IND", "SAU", "DEU")
 TINY = LlamaConfig(
@@ -79,7 +79,7 @@ def test_every_country_answers_every_item(make) -> None:
 def test_held_out_survey_shares_no_question_with_the_values_module() -> None:
     texts = {(i.stem, i.text) for i in society.held_out_survey().items}
     assert len(texts) == len(society.held_out_survey().items) == 82
-    assert not texts & {(i.stem, i.text) for i in vsm_survey().items}
+    assert not texts & {(i.stem, i.text) for i in vsm().items}
     assert len({i.topic for i in society.held_out_survey().items}) == 13
 
 
@@ -158,7 +158,7 @@ def test_batches_repeat() -> None:
 
 
 def test_numbers_are_single_tokens_after_the_header() -> None:
-    turn = user_turn(load_prompts(), vsm_survey().items[0])
+    turn = user_turn(load_prompts(), vsm().items[0])
     before = corpus().tokenizer.encode(opening(None) + turn, add_special_tokens=False)
     for number, token in enumerate(corpus().numbers, start=1):
         whole = corpus().tokenizer.encode(

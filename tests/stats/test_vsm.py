@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from jaxalign.core.errors import UserError
 from jaxalign.stats import vsm as score
 from jaxalign.surveys.hofstede import DIMENSIONS
-from jaxalign.surveys.survey import Item, Survey, vsm_survey
+from jaxalign.surveys.survey import Item, Survey, vsm
 
 FUZZ = settings(deadline=None, max_examples=50, derandomize=True)
 LABELS = ("one", "two", "three", "four", "five")
@@ -237,7 +237,7 @@ def test_codes_other_than_one_to_five_are_refused() -> None:
 
 
 def test_the_values_module_fits_the_formulas() -> None:
-    module = vsm_survey()
+    module = vsm()
     assert tuple(item.id for item in module.items) == score.VALUE_ITEMS
     assert {item.codes for item in module.items} == {(1, 2, 3, 4, 5)}
     assert {item.scale for item in module.items} == {"ordinal"}

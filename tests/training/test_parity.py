@@ -26,7 +26,6 @@ from jaxalign.training.trainer import TrainConfig, Trainer, adapters
 from tests.support.parity_cases import BASE, hf_weights
 
 HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "peft"))
-needs_peft = pytest.mark.skipif(not HAS_PEFT, reason="needs torch and peft; see FROZEN")
 LORA = LoraConfig(rank=4)
 TRAIN = TrainConfig(
     batch=8, learning_rate=1e-3, warm_up=0.0, clip=0.5, weight_decay=0.1, tokens_per_pass=64,
@@ -176,7 +175,7 @@ if HAS_PEFT:
             }
             yield (loss, float(norm)), tensors
 
-    @needs_peft
+    @pytest.mark.reference
     @pytest.mark.parametrize("method", ["lora", "full"])
     def test_steps_equal_those_of_torch(ours, folder, tmp_path, method):
         """Every updated tensor within 1e-5 after one step and after three."""
@@ -201,6 +200,7 @@ if HAS_PEFT:
         torch.nn.utils.clip_grad_norm_(model.parameters(), TRAIN.clip)
         return {n: p.grad.numpy() for n, p in model.named_parameters()}
 
+    @pytest.mark.reference
     def test_gradients_are_as_exact_as_those_of_torch(ours, folder):
         """Both against float64. Where Adam at epsilon 1e-8 would take steps more than 1e-5 apart,
         the gradients are no larger than what rounding leaves of them."""
@@ -219,6 +219,7 @@ if HAS_PEFT:
         assert 0 < sum(map(len, apart)) < 20
         assert np.concatenate(apart).max() < 3 * theirs
 
+    @pytest.mark.reference
     def test_the_schedule_is_that_of_transformers():
         for steps, warm_up in [(3, 0.0), (7, 0.1), (70, 0.1), (10, 1.0)]:
             train = dataclasses.replace(TRAIN, warm_up=warm_up, learning_rate=0.3)

@@ -52,7 +52,7 @@ from jaxalign.runtime.program_facts import read_program
 from jaxalign.runtime.sharding import POPULATION, make_mesh
 from jaxalign.runtime.topology import Topology, described_devices, parse_topology
 from jaxalign.runtime.traffic import memory_traffic_bytes
-from jaxalign.surveys.survey import vsm_survey
+from jaxalign.surveys.survey import vsm
 from jaxalign.training.step import TrainConfig
 
 ProgramName = Literal["population", "decode", "train"]
@@ -146,9 +146,14 @@ def plan_program(config: Config, topology: Topology, name: ProgramName) -> Estim
     population = config.strategy.population if name == "population" else None
     dims = config.prompt.dims(llama.hidden_size) if population else 0
     choice = choose_mesh(
-        llama, topology.num_chips, topology.chip.memory_bytes, population,
-        search_dims=dims, model=config.mesh_model, data=config.mesh_data,
-    )  # fmt: skip
+        llama,
+        topology.num_chips,
+        topology.chip.memory_bytes,
+        population,
+        search_dims=dims,
+        model_parallel=config.mesh_model,
+        data_parallel=config.mesh_data,
+    )
     refuse_missing_kernel(config, llama, topology, choice)
     print(f"{name} on {topology.name}: {choice.describe()}", flush=True)
     mesh = make_mesh(described_devices(topology), **choice.sizes)
@@ -213,7 +218,7 @@ def tokenizer_folder(config: Config) -> Path:
 
 def items(config: Config) -> tuple:
     """The survey items asked for."""
-    known = (*vsm_survey().items, *held_out_survey().items)
+    known = (*vsm().items, *held_out_survey().items)
     if config.items > len(known):
         raise UserError(f"--items {config.items}: the package has {len(known)}")
     return known[: config.items]

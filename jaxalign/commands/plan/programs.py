@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxalign.answering.cost import candidate_flops
-from jaxalign.answering.options import Context, Kernel, make_context
+from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
 from jaxalign.answering.plan import Layout
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.generate import decode_program, padded_length
@@ -112,10 +112,12 @@ def abstract_objective(
     )
 
 
-def abstract_context(config: LlamaConfig, layout: Layout, mesh: Mesh, kernel: Kernel) -> Context:
-    """`answer.make_context` in shapes."""
+def abstract_context(
+    config: LlamaConfig, layout: Layout, mesh: Mesh, kernel: Kernel
+) -> PreparedItems:
+    """`answer.prepare_items` in shapes."""
     params = abstract_weights(config, mesh)
-    shapes = jax.eval_shape(lambda params: make_context(config, params, layout, kernel), params)
+    shapes = jax.eval_shape(lambda params: prepare_items(config, params, layout, kernel), params)
     context = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
     )

@@ -33,7 +33,7 @@ import jax
 import numpy as np
 import tyro
 
-from jaxalign.answering.kernel_choice import ASKED
+from jaxalign.answering.kernel_choice import KERNEL_OPTIONS
 from jaxalign.commands.sweep.file import Sweep, read_sweep, refuse_changed_file
 from jaxalign.commands.sweep.group import Program, make_program, run_batch
 from jaxalign.commands.sweep.plan import Batch, Cell, Group, make_plan, show_plan
@@ -41,7 +41,7 @@ from jaxalign.commands.sweep.result import make_result, show_result, write_plot
 from jaxalign.commands.sweep.status import CELLS, Board, show_status
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint
-from jaxalign.lm.mesh_here import mesh_here
+from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.weights import Params, param_shardings
 from jaxalign.methods.soft_prompt.search import choose_how
 from jaxalign.methods.soft_prompt.space import prompt_text, save_prompt
@@ -171,7 +171,9 @@ def read_programs(run: Run) -> dict[str, dict[str, Any]]:
         return {}
     try:
         found = json.loads(path.read_text("utf-8"))
-        if all(type(of["chunk"]) is int and of["attention"] in ASKED for of in found.values()):
+        if all(
+            type(of["chunk"]) is int and of["attention"] in KERNEL_OPTIONS for of in found.values()
+        ):
             return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
@@ -185,11 +187,11 @@ def choose(group: Group) -> jax.sharding.Mesh:
     """The mesh that fits the model and a batch of its cells, with its reason on the screen."""
     candidates = len(group.batches[0].entries) * group.strategy.strategy.population
     llama = group.study.llama
-    mesh, choice = mesh_here(
+    mesh, choice = device_mesh(
         llama,
         candidates,
         search_dims=group.config.prompt.dims(llama.hidden_size),
-        model=group.config.model_parallel,
+        model_parallel=group.config.model_parallel,
     )
     print(f"{group.model}: {choice.describe()}")
     return mesh

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.answering.cost import padding_text, plan_report, plan_text
-from jaxalign.answering.options import make_context, option_log_probs
+from jaxalign.answering.options import option_log_probs, prepare_items
 from jaxalign.commands.sweep.plan import Batch, Group
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.weights import Params
@@ -75,7 +75,7 @@ def make_program(group: Group, params: Params, mesh: jax.sharding.Mesh, how: How
     constants_6 = constants(config, study, own)
     objective = Objective(
         interview=dataclasses.replace(
-            make_context(study.llama, own, study.layout, how.kernel), params=params
+            prepare_items(study.llama, own, study.layout, how.kernel), params=params
         ),
         scorer=make_scorer(study.module, constants_6),
         space=space,

@@ -14,7 +14,7 @@ import jax
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import weights_sha256
 from jaxalign.lm.config import LlamaConfig, read_config
-from jaxalign.lm.mesh_here import mesh_here
+from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.tokenizer import Tokenizer, check_vocabulary
 from jaxalign.methods.culturespa.dataset import longest_examples
 from jaxalign.methods.culturespa.questions import load_prompt
@@ -85,7 +85,7 @@ def read_study(config: Config) -> Study:
         survey = read_answered(config.survey, "--survey", config.distributions, "--distributions")
     tables = make_tables(survey, config.countries)
     guard_name, guard = read_guard(config.guard)
-    mesh, choice = mesh_here(llama, None, model=config.model_parallel)
+    mesh, choice = device_mesh(llama, None, model_parallel=config.model_parallel)
     print(choice.describe())
     study = Study(
         folder=folder,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxalign.answering.options import Context, chunk_log_probs, in_chunks
+from jaxalign.answering.options import PreparedItems, chunk_log_probs, in_chunks
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.methods.soft_prompt.space import Space, decode
 from jaxalign.stats.vsm import Reading, Scorer, loss
@@ -23,7 +23,7 @@ from jaxalign.stats.vsm import Reading, Scorer, loss
 class Objective:
     """All that the fitness reads; an argument of the compiled program, whole on every device."""
 
-    interview: Context
+    interview: PreparedItems
     scorer: Scorer
     space: Space  # `start` has a leading axis of C countries
     target_Cx6: jax.Array

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.answering.cost import padding_text, plan_report, plan_text
-from jaxalign.answering.kernel_choice import ASKED, choose_kernel
-from jaxalign.answering.options import Kernel, make_context
-from jaxalign.lm.mesh_here import mesh_here
+from jaxalign.answering.kernel_choice import KERNEL_OPTIONS, choose_kernel
+from jaxalign.answering.options import Kernel, prepare_items
+from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.quantize import quantize
 from jaxalign.lm.weights import Params
 from jaxalign.methods.prompting import ask, lead_in
@@ -43,11 +43,11 @@ from jaxalign.surveys.hofstede import DIMENSIONS, country_name, targets
 
 def choose_mesh_here(config: Config, study: Study) -> jax.sharding.Mesh:
     """The mesh that fits the model and the population, with its reason on the screen."""
-    mesh, choice = mesh_here(
+    mesh, choice = device_mesh(
         study.llama,
         len(config.countries) * config.strategy.population,
         search_dims=config.prompt.dims(study.llama.hidden_size),
-        model=config.model_parallel,
+        model_parallel=config.model_parallel,
     )
     print(choice.describe())
     return mesh
@@ -125,7 +125,7 @@ def choose_how(
         # More than all candidates would be padding anywhere. A device's share is no such bound: the
         # last bits depend on the chunk, and may not depend on the number of devices.
         chunk = min(chunk, 1 << (candidates - 1).bit_length())
-    asked = agreed_choice(ASKED, began.get("attention", config.attention))
+    asked = agreed_choice(KERNEL_OPTIONS, began.get("attention", config.attention))
     choice = choose_kernel(study.llama, study.layout, chunk, mesh.shape[MODEL], asked)
     if "attention" in began:
         choice = dataclasses.replace(choice, reason="as this run began")
@@ -165,7 +165,7 @@ def build(
     steps = min(config.save_every, config.generations)
     objective = Objective(
         interview=dataclasses.replace(
-            make_context(study.llama, local_view(params), study.layout, how.kernel), params=params
+            prepare_items(study.llama, local_view(params), study.layout, how.kernel), params=params
         ),
         scorer=scorer,
         space=space,

@@ -18,9 +18,9 @@ import numpy as np
 import tyro
 
 from jaxalign.answering.conversations import soft_prompt_layout
-from jaxalign.answering.kernel_choice import Asked
+from jaxalign.answering.kernel_choice import KernelOption
 from jaxalign.answering.plan import Layout
-from jaxalign.answering.plan_suffix import AfterLayout
+from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import weights_sha256
 from jaxalign.lm.config import LlamaConfig, read_config
@@ -35,7 +35,7 @@ from jaxalign.runs import may_change
 from jaxalign.stats.vsm import Reading, make_scorer
 from jaxalign.surveys.formats import read_answered, read_questionnaire
 from jaxalign.surveys.hofstede import DEFAULT_EDITION, DIMENSIONS, targets
-from jaxalign.surveys.survey import Item, Survey, vsm_survey
+from jaxalign.surveys.survey import Item, Survey, vsm
 from jaxalign.surveys.tables import option_table
 
 
@@ -93,7 +93,7 @@ class Config:
     """Prompts evaluated at a time on each device; default: as many as keep it busy, no more than
     the search has, fewer where the compiled program would not fit. Results depend on it in the last
     bits, so it is the same for any number of devices; what that costs in padding is printed."""
-    attention: Asked = "auto"
+    attention: KernelOption = "auto"
     """Kernel of the search's attention; auto: the fastest here, measured first. On CPU and in
     float32 xla alone; cudnn and pallas for GPUs, splash for TPUs."""
     weights: Literal["stored", "int8"] = "stored"
@@ -123,7 +123,7 @@ class Study:
     examples: tuple[Item, ...]
     target_Cx6: np.ndarray
     used_6: np.ndarray
-    layout: Layout | AfterLayout
+    layout: Layout | SuffixLayout
 
     def facts(self) -> dict[str, str]:
         """Hashes that a resumed run must find unchanged."""
@@ -157,7 +157,7 @@ def read_study(config: Config) -> Study:
     tokens = Tokenizer.load(folder)
     check_vocabulary(tokens, llama)
     prompts = load_prompts(config.prompts)
-    module = vsm_survey()
+    module = vsm()
     if config.instrument is not None:
         module = read_questionnaire(config.instrument, "--instrument")
     make_scorer(module, config.constant)
@@ -263,7 +263,7 @@ def check_length(
 
 def make_layout(
     config: Config, tokens: Tokenizer, prompts: Prompts, instrument: Survey
-) -> Layout | AfterLayout:
+) -> Layout | SuffixLayout:
     """How an instrument is asked under a soft prompt."""
     placement, length = config.prompt.placement, config.prompt.length
     return soft_prompt_layout(tokens, prompts, instrument.items, placement, length)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.answering.options import make_context, option_log_probs
+from jaxalign.answering.options import option_log_probs, prepare_items
 from jaxalign.answering.plan import plan_layout
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.weights import init_params
@@ -26,7 +26,7 @@ from jaxalign.optim.gradient import make_descent
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runtime.sharding import make_mesh, replicated
 from jaxalign.stats.vsm import loss, make_scorer
-from jaxalign.surveys.survey import vsm_survey
+from jaxalign.surveys.survey import vsm
 
 CONFIG = LlamaConfig(
     61, 32, 48, 3, 4, 2, 8, dtype="float32", param_dtype="float32", initializer_range=0.15
@@ -45,8 +45,8 @@ def make_objective(countries, penalty=0.0) -> Objective:
     start = jax.random.normal(jax.random.key(1), (3, 3, CONFIG.hidden_size))
     rows = jnp.array([COUNTRIES.index(c) for c in countries])
     return Objective(
-        interview=make_context(CONFIG, PARAMS, plan_layout([7, 8], 3, items, options)),
-        scorer=make_scorer(vsm_survey(), 50.0),
+        interview=prepare_items(CONFIG, PARAMS, plan_layout([7, 8], 3, items, options)),
+        scorer=make_scorer(vsm(), 50.0),
         space=make_space(prompt, 0.1 * start[rows], PARAMS["embed"]),
         target_Cx6=TARGETS[rows],
         used_6=jnp.ones(6, bool),

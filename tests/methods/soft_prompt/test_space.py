@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -469,10 +468,11 @@ FROZEN_LOGITS = [
     [0.1168072, 0.4214208, -0.6520394, 0.4316362, 0.3233711, -0.7981533, 0.3301728, 0.4328208],
     [-0.2742238, -0.4177707, 0.7498043, -0.4853566, -0.3013301, 0.7996987, -0.4167997, -0.3260346],
 ]
-HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "peft"))
 
 
-@pytest.mark.parametrize("reference", [frozen_logits, *([peft_logits] if HAS_PEFT else [])])
+@pytest.mark.parametrize(
+    "reference", [frozen_logits, pytest.param(peft_logits, marks=pytest.mark.reference)]
+)
 def test_peft_gives_the_same_logits(tmp_path, reference):
     sp.save_peft(tmp_path / "p", TINY_PROMPT, "tiny", TINY.hidden_size)
     theirs = reference(tmp_path / "p")
@@ -482,7 +482,9 @@ def test_peft_gives_the_same_logits(tmp_path, reference):
     assert np.abs(without - theirs).max() > 0.05 * np.abs(theirs).max()  # the prompt matters
 
 
-@pytest.mark.parametrize("write", [written_as_peft_does, *([written_by_peft] if HAS_PEFT else [])])
+@pytest.mark.parametrize(
+    "write", [written_as_peft_does, pytest.param(written_by_peft, marks=pytest.mark.reference)]
+)
 def test_what_peft_writes_is_read(tmp_path, write):
     expected = write(tmp_path / "p")
     prompt, fields = sp.load_peft(tmp_path / "p", TINY.hidden_size)

@@ -14,7 +14,7 @@ from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.methods.soft_prompt.study import Config, check_comparison, read_study
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket.society import held_out_survey
-from jaxalign.surveys.survey import to_json, vsm_survey
+from jaxalign.surveys.survey import to_json, vsm
 from tests.support.own_files import own_csv
 
 
@@ -67,7 +67,7 @@ def test_a_country_without_held_out_answers(count, tmp_path):
 
 
 def module_with(path: Path, **changes) -> Path:
-    fields = to_json(vsm_survey())
+    fields = to_json(vsm())
     fields["items"][0] |= changes
     path.write_text(json.dumps(fields))
     return path
@@ -106,7 +106,7 @@ def test_held_out_in_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
     assert "shares.csv: goes with a --held-out of your own" in refusal(alone)
 
 
-@pytest.mark.skipif("JAXALIGN_CULTURESPA_DATA" not in os.environ, reason="others' data, not ours")
+@pytest.mark.user_data
 def test_the_world_values_survey_as_released_with_culturespa_is_held_out():
     folder = Path(os.environ["JAXALIGN_CULTURESPA_DATA"])
     config = Config(held_out=folder, countries=("USA", "CHN"))
@@ -128,12 +128,12 @@ def test_an_instrument_in_csv(tmp_path):
     rows = [
         f'{i.id},"{i.text}",'
         + "|".join(f"{c}={o}" for c, o in zip(i.codes, i.options, strict=True))
-        for i in vsm_survey().items
+        for i in vsm().items
     ]
     path = tmp_path / "vsm.csv"
     path.write_text("\n".join(["id,text,options", *rows]), "utf-8")
     study = read_study(Config(instrument=path))
-    assert [i.id for i in study.module.items] == [i.id for i in vsm_survey().items]
+    assert [i.id for i in study.module.items] == [i.id for i in vsm().items]
 
 
 def test_global_opinion_qa_is_held_out(tmp_path):

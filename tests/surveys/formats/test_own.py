@@ -21,7 +21,7 @@ from jaxalign.runs.console import main
 from jaxalign.surveys.formats import read_survey, recognise
 from jaxalign.surveys.formats.json_places import Places, broken_rules
 from jaxalign.surveys.formats.own import check_csv, check_json, read_own_csv, schema
-from jaxalign.surveys.survey import from_json, to_json, vsm_survey
+from jaxalign.surveys.survey import from_json, to_json, vsm
 
 CSV = """\
 id,text,stem,scale,topic,options
@@ -84,8 +84,8 @@ def test_json(tmp_path: Path) -> None:
     path = put(tmp_path, json.dumps(GOOD), "own.json")
     assert recognise(path) == "own-json"
     assert read_survey(path).sha256 == from_json(GOOD).sha256
-    module = put(tmp_path, json.dumps(to_json(vsm_survey())), "module.json")
-    assert read_survey(module).sha256 == vsm_survey().sha256
+    module = put(tmp_path, json.dumps(to_json(vsm())), "module.json")
+    assert read_survey(module).sha256 == vsm().sha256
 
 
 def test_every_fault_of_a_csv_is_told_with_row_and_column(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_bench_survey(
     assert "load average" in said
     with pytest.raises(UserError, match="columns=9"):
         bench_survey.Config(columns=9)
-    with pytest.raises(UserError, match=r"--json .*absent.*: no such folder"):
+    with pytest.raises(UserError, match=r"`json` .*absent.*: no such folder"):
         bench_survey.Config(json=tmp_path / "absent" / "b.json")
 
 

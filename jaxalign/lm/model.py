@@ -1,0 +1,169 @@
+"""A model as one object: its files (config, tokenizer, hash) and its weights on a device mesh.
+
+`open_model` reads and checks what is quick to read, so that a wrong folder is refused before any
+long work starts. `load_model` reads the weights as well, each device's share straight into place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from jaxalign.lm.checkpoint import load_checkpoint, weights_sha256
+from jaxalign.lm.config import DType, LlamaConfig, read_config
+from jaxalign.lm.mesh import device_mesh
+from jaxalign.lm.quantize import quantize
+from jaxalign.lm.tokenizer import Tokenizer, check_vocabulary
+from jaxalign.lm.weights import Params, param_shardings
+
+# The small trained model that ships with the package; `jaxalign.pocket` describes it.
+POCKET_FOLDER = Path(str(resources.files("jaxalign"))) / "pocket" / "model"
+
+WeightFormat = Literal["stored", "int8"]
+
+_log = logging.getLogger("jaxalign")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFiles:
+    """A model folder, read and checked, without its weights.
+
+    Attributes:
+      folder: the folder, in Hugging Face layout.
+      config: shapes, constants and dtypes.
+      tokenizer: the folder's tokenizer and chat template.
+    """
+
+    folder: Path
+    config: LlamaConfig
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """A hash of the weights, as hexadecimal digits (`weights_sha256`); computed once."""
+        return weights_sha256(self.folder)
+
+    @property
+    def is_pocket(self) -> bool:
+        """Whether this is the pocket model that ships with the package."""
+        return _is_pocket(self.folder)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LM:
+    """A language model, ready to use: files, weights, and the mesh that the weights lie on.
+
+    Attributes:
+      files: config, tokenizer and folder.
+      params: the weights, a tree with the structure of `jaxalign.lm.weights.weight_tree`.
+      mesh: the devices, with the axes `population`, `data` and `model`.
+    """
+
+    files: ModelFiles
+    params: Params = dataclasses.field(repr=False)
+    mesh: jax.sharding.Mesh = dataclasses.field(repr=False)
+
+    @property
+    def config(self) -> LlamaConfig:
+        """Shapes, constants and dtypes."""
+        return self.files.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer and chat template."""
+        return self.files.tokenizer
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the model was read from."""
+        return self.files.folder
+
+    @property
+    def sha256(self) -> str:
+        """A hash of the weights as stored in the folder, as hexadecimal digits."""
+        return self.files.sha256
+
+
+def open_model(
+    path: str | Path | None = None, dtype: DType | Literal["auto"] = "auto"
+) -> ModelFiles:
+    """Read and check a model folder without loading its weights.
+
+    Args:
+      path: a folder in Hugging Face layout (`config.json`, tokenizer, safetensors); None opens the
+        pocket model that ships with the package.
+      dtype: dtype of weights and activations; `"auto"` is float32 for the pocket model and bfloat16
+        for every other.
+
+    Returns:
+      The folder with its config and tokenizer.
+
+    Raises:
+      UserError: if a file is missing or damaged, if the config describes a model that is not
+        handled, or if the tokenizer has ids that the model has no embeddings for.
+
+    Example:
+      >>> from jaxalign.lm.model import open_model
+      >>> files = open_model()
+      >>> files.config.num_hidden_layers, files.config.dtype
+      (4, 'float32')
+    """
+    folder = POCKET_FOLDER if path is None else Path(path)
+    if dtype == "auto":
+        dtype = "float32" if _is_pocket(folder) else "bfloat16"
+    config = read_config(folder, dtype)
+    tokenizer = Tokenizer.load(folder)
+    check_vocabulary(tokenizer, config)
+    return ModelFiles(folder, config, tokenizer)
+
+
+def load_model(
+    path: str | Path | ModelFiles | None = None,
+    *,
+    dtype: DType | Literal["auto"] = "auto",
+    weights: WeightFormat = "stored",
+    model_parallel: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> LM:
+    """Load a Llama from a folder in Hugging Face layout onto the devices of this machine.
+
+    Args:
+      path: the model folder, or what `open_model` returned for it (`dtype` is then ignored); None
+        loads the pocket model.
+      dtype: dtype of weights and activations; `"auto"` is float32 for the pocket model and bfloat16
+        for every other.
+      weights: `"int8"` stores the linear layers in 8 bits, which halves their memory.
+      model_parallel: number of devices that share one copy of the weights; default: as few as
+        memory allows.
+      mesh: the mesh to put the weights on, instead of one chosen for all devices.
+
+    Returns:
+      The model, with its weights on the mesh.
+
+    Raises:
+      UserError: as `open_model`, and if weights are missing, damaged or too large for the devices.
+
+    Example:
+      >>> import jaxalign as ja
+      >>> lm = ja.load_model()
+      >>> lm.config.hidden_size, lm.params["embed"].shape
+      (128, (1792, 128))
+    """
+    files = path if isinstance(path, ModelFiles) else open_model(path, dtype)
+    if mesh is None:
+        mesh, choice = device_mesh(files.config, None, model_parallel=model_parallel)
+        _log.info(choice.describe())
+    params = load_checkpoint(files.folder, files.config, param_shardings(files.config, mesh))
+    if weights == "int8":
+        params = quantize(files.config, params)
+    return LM(files, params, mesh)
+
+
+def _is_pocket(folder: Path) -> bool:
+    return folder.resolve() == POCKET_FOLDER.resolve()

@@ -1,0 +1,195 @@
+"""How a model answered a survey: one type for exact, sampled and recorded answers.
+
+Exact answers are log-probabilities of an item's options. Sampled and recorded answers are the
+positions of the options that one or more replies named; their shares then stand in for the
+probabilities. Whoever compares answers with people asks this type and need not know which it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxalign.core.errors import UserError
+from jaxalign.surveys.survey import Survey
+from jaxalign.surveys.tables import option_table
+
+# What stands in `positions` where a reply names no option.
+UNREADABLE = -1  # the reply holds no number
+OUT_OF_RANGE = -2  # the reply's number belongs to no option
+NO_REPLY = -3  # nothing was asked or nothing was returned
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Responses:
+    """What a model answers to the Q items of a survey under each of A conditions.
+
+    A condition is whatever an item is asked under: a plain question, a persona, examples, a tuned
+    prompt. Items have at most O options; entries past an item's options are -inf in `log_probs`
+    and 0 in `distributions()`.
+
+    Attributes:
+        survey: The survey whose items were asked, in its order.
+        conditions: A labels, one for each condition.
+        log_probs: float32 [A, Q, O], natural logarithms, normalised over an item's options.
+            NaN for an item without an answer.
+        valid_mass: float32 [A, Q]: the probability that a reply begins with an option at all
+            (for sampled answers: the share of the replies that name one). None where unknown.
+        positions: int [R, A, Q]: for sampled and recorded answers, the position of the option that
+            each of R replies named, or `UNREADABLE`, `OUT_OF_RANGE` or `NO_REPLY`. None for exact
+            answers.
+
+    Examples:
+        >>> import numpy as np
+        >>> from jaxalign.surveys import Item, Responses, Survey
+        >>> item = Item("q1", "Is the sky blue?", ("yes", "no"), (1, 2))
+        >>> survey = Survey("sky", "1", "made up", "official", (item,))
+        >>> log_probs = np.log(np.float32([[[0.75, 0.25]]]))
+        >>> responses = Responses(survey, ("plain",), log_probs)
+        >>> responses.expected()
+        array([[1.25]], dtype=float32)
+        >>> responses.most_likely()
+        array([[1.]], dtype=float32)
+        >>> print(responses.table())
+        item  plain
+        q1    1.25
+    """
+
+    survey: Survey
+    conditions: tuple[str, ...]
+    log_probs: np.ndarray
+    valid_mass: np.ndarray | None = None
+    positions: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        items = self.survey.items
+        shape = len(self.conditions), len(items), max(len(item.options) for item in items)
+        if self.log_probs.shape != shape:
+            raise ValueError(f"log_probs has shape {self.log_probs.shape}, not {shape}")
+        if self.valid_mass is not None and self.valid_mass.shape != shape[:2]:
+            raise ValueError(f"valid_mass has shape {self.valid_mass.shape}, not {shape[:2]}")
+        if self.positions is not None and self.positions.shape[1:] != shape[:2]:
+            raise ValueError(f"positions has shape {self.positions.shape}, not (R, *{shape[:2]})")
+
+    def __repr__(self) -> str:
+        labels = ", ".join(self.conditions)
+        return f"Responses({self.survey.name!r}, {len(self.survey.items)} items; {labels})"
+
+    @classmethod
+    def from_positions(
+        cls, survey: Survey, conditions: Sequence[str], positions: np.ndarray
+    ) -> Responses:
+        """Return the responses that replies make, from the options they name.
+
+        Args:
+            survey: The survey that was asked.
+            conditions: A labels.
+            positions: int [R, A, Q]: which option each of R replies names, counted from 0, or
+                `UNREADABLE`, `OUT_OF_RANGE` or `NO_REPLY`.
+
+        Returns:
+            Responses whose probabilities are shares of the replies that name an option.
+
+        Examples:
+            >>> import numpy as np
+            >>> from jaxalign.surveys import Responses, vsm
+            >>> replies = np.zeros((3, 1, 24), int)  # three replies name the first option
+            >>> replies[0] = 1  # one the second
+            >>> Responses.from_positions(vsm(), ["persona"], replies).expected()[0, :2]
+            array([1.3333334, 1.3333334], dtype=float32)
+        """
+        shares_AxQxO = _shares(survey, positions)
+        replies_AxQ = (positions != NO_REPLY).sum(axis=0)
+        readable_AxQ = (positions >= 0).sum(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_probs = np.log(shares_AxQxO)
+            valid_mass = (readable_AxQ / replies_AxQ).astype(np.float32)
+        return cls(survey, tuple(conditions), log_probs, valid_mass, positions)
+
+    def distributions(self) -> np.ndarray:
+        """Return float32 [A, Q, O]: the probability, or share of replies, of each option.
+
+        0 past an item's options; NaN for an item without an answer.
+        """
+        if self.positions is not None:
+            # Not exp(log(share)), which may differ from the share in its last bit.
+            return _shares(self.survey, self.positions)
+        return np.exp(self.log_probs, dtype=np.float32)
+
+    def expected(self) -> np.ndarray:
+        """Return float32 [A, Q]: the mean code under the distribution, NaN without an answer."""
+        _, codes_QxO = option_table(self.survey)
+        return (self.distributions() * codes_QxO).sum(axis=-1)
+
+    def most_likely(self) -> np.ndarray:
+        """Return float32 [A, Q]: the code of the most likely option, NaN without an answer."""
+        _, codes_QxO = option_table(self.survey)
+        position_AxQ = self.most_likely_positions()
+        codes_AxQ = codes_QxO[np.arange(len(codes_QxO)), position_AxQ]
+        return np.where(position_AxQ < 0, np.float32(np.nan), codes_AxQ)
+
+    def most_likely_positions(self) -> np.ndarray:
+        """Return int [A, Q]: which option is most likely, the first of equals; -1 without any."""
+        distribution_AxQxO = self.distributions()
+        none_AxQ = np.isnan(distribution_AxQxO).any(axis=-1)
+        return np.where(none_AxQ, -1, np.argmax(np.nan_to_num(distribution_AxQxO), axis=-1))
+
+    def answers(self) -> np.ndarray:
+        """Return float32 [R, A, Q]: the position that each reply names, NaN where it names none.
+
+        Exact answers count as one reply, which names the most likely option.
+        """
+        position = self.most_likely_positions()[None] if self.positions is None else self.positions
+        return np.where(position < 0, np.nan, position).astype(np.float32)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many `replies` there are, and how many are `unreadable` or `out_of_range`."""
+        if self.positions is None:
+            return {"replies": self.log_probs[..., 0].size, "unreadable": 0, "out_of_range": 0}
+        return {
+            "replies": int((self.positions != NO_REPLY).sum()),
+            "unreadable": int((self.positions == UNREADABLE).sum()),
+            "out_of_range": int((self.positions == OUT_OF_RANGE).sum()),
+        }
+
+    def row(self, condition: str) -> int:
+        """Return where `condition` stands among the conditions.
+
+        Raises:
+            UserError: If there is no such condition.
+        """
+        if condition not in self.conditions:
+            known = ", ".join(self.conditions)
+            raise UserError(f"condition {condition!r} was not asked; choose from {known}")
+        return self.conditions.index(condition)
+
+    def select(self, conditions: Sequence[str]) -> Responses:
+        """Return the responses under some of the conditions, in the order given."""
+        rows = [self.row(condition) for condition in conditions]
+        return Responses(
+            self.survey,
+            tuple(conditions),
+            self.log_probs[rows],
+            None if self.valid_mass is None else self.valid_mass[rows],
+            None if self.positions is None else self.positions[:, rows],
+        )
+
+    def table(self) -> str:
+        """Return the expected code of each item under each condition, as aligned text."""
+        rows = [["item", *self.conditions]]
+        for item, codes in zip(self.survey.items, self.expected().T, strict=True):
+            rows.append([item.id, *(f"{code:.2f}" for code in codes)])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _shares(survey: Survey, positions_RxAxQ: np.ndarray) -> np.ndarray:
+    """Return float32 [A, Q, O]: the share of replies that name each option, NaN where none does."""
+    options = np.arange(max(len(item.options) for item in survey.items))
+    counts = (positions_RxAxQ[..., None] == options).sum(axis=0)
+    readable = counts.sum(axis=-1, keepdims=True)
+    shares = np.where(readable > 0, counts / np.maximum(readable, 1), np.nan)
+    return shares.astype(np.float32)
