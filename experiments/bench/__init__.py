@@ -1,1 +1,1 @@
-"""Benchmarks, each beside what people use today; kept results are in `results/`."""
+"""Benchmarks that compare jaxalign with common tools; kept results are in `results/`."""

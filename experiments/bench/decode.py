@@ -1,12 +1,12 @@
-"""How many tokens a second are sampled, beside transformers' `generate` with the same weights.
+"""Measure decoding speed in tokens per second against transformers' `generate`.
 
     python -m experiments.bench.decode
     python -m experiments.bench.decode --batch 8 --new-tokens 32 --repeats 3 --json decode.json
 
-A random model (hidden 256, 6 layers, vocabulary 4,096), greedy, float32, prompts of 8 to 96 tokens
-in one batch, no stop tokens. Both take turns on the same machine; medians of the rates; replies are
-compared. The first call of each, which compiles ours, is not counted. Needs torch. A minute or two
-on two cores.
+Both tools decode greedily in float32 with the same random model (hidden size 256, 6 layers,
+vocabulary 4,096): prompts of 8 to 96 tokens in one batch, no stop tokens. They take turns on the
+same machine, the median rate is reported, and the replies are compared. The first call of each tool
+is not counted, because it compiles our program. Needs torch; takes a minute or two on two cores.
 """
 
 from __future__ import annotations
@@ -43,25 +43,31 @@ class Config:
     """Sample replies with this package and with transformers; compare tokens a second."""
 
     batch: int = 32
-    """Prompts, all sampled at once by transformers; here by padded length."""
+    """Number of prompts. transformers decodes all of them in one padded batch; jaxalign groups them
+    by padded length."""
     new_tokens: int = 128
-    """Of each reply."""
+    """Number of tokens in each reply."""
     repeats: int = 5
-    """Counted calls of each; the median counts."""
+    """Number of timed calls of each tool; the median is reported."""
     seed: int = 0
+    """Seed of the weights and the prompts."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """File to which the figures are also written."""
 
     def __post_init__(self) -> None:
         if min(self.batch, self.new_tokens, self.repeats) < 1:
             raise UserError("--batch, --new-tokens and --repeats must be at least 1")
         if self.seed < 0:
-            raise UserError(f"--seed {self.seed}: 0 or more")
-        check_new_file(self.json, "--json")
+            raise UserError(f"--seed {self.seed}: must be 0 or more")
+        check_new_file(self.json, "json")
 
 
 def bench(config: Config) -> dict[str, Any]:
-    """Time both, print and return the figures."""
+    """Time both tools, print the comparison and return its figures.
+
+    Raises:
+        UserError: If torch is not installed.
+    """
     if importlib.util.find_spec("torch") is None:
         raise UserError("the comparison needs torch: pip install torch==2.13.0")
     params = init_params(MODEL, jax.random.key(config.seed))
@@ -79,9 +85,12 @@ def bench(config: Config) -> dict[str, Any]:
     same = sum(a == b for a, b in zip(*replies.values(), strict=True))
     title = f"Greedy replies, {config.batch} prompts × {config.new_tokens} tokens, float32"
     rows = [[tool, rate, min(seconds[tool])] for tool, rate in rates.items()]
-    print_table(title, ("", "tokens a second (median)", "least seconds"), rows)
+    print_table(title, ("tool", "tokens per second (median)", "fastest call, s"), rows)
     ratio = rates["jaxalign"] / rates["transformers"]
-    print(f"{ratio:.2f} times transformers' rate; {same} of {config.batch} replies are the same")
+    print(
+        f"jaxalign decodes {ratio:.2f} times as fast as transformers; "
+        f"{same} of {config.batch} replies are identical"
+    )
     figures = {"rates": rates, "ratio": ratio, "seconds": seconds, "same_replies": same}
     if config.json is not None:
         write_json(config.json, {"config": config, **figures})
@@ -91,7 +100,11 @@ def bench(config: Config) -> dict[str, Any]:
 def _take_turns(
     tools: dict[str, Callable[[], Replies]], repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, Replies]]:
-    """Seconds of the counted calls and the replies. Neither gets the quieter machine."""
+    """Call the tools alternately, so that neither gets the quieter machine.
+
+    Returns:
+        The seconds of each timed call by tool, and the last replies by tool.
+    """
     seconds: dict[str, list[float]] = {tool: [] for tool in tools}
     replies: dict[str, Replies] = {}
     with Progress((repeats + 1) * len(tools), step="call", unit="calls") as bar:
@@ -105,7 +118,10 @@ def _take_turns(
 
 
 def _transformers(params: Any, prompts: Replies, new_tokens: int) -> Callable[[], Replies]:
-    """`generate` on the same weights, prompts padded on the left as it wants them."""
+    """Return a function that decodes with transformers' `generate` and the same weights.
+
+    The prompts are padded on the left, as `generate` requires.
+    """
     import torch
     from transformers import LlamaForCausalLM
 
@@ -118,9 +134,14 @@ def _transformers(params: Any, prompts: Replies, new_tokens: int) -> Callable[[]
 
     def call() -> Replies:
         out = model.generate(
-            ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
-            do_sample=False, eos_token_id=None, pad_token_id=0,
-        )  # fmt: skip
+            ids,
+            attention_mask=mask,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
         return out[:, width:].tolist()
 
     return call

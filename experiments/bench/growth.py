@@ -1,13 +1,13 @@
-"""Does cost grow in proportion to candidates, items and generations, and no faster?
+"""Check that the cost of a search grows in proportion to candidates, items and generations.
 
     python -m experiments.bench.growth
 
-A tiny random Llama answers generated items for a whole search. Each of the three is taken over two
-decades while the others stand still; FLOPs and memory are read from the compiled program, seconds
-are measured. A slope of 1 on log-log axes is proportional growth. Items share an instruction and
-the prompt, computed once, so that their slope is a little below 1; memory must not grow with
-generations, and with candidates by their search vectors alone. About two minutes on two cores, most
-of it compilation.
+A tiny random Llama answers generated items during a whole search. Each of the three numbers varies
+over two decades while the other two are fixed. FLOPs and memory are read from the compiled program;
+seconds are measured. A slope of 1 on log-log axes means proportional growth. All items share an
+instruction and the prompt, which are computed once, so the slope for items is a little below 1.
+Memory must not grow with generations, and with candidates only by their search vectors. Takes about
+two minutes on two cores, most of it compilation.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.weights import init_params
 from jaxalign.optim.evolve import Evolution, make_evolution
 from jaxalign.optim.strategy import Strategy
+from jaxalign.report.palette import BLUE, GREEN, ORANGE
 from jaxalign.runs import write_json
 from jaxalign.runs.console import Progress, main, print_table
 from jaxalign.runtime.program_facts import read_program
@@ -46,25 +47,29 @@ class Config:
     """Measure how a search's cost grows."""
 
     candidates: tuple[int, ...] = (4, 20, 80, 400)
+    """Numbers of candidates to measure."""
     items: tuple[int, ...] = (4, 20, 80, 400)
+    """Numbers of survey items to measure."""
     generations: tuple[int, ...] = (1, 5, 20, 100)
+    """Numbers of generations to measure."""
     chunk: int = 4
-    """Candidates computed at a time; round numbers of candidates up to it."""
+    """Number of candidates computed at a time. Numbers of candidates are padded to a multiple."""
     repeats: int = 3
-    """Runs of each program after a first one; the fastest counts. 0: compile and read only."""
+    """Number of timed runs of each program after one warm-up; the fastest counts. 0 only compiles
+    and reads the program."""
     plot: Path | None = Path("bench_growth.png")
-    """Picture of the tables."""
+    """File for the plot (PNG)."""
     json: Path | None = None
-    """File for the numbers."""
+    """File for the figures (JSON)."""
 
     def __post_init__(self) -> None:
-        check_new_file(self.json, "--json")
-        check_new_file(self.plot, "--plot")
+        check_new_file(self.json, "json")
+        check_new_file(self.plot, "plot")
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What one program searches; what is not varied stands at these values."""
+    """Sizes of one search. The defaults are the values of the numbers that are not varied."""
 
     candidates: int = 16
     items: int = 16
@@ -73,7 +78,7 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One program."""
+    """The figures of one compiled search, and which of its sizes is being varied (`axis`)."""
 
     axis: str
     size: Size
@@ -83,11 +88,16 @@ class Point:
 
     @property
     def value(self) -> int:
+        """The size along the varied axis."""
         return getattr(self.size, self.axis)
 
 
 def bench(config: Config) -> None:
-    """The whole benchmark; see the module's docstring."""
+    """Measure every size, print a table per axis, and write the figures and the plot.
+
+    Raises:
+        UserError: If a size is out of range.
+    """
     if not all(getattr(config, axis) for axis in AXES):
         raise UserError(f"{', '.join(f'--{axis}' for axis in AXES)} need at least one number each")
     sizes = [
@@ -105,17 +115,25 @@ def bench(config: Config) -> None:
         for axis, size in sizes:
             points.append(measure(axis, size, config.chunk, config.repeats))
             bar.update(len(points), {"last": axis})
-    found = {axis: slopes([p for p in points if p.axis == axis]) for axis in AXES}
-    show(points, found)
+    slopes_by_axis = {axis: slopes([p for p in points if p.axis == axis]) for axis in AXES}
+    show(points, slopes_by_axis)
     if config.json:
-        write_json(config.json, {"device": device_name(), "points": points, "slopes": found})
+        result = {"device": device_name(), "points": points, "slopes": slopes_by_axis}
+        write_json(config.json, result)
     if config.plot:
-        plot(config.plot, points, found)
-        print(f"plotted in {config.plot}")
+        plot(config.plot, points, slopes_by_axis)
+        print(f"Wrote {config.plot}")
 
 
 def measure(axis: str, size: Size, chunk: int, repeats: int) -> Point:
-    """Compile a dispatch of this size, read it, run it."""
+    """Compile a search of this size, read its FLOPs and memory, and time it.
+
+    Args:
+        axis: The size that is being varied.
+        size: Candidates, items and generations of the search.
+        chunk: Number of candidates computed at a time.
+        repeats: Number of timed runs; 0 leaves the seconds out.
+    """
     layout = generated_layout(size.items)
     evolution = make_search(size.candidates, chunk)
     context = prepare_items(MODEL, init_params(MODEL, jax.random.key(0)), layout)
@@ -125,7 +143,7 @@ def measure(axis: str, size: Size, chunk: int, repeats: int) -> Point:
 
 
 def generated_layout(items: int) -> Layout:
-    """Items that differ from their first token after the instruction on, 4 options each."""
+    """Return the token plan of items with 4 options that share nothing but the instruction."""
     random = np.random.default_rng(0)
     texts = random.integers(10, 400, (items, ITEM_TOKENS))
     texts[:, 0] = 10 + np.arange(items) % 400
@@ -134,7 +152,7 @@ def generated_layout(items: int) -> Layout:
 
 
 def make_search(candidates: int, chunk: int) -> Evolution:
-    """Differential Evolution of a prompt whose first option every item should get."""
+    """Return a search for a prompt under which every item gets its first option."""
 
     def fitness(
         candidates_PxZ: jax.Array, country_P: jax.Array, context: PreparedItems
@@ -148,21 +166,24 @@ def make_search(candidates: int, chunk: int) -> Evolution:
 
 
 def run_seconds(evolution: Evolution, size: Size, context: PreparedItems, repeats: int) -> float:
-    """The fastest of several dispatches, after one that is not counted."""
+    """Return the fastest of `repeats` runs in seconds, after one warm-up that is not counted."""
     shape = (1, size.candidates, evolution.num_dims)
     first = 0.02 * jax.random.normal(jax.random.key(1), shape, jnp.float32)
     state = evolution.init(first, context)
-    taken = []
+    seconds = []
     for _ in range(repeats + 1):
-        began = time.perf_counter()
+        started = time.perf_counter()
         state, _ = evolution.run(state, size.generations, context)
         jax.block_until_ready(state)
-        taken.append(time.perf_counter() - began)
-    return min(taken[1:])
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
 
 
 def slopes(points: list[Point]) -> dict[str, float | None]:
-    """Least-squares slope of each quantity's logarithm over the varied number's logarithm."""
+    """Fit log(quantity) over log(varied number) by least squares; return the slopes.
+
+    A slope is None where there are fewer than two points, or the quantity was not measured.
+    """
     if len(points) < 2:
         return {"dot_flops": None, "seconds": None, "temporary_bytes": None}
 
@@ -175,38 +196,50 @@ def slopes(points: list[Point]) -> dict[str, float | None]:
     return {name: slope([getattr(p, name) for p in points]) for name in names}
 
 
-def show(points: list[Point], found: dict[str, dict[str, float | None]]) -> None:
-    """A table per axis, its slopes below."""
+def show(points: list[Point], slopes_by_axis: dict[str, dict[str, float | None]]) -> None:
+    """Print one table per axis with the slopes in its last row."""
+
+    def decimals(value: float | None, digits: int) -> str:
+        return "–" if value is None else f"{value:,.{digits}f}"
+
     for axis in AXES:
         rows = [
-            [p.value, f"{p.dot_flops / 1e9:,.3f}",
-             "–" if p.seconds is None else f"{p.seconds:.3f}", f"{p.temporary_bytes / 2**20:,.2f}"]
+            [
+                p.value,
+                decimals(p.dot_flops / 1e9, 3),
+                decimals(p.seconds, 3),
+                decimals(p.temporary_bytes / 2**20, 2),
+            ]
             for p in points
             if p.axis == axis
-        ]  # fmt: skip
-        slope = ["–" if s is None else f"{s:.3f}" for s in found[axis].values()]
+        ]
+        slope = [decimals(s, 3) for s in slopes_by_axis[axis].values()]
         title = f"Growth with {axis}, on {device_name()}"
         columns = (axis, "GFLOP (compiled)", "seconds (measured)", "temporaries MiB (compiled)")
         print_table(title, columns, [*rows, ["slope", *slope]])
 
 
-def plot(path: Path, points: list[Point], found: dict[str, dict[str, float | None]]) -> None:
-    """PNG of three log-log panels: FLOPs, seconds and memory over each number."""
+def plot(
+    path: Path, points: list[Point], slopes_by_axis: dict[str, dict[str, float | None]]
+) -> None:
+    """Save a PNG of three log-log panels: FLOPs, seconds and memory over each number."""
     figure = Figure(figsize=(10.5, 3.8), layout="constrained")
     panels = figure.subplots(1, len(AXES), sharey=True)
     for panel, axis in zip(panels, AXES, strict=True):
-        some = [p for p in points if p.axis == axis]
-        for (name, words), colour, mark in zip(QUANTITIES.items(), COLOURS, "os^", strict=True):
-            values = [getattr(p, name) for p in some]
+        axis_points = [p for p in points if p.axis == axis]
+        sizes = [p.value for p in axis_points]
+        for (name, label), colour, marker in zip(QUANTITIES.items(), COLOURS, "os^", strict=True):
+            values = [getattr(p, name) for p in axis_points]
             if None in values:
                 continue
+            # Relative to the smallest size, so that the three quantities share one axis.
             relative = np.array(values) / values[0]
-            label = (
-                words if found[axis][name] is None else f"{words}, slope {found[axis][name]:.2f}"
-            )
-            panel.loglog([p.value for p in some], relative, mark + "-", color=colour, label=label)
-        first = some[0].value
-        ends = np.array([first, some[-1].value])
+            slope = slopes_by_axis[axis][name]
+            if slope is not None:
+                label = f"{label}, slope {slope:.2f}"
+            panel.loglog(sizes, relative, marker + "-", color=colour, label=label)
+        first = sizes[0]
+        ends = np.array([first, sizes[-1]])
         panel.loglog(ends, ends / first, ":", color="black", label="proportional")
         panel.set(xlabel=axis)
         panel.grid(color="0.9")
@@ -216,7 +249,7 @@ def plot(path: Path, points: list[Point], found: dict[str, dict[str, float | Non
 
 
 QUANTITIES = {"dot_flops": "FLOPs", "seconds": "seconds", "temporary_bytes": "temporaries"}
-COLOURS = ("#0072B2", "#E69F00", "#009E73")  # Okabe and Ito's
+COLOURS = (BLUE, ORANGE, GREEN)
 
 
 if __name__ == "__main__":

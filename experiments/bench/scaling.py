@@ -1,13 +1,14 @@
-"""Weak and strong scaling of the compiled search over the population axis, without running it.
+"""Read weak and strong scaling of the search over devices from its compiled programs.
 
     python -m experiments.bench.scaling                       # 1, 2, 4, 8 simulated devices
     python -m experiments.bench.scaling --topologies v5e:2x2 v5e:4x4 v5e:8x8 v5e:16x16
 
-Compiles one dispatch of generations (ask, 24 items answered by every candidate, tell) from shapes
-alone for meshes of several sizes, and reads out of each compiled program what one device computes,
-what it exchanges with others, and what it holds. Perfect scaling is the formula's work of all
-candidates shared out evenly. Nothing is executed, so seconds are not shown: simulated devices share
-one processor. A program takes about 5 s to compile.
+The benchmark compiles a few generations (ask, evaluate every candidate on the 24 items, tell) from
+shapes alone, for meshes of several sizes. From each compiled program it reads how much one device
+computes, how many bytes it exchanges with the others, and how much memory it needs. Scaling is
+perfect if each device does an even share of the work that the cost formula gives for all
+candidates. Nothing is executed and no seconds are shown, because simulated devices share one
+processor. A program takes about 5 s to compile.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from jaxalign.optim.evolve import make_evolution
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.prompts import load_prompts
+from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table
 from jaxalign.runtime.program_facts import ProgramFacts, read_program
@@ -51,47 +53,61 @@ SMALL = LlamaConfig(32_000, 512, 1536, 8, 8, 4, 64)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What one device does as devices are added, read from compiled programs."""
+    """Read what one device computes and exchanges as devices are added."""
 
     devices: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of simulated devices."""
     per_device: int = 16
-    """Candidates per device in weak scaling; strong scaling has this many on the largest mesh."""
+    """Number of candidates per device in weak scaling, and on the largest mesh in strong
+    scaling."""
     chunk: int = 4
-    """Candidates evaluated at a time on a device."""
+    """Number of candidates that a device evaluates at a time."""
     generations: int = 3
+    """Number of generations in one program."""
     model: Literal["small", "llama3-8b", "llama3.2-1b"] = "small"
-    """Shapes only; small: 8 layers of width 512, vocabulary 32,000."""
+    """Model whose shapes are compiled; small has 8 layers of width 512 and a vocabulary of
+    32,000."""
     dtype: DType = "float32"
+    """Data type of weights and activations."""
     topologies: tuple[str, ...] = ()
-    """TPU slices such as v5e:2x2 v5e:4x4 v5e:8x8 v5e:16x16: weak scaling compiled ahead of time for
-    chips that are not here. Needs libtpu (pip install 'jaxalign[tpu]')."""
+    """TPU slices for which weak scaling is compiled ahead of time, such as v5e:2x2 v5e:16x16. Needs
+    libtpu (pip install 'jaxalign[tpu]'), no TPU."""
     plot: Path | None = Path("bench_scaling.png")
-    """Picture of the table."""
+    """File for the plot (PNG)."""
     json: Path | None = None
-    """File for the table's numbers."""
+    """File for the figures (JSON)."""
 
     def __post_init__(self) -> None:
-        check_new_file(self.json, "--json")
-        check_new_file(self.plot, "--plot")
+        check_new_file(self.json, "json")
+        check_new_file(self.plot, "plot")
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One mesh, one population; numbers are of one device and one generation."""
+    """The figures of one mesh and population, for one device and one generation.
+
+    Attributes:
+        times_perfect: `device_flops` divided by an even share of the formula's FLOPs.
+        population_bytes: Size of all candidates' search vectors, for comparison.
+    """
 
     series: str
     devices: int
     population: int
     device_flops: float
-    times_perfect: float  # device_flops over an even share of the formula's
+    times_perfect: float
     exchanged_bytes: float
-    population_bytes: int  # of all candidates' search vectors, for scale
+    population_bytes: int
     temporary_bytes: int
     collectives: tuple[str, ...]
 
 
 def bench(config: Config) -> None:
-    """The whole benchmark; see the module's docstring."""
+    """Compile and read all meshes, print one table, and write the figures and the plot.
+
+    Raises:
+        UserError: If a setting is out of range, or there are too few devices.
+    """
     if not config.devices:
         raise UserError("--devices needs at least one number")
     if min(*config.devices, config.per_device, config.chunk, config.generations) < 1:
@@ -114,13 +130,13 @@ def bench(config: Config) -> None:
         write_json(config.json, {"model": config.model, "points": points})
     if config.plot:
         plot(config.plot, points)
-        print(f"plotted in {config.plot}")
+        print(f"Wrote {config.plot}")
 
 
 def scaling_point(
     series: str, llama: LlamaConfig, layout: Layout, mesh: Mesh, population: int, config: Config
 ) -> Point:
-    """Compile the search for `mesh`, of devices or of a described topology, and read it."""
+    """Compile the search for `mesh` (of real or described devices) and read its figures."""
     lowered = lower_search(llama, layout, mesh, population, config.generations, config.chunk)
     facts = read_program(lowered.compile())
     return read_point(series, facts, llama, layout, mesh, population, config.generations)
@@ -135,7 +151,17 @@ def read_point(
     population: int,
     generations: int,
 ) -> Point:
-    """What the program of `generations` generations says about one of them on one device."""
+    """Return the figures of one generation on one device.
+
+    Args:
+        series: Name of the scaling series.
+        facts: What was read from the program, which runs `generations` generations.
+        llama: Shape of the model.
+        layout: Token plan of the items.
+        mesh: Devices of the program.
+        population: Number of candidates.
+        generations: Number of generations in the program.
+    """
     share = population * candidate_flops(llama, layout).total / mesh.devices.size
     flops = facts.dot_flops / generations
     return Point(
@@ -154,7 +180,7 @@ def read_point(
 def lower_search(
     llama: LlamaConfig, layout: Layout, mesh: Mesh, population: int, generations: int, chunk: int
 ) -> jax.stages.Lowered:
-    """A dispatch of `experiments.soft_prompt` for one country, from shapes alone."""
+    """Lower the search of `experiments.soft_prompt` for one country from shapes alone."""
     M, D = layout.prompt_length, llama.hidden_size
     fitness = make_fitness(llama, "expected", chunk)
     strategy = Strategy(population=population)
@@ -168,7 +194,7 @@ def lower_search(
 
 
 def abstract_objective(llama: LlamaConfig, layout: Layout) -> Objective:
-    """`Objective` for one country in the full space, its leaves `jax.ShapeDtypeStruct`."""
+    """Return the objective of one country in the full space as `jax.ShapeDtypeStruct` leaves."""
 
     def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -187,61 +213,78 @@ def abstract_objective(llama: LlamaConfig, layout: Layout) -> Objective:
 
 
 def values_layout(prompt_length: int = 16) -> Layout:
-    """The 24 items of the values module as the pocket tokenizer writes them, prompt in front."""
+    """Return the token plan of the 24 items in the pocket tokenizer, with the prompt in front."""
     tokens, items = Tokenizer.load(MODEL_FOLDER), vsm().items
     return soft_prompt_layout(tokens, load_prompts(None), items, "front", prompt_length)
 
 
 def simulated_devices(count: int) -> list[jax.Device]:
-    """So many CPU devices; UserError where JAX has already started with fewer."""
-    with contextlib.suppress(RuntimeError):  # JAX has started: what there is must do
+    """Return at least `count` simulated CPU devices.
+
+    Raises:
+        UserError: If JAX has already started with fewer devices.
+    """
+    with contextlib.suppress(RuntimeError):  # JAX has started, so its devices cannot change
         jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
-        raise UserError(f"{count} simulated devices are needed, JAX has {len(devices)}")
+        raise UserError(
+            f"--devices {count}: JAX has already started with {len(devices)} simulated devices; "
+            "take fewer, or start a new process"
+        )
     return devices
 
 
 def described_mesh(name: str) -> Mesh:
-    """All chips of a slice along the population axis. UserError where there is no compiler."""
+    """Return a mesh with all chips of a slice along the population axis.
+
+    Raises:
+        UserError: If the topology is unknown, or its compiler is not installed.
+    """
     return make_mesh(described_devices(parse_topology(name)))
 
 
 def show(points: list[Point]) -> None:
-    """The table."""
-    rows = [
-        [
-            p.series, p.devices, p.population, f"{p.device_flops / 1e9:,.1f}",
-            f"{p.times_perfect:.4f}", f"{p.exchanged_bytes:,.0f}", f"{p.population_bytes:,}",
-            f"{p.temporary_bytes / 2**20:,.0f}", ", ".join(sorted(set(p.collectives))) or "none",
-        ]
-        for p in points
-    ]  # fmt: skip
+    """Print the table of all meshes."""
+    cells = {
+        "series": lambda p: p.series,
+        "devices": lambda p: p.devices,
+        "candidates": lambda p: p.population,
+        "GFLOP per device": lambda p: f"{p.device_flops / 1e9:,.1f}",
+        "times an even share": lambda p: f"{p.times_perfect:.4f}",
+        "bytes exchanged": lambda p: f"{p.exchanged_bytes:,.0f}",
+        "bytes of the population": lambda p: f"{p.population_bytes:,}",
+        "temporaries MiB": lambda p: f"{p.temporary_bytes / 2**20:,.0f}",
+        "collectives": lambda p: ", ".join(sorted(set(p.collectives))) or "none",
+    }
     print_table(
         "Scaling over the population axis, one generation on one device, from compiled programs",
-        ("series", "devices", "candidates", "GFLOP", "times perfect", "bytes exchanged",
-         "bytes of the population", "temporaries MiB", "exchanges"),
-        rows,
-    )  # fmt: skip
+        tuple(cells),
+        [[cell(p) for cell in cells.values()] for p in points],
+    )
 
 
 def plot(path: Path, points: list[Point]) -> None:
-    """PNG: work of one device over the number of devices, and bytes exchanged, log-log."""
+    """Save a PNG of the work of one device and the bytes it exchanges over devices, log-log."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for series, colour in zip(dict.fromkeys(p.series for p in points), COLOURS, strict=False):
-        some = [p for p in points if p.series == series]
-        n = [p.devices for p in some]
-        left.loglog(n, [p.device_flops / 1e9 for p in some], "o-", color=colour, label=series)
-        perfect = [p.device_flops / p.times_perfect / 1e9 for p in some]
-        left.loglog(n, perfect, ":", color="black", label="perfect" if colour == COLOURS[0] else "")
-        right.loglog(n, [p.population_bytes for p in some], "--", color=colour)
-        apart = [(p.devices, p.exchanged_bytes) for p in some if p.exchanged_bytes]
-        if apart:
-            right.loglog(*zip(*apart, strict=True), "o-", color=colour, label=series)
-    left.set(xlabel="devices", ylabel="GFLOP a generation, one device")
+        line = [p for p in points if p.series == series]
+        n = [p.devices for p in line]
+        left.loglog(n, [p.device_flops / 1e9 for p in line], "o-", color=colour, label=series)
+        even_share = [p.device_flops / p.times_perfect / 1e9 for p in line]
+        label = "even share" if colour == COLOURS[0] else ""
+        left.loglog(n, even_share, ":", color="black", label=label)
+        right.loglog(n, [p.population_bytes for p in line], "--", color=colour)
+        # A single device exchanges nothing, and zero has no place on a logarithmic axis.
+        exchanged = [(p.devices, p.exchanged_bytes) for p in line if p.exchanged_bytes]
+        if exchanged:
+            right.loglog(*zip(*exchanged, strict=True), "o-", color=colour, label=series)
+    left.set(xlabel="devices", ylabel="GFLOP per generation and device")
     right.set(
-        xlabel="devices", ylabel="bytes", title="exchanged (dots); population itself (dashes)"
+        xlabel="devices",
+        ylabel="bytes",
+        title="exchanged (dots), population itself (dashes)",
     )
     for axes in (left, right):
         axes.set_xticks([p.devices for p in points], [str(p.devices) for p in points], minor=False)
@@ -251,7 +294,7 @@ def plot(path: Path, points: list[Point]) -> None:
     figure.savefig(path, dpi=150, facecolor="white", format="png")
 
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito's
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 
 
 if __name__ == "__main__":

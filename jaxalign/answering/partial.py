@@ -7,8 +7,6 @@ kill at any moment leaves pieces whole or missing, or, torn, with something miss
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from jaxalign.answering.blocks import Conversations
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import write_atomically
 
 
 def open_partial(
@@ -41,7 +40,10 @@ def open_partial(
 
 def _open(path: Path, empty: np.ndarray) -> np.ndarray:
     if not path.exists():
-        _create(path, empty)
+        try:
+            write_atomically(path, lambda file: np.save(file, empty))
+        except OSError as error:
+            raise UserError(f"{path.parent}: {error.strerror}; give another folder") from None
     try:
         found = np.lib.format.open_memmap(path, mode="r+")
     except (OSError, ValueError) as error:
@@ -49,27 +51,6 @@ def _open(path: Path, empty: np.ndarray) -> np.ndarray:
     if found.shape != empty.shape or found.dtype != empty.dtype:
         raise UserError(f"{path}: holds {found.dtype} {found.shape}, not {empty.shape}; delete it")
     return found
-
-
-def _create(path: Path, empty: np.ndarray) -> None:
-    """The whole file or none."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-        )
-    except OSError as error:
-        raise UserError(f"{path.parent}: {error.strerror}; give another folder") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            np.save(file, empty)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def digest(*parts: object) -> str:

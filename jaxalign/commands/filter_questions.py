@@ -43,7 +43,7 @@ class Config:
 
 def run(config: Config) -> None:
     """Print what each filter removed and changed."""
-    check_new_file(config.out, "--out")
+    check_new_file(config.out, "out")
     seeds = read_seeds(config.seeds)
     written, refused = read_generated(config.file)
     if refused:

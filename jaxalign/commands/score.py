@@ -88,7 +88,7 @@ def _check(config: Config) -> None:
         raise UserError("--replies: name at least one file")
     if not 1 <= config.resamples <= 1_000_000:
         raise UserError(f"--resamples {config.resamples}: give 1 to 1000000")
-    check_new_file(config.json, "--json")
+    check_new_file(config.json, "json")
     if repeated := {p for p in config.replies if config.replies.count(p) > 1}:
         raise UserError(f"--replies: {sorted(repeated)[0]} is named twice")
 

@@ -1,1 +1,1 @@
-"""What every room may use: errors, files that survive a kill, progress events."""
+"""Building blocks that every other room may use: errors, files, progress, registries, templates."""

@@ -1,5 +1,14 @@
-"""The one exception a user is meant to read: one line, the offending value, what to do."""
+"""The one exception whose message is written for users.
+
+A message is one line: the parameter in backticks, the offending value, what is wrong, and what to
+do about it. For example::
+
+    `icl_examples` 7: survey 'x' has 5 items that USA answered; ask for fewer
+
+The library speaks of parameters. A command line shows the flag in place of the backticked name
+(`jaxalign.runs.console`).
+"""
 
 
 class UserError(ValueError):
-    """Bad input. Command lines print the message on one line and exit with code 2."""
+    """Bad input. A command prints the message on one line and exits with code 2."""

@@ -1,18 +1,23 @@
-"""JSON files that survive a kill: whole-file replacement, and append-only lines that rewind."""
+"""Files that survive a kill: the one atomic writer, JSON, and lines that can be rewound.
+
+Every file that jaxalign replaces is written by `write_atomically`: under another name in the same
+folder, flushed to the disk, then renamed. A reader sees the old file or the new one, never half of
+one, and a process killed in the middle leaves the old one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import jax
 import numpy as np
 
 from jaxalign.core.errors import UserError
@@ -21,10 +26,19 @@ Plain = dict[str, Any] | list[Any] | str | int | float | bool | None
 
 
 def plain(value: Any, where: str = "value") -> Plain:
-    """`value` as JSON's own types. Dataclasses become objects, arrays lists, paths strings.
+    """Return `value` in JSON's own types.
 
-    float32 becomes the float64 of equal value and JSON keeps that exactly. Raises ValueError
-    naming the place of a NaN or an infinity, TypeError for a type that has no JSON form.
+    Dataclasses and mappings become objects, arrays (of numpy and JAX) and sequences become lists,
+    sets become sorted lists, paths become texts, members of an enumeration their names. A float32
+    becomes the float64 of equal value, which JSON keeps exactly.
+
+    Args:
+        value: What to convert.
+        where: What `value` is called in error messages.
+
+    Raises:
+        ValueError: A NaN or an infinity, named by its place in `value`.
+        TypeError: A type that has no JSON form.
     """
     if isinstance(value, enum.Enum):
         return value.name
@@ -36,7 +50,7 @@ def plain(value: Any, where: str = "value") -> Plain:
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
+    if _is_array(value):
         return plain(np.asarray(value).tolist(), where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
@@ -50,24 +64,79 @@ def plain(value: Any, where: str = "value") -> Plain:
     raise TypeError(f"{where}: {type(value).__name__} has no JSON form")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON: a reader sees the old file or the new one, whole.
+def _is_array(value: Any) -> bool:
+    """Whether `value` is an array of numpy, JAX or another library, told without importing it."""
+    return hasattr(value, "__array__") and not isinstance(value, type)
 
-    Raises ValueError for a NaN or an infinity before touching the disk.
+
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Replace `path` as a whole, or leave it as it was.
+
+    Folders that are missing are made. The file is readable by everybody (mode 0644).
+
+    Args:
+        path: The file to write.
+        content: Its bytes, or a function that writes them to the open binary file it is given.
+
+    Raises:
+        OSError: The file cannot be written. Whatever `content` raises comes through too.
     """
-    text = json.dumps(plain(value, path.name), indent=1, ensure_ascii=False, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's own 0600 would hide results from colleagues
-            file.write(text + "\n")
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide results from colleagues
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` as UTF-8, atomically."""
+    write_atomically(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as indented JSON, atomically.
+
+    Raises:
+        ValueError: `value` holds a NaN or an infinity; nothing is written.
+        TypeError: `value` holds something without a JSON form; nothing is written.
+    """
+    text = json.dumps(plain(value, path.name), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Replace `path` by one line of JSON per row, atomically."""
+
+    def write(file: BinaryIO) -> None:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+    write_atomically(path, write)
+
+
+@contextlib.contextmanager
+def staging_folder(folder: Path, last: str) -> Iterator[Path]:
+    """Yield an empty folder inside `folder` whose files are moved into it when the block ends.
+
+    For files that belong together. If the block raises, none of them is moved. The file named
+    `last` is moved after all others, so `folder` is complete once it holds that file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=folder) as name:
+        yield Path(name)
+        for path in sorted(Path(name).iterdir(), key=lambda p: (p.name == last, p.name)):
+            os.replace(path, folder / path.name)
 
 
 def _sync_directory(folder: Path) -> None:
@@ -81,45 +150,56 @@ def _sync_directory(folder: Path) -> None:
         os.close(handle)
 
 
-def check_new_file(path: Path | None, option: str) -> None:
-    """UserError, before any work, where no file could be put at `path`, named as `option`'s; None
-    is none wanted."""
+def check_new_file(path: Path | None, parameter: str) -> None:
+    """Check, before any work is done, that a file can be written to `path`.
+
+    Args:
+        path: The file to be written; None if none is wanted.
+        parameter: Name of the parameter that holds `path`, for the message.
+
+    Raises:
+        UserError: `path` is a folder, or its folder does not exist.
+    """
     if path is None:
         return
     if path.is_dir():
-        raise UserError(f"{option} {path}: a folder; name a file in it")
+        raise UserError(f"`{parameter}` {path}: a folder; name a file in it")
     if not path.absolute().parent.is_dir():
-        raise UserError(f"{option} {path}: no such folder")
+        raise UserError(f"`{parameter}` {path}: no such folder; create it first")
 
 
 class MetricsFile:
-    """One JSON object per line, in the order of an integer field, `step` (say "generation").
+    """A file with one JSON object per line, ordered by an integer field such as "generation".
 
-    A resumed run calls `rewind(n)` with the step of its checkpoint and writes the rest again, so
-    the file ends equal to an unbroken run's if rows hold no clock readings and a step's rows are
-    written before that step's checkpoint.
+    A resumed run calls `rewind(n)` with the step of its checkpoint and writes the later rows again.
+    The file then ends up equal to that of an uninterrupted run, provided that rows hold no clock
+    readings and that the rows of a step are written before the step's checkpoint.
     """
 
     def __init__(self, path: Path, step: str = "generation") -> None:
+        """Use `path`, which need not exist yet; `step` names the field that orders the rows."""
         self.path = path
         self.step = step
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one line and flush it. NaN and infinities are written as null."""
+        """Write one line and flush it. A NaN or an infinity is written as null."""
         fields = plain(finite_or_none(dict(row)), self.path.name)
         if not isinstance(fields[self.step], int):
-            raise TypeError(f"{self.path.name}: {self.step}={fields[self.step]!r} is not a whole")
+            raise TypeError(f"{self.path.name}: {self.step}={fields[self.step]!r} is not an int")
         line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
-        # One write of one line: a kill can tear the last line only, and `rewind` drops that.
+        # One write of one line: a kill can tear only the last line, and `rewind` drops that.
         with self.path.open("ab", buffering=0) as file:
             file.write(line.encode() + b"\n")
 
     def rewind(self, last: int) -> None:
-        """Drop every row past step `last`, and a torn last line. Raises UserError if the lines
-        before it are not this file's."""
+        """Drop every row after step `last`, and a torn last line.
+
+        Raises:
+            UserError: An earlier line is not a row of this file.
+        """
         if not self.path.exists():
             return
-        keep = 0
+        keep = 0  # bytes of the file that stay
         for start, end, fields in self._lines():
             if fields is None or fields[self.step] > last:
                 keep = start
@@ -128,36 +208,42 @@ class MetricsFile:
         os.truncate(self.path, keep)
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole row."""
+        """Return every complete row."""
         if not self.path.exists():
             return []
         return [fields for _, _, fields in self._lines() if fields is not None]
 
     def _lines(self) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
-        """Byte range and fields of each line; None for a last line that a kill has torn."""
+        """Yield each line's byte range and fields; fields are None for a torn last line."""
         content = self.path.read_bytes()
         start = 0
         for number, line in enumerate(content.splitlines(keepends=True), 1):
             end = start + len(line)
-            whole = line.endswith(b"\n")
+            complete = line.endswith(b"\n")
             try:
-                fields = json.loads(line) if whole else None
+                fields = json.loads(line) if complete else None
             except ValueError:
                 fields = {}
-            if whole and (
+            if complete and (
                 not isinstance(fields, dict) or not isinstance(fields.get(self.step), int)
             ):
                 if end == len(content):
                     fields = None
                 else:
-                    raise UserError(f"{self.path}, line {number}: not a row with a {self.step!r}")
+                    raise UserError(
+                        f"{self.path}, line {number}: not a JSON object with an integer "
+                        f"{self.step!r}; restore the file, or start a new run"
+                    )
             yield start, end, fields
             start = end
 
 
 def finite_or_none(value: Any) -> Any:
-    """NaN and infinities replaced by None: a loss may overflow and the run go on."""
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
+    """Return `value` with every NaN and infinity replaced by None.
+
+    A loss may overflow; the run goes on, and JSON shows null.
+    """
+    if _is_array(value):
         value = np.asarray(value).tolist()
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -7,7 +7,6 @@ one, never half of one; the config goes first and comes last, so a folder that h
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import write_atomically, write_text
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FLOATS = ("F32", "F16", "BF16")
@@ -27,10 +27,9 @@ def write_adapter(
     folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
 ) -> None:
     """Write an adapter folder for `PeftModel.from_pretrained`."""
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
-    write_bytes(folder / WEIGHTS, save(dict(tensors), metadata={"format": "pt"}))
-    write_bytes(folder / CONFIG, (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode())
+    write_atomically(folder / WEIGHTS, save(dict(tensors), metadata={"format": "pt"}))
+    write_text(folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
 def read_adapter_config(folder: Path, peft_type: str) -> dict[str, Any]:
@@ -86,17 +85,3 @@ def json_object(text: str, path: Path, complaint: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise UserError(f"{path}: {complaint}")
     return fields
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; its folder must be writable and is made where missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import staging_folder
 from jaxalign.lm.config import LlamaConfig, config_to_hf
 from jaxalign.lm.safetensors_io import (
     INDEX,
@@ -94,20 +93,16 @@ def save_checkpoint(
     or when parts of them live in other processes.
     """
     _check_params(params, config)
-    folder.mkdir(parents=True, exist_ok=True)
     if taken := sorted(p.name for p in folder.glob("*.safetensors*")):
         raise UserError(f"{folder}: holds {taken[0]} already; give another folder")
     files = _plan_files(config, max_shard_bytes)
-    with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=folder) as name:
-        aside = Path(name)
+    with staging_folder(folder, last="config.json") as aside:
         for file, shapes in files.items():
             tensors = _hf_tensors(params, config, shapes)
             write_file(aside / file, shapes, config.param_dtype, tensors)
         if len(files) > 1:
             write_json(aside / INDEX, _index_fields(files, config))
         write_json(aside / "config.json", config_to_hf(config) | dict(more))
-        for path in sorted(aside.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
-            os.replace(path, folder / path.name)
 
 
 def _places(config: LlamaConfig) -> dict[str, Place]:

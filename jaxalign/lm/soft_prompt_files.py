@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import write_atomically
 from jaxalign.lm.adapter_files import (
     CONFIG,
     WEIGHTS,
@@ -23,7 +24,6 @@ from jaxalign.lm.adapter_files import (
     read_adapter_config,
     read_tensors,
     write_adapter,
-    write_bytes,
 )
 
 _OURS = "jaxalign_soft_prompt"  # key of the metadata, which is one JSON object
@@ -35,7 +35,7 @@ def save_prompt(path: Path, prompt_MxD: Array, metadata: Mapping[str, Any]) -> N
     """Write a prompt as float32 with its metadata (what JSON holds: country, model hash ...)."""
     prompt = _checked(np.asarray(prompt_MxD), path, None)
     header = {_OURS: json.dumps(dict(metadata), sort_keys=True)}
-    write_bytes(path, save({_TENSOR: prompt}, metadata=header))
+    write_atomically(path, save({_TENSOR: prompt}, metadata=header))
 
 
 def load_prompt(path: Path, hidden_size: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:

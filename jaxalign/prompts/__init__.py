@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from importlib import resources
 from pathlib import Path
 
-import jinja2
-
 from jaxalign.core.errors import UserError
+from jaxalign.core.templates import render
 from jaxalign.surveys.survey import Item
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -27,33 +25,18 @@ class Prompts:
     def user(self, item: Item) -> Message:
         """The question as the user's message."""
         options = list(zip(item.codes, item.options, strict=True))
-        text = _render("item", self.item, item=item, options=options)
+        text = render("item.jinja", self.item, item=item, options=options)
         return {"role": "user", "content": text}
 
     def system(self, country: str) -> Message:
         """The persona line as the system message."""
-        return {"role": "system", "content": _render("persona", self.persona, country=country)}
-
-
-@functools.lru_cache(maxsize=64)  # compiling takes far longer than rendering a question
-def _template(source: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False
-    )
-    return environment.from_string(source)
-
-
-def _render(name: str, source: str, **values: object) -> str:
-    try:
-        return _template(source).render(**values).strip()
-    except Exception as error:  # a template may hold any expression
-        raise UserError(f"prompt text {name}.jinja: {error}; mend the file") from None
+        return {"role": "system", "content": render("persona.jinja", self.persona, country=country)}
 
 
 def load_prompts(folder: Path | None = None) -> Prompts:
     """The package's texts, each replaced by `folder/NAME.jinja` where that file exists."""
     if folder is not None and not folder.is_dir():
-        raise UserError(f"--prompts {folder}: no such folder")
+        raise UserError(f"`prompts` {folder}: no such folder")
     return Prompts(**{name: read_prompt(name, folder) for name in _NAMES})
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import html
 import os
 import re
-import tempfile
 from pathlib import Path
+from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
+from jaxalign.core.files import write_text
+from jaxalign.core.templates import make_environment
 from jaxalign.report import words
 from jaxalign.report.document import Block, Cell, Document, Estimate, Key, Table
 from jaxalign.report.palette import THEMED
@@ -33,11 +34,10 @@ _MARKERS = {  # outlines within a box of 12, centre 6
 
 def write_report(document: Document, out: Path) -> tuple[Path, Path]:
     """Write `report.md` and `report.html` into `out`, each whole or not at all; their paths."""
-    out.mkdir(parents=True, exist_ok=True)
-    return (
-        _replace(out / "report.md", to_markdown(document, out)),
-        _replace(out / "report.html", to_html(document)),
-    )
+    markdown, page = out / "report.md", out / "report.html"
+    write_text(markdown, to_markdown(document, out))
+    write_text(page, to_html(document))
+    return markdown, page
 
 
 def to_html(document: Document) -> str:
@@ -53,14 +53,8 @@ def to_markdown(document: Document, folder: Path) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _environment(autoescape: bool) -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=autoescape,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def _environment(autoescape: bool) -> Any:
+    environment = make_environment(Path(__file__).parent / "templates", html=autoescape)
     environment.filters |= {
         "cell": cell_html,
         "cell_md": cell_markdown,
@@ -130,17 +124,3 @@ def key_sample(key: Key) -> Markup:
 def _ink(colour: str) -> str:
     """The ink of the page where a series is drawn in ink, so that it shows on dark paper too."""
     return THEMED.get(colour, colour)
-
-
-def _replace(path: Path, text: str) -> Path:
-    """A reader sees the old file or the new one, whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path

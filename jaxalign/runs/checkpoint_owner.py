@@ -34,15 +34,15 @@ def check_place(place: str, run: str | None) -> bool:
     except UserError:
         raise
     except Exception as error:  # whatever a bucket's library may raise
-        raise UserError(f"--checkpoints {place}: {error}; give another --checkpoints") from None
+        raise UserError(f"`checkpoints` {place}: {error}; give another `checkpoints`") from None
     if names and run is None:
         raise UserError(
-            f"--checkpoints {place}: holds {names[0]!r}, and a new run needs an empty directory; "
-            "give another, or --resume with the --out of the run that saves there"
+            f"`checkpoints` {place}: holds {names[0]!r}, and a new run needs an empty directory; "
+            "give another, or `resume` with the `out` of the run that saves there"
         )
     if names and owner != run:
         raise UserError(
-            f"--checkpoints {place}: holds {names[0]!r} and is not this run's; give the directory "
+            f"`checkpoints` {place}: holds {names[0]!r} and is not this run's; give the directory "
             "that the run began with"
         )
     return bool(names)
@@ -53,7 +53,7 @@ def claim_place(place: Path | str, run: str) -> None:
     folder = epath.Path(location(place))
     folder.mkdir(parents=True, exist_ok=True)
     if _owner(folder) not in (None, run):
-        raise UserError(f"--checkpoints {place}: another run saves there; give another directory")
+        raise UserError(f"`checkpoints` {place}: another run saves there; give another directory")
     (folder / OWNER).write_text(json.dumps({"run": run}))
 
 
@@ -61,15 +61,15 @@ def _names(folder: epath.Path) -> list[str]:
     """What lies in a directory, sorted; UserError for a path that is, or lies under, none."""
     if folder.exists():
         if not folder.is_dir():
-            raise UserError(f"--checkpoints {folder}: is no directory; give another --checkpoints")
+            raise UserError(f"`checkpoints` {folder}: is no directory; give another `checkpoints`")
         return sorted(path.name for path in folder.iterdir())
     if "://" not in str(folder):
         local = Path(folder)
         nearest = next(parent for parent in local.parents if parent.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
             raise UserError(
-                f"--checkpoints {folder}: {nearest} is no directory to write in; "
-                "give another --checkpoints"
+                f"`checkpoints` {folder}: {nearest} is no directory to write in; "
+                "give another `checkpoints`"
             )
     return []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import signal
 import sys
@@ -29,6 +30,9 @@ from rich.text import Text
 
 from jaxalign.runtime import hosts
 from jaxalign.core.errors import UserError
+from jaxalign.core.progress import OnProgress, Speed, ignore
+from jaxalign.core.progress import Progress as Event
+from jaxalign.runs.settings import with_flags
 
 Config = TypeVar("Config")
 
@@ -43,16 +47,16 @@ def main(
 
     Exit codes: 0 done; 2 bad input, told in one line on standard error; 130 interrupted. The
     help text is `config_class`'s docstring and its fields'. Any other exception is a bug and
-    keeps its traceback.
+    keeps its traceback. Notes that the library logs are printed to standard output.
     """
     try:
-        with _insistent_interrupt():
+        with _insistent_interrupt(), notes_to_stdout():
             config = _parse(config_class, args, program or _program())
             hosts.join()
             enable_compilation_cache()
             run(config)
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", with_flags(" ".join(str(error).split()), config_class), file=sys.stderr)
         _leave(2)
     except KeyboardInterrupt:
         resumable = "resume" in {field.name for field in dataclasses.fields(config_class)}
@@ -138,6 +142,143 @@ def enable_compilation_cache() -> Path | None:
     # A run has some 150 small programs, and together they take as long as a large one.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
+
+
+class _NotesHandler(logging.Handler):
+    """Prints the message alone, to whatever standard output is by then."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
+@contextlib.contextmanager
+def notes_to_stdout() -> Iterator[None]:
+    """Print what the library logs at level INFO or above to standard output, as plain lines."""
+    logger, handler = logging.getLogger("jaxalign"), _NotesHandler(logging.INFO)
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # other packages may have given the root logger a handler
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+@dataclasses.dataclass
+class _Task:
+    """A task in progress: its latest event, and its speed from the second event on."""
+
+    progress: Event
+    speed: Speed
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.done >= self.progress.total
+
+    def is_continued_by(self, event: Event) -> bool:
+        """Whether `event` belongs to this task, rather than beginning another of its name."""
+        return not self.finished and 0 < event.done >= self.progress.done
+
+    def counts(self) -> list[str]:
+        """Return the count, the speed and the time left as short texts."""
+        event = self.progress
+        count = f"{event.task} {event.done}/{event.total}"
+        rate, left = self.speed.per_second(), self.speed.seconds_left(event.total)
+        if rate is None or left is None:
+            return [count, "measuring" if self.speed.updates else "compiling"]
+        speed = rate * event.units_per_step
+        shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+        return [count, f"{shown} {event.unit}/s", f"{_clock_text(round(left))} left"]
+
+
+class _Bars:
+    """Bars on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(
+        self, every_seconds: float, file: TextIO | None, clock: Callable[[], float]
+    ) -> None:
+        self._every_seconds, self._clock = every_seconds, clock
+        self._console = Console(file=file or sys.stdout, highlight=False, markup=False)
+        self._tasks: dict[str, _Task] = {}
+        self._last_line = -float("inf")
+        self._live: Live | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Show an event. The first of a task only opens its bar."""
+        task = self._tasks.get(event.task)
+        if task is None or not task.is_continued_by(event):
+            self._tasks[event.task] = _Task(event, Speed(self._clock))
+            self._open()
+        else:
+            task.progress = event
+            task.speed.update(event.done)
+            if self._live is None:
+                self._print_line(task)
+        if all(task.finished for task in self._tasks.values()):
+            self.close()
+
+    def _open(self) -> None:
+        if self._live is None and self._console.is_terminal:
+            self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
+            self._live.start(refresh=True)
+
+    def close(self) -> None:
+        """Leave the bars as they are and forget the tasks."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._tasks = {}
+
+    def _print_line(self, task: _Task) -> None:
+        now = self._clock()
+        if task.finished or now - self._last_line >= self._every_seconds:
+            self._last_line = now
+            fields = [f"{name} {text}" for name, text in task.progress.fields.items()]
+            self._console.print("  ".join([*task.counts(), *fields]), soft_wrap=True)
+
+    def _draw(self) -> Group:
+        shown: list[Any] = []
+        for task in self._tasks.values():
+            event = task.progress
+            row = Table.grid(padding=(0, 3, 0, 0))
+            bar = ProgressBar(total=event.total, completed=event.done, width=24)
+            row.add_row(bar, *(Text(text) for text in task.counts()))
+            fields = [Text.assemble((name, "bold"), " ", t) for name, t in event.fields.items()]
+            shown += [row, Columns(fields, padding=(0, 3))]
+        return Group(*shown)
+
+
+@contextlib.contextmanager
+def progress_bars(
+    quiet: bool = False,
+    every_seconds: float = 5.0,
+    file: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[OnProgress]:
+    """Yield a callback that draws progress: bars on a terminal, otherwise a line now and then.
+
+        generation ━━━━━━━━━━━━━━━━━╸━━━━━━━━━  120/200   1,850 candidates/s   0:31 left
+        USA 12.3 (median 40.1)   CHN 8.0 (median 22.7)
+
+    Each task has a bar of its own, opened by its first event. Speed and time left are measured
+    from the second event on, which leaves out compilation.
+
+    Args:
+        quiet: Whether to show nothing.
+        every_seconds: Least time between two lines where the output is not a terminal.
+        file: Where to draw; default: standard output.
+        clock: Returns the time in seconds.
+    """
+    if quiet:
+        yield ignore
+        return
+    bars = _Bars(every_seconds, file, clock)
+    try:
+        yield bars
+    finally:
+        bars.close()
 
 
 class Progress:

@@ -130,7 +130,7 @@ def check(out: Path, config: Any, resume: bool = False) -> dict[str, Any]:
         return {}
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"--out {out}: {nearest} is no directory to write in; give another --out")
+        raise UserError(f"`out` {out}: {nearest} is no directory to write in; give another `out`")
     if nearest != out:
         return {}
     if (out / _LOCK).exists():
@@ -158,7 +158,7 @@ def _claim(out: Path) -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}; give another --out") from None
+        raise UserError(f"`out` {out}: {error.strerror}; give another `out`") from None
     _config_fields(out)  # before the lock file, so that a foreign directory is left as it was
     return _lock_file(out)
 
@@ -167,14 +167,14 @@ def _lock_file(out: Path) -> int:
     try:
         handle = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}; give another --out") from None
+        raise UserError(f"`out` {out}: {error.strerror}; give another `out`") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(handle)
         busy = isinstance(error, BlockingIOError)
         reason = "in use by another process" if busy else f"cannot be locked ({error.strerror})"
-        raise UserError(f"--out {out}: {reason}; give another --out") from None
+        raise UserError(f"`out` {out}: {reason}; give another `out`") from None
     return handle
 
 
@@ -198,7 +198,7 @@ def _recorded(out: Path, resume: bool) -> dict[str, Any] | None:
     fields = _config_fields(out)
     if fields is not None and not resume:
         raise UserError(
-            f"--out {out}: holds a run already; continue it with --resume, or give another --out"
+            f"`out` {out}: holds a run already; continue it with `resume`, or give another `out`"
         )
     return fields
 
@@ -209,7 +209,7 @@ def _config_fields(out: Path) -> dict[str, Any] | None:
     if not path.exists():
         if others := sorted(p.name for p in out.iterdir() if not _is_scrap(p.name)):
             raise UserError(
-                f"--out {out}: holds {others[0]!r} but no {_CONFIG} of a run; give another --out"
+                f"`out` {out}: holds {others[0]!r} but no {_CONFIG} of a run; give another `out`"
             )
         return None
     try:
@@ -219,7 +219,7 @@ def _config_fields(out: Path) -> dict[str, Any] | None:
             return fields
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise UserError(f"--out {out}: its {_CONFIG} is not a jaxalign run's; give another --out")
+    raise UserError(f"`out` {out}: its {_CONFIG} is not a jaxalign run's; give another `out`")
 
 
 def _is_scrap(name: str) -> bool:

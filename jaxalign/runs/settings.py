@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ def refuse_changed_settings(out: Path, config: Any, recorded: Mapping[str, Any])
     fixed = settings_of(config, fixed_only=True)
     free = settings_of(config).keys() - fixed.keys()
     then = {name: value for name, value in recorded.items() if name not in free}
-    _refuse_difference(out, fixed, then, lambda name: _option(config, name))
+    _refuse_difference(out, fixed, then, lambda name: f"`{name}`")
 
 
 def refuse_other_program(out: Path, config: Any, recorded: Mapping[str, Any]) -> None:
@@ -53,15 +54,63 @@ def refuse_other_program(out: Path, config: Any, recorded: Mapping[str, Any]) ->
     or after have most names in common with it."""
     names = settings_of(config).keys()
     if 2 * len(names & recorded.keys()) < len(names):
-        raise UserError(f"--out {out}: holds a run of another program; give another --out")
+        raise UserError(f"`out` {out}: holds a run of another program; give another `out`")
 
 
-def _option(config: Any, name: str) -> str:
-    """A setting as the command line spells it: a part that tyro names "" adds nothing there."""
-    part, _, inner = name.partition(".")
-    kind = typing.get_type_hints(type(config), include_extras=True).get(part)
-    unnamed = any(getattr(mark, "name", None) == "" for mark in getattr(kind, "__metadata__", ()))
-    return "--" + (inner if inner and unnamed else name).replace("_", "-")
+def flags(config_class: type) -> dict[str, str]:
+    """Return how the command line spells each setting of a config dataclass.
+
+    Args:
+        config_class: The dataclass that `console.main` reads from the command line.
+
+    Returns:
+        Flag by setting, in the order of the fields: {"countries": "--countries", "prompt.length":
+        "--prompt.length"}. A positional argument has no flag and is spelled by its name. Fields of
+        a nested dataclass that tyro names "" are settings "outer.inner" with the flag "--inner".
+    """
+    spelled: dict[str, str] = {}
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    for field in dataclasses.fields(config_class):
+        marks = getattr(hints[field.name], "__metadata__", ())
+        kind = typing.get_args(hints[field.name])[0] if marks else hints[field.name]
+        names = [mark.name for mark in marks if getattr(mark, "name", None) is not None]
+        name = names[0] if names else field.name.replace("_", "-")
+        if dataclasses.is_dataclass(kind):
+            inner = flags(kind)
+            prefix = f"--{name}." if name else "--"
+            spelled |= {
+                f"{field.name}.{key}": flag.replace("--", prefix, 1) for key, flag in inner.items()
+            }
+        elif any(repr(mark) == "Positional" for mark in marks):
+            spelled[field.name] = field.name
+        else:
+            spelled[field.name] = f"--{name}"
+    return spelled
+
+
+_BACKTICKED = re.compile(r"`([A-Za-z_][A-Za-z0-9_.]*)`")
+
+
+def with_flags(message: str, config_class: type) -> str:
+    """Return a message with the settings that it names in backticks spelled as flags.
+
+    "`icl_examples` 7: ..." becomes "--icl-examples 7: ...". A setting of a nested dataclass may be
+    named in full (`prompt.length`) or by its last part (`length`) if only one setting has it.
+    Backticked names that are no settings are left as they are.
+    """
+    spelled = flags(config_class)
+    by_last_part: dict[str, list[str]] = {}
+    for setting, flag in spelled.items():
+        by_last_part.setdefault(setting.rpartition(".")[2], []).append(flag)
+
+    def flag_of(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in spelled:
+            return spelled[name]
+        candidates = by_last_part.get(name, [])
+        return candidates[0] if len(candidates) == 1 else match[0]
+
+    return _BACKTICKED.sub(flag_of, message)
 
 
 def refuse_changed_facts(out: Path, facts: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
@@ -76,8 +125,8 @@ def _refuse_difference(
         new, old = now.get(name), then.get(name)
         if new != old:
             raise UserError(
-                f"--resume {out}: {spell(name)} was {_short(old)} and is {_short(new)} now; "
-                "give the old value, or another --out"
+                f"`resume` {out}: {spell(name)} was {_short(old)} and is {_short(new)} now; "
+                "give the old value, or another `out`"
             )
 
 

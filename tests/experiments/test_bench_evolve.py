@@ -1,4 +1,4 @@
-"""The bench of asking and telling: what it times, leaves out, and puts in proportion."""
+"""Test the benchmark of ask and tell: what it times, what it leaves out, and the shares."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def test_measures_shows_and_saves(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(b, "matmul_peak", lambda dtype: 1e12)
     b.bench(config(tmp_path, accelerator_bandwidth=1e12, accelerator_flops_per_second=1e15))
     out = capsys.readouterr().out
-    assert "s here, at 70 % of the matrix products measured" in out
-    assert "ms on the accelerator (assumed)" in out
-    assert "largest share here" in out
+    assert "s on this device at 70 % of the measured matrix product rate" in out
+    assert "ms on the assumed accelerator" in out
+    assert "Largest share of a generation on this device" in out
     rows = json.loads((tmp_path / "evolve.json").read_text())["rows"]
     assert [(r["population"], r["dims"]) for r in rows] == [(4, 8), (8, 8)]
     for row in rows:
@@ -36,7 +36,7 @@ def test_measures_shows_and_saves(tmp_path, capsys, monkeypatch):
         assert row["share"] == pytest.approx(row["seconds"] / row["generation_seconds"])
     assert rows[1]["generation_seconds"] == pytest.approx(2 * rows[0]["generation_seconds"])
     theirs, ours = rows[0]["accelerator_seconds"], rows[0]["generation_seconds"]
-    assert 4 * 5e-3 < theirs < 4 * 15e-3, "some 8 TFLOP at 1e15 a second"
+    assert 4 * 5e-3 < theirs < 4 * 15e-3, "about 8 TFLOP at 1e15 FLOP/s"
     assert ours == pytest.approx(theirs * 1e15 / 0.7e12), "the same work at 70 % of the peak here"
     assert rows[0]["moved_share"] == pytest.approx(rows[0]["moved_seconds"] / theirs)
     assert (tmp_path / "evolve.png").stat().st_size > 1000
@@ -47,9 +47,9 @@ def test_what_does_not_fit_is_left_out_with_the_reason(tmp_path, capsys, monkeyp
     monkeypatch.setattr(b, "available_bytes", lambda device: 1000)
     b.bench(config(tmp_path, populations=(4,)))
     out = capsys.readouterr().out
-    assert "left out: DifferentialEvolution, 4 × 8: needs" in out
-    assert "largest share here" not in out
-    assert "largest share of accelerator" in out
+    assert "Not timed: DifferentialEvolution, 4 × 8: needs" in out
+    assert "Largest share of a generation on this device" not in out
+    assert "Largest share of a generation on the accelerator" in out
     (row,) = json.loads((tmp_path / "evolve.json").read_text())["rows"]
     assert row["seconds"] is None
     assert row["share"] is None
@@ -57,7 +57,7 @@ def test_what_does_not_fit_is_left_out_with_the_reason(tmp_path, capsys, monkeyp
 
 
 def test_bytes_moved_grow_with_candidates_and_dimensions():
-    """Four times the numbers, four times the bytes: none of it is hidden in a loop."""
+    """Four times as many numbers move four times as many bytes, so no loop hides any of them."""
     mesh = make_mesh(jax.devices()[:1])
 
     def moved(population, dims):

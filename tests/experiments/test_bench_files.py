@@ -1,4 +1,4 @@
-"""Every benchmark that writes files says at once where it could not, not after its work."""
+"""Test that every benchmark refuses files it cannot write at the start, not after its work."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from experiments.bench.population.__main__ import Config as Population
 from experiments.bench.survey.__main__ import Config as Survey
 from jaxalign.core.errors import UserError
 
-CONFIGS = [bench_decode.Config, bench_evolve.Config, bench_growth.Config, bench_scaling.Config,
-           Population, Survey]  # fmt: skip
+CONFIGS = [
+    bench_decode.Config,
+    bench_evolve.Config,
+    bench_growth.Config,
+    bench_scaling.Config,
+    Population,
+    Survey,
+]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__module__)
 def test_files_that_cannot_be_written_are_refused_at_once(config, tmp_path):
     for name in {"json", "plot"} & {field.name for field in dataclasses.fields(config)}:
-        with pytest.raises(UserError, match=f"--{name} /nowhere/file: no such folder"):
+        with pytest.raises(UserError, match=f"`{name}` /nowhere/file: no such folder"):
             config(**{name: Path("/nowhere/file")})
-        with pytest.raises(UserError, match=f"--{name} .*: a folder; name a file in it"):
+        with pytest.raises(UserError, match=f"`{name}` .*: a folder; name a file in it"):
             config(**{name: tmp_path})

@@ -1,4 +1,4 @@
-"""Cost grows in proportion to candidates, items and generations: FLOPs and bytes, not seconds."""
+"""Test that FLOPs and bytes grow in proportion to candidates, items and generations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_memory_is_flat_in_generations_and_nearly_so_in_candidates():
 
 
 def test_formula_over_two_decades():
-    """The formula, which the compiled programs above equal, from 4 to 400 items."""
+    """Check the formula, which equals the compiled programs above, from 4 to 400 items."""
     flops = {n: candidate_flops(g.MODEL, g.generated_layout(n)).total for n in (4, 40, 400)}
     points = [g.Point("items", g.Size(items=n), f, 1, None) for n, f in flops.items()]
     assert 0.9 < g.slopes(points)["dot_flops"] <= 1.02
@@ -75,9 +75,12 @@ def test_bench_shows_and_saves(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(g, "measure", measure)
     one = g.Config(
-        candidates=(4, 40), items=(4, 40), generations=(2,),
-        plot=tmp_path / "growth.png", json=tmp_path / "growth.json",
-    )  # fmt: skip
+        candidates=(4, 40),
+        items=(4, 40),
+        generations=(2,),
+        plot=tmp_path / "growth.png",
+        json=tmp_path / "growth.json",
+    )
     g.bench(one)
     out = capsys.readouterr().out
     assert all(f"Growth with {axis}" in out for axis in g.AXES)

@@ -1,4 +1,4 @@
-"""The population benchmark: every way gives the same answers, ratios are per repeat, bad input."""
+"""Test the population benchmark: equal answers, ratios within a repeat, bad input."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def answers_of(side, methods):
 
 @pytest.mark.reference
 @pytest.mark.parametrize("placement", ["system", "front"])
-def test_every_way_gives_the_same_answers(tmp_path, placement):
+def test_every_method_gives_the_same_answers(tmp_path, placement):
     from experiments.bench.population.worker_torch import TorchSide
 
     work, ours, theirs = small_work(tmp_path, placement=placement), JaxSide(), TorchSide()
     prompts = ours.prepare(work, 2, True)["prompts_PxMxD"]
     theirs.prepare(work, prompts)
-    found = answers_of(ours, ["ours", "jax_vmap"])
-    found |= answers_of(theirs, ["hf_per_item", "hf_padded", "hf_prefix_cache"])
-    expected = found.pop("hf_per_item")
+    answers = answers_of(ours, ["ours", "jax_vmap"])
+    answers |= answers_of(theirs, ["hf_per_item", "hf_padded", "hf_prefix_cache"])
+    expected = answers.pop("hf_per_item")
     assert expected.shape == (3, 5, 5)
-    assert expected.std() > 0.3, "answers as good as uniform would agree whatever was computed"
-    for method, log_probs in found.items():
+    assert expected.std() > 0.3, "nearly uniform answers would agree whatever was computed"
+    for method, log_probs in answers.items():
         gap = difference(log_probs, expected)
         assert gap.most < 2e-5, f"{method} is off by {gap.most:.1e}"
         assert gap.same_answer == 1
@@ -71,10 +71,10 @@ def test_batches_of_any_size_give_the_same_answers(tmp_path):
     prompts = torch.tensor(JaxSide().prepare(work, 2, True)["prompts_PxMxD"])
     survey = Survey(work, torch.float32, torch.device("cpu"))
     expected = torch.cat([per_item(survey, prompts[:1]), per_item(survey, prompts[1:])])
-    for way in (padded, prefix_cache):
+    for method in (padded, prefix_cache):
         for size in (1, 2, 3):
-            found = torch.cat([way(survey, some) for some in prompts.split(size)])
-            torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+            actual = torch.cat([method(survey, part) for part in prompts.split(size)])
+            torch.testing.assert_close(actual, expected, atol=2e-5, rtol=0)
     again = prefix_cache(survey, prompts)  # the cached header was left as it was
     torch.testing.assert_close(again, expected, atol=2e-5, rtol=0)
 
@@ -122,9 +122,13 @@ def test_measures_prints_and_writes(tmp_path, capsys, monkeypatch):
     # One core: torch's threads wait for each other when other tests run beside this one.
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     config = Config(
-        population=2, repeats=2, chunk=1, json=tmp_path / "b.json", plot=tmp_path / "b.png",
+        population=2,
+        repeats=2,
+        chunk=1,
+        json=tmp_path / "b.json",
+        plot=tmp_path / "b.png",
         against=("hf_per_item", "hf_padded", "jax_vmap"),
-    )  # fmt: skip
+    )
     result = bench(config, TINY)
     read = json.loads((tmp_path / "b.json").read_text())
     assert set(read["ratios"]) == {"hf_per_item", "hf_padded", "jax_vmap"}
@@ -141,7 +145,7 @@ def test_measures_prints_and_writes(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "HF, one item at a time" in out
-    assert "matmul peak: jax" in out
+    assert "Matmul peak: jax" in out
 
 
 def made_up(seconds, **changes):
@@ -149,18 +153,23 @@ def made_up(seconds, **changes):
     values = {
         "facts": {"jax": {"chunk": 2}},
         "warm_up": {name: {"candidates_in_a_batch": 2} for name in seconds},
-        "reference": "jax_vmap", "differences": same, "seconds": seconds,
-        "peak_bytes": dict.fromkeys(seconds, 1), "matmul_peak": {"jax": [4e9, 2e9, 1e9]},
-        "device_peak_bytes": {"jax": None}, "bytes_per_second": 1e9,
-        "load_average_before": 0.0, "idle_cpu_seconds": 0.0,
-    }  # fmt: skip
+        "reference": "jax_vmap",
+        "differences": same,
+        "seconds": seconds,
+        "peak_bytes": dict.fromkeys(seconds, 1),
+        "matmul_peak": {"jax": [4e9, 2e9, 1e9]},
+        "device_peak_bytes": {"jax": None},
+        "bytes_per_second": 1e9,
+        "load_average_before": 0.0,
+        "idle_cpu_seconds": 0.0,
+    }
     return Measured(**(values | changes))
 
 
 def test_ratios_and_fractions_are_taken_within_a_repeat(tmp_path):
     work = small_work(tmp_path)
     layout = plan_layout(work.before, work.prompt_length, work.items, work.spellings())
-    # The machine slows down by and by: medians of seconds would give 4 / 2, repeats say 3, 2, 1.
+    # The machine slows down: the ratio of medians would be 4 / 2; within repeats it is 3, 2, 1.
     measured = made_up({"ours": [1.0, 2.0, 4.0], "jax_vmap": [3.0, 4.0, 4.0]})
     result = make_result(Config(), work, layout, measured)
     assert result["ratios"] == {"jax_vmap": {"median": 2.0, "min": 1.0, "max": 3.0}}
@@ -169,7 +178,7 @@ def test_ratios_and_fractions_are_taken_within_a_repeat(tmp_path):
     np.testing.assert_allclose(result["candidates_per_second"], 3 / 2)
 
 
-def test_weight_passes_of_each_way(tmp_path):
+def test_weight_passes_of_each_method(tmp_path):
     work = small_work(tmp_path)  # 3 prompts, 5 items, chunks of 2
     assert weight_passes("ours", work, {"candidates_in_a_batch": 2}) == 2
     assert weight_passes("hf_per_item", work, {}) == 15
@@ -189,9 +198,9 @@ def test_answers_that_differ_stop_the_benchmark():
 
 
 def test_options_that_one_side_lacks_are_a_bug():
-    found = np.log([[[0.5, 0.5, 1e-9]]])
+    log_probs = np.log([[[0.5, 0.5, 1e-9]]])
     with pytest.raises(UserError, match="same options"):
-        difference(found, np.where([True, True, False], found, -np.inf))
+        difference(log_probs, np.where([True, True, False], log_probs, -np.inf))
 
 
 WORKER = """
@@ -205,7 +214,7 @@ class Side:
     def refuse(self):
         raise UserError("too large")
     def die(self):
-        raise RuntimeError("out of luck")
+        raise RuntimeError("broken on purpose")
 
 serve(Side(), sys.argv)
 """
@@ -221,14 +230,14 @@ def test_workers_answer_refuse_and_die(tmp_path, monkeypatch):
         answer = worker.call("add", 1, 1)
         assert answer.value == 2
         assert answer.peak_bytes > 2**20
-        assert answer.idle_cpu_seconds < 0.2, "a waiting worker works"
-        with pytest.raises(UserError, match=r"bench_side died in die: RuntimeError: out of luck"):
+        assert answer.idle_cpu_seconds < 0.2, "a waiting worker used the processor"
+        with pytest.raises(UserError, match=r"bench_side died in die: RuntimeError: broken on"):
             worker.call("die")
 
 
 def test_weights_that_do_not_fit_are_refused():
     llama = model_config("8b", "bfloat16")
-    with pytest.raises(UserError, match=r"need 30 GiB, 20 GiB are free; take a smaller --size"):
+    with pytest.raises(UserError, match=r"need 30 GiB, but 20 GiB are free; take a smaller --size"):
         refuse_short_memory(llama, 2, 20 * 2**30)
     refuse_short_memory(llama, 2, 31 * 2**30)
 
@@ -270,5 +279,5 @@ def test_vmap_alone_needs_no_torch(tmp_path):
     work, side = small_work(tmp_path), JaxSide()
     side.prepare(work, 1, False)
     assert not (tmp_path / "model").exists()
-    found = answers_of(side, ["ours", "jax_vmap"])
-    assert difference(found["ours"], found["jax_vmap"]).most < 2e-5
+    answers = answers_of(side, ["ours", "jax_vmap"])
+    assert difference(answers["ours"], answers["jax_vmap"]).most < 2e-5

@@ -1,4 +1,4 @@
-"""Scaling read from compiled programs: an even share each, and fitness alone exchanged."""
+"""Test scaling read from compiled programs: even shares, and only the fitness is exchanged."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from jaxalign.core.errors import UserError
 from jaxalign.runtime.sharding import make_mesh
 
 TINY = s.SMALL.replace(
-    vocab_size=2048, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-    dtype="float32", param_dtype="float32",
-)  # fmt: skip
+    vocab_size=2048,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    dtype="float32",
+    param_dtype="float32",
+)
 
 
 def test_two_devices_share_evenly(devices):
@@ -52,7 +58,7 @@ def test_bench_shows_and_saves(tmp_path, capsys, monkeypatch):
     [
         ({"devices": (0,)}, "at least 1"),
         ({"devices": ()}, "at least one"),
-        ({"devices": (4096,)}, "4096 simulated devices"),
+        ({"devices": (4096,)}, "--devices 4096: JAX has already started"),
         ({"per_device": 0}, "at least 1"),
         ({"topologies": ("v9:2x2",)}, "topology 'v9:2x2' is not known"),
     ],

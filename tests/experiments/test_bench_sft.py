@@ -1,4 +1,4 @@
-"""The fine-tuning benchmark: its FLOPs, what it refuses, and a tiny run of the whole."""
+"""Test the fine-tuning benchmark: its FLOPs, what it refuses, and a tiny run from end to end."""
 
 from __future__ import annotations
 
@@ -20,9 +20,17 @@ from jaxalign.training.packing import Example
 from jaxalign.training.step import loss_sum
 
 TINY = Config(
-    layers=2, hidden=32, feed_forward=48, vocabulary=96, batch=4, steps=2, repeats=2, shortest=5,
-    longest=12, threads=1,
-)  # fmt: skip
+    layers=2,
+    hidden=32,
+    feed_forward=48,
+    vocabulary=96,
+    batch=4,
+    steps=2,
+    repeats=2,
+    shortest=5,
+    longest=12,
+    threads=1,
+)
 
 
 def test_examples_are_the_same_every_time():
@@ -33,8 +41,9 @@ def test_examples_are_the_same_every_time():
 
 
 def test_training_flops_are_those_of_the_compiled_gradient():
-    """One example that fills its row, so that nothing is padded: the program adds full attention
-    squares for causal triangles, the last layer's attention, and the adapters' few products."""
+    """The example fills its row, so nothing is padded. Beyond the formula the program computes full
+    attention squares instead of triangles, the last layer's attention, and the adapters' products.
+    """
     config = Config(layers=4, hidden=128, feed_forward=352, vocabulary=512).llama
     example = Example(tuple(range(64)), 63)
     batch = jax.tree.map(
@@ -52,7 +61,7 @@ def test_training_flops_are_those_of_the_compiled_gradient():
 
 
 def test_flops_by_hand():
-    """2 layers, width 32, 1 head: weights 32 x 32 each of q, k, v, o and 3 x 32 x 48."""
+    """The model has 2 layers, width 32, 1 head: q, k, v, o of 32 x 32 each, MLP of 3 x 32 x 48."""
     config = TINY.llama
     assert (config.num_attention_heads, config.num_key_value_heads) == (1, 1)
     example = Example(tuple(range(10)), 9)
@@ -73,7 +82,7 @@ def test_bad_settings_are_refused(settings):
 
 @pytest.mark.reference
 def test_a_tiny_benchmark_end_to_end(tmp_path, capfd):
-    """Both workers train, agree on the loss, and the files say what the table does."""
+    """Both workers train, agree on the loss, and the file holds what the table shows."""
     bench(Config(**{**vars(TINY), "out": tmp_path}))
     shown = capfd.readouterr().out
     result = json.loads((tmp_path / "bench_sft.json").read_text())

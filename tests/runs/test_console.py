@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -14,7 +16,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxalign.runs.console import Progress, enable_compilation_cache, main, print_table
+from jaxalign.core.progress import Progress as Event
+from jaxalign.runs.console import (
+    Progress, enable_compilation_cache, main, print_table, progress_bars,
+)
 from jaxalign.core.errors import UserError
 
 
@@ -24,7 +29,7 @@ class Strategy:
 
     def __post_init__(self) -> None:
         if self.population < 4:
-            raise UserError(f"--strategy.population {self.population}: give at least 4")
+            raise UserError(f"`population` {self.population}: give at least 4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Config:
 
 def run(config: Config) -> None:
     if config.country == "XXX":
-        raise UserError("--country XXX: no published scores;\n  known: USA, CHN")
+        raise UserError("`country` XXX: no published scores;\n  known: USA, CHN")
     if config.country == "BUG":
         raise ValueError("a bug")
     if config.country == "WAIT":
@@ -50,6 +55,9 @@ def run(config: Config) -> None:
             run(Config("WAIT"))
         except KeyboardInterrupt:
             time.sleep(30)
+    if config.country == "NOTE":
+        logging.getLogger("jaxalign.lm").info("mesh: %d devices [/x]", 8)
+        logging.getLogger("jaxalign").debug("not shown")
     print("done", config.country)
 
 
@@ -78,6 +86,14 @@ def test_bad_input_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) ->
 def test_a_configs_own_check_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--strategy.population", "3") == 2
     assert capsys.readouterr() == ("", "error: --strategy.population 3: give at least 4\n")
+
+
+def test_notes_of_the_library_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("jaxalign")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    assert call("--country", "NOTE") == 0
+    assert capsys.readouterr() == ("mesh: 8 devices [/x]\ndone NOTE\n", "")
+    assert (logger.level, logger.propagate, logger.handlers) == before
 
 
 @pytest.mark.parametrize(
@@ -228,6 +244,68 @@ def test_progress_can_be_quiet() -> None:
         with Progress(2, file=file, quiet=True) as progress:
             progress.update(2)
         assert file.getvalue() == ""
+
+
+def test_bars_in_a_file_are_a_line_every_few_seconds() -> None:
+    file, clock = io.StringIO(), Clock()
+    with progress_bars(file=file, clock=clock) as on_progress:
+        event = functools.partial(
+            Event, "generation", total=20, unit="candidates", units_per_step=1000
+        )
+        on_progress(event(done=0))
+        assert file.getvalue() == ""
+        clock.now += 30  # compilation: no part of the speed
+        for done in range(1, 21):
+            clock.now += 2
+            fields = {"USA": f"{20 - done}.0 (median 40.1)", "CHN": "8.0"}
+            on_progress(event(done=done, fields=fields))
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "generation 1/20  measuring  USA 19.0 (median 40.1)  CHN 8.0"
+    assert lines[1] == (
+        "generation 4/20  500 candidates/s  0:32 left  USA 16.0 (median 40.1)  CHN 8.0"
+    )
+    assert lines[-1].startswith("generation 20/20  500 candidates/s  0:00 left")
+    assert len(lines) == 8
+
+
+def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    file, clock = Terminal(), Clock()
+    with progress_bars(file=file, clock=clock) as on_progress:
+        on_progress(Event("generation", 100, 200))  # a resumed run
+        on_progress(Event("generation", 110, 200, fields={"USA": "12.3 (median 40.1)"}))
+        clock.now += 10
+        on_progress(Event("reply", 0, 7))  # within a generation
+        on_progress(Event("generation", 120, 200, fields={"USA": "11.9 (median 39.0)"}))
+    shown = file.getvalue()
+    for text in ("━", "generation 100/200", "compiling", "120/200", "1:20 left", "11.9 (median"):
+        assert text in shown
+    assert "reply 0/7" in shown
+
+
+def test_a_task_of_the_same_name_begins_anew() -> None:
+    file, clock = io.StringIO(), Clock()
+    with progress_bars(file=file, clock=clock, every_seconds=0.0) as on_progress:
+        for _ in range(2):
+            on_progress(Event("reply", 0, 2))
+            clock.now += 100
+            for done in (1, 2):
+                clock.now += 1
+                on_progress(Event("reply", done, 2))
+    once = ["reply 1/2  measuring", "reply 2/2  1 steps/s  0:00 left"]
+    assert file.getvalue().splitlines() == once * 2
+
+
+def test_bars_can_be_quiet_and_an_error_comes_through() -> None:
+    for file in (io.StringIO(), Terminal()):
+        with progress_bars(quiet=True, file=file) as on_progress:
+            on_progress(Event("step", 0, 2))
+            on_progress(Event("step", 2, 2))
+        assert file.getvalue() == ""
+    with pytest.raises(ZeroDivisionError), progress_bars(file=Terminal()) as on_progress:
+        on_progress(Event("step", 0, 2))
+        raise ZeroDivisionError
 
 
 def test_table_rounds_and_aligns() -> None:

@@ -97,7 +97,7 @@ def test_git_revision_only_of_the_packages_own_checkout(tmp_path: Path) -> None:
 
 def test_second_run_needs_resume(tmp_path: Path) -> None:
     create(tmp_path).close()
-    with pytest.raises(UserError, match=r"holds a run already; continue it with --resume") as said:
+    with pytest.raises(UserError, match=r"holds a run already; continue it with `resume`") as said:
         create(tmp_path)
     assert str(tmp_path) in str(said.value)
     with create(tmp_path, resume=True) as run:
@@ -108,12 +108,12 @@ def test_second_run_needs_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        (Config(population=128), "--population was 64 and is 128 now"),
-        (Config(noise_scale=0.25), "--noise-scale was 0.1 and is 0.25 now"),
-        (Config(countries=("USA",)), r'--countries was \["USA", "CHN"\] and is \["USA"\] now'),
-        (Config(strategy=Strategy(crossover=0.5)), "--strategy.crossover was 0.9 and is 0.5 now"),
-        (Config(flat=Strategy(crossover=0.5)), "--crossover was 0.9 and is 0.5 now"),
-        (Config(model=Path("/m")), '--model was null and is "/m" now'),
+        (Config(population=128), "`population` was 64 and is 128 now"),
+        (Config(noise_scale=0.25), "`noise_scale` was 0.1 and is 0.25 now"),
+        (Config(countries=("USA",)), r'`countries` was \["USA", "CHN"\] and is \["USA"\] now'),
+        (Config(strategy=Strategy(crossover=0.5)), "`strategy.crossover` was 0.9 and is 0.5 now"),
+        (Config(flat=Strategy(crossover=0.5)), "`flat.crossover` was 0.9 and is 0.5 now"),
+        (Config(model=Path("/m")), '`model` was null and is "/m" now'),
     ],
 )
 def test_resume_refuses_a_changed_setting(tmp_path: Path, changed: Config, words: str) -> None:
@@ -148,7 +148,7 @@ def test_resume_notes_other_versions(tmp_path: Path) -> None:
 def test_foreign_directory_is_left_alone(tmp_path: Path, name: str, resume: bool) -> None:
     (tmp_path / name).write_text('{"model_type": "llama"}')
     for refuse in (check, lambda out, config, resume: create(out, config, resume)):
-        with pytest.raises(UserError, match="give another --out"):
+        with pytest.raises(UserError, match="give another `out`"):
             refuse(tmp_path, Config(), resume)
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
@@ -167,7 +167,7 @@ def test_out_is_a_file_or_below_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         for refuse in (check, create):
-            with pytest.raises(UserError, match="give another --out"):
+            with pytest.raises(UserError, match="give another `out`"):
                 refuse(out, Config())
 
 
@@ -232,7 +232,7 @@ try:
         print("new", run.writes)
     Run.create(out, Config(), FACTS, False)
 except UserError as error:
-    print("refused", "--resume" in str(error))
+    print("refused", "`resume`" in str(error))
 """
 
 

@@ -1,1 +1,1 @@
-"""Population evaluation beside what people use today: `python -m experiments.bench.population`."""
+"""Benchmark of evaluating many soft prompts: `python -m experiments.bench.population`."""

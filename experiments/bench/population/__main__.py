@@ -1,4 +1,4 @@
-"""How fast a population of soft prompts is asked, beside Hugging Face and torch in the same run.
+"""Measure how fast a population of soft prompts is evaluated, against Hugging Face and torch.
 
     python -m experiments.bench.population                                # small, float32
     python -m experiments.bench.population --size pocket --population 8   # a minute
@@ -6,19 +6,20 @@
     python -m experiments.bench.population --items stem-free              # nothing to share
     python -m experiments.bench.population --size 8b --dtype bfloat16 --items published   # a GPU
 
-Five ways to the same option log-probabilities of 24 items under every prompt, on the same weights
-and the same machine: ours; `LlamaForCausalLM` one item at a time as published code does it, as a
-padded batch, and as a padded batch behind a cached prefix; and a plain `vmap` in JAX. Answers are
-compared before any speed is shown. Each framework has a process of its own, one works at a time,
-and all methods take turns in random order: a ratio is theirs over ours within one repeat, and what
-is shown is the median over the repeats with its range. Fractions are of the fastest matrix product
-that the same process did in the same repeat, counted in useful FLOPs: the least that exact answers
-take (`jaxalign.answering.cost.lower_bound`), whatever a method really computes.
+Five methods compute the same option log-probabilities of 24 items under every prompt, with the same
+weights on the same machine: jaxalign; `LlamaForCausalLM` with one item at a time (as published code
+does it), with a padded batch, and with a padded batch behind a cached prefix; and a plain `vmap` in
+JAX. The answers are compared before any speed is shown. Each framework runs in its own process,
+only one works at a time, and the methods take turns in random order. A ratio is a method's time
+divided by jaxalign's time in the same repeat; the median over the repeats and the range are shown.
+The fraction of peak divides the rate of useful FLOPs by the fastest matrix product that the same
+process reached in the same repeat. Useful FLOPs are the least that exact answers take
+(`jaxalign.answering.cost.lower_bound`), whatever a method really computes.
 
-Needs torch, but for `--against jax_vmap`. Runs on the first GPU where both frameworks have one. At
-the default size expect ten minutes or so on 2 idle cores. They must be idle: on a busy machine
-threads of one product wait for each other, torch's longest, and ratios then flatter us (a line
-after the tables says so).
+Needs torch, except with `--against jax_vmap`. Runs on the first GPU if both frameworks have one. At
+the default size it takes about ten minutes on 2 idle cores. They must be idle: on a busy machine
+the threads of one matrix product wait for each other, torch's longest, and the ratios then flatter
+jaxalign (a warning after the tables says so).
 """
 
 from __future__ import annotations
@@ -55,37 +56,38 @@ Baseline = Literal["hf_per_item", "hf_padded", "hf_prefix_cache", "jax_vmap"]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Ask a population of soft prompts in five ways; compare answers, speed and memory."""
+    """Evaluate a population of soft prompts with five methods; compare answers and speed."""
 
     size: Size = "small"
-    """Of the model: pocket (ships with the package), small (8 layers of width 512), 1b and 8b
-    (Llama-3's shapes); all but pocket with random weights."""
+    """Model size: pocket (ships with the package), small (8 layers of width 512), 1b or 8b (shapes
+    of Llama 3). All but pocket have random weights."""
     dtype: DType = "float32"
-    """Of weights and activations."""
+    """Data type of weights and activations."""
     population: int = 32
-    """Soft prompts; each is asked all items."""
+    """Number of soft prompts; each is evaluated on all items."""
     repeats: int = 5
-    """Of every method, interleaved."""
+    """Number of timed runs of every method; the methods take turns."""
     against: tuple[Baseline, ...] = ("hf_per_item", "hf_padded", "hf_prefix_cache", "jax_vmap")
-    """What to compare with; jax_vmap by itself needs no torch."""
+    """Methods to compare with; jax_vmap alone needs no torch."""
     items: Kind = "module"
-    """module (the package's 24 items, which share stems), stem-free (as many and as long, but no
-    two begin alike) or published (stem-free too, at the lengths that goals for a GPU are given in:
-    a header of 40 tokens, 24 items of 30 to 120, 1,888 in all)."""
+    """Items: module (the package's 24 items, which share stems), stem-free (the same number and
+    lengths, but no two begin alike) or published (stem-free, with the lengths of the cost model for
+    GPUs: a header of 40 tokens and 24 items of 30 to 120 tokens, 1,888 in all)."""
     placement: Literal["front", "system"] = "system"
-    """Where the soft prompt stands: system (in the system message) or front (before everything)."""
+    """Position of the soft prompt: system (in the system message) or front (before everything)."""
     prompt_length: int = 16
-    """Soft prompt tokens."""
+    """Number of soft prompt tokens."""
     chunk: int | None = None
-    """Prompts computed at a time by ours and by vmap; default: by the rule of the experiments."""
+    """Number of prompts that jaxalign and vmap compute at a time; by default chosen as in the
+    experiments."""
     attention: KernelOption = "auto"
-    """Kernel of ours; auto: the fastest here, measured first."""
+    """Attention kernel of jaxalign; auto measures all kernels first and takes the fastest."""
     seed: int = 0
-    """Of weights, prompts and the order of turns."""
+    """Seed of the weights, the prompts and the order of turns."""
     json: Path | None = None
-    """Also write all figures to this file."""
+    """File to which all figures are also written (JSON)."""
     plot: Path = Path("bench_population.png")
-    """The picture."""
+    """File for the plot (PNG)."""
 
     def __post_init__(self) -> None:
         for name in ("population", "repeats", "prompt_length", "chunk"):
@@ -94,17 +96,21 @@ class Config:
                 raise UserError(f"{name}={value}: must be at least 1")
         if not self.against or len(set(self.against)) < len(self.against):
             raise UserError(f"against={list(self.against)}: name at least one, and none twice")
-        check_new_file(self.json, "--json")
-        check_new_file(self.plot, "--plot")
+        check_new_file(self.json, "json")
+        check_new_file(self.plot, "plot")
 
 
 def run(config: Config) -> dict[str, Any]:
-    """The whole benchmark; returns the figures. See the module's docstring."""
+    """Run the benchmark with the configured model size and return its figures."""
     return bench(config, model_config(config.size, config.dtype))
 
 
 def bench(config: Config, llama: LlamaConfig) -> dict[str, Any]:
-    """`run` with a model of any shape."""
+    """Run the benchmark with a model of any shape and return its figures.
+
+    Raises:
+        UserError: If torch is needed and missing, memory is short, or the answers differ.
+    """
     if any(framework(method) == "torch" for method in config.against):
         refuse_missing_torch()
     with tempfile.TemporaryDirectory(prefix="jaxalign-bench-") as scratch:
@@ -114,15 +120,15 @@ def bench(config: Config, llama: LlamaConfig) -> dict[str, Any]:
     result = make_result(config, work, layout, measured)
     show(result)
     draw(config.plot, result)
-    print(f"picture: {config.plot}")
+    print(f"Wrote {config.plot}")
     if config.json is not None:
         write_json(config.json, result)
-        print(f"figures: {config.json}")
+        print(f"Wrote {config.json}")
     return result
 
 
 def refuse_missing_torch() -> None:
-    """UserError where torch cannot be imported."""
+    """Raise UserError if torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise UserError(
             "torch is not installed: pip install 'jaxalign[parity]', or use --against jax_vmap"
@@ -130,7 +136,7 @@ def refuse_missing_torch() -> None:
 
 
 def make_work(config: Config, llama: LlamaConfig, folder: Path) -> Work:
-    """What both workers are told."""
+    """Return the work that both worker processes receive."""
     before, items, options = ask_items(config.items, config.placement)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
     return Work(

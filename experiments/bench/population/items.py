@@ -1,7 +1,7 @@
-"""What `experiments.bench.population` asks: sizes of models, and the items as token ids.
+"""Provide the model sizes of `experiments.bench.population`, and the items as token ids.
 
-Every size is asked in the pocket Llama's tokens, whose ids all vocabularies hold: with random
-weights only the number of tokens matters, and the text is at hand without a download.
+Every model size receives the pocket Llama's token ids, which exist in every vocabulary: with random
+weights only the number of tokens matters, and nothing needs to be downloaded.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _RANDOM = {
     "1b": PRESETS["llama3.2-1b"],
     "8b": PRESETS["llama3-8b"],
 }
-_PROMPT = "[[soft prompt]]"  # stands for the prompt while the chat template renders
-# Weights ~ N(0, s²) with s = 0.02 at width 4096, as Llama-3-8B is wide, give logits a deviation of
-# 1.28; s grows with 1 / sqrt(width), so that answers of small models are as decided.
+_PROMPT = "[[soft prompt]]"  # marks the prompt's position while the chat template is rendered
+# Weights drawn from N(0, s²) with s = 0.02 at width 4096, the width of Llama-3-8B, give logits a
+# standard deviation of 1.28. s is scaled by 1 / sqrt(width), so that small models answer as firmly.
 _LOGIT_DEVIATION = 0.02 * math.sqrt(4096)
 
 
 def model_config(size: Size, dtype: DType) -> LlamaConfig:
-    """The shape of a size; its weights are random but for the pocket Llama's."""
+    """Return the configuration of a model size. All but the pocket Llama have random weights."""
     if size == "pocket":
         return read_config(MODEL_FOLDER, dtype)
     shape = _RANDOM[size]
@@ -45,17 +45,23 @@ def model_config(size: Size, dtype: DType) -> LlamaConfig:
 
 
 def model_folder(size: Size, scratch: Path) -> Path:
-    """Where the weights are, or will be: the pocket Llama's ship with the package."""
+    """Return the folder of the weights, which exists already for the pocket Llama only."""
     return MODEL_FOLDER if size == "pocket" else scratch / "model"
 
 
 def ask_items(
     kind: Kind, placement: Literal["front", "system"]
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], list[Spellings]]:
-    """Token ids before the soft prompt, each item's after it, and the options' spellings.
+    """Return the token ids of the benchmark's items.
 
-    module: the package's own 24 items, which share stems. stem-free: `without_shared_text`.
-    published: `as_long_as_published`.
+    Args:
+        kind: "module" for the package's 24 items, which share stems; "stem-free" for
+            `without_shared_text`; "published" for `as_long_as_published`.
+        placement: Where the soft prompt stands.
+
+    Returns:
+        The token ids before the soft prompt, the token ids of each item after it, and the
+        spellings of each item's options.
     """
     tokens, prompts, module = Tokenizer.load(MODEL_FOLDER), load_prompts(), vsm()
     if kind == "published":
@@ -77,10 +83,10 @@ def ask_items(
 
 
 def without_shared_text(items: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """The same items with a first token of their own, so that no two share a prefix.
+    """Replace the first token of each item by a distinct one, so that no two share a prefix.
 
-    Lengths stay as they are: every method computes as much as before, but a prefix tree finds
-    nothing to share after the prompt.
+    The lengths do not change: every other method computes as much as before, but a prefix tree
+    finds nothing to share after the prompt.
     """
     return [(first, *item[1:]) for first, item in enumerate(items)]
 
@@ -88,21 +94,26 @@ def without_shared_text(items: Sequence[Sequence[int]]) -> list[tuple[int, ...]]
 def as_long_as_published(
     vocabulary: int,
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """Header and items of random tokens, at the lengths that goals for a GPU are given in.
+    """Return a header and items of random tokens with the lengths of the cost model for GPUs.
 
-    A header of 40 tokens and 24 items of 30 to 120, 1,888 in all, no two of which begin alike.
+    The header has 40 tokens; the 24 items have 30 to 120 tokens, 1,888 in all, and no two of them
+    begin alike.
     """
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     lengths = np.rint(np.linspace(30, 120, 24)).astype(int)
-    lengths[1:-1] += 4  # from a mean of 75 to the 78.7 of 1,888
-    draw = lambda n: tuple(chance.integers(0, vocabulary, n).tolist())  # noqa: E731
+    lengths[1:-1] += 4  # raises the mean from 75 to 78.7, for a total of 1,888
+    draw = lambda n: tuple(rng.integers(0, vocabulary, n).tolist())  # noqa: E731
     return draw(40), tuple(without_shared_text([draw(n) for n in lengths]))
 
 
 def option_table(options: Sequence[Spellings]) -> np.ndarray:
-    """int32 [Q, O, spellings]: token ids of options of one token; -1 where there is none.
+    """Return the token ids of all options of one token as a table.
 
-    Raises ValueError for an option of several tokens: the baselines read one position.
+    Returns:
+        int32 [Q, O, spellings]; -1 where there is no option or no further spelling.
+
+    Raises:
+        ValueError: If an option has several tokens; the baselines read a single position.
     """
     if any(len(s) != 1 for item in options for option in item for s in option):
         raise ValueError("an option has several tokens; the baselines read one position an item")

@@ -1,4 +1,4 @@
-"""Drives the workers of `experiments.bench.population`: warm up, compare answers, take turns."""
+"""Drive the workers of `experiments.bench.population`: warm up, compare answers, take turns."""
 
 from __future__ import annotations
 
@@ -20,50 +20,77 @@ _MODULES = {
     "jax": "experiments.bench.population.worker_jax",
     "torch": "experiments.bench.population.worker_torch",
 }
-_TRUSTED = ("hf_per_item", "hf_padded", "hf_prefix_cache", "jax_vmap")  # the plainest first
-_REFERENCE_CANDIDATES = 8  # whose answers are also computed in float32 where the dtype is not
+_TRUSTED = ("hf_per_item", "hf_padded", "hf_prefix_cache", "jax_vmap")  # the simplest first
+_REFERENCE_CANDIDATES = 8  # candidates that are also evaluated in float32 if the dtype is another
 FLOAT32_TOLERANCE = 1e-4
-# How far bfloat16 may be from float32 depends on the model, so what the plainest baseline loses to
-# it is the measure. A mean over a thousand numbers is steady, a maximum is not: hence the slack.
+# How far bfloat16 may differ from float32 depends on the model, so the error of the simplest
+# baseline is the yardstick. A maximum varies more than a mean over a thousand numbers and therefore
+# gets more slack.
 MEAN_SLACK, MOST_SLACK = 1.25, 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of a method's option log-probabilities from the reference's."""
+    """Difference between a method's option log-probabilities and the reference's.
+
+    Attributes:
+        most: Largest absolute difference.
+        mean: Mean absolute difference.
+        same_answer: Share of items whose most likely option is the same.
+    """
 
     most: float
     mean: float
-    same_answer: float  # share of items whose most likely option is the same
+    same_answer: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Everything that was measured. Lists have one entry a repeat."""
+    """All measurements. Lists have one entry per repeat.
 
-    facts: dict[str, dict[str, Any]]  # by framework: what it runs on
-    warm_up: dict[str, dict[str, float]]  # by method
+    Attributes:
+        facts: By framework: device, versions and choices.
+        warm_up: By method: what its first call returned.
+        reference: Name of the answers that all methods are compared with.
+        differences: By method: difference from the reference.
+        seconds: By method: time of each repeat.
+        peak_bytes: By method: peak resident memory of its process.
+        matmul_peak: By framework: fastest matrix product in FLOP/s.
+        device_peak_bytes: By framework: peak device memory, if known.
+        bytes_per_second: Memory bandwidth measured by JAX.
+        load_average_before: Load average of the minute before the benchmark started.
+        idle_cpu_seconds: Processor time of workers while they waited for their turn.
+    """
+
+    facts: dict[str, dict[str, Any]]
+    warm_up: dict[str, dict[str, float]]
     reference: str
-    differences: dict[str, Difference]  # by method
-    seconds: dict[str, list[float]]  # by method
-    peak_bytes: dict[str, int]  # by method: resident memory of its process
-    matmul_peak: dict[str, list[float]]  # by framework, FLOP/s
-    device_peak_bytes: dict[str, int | None]  # by framework
-    bytes_per_second: float  # read from memory, by JAX
-    load_average_before: float  # of the last minute, before anything was started
-    idle_cpu_seconds: float  # processor time of workers that were waiting for their turn
+    differences: dict[str, Difference]
+    seconds: dict[str, list[float]]
+    peak_bytes: dict[str, int]
+    matmul_peak: dict[str, list[float]]
+    device_peak_bytes: dict[str, int | None]
+    bytes_per_second: float
+    load_average_before: float
+    idle_cpu_seconds: float
 
 
 def framework(method: str) -> str:
+    """Return the framework that runs a method: "torch" or "jax"."""
     return "torch" if method.startswith("hf_") else "jax"
 
 
 def measure(work: Work, against: Sequence[Method], repeats: int, scratch: Path) -> Measured:
-    """Start the workers, warm up, compare answers, then let all methods take turns.
+    """Start the workers, warm up, compare the answers, then let all methods take turns.
 
-    `scratch` is a folder for the workers' logs.
+    Args:
+        work: What every method computes.
+        against: Methods to compare with.
+        repeats: Number of timed runs of each method.
+        scratch: Folder for the workers' logs.
 
-    Raises UserError where answers differ by more than the dtype explains, before any timing.
+    Raises:
+        UserError: If answers differ by more than the dtype explains, before any timing.
     """
     methods = ("ours", *against)
     calls, load = len(methods) * (1 + repeats), os.getloadavg()[0]
@@ -74,7 +101,7 @@ def measure(work: Work, against: Sequence[Method], repeats: int, scratch: Path) 
             worker = workers[framework(method)]
             warm_up[method] = worker.call("compile", method).value
             answers[method] = worker.call("run", method).value["log_probs"]
-            bar.update(done, {"warming up": method})
+            bar.update(done, {"warm-up": method})
         reference, differences = _compare(work, answers, workers)
         check(work.llama.dtype, reference, differences)
         turns = list(_turns(methods, workers, repeats, work.seed, bar))
@@ -96,7 +123,7 @@ def measure(work: Work, against: Sequence[Method], repeats: int, scratch: Path) 
 
 @contextmanager
 def _workers(methods: Sequence[Method], scratch: Path) -> Iterator[dict[str, Worker]]:
-    """One worker per framework that any method needs, by framework."""
+    """Start one worker for each framework that the methods need; yield them by framework."""
     with ExitStack() as stack:
         needed = dict.fromkeys(map(framework, methods))
         start = lambda name: Worker(_MODULES[name], scratch / f"{name}.log")  # noqa: E731
@@ -104,8 +131,12 @@ def _workers(methods: Sequence[Method], scratch: Path) -> Iterator[dict[str, Wor
 
 
 def _prepare(work: Work, workers: dict[str, Worker]) -> dict[str, dict[str, Any]]:
-    """Weights into every worker. UserError where they run on different kinds of devices."""
-    # In bytes of one copy of the weights; a float32 reference has twice those of bfloat16.
+    """Load the weights into every worker and return the facts of each framework.
+
+    Raises:
+        UserError: If the frameworks run on different kinds of devices.
+    """
+    # Copies of the weights in memory; a float32 reference counts as two copies in bfloat16.
     copies = len(workers) + (0 if work.llama.dtype == "float32" else 2)
     facts = {"jax": workers["jax"].call("prepare", work, copies, "torch" in workers).value}
     prompts = facts["jax"].pop("prompts_PxMxD")
@@ -117,7 +148,7 @@ def _prepare(work: Work, workers: dict[str, Worker]) -> dict[str, dict[str, Any]
         if ours != theirs:
             raise UserError(
                 f"jax runs on {ours}, torch on {theirs}: install both for the same device, or "
-                "hide the other with JAX_PLATFORMS=cpu or CUDA_VISIBLE_DEVICES="
+                "hide the GPU from one of them with JAX_PLATFORMS=cpu or CUDA_VISIBLE_DEVICES="
             )
     return facts
 
@@ -125,7 +156,11 @@ def _prepare(work: Work, workers: dict[str, Worker]) -> dict[str, dict[str, Any]
 def _compare(
     work: Work, answers: dict[str, np.ndarray], workers: dict[str, Worker]
 ) -> tuple[str, dict[str, Difference]]:
-    """Differences of all methods from the plainest baseline, or from its float32 answers."""
+    """Compare all methods with the simplest baseline, or with its float32 answers.
+
+    Returns:
+        The name of the reference, and the difference of each method from it.
+    """
     plainest = next(m for m in _TRUSTED if m in answers)
     if work.llama.dtype == "float32":
         expected, name = answers[plainest], plainest
@@ -133,43 +168,49 @@ def _compare(
         worker = workers[framework(plainest)]
         expected = worker.call("reference", min(_REFERENCE_CANDIDATES, work.population)).value
         name = f"{framework(plainest)} in float32"
-    found = {m: difference(a[: len(expected)], expected) for m, a in answers.items()}
-    return name, found
+    return name, {m: difference(a[: len(expected)], expected) for m, a in answers.items()}
 
 
-def difference(found_PxQxO: np.ndarray, expected_PxQxO: np.ndarray) -> Difference:
-    """Of the options that an item has; UserError where one side has an option the other lacks."""
-    there = np.isfinite(expected_PxQxO)
-    if not np.array_equal(np.isfinite(found_PxQxO), there):
+def difference(actual_PxQxO: np.ndarray, expected_PxQxO: np.ndarray) -> Difference:
+    """Compare two arrays of option log-probabilities where an item has an option.
+
+    Raises:
+        UserError: If one side has an option that the other lacks.
+    """
+    exists_PxQxO = np.isfinite(expected_PxQxO)
+    if not np.array_equal(np.isfinite(actual_PxQxO), exists_PxQxO):
         raise UserError("two methods do not give the same items the same options: a bug")
-    gaps = np.abs(found_PxQxO[there] - expected_PxQxO[there])
-    same = found_PxQxO.argmax(-1) == expected_PxQxO.argmax(-1)
+    gaps = np.abs(actual_PxQxO[exists_PxQxO] - expected_PxQxO[exists_PxQxO])
+    same = actual_PxQxO.argmax(-1) == expected_PxQxO.argmax(-1)
     return Difference(float(gaps.max()), float(gaps.mean()), float(same.mean()))
 
 
 def check(dtype: str, reference: str, differences: dict[str, Difference]) -> None:
-    """UserError where a method's answers are not the reference's within the dtype's tolerance.
+    """Raise UserError if a method's answers differ from the reference by more than the tolerance.
 
-    float32: 1e-4. bfloat16: at most 1.25 times the mean and twice the largest difference from
-    float32 that the plainest baseline itself has.
+    The tolerance in float32 is 1e-4. In bfloat16 it is 1.25 times the mean difference and twice the
+    largest difference that the simplest baseline itself has from float32.
     """
     plainest = differences[next(m for m in _TRUSTED if m in differences)]
-    for method, found in differences.items():
+    for method, gap in differences.items():
         mean, most = MEAN_SLACK * plainest.mean, MOST_SLACK * plainest.most
         if dtype == "float32":
             mean, most = FLOAT32_TOLERANCE, FLOAT32_TOLERANCE
-        if found.mean > mean or found.most > most:
+        if gap.mean > mean or gap.most > most:
             raise UserError(
-                f"{method} differs from {reference} by {found.most:.2g} at most and "
-                f"{found.mean:.2g} on average, more than {most:.2g} and {mean:.2g}: a bug, and no "
-                "reason to look at speed"
+                f"{method} differs from {reference} by {gap.most:.2g} at most and "
+                f"{gap.mean:.2g} on average, more than {most:.2g} and {mean:.2g}: this is a bug, "
+                "so no speed is reported"
             )
 
 
 def _turns(
     methods: Sequence[Method], workers: dict[str, Worker], repeats: int, seed: int, bar: Progress
 ) -> Iterator[tuple[str, Answer]]:
-    """Every method and every framework's matrix product, once a repeat, in random order."""
+    """Yield each method's run and each framework's matrix product, once per repeat.
+
+    The order is drawn anew for every repeat, so that no method always runs on a warm machine.
+    """
     shuffle, done = random.Random(seed).shuffle, len(methods)
     for repeat in range(repeats):
         order = [*methods, *workers]

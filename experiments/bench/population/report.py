@@ -1,4 +1,4 @@
-"""From measurements to the figures of `experiments.bench.population`, and the table on screen."""
+"""Turn the measurements of `experiments.bench.population` into figures and tables."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from jaxalign.lm.weights import block_weights
 from jaxalign.runs import plain, versions
 from jaxalign.runs.console import print_table
 
-WORDS = {
-    "ours": "ours",
+LABELS = {
+    "ours": "jaxalign",
     "hf_per_item": "HF, one item at a time",
     "hf_padded": "HF, padded batch",
     "hf_prefix_cache": "HF, cached prefix",
@@ -27,7 +27,17 @@ WORDS = {
 
 
 def make_result(config: Any, work: Work, layout: Layout, measured: Measured) -> dict[str, Any]:
-    """All figures, as `--json` writes them. Ratios are theirs over ours, repeat by repeat."""
+    """Return all figures, as `--json` writes them.
+
+    Args:
+        config: Settings of the benchmark.
+        work: What every method computed.
+        layout: Token plan of the items.
+        measured: The measurements.
+
+    Returns:
+        A dictionary; a ratio is a method's time over jaxalign's in the same repeat.
+    """
     useful = lower_bound(work.llama, layout).total * work.population
     methods = {m: _method(m, work, layout, measured, useful) for m in measured.seconds}
     theirs = [m for m in methods if m != "ours"]
@@ -56,9 +66,11 @@ def make_result(config: Any, work: Work, layout: Layout, measured: Measured) -> 
 def _method(
     method: str, work: Work, layout: Layout, measured: Measured, useful: int
 ) -> dict[str, Any]:
+    """Return the figures of one method."""
     seconds = measured.seconds[method]
     median = statistics.median(seconds)
     peaks = measured.matmul_peak[framework(method)]
+    # Each repeat against its own peak: the machine's speed drifts between repeats.
     fractions = [useful / s / peak for s, peak in zip(seconds, peaks, strict=True)]
     passes = weight_passes(method, work, measured.warm_up[method])
     return {
@@ -79,12 +91,12 @@ def _ratios(theirs: Sequence[float], measured: Measured) -> list[float]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and range."""
+    """Return the median and the range of some values."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def weight_passes(method: str, work: Work, warm_up: dict[str, Any]) -> int:
-    """How often a method goes through all layers' weights for the whole population."""
+    """Return how often a method reads the weights of all layers for the whole population."""
     P = work.population
     if method == "hf_per_item":
         return P * len(work.items)
@@ -93,60 +105,79 @@ def weight_passes(method: str, work: Work, warm_up: dict[str, Any]) -> int:
 
 
 def layer_bytes(config: LlamaConfig) -> int:
-    """Bytes of the weights of all layers, without embeddings and output head."""
+    """Return the bytes of all layers' weights, without embeddings and output head."""
     sizes = [w.hf_shape[0] * w.hf_shape[1] for w in block_weights(config).values() if w.transposed]
     return config.num_hidden_layers * sum(sizes) * (4 if config.param_dtype == "float32" else 2)
 
 
 def _machine(measured: Measured) -> dict[str, Any]:
-    found = {"platform": platform.platform(), "cores": os.cpu_count(), **measured.facts}
-    found["load_average_before"] = measured.load_average_before
-    return found | {"versions": versions()}
+    """Return the facts about the machine and the versions of the software."""
+    machine = {"platform": platform.platform(), "cores": os.cpu_count(), **measured.facts}
+    machine["load_average_before"] = measured.load_average_before
+    return machine | {"versions": versions()}
 
 
 def show(result: dict[str, Any]) -> None:
-    """Two tables: speed, and what it costs."""
+    """Print two tables: speed, then memory and exactness."""
     settings, methods = result["settings"], result["methods"]
     title = (
         f"{settings['size']}, {settings['dtype']}, {settings['items']} items, "
         f"{settings['population']} prompts, median of {settings['repeats']}"
     )
-    columns = ("method", "seconds", "x ours", "range", "prompts/s", "useful tokens/s", "of peak")
+    columns = (
+        "method",
+        "seconds",
+        "times jaxalign",
+        "range",
+        "prompts/s",
+        "useful tokens/s",
+        "of matmul peak",
+    )
     print_table(title, columns, [_speed(result, m) for m in methods])
-    columns = ("method", "compile s", "peak MiB", "largest difference", "mean", "same answer")
-    title = f"memory of the process; log-probabilities against {result['reference']}"
+    columns = (
+        "method",
+        "compile, s",
+        "process peak, MiB",
+        "largest difference",
+        "mean difference",
+        "same answer",
+    )
+    title = f"Memory, and differences of log-probabilities from {result['reference']}"
     print_table(title, columns, [_cost(result, m) for m in methods])
     peaks = result["matmul_peak_flops_per_second"].items()
-    print("matmul peak: " + ", ".join(f"{n} {p['median'] / 1e9:,.0f} GFLOP/s" for n, p in peaks))
+    print("Matmul peak: " + ", ".join(f"{n} {p['median'] / 1e9:,.0f} GFLOP/s" for n, p in peaks))
     machine = result["machine"]
     load, cores = machine["load_average_before"], machine["cores"]
     if load > 0.25 * cores:
         print(
-            f"warning: load average {load:.1f} on {cores} cores before the start. Threads of one "
-            "product wait for each other, torch's longest, so these ratios flatter us"
+            f"warning: the load average was {load:.1f} on {cores} cores before the start. Threads "
+            "of one matrix product wait for each other, torch's longest, so these ratios flatter "
+            "jaxalign"
         )
 
 
 def _speed(result: dict[str, Any], method: str) -> list[object]:
-    found, ratio = result["methods"][method], result["ratios"].get(method)
+    """Return a row of the first table."""
+    figures, ratio = result["methods"][method], result["ratios"].get(method)
     return [
-        WORDS[method],
-        f"{statistics.median(found['seconds']):.3g}",
+        LABELS[method],
+        f"{statistics.median(figures['seconds']):.3g}",
         f"{ratio['median']:.2f}" if ratio else "",
         f"{ratio['min']:.2f} to {ratio['max']:.2f}" if ratio else "",
-        f"{found['candidates_per_second']:.3g}",
-        f"{found['useful_tokens_per_second']:,.0f}",
-        f"{100 * found['fraction_of_matmul_peak']['median']:.0f} %",
+        f"{figures['candidates_per_second']:.3g}",
+        f"{figures['useful_tokens_per_second']:,.0f}",
+        f"{100 * figures['fraction_of_matmul_peak']['median']:.0f} %",
     ]
 
 
 def _cost(result: dict[str, Any], method: str) -> list[object]:
-    found = result["methods"][method]
-    gap = found["log_prob_difference"]
+    """Return a row of the second table."""
+    figures = result["methods"][method]
+    gap = figures["log_prob_difference"]
     return [
-        WORDS[method],
-        found.get("compile_seconds"),
-        round(found["peak_bytes"] / 2**20),
+        LABELS[method],
+        figures.get("compile_seconds"),
+        round(figures["peak_bytes"] / 2**20),
         f"{gap['most']:.1e}",
         f"{gap['mean']:.1e}",
         f"{100 * gap['same_answer']:.1f} %",

@@ -1,8 +1,8 @@
-"""One process per framework, driven over a pipe; what the parent and the workers share.
+"""Run one worker process per framework, driven over a pipe, and define what they share.
 
-Part of `experiments.bench.population`. A worker is blocked on its pipe while the other one works,
-and says how much processor time it used meanwhile. Knows neither JAX nor torch, so that neither
-worker loads the other's framework.
+Part of `experiments.bench.population`. A worker blocks on its pipe while the other one works, and
+reports how much processor time it used meanwhile. This module imports neither JAX nor torch, so
+that neither worker loads the other's framework.
 """
 
 from __future__ import annotations
@@ -26,27 +26,41 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 
 Method = Literal["ours", "hf_per_item", "hf_padded", "hf_prefix_cache", "jax_vmap"]
-_SETTLE_SECONDS = 0.25  # for the threads of the worker before to stop looking for work
+_SETTLE_SECONDS = 0.25  # time for the previous worker's threads to stop polling for work
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is asked: the same token ids, weights and prompts for every method."""
+    """Description of the computation: the same token ids, weights and prompts for every method.
+
+    Attributes:
+        llama: Shape of the model.
+        folder: Folder of the weights in the Hugging Face layout.
+        before: Token ids before the soft prompt.
+        items: Token ids of each item after the soft prompt.
+        options_QxOxS: int32 token ids of the spellings of each option; -1 where there is none.
+        prompt_length: Number of soft prompt tokens.
+        population: Number of soft prompts.
+        chunk: Number of prompts that JAX computes at a time; None lets it choose.
+        attention: Attention kernel of jaxalign, or "auto".
+        seed: Seed of weights, prompts and the order of turns.
+        threads: Number of threads for torch.
+    """
 
     llama: LlamaConfig
-    folder: Path  # the weights, in Hugging Face layout
-    before: tuple[int, ...]  # token ids before the soft prompt
-    items: tuple[tuple[int, ...], ...]  # [Q]: token ids after it
-    options_QxOxS: np.ndarray  # int32: spellings of each option, one token each; -1: none
+    folder: Path
+    before: tuple[int, ...]
+    items: tuple[tuple[int, ...], ...]
+    options_QxOxS: np.ndarray
     prompt_length: int
     population: int
-    chunk: int | None  # prompts that JAX computes at a time; None: as it finds best
-    attention: str  # kernel of ours, or "auto"
+    chunk: int | None
+    attention: str
     seed: int
     threads: int
 
     def padded_items(self) -> tuple[np.ndarray, np.ndarray]:
-        """Items padded at the end by token 0, int32 [Q, T], and their lengths, int32 [Q]."""
+        """Return the items padded at the end by token 0, int32 [Q, T], and their lengths [Q]."""
         lengths_Q = np.array([len(item) for item in self.items], np.int32)
         tokens_QxT = np.zeros((len(self.items), lengths_Q.max()), np.int32)
         for row, item in zip(tokens_QxT, self.items, strict=True):
@@ -54,25 +68,36 @@ class Work:
         return tokens_QxT, lengths_Q
 
     def spellings(self) -> list[list[list[tuple[int]]]]:
-        """The option table as `jaxalign.answering.plan` takes it."""
+        """Return the option table in the form that `jaxalign.answering.plan` takes."""
         table = self.options_QxOxS.tolist()
         return [[[(t,) for t in o if t >= 0] for o in item if o[0] >= 0] for item in table]
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What one call of a worker gave."""
+    """Result of one call of a worker.
+
+    Attributes:
+        value: Return value of the called method.
+        idle_cpu_seconds: Processor time that the worker used while it waited for this call.
+        peak_bytes: Peak resident memory during the call.
+    """
 
     value: Any
-    idle_cpu_seconds: float  # processor time while waiting for this call
-    peak_bytes: int  # resident memory at its highest during the call
+    idle_cpu_seconds: float
+    peak_bytes: int
 
 
 class Worker:
-    """A process `python -m MODULE FD` that answers calls by name; used as a context."""
+    """A process `python -m MODULE FD` that answers calls by name; use it as a context manager."""
 
     def __init__(self, module: str, log: Path) -> None:
-        """`log` is where the process writes what nobody reads unless it dies."""
+        """Start the process.
+
+        Args:
+            module: Module to run.
+            log: File for the output of the process; its last line is shown if the process dies.
+        """
         self._module, self._log = module, log
         self._pipe, theirs = Pipe()
         with log.open("w") as file:
@@ -96,35 +121,41 @@ class Worker:
     ) -> None:
         self._pipe.close()
         try:
-            self._process.wait(5)  # an idle worker leaves when its pipe closes
+            self._process.wait(5)  # an idle worker exits when its pipe closes
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
     def call(self, name: str, *arguments: Any) -> Answer:
-        """The worker's answer. UserError for one it raised itself, and with the last line of its
-        log where it died."""
+        """Call a method of the worker and return its answer.
+
+        Raises:
+            UserError: If the worker raised one, or died (with the last line of its log).
+        """
         time.sleep(_SETTLE_SECONDS)
         try:
             self._pipe.send((name, arguments))
             answer = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise UserError(f"{self._module} died in {name}: {self._last_words()}") from None
+            raise UserError(f"{self._module} died in {name}: {self._cause_of_death()}") from None
         if isinstance(answer, UserError):
             raise answer
         return answer
 
-    def _last_words(self) -> str:
+    def _cause_of_death(self) -> str:
+        """Return the last line of the log, or what the exit code means."""
         code = self._process.wait()
         if code == -9:
-            return "killed, most likely for want of memory; take a smaller --size or --population"
+            return "killed, probably out of memory; take a smaller --size or --population"
         return (self._log.read_text().strip().splitlines() or [f"exit code {code}"])[-1]
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would keep idle threads busy or take all of a device's memory."""
-    busy = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
-    kept = {name: value for name, value in os.environ.items() if name not in busy}
+    """Return this process's environment, adjusted so that two frameworks can share a machine."""
+    # These variables would let the threads of an idle worker spin.
+    spinning = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+    kept = {name: value for name, value in os.environ.items() if name not in spinning}
+    # Without the next one JAX would reserve most of a device's memory for itself.
     return kept | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "HF_HUB_OFFLINE": "1"}
 
 
@@ -148,16 +179,18 @@ def serve(side: object, arguments: Sequence[str]) -> None:
 
 
 def reset_peak_memory() -> None:
-    """Let the kernel measure the peak of resident memory from here on, where it can."""
+    """Restart the kernel's measurement of peak resident memory (Linux only)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return  # not Linux: the peak is the process's
+        return  # not Linux: the peak is then that of the whole process
 
 
 def peak_memory_bytes() -> int:
-    """Peak of resident memory: the kernel's own figure where it gives one, as getrusage also
-    counts the process that started this one."""
+    """Return the peak resident memory of this process.
+
+    On Linux this is VmHWM, because getrusage also counts the process that started this one.
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -1,7 +1,8 @@
-"""The JAX worker of `experiments.bench.population`: ours, and a plain `vmap`.
+"""Run the JAX side of `experiments.bench.population`: jaxalign's method, and a plain `vmap`.
 
-`vmap` is what one writes first: a candidate's items as a padded batch through the same model, with
-the output head at each item's last position, for as many candidates at a time as ours.
+The `vmap` is what one would write first: the items of a candidate go through the same model as a
+padded batch, with the output head at each item's last position, for the same number of candidates
+at a time.
 """
 
 from __future__ import annotations
@@ -29,13 +30,21 @@ from jaxalign.runtime.memory import available_bytes, busy_chunk
 
 
 class JaxSide:
-    """What the parent calls, by name."""
+    """Methods that the parent process calls by name."""
 
     def prepare(self, work: Work, copies: float, save: bool) -> dict[str, Any]:
-        """Weights and prompts: loaded, or drawn at random and saved where `save` says so.
+        """Load the weights, or draw them at random, and draw the prompts.
 
-        `copies`: bytes of weights that all workers will hold, in bytes of one. Returns what the
-        worker runs on, and the prompts, float32 [P, M, D]. UserError where memory is short.
+        Args:
+            work: What to compute.
+            copies: Number of copies of the weights that all workers together will hold.
+            save: Whether to save random weights for the other worker.
+
+        Returns:
+            Facts about the device and the choices made, and the prompts, float32 [P, M, D].
+
+        Raises:
+            UserError: If the weights do not fit into memory.
         """
         device = jax.devices()[0]
         refuse_short_memory(work.llama, copies, available_bytes(device))
@@ -64,8 +73,12 @@ class JaxSide:
         }
 
     def compile(self, method: Method) -> dict[str, float]:
-        """Make a method ready to run. Returns seconds, tracing included, bytes it needs besides
-        weights and prompts, and how many prompts it computes at a time."""
+        """Compile a method.
+
+        Returns:
+            The seconds taken (tracing included), the bytes it needs besides weights and prompts,
+            and the number of prompts it computes at a time.
+        """
         started = time.perf_counter()
         run, values = {"ours": self._ours, "jax_vmap": self._vmap}[method]()
         compiled = jax.jit(run).lower(values, self._prompts).compile()
@@ -79,7 +92,7 @@ class JaxSide:
         }
 
     def run(self, method: Method) -> dict[str, Any]:
-        """All candidates once. Seconds, and float32 [P, Q, O] log-probabilities."""
+        """Evaluate all candidates once; return seconds and float32 [P, Q, O] log-probabilities."""
         compiled, values = self._run[method]
         started = time.perf_counter()
         log_probs_PxQxO = np.asarray(compiled(values, self._prompts))
@@ -96,7 +109,7 @@ class JaxSide:
         return _in_chunks(one, self._chunk), (self._params, tables)
 
     def reference(self, candidates: int) -> np.ndarray:
-        """The plain forward in float32 on the same weights, for the first so many candidates."""
+        """Evaluate the first `candidates` candidates in float32 with the same weights."""
         config = self._work.llama.replace(dtype="float32", param_dtype="float32")
         params = jax.tree.map(lambda w: w.astype(jnp.float32), self._params)
         run = _in_chunks(lambda values, x: plain_log_probs(config, *values, x), 1)
@@ -105,11 +118,11 @@ class JaxSide:
         )
 
     def peak(self) -> float:
-        """Fastest matrix product of this process now, in FLOP/s."""
+        """Return the rate of the fastest matrix product that this process reaches, in FLOP/s."""
         return matmul_peak(self._work.llama.dtype)
 
     def bandwidth(self) -> float:
-        """Bytes per second that a sum over an array larger than any cache reads."""
+        """Measure memory bandwidth in bytes per second: a sum over an array beyond all caches."""
         x = jnp.ones(2**26, jnp.float32)
         add = jax.jit(jnp.sum)
         jax.block_until_ready(add(x))
@@ -118,12 +131,12 @@ class JaxSide:
         return 8 * x.nbytes / (time.perf_counter() - started)
 
     def device_peak_bytes(self) -> int | None:
-        """Device memory at its highest since the start; None where it is the process's own."""
+        """Return the peak device memory since the start; None if it is the process's own."""
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def plain_tables(work: Work) -> tuple[jax.Array, ...]:
-    """Ids before the prompt, padded items, their lengths and options: arguments of the program."""
+    """Return the program's arguments: ids before the prompt, padded items, lengths, options."""
     tokens_QxT, lengths_Q = work.padded_items()
     tables = (np.array(work.before, np.int32), tokens_QxT, lengths_Q, work.options_QxOxS)
     return tuple(map(jnp.asarray, tables))
@@ -132,7 +145,7 @@ def plain_tables(work: Work) -> tuple[jax.Array, ...]:
 def plain_log_probs(
     config: LlamaConfig, params: Params, tables: tuple[jax.Array, ...], prompt_MxD: jax.Array
 ) -> jax.Array:
-    """Option log-probabilities of one prompt, float32 [Q, O], from a padded batch of its items."""
+    """Compute option log-probabilities of one prompt, float32 [Q, O], from a padded batch."""
     before_S, tokens_QxT, lengths_Q, options_QxOxS = tables
     Q = tokens_QxT.shape[0]
     lead = jnp.concatenate([embed_tokens(config, params, before_S), prompt_MxD])
@@ -147,12 +160,12 @@ def plain_log_probs(
 
 
 def _in_chunks(one: Callable, chunk: int) -> Callable:
-    """`one` over the leading axis of its second argument by `vmap`, so many at a time."""
+    """Return `one` mapped over its second argument's leading axis, `chunk` rows at a time."""
     return lambda values, xs: jax.lax.map(lambda x: one(values, x), xs, batch_size=chunk)
 
 
 def random_prompts(work: Work, params: Params) -> jax.Array:
-    """Random prompts as long as typical embeddings, float32 [P, M, D]."""
+    """Draw prompts whose vectors are as long as typical embeddings, float32 [P, M, D]."""
     table_VxD = params["embed"].astype(jnp.float32)
     rms = jnp.sqrt(jnp.mean(jnp.square(table_VxD)))
     shape = (work.population, work.prompt_length, work.llama.hidden_size)
@@ -160,15 +173,15 @@ def random_prompts(work: Work, params: Params) -> jax.Array:
 
 
 def refuse_short_memory(config: LlamaConfig, copies: float, available: int | None) -> None:
-    """UserError where the weights that all workers hold do not fit into `available` bytes."""
+    """Raise UserError if the weights of all workers do not fit into `available` bytes."""
     needed = copies * count_params(config) * jnp.dtype(config.param_dtype).itemsize
     if available is not None and needed > available:
         raise UserError(
-            f"the weights alone need {needed / 2**30:.0f} GiB, {available / 2**30:.0f} GiB are "
-            "free; take a smaller --size, --dtype bfloat16 or fewer in --against"
+            f"the weights alone need {needed / 2**30:.0f} GiB, but {available / 2**30:.0f} GiB are "
+            "free; take a smaller --size, --dtype bfloat16 or fewer methods in --against"
         )
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are cold
+    jax.config.update("jax_enable_compilation_cache", False)  # so that compile times are real
     serve(JaxSide(), sys.argv)

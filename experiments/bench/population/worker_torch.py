@@ -1,9 +1,9 @@
-"""The torch worker of `experiments.bench.population`: three ways to do it with Hugging Face.
+"""Run the torch side of `experiments.bench.population`: three methods with Hugging Face.
 
-All are `LlamaForCausalLM` with fused attention ("sdpa") in `torch.inference_mode`, run eagerly on
-all cores or the GPU, and all are spared what a careful user would spare them: item embeddings are
-looked up beforehand; the output head sees each item's last position alone; padding is at the end,
-where causal attention never looks at it, so that no mask is needed.
+All use `LlamaForCausalLM` with fused attention ("sdpa") in `torch.inference_mode`, run eagerly on
+all cores or the GPU, and all avoid what a careful user would avoid: item embeddings are looked up
+beforehand, the output head sees only each item's last position, and padding is at the end, where
+causal attention never looks, so that no mask is needed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 from experiments.bench.population.worker import Method, Work, serve
 
-_BATCHES = (1, 2, 4)  # candidates in a padded batch: the fastest is taken
+_BATCHES = (1, 2, 4)  # numbers of candidates in a padded batch to try; the fastest is taken
 
 
 class TorchSide:
-    """What the parent calls, by name."""
+    """Methods that the parent process calls by name."""
 
     def prepare(self, work: Work, prompts_PxMxD: np.ndarray) -> dict[str, str]:
-        """Load the weights that the other worker wrote. Returns what the worker runs on."""
+        """Load the weights that the other worker wrote; return facts about the device."""
         torch.set_num_threads(work.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = getattr(torch, work.llama.dtype)
@@ -38,20 +38,21 @@ class TorchSide:
         return {"platform": platform, "device": name, "torch": torch.__version__}
 
     def compile(self, method: Method) -> dict[str, int]:
-        """Warm up, and find out how many candidates a padded batch should hold."""
+        """Warm up, and find the number of candidates per padded batch that is fastest."""
         if method != "hf_per_item":
-            some = self._prompts[: max(_BATCHES)]
-            self._ask(method, some[:1], 1)
-            fits = [b for b in _BATCHES if b <= len(some)]
-            seconds = {b: self._timed(method, some[: len(some) // b * b], b)[0] for b in fits}
-            per_candidate = {b: s / (len(some) // b * b) for b, s in seconds.items()}
-            self._batch[method] = min(fits, key=per_candidate.__getitem__)
+            trial = self._prompts[: max(_BATCHES)]
+            self._ask(method, trial[:1], 1)
+            sizes = [b for b in _BATCHES if b <= len(trial)]
+            # Each size is timed on the largest number of candidates that it divides.
+            seconds = {b: self._timed(method, trial[: len(trial) // b * b], b)[0] for b in sizes}
+            per_candidate = {b: s / (len(trial) // b * b) for b, s in seconds.items()}
+            self._batch[method] = min(sizes, key=per_candidate.__getitem__)
             return {"candidates_in_a_batch": self._batch[method]}
         self._ask(method, self._prompts[:1], 1)
         return {}
 
     def run(self, method: Method) -> dict[str, Any]:
-        """All candidates once. Seconds, and float32 [P, Q, O] log-probabilities."""
+        """Evaluate all candidates once; return seconds and float32 [P, Q, O] log-probabilities."""
         seconds, log_probs = self._timed(method, self._prompts, self._batch.get(method, 1))
         return {"seconds": seconds, "log_probs": log_probs}
 
@@ -62,25 +63,25 @@ class TorchSide:
 
     def _ask(self, method: Method, prompts: torch.Tensor, batch: int) -> torch.Tensor:
         ask = {"hf_per_item": per_item, "hf_padded": padded, "hf_prefix_cache": prefix_cache}
-        return torch.cat([ask[method](self._survey, some) for some in prompts.split(batch)])
+        return torch.cat([ask[method](self._survey, part) for part in prompts.split(batch)])
 
     def reference(self, candidates: int) -> np.ndarray:
-        """One item at a time in float32 on the same weights, for the first so many candidates."""
+        """Evaluate the first `candidates` candidates in float32, one item at a time."""
         exact = Survey(self._work, torch.float32, self._prompts.device)
         rows = [per_item(exact, prompt) for prompt in self._prompts[:candidates].split(1)]
         return torch.cat(rows).cpu().numpy()
 
     def peak(self) -> float:
-        """Fastest matrix product of this process now, in FLOP/s."""
+        """Return the rate of the fastest matrix product that this process reaches, in FLOP/s."""
         return matmul_peak(self._survey.before.dtype, self._prompts.device)
 
     def device_peak_bytes(self) -> int | None:
-        """Device memory at its highest since the start; None where it is the process's own."""
+        """Return the peak device memory since the start; None if it is the process's own."""
         return torch.cuda.max_memory_allocated() if self._prompts.is_cuda else None
 
 
 class Survey:
-    """The model and the embedded items; what does not depend on the candidate."""
+    """The model and the embedded items: everything that does not depend on the candidate."""
 
     @torch.inference_mode()
     def __init__(self, work: Work, dtype: torch.dtype, device: torch.device) -> None:
@@ -95,19 +96,29 @@ class Survey:
         self.lengths = torch.from_numpy(lengths_Q).long().to(device)  # [Q]
         self.items = [x[:n] for x, n in zip(self.padded, lengths_Q.tolist(), strict=True)]
         self.options = torch.from_numpy(work.options_QxOxS).long().to(device)  # [Q, O, spellings]
-        self.cache = DynamicCache(config=self.model.config)  # of the text before the prompt
+        # Keys and values of the text before the prompt, which all candidates share.
+        self.cache = DynamicCache(config=self.model.config)
         if work.before:
             self.model.model(inputs_embeds=self.before[None], past_key_values=self.cache)
 
     def log_probs(self, logits_PxQxV: torch.Tensor) -> torch.Tensor:
-        """Option log-probabilities, float32 [P, Q, O]."""
+        """Return option log-probabilities, float32 [P, Q, O], from logits over the vocabulary."""
         index = self.options.clamp(min=0).flatten(1).expand(len(logits_PxQxV), -1, -1)
         picked = logits_PxQxV.gather(2, index).float().unflatten(2, self.options.shape[1:])
         picked = picked.masked_fill(self.options < 0, -torch.inf)
         return picked.logsumexp(-1).log_softmax(-1)
 
     def last_logits(self, hidden: torch.Tensor, lengths: torch.Tensor, start: int) -> torch.Tensor:
-        """[P, Q, V] from the stream [P x Q, start + T, D]: the head at each last position alone."""
+        """Apply the output head at each item's last position only.
+
+        Args:
+            hidden: Residual stream [P x Q, start + T, D].
+            lengths: Number of tokens of each item, [Q].
+            start: Number of positions before the items.
+
+        Returns:
+            Logits [P, Q, V].
+        """
         rows = torch.arange(len(hidden), device=hidden.device)
         last = hidden[rows, start + lengths.repeat(len(hidden) // len(lengths)) - 1]
         return self.model.lm_head(last).unflatten(0, (-1, len(lengths)))
@@ -115,7 +126,7 @@ class Survey:
 
 @torch.inference_mode()
 def per_item(survey: Survey, prompts_PxMxD: torch.Tensor) -> torch.Tensor:
-    """As published code does it: one call a candidate and item, everything from the beginning."""
+    """Call the model once per candidate and item, from the beginning, as published code does."""
     rows = []
     for prompt in prompts_PxMxD.to(survey.before.dtype):
         for item in survey.items:
@@ -127,7 +138,7 @@ def per_item(survey: Survey, prompts_PxMxD: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def padded(survey: Survey, prompts_PxMxD: torch.Tensor) -> torch.Tensor:
-    """All items of some candidates as one padded batch."""
+    """Evaluate all items of the given candidates as one padded batch."""
     P, (Q, T, D) = len(prompts_PxMxD), survey.padded.shape
     prompts = prompts_PxMxD.to(survey.before.dtype)
     lead = torch.cat([survey.before.expand(P, -1, -1), prompts], dim=1)  # [P, S + M, D]
@@ -138,7 +149,7 @@ def padded(survey: Survey, prompts_PxMxD: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def prefix_cache(survey: Survey, prompts_PxMxD: torch.Tensor) -> torch.Tensor:
-    """The text before the prompt once for all, a prompt once, then its items as a padded batch."""
+    """Compute the text before the prompt once for all, each prompt once, then padded items."""
     P, Q = len(prompts_PxMxD), len(survey.padded)
     cache = copy.deepcopy(survey.cache)
     if cache.get_seq_length():
@@ -153,7 +164,7 @@ def prefix_cache(survey: Survey, prompts_PxMxD: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def matmul_peak(dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
-    """FLOP/s of a large square product, as `jaxalign.answering.cost.matmul_peak` measures XLA's."""
+    """Measure FLOP/s of a large square product, like `jaxalign.answering.cost.matmul_peak`."""
     n = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
     best, until = float("inf"), time.perf_counter() + seconds

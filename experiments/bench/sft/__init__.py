@@ -1,1 +1,1 @@
-"""Fine-tuning beside torch + PEFT: `python -m experiments.bench.sft`."""
+"""Benchmark of fine-tuning against torch + PEFT: `python -m experiments.bench.sft`."""

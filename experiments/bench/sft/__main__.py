@@ -1,18 +1,19 @@
-"""Fine-tuning speed, side by side with torch + PEFT on the same small model and examples.
+"""Measure fine-tuning speed against torch + PEFT on the same small model and examples.
 
     python -m experiments.bench.sft
     python -m experiments.bench.sft --vocabulary 32000    # a head larger than the layers
 
-LoRA of rank 8 on all linear layers of a random Llama, AdamW, answers of a token or two after
-prompts of unequal length: the shape of fine-tuning on survey answers. Theirs as people run it:
-batches padded to their longest example, labels of -100, `model(...).loss`. Ours: packed rows, the
-output head at answer positions only. Each framework trains in its own process, the processes take
-turns on the same cores, and every repeat gives one ratio. Both report the first loss on the same
-adapter, and nothing is printed unless they agree. Counted are the examples' own tokens, padding
-left out; FLOPs are those of `training_flops`, so that padding and unused logits count for nobody,
-over the matmul peak that the same process has just measured.
+Both train LoRA of rank 8 on all linear layers of a random Llama with AdamW. Answers are one or two
+tokens long and follow prompts of unequal length, as in fine-tuning on survey answers. torch + PEFT
+runs as people use it: batches padded to their longest example, labels of -100, `model(...).loss`.
+jaxalign packs examples into rows and applies the output head at answer positions only. Each
+framework trains in its own process, the processes take turns on the same cores, and every repeat
+gives one ratio. Both report the first loss of the same adapter, and no speed is reported unless the
+losses agree. Tokens are those of the examples, without padding. FLOPs are those of
+`training_flops`, so that padding and unused logits count for neither side; they are divided by the
+matmul peak that the same process has just measured.
 
-On a CPU with 2 cores: 2 to 4 minutes.
+Takes 2 to 4 minutes on a CPU with 2 cores.
 """
 
 from __future__ import annotations
@@ -43,37 +44,44 @@ from jaxalign.runs.console import Progress, main, print_table
 from jaxalign.training.packing import Example
 
 FRAMEWORKS = ("jax", "torch")
-_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # relative, of the first loss
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # relative difference of the first loss
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Time LoRA fine-tuning here and with torch + PEFT."""
+    """Time LoRA fine-tuning with jaxalign and with torch + PEFT."""
 
     layers: int = 4
+    """Number of layers of the random model."""
     hidden: int = 256
+    """Width of the model, a multiple of 32."""
     feed_forward: int = 704
+    """Width of the feed-forward layers."""
     vocabulary: int = 4096
-    """Makes the head a fourth of the weights, as in Llama-3.2-1B (a fifth)."""
+    """Vocabulary size. The default makes the output head a quarter of the weights, close to
+    Llama-3.2-1B (a fifth)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of frozen weights and activations; adapters are float32."""
+    """Data type of frozen weights and activations; adapters are float32."""
     batch: int = 32
-    """Examples per optimiser step."""
+    """Number of examples per optimiser step."""
     shortest: int = 40
-    """Tokens; lengths are uniform between the two."""
+    """Fewest tokens of an example; lengths are uniform between shortest and longest."""
     longest: int = 160
+    """Most tokens of an example."""
     steps: int = 2
-    """Per repeat, over the same examples."""
+    """Number of optimiser steps per repeat, over the same examples."""
     repeats: int = 5
+    """Number of timed repeats."""
     threads: int | None = None
-    """Of torch; by default as many as there are cores."""
+    """Number of torch threads; by default one per core."""
     remat: bool = False
-    """Ours with rematerialisation, which a small model has no need of."""
+    """Train jaxalign's side with rematerialisation, which a small model does not need."""
     out: Path | None = None
     """Folder for bench_sft.json and bench_sft.png."""
     json: bool = False
     """Print the numbers as JSON instead of a table."""
     seed: int = 0
+    """Seed of weights, adapter and examples."""
 
     def __post_init__(self) -> None:
         sizes = (self.layers - 1, self.batch, self.steps, self.repeats, self.shortest - 3)
@@ -83,21 +91,33 @@ class Config:
                 "--shortest at least 4 and no more than --longest"
             )
         if self.hidden < 32 or self.hidden % 32:
-            raise UserError(f"--hidden {self.hidden}: a multiple of 32, the heads' width")
+            raise UserError(f"--hidden {self.hidden}: must be a multiple of 32, the heads' width")
         if min(self.feed_forward, self.vocabulary) < 1:
             raise UserError("--feed-forward and --vocabulary must be at least 1")
 
     @property
     def llama(self) -> LlamaConfig:
+        """The model's shape: heads of width 32, four queries per key where that divides."""
         heads = self.hidden // 32
         return LlamaConfig(
-            self.vocabulary, self.hidden, self.feed_forward, self.layers, heads,
-            heads // 4 if heads % 4 == 0 else heads, 32, dtype=self.dtype, param_dtype=self.dtype,
-        )  # fmt: skip
+            self.vocabulary,
+            self.hidden,
+            self.feed_forward,
+            self.layers,
+            heads,
+            heads // 4 if heads % 4 == 0 else heads,
+            32,
+            dtype=self.dtype,
+            param_dtype=self.dtype,
+        )
 
 
 def bench(config: Config) -> None:
-    """The whole benchmark; see the module's docstring."""
+    """Measure both frameworks, then print or write the figures.
+
+    Raises:
+        UserError: If torch or PEFT is missing, or the two losses disagree.
+    """
     result = measure(config)
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
@@ -110,7 +130,7 @@ def bench(config: Config) -> None:
 
 
 def make_examples(config: Config) -> list[Example]:
-    """The examples of all steps of a repeat; answers of one token, or of two."""
+    """Draw the examples of all steps of a repeat, with answers of one or two tokens."""
     random = np.random.default_rng(config.seed)
     count = config.batch * config.steps
     lengths = random.integers(config.shortest, config.longest + 1, count).tolist()
@@ -120,12 +140,13 @@ def make_examples(config: Config) -> list[Example]:
 
 
 def training_flops(config: LlamaConfig, examples: list[Example]) -> float:
-    """Of one pass over the examples with frozen weights: twice the forward pass's (outputs, and the
-    gradients of activations; none of weights), attention's own backward being twice its forward.
+    """Return the FLOPs of one training pass over the examples with frozen weights.
 
-    Linear layers at every token, except the last layer's queries and MLP, which answers alone need;
-    causal attention within each example; the head at answer tokens. Adapters and recomputation are
-    left out. Two FLOPs for each multiply and add.
+    A linear layer costs twice its forward pass: outputs and the gradients of activations, but no
+    gradients of weights. The backward pass of attention costs twice its forward pass. Counted are
+    the linear layers at every token (the last layer's queries and MLP at answer tokens only),
+    causal attention within each example, and the output head at answer tokens. Adapters and
+    recomputation are not counted. A multiply-add is two FLOPs.
     """
     c, before = config, config.num_hidden_layers - 1
     key_value = 2 * c.hidden_size * c.num_key_value_heads * c.head_dim
@@ -140,7 +161,7 @@ def training_flops(config: LlamaConfig, examples: list[Example]) -> float:
 
 
 def make_work(config: Config, examples: list[Example], folder: Path) -> Work:
-    """Random weights, and an adapter whose matrices are both away from zero, as files."""
+    """Write random weights, and an adapter with no zero matrix, as files for both workers."""
     llama, lora = config.llama, LoraConfig()
     params = jax.jit(init_params, static_argnums=0)(llama, jax.random.key(config.seed))
     save_checkpoint(folder / "model", params, llama)
@@ -162,9 +183,10 @@ def make_work(config: Config, examples: list[Example], folder: Path) -> Work:
 
 
 def measure(config: Config) -> dict:
-    """Tokens per second of each repeat and framework, and what they are measured against.
+    """Run both workers and return all figures.
 
-    Raises UserError where torch or PEFT is missing, or where the losses disagree.
+    Raises:
+        UserError: If torch or PEFT is missing, or the two losses disagree.
     """
     for package in ("torch", "peft"):
         if importlib.util.find_spec(package) is None:
@@ -203,7 +225,11 @@ def measure(config: Config) -> dict:
 def repeats(
     config: Config, examples: list[Example], workers: dict[str, Worker]
 ) -> dict[str, list[dict[str, float]]]:
-    """Each repeat lets both train all steps once, in random order."""
+    """Let both frameworks train all steps once per repeat, in random order.
+
+    Returns:
+        By framework, one row per repeat: tokens per second, matmul peak, fraction of the peak.
+    """
     tokens = sum(len(e.tokens) for e in examples)
     flops = training_flops(config.llama, examples)
     order = np.random.default_rng(config.seed)
@@ -225,18 +251,30 @@ def repeats(
 
 
 def show(config: Config, result: dict) -> None:
+    """Print the table of both frameworks and the ratio."""
     rows = []
     for name, title in (("jax", "jaxalign"), ("torch", "torch + PEFT")):
         speeds = [row["tokens_per_second"] for row in result["repeats"][name]]
         share = np.median([row["fraction_of_peak"] for row in result["repeats"][name]])
         rows.append(
-            [title, f"{np.median(speeds):,.0f}", f"{min(speeds):,.0f}", f"{max(speeds):,.0f}",
-             float(100 * share), float(100 * result["facts"][name]["useful"])]
-        )  # fmt: skip
+            [
+                title,
+                *(f"{f(speeds):,.0f}" for f in (np.median, min, max)),
+                float(100 * share),
+                float(100 * result["facts"][name]["useful"]),
+            ]
+        )
     print_table(
         f"LoRA fine-tuning, {config.layers} layers x {config.hidden}, vocabulary "
         f"{config.vocabulary:,}, {config.dtype}, {result['facts']['jax']['device']}",
-        ("", "tokens/s", "least", "most", "% of matmul peak", "% of computed tokens in use"),
+        (
+            "framework",
+            "tokens/s (median)",
+            "slowest",
+            "fastest",
+            "% of matmul peak",
+            "% of computed tokens that are not padding",
+        ),
         rows,
     )
     print(
@@ -248,7 +286,7 @@ def show(config: Config, result: dict) -> None:
 
 
 def plot(path: Path, result: dict) -> None:
-    """Every repeat's speed as a dot, the two of a repeat joined."""
+    """Save a plot of every repeat's speed, with the two frameworks of a repeat joined."""
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     pairs = zip(result["repeats"]["torch"], result["repeats"]["jax"], strict=True)

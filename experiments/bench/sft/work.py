@@ -1,4 +1,4 @@
-"""What the two workers of `experiments.bench.sft` are asked to train, without any framework."""
+"""Describe what the two workers of `experiments.bench.sft` train, without any framework."""
 
 from __future__ import annotations
 
@@ -12,16 +12,27 @@ LEARNING_RATE, CLIP = 1e-4, 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """The same weights, adapter and examples for both."""
+    """The weights, adapter and examples that both workers train on.
+
+    Attributes:
+        llama: Shape of the model.
+        model: Folder of the weights in the Hugging Face layout.
+        adapter: Folder of the adapter in the PEFT layout.
+        examples: Token ids of each example, and how many of them are the prompt.
+        batch: Examples per optimiser step.
+        threads: Number of threads for torch.
+        remat: Whether jaxalign rematerialises activations.
+    """
 
     llama: LlamaConfig
-    model: Path  # Hugging Face layout
-    adapter: Path  # PEFT layout
-    examples: tuple[tuple[tuple[int, ...], int], ...]  # token ids, and how many are the prompt
+    model: Path
+    adapter: Path
+    examples: tuple[tuple[tuple[int, ...], int], ...]
     batch: int
     threads: int
     remat: bool
 
     @property
     def steps(self) -> int:
+        """Number of optimiser steps in one pass over the examples."""
         return len(self.examples) // self.batch

@@ -1,4 +1,4 @@
-"""The worker of `experiments.bench.sft` that trains with jaxalign."""
+"""Train with jaxalign: one of the two workers of `experiments.bench.sft`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ from jaxalign.training.trainer import TrainConfig, Trainer
 
 
 class JaxSide:
-    """What the parent calls, by name."""
+    """Methods that the parent process calls by name."""
 
     def prepare(self, work: Work) -> dict[str, float | str]:
-        """Load, compile, and take the steps once. Facts about them, and the first step's loss."""
+        """Load, compile, and train all steps once; return facts about the device and packing."""
         lora, adapter = load_lora(work.adapter, work.llama)
         train = TrainConfig(
-            batch=work.batch, learning_rate=LEARNING_RATE, clip=CLIP, warm_up=0.0,
-            tokens_per_pass=2048, remat=work.remat, unroll=True,
-        )  # fmt: skip
+            batch=work.batch,
+            learning_rate=LEARNING_RATE,
+            clip=CLIP,
+            warm_up=0.0,
+            tokens_per_pass=2048,
+            remat=work.remat,
+            unroll=True,
+        )
         examples = {"all": [Example(*example) for example in work.examples]}
         mesh = make_mesh(jax.devices()[:1])
         self._trainer = Trainer(work.llama, train, lora, examples, mesh)
         self._params = load_checkpoint(work.model, work.llama)
-        # The adapter that both sides start from; examples come in an order of our own.
+        # Start from the adapter that both sides share; the order of the examples may differ.
         state = self._trainer.start(self._params)
         self._state = dataclasses.replace(
             state, trained=jax.tree.map(lambda x: jnp.asarray(x)[None], adapter)
@@ -47,7 +52,7 @@ class JaxSide:
         }
 
     def loss(self) -> float:
-        """Mean over the answer tokens of all examples under the first adapter."""
+        """Return the mean loss over all answer tokens under the initial adapter."""
         total = count = 0.0
         for _, batch, passes in self._trainer.batches(0):
             copy = jax.tree.map(jnp.copy, self._state)
@@ -57,7 +62,7 @@ class JaxSide:
         return total / count
 
     def run(self) -> float:
-        """Seconds for all steps, packing included."""
+        """Train all steps once; return the seconds, packing included."""
         state = jax.block_until_ready(jax.tree.map(jnp.copy, self._state))
         began = time.perf_counter()
         for _, batch, passes in self._trainer.batches(0):
@@ -66,15 +71,15 @@ class JaxSide:
         return time.perf_counter() - began
 
     def peak(self) -> float:
-        """FLOP/s of a large matrix product."""
+        """Return the FLOP/s of a large matrix product."""
         return matmul_peak(self._dtype)
 
     def _useful(self) -> float:
-        """Share of the tokens computed that are examples' own."""
+        """Return the share of computed tokens that are not padding."""
         data = self._trainer.data
-        own = sum(len(e.tokens) for n in range(data.steps) for e in data.examples(n)[0])
-        computed = sum(data.batch(n)[1] for n in range(data.steps))
-        return own / (computed * data.shape.rows * data.shape.row_length)
+        useful = sum(len(e.tokens) for n in range(data.steps) for e in data.examples(n)[0])
+        passes = sum(data.batch(n)[1] for n in range(data.steps))
+        return useful / (passes * data.shape.rows * data.shape.row_length)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The worker of `experiments.bench.sft` that trains with torch, transformers and PEFT.
+"""Train with torch, transformers and PEFT: one of the two workers of `experiments.bench.sft`.
 
-As transformers' `Trainer` does it, without its own bookkeeping: each batch padded to its longest
-example, labels of -100 where nothing is scored, fused attention ("sdpa"), AdamW, clipped gradients.
+It does what transformers' `Trainer` does, without its bookkeeping: each batch is padded to its
+longest example, labels are -100 where nothing is scored, attention is fused ("sdpa"), the optimizer
+is AdamW, and gradients are clipped.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ _PEAK_SIZE = 2048
 
 
 class TorchSide:
-    """What the parent calls, by name."""
+    """Methods that the parent process calls by name."""
 
     def prepare(self, work: Work) -> dict[str, float | str]:
-        """Load, and take the steps once. Facts about them."""
+        """Load the model and train all steps once; return versions and the useful share."""
         torch.set_num_threads(work.threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype = getattr(torch, work.llama.dtype)
@@ -40,7 +41,7 @@ class TorchSide:
         return {"torch": torch.__version__, "peft": peft.__version__, "useful": self._useful()}
 
     def loss(self) -> float:
-        """Mean over the answer tokens of all examples under the first adapter."""
+        """Return the mean loss over all answer tokens under the initial adapter."""
         self._restart()
         total = count = 0.0
         with torch.no_grad():
@@ -52,7 +53,7 @@ class TorchSide:
         return total / count
 
     def run(self) -> float:
-        """Seconds for all steps, padding included."""
+        """Train all steps once; return the seconds, padding included."""
         self._restart()
         optimizer = torch.optim.AdamW(self._trained, lr=LEARNING_RATE, weight_decay=0.0)
         began = time.perf_counter()
@@ -65,7 +66,7 @@ class TorchSide:
         return time.perf_counter() - began
 
     def peak(self) -> float:
-        """FLOP/s of a large matrix product, the best of about a second."""
+        """Return the FLOP/s of a large matrix product, the best within about a second."""
         a, b = torch.randn(2, _PEAK_SIZE, _PEAK_SIZE, dtype=self._dtype, device=self._device)
         best, until = float("inf"), time.perf_counter() + 1
         while best == float("inf") or time.perf_counter() < until:
@@ -75,11 +76,13 @@ class TorchSide:
         return 2 * _PEAK_SIZE**3 / best
 
     def _restart(self) -> None:
+        """Set the adapter back to its initial weights."""
         with torch.no_grad():
             for p, start in zip(self._trained, self._start, strict=True):
                 p.copy_(start)
 
     def _batch(self, step: int) -> dict[str, torch.Tensor]:
+        """Return the padded batch of a step."""
         size = self._work.batch
         examples = self._work.examples[step * size : (step + 1) * size]
         width = max(len(tokens) for tokens, _ in examples)
@@ -92,7 +95,7 @@ class TorchSide:
         return {n: torch.from_numpy(a).to(self._device) for n, a in arrays.items()}
 
     def _useful(self) -> float:
-        """Share of the tokens computed that are examples' own."""
+        """Return the share of computed tokens that are not padding."""
         masks = [self._batch(step)["attention_mask"] for step in range(self._work.steps)]
         return float(sum(m.sum() for m in masks) / sum(m.numel() for m in masks))
 

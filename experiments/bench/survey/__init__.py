@@ -1,1 +1,1 @@
-"""Reading a World Values Survey beside pandas: `python -m experiments.bench.survey`."""
+"""Benchmark of reading a World Values Survey: `python -m experiments.bench.survey`."""

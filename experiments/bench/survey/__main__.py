@@ -1,12 +1,13 @@
-"""How fast a World Values Survey file is read, beside pandas on the same file in the same run.
+"""Measure how fast a World Values Survey file is read, against pandas on the same file.
 
     python -m experiments.bench.survey                      # 97,220 x 600, CSV and .sav
     python -m experiments.bench.survey --rows 2000 --columns 304 --repeats 3
 
-Generates seeded files in a temporary folder (about 200 MB, deleted afterwards), reads each with
-both tools in turn, every time in a fresh process, and prints medians. Seconds include importing
-the tool; memory is the process's peak. Limits at full size on 2 cores: 20 s and 1,500 MB, and
-faster and smaller than pandas, which is given the columns needed from the start. A minute or two.
+The benchmark generates seeded files in a temporary folder (about 200 MB, deleted afterwards), reads
+each with both tools in turn, every time in a fresh process, and prints medians. Seconds include the
+import of the tool; memory is the peak of the process. The goals at full size on 2 cores are 20 s
+and 1,500 MB, and to be faster and smaller than pandas, which is given the needed columns from the
+start. Takes a minute or two.
 """
 
 from __future__ import annotations
@@ -33,17 +34,19 @@ MOST_SECONDS, MOST_MB = 20.0, 1500.0
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Read generated survey files with this package and with pandas; compare time and memory."""
+    """Read generated survey files with jaxalign and with pandas; compare time and memory."""
 
     rows: int = ROWS
-    """Respondents."""
+    """Number of respondents."""
     columns: int = COLUMNS
-    """Columns, a multiple of 8: country, weight, questions, and others that are not read."""
+    """Number of columns, a multiple of 8: country, weight, questions, and others that are not
+    read."""
     repeats: int = 3
-    """Readings of each file with each tool; the median counts."""
+    """Number of times that each tool reads each file; the median is reported."""
     seed: int = 0
+    """Seed of the generated answers."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """File to which the figures are also written (JSON)."""
 
     def __post_init__(self) -> None:
         if self.rows < 64 or self.columns < 8 or self.columns % 8 or self.repeats < 1:
@@ -51,11 +54,15 @@ class Config:
                 f"rows={self.rows}, columns={self.columns}, repeats={self.repeats}; at least 64 "
                 "rows, a multiple of 8 columns, and 1 repeat"
             )
-        check_new_file(self.json, "--json")
+        check_new_file(self.json, "json")
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Generate, read, print and return the figures."""
+    """Generate the files, read them, and print and return the figures.
+
+    Raises:
+        UserError: If a reader fails, or the two tools read different shares.
+    """
     tools = ["ours", "pandas"]
     if importlib.util.find_spec("pandas") is None:
         print("pandas is not installed: no comparison (pip install pandas)")
@@ -78,6 +85,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _generate(config: Config, folder: Path) -> dict[str, Path]:
+    """Write the survey as CSV and .sav; return the paths by kind."""
     files = {"csv": folder / "wvs.csv", "sav": folder / "wvs.sav"}
     for kind, write in (("csv", write_csv), ("sav", write_sav)):
         with Progress(config.rows, step=f"writing {kind}: row", unit="rows") as bar:
@@ -88,7 +96,10 @@ def _generate(config: Config, folder: Path) -> dict[str, Path]:
 def _read(
     config: Config, files: dict[str, Path], tools: list[str]
 ) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Readings by kind and tool. The tools take turns, so that neither has the quieter machine."""
+    """Read all files; return the readings by file kind and tool.
+
+    The tools take turns, so that neither gets the quieter machine.
+    """
     turns = [(k, t) for _ in range(config.repeats) for k in files for t in tools]
     readings: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with Progress(len(turns), step="reading", unit="readings") as bar:
@@ -100,6 +111,7 @@ def _read(
 
 
 def _child(tool: str, path: Path, columns: int) -> dict[str, Any]:
+    """Read a file in a new process; return the figures that the process printed."""
     most_items = min(len(ITEMS), columns - 2)
     most_items = most_items if columns >= 293 else min(most_items, 222)  # Q234A comes last
     command = [sys.executable, "-m", "experiments.bench.survey.reader", tool, str(path)]
@@ -113,7 +125,7 @@ def _child(tool: str, path: Path, columns: int) -> dict[str, Any]:
 def _figures(
     readings: dict[tuple[str, str], list[dict[str, Any]]], kind: str, tools: list[str], mb: float
 ) -> dict[str, Any]:
-    """Medians over the repeats, and how many times as much pandas takes."""
+    """Return medians over the repeats, and pandas' figures divided by jaxalign's."""
     figures: dict[str, Any] = {"file_mb": mb}
     for tool in tools:
         rows = readings[kind, tool]
@@ -124,24 +136,28 @@ def _figures(
         ours, pandas = (readings[kind, tool][0] for tool in tools)
         same = ours["cells"] == pandas["cells"]
         if not same or abs(ours["check"] - pandas["check"]) > 1e-6 * abs(pandas["check"]):
-            raise UserError(f"the two tools read different shares from the {kind}; a bug")
+            raise UserError(f"the two tools read different shares from the {kind}: this is a bug")
         for name in ("seconds", "cpu_seconds", "peak_mb"):
             figures[f"ratio_{name}"] = figures["pandas"][name] / figures["ours"][name]
     return figures
 
 
 def _print(config: Config, figures: dict[str, Any]) -> None:
+    """Print the table of all files and tools."""
     rows = []
     for kind, row in figures["files"].items():
         for tool in (t for t in ("ours", "pandas") if t in row):
             ratio = [None, None] if tool == "ours" else [row["ratio_seconds"], row["ratio_peak_mb"]]
             numbers = [row[tool][name] for name in ("seconds", "cpu_seconds", "peak_mb")]
-            rows.append([kind, tool, *numbers, *ratio])
-    columns = ["file", "tool", "seconds", "CPU s", "peak MB", "x our seconds", "x our MB"]
+            rows.append([kind, "jaxalign" if tool == "ours" else tool, *numbers, *ratio])
+    columns = ["file", "tool", "seconds", "CPU s", "peak MB", "times the seconds", "times the MB"]
     title = f"{config.rows:,} x {config.columns}, median of {config.repeats}"
     print_table(title, columns, rows)
     load = figures["load_average"]
-    print(f"load average {load:.1f} on {figures['cores']} cores: above 1 a core, seconds are high")
+    print(
+        f"The load average was {load:.1f} on {figures['cores']} cores; above one per core, the "
+        "seconds are too high."
+    )
 
 
 if __name__ == "__main__":

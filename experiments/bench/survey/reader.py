@@ -1,9 +1,10 @@
-"""Reads one survey file with one tool in a process of its own, and prints what that took as JSON.
+"""Read one survey file with one tool in a separate process and print the cost as JSON.
 
     python -m experiments.bench.survey.reader ours|pandas FILE MOST_ITEMS
 
-Part of `experiments.bench.survey`. Seconds are from the start of this module, imports of the tool
-included; memory is the process's peak. `check` is a sum over all shares, the same for both tools.
+Part of `experiments.bench.survey`. Seconds count from the start of `main` and include importing the
+tool; memory is the peak of the process. `check` is a sum over all shares and must be the same for
+both tools.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 
 def main(tool: str, path: Path, most_items: int) -> dict[str, Any]:
-    """Read, and say what it took."""
+    """Read the file and return seconds, CPU seconds, peak memory and a check of the content."""
     wall, cpu = time.perf_counter(), time.process_time()
     shares = {"ours": _ours, "pandas": _pandas}[tool](path, most_items)
     return {
@@ -30,6 +31,7 @@ def main(tool: str, path: Path, most_items: int) -> dict[str, Any]:
 
 
 def _ours(path: Path, most_items: int) -> list[tuple[float, ...]]:
+    """Read the shares with jaxalign."""
     from jaxalign.surveys.formats.wvs import ITEMS, read_wvs
 
     read = read_wvs(path, items=ITEMS[:most_items], min_respondents=1, use_cache=False)
@@ -37,7 +39,7 @@ def _ours(path: Path, most_items: int) -> list[tuple[float, ...]]:
 
 
 def _pandas(path: Path, most_items: int) -> list[tuple[float, ...]]:
-    """The same with pandas as one would write it, given the columns needed from the start."""
+    """Read the shares with pandas as one would write it, given the needed columns."""
     import pandas as pd
 
     from jaxalign.surveys.formats.wvs import ITEMS
@@ -60,8 +62,10 @@ def _pandas(path: Path, most_items: int) -> list[tuple[float, ...]]:
 
 
 def _peak_mb() -> float:
-    """Peak resident memory in MB. The kernel's own figure for this program where it gives one:
-    getrusage also counts the process that started this one."""
+    """Return the peak resident memory in MB.
+
+    On Linux this is VmHWM, because getrusage also counts the process that started this one.
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1.024e-3

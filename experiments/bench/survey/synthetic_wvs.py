@@ -1,6 +1,6 @@
-"""Seeded files with the columns of World Values Survey 7 and random answers, as CSV and .sav.
+"""Write files with the columns of World Values Survey 7 and random answers, as CSV and .sav.
 
-They have the survey's shape and none of its content: for benchmarks and tests.
+The files have the survey's shape and none of its content. They serve benchmarks and tests.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
-ROWS, COLUMNS = 97_220, 600  # of version 6, about
+ROWS, COLUMNS = 97_220, 600  # about the size of version 6 of the file
 COUNTRIES = 64
 _ROWS_AT_ONCE = 4000
 _ASKED = ("B_COUNTRY_ALPHA", "W_WEIGHT", *(f"Q{i}" for i in range(1, 291)), "Q234A")
-Tell = Callable[[int], None]  # called with the rows written so far
+OnRows = Callable[[int], None]  # called with the number of rows written so far
 
 
 def column_names(columns: int) -> tuple[str, ...]:
-    """The survey's own columns first, then as many others as it takes."""
+    """Return the survey's columns, followed by as many others as needed."""
     return (*_ASKED[:columns], *(f"X{i}" for i in range(1, columns - len(_ASKED) + 1)))
 
 
-def write_csv(path: Path, rows: int, columns: int, seed: int = 0, tell: Tell | None = None) -> None:
-    """A CSV of `rows` respondents; `tell` hears of its growth."""
+def write_csv(
+    path: Path, rows: int, columns: int, seed: int = 0, on_rows: OnRows | None = None
+) -> None:
+    """Write a CSV of `rows` respondents, calling `on_rows` after each block of rows."""
     texts = np.array([str(code) for code in range(-5, 11)], dtype=object)
     with open(path, "w", encoding="utf-8") as file:
         file.write(",".join(column_names(columns)) + "\n")
@@ -32,18 +34,21 @@ def write_csv(path: Path, rows: int, columns: int, seed: int = 0, tell: Tell | N
             starts = zip(country_R.tolist(), weight_R.tolist(), texts[codes_RxC + 5], strict=True)
             for country, weight, cells in starts:
                 file.write(f"{_country(country)},{weight!r},{','.join(cells)}\n")
-            if tell is not None:
-                tell(done)
+            if on_rows is not None:
+                on_rows(done)
 
 
-def write_sav(path: Path, rows: int, columns: int, seed: int = 0, tell: Tell | None = None) -> None:
-    """The same respondents as a compressed .sav file; `columns` is a multiple of 8.
+def write_sav(
+    path: Path, rows: int, columns: int, seed: int = 0, on_rows: OnRows | None = None
+) -> None:
+    """Write the same respondents as a compressed .sav file; `columns` must be a multiple of 8.
 
-    Compression codes come in groups of eight, then the values that no code stands for: here the
-    country and the weight, both in a row's first group, so that every row has the same length.
+    Compression codes come in groups of eight, followed by the values that have no code. Here these
+    are the country and the weight, both in the first group of a row, so that every row has the same
+    length.
     """
     if columns % 8:
-        raise ValueError(f"columns={columns}; a multiple of 8")
+        raise ValueError(f"columns={columns}: must be a multiple of 8")
     with open(path, "wb") as file:
         file.write(sav_header(rows, column_names(columns)))
         for done, country_R, weight_R, codes_RxC in _respondents(rows, columns, seed):
@@ -55,14 +60,17 @@ def write_sav(path: Path, rows: int, columns: int, seed: int = 0, tell: Tell | N
             out_RxB[:, 16:24] = weight_R.astype("<f8")[:, None].view(np.uint8)
             out_RxB[:, 24:] = codes_RxC[:, 6:] + 100
             file.write(out_RxB.tobytes())
-            if tell is not None:
-                tell(done)
+            if on_rows is not None:
+                on_rows(done)
 
 
 def _respondents(
     rows: int, columns: int, seed: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """(rows so far, country, weight, codes): codes 1...10, and -5...-1 in 8 % of the cells."""
+    """Yield blocks of respondents: rows so far, country, weight and codes.
+
+    Codes are 1 to 10, and -5 to -1 (missing) in 8 % of the cells.
+    """
     rng = np.random.default_rng(seed)
     for start in range(0, rows, _ROWS_AT_ONCE):
         n = min(_ROWS_AT_ONCE, rows - start)
@@ -78,7 +86,7 @@ def _country(index: int) -> str:
 
 
 def sav_header(rows: int, names: tuple[str, ...]) -> bytes:
-    """The dictionary of an SPSS system file: short names, then the long ones."""
+    """Return the dictionary of an SPSS system file: the short names, then the long ones."""
     head = b"$FL2" + b"@(#) SPSS DATA FILE".ljust(60)
     head += struct.pack("<5id", 2, len(names), 1, 0, rows, 100.0)
     head += b"01 Jan 26" + b"00:00:00" + b" " * 64 + b"\0" * 3

@@ -12,21 +12,17 @@ country's, its CCT variant on "p2". A prompt's tokens are those that answering u
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxalign.answering.encode import encode
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import write_json
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.culturespa.encode_styles import encode_styles
 from jaxalign.methods.culturespa.select import Pair
 from jaxalign.methods.culturespa.styles import Interviews, Style
 from jaxalign.prompts import Message
-from jaxalign.runs import write_json
 from jaxalign.surveys.survey import Item
 from jaxalign.training.packing import Example
 
@@ -105,22 +101,6 @@ def longest_examples(
     numbers = {codes: _numbers(tokens, codes) for codes in {item.codes for item in items}}
     answers = [max(map(len, numbers[item.codes].values())) + 1 for item in items]
     return [prompt + answer for prompt, answer in zip(longest, answers, strict=True)]
-
-
-def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line of JSON for each row, UTF-8; the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_dataset_info(folder: Path, files: Mapping[str, str]) -> None:

@@ -29,8 +29,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from jaxalign.core import templates
 from jaxalign.core.errors import UserError
 from jaxalign.methods.culturespa.filters import bare_numbers
 from jaxalign.methods.culturespa.parsing import (
@@ -210,14 +209,8 @@ def load_prompt(path: Path | None = None) -> str:
 
 def render(prompt: str, topic: str, examples: Sequence[Written]) -> str:
     """The user's message. Raises UserError with jinja2's complaint."""
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False
-    )
-    try:
-        template = environment.from_string(prompt)
-        return template.render(topic=topic, examples=list(map(as_json, examples))).strip()
-    except jinja2.TemplateError as error:
-        raise UserError(f"prompt template: {error}") from None
+    values = {"topic": topic, "examples": list(map(as_json, examples))}
+    return templates.render("question.jinja", prompt, **values)
 
 
 def as_json(question: Written) -> str:

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.core.files import write_json_lines
 from jaxalign.methods.culturespa.ask import Replies
 from jaxalign.methods.culturespa.dataset import (
     to_examples,
     to_rows,
     write_dataset_info,
-    write_jsonl,
 )
 from jaxalign.methods.culturespa.select import Selection, cds, changed, crqpc, expected_noise, rds
 from jaxalign.methods.culturespa.settings import Config
@@ -85,7 +85,7 @@ def write_selected(
         return
     for method, some in selected.items():
         rows = to_rows(some.pairs, questions.items, study.interviews, TRAINED[method])
-        write_jsonl(folder / f"{method}.jsonl", rows)
+        write_json_lines(folder / f"{method}.jsonl", rows)
     write_dataset_info(folder, {method: f"{method}.jsonl" for method in selected})
     pairs = {
         method: [dataclasses.astuple(pair) for pair in some.pairs]

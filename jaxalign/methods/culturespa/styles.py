@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import jinja2
 import numpy as np
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.templates import render
 from jaxalign.methods.prompting import icl_examples
 from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_prompt
 from jaxalign.stats.culture_lines import between_countries
@@ -56,12 +56,8 @@ def load_texts(folder: Path | None = None) -> Texts:
 
 
 def _system(name: str, source: str, **values: object) -> Message:
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
-    try:
-        text = environment.from_string(source).render(**values)
-    except Exception as error:  # a template may hold any expression
-        raise UserError(f"prompt text {name}.jinja: {error}; mend the file") from None
-    return {"role": "system", "content": text.strip()}
+    text = render(f"{name}.jinja", source, trim_blocks=False, **values)
+    return {"role": "system", "content": text}
 
 
 def named(country: str) -> str:

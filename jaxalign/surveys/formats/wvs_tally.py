@@ -6,11 +6,11 @@ any length is read in constant memory.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import write_atomically
 from jaxalign.surveys.formats.files import bad
 
 MOST_CODES = 64  # codes 0...63: the longest scale has 11, a list of parties or years has far more
@@ -177,15 +178,7 @@ def load_tally(path: Path) -> Tally | None:
 
 
 def save_tally(path: Path, tally: Tally) -> None:
-    """Keep a tally: written aside and renamed, so that it is never seen half-written. A folder
-    that cannot be written to is done without."""
-    aside = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            aside = Path(file.name)
-            np.savez_compressed(file, **dataclasses.asdict(tally))
-        aside.replace(path)
-    except OSError:
-        if aside is not None:
-            aside.unlink(missing_ok=True)
+    """Keep a tally for the next time; where the folder cannot be written to, do nothing."""
+    fields = dataclasses.asdict(tally)
+    with contextlib.suppress(OSError):
+        write_atomically(path, lambda file: np.savez_compressed(file, **fields))

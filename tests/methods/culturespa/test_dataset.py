@@ -8,13 +8,13 @@ import json
 import pytest
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import write_json_lines
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.culturespa.dataset import (
     longest_examples,
     to_examples,
     to_rows,
     write_dataset_info,
-    write_jsonl,
 )
 from jaxalign.methods.culturespa.encode_styles import encode_styles
 from jaxalign.methods.culturespa.select import Pair
@@ -82,7 +82,7 @@ def test_the_target_is_what_answering_scores(tokens):
 
 def test_rows_are_plain_conversations(tmp_path):
     rows = to_rows(PAIRS, ITEMS, INTERVIEWS)
-    write_jsonl(tmp_path / "data" / "joint.jsonl", rows)
+    write_json_lines(tmp_path / "data" / "joint.jsonl", rows)
     lines = (tmp_path / "data" / "joint.jsonl").read_text("utf-8").splitlines()
     read = [json.loads(line) for line in lines]
     assert read == rows
@@ -105,15 +105,6 @@ def test_dataset_info_names_file_and_tags(tmp_path):
     assert roles == {tags["system_tag"], tags["user_tag"], tags["assistant_tag"]}
     assert all(tags["content_tag"] in message for message in row[column])
     assert info["joint"]["formatting"] == "sharegpt"
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "joint.jsonl"
-    write_jsonl(path, [{"messages": []}])
-    with pytest.raises(TypeError):
-        write_jsonl(path, [{"messages": [1]}, {"messages": object()}])
-    assert path.read_text() == '{"messages": []}\n'
-    assert [p.name for p in tmp_path.iterdir()] == ["joint.jsonl"]
 
 
 def test_bad_pairs_are_named(tokens):

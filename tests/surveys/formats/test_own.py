@@ -300,7 +300,7 @@ def test_bench_survey(
     assert "load average" in said
     with pytest.raises(UserError, match="columns=9"):
         bench_survey.Config(columns=9)
-    with pytest.raises(UserError, match=r"--json .*absent.*: no such folder"):
+    with pytest.raises(UserError, match=r"`json` .*absent.*: no such folder"):
         bench_survey.Config(json=tmp_path / "absent" / "b.json")
 
 

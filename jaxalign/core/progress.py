@@ -1,0 +1,88 @@
+"""Progress of long functions, reported through a callback.
+
+A long function has a parameter `on_progress: OnProgress = ignore`. It calls it once before the
+first step, with the number of steps that are already done, and then after each step::
+
+    def train(data, on_progress: OnProgress = ignore):
+        on_progress(Progress("step", 0, len(data)))
+        for done, batch in enumerate(data, start=1):
+            ...
+            on_progress(Progress("step", done, len(data), fields={"loss": f"{loss:.3f}"}))
+
+Commands draw these events as bars (`jaxalign.runs.console.progress_bars`); a notebook may do
+anything else with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a task has come.
+
+    Attributes:
+        task: What one step is, in a word or two, such as "generation".
+        done: Number of steps that are done.
+        total: Number of steps of the whole task.
+        unit: Plural name of what the speed is measured in, such as "candidates".
+        units_per_step: Number of units in one step.
+        fields: Short texts to show, by name, such as {"loss": "0.31"}.
+    """
+
+    task: str
+    done: int
+    total: int
+    unit: str = "steps"
+    units_per_step: int = 1
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def ignore(progress: Progress) -> None:
+    """Do nothing: the default callback of functions that report progress."""
+
+
+class Speed:
+    """Steps per second over the last updates.
+
+    Time counts from the first update on, so that whatever precedes it (compilation) is left out.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, window: int = 50) -> None:
+        """Start without updates; `window` is the number of updates that are averaged over."""
+        self._clock = clock
+        self._updates: deque[tuple[float, int]] = deque(maxlen=window)  # (seconds, steps done)
+
+    def update(self, done: int) -> None:
+        """Record that `done` steps are done by now."""
+        self._updates.append((self._clock(), done))
+
+    @property
+    def updates(self) -> int:
+        """Number of updates that are remembered."""
+        return len(self._updates)
+
+    def per_second(self) -> float | None:
+        """Return the steps per second; None before there are two updates."""
+        if len(self._updates) < 2:
+            return None
+        (first, steps), (last, more) = self._updates[0], self._updates[-1]
+        return (more - steps) / (last - first) if last > first and more > steps else None
+
+    def seconds_left(self, total: int) -> float | None:
+        """Return the estimated seconds until `total` steps are done; None without a speed.
+
+        The estimate counts down between updates and never falls below zero.
+        """
+        speed = self.per_second()
+        if speed is None:
+            return None
+        last, done = self._updates[-1]
+        return max(0.0, (total - done) / speed - (self._clock() - last))

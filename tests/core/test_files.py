@@ -1,0 +1,91 @@
+"""Files are replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+
+from jaxalign.core.errors import UserError
+from jaxalign.core.files import (
+    check_new_file,
+    staging_folder,
+    write_atomically,
+    write_json,
+    write_json_lines,
+    write_text,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_bytes_a_function_and_text_are_written(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "made" / "a.bin", b"\x00\xff")
+    assert (tmp_path / "made" / "a.bin").read_bytes() == b"\x00\xff"
+    write_atomically(tmp_path / "b.npy", lambda file: np.save(file, np.arange(3)))
+    np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), [0, 1, 2])
+    write_text(tmp_path / "c.txt", "né\n")
+    assert (tmp_path / "c.txt").read_bytes() == "né\n".encode()
+    assert names(tmp_path) == ["b.npy", "c.txt", "made"]
+
+
+def test_everybody_may_read_the_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "a")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o644
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+
+    def fail(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, fail)
+    with pytest.raises(ValueError, match=r"file\.a is nan"):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(TypeError):
+        write_json_lines(path, [{"messages": [1]}, {"messages": object()}])
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "rows.jsonl", ({"é": i} for i in range(2)))
+    assert (tmp_path / "rows.jsonl").read_text("utf-8") == '{"é": 0}\n{"é": 1}\n'
+
+
+def test_staged_files_are_moved_together(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with staging_folder(folder, last="config.json") as staged:
+        for name in ("z.bin", "config.json", "a.bin"):
+            (staged / name).write_text(name)
+        assert names(folder) == [staged.name]
+    assert names(folder) == ["a.bin", "config.json", "z.bin"]
+
+
+def test_nothing_is_moved_where_staging_fails(tmp_path: Path) -> None:
+    def fail() -> None:
+        with staging_folder(tmp_path, last="b") as staged:
+            (staged / "a").write_text("a")
+            raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        fail()
+    assert names(tmp_path) == []
+
+
+def test_a_file_that_cannot_be_put_there_is_refused_before_any_work(tmp_path: Path) -> None:
+    check_new_file(None, "json")
+    check_new_file(tmp_path / "a.json", "json")
+    with pytest.raises(UserError, match=f"`json` {tmp_path}: a folder; name a file in it"):
+        check_new_file(tmp_path, "json")
+    with pytest.raises(UserError, match=r"`json` .*/absent/a\.json: no such folder"):
+        check_new_file(tmp_path / "absent" / "a.json", "json")
