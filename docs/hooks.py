@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -34,9 +35,12 @@ import contextlib, io, json
 from jaxalign import cli
 texts = {}
 for name in cli.COMMANDS:
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+    # A UTF-8 stream: on any other the help is printed without its boxes.
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         cli.main([name, "--help"])
-    texts[name] = [cli.COMMANDS[name].summary, out.getvalue()]
+    out.flush()
+    texts[name] = [cli.COMMANDS[name].summary, out.buffer.getvalue().decode()]
 print(json.dumps(texts))
 """
 
@@ -73,15 +77,13 @@ def api_page() -> str:
 
 def commands_page() -> str:
     """Return one section for each sub-command, made from its `--help`."""
-    environment = os.environ | {"COLUMNS": "2000", "JAX_PLATFORMS": "cpu", "NO_COLOR": "1"}
+    environment = os.environ | {"COLUMNS": "100", "JAX_PLATFORMS": "cpu", "NO_COLOR": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", _HELP_OF_ALL], capture_output=True, text=True, env=environment
     )
     if done.returncode:
         raise RuntimeError(f"the help of the commands could not be read: {done.stderr}")
-    import json
-
     return "\n".join(
         section(name, summary, text) for name, (summary, text) in json.loads(done.stdout).items()
     )
@@ -109,7 +111,7 @@ def read_help(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
     """Parse the help text of one command.
 
     Args:
-        text: Help with boxes, printed so wide that no line is wrapped.
+        text: Help with boxes below each other, as it is printed in 100 columns.
 
     Returns:
         The title of each box, and its options with their descriptions.
@@ -124,7 +126,7 @@ def read_help(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
             is_positional = boxes[-1][0] == "positional arguments"
             if starts_option and (content.startswith("-") or is_positional):
                 option, _, description = content.partition("  ")
-                options.append((option.strip(), description.strip()))
+                options.append((option.replace("{None}|", "").strip(), description.strip()))
             elif options and not starts_option:
                 option, description = options[-1]
                 options[-1] = (option, f"{description} {content.strip()}".strip())
