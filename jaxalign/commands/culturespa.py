@@ -46,14 +46,14 @@ from jaxalign.methods.culturespa.step_select import (
 from jaxalign.methods.culturespa.step_tune import tune
 from jaxalign.methods.culturespa.step_write import seed_folder, write_all
 from jaxalign.methods.culturespa.study import Study, read_study
-from jaxalign.runs import Run, check
+from jaxalign.runs import Run, check_run
 from jaxalign.surveys.survey import Survey
 
 
 def run_culturespa(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
     out = _directory(config)
-    check(out, config, config.resume)
+    check_run(out, config, config.resume)
     study = read_study(config)
     facts = study.facts()
     print(f"model {study.folder}: {study.llama.num_hidden_layers} layers, {study.llama.dtype}")

@@ -37,7 +37,7 @@ from jaxalign.lm.tokenizer import Tokenizer, check_vocabulary
 from jaxalign.lm.weights import Params, param_shardings
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.report.plots import training_losses
-from jaxalign.runs import Run, check, may_change
+from jaxalign.runs import Run, check_run, may_change
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.sharding import replicated
 from jaxalign.training.conversations import hold_out, read_conversations
@@ -94,7 +94,7 @@ class Config:
 
 def tune(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
-    check(config.out, config, config.resume)
+    check_run(config.out, config, config.resume)
     folder = config.model or MODEL_FOLDER
     llama = read_config(folder, _dtype(config))
     tokens = Tokenizer.load(folder)
