@@ -73,10 +73,10 @@ def fitting_chunk(
         if needed <= available:
             return chunk, needed
         chunk //= 2
-    return chunk, refuse_what_does_not_fit(build(chunk), device, remedy)
+    return chunk, check_fits(build(chunk), device, remedy)
 
 
-def refuse_what_does_not_fit(compiled: Any, device: jax.Device, remedy: str) -> int:
+def check_fits(compiled: Any, device: jax.Device, remedy: str) -> int:
     """The program's bytes per device. UserError, with `remedy`, when the device has fewer."""
     needed, available = needed_bytes(compiled), available_bytes(device)
     if available is not None and needed > available:
