@@ -28,7 +28,7 @@ from jaxalign.commands.reports.culturespa_plots import write_plots
 from jaxalign.commands.reports.culturespa_tables import show_result
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint
-from jaxalign.lm.lora import Adapter
+from jaxalign.lm.lora import AdapterWeights
 from jaxalign.lm.weights import Params, param_shardings
 from jaxalign.methods.culturespa.ask import Replies, ask, part, plan
 from jaxalign.methods.culturespa.result import make_result
@@ -119,7 +119,7 @@ def fine_tune(
     run: Run,
     questions: Mapping[int, Survey],
     chosen: Mapping[int, Mapping[str, Selection]],
-) -> dict[tuple[int, str], Adapter]:
+) -> dict[tuple[int, str], AdapterWeights]:
     """Step 4: adapters by seed and name, those of single countries under "specific-" names."""
     shared, specific = {}, {}
     for seed, some in chosen.items():

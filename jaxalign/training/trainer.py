@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.lora import Adapter, LoraConfig
+from jaxalign.lm.lora import AdapterWeights, LoraConfig
 from jaxalign.lm.weights import Params
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runs.console import Progress
@@ -183,7 +183,7 @@ def fit(
     return state
 
 
-def adapters(trainer: Trainer, state: TrainState) -> dict[str, Adapter]:
+def adapters(trainer: Trainer, state: TrainState) -> dict[str, AdapterWeights]:
     """The trained adapter (or weights) of each name, without the leading axis; laid out as the
     weights are. Every process must call this."""
     return {
