@@ -349,7 +349,7 @@ def test_a_setting_changed_since_is_named_as_its_option(tmp_path):
     first = experiment.Config(out=tmp_path / "run")
     Run.create(first.out, first, {}).close()
     other = dataclasses.replace(first, writing=dataclasses.replace(first.writing, per_topic=3))
-    with pytest.raises(UserError, match=": `writing.per_topic` was 20 and is 3 now"):
+    with pytest.raises(UserError, match=r": `writing\.per_topic` was 20 and is 3 now"):
         Run.create(first.out, other, {}, resume=True)
 
 
