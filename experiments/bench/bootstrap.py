@@ -18,7 +18,8 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.runs.console import main, print_table
-from jaxalign.stats.bootstrap import METRICS, ItemStats, bootstrap, item_stats
+from jaxalign.stats.comparison import ItemStats, compare, item_stats
+from jaxalign.stats.metrics import DEFAULT_METRICS
 from jaxalign.surveys.tables import Tables
 
 
@@ -50,7 +51,8 @@ def bench(config: Config) -> None:
     rows = [_row(config, systems) for systems in config.sets]
     print_table(
         f"Question bootstrap: {config.countries} countries × {config.items} items × "
-        f"{len(METRICS)} metrics, {config.resamples:,} resamples, {jax.devices()[0].device_kind}",
+        f"{len(DEFAULT_METRICS)} metrics, {config.resamples:,} resamples, "
+        f"{jax.devices()[0].device_kind}",
         ("sets of answers", "seconds", "processor seconds", "seconds to compile"),
         rows,
     )
@@ -62,7 +64,7 @@ def _row(config: Config, systems: int) -> list[object]:
     key = jax.random.key(config.seed)
     # Compile ahead of time, so that compilation and the run are timed separately.
     started = time.perf_counter()
-    compiled = bootstrap.lower(stats, key, resamples=config.resamples).compile()
+    compiled = compare.lower(stats, key, resamples=config.resamples).compile()
     compile_seconds = time.perf_counter() - started
     started, cpu_started = time.perf_counter(), time.process_time()
     jax.block_until_ready(compiled(stats, key))

@@ -43,7 +43,7 @@ from jaxalign.methods.culturespa.write import (
     load_request,
 )
 from jaxalign.pocket.society import held_out_survey
-from jaxalign.runs import Run, check, may_change
+from jaxalign.runs import Run, check_run, may_change
 from jaxalign.runs.console import print_table, progress_bars
 from jaxalign.surveys.formats import read_questionnaire
 from jaxalign.surveys.survey import Survey, to_json
@@ -99,7 +99,7 @@ class Inputs:
 
 def run(settings: Settings) -> None:
     """Write questions, filter them, and print what became of requests and questions."""
-    check(settings.out, settings, settings.resume)
+    check_run(settings.out, settings, settings.resume)
     inputs = read_inputs(settings)
     files, seeds = inputs.files, inputs.survey
     topics = len({item.topic for item in seeds.items})

@@ -17,7 +17,6 @@ from jaxalign.lm.model import load_model
 from jaxalign.methods.culturespa.answer import ask, in_styles
 from jaxalign.methods.culturespa.fine_tune import ModelName, fine_tune, label, training_examples
 from jaxalign.methods.culturespa.inputs import Experiment, Inputs, read_inputs, seed_folder
-from jaxalign.methods.culturespa.measure import with_adapter
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Pair, Selection
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.runs import Run
@@ -152,7 +151,7 @@ def joint_answers(
     for done, model in enumerate(selections, 1):
         lm = experiment.lm
         if model in adapters:
-            lm = with_adapter(experiment, adapters[model])
+            lm = adapters[model].merge(lm)
         key = f"{experiment.out.name} {label(model)}"
         replies = ask(experiment, lm, key, asked, seed=model[0])
         answers.setdefault(model[1], []).append(replies["p1"].answers_NxCxQ)

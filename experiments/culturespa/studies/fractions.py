@@ -29,7 +29,7 @@ from jaxalign.methods.culturespa.select import fraction
 from jaxalign.report.palette import BLUE, LINE, MUTED, VERMILION
 from jaxalign.runs import may_change
 from jaxalign.runs.console import main, print_table, progress_bars
-from jaxalign.stats.paired_scores import question_draws
+from jaxalign.stats.bootstrap import count_draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def run(settings: FractionsSettings) -> None:
             study = dataclasses.replace(experiment, out=opened.out)
             answers = joint_answers(study, finished.questions, selections)
     inputs, original = experiment.inputs, experiment.settings
-    draws = question_draws(len(inputs.survey.items), original.resamples, original.first_seed)
+    draws = count_draws(len(inputs.survey.items), original.resamples, original.first_seed)
     pairs = dict.fromkeys(answers, 0)
     for (_, name), selection in selections.items():
         pairs[name] += len(selection.pairs)

@@ -24,7 +24,7 @@ from jaxalign.commands.reports.culturespa_tables import show_guard
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_json
 from jaxalign.core.progress import Progress
-from jaxalign.lm.lora_files import load_lora
+from jaxalign.lm.lora import Adapter
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.culturespa.answer import BASE, right_answers
 from jaxalign.methods.culturespa.fine_tune import (
@@ -34,7 +34,7 @@ from jaxalign.methods.culturespa.fine_tune import (
     label,
 )
 from jaxalign.methods.culturespa.inputs import Experiment, read_guard
-from jaxalign.methods.culturespa.measure import TUNED, model_names, with_adapter
+from jaxalign.methods.culturespa.measure import TUNED, model_names
 from jaxalign.methods.culturespa.result import GUARD_POINTS, guard_record
 from jaxalign.report.palette import BLUE, LINE, MUTED, VERMILION
 from jaxalign.runs.console import main, progress_bars
@@ -82,8 +82,8 @@ def ask_each(
     after_Q = {}
     on_progress(Progress("guard: model", 0, len(names), "models"))
     for done, name in enumerate(names, 1):
-        _, adapter = load_lora(adapter_folder(experiment.out, name), lm.config)
-        after_Q[name] = right_answers(experiment, with_adapter(experiment, adapter), label(name))
+        adapter = Adapter.load(adapter_folder(experiment.out, name), lm)
+        after_Q[name] = right_answers(experiment, adapter.merge(lm), label(name))
         on_progress(Progress("guard: model", done, len(names), "models"))
     return before_Q, after_Q
 

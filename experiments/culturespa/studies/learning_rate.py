@@ -31,7 +31,7 @@ from jaxalign.methods.culturespa.select import hold_out
 from jaxalign.report.palette import BLUE, MUTED, VERMILION
 from jaxalign.runs import Run, may_change
 from jaxalign.runs.console import main, print_table, progress_bars
-from jaxalign.stats.bootstrap import seed_interval
+from jaxalign.stats.intervals import seed_interval
 
 _PROGRAM = "shared"  # a step has as many examples as one of the joint model
 
@@ -111,7 +111,7 @@ def make_record(losses: dict[ModelName, dict[str, Any]], pairs: dict[int, int]) 
         rates[rate] = {
             "training": float(np.mean([each["training"] for each in by_seed])),
             "held_out": float(ends_S.mean()),
-            "seed_interval": None if interval is None else interval[1:],
+            "seed_interval": None if interval is None else interval.bounds,
             "by_seed": ends_S,
             "curve": dict(zip(steps, curve_SxL.mean(axis=0).tolist(), strict=True)),
         }

@@ -34,8 +34,8 @@ from jaxalign.methods.base import METHODS
 from jaxalign.methods.culturespa.result import PERSONAS
 from jaxalign.report.palette import HEAT
 from jaxalign.runs.console import main, print_table
-from jaxalign.stats.bootstrap import seed_interval
-from jaxalign.stats.culture_lines import alignment, between_countries
+from jaxalign.stats.alignment import alignment, between_countries
+from jaxalign.stats.intervals import seed_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +93,7 @@ def correlations(by_seed_RxCxC: np.ndarray, human_CxC: np.ndarray) -> dict[str, 
         interval = seed_interval(known) if len(known) and np.ptp(known) > 0 else None
         record[name] = {
             "mean": float(known.mean()) if len(known) else None,
-            "seed_interval": None if interval is None else interval[1:],
+            "seed_interval": None if interval is None else interval.bounds,
             "by_seed": values,
         }
     record["mantel_p"] = mantel(by_seed_RxCxC.mean(axis=0), human_CxC)

@@ -48,7 +48,7 @@ from jaxalign.methods.culturespa.select import Divergence, Selection, crqpc, div
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.runs import may_change
 from jaxalign.runs.console import main, print_table, progress_bars
-from jaxalign.stats.paired_scores import question_draws
+from jaxalign.stats.bootstrap import count_draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def compare(
         answers: Answers [seeds, runs, C, Q] by selection, and of P1.
         pairs: Number of pairs trained on, over all seeds.
     """
-    draws = question_draws(len(inputs.survey.items), original.resamples, original.first_seed)
+    draws = count_draws(len(inputs.survey.items), original.resamples, original.first_seed)
 
     def minus(a: str, b: str) -> dict[str, Any]:
         return difference(*paired(answers[a], answers[b], inputs, draws))

@@ -22,7 +22,7 @@ from jaxalign.core.files import write_json
 from jaxalign.methods.base import CRQPC, RDS
 from jaxalign.report.palette import BLUE, LINE, ORANGE
 from jaxalign.runs.console import main, print_table
-from jaxalign.stats.bootstrap import seed_interval
+from jaxalign.stats.intervals import seed_interval
 
 
 def run(settings: RunSettings) -> None:
@@ -90,8 +90,8 @@ def _estimate(values_S: np.ndarray) -> dict[str, float | None]:
     mean = float(known.mean()) if len(known) else None
     return {
         "mean": mean,
-        "low": None if interval is None else max(interval[1], 0.0),
-        "high": None if interval is None else min(interval[2], 100.0),
+        "low": None if interval is None else max(interval.low, 0.0),
+        "high": None if interval is None else min(interval.high, 100.0),
     }
 
 

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from jaxalign.core.files import MetricsFile
 from jaxalign.lm.lora import Adapter
-from jaxalign.lm.lora_files import load_lora, save_lora
 from jaxalign.methods.culturespa.dataset import to_examples
 from jaxalign.methods.culturespa.inputs import Experiment, seed_folder
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
@@ -117,7 +116,6 @@ def fine_tune(
     Models without examples are left out. `program` names the folder of checkpoints and decides how
     many examples a step has.
     """
-    lm, lora = experiment.lm, experiment.settings.lora
     examples = {name: rows for name, rows in examples.items() if rows}
     folders = {name: adapter_folder(experiment.out, name) for name in examples}
     if not examples:
@@ -125,8 +123,8 @@ def fine_tune(
     if not all((folder / "adapter_config.json").exists() for folder in folders.values()):
         trained = train(experiment, program, examples)
         for name, folder in folders.items():
-            save_lora(folder, trained[name], lm.config, lora, str(lm.folder))
-    return {name: load_lora(folder, lm.config)[1] for name, folder in folders.items()}
+            trained[name].save_peft(folder)
+    return {name: Adapter.load(folder, experiment.lm) for name, folder in folders.items()}
 
 
 def train(
@@ -172,8 +170,11 @@ def train(
             quiet=True,
             held_out=HeldOutLoss(trainer, _by_label(held_out)) if held_out else None,
         )
-    trained = adapters(trainer, state)
-    return {name: trained[label(name)] for name in examples}
+    weights, lm = adapters(trainer, state), experiment.lm
+    return {
+        name: Adapter(weights[label(name)], settings.lora, lm.config, str(lm.folder))
+        for name in examples
+    }
 
 
 def _by_label(values: Mapping[ModelName, Any]) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.core.progress import Progress
-from jaxalign.lm.lora import Adapter, merge
-from jaxalign.lm.model import LM
+from jaxalign.lm.lora import Adapter
 from jaxalign.methods.base import FINE_TUNED
 from jaxalign.methods.culturespa.answer import (
     BASE,
@@ -103,7 +102,7 @@ def _ask_each(
     conversations: dict[tuple[Style, tuple[str, ...]], StyledConversations] = {}
     on_progress(Progress("5 measure: model", 0, len(adapters), "models"))
     for done, (name, adapter) in enumerate(adapters.items(), 1):
-        adapted = with_adapter(experiment, adapter)
+        adapted = adapter.merge(lm)
         style, groups = style_of(name[1]), _groups_of(experiment, name[1])
         # Models that are asked alike share their conversations.
         if (style, groups) not in conversations:
@@ -114,12 +113,6 @@ def _ask_each(
         right[name] = float(right_answers(experiment, adapted, label(name)).mean())
         on_progress(Progress("5 measure: model", done, len(adapters), "models"))
     return replies, right
-
-
-def with_adapter(experiment: Experiment, adapter: Adapter) -> LM:
-    """Return the model with an adapter merged into its weights."""
-    lm = experiment.lm
-    return dataclasses.replace(lm, params=merge(lm.params, adapter, experiment.settings.lora))
 
 
 def style_of(model: str) -> Style:
@@ -213,7 +206,7 @@ def _changes(adapter: Adapter) -> bool:
     """Return whether an adapter changes the model; training starts with B at zero."""
     return any(
         np.any(np.asarray(tensor))
-        for tensors in adapter.values()
+        for tensors in adapter.weights.values()
         for name, tensor in tensors.items()
         if name.endswith("_b")
     )

@@ -54,7 +54,7 @@ from jaxalign.methods.culturespa.write import (
     collect_questions,
     model_writer,
 )
-from jaxalign.runs import Run, check
+from jaxalign.runs import Run, check_run
 from jaxalign.surveys.survey import Survey, load, to_json
 
 _log = logging.getLogger("jaxalign")
@@ -94,7 +94,7 @@ def run_culturespa(
         {'USA': 77.3, 'CHN': 70.9}
     """
     out = _directory(settings)
-    check(out, settings, settings.resume)
+    check_run(out, settings, settings.resume)
     inputs = read_inputs(settings)
     config, items = inputs.files.config, inputs.survey.items
     _log.info(f"model {inputs.files.folder}: {config.num_hidden_layers} layers, {config.dtype}")

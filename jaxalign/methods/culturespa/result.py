@@ -59,10 +59,10 @@ from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.culturespa.styles import STYLES, reads_answers
 from jaxalign.runs import settings_of, versions
-from jaxalign.stats.bootstrap import seed_interval
-from jaxalign.stats.culture_lines import alignment, culture_lines
-from jaxalign.stats.paired_scores import Spread, drawn_scores, question_draws, spread
-from jaxalign.stats.personas import agreement, identify
+from jaxalign.stats.alignment import agreement, alignment, culture_lines, identify
+from jaxalign.stats.bootstrap import count_draws
+from jaxalign.stats.intervals import Interval, seed_interval
+from jaxalign.stats.paired_scores import Spread, drawn_scores, spread
 
 # The model that each selection of training data gives.
 SELECTION_MODELS = {CRQPC.key: JOINT.key, RDS.key: RDS.key, CDS.key: CDS.key}
@@ -126,7 +126,7 @@ def make_record(
     unchanged = {name for name, models in measured.untrained.items() if models["all"]}
     answers = {name: a for name, a in measured.answers.items() if name not in unchanged}
     right = {name: values for name, values in measured.right.items() if name not in unchanged}
-    draws = question_draws(len(inputs.survey.items), settings.resamples, settings.first_seed)
+    draws = count_draws(len(inputs.survey.items), settings.resamples, settings.first_seed)
     scores = {name: run_scores(a, inputs, draws) for name, a in answers.items()}
     groups = settings.countries
     return {
@@ -171,7 +171,7 @@ def run_scores(answers_RxNxCxQ: np.ndarray, inputs: Inputs, draws: np.ndarray) -
     Args:
         answers_RxNxCxQ: Positions of options by seed, run, group and item; NaN for no answer.
         inputs: What the run was given; its tables hold the groups' own answers.
-        draws: How often each item is drawn in each resample, from `question_draws`.
+        draws: How often each item is drawn in each resample, from `count_draws`.
 
     Returns:
         [1 + resamples, seeds, groups]; the first row is of the items themselves.
@@ -218,8 +218,8 @@ def _intervals(score: Spread) -> dict[str, Any]:
     }
 
 
-def _bounds(interval: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    return None if interval is None else interval[-2:]
+def _bounds(interval: Interval | None) -> tuple[float, float] | None:
+    return None if interval is None else interval.bounds
 
 
 def difference(a_NxRxC: np.ndarray, b_NxRxC: np.ndarray) -> dict[str, Any]:

@@ -8,12 +8,22 @@ from pathlib import Path
 
 import pytest
 import tyro
-from jaxalign.methods.culturespa.study import CULTURES, example_lengths
 
 import jaxalign.commands.culturespa as culturespa
 from jaxalign.commands import score as score_replies
 from jaxalign.core.errors import UserError
+from jaxalign.lm.model import LM
+from jaxalign.methods.culturespa import pipeline
+from jaxalign.methods.culturespa.fine_tune import adapter_folder, adapter_names, training_examples
+from jaxalign.methods.culturespa.inputs import (
+    CULTURES,
+    Experiment,
+    Inputs,
+    example_lengths,
+    read_inputs,
+)
 from jaxalign.methods.culturespa.select import Pair, Selection
+from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.surveys.survey import Survey, to_json
 from jaxalign.training.packing import check_lengths

@@ -308,7 +308,7 @@ def test_questions_become_a_survey_that_reads_back() -> None:
         (lambda: WritingSettings(attempts=float("nan")), "`attempts` nan"),
         (lambda: WritingSettings(attempts=float("inf")), "`attempts` inf"),
         (lambda: WritingSettings(own_examples=6), "`own_examples` 6"),
-        (lambda: WritingSettings(seed=-1), "--seed -1"),
+        (lambda: WritingSettings(seed=-1), "`seed` -1"),
         (lambda: make_topics(untitled("")), "needs a topic"),
         (lambda: make_topics(untitled("a b", "a-b")), "too alike"),
     ],
