@@ -32,8 +32,7 @@ from jaxalign.report import plots
 from jaxalign.runs import settings_of, versions
 from jaxalign.runs.console import print_table
 from jaxalign.stats.held_out import HeldOut, held_out_record, permutation_test
-from jaxalign.stats.trivial import trivial_lines
-from jaxalign.stats.vsm import READINGS, Scorer, loss
+from jaxalign.stats.vsm import READINGS, Scorer, loss, trivial_lines
 from jaxalign.surveys.hofstede import DIMENSIONS
 
 METHODS = ("naive", "persona", "icl", "start", "tuned", "gradient")
