@@ -28,7 +28,7 @@ from jaxalign.runs import Run, check
 from jaxalign.runs.console import print_table
 from jaxalign.stats.analysis import analyse
 from jaxalign.stats.culture_lines import LINES
-from jaxalign.surveys.formats import read_with_shares
+from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.replies import Answers, Numbering, ReaderName, read_answers
 from jaxalign.surveys.reply_files import Mode, Replies, read_replies
 from jaxalign.surveys.survey import Survey
@@ -95,13 +95,7 @@ def _check(config: Config) -> None:
 
 def read_targets(path: Path, distributions: Path | None = None) -> Survey:
     """Whatever survey is in `path`. Raises UserError where no country's answers are."""
-    instrument = read_with_shares(path, distributions)
-    if not isinstance(instrument, Survey) or not instrument.distributions:
-        raise UserError(
-            f"--survey {path}: it does not say how any country answered; give a survey that does, "
-            "or with a CSV of your own --distributions"
-        )
-    return instrument
+    return read_answered(path, "survey", distributions, worded=False)
 
 
 def read_files(

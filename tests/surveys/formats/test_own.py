@@ -103,12 +103,12 @@ def test_every_fault_of_a_csv_is_told_with_row_and_column(tmp_path: Path) -> Non
     assert instrument is None
     assert [str(p).removeprefix(f"{path}, ") for p in problems] == [
         "row 2, column 'text': the cell is empty",
-        "row 3, column 'scale': 'sometimes'; ordinal or nominal",
+        "row 3, column 'scale': 'sometimes'; choose ordinal or nominal",
         "row 3, column 'options': '2' is not code=label with a whole number for a code",
         "row 4, column 'options': item 'c': codes [1, 1] repeat",
         "row 5, column 'id': id 'a' is in row 2 already",
-        "row 6, column 'options': item 'd': 1 options and 1 codes; give at least two of each, as "
-        "many of one as of the other",
+        "row 6, column 'options': item 'd': 1 options and 1 codes; give at least two options and "
+        "one code for each",
         "row 7, column 'id': the cell is empty",
         "row 7, column 'options': the cell is empty",
     ]
@@ -126,7 +126,7 @@ def test_every_fault_of_the_shares(tmp_path: Path) -> None:
         "row 3, column 'item': there is no item '",
         "row 4, column 'code': 'x' is no whole nu",
         "row 5, column 'code': code 9 is none of ",
-        "row 6, column 'share': '-1' is no number",
+        "row 6, column 'share': '-1' is not a nu",
         "row 8, column 'code': country USA, item ",
     ]
     shares = put(tmp_path, SHARES.replace("USA,b,7,1", "USA,b,7,0.9"), "shares.csv")
@@ -167,14 +167,14 @@ def at(text: str, what: str, after: str = "") -> tuple[int, int]:
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, str], str]] = {
     "missing field": (lambda f: f.pop("source"), ("{", ""), "the field 'source' is absent"),
-    "unknown field": (lambda f: f.update(scales=7), ("7", "scales"), "'scales' is no field here"),
-    "wording": (lambda f: f.update(wording="mine"), ('"mine"', ""), "'mine' is none of paraphrase"),
+    "unknown field": (lambda f: f.update(scales=7), ("7", "scales"), "'scales' is not a field"),
+    "wording": (lambda f: f.update(wording="mine"), ('"mine"', ""), "'mine' is not one of"),
     "a number as text": (lambda f: f.update(version=12), ("12", ""), "12 is not of type string"),
-    "no items": (lambda f: f.update(items=[]), ("[]", ""), "0 of at least 1 elements"),
+    "no items": (lambda f: f.update(items=[]), ("[]", ""), "0 elements; at least 1 must be"),
     "item a word": (lambda f: f["items"].append("c"), ('"c"', ""), "'c' is not of type object"),
     "id repeats": (lambda f: f["items"][1].update(id="a"), ('"a"', "Family"), "id 'a' repeats"),
     "empty text": (lambda f: f["items"][1].update(text=" "), ('" "', ""), "the text is empty"),
-    "scale": (lambda f: f["items"][1].update(scale="x"), ('"x"', ""), "'x' is none of ordinal"),
+    "scale": (lambda f: f["items"][1].update(scale="x"), ('"x"', ""), "'x' is not one of ordinal"),
     "code true": (
         lambda f: f["items"][0]["options"][1].update(code=True), ("true", ""), "not of type integer"
     ),
@@ -217,7 +217,7 @@ def test_syntax_errors_and_repeated_keys(tmp_path: Path) -> None:
     text = json.dumps(GOOD, indent=1).replace('"version": "1"', '"version": "1",\n "name": "again"')
     problems, _ = check_json(put(tmp_path, text, "own.json"))
     assert [str(p).removeprefix(f"{path}, ") for p in problems] == [
-        "line 4, column 2: the field 'name' comes twice; keep one"
+        "line 4, column 2: the field 'name' is there twice; keep one"
     ]
     for text, message in (
         ("[" * 100_000, "not JSON"),
