@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.runs.console import main, print_table
-from jaxalign.stats.bootstrap import METRICS, ItemStats, bootstrap, item_stats
+from jaxalign.stats.comparison import METRICS, ItemStats, compare, item_stats
 from jaxalign.surveys.tables import Tables
 
 
@@ -62,7 +62,7 @@ def _row(config: Config, systems: int) -> list[object]:
     key = jax.random.key(config.seed)
     # Compile ahead of time, so that compilation and the run are timed separately.
     started = time.perf_counter()
-    compiled = bootstrap.lower(stats, key, resamples=config.resamples).compile()
+    compiled = compare.lower(stats, key, resamples=config.resamples).compile()
     compile_seconds = time.perf_counter() - started
     started, cpu_started = time.perf_counter(), time.process_time()
     jax.block_until_ready(compiled(stats, key))

@@ -1,13 +1,14 @@
 """Cut any number of conversations into blocks of one shape, so that one compiled program does all.
 
-A block is a prefix tree of its conversations in depth-first order: what neighbours share, a lead-in
-or a question's stem, is computed once. In that order a token's descendants stand right after it,
-so one number per token, where they end, says who sees whom: token j is seen by i if
-j <= i < end[j]. Tables of keys follow from it, and masks are made on the device.
+A block is a prefix tree of its conversations in depth-first order, so that what neighbours share, a
+lead-in or a question's stem, is computed once (`jaxalign.answering.prefix_tree`). Tables of keys
+follow from where each token's descendants end; masks are made on the device.
 
-`jaxalign.answering.plan` plans one interview as tightly as possible; here it is many
-blocks, quickly, each
-padded to the shape of the largest. Pure numpy: knows neither model nor JAX.
+`jaxalign.answering.plan` lays out one set of items as tightly as possible. Here there are many
+blocks, planned quickly, each padded to the shape of the largest.
+
+Pure numpy: knows neither model nor JAX. Letters: T token, S key of a row, A answer node, Y token
+read there, R row, Q conversation, O option.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxalign.answering.plan import Spellings
+from jaxalign.answering.prefix_tree import (
+    Paths,
+    PrefixTree,
+    Spellings,
+    pad_rows,
+    sequence_table,
+    shared_length,
+)
 
 ROW, ANSWER_ROW = 64, 8  # queries that share a table of keys: tree tokens, answer nodes
 _ROUND = 32  # other sizes are rounded up to a multiple, so that like jobs share a program
@@ -25,7 +33,11 @@ _ROUND = 32  # other sizes are rounded up to a multiple, so that like jobs share
 
 @dataclasses.dataclass(frozen=True)
 class Conversations:
-    """Conversation n: the tokens of `lead_ins[p]`, then of `questions[q]`; p, q = `pairs[n]`."""
+    """Questions after lead-ins, as token ids; each distinct lead-in and question is held once.
+
+    Conversation n is the tokens of `lead_ins[p]`, then those of `questions[q]`, where p, q is
+    `pairs[n]`.
+    """
 
     lead_ins: Sequence[np.ndarray]
     questions: Sequence[np.ndarray]
@@ -36,10 +48,12 @@ class Conversations:
         return len(self.pairs)
 
     def tokens(self, n: int) -> np.ndarray:
+        """Return the token ids of conversation n."""
         p, q = self.pairs[n]
         return np.concatenate([self.lead_ins[p], self.questions[q]])
 
     def spellings(self, n: int) -> Spellings:
+        """Return the spellings of the options of conversation n's question."""
         return self.options[self.pairs[n][1]]
 
 
@@ -47,12 +61,12 @@ class Conversations:
 class Block:
     """The tree of some conversations. An answer node is a token whose next token is read."""
 
-    tokens: list[int]
-    depth: list[int]
-    end: list[int]
+    tokens: list[int]  # token ids in depth-first order
+    depth: list[int]  # of each token: how many come before it in its conversation
+    end: np.ndarray  # int32, of each token: the place after its last descendant
     scored: dict[int, dict[int, int]]  # answer node -> token read there -> its column
-    ends: set[int]  # answer nodes at the end of a conversation; the others are inside options
-    paths: list  # [conversation][option][spelling] -> (node, column) pairs
+    last_nodes: set[int]  # answer nodes that end a conversation; the others are inside options
+    paths: list[Paths]  # of each conversation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,16 +101,17 @@ class Tables:
 
 
 def cut(conversations: Conversations, block_tokens: int) -> list[range]:
-    """Consecutive conversations that make blocks of at most `block_tokens` tokens.
+    """Return consecutive conversations that make blocks of at most `block_tokens` tokens.
 
-    A conversation longer than that is a block of its own. The cut knows nothing of devices, so
-    neither do results.
+    A conversation longer than that is a block by itself. The cut does not depend on devices, so
+    results do not either.
     """
     blocks, start, total, before = [], 0, 0, np.empty(0, np.int32)
     for n in range(len(conversations)):
         tokens = conversations.tokens(n)
+        # What this conversation adds: what it does not share, and nodes inside its options.
         inside = sum(len(s) - 1 for option in conversations.spellings(n) for s in option)
-        new = len(tokens) - _shared(before, tokens) + inside
+        new = len(tokens) - shared_length(before, tokens) + inside
         if n > start and total + new > block_tokens:
             blocks.append(range(start, n))
             start, total, new = n, 0, len(tokens) + inside
@@ -104,35 +119,29 @@ def cut(conversations: Conversations, block_tokens: int) -> list[range]:
     return [*blocks, range(start, len(conversations))] if len(conversations) else []
 
 
-def plan_block(conversations: Conversations, some: range) -> Block:
-    """The tree of these conversations, and where their options are read."""
-    tree, scored, ends, paths = _Tree(), {}, set(), []
-    for n in some:
-        tokens, options = conversations.tokens(n), conversations.spellings(n)
-        end = tree.grow(tokens)
-        ends.add(end)
-        # Spellings that begin alike next to each other, so that they share their nodes.
-        places = sorted((s, o, i) for o, option in enumerate(options) for i, s in enumerate(option))
-        path = [[[] for _ in option] for option in options]
-        for spelling, o, i in places:
-            nodes = [end, *tree.branch(tokens, spelling[:-1])]
-            path[o][i] = [_read(scored, *read) for read in zip(nodes, spelling, strict=True)]
-        paths.append(path)
-    return Block(*tree.finish(), scored, ends, paths)
+def plan_block(conversations: Conversations, members: range) -> Block:
+    """Return the tree of the conversations `members`, and where their options are read."""
+    tree, last_nodes, paths = PrefixTree(depth_first=True), set(), []
+    for n in members:
+        last_node = tree.insert(conversations.tokens(n))
+        last_nodes.add(last_node)
+        paths.append(tree.read_options(last_node, conversations.spellings(n)))
+    end = tree.ends(tree.depth_first_order())
+    return Block(tree.token, tree.depth, end, tree.scored, last_nodes, paths)
 
 
 def shape_of(blocks: Iterator[Block]) -> Shape:
-    """The smallest shape, rounded up, that holds every block."""
+    """Return the smallest shape, rounded up, that holds every block."""
     most = np.max([_sizes(block) for block in blocks], axis=0).tolist()
     T, keys, A, answer_keys, Y, inner, Q, *options = most
     return Shape(
-        tokens=_up(T, ROW),
-        keys=_up(keys, _ROUND),
-        answers=_up(A + 1, _ROUND),
-        answer_keys=_up(answer_keys, _ROUND),
+        tokens=_round_up(T, ROW),
+        keys=_round_up(keys, _ROUND),
+        answers=_round_up(A + 1, _ROUND),
+        answer_keys=_round_up(answer_keys, _ROUND),
         scored=Y,
-        inner=_up(inner, _ROUND),
-        questions=_up(Q, _ROUND),
+        inner=_round_up(inner, _ROUND),
+        questions=_round_up(Q, _ROUND),
         options=options[0],
         spellings=options[1],
         spelling_tokens=options[2],
@@ -140,83 +149,35 @@ def shape_of(blocks: Iterator[Block]) -> Shape:
 
 
 def pad_block(block: Block, shape: Shape) -> Tables:
-    """The block's tables. Padding tokens see themselves alone and are read by nobody."""
+    """Return the block's tables. A padding token sees only itself, and no other token sees it."""
     nodes = sorted(block.scored)
     row = {node: a for a, node in enumerate(nodes)}
     end = _padded_end(block, shape.tokens)
     scored = np.zeros((shape.answers, shape.scored), np.int32)
     for node, columns in block.scored.items():
         scored[row[node], : len(columns)] = list(columns)
-    inner = [row[node] for node in nodes if node not in block.ends]
+    inner = [row[node] for node in nodes if node not in block.last_nodes]
     answers = _filled(nodes, shape.answers, nodes[-1])
+    size = shape.questions, shape.options, shape.spellings, shape.spelling_tokens
+    sequences = sequence_table(block.paths, row, shape.scored, size)
+    # Padding questions read one option, so that nothing is divided by zero.
+    sequences[len(block.paths) :, 0, 0, 0] = 0
     return Tables(
         tree=_filled(block.tokens, shape.tokens, 0),
         positions=_filled(block.depth, shape.tokens, 0),
         end=end,
-        keys=np.stack([_filled(keys, shape.keys, -1) for keys in _tree_keys(end)]),
-        answer_keys=np.stack(
-            [_filled(keys, shape.answer_keys, -1) for keys in _answer_keys(end, answers)]
-        ),
+        keys=pad_rows(_tree_keys(end), -1, shape.keys),
+        answer_keys=pad_rows(_answer_keys(end, answers), -1, shape.answer_keys),
         answers=answers,
         scored=scored,
-        inner=_filled(inner, shape.inner, shape.answers - 1),  # an answer that nobody reads
-        sequences=_sequences(block, row, shape),
+        inner=_filled(inner, shape.inner, shape.answers - 1),  # a padding answer, never read
+        sequences=sequences,
     )
 
 
-class _Tree:
-    """A prefix tree grown in depth-first order; a sequence shares with the one before it only."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.depth: list[int] = []
-        self.end: list[int] = []
-        self._path: list[int] = []  # nodes of the sequence grown last
-        self._last = np.empty(0, np.int32)
-
-    def grow(self, sequence: np.ndarray) -> int:
-        """Add a sequence; returns the node of its last token."""
-        shared, first = _shared(self._last, sequence), len(self.tokens)
-        self._close(shared)
-        new = len(sequence) - shared
-        self.tokens += sequence[shared:].tolist()
-        self.depth += range(shared, len(sequence))
-        self.end += [-1] * new
-        self._path += range(first, first + new)
-        self._last = sequence
-        return self._path[-1]
-
-    def branch(self, sequence: np.ndarray, after: Sequence[int]) -> list[int]:
-        """Nodes of the tokens `after` a sequence that has been grown."""
-        if not after:
-            return []
-        self.grow(np.concatenate([sequence, np.asarray(after, np.int32)]))
-        return self._path[-len(after) :]
-
-    def finish(self) -> tuple[list[int], list[int], list[int]]:
-        self._close(0)
-        return self.tokens, self.depth, self.end
-
-    def _close(self, depth: int) -> None:
-        for node in self._path[depth:]:
-            self.end[node] = len(self.tokens)
-        del self._path[depth:]
-
-
-def _read(scored: dict[int, dict[int, int]], node: int, token: int) -> tuple[int, int]:
-    columns = scored.setdefault(node, {})
-    return node, columns.setdefault(int(token), len(columns))
-
-
-def _shared(a: np.ndarray, b: np.ndarray) -> int:
-    """Tokens that both begin with."""
-    n = min(len(a), len(b))
-    differ = a[:n] != b[:n]
-    return int(np.argmax(differ)) if differ.any() else n
-
-
 def _sizes(block: Block) -> list[int]:
-    end = _padded_end(block, _up(len(block.end), ROW))
+    """Return what the block needs of each size of a `Shape`, in its order."""
+    end = _padded_end(block, _round_up(len(block.end), ROW))
     keys, answer_keys = _tree_keys(end), _answer_keys(end, np.array(sorted(block.scored)))
     options = [option for path in block.paths for option in path]
     return [
@@ -225,7 +186,7 @@ def _sizes(block: Block) -> list[int]:
         len(block.scored),
         max(map(len, answer_keys)),
         max(map(len, block.scored.values())),
-        len(block.scored) - len(block.ends),
+        len(block.scored) - len(block.last_nodes),
         len(block.paths),
         max(map(len, block.paths)),
         max(map(len, options)),
@@ -234,13 +195,16 @@ def _sizes(block: Block) -> list[int]:
 
 
 def _padded_end(block: Block, length: int) -> np.ndarray:
-    """Padding tokens see themselves alone."""
+    """Return where descendants end, int32 [length]; padding tokens see only themselves."""
     return np.append(block.end, np.arange(len(block.end), length) + 1).astype(np.int32)
 
 
 def _tree_keys(end: np.ndarray) -> list[np.ndarray]:
-    """Per row, what its tokens see: the row itself, and of what is before it the ancestors of its
-    first token. (An ancestor of a later one is either.)"""
+    """Return, per row of tree tokens, which tokens any of them sees.
+
+    These are the row itself and, of what is before it, the ancestors of its first token: an
+    ancestor of a later token is one or the other.
+    """
     return [
         np.append(np.flatnonzero(end[:i] > i), np.arange(i, i + ROW))
         for i in range(0, len(end), ROW)
@@ -248,7 +212,7 @@ def _tree_keys(end: np.ndarray) -> list[np.ndarray]:
 
 
 def _answer_keys(end: np.ndarray, answers: np.ndarray) -> list[np.ndarray]:
-    """Per row of answer nodes, the tokens that any of them sees."""
+    """Return, per row of answer nodes, which tokens any of them sees."""
     rows = []
     for i in range(0, len(answers), ANSWER_ROW):
         nodes = answers[i : i + ANSWER_ROW, None]
@@ -258,24 +222,9 @@ def _answer_keys(end: np.ndarray, answers: np.ndarray) -> list[np.ndarray]:
     return rows
 
 
-def _sequences(block: Block, row: dict[int, int], shape: Shape) -> np.ndarray:
-    """Padding questions read one option, so that nothing is divided by nothing."""
-    size = shape.questions, shape.options, shape.spellings, shape.spelling_tokens
-    table = np.full(size, -1, np.int32)
-    table[len(block.paths) :, 0, 0, 0] = 0
-    for q, path in enumerate(block.paths):
-        for o, option in enumerate(path):
-            for s, spelling in enumerate(option):
-                flat = [row[node] * shape.scored + column for node, column in spelling]
-                table[q, o, s, : len(flat)] = flat
-    return table
-
-
 def _filled(values: Sequence[int], length: int, fill: int) -> np.ndarray:
-    out = np.full(length, fill, np.int32)
-    out[: len(values)] = values
-    return out
+    return pad_rows([values], fill, length)[0]
 
 
-def _up(n: int, multiple: int) -> int:
+def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from jaxalign.answering.plan import Layout, Spellings, plan_layout
+from jaxalign.answering.plan import Layout, plan_layout
 from jaxalign.answering.plan_suffix import SuffixLayout, plan_suffix_layout
+from jaxalign.answering.prefix_tree import Spellings
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.prompts import Message, Prompts
 from jaxalign.surveys.survey import Item

@@ -1,12 +1,13 @@
-"""Plan for a soft prompt that stands *after* an item's text, instead of before it.
+"""Plan for a soft prompt that stands after an item's text instead of before it.
 
     item text of q, computed once for all candidates  |  prompt (M)  |  tail of q (N)
 
 Nothing before the prompt depends on it, so a candidate costs M + N tokens an item instead of the
 item's text: at published lengths about a quarter of the work. It is another method, not the same
-one faster: the question is read without knowledge of the prompt.
+one made faster: the model reads the question without knowing the prompt.
 
-Pure numpy: knows neither model nor JAX.
+Pure numpy: knows neither model nor JAX. Letters: Q item, S token of an item's text, M prompt token,
+N token of a tail, T = M + N token of an item's block, A answer node, Y token read there, O option.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign.answering.plan import PrefixTree, Spellings, option_paths, pad_rows, sequence_table
+from jaxalign.answering.prefix_tree import PrefixTree, Spellings, pad_rows, sequence_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,8 @@ class SuffixLayout:
     mask_QxTxT: np.ndarray  # bool: token sees token within the block
     answers: np.ndarray  # int32 [A]: index into the Q * T block tokens of each answer node
     scored_AxY: np.ndarray  # int32: token ids whose logits are read at each answer node
-    inner: np.ndarray  # int32: answer nodes inside an option (see `layout.Layout`)
-    sequences: np.ndarray  # [Q, O, spellings, tokens], as in `layout.Layout`
+    inner: np.ndarray  # int32: answer nodes inside an option (see `plan.Layout`)
+    sequences: np.ndarray  # [Q, O, spellings, tokens], as in `plan.Layout`
     tokens_asked: int  # tokens of all conversations, each whole
 
     @property
@@ -47,21 +48,40 @@ def plan_suffix_layout(
     tails: Sequence[Sequence[int]],
     options: Sequence[Spellings],
 ) -> SuffixLayout:
-    """Lay out items whose `texts` come before the prompt and whose `tails` come after it.
+    """Lay out items whose text comes before the prompt.
 
-    Raises ValueError for an empty tail, or where the lists differ in length.
+    Args:
+        texts: token ids of each item before the prompt.
+        prompt_length: M, tokens of the prompt.
+        tails: token ids of each item after the prompt, at least one.
+        options: of each item, the token ids of every spelling of every option.
+
+    Returns:
+        The layout, with a block of M + N tokens for each item.
+
+    Raises:
+        ValueError: for an empty tail, or where the lists differ in length.
+
+    >>> yes_or_no = [[(7,)], [(8,)]]
+    >>> layout = plan_suffix_layout([[1, 2, 3], [1, 4]], 2, [[5, 6], [5]], [yes_or_no] * 2)
+    >>> layout.tails_QxN.tolist(), layout.positions_QxT.tolist()
+    ([[5, 6], [5, 0]], [[3, 4, 5, 6], [2, 3, 4, 0]])
     """
     if not len(texts) == len(tails) == len(options) or not all(map(len, tails)):
         raise ValueError("every item needs a text, at least one token after the prompt, options")
-    # One node below the root for each item keeps their tails apart; it stands for the prompt.
+    # A first node with a negative number of its own keeps each item's tail apart from the others'.
+    # It stands for the item's prompt.
     tree = PrefixTree()
-    ends = [tree.insert([-1 - q, *tail]) for q, tail in enumerate(tails)]
-    scored, paths = option_paths(tree, ends, options)
+    last_nodes = [tree.insert([-1 - q, *tail]) for q, tail in enumerate(tails)]
+    paths = [tree.read_options(*pair) for pair in zip(last_nodes, options, strict=True)]
     blocks = _blocks(tree, len(tails))
     M, T = prompt_length, prompt_length + max(map(len, blocks))
     index = {node: q * T + M + i for q, block in enumerate(blocks) for i, node in enumerate(block)}
-    answer_nodes = sorted(scored, key=index.__getitem__)
-    scored_AxY = pad_rows([list(scored[node]) for node in answer_nodes], 0)
+    answer_nodes = sorted(tree.scored, key=index.__getitem__)
+    scored_AxY = pad_rows([list(tree.scored[node]) for node in answer_nodes], 0)
+    item_ends = set(last_nodes)
+    inner = [a for a, node in enumerate(answer_nodes) if node not in item_ends]
+    row = {node: a for a, node in enumerate(answer_nodes)}
     return SuffixLayout(
         texts_QxS=pad_rows(texts, 0),
         lengths_Q=np.array([len(text) for text in texts], np.int32),
@@ -71,17 +91,17 @@ def plan_suffix_layout(
         mask_QxTxT=np.stack([_mask(tree, block, M, T) for block in blocks]),
         answers=np.array([index[node] for node in answer_nodes], np.int32),
         scored_AxY=scored_AxY,
-        inner=np.array([a for a, n in enumerate(answer_nodes) if n not in set(ends)], np.int32),
-        sequences=sequence_table(paths, answer_nodes, scored, scored_AxY.shape[1]),
+        inner=np.array(inner, np.int32),
+        sequences=sequence_table(paths, row, scored_AxY.shape[1]),
         tokens_asked=sum(len(x) + M + len(y) for x, y in zip(texts, tails, strict=True)),
     )
 
 
 def _blocks(tree: PrefixTree, items: int) -> list[list[int]]:
-    """Per item its tail's nodes and those of its options, parents before children."""
+    """Return, per item, the nodes of its tail and its options, parents before children."""
     blocks: list[list[int]] = [[] for _ in range(items)]
     item = -1
-    for node in tree.preorder():
+    for node in tree.depth_first_order():
         if tree.token[node] < 0:
             item = -1 - tree.token[node]
         else:
@@ -92,21 +112,26 @@ def _blocks(tree: PrefixTree, items: int) -> list[list[int]]:
 def _positions(
     tree: PrefixTree, blocks: list[list[int]], starts: Sequence[int], M: int, T: int
 ) -> np.ndarray:
-    """A tail token's depth counts the node that stands for the prompt: two for the first."""
+    """Return the RoPE positions of every block, int32 [Q, T]; 0 for padding."""
     out = np.zeros((len(blocks), T), np.int32)
     for q, (block, start) in enumerate(zip(blocks, starts, strict=True)):
         out[q, :M] = start + np.arange(M)
-        out[q, M : M + len(block)] = [start + M + tree.depth[node] - 2 for node in block]
+        # A tail token's depth also counts the node that stands for the prompt.
+        out[q, M : M + len(block)] = [start + M + tree.depth[node] - 1 for node in block]
     return out
 
 
 def _mask(tree: PrefixTree, block: list[int], M: int, T: int) -> np.ndarray:
-    """Prompt: causal. Tail: the whole prompt, and its own ancestors in the block."""
+    """Return who sees whom in a block, bool [T, T].
+
+    The prompt is causal; a token of the tail sees the whole prompt and its own ancestors.
+    """
     mask = np.zeros((T, T), bool)
     mask[:M, :M] = np.tril(np.ones((M, M), bool))
-    place = {node: M + i for i, node in enumerate(block)}
-    for node, row in place.items():
-        parent = place.get(tree.parent[node])
+    row_of = {node: M + i for i, node in enumerate(block)}
+    for node, row in row_of.items():
+        # Parents stand before their children: a token sees what its parent sees, and itself.
+        parent = row_of.get(tree.parent[node])
         mask[row] = mask[parent] if parent is not None else np.arange(T) < M
         mask[row, row] = True
     return mask

@@ -50,16 +50,17 @@ class PrefixTree:
 
     def insert(self, tokens: Sequence[int] | np.ndarray, start: int = ROOT) -> int:
         """Add the sequence `tokens` below the node `start`; return the node of its last token."""
-        tokens = np.asarray(tokens).tolist()
-        if not tokens:
+        if len(tokens) == 0:
             return start
+        tokens, children = np.asarray(tokens).tolist(), self._children
         # Follow the nodes that are there already.
         node, shared = start, 0
         for token in tokens:
-            child = self._children[node].get(token)
+            child = children[node].get(token)
             if child is None:
                 break
-            node, shared = child, shared + 1
+            node = child
+            shared += 1
         # The rest is a chain of new nodes.
         rest, first = tokens[shared:], len(self.token)
         if rest:
@@ -69,14 +70,14 @@ class PrefixTree:
             self.parent += [node, *chain[:-1]]
             self.depth += range(below, below + len(rest))
             if self._depth_first:  # an older sibling is no longer to be shared with
-                self._children[node].clear()
-            self._children[node][rest[0]] = first
-            for above, token, child in zip(chain, rest[1:], chain[1:], strict=False):
-                self._children[above] = {token: child}
+                children[node].clear()
+            children[node][rest[0]] = first
+            for i, token in enumerate(rest[1:], first):
+                children[i] = {token: i + 1}
             node = chain[-1]
-            self._children[node] = {}
+            children[node] = {}
         elif self._depth_first:  # nor is what an older sequence has below this one's end
-            self._children[node] = {}
+            children[node] = {}
         return node
 
     def read_options(self, end: int, options: Spellings) -> Paths:
@@ -124,13 +125,17 @@ class PrefixTree:
 
         int32 [T]. Places are positions in `order`.
         """
-        place = {node: i for i, node in enumerate(order)}
-        ends = np.arange(1, len(order) + 1, dtype=np.int32)
-        # From the back, so that a token's own end is known before its parent asks for it.
-        for i in range(len(order) - 1, -1, -1):
-            parent = place.get(self.parent[order[i]])
-            if parent is not None and ends[parent] < ends[i]:
-                ends[parent] = ends[i]
+        depth = np.array([self.depth[node] for node in order], np.int32)
+        ends = np.empty(len(order), np.int32)
+        # A new branch starts wherever a token is not deeper than the one before it. There, all
+        # tokens of the path so far that are as deep as the branch have seen their last descendant.
+        starts = [*(np.flatnonzero(np.diff(depth) <= 0) + 1).tolist(), len(order)]
+        path, at = np.empty(len(order), np.int32), 0  # place of the path's token at each depth
+        for start in starts:
+            path[depth[at] : depth[start - 1] + 1] = np.arange(at, start)
+            top = depth[start] if start < len(order) else 0
+            ends[path[top : depth[start - 1] + 1]] = start
+            at = start
         return ends
 
     def trunk_length(self) -> int:

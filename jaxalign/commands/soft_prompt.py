@@ -101,7 +101,7 @@ def tune_prompts(config: Config) -> None:
         state, seconds = evolve(config, run, evolution, objective, space)
         best = evolution.best(state)
         z_CxZ = jnp.stack([z_Z for z_Z, _ in best])
-        tuned = {"start": space.start, "de": decode_each(space, z_CxZ)}
+        tuned = {"start": space.start, "tuned": decode_each(space, z_CxZ)}
         if program.control is not None:
             z_CxZ = descend(config, program.control, local_view(objective))
             tuned["gradient"] = decode_each(space, z_CxZ)
@@ -113,7 +113,7 @@ def tune_prompts(config: Config) -> None:
         )
         for method, prompts_CxMxD in tuned.items():
             held_out[method] = ask_prompts(study.llama, interview, prompts_CxMxD)
-        save_prompts(config, study, run, tuned["de"])
+        save_prompts(config, study, run, tuned["tuned"])
         finish(config, study, facts, run, scorer, module, held_out, seconds)
 
 

@@ -1,12 +1,12 @@
-"""Prefill and sampling of one batch, as one compiled program.
+"""Decode one batch: prefill the KV cache and sample tokens, as one compiled program.
 
 A sequence's slots in the KV cache:
 
-    soft prompt (M) | prompt | padding up to M + P | new tokens (slot M + P + step)
+    prompt | padding up to P | new tokens (slot P + step)
 
-New tokens share a slot across the batch, so that a step writes one slice; what a sequence sees is
-up to a mask, and RoPE counts its own tokens only. The cache is updated in place. The loop ends when
-every sequence has stopped.
+All sequences of a batch write their new token to the same slot, so that a step writes one slice. A
+mask decides what each sequence sees, and RoPE counts a sequence's own tokens only. The cache is
+updated in place. The loop ends when every sequence has stopped.
 """
 
 from __future__ import annotations
@@ -31,23 +31,22 @@ _UNSEEN = float(np.finfo(np.float32).min)
 
 @struct.dataclass
 class Batch:
-    """Prompts of one padded length. A row of length 0 is padding and gets no reply."""
+    """Prompts padded to one length. A row of length 0 is padding and gets no reply.
 
-    prefix_BxMxD: jax.Array  # soft prompts; M may be 0
+    The token id `vocab_size + i` stands for row i of `extra_ExD`; without that table, the program
+    has no trace of it.
+    """
+
     tokens_BxP: jax.Array  # int32, padding on the right
-    lengths_B: jax.Array  # int32: real prompt tokens
-    ids_B: jax.Array  # uint32: what a row's random key is made from, with
+    lengths_B: jax.Array  # int32: number of tokens of each prompt
+    ids_B: jax.Array  # uint32: a row's random key is made from this id and the seed
     seed: jax.Array  # uint32 scalar
+    extra_ExD: jax.Array | None = None  # embeddings beyond the vocabulary (soft prompts)
 
     @property
     def slots(self) -> int:
-        """Cache slots before the new tokens."""
-        return self.prefix_BxMxD.shape[1] + self.tokens_BxP.shape[1]
-
-    @property
-    def starts_B(self) -> jax.Array:
-        """int32: soft-prompt and prompt tokens, which is the first new token's position."""
-        return self.prefix_BxMxD.shape[1] + self.lengths_B
+        """Number of cache slots before the new tokens."""
+        return self.tokens_BxP.shape[1]
 
 
 @struct.dataclass
@@ -57,7 +56,8 @@ class _State:
     stopped_B: jax.Array
     cache: Cache
     # Keys and values of the token before the newest, which the next step writes before it reads
-    # the cache. Written after reading, the last layer's cache would be copied at every step.
+    # the cache. If they were written after reading, XLA would copy the last layer's cache in every
+    # step instead of updating it in place.
     unwritten: Cache
 
 
@@ -70,13 +70,14 @@ def decode_batch(
     stop_tokens: jax.Array,
     mesh: Mesh | None = None,
 ) -> jax.Array:
-    """New tokens, int32 [B, max_new_tokens]; meaningless after a row's first stop token.
+    """Return the new tokens of a batch, int32 [B, max_new_tokens].
 
-    With a mesh, every device gets all of them.
+    They are meaningless after a row's first stop token. With a mesh, every device gets all of them.
     """
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(batch.seed), batch.ids_B)
 
     def take(state: _State, logits_BxV: jax.Array) -> _State:
+        # A token's key depends on its sequence and its step only, not on the batch.
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.step)
         token_B = next_tokens(sampling, keys, logits_BxV)
         stops_B = jnp.any(token_B[:, None] == stop_tokens[None], axis=-1)
@@ -98,13 +99,13 @@ def decode_batch(
 def _prefill(
     config: LlamaConfig, params: Params, batch: Batch, new_tokens: int
 ) -> tuple[_State, jax.Array]:
-    """Logits [B, V] after each prompt's last token, and the state with the prompts in its cache."""
+    """Return the state with the prompts in its cache, and logits [B, V] after their last tokens."""
     model, bound = Llama(config), {"params": params}
-    embedded = model.apply(bound, batch.tokens_BxP, method=Llama.embed)
-    x = jnp.concatenate([batch.prefix_BxMxD.astype(config.dtype), embedded], axis=1)
+    x = _embed(model, params, batch)
     rope, attend = rope_tables(config, jnp.arange(batch.slots)), jax.tree_util.Partial(_causal)
     x, prompts = model.apply(bound, x, rope, attend, method=Llama.blocks)
-    at_B = jnp.maximum(batch.starts_B - 1, 0)
+    # Only the stream at each prompt's last token goes through the output head.
+    at_B = jnp.maximum(batch.lengths_B - 1, 0)
     x_BxD = jnp.take_along_axis(x, at_B[:, None, None], axis=1)[:, 0]
 
     def grow(kept: jax.Array) -> jax.Array:  # the newest token needs no slot
@@ -116,35 +117,51 @@ def _prefill(
         tokens_BxG=jnp.zeros((x.shape[0], new_tokens), jnp.int32),
         stopped_B=batch.lengths_B == 0,
         cache=jax.tree.map(grow, prompts),
+        # The first step writes the prompt's last slot once more.
         unwritten=jax.tree.map(lambda kept: kept[..., -1:, :, :], prompts),
     )
     return state, model.apply(bound, x_BxD, method=Llama.logits)
 
 
+def _embed(model: Llama, params: Params, batch: Batch) -> jax.Array:
+    """Return the embeddings [B, P, D] of the prompts, extra ones included."""
+    tokens, extra_ExD = batch.tokens_BxP, batch.extra_ExD
+    embed = functools.partial(model.apply, {"params": params}, method=Llama.embed)
+    if extra_ExD is None:
+        return embed(tokens)
+    vocab_size = model.config.vocab_size
+    is_extra = tokens >= vocab_size
+    # Both tables are read at every position, with index 0 where the other one counts.
+    own = embed(jnp.where(is_extra, 0, tokens))
+    extra = jnp.take(extra_ExD, jnp.where(is_extra, tokens - vocab_size, 0), axis=0)
+    return jnp.where(is_extra[:, :, None], extra.astype(own.dtype), own)
+
+
 def _forward(
     config: LlamaConfig, params: Params, batch: Batch, state: _State
 ) -> tuple[_State, jax.Array]:
-    """Logits [B, V] after the newest token, and the state with that token's keys and values."""
+    """Return the state with the newest token's keys and values, and logits [B, V] after it."""
     model, bound = Llama(config), {"params": params}
-    starts_Bx1, slot = batch.starts_B[:, None], batch.slots + state.step
+    lengths_Bx1, slot = batch.lengths_B[:, None], batch.slots + state.step
 
     def write(kept: jax.Array, value: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(kept, value, slot - 1, axis=value.ndim - 3)
 
     cache = jax.tree.map(write, state.cache, state.unwritten)
+    # A sequence sees its own prompt and the new tokens so far, but not the padding between them.
     at_1xS = jnp.arange(cache[1][0].shape[1])[None]
-    mask_BxS = (at_1xS < starts_Bx1) | ((at_1xS >= batch.slots) & (at_1xS < slot))
+    mask_BxS = (at_1xS < lengths_Bx1) | ((at_1xS >= batch.slots) & (at_1xS < slot))
     attend = jax.tree_util.Partial(cached_attention, mask_BxS)
     token_Bx1 = jax.lax.dynamic_slice_in_dim(state.tokens_BxG, state.step, 1, axis=1)
     x = model.apply(bound, token_Bx1, method=Llama.embed)
-    rope = rope_tables(config, starts_Bx1 + state.step)
+    rope = rope_tables(config, lengths_Bx1 + state.step)
     x, unwritten = model.apply(bound, x, rope, attend, cache=cache, method=Llama.blocks)
     logits_BxV = model.apply(bound, x[:, 0], method=Llama.logits)
     return state.replace(cache=cache, unwritten=unwritten), logits_BxV
 
 
 def _causal(q: jax.Array, k: jax.Array, v: jax.Array, cache: None = None) -> jax.Array:
-    """Padding comes after a prompt's own tokens, so that being causal is enough to hide it."""
+    """Attend causally, which is enough to hide padding, because it comes after the prompt."""
     with exact_products(q.dtype):
         return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
@@ -152,10 +169,19 @@ def _causal(q: jax.Array, k: jax.Array, v: jax.Array, cache: None = None) -> jax
 def cached_attention(
     mask_BxS: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, cache: KeyValue
 ) -> jax.Array:
-    """A new token [B, 1, heads, H] sees cache slots where the mask holds, and itself.
+    """Attend from a new token to the cache slots where the mask holds, and to itself.
 
-    cache: keys and values [B, S, K, H]. They are not joined with the new ones, which would copy
-    them; the two parts of the softmax are. Softmax in float32.
+    The cached keys and values are not concatenated with the new ones, which would copy the cache;
+    only the scores of the two are. Softmax in float32.
+
+    Args:
+      mask_BxS: bool, the slots that each sequence sees.
+      q: query of the new token, [B, 1, N, H].
+      k, v: its key and value, [B, 1, K, H].
+      cache: keys and values so far, [B, S, K, H] each.
+
+    Returns:
+      [B, 1, N, H], in the dtype of `q`.
     """
     B, T, N, H = q.shape
     K, S = k.shape[2], mask_BxS.shape[1]
@@ -169,4 +195,5 @@ def cached_attention(
 
 
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Return scaled products of queries [B, T, K, G, H] and keys [B, S, K, H], [B, K, G, T, S]."""
     return q.shape[-1] ** -0.5 * product("btkgh,bskh->bkgts", q, k)

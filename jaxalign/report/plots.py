@@ -28,7 +28,7 @@ _SERIES = {
     "naive": ("plain question", {"color": _ORANGE, "linestyle": "--"}),
     "persona": ("persona line", {"color": _PURPLE, "linestyle": "-."}),
     "icl": ("examples in context", {"color": _GREEN, "linestyle": ":", "linewidth": 2.2}),
-    "de": ("tuned soft prompt", {"color": _BLUE, "linewidth": 2.2}),
+    "tuned": ("tuned soft prompt", {"color": _BLUE, "linewidth": 2.2}),
 }
 _DPI = 150
 FEW = 5  # points of a curve that are marked one by one
@@ -78,7 +78,7 @@ def radar(
     dimensions: Sequence[str] = DIMENSIONS,
 ) -> None:
     """PNG of score profiles. `profiles[country][series]` has a score per dimension; series are
-    "target", "naive", "persona", "icl" and "de". The axis spans 0 to 100, or more if scores do."""
+    "target", "naive", "persona", "icl", "tuned". The axis spans 0 to 100, or more if scores do."""
     figure, panels = _panels(len(profiles), width=2.8, height=3.0, projection="polar")
     scores = [s for by_series in profiles.values() for six in by_series.values() for s in six]
     low = min(0, 25 * math.floor(min(scores) / 25))

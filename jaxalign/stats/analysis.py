@@ -64,8 +64,9 @@ from jaxalign.stats.analysis_case import (
     points,
     run_scores,
 )  # fmt: skip
-from jaxalign.stats.bootstrap import METRICS, Bootstrap, bootstrap, item_stats, seed_interval
+from jaxalign.stats.comparison import METRICS, Comparison, compare, item_stats
 from jaxalign.stats.culture_lines import LINES
+from jaxalign.stats.intervals import seed_interval
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import make_tables
 
@@ -152,7 +153,7 @@ def _means(scores: Mapping[str, Any], countries: Sequence[str]) -> dict[str, Any
     }
 
 
-def _bootstrap(case: Case, resamples: int, level: float, seed: int) -> Bootstrap:
+def _bootstrap(case: Case, resamples: int, level: float, seed: int) -> Comparison:
     """Systems: aware, unaware, then the lines that are one set of answers per country."""
     shape = case.aware_RxCxQ.shape
     unaware = np.broadcast_to(case.unaware_RxQ[:, None], shape)
@@ -161,11 +162,11 @@ def _bootstrap(case: Case, resamples: int, level: float, seed: int) -> Bootstrap
         filled[0] = answers
     answers_SxRxCxQ = np.stack([case.aware_RxCxQ, unaware, *lines])
     stats = item_stats(case.tables, answers_SxRxCxQ)
-    found = bootstrap(stats, jax.random.key(seed), resamples, level, min(resamples, 500))
+    found = compare(stats, jax.random.key(seed), resamples, level, min(resamples, 500))
     return jax.tree.map(np.asarray, found)
 
 
-def _intervals(case: Case, found: Bootstrap) -> dict[str, Any]:
+def _intervals(case: Case, found: Comparison) -> dict[str, Any]:
     """Differences are to system 0, aware: their sign is turned."""
 
     def table(countries: Any, mean: Any, system: int, sign: int, verdicts: bool) -> dict[str, Any]:
@@ -179,13 +180,13 @@ def _intervals(case: Case, found: Bootstrap) -> dict[str, Any]:
         }  # fmt: skip
 
     return {
-        "aware": table(found.countries, found.mean, 0, 1, False),
-        "unaware": table(found.countries, found.mean, 1, 1, False),
+        "aware": table(found.countries, found.country_mean, 0, 1, False),
+        "unaware": table(found.countries, found.country_mean, 1, 1, False),
         "difference": table(found.differences, found.mean_difference, 0, -1, True),
     }
 
 
-def _against_lines(case: Case, found: Bootstrap) -> dict[str, Any]:
+def _against_lines(case: Case, found: Comparison) -> dict[str, Any]:
     def row(select: Any) -> dict[str, Any]:
         return {
             name: _interval([select(x, 1 + n) for x in found_in], -1, True)

@@ -1,243 +1,201 @@
-"""Intervals of survey metrics by resampling questions, for all systems and countries at once.
+"""The bootstrap: how much would a result change with other questions like these?
 
-Every metric here is 1 − f(sum of errors / sum of allowances) over items, with f the identity or a
-square root. A resample draws as many items as there are, with replacement; it is described by how
-often it drew each item, so all its metrics come out of one product of counts [resamples, Q] with
-per-item statistics [Q, statistics]. Rank correlations over items are no such sums and are not here.
+`bootstrap` computes a statistic on many resamples of the items, drawn with replacement, and returns
+the percentile interval (Efron 1979). Callers differ in what a resample is, so the draws are an
+argument. There are three kinds, and all three stay because each draws other random numbers and
+interpolates quantiles in another precision: a result is only reproduced, bit by bit, by the kind
+that produced it.
 
-All systems see the same draws, and a difference is taken over the items that both answered: it is
-paired, and who leaves out what is hard is not the better for it. It need not be the difference of
-the two scores, each over a system's own items. The intervals speak for other questions like these,
-not for other runs of the model, which `seed_interval` is about.
-Source: Efron 1979; percentile intervals.
+- `ValueDraws`: the values of one vector with gaps. Draws are made among the known values only.
+- `CountDraws`: how often each item was drawn. For statistics that are sums over items this turns
+  hundreds of thousands of resamples into one matrix product, inside one compiled program.
+- `ScoreDraws`: scores that were already computed on the resamples of `count_draws`, in numpy. The
+  scores are kept, so that the difference of any two methods is paired without computing it again.
+
+The intervals speak for other questions, not for other runs of the model; see
+`jaxalign.stats.intervals.seed_interval` for those.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import stdtrit  # scipy comes with jax
 
-from jaxalign.stats import distances as metrics
-from jaxalign.stats.quantiles import quantiles
-from jaxalign.surveys.tables import Tables
-
-# What a metric allows an item at most, by which the metrics share their denominators.
-_SQUARED_RANGE, _SQUARED_RANGE_ORDINAL, _ONE, _ONE_ORDINAL = range(4)
+from jaxalign.core.errors import UserError
+from jaxalign.stats.intervals import Interval, quantiles, tails
 
 
-class Metric(NamedTuple):
-    """1 − error, 1 at best. `allowance` is one of the denominators; `rooted` says f is a root."""
+class Draws(Protocol):
+    """Resamples of a set of items, and how quantiles over them are computed."""
 
-    name: str
-    label: str
-    allowance: int
-    rooted: bool = False
+    def point(self, statistic: Callable[..., Any]) -> Any:
+        """Compute the statistic on the original sample, where every item occurs once."""
 
+    def values(self, statistic: Callable[..., Any]) -> Any:
+        """Compute the statistic on every resample; the first axis is the resample."""
 
-METRICS = (
-    Metric("alignment", "cultural alignment score, all items as published", _SQUARED_RANGE, True),
-    Metric(
-        "alignment_ordinal",
-        "cultural alignment score, ordinal items only",
-        _SQUARED_RANGE_ORDINAL,
-        True,
-    ),
-    Metric("exact_match", "share of items with the majority answer", _ONE),
-    Metric("closeness", "1 − mean |answer − majority| / range, ordinal items", _ONE_ORDINAL),
-    Metric("total_variation", "1 − total variation to the country's shares", _ONE),
-    Metric("wasserstein", "1 − ordinal Wasserstein to the country's shares", _ONE_ORDINAL),
-    Metric("js_divergence", "1 − Jensen-Shannon divergence, base 2", _ONE),
-    Metric("js_distance", "1 − Jensen-Shannon distance, base 2", _ONE),
-)
-_ALLOWANCE_M = np.array([m.allowance for m in METRICS])
-_ROOTED_M = np.array([m.rooted for m in METRICS])
+    def quantiles(self, values: Any, levels: tuple[float, float]) -> Sequence[Any]:
+        """Compute quantiles over the resamples, one result per level."""
 
 
-class ItemStats(NamedTuple):
-    """Per-item sums of S systems in R runs against C countries. 0 where an item does not count."""
+def bootstrap(statistic: Callable[..., Any], draws: Draws, level: float = 0.95) -> Interval:
+    """Compute a statistic and its percentile interval over resampled items.
 
-    errors_SxRxCxMxQ: jax.Array  # float32
-    allowances_SxRxCxAxQ: jax.Array  # float32, A = 4
+    Args:
+        statistic: the function to compute on a batch of resamples, [N, ...] -> [N] or [N, K]. Its
+            arguments depend on the kind of draws and are documented there.
+        draws: the resamples, one of the classes of this module.
+        level: confidence level in (0, 1).
+
+    Returns:
+        The statistic of the original sample and the bounds, each of the statistic's shape for one
+        resample.
+    """
+    values = draws.values(statistic)
+    low, high = draws.quantiles(values, tails(level))
+    return Interval(draws.point(statistic), low, high)
 
 
-class Intervals(NamedTuple):
-    """Point values and percentile bounds, each float32 of one shape. NaN where nothing counts.
+@dataclasses.dataclass(frozen=True)
+class ValueDraws:
+    """Resamples of the known values of one vector. The statistic is called as
+    `statistic(values_NxQ, where=drawn_NxQ)`: a resample holds as many values as are known.
 
-    Metrics are in [0, 1] for answers on the scale; differences in [−1, 1].
+    Attributes:
+        values_Q: float32 [Q]; NaN for an item to leave out.
+        key: JAX random key.
+        resamples: number of resamples N. Memory is about 8 bytes × N × Q.
     """
 
-    value: jax.Array
-    low: jax.Array
-    high: jax.Array
+    values_Q: jax.Array
+    key: jax.Array
+    resamples: int
+
+    def point(self, statistic: Callable[..., jax.Array]) -> jax.Array:
+        return statistic(self.values_Q, where=~jnp.isnan(self.values_Q))
+
+    def values(self, statistic: Callable[..., jax.Array]) -> jax.Array:
+        known = ~jnp.isnan(self.values_Q)
+        count = jnp.sum(known)
+        # The count of known values is not static under jit. So the shape is that of all items:
+        # known values are moved to the front, drawn from there, and the surplus draws masked.
+        known_first = self.values_Q[jnp.argsort(~known)]
+        shape = (self.resamples, self.values_Q.shape[0])
+        picks = jax.random.randint(self.key, shape, 0, jnp.maximum(count, 1))
+        drawn = jnp.broadcast_to(jnp.arange(shape[1]) < count, shape)
+        return statistic(known_first[picks], where=drawn)
+
+    def quantiles(self, values: jax.Array, levels: tuple[float, float]) -> jax.Array:
+        return jnp.quantile(values, jnp.array(levels))
 
 
-class Bootstrap(NamedTuple):
-    """Intervals of S systems, and of the differences of systems 1 ... S − 1 to system 0, paired:
-    over the items that both answered in each of their runs."""
+@dataclasses.dataclass(frozen=True)
+class CountDraws:
+    """Resamples described by how often each item was drawn. The statistic is called as
+    `statistic(counts_BxQ)`, block by block, and returns [B, K]; it must be traceable by JAX.
 
-    countries: Intervals  # [S, C, M]
-    mean: Intervals  # [S, M], over the countries that have a value
-    differences: Intervals  # [S − 1, C, M]
-    mean_difference: Intervals  # [S − 1, M], over the countries that both have
-
-
-def item_stats(tables: Tables, answers_SxRxCxQ: jax.Array) -> ItemStats:
-    """What each item adds to each metric. Answers are positions of options, NaN for none.
-
-    A fractional answer, such as a mean, is shared between its two neighbours where a metric
-    compares distributions.
+    Attributes:
+        key: JAX random key.
+        items: number of items Q; a resample draws as many.
+        resamples: number of resamples N.
+        block: number of resamples drawn and evaluated at once; it bounds the memory, and the
+            random numbers depend on it.
     """
-    return _item_stats(
-        jnp.asarray(answers_SxRxCxQ, jnp.float32),
-        *(tables.gold_CxQ, tables.range_Q, tables.ordinal_Q),
-        *(tables.truth_CxQxO, tables.valid_QxO),
-    )
+
+    key: jax.Array
+    items: int
+    resamples: int
+    block: int
+
+    def point(self, statistic: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        return statistic(jnp.ones((1, self.items), jnp.float32))[0]
+
+    def values(self, statistic: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        blocks = -(-self.resamples // self.block)
+
+        def one_block(key: jax.Array) -> jax.Array:
+            return statistic(jax_count_draws(key, self.block, self.items))
+
+        values = jax.lax.map(one_block, jax.random.split(self.key, blocks))
+        return values.reshape(blocks * self.block, -1)[: self.resamples]
+
+    def quantiles(self, values: jax.Array, levels: tuple[float, float]) -> tuple[jax.Array, ...]:
+        return quantiles(values, levels)
 
 
-@jax.jit
-def _item_stats(
-    a: jax.Array,
-    g: jax.Array,
-    r: jax.Array,
-    ordinal_Q: jax.Array,
-    truth_CxQxO: jax.Array,
-    valid_QxO: jax.Array,
-) -> ItemStats:
-    counts = ~jnp.isnan(a) & ~jnp.isnan(g)[None, None]
-    ordinal = counts & ordinal_Q[None, None, None]
-    gap = jnp.where(counts, jnp.abs(a - g[None, None]), 0.0)
-    per_range = gap / r[None, None, None]
-    truth = jnp.nan_to_num(truth_CxQxO)
-    p, q = jnp.broadcast_arrays(_as_shares(a, truth.shape[-1]), truth[None, None])
-    valid = valid_QxO[None, None, None]
-    errors = [
-        (gap**2, counts),
-        (gap**2, ordinal),
-        ((gap != 0).astype(jnp.float32), counts),
-        (per_range, ordinal),
-        (metrics.total_variation(p, q), counts),
-        (metrics.ordinal_wasserstein(p, q, valid), ordinal),
-        (metrics.jensen_shannon_divergence(p, q), counts),
-        (metrics.jensen_shannon_distance(p, q), counts),
-    ]
-    ones = jnp.ones_like(gap)
-    squared = jnp.broadcast_to(r**2, gap.shape)
-    allowances = [(squared, counts), (squared, ordinal), (ones, counts), (ones, ordinal)]
-    return ItemStats(
-        *(jnp.stack([jnp.where(c, e, 0.0) for e, c in rows], -2) for rows in (errors, allowances))
-    )
-
-
-def _as_shares(answers_xQ: jax.Array, options: int) -> jax.Array:
-    """[..., Q, O]: all weight on the answer, or between the two options beside a fraction."""
-    distance = jnp.abs(jnp.nan_to_num(answers_xQ)[..., None] - _ranks(options, answers_xQ.ndim))
-    return jnp.maximum(1 - distance, 0.0)
-
-
-def _ranks(options: int, leading: int) -> jax.Array:
-    return jnp.arange(options, dtype=jnp.float32).reshape((1,) * leading + (options,))
-
-
-@functools.partial(jax.jit, static_argnames=("resamples", "level", "block"))
-def bootstrap(
-    stats: ItemStats,
-    key: jax.Array,
-    resamples: int = 100_000,
-    level: float = 0.95,
-    block: int = 2_000,
-) -> Bootstrap:
-    """One program for all metrics, countries, systems and their paired differences.
-
-    A country's value is the mean over its runs. Resamples in which a country keeps no item are
-    left out of its interval. Memory: 4 bytes × resamples × 2·S·(C + 1)·M.
-    """
-    items = stats.errors_SxRxCxMxQ.shape[-1]
-    blocks = -(-resamples // block)
-
-    def one_block(key: jax.Array) -> jax.Array:
-        return _flatten(_values(stats, _draw_counts(key, block, items)))
-
-    drawn = jax.lax.map(one_block, jax.random.split(key, blocks))
-    drawn_NxK = drawn.reshape(blocks * block, -1)[:resamples]
-    point = _values(stats, jnp.ones((1, items), jnp.float32))
-    low_K, high_K = quantiles(drawn_NxK, ((1 - level) / 2, (1 + level) / 2))
-    known = ~jnp.isnan(_flatten(point)[0])
-    low, high = (_split(jnp.where(known, b, jnp.nan)[None], point) for b in (low_K, high_K))
-    return Bootstrap(
-        *(Intervals(v[0], lo[0], hi[0]) for v, lo, hi in zip(point, low, high, strict=True))
-    )
-
-
-def _draw_counts(key: jax.Array, resamples: int, items: int) -> jax.Array:
-    """float32 [resamples, Q]: how often each item was drawn in `items` draws."""
+def jax_count_draws(key: jax.Array, resamples: int, items: int) -> jax.Array:
+    """Return float32 [resamples, Q]: how often each item was drawn in `items` draws."""
     picks = jax.random.randint(key, (resamples, items), 0, items)
     rows = jnp.broadcast_to(jnp.arange(resamples)[:, None], picks.shape)
     return jnp.zeros((resamples, items), jnp.float32).at[rows, picks].add(1.0)
 
 
-def _values(stats: ItemStats, counts_BxQ: jax.Array) -> tuple[jax.Array, ...]:
-    """What Bootstrap's fields are intervals of: [B, S, C, M], [B, S, M], and differences."""
-    values = _scores(stats, counts_BxQ)
-    both = _both_answered(stats)
-    first = jax.tree.map(lambda x: x[:1], stats)
-    others = jax.tree.map(lambda x: x[1:], stats)
-    differences = _scores(_only(others, both), counts_BxQ) - _scores(_only(first, both), counts_BxQ)
-    return values, _mean(values, 2), differences, _mean(differences, 2)
+@dataclasses.dataclass(frozen=True)
+class ScoreDraws:
+    """Scores already computed on the resamples of `count_draws`. The statistic is called as
+    `statistic(scores)` and reduces the last axis; the first row is the original sample.
 
-
-def _scores(stats: ItemStats, counts_BxQ: jax.Array) -> jax.Array:
-    """[B, S, C, M], mean over runs."""
-    errors = jnp.einsum("bq,srcmq->bsrcm", counts_BxQ, stats.errors_SxRxCxMxQ)
-    allowed = jnp.einsum("bq,srcaq->bsrca", counts_BxQ, stats.allowances_SxRxCxAxQ)
-    ratio = errors / jnp.take(allowed, _ALLOWANCE_M, axis=-1)  # 0 / 0 is NaN: nothing counts
-    rooted = jnp.broadcast_to(jnp.asarray(_ROOTED_M), ratio.shape)
-    return _mean(1 - jnp.where(rooted, jnp.sqrt(ratio), ratio), 2)
-
-
-def _both_answered(stats: ItemStats) -> jax.Array:
-    """bool [S − 1, 1, C, 1, Q]: items that both answered in each run that they have."""
-    answered_SxRxCxQ = stats.allowances_SxRxCxAxQ[..., _ONE, :] > 0
-    is_run = answered_SxRxCxQ.any(-1, keepdims=True)
-    always_SxCxQ = (answered_SxRxCxQ | ~is_run).all(1) & is_run.any(1)
-    return (always_SxCxQ[1:] & always_SxCxQ[:1])[:, None, :, None]
-
-
-def _only(stats: ItemStats, keep: jax.Array) -> ItemStats:
-    """The statistics with items outside `keep` counting for nothing."""
-    return jax.tree.map(lambda x: jnp.where(keep, x, 0.0), stats)
-
-
-def _mean(x: jax.Array, axis: int) -> jax.Array:
-    return jnp.mean(x, axis=axis, where=~jnp.isnan(x))
-
-
-def _flatten(parts: tuple[jax.Array, ...]) -> jax.Array:
-    """[B, K]: everything that needs an interval, side by side."""
-    return jnp.concatenate([part.reshape(part.shape[0], part[0].size) for part in parts], axis=-1)
-
-
-def _split(flat_BxK: jax.Array, like: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """What `_flatten` put together."""
-    ends = np.cumsum([part[0].size for part in like])[:-1].tolist()
-    parts = jnp.split(flat_BxK, ends, axis=-1)
-    return tuple(p.reshape(p.shape[0], *x.shape[1:]) for p, x in zip(parts, like, strict=True))
-
-
-def seed_interval(values_R: np.ndarray, level: float = 0.95) -> tuple[float, float, float] | None:
-    """Mean of a score over runs and the bounds of Student's interval, in the score's units.
-
-    None with fewer than two runs, which say nothing about others.
+    Attributes:
+        scores_NxR: float [1 + N, R]; NaN where a resample has no score.
     """
-    values = np.asarray(values_R, np.float64)
-    values = values[~np.isnan(values)]
-    if len(values) < 2:
-        return None
-    mean = float(values.mean())
-    reach = float(stdtrit(len(values) - 1.0, (1 + level) / 2))
-    half = reach * float(values.std(ddof=1)) / len(values) ** 0.5
-    return mean, mean - half, mean + half
+
+    scores_NxR: np.ndarray
+
+    def point(self, statistic: Callable[[np.ndarray], Any]) -> float:
+        return float(statistic(self.scores_NxR[0]))
+
+    def values(self, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        return statistic(self.scores_NxR[1:])
+
+    def quantiles(self, values: np.ndarray, levels: tuple[float, float]) -> tuple[float, ...]:
+        return tuple(map(float, np.nanquantile(values, list(levels))))
+
+
+def count_draws(items: int, resamples: int, seed: int) -> np.ndarray:
+    """Draw resamples of the items in numpy, described by how often each item was drawn.
+
+    Args:
+        items: number of items Q; a resample draws as many.
+        resamples: number of resamples N.
+        seed: seed of numpy's default generator.
+
+    Returns:
+        float32 [1 + N, Q]. The first row holds every item once: it gives the value itself.
+
+    Raises:
+        UserError: `resamples` is less than 1.
+    """
+    if resamples < 1:
+        raise UserError(f"`resamples` {resamples}: give at least 1")
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(items, np.full(items, 1 / items), size=resamples)
+    return np.concatenate([np.ones((1, items)), drawn]).astype(np.float32)
+
+
+def mean_interval(
+    values_Q: jax.Array, key: jax.Array, resamples: int = 10_000, level: float = 0.95
+) -> Interval:
+    """Compute the mean over items and its bootstrap interval.
+
+    For a paired comparison pass the differences item by item, `after_Q - before_Q`: an item missing
+    in either drops out of both.
+
+    Args:
+        values_Q: float [Q]; NaN for an item to leave out.
+        key: JAX random key.
+        resamples: number of resamples; static under jit.
+        level: confidence level in (0, 1); static under jit.
+
+    Returns:
+        The interval as float32 scalars; all NaN if no value is known.
+    """
+    return bootstrap(_mean, ValueDraws(values_Q, key, resamples), level)
+
+
+def _mean(values_xQ: jax.Array, where: jax.Array) -> jax.Array:
+    return jnp.mean(values_xQ, axis=-1, where=where)

@@ -11,8 +11,6 @@ check one with `check_ordinal`: a nominal item has no distance between its optio
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,33 +152,3 @@ def survey_similarity(
     known = jnp.where(jnp.isnan(truth_QxO), 0.0, truth_QxO)  # a NaN would reach the gradient
     values = item_similarities(p_QxO, known, ordinal_Q, valid_QxO)
     return jnp.mean(values, axis=-1, where=jnp.broadcast_to(asked, values.shape))
-
-
-class Interval(NamedTuple):
-    """A mean and the bounds of its interval, each a float32 scalar in the units of the values."""
-
-    mean: jax.Array
-    low: jax.Array
-    high: jax.Array
-
-
-def bootstrap_interval(
-    values_Q: jax.Array, key: jax.Array, resamples: int = 10_000, level: float = 0.95
-) -> Interval:
-    """Percentile interval of the mean over items, resampling items with replacement (Efron 1979).
-
-    `values_Q` [Q], NaN for an item to leave out; all NaN gives NaN. For a paired comparison pass
-    the differences item by item, `after_Q - before_Q`: an item missing in either drops out of both.
-    It speaks for other items like these, not for other runs or other models. `resamples` and
-    `level` are static under jit; memory is about 8 bytes × resamples × Q.
-    """
-    asked = ~jnp.isnan(values_Q)
-    count = jnp.sum(asked)
-    kept_first = values_Q[jnp.argsort(~asked)]
-    shape = (resamples, values_Q.shape[0])
-    picks = jax.random.randint(key, shape, 0, jnp.maximum(count, 1))
-    drawn = jnp.broadcast_to(jnp.arange(shape[1]) < count, shape)  # as many as were asked
-    means = jnp.mean(kept_first[picks], axis=-1, where=drawn)
-    tails = jnp.array([(1 - level) / 2, (1 + level) / 2])
-    low, high = jnp.quantile(means, tails)
-    return Interval(jnp.mean(values_Q, where=asked), low, high)

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.stats.distances import bootstrap_interval, item_similarities
+from jaxalign.stats.bootstrap import mean_interval
+from jaxalign.stats.distances import item_similarities
 from jaxalign.stats.vsm import answer_distributions
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import option_table, ordinal_items
@@ -52,8 +53,7 @@ def interval(values_Q: np.ndarray, seed: int) -> dict[str, float] | None:
     """Mean over items with its 95 % item-bootstrap interval; None where no item has a value."""
     if np.isnan(values_Q).all():
         return None
-    found = bootstrap_interval(values_Q, jax.random.key(seed))
-    return {name: float(value) for name, value in found._asdict().items()}
+    return mean_interval(values_Q, jax.random.key(seed)).record()
 
 
 def permutation_test(matrix_CxC: np.ndarray, seed: int) -> dict[str, Any]:
@@ -90,17 +90,17 @@ def held_out_record(
     method's answers for country p against country c's truth. `before` is the naive model."""
     c = list(countries).index(country)
     own = {method: values[c, c] for method, values in similarity.items()}
-    others = [similarity["de"][p, c] for p in range(len(countries)) if p != c]
-    permuted = np.mean(others, axis=0) if others else np.full_like(own["de"], np.nan)
+    others = [similarity["tuned"][p, c] for p in range(len(countries)) if p != c]
+    permuted = np.mean(others, axis=0) if others else np.full_like(own["tuned"], np.nan)
     gradient = {"gradient": interval(own["gradient"], seed)} if "gradient" in own else {}
     return gradient | {
         "before": interval(own["naive"], seed),
         "start": interval(own["start"], seed),
-        "after": interval(own["de"], seed),
+        "after": interval(own["tuned"], seed),
         "persona": interval(own["persona"], seed),
         "icl": interval(own["icl"], seed),
         "permuted": interval(permuted, seed),
-        "after_minus_before": interval(own["de"] - own["naive"], seed),
-        "after_minus_start": interval(own["de"] - own["start"], seed),
-        "after_minus_permuted": interval(own["de"] - permuted, seed),
+        "after_minus_before": interval(own["tuned"] - own["naive"], seed),
+        "after_minus_start": interval(own["tuned"] - own["start"], seed),
+        "after_minus_permuted": interval(own["tuned"] - permuted, seed),
     }

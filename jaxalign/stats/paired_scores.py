@@ -10,17 +10,18 @@ Source: score, Xu et al. 2025 (CultureSPA, arXiv 2410.12971); bootstrap, Efron 1
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxalign.core.errors import UserError
-from jaxalign.stats.bootstrap import seed_interval
+from jaxalign.stats.bootstrap import ScoreDraws, bootstrap
+from jaxalign.stats.intervals import Interval, seed_interval
 from jaxalign.surveys.tables import Tables
 
 
 class Spread(NamedTuple):
-    """A value in points (0 to 100) and how sure it is.
+    """A value in points (0 to 100) and how certain it is.
 
     `questions` is the percentile interval over resampled questions, all runs kept; `seeds` is
     Student's interval over runs, None where runs are fewer than two or cannot differ. The value is
@@ -28,19 +29,9 @@ class Spread(NamedTuple):
     """
 
     value: float
-    questions: tuple[float, float] | None
-    seeds: tuple[float, float] | None
+    questions: Interval | None
+    seeds: Interval | None
     by_seed: tuple[float, ...]
-
-
-def question_draws(items: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each item is drawn in each resample, float32 [1 + N, Q]; the first row draws every
-    item once, which gives the value itself. UserError for no resamples."""
-    if resamples < 1:
-        raise UserError(f"--resamples {resamples}: give at least 1")
-    random = np.random.default_rng(seed)
-    drawn = random.multinomial(items, np.full(items, 1 / items), size=resamples)
-    return np.concatenate([np.ones((1, items)), drawn]).astype(np.float32)
 
 
 def drawn_scores(answers_RxCxQ: np.ndarray, tables: Tables, draws_NxQ: np.ndarray) -> np.ndarray:
@@ -56,13 +47,16 @@ def drawn_scores(answers_RxCxQ: np.ndarray, tables: Tables, draws_NxQ: np.ndarra
 
 
 def spread(scores_NxR: np.ndarray, level: float = 0.95) -> Spread:
-    """Value and intervals from the scores, or differences of scores, of `drawn_scores`."""
+    """Compute the value and both intervals of a mean over runs.
+
+    Args:
+        scores_NxR: scores from `drawn_scores`, or differences of them, [1 + resamples, R].
+        level: confidence level in (0, 1).
+    """
     by_seed = tuple(map(float, scores_NxR[0]))
     if np.isnan(by_seed).any():
         return Spread(float("nan"), None, None, by_seed)
-    means_N = np.mean(scores_NxR[1:], axis=1, dtype=np.float64)
-    low, high = np.nanquantile(means_N, [(1 - level) / 2, (1 + level) / 2])
-    found = seed_interval(scores_NxR[0], level) if np.ptp(by_seed) > 0 else None
-    seeds = None if found is None else found[1:]
-    value = float(np.mean(scores_NxR[0], dtype=np.float64))
-    return Spread(value, (float(low), float(high)), seeds, by_seed)
+    mean_over_runs = functools.partial(np.mean, axis=-1, dtype=np.float64)
+    questions = bootstrap(mean_over_runs, ScoreDraws(scores_NxR), level)
+    seeds = seed_interval(scores_NxR[0], level) if np.ptp(by_seed) > 0 else None
+    return Spread(questions.mean, questions, seeds, by_seed)

@@ -40,7 +40,8 @@ from jaxalign.methods.culturespa.step_select import describe
 from jaxalign.methods.culturespa.study import read_study
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.runs import write_json
-from jaxalign.stats.paired_scores import drawn_scores, question_draws
+from jaxalign.stats.bootstrap import count_draws
+from jaxalign.stats.paired_scores import drawn_scores
 from jaxalign.surveys.survey import to_json
 from jaxalign.surveys.tables import make_tables
 
@@ -296,7 +297,7 @@ def test_a_difference_is_over_the_items_that_both_answered():
     gold_CxQ = study.tables.gold_CxQ
     whole = np.zeros((1, 3, *gold_CxQ.shape), np.float32)
     some = np.repeat(np.where(whole == gold_CxQ, whole, np.nan), 2, axis=0)
-    draws = question_draws(gold_CxQ.shape[1], 20, 0)
+    draws = count_draws(gold_CxQ.shape[1], 20, 0)
     a, b = paired(some, whole, study, draws)
     assert a.shape == b.shape == (21, 2, len(COUNTRIES))
     assert difference(a, b)["value"] == 0

@@ -36,7 +36,7 @@ from jaxalign.methods.culturespa.step_measure import (
 from jaxalign.methods.culturespa.study import Study, read_study
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.runs import plain
-from jaxalign.stats.paired_scores import question_draws
+from jaxalign.stats.bootstrap import count_draws
 from jaxalign.surveys.tables import make_tables
 
 COUNTRIES = ("USA", "CHN", "NGA")
@@ -76,7 +76,7 @@ def test_the_study_of_selection_scores_sampled_runs_as_the_run_did(tmp_path, mon
     methods = {m: random_answers(2, 3) for m in ("joint", "rds", "cds", "p1")}
     found = selection_of(tmp_path, monkeypatch, methods)["strategies"]
     study = small_study()
-    draws = question_draws(len(study.survey.items), CONFIG.resamples, CONFIG.first_seed)
+    draws = count_draws(len(study.survey.items), CONFIG.resamples, CONFIG.first_seed)
     for name, method in (("crqpc", "joint"), ("rds", "rds"), ("cds", "cds"), ("p1", "p1")):
         its_own = method_record(CONFIG, run_scores(as_floats(methods[method]), study, draws))
         assert found[name] == plain(its_own | {"pairs": 0})
@@ -94,7 +94,7 @@ def test_the_study_of_selection_compares_over_what_both_answered(tmp_path, monke
     apart = [found["strategies"][name]["mean"] for name in ("crqpc", "rds")]
     assert apart[0] == 100 > apart[1] + 20, "each over its own items"
     assert found["differences"]["crqpc_minus_rds"]["value"] == 0
-    draws = question_draws(len(study.survey.items), CONFIG.resamples, CONFIG.first_seed)
+    draws = count_draws(len(study.survey.items), CONFIG.resamples, CONFIG.first_seed)
     for a, b, said in (
         ("joint", "p1", found["minus_p1"]["crqpc"]),
         ("cds", "p1", found["minus_p1"]["cds"]),
@@ -128,7 +128,7 @@ def test_every_seed_samples_anew(study, monkeypatch, tmp_path):
         assert (answers[style][0] != answers[style][1]).all()
     positions = [written[seed]["p1"].position_NxCxQ for seed in CONFIG.seed_numbers]
     assert (positions[0] != positions[1]).all()
-    scores = run_scores(answers["p1"], study, question_draws(6, 20, 0))
+    scores = run_scores(answers["p1"], study, count_draws(6, 20, 0))
     assert len(method_record(CONFIG, scores)["by_seed"]) == 2
     assert dataclasses.replace(CONFIG, reading="exact").seed_groups == (CONFIG.seed_numbers,)
 

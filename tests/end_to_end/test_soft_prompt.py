@@ -115,7 +115,7 @@ def test_result_has_the_documented_format(unbroken):
     assert list(result["countries"]) == COUNTRIES
     for country, entry in result["countries"].items():
         assert len(entry["target"]) == 6
-        for method in ("naive", "persona", "icl", "start", "de", "gradient"):
+        for method in ("naive", "persona", "icl", "start", "tuned", "gradient"):
             for reading in ("expected", "most_likely"):
                 read = entry[method][reading]
                 distance = sum(
@@ -143,7 +143,7 @@ def test_search_never_gets_worse_and_the_start_is_a_candidate(unbroken):
         best = [row[country]["best_so_far"] for row in rows]
         assert best == sorted(best, reverse=True)
         entry = result["countries"][country]
-        assert entry["de"]["expected"]["loss"] == pytest.approx(best[-1], abs=2e-3)
+        assert entry["tuned"]["expected"]["loss"] == pytest.approx(best[-1], abs=2e-3)
         assert best[-1] <= entry["start"]["expected"]["loss"] + 2e-3
 
 

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.decode_loop import decode_batch
 from jaxalign.lm.generate import Sampling, _batches, decode_program, generate, padded_length
 from jaxalign.lm.lora import attach
 from jaxalign.lm.lora_files import load_lora
@@ -79,18 +80,75 @@ def test_greedy_token_for_token(case: DecodeCase, source: str, tmp_path: Path) -
     if case.lora:
         lora, tensors = load_lora(adapter, case.config)
         params = attach(params, tensors, lora)
+    soft_ids = [case.config.vocab_size + i for i in range(case.soft_tokens)]
+    prompts = [soft_ids + prompt for prompt in case.prompts()]
     soft = case.soft_prompt() if case.soft_tokens else None
-    assert generate(case.config, params, case.prompts(), GREEDY, STOP, soft_prompt=soft) == theirs
+    replies = generate(case.config, params, prompts, GREEDY, STOP, extra_embeddings=soft)
+    assert replies == theirs
 
 
-def test_a_soft_prompt_for_each_sequence(params) -> None:
-    """The embeddings of the words before say the same as the words."""
-    words, rest = [[1, 2], [3, 4], [5, 6]], [[7], [8, 9, 10], [11] * 9]
-    sampling = Sampling(max_new_tokens=6, temperature=0.0)
-    whole = [a + b for a, b in zip(words, rest, strict=True)]
-    by_tokens = generate(BASE, params, whole, sampling, NO_STOP)
-    soft = params["embed"][jnp.asarray(words)]
-    assert generate(BASE, params, rest, sampling, NO_STOP, soft_prompt=soft) == by_tokens
+# Embeddings beyond the vocabulary
+
+
+def test_embeddings_of_tokens_say_the_same_as_the_tokens(params) -> None:
+    """Each prompt has its own, before, inside and behind its tokens; to the bit."""
+    words = [[1, 2, 7], [8, 3, 4, 9, 10], [11] * 9 + [5, 6], [12, 13]]
+    by_tokens = generate(BASE, params, words, DRAWN, NO_STOP, seed=3)
+    table = params["embed"][jnp.arange(1, 7)]
+    V = BASE.vocab_size
+    mixed = [[V + t - 1 if t < 7 else t for t in prompt] for prompt in words]
+    assert sum(t >= V for prompt in mixed for t in prompt) == 6
+    assert (
+        generate(BASE, params, mixed, DRAWN, NO_STOP, seed=3, extra_embeddings=table) == by_tokens
+    )
+
+
+@pytest.mark.parametrize("place", ["front", "inside"])
+def test_soft_prompts_as_in_a_plain_forward_on_embeddings(params, place: str) -> None:
+    """Random embeddings, other ones for each prompt: each new token is the most likely one after
+    a plain forward over the whole sequence of embeddings."""
+    random = np.random.default_rng(0)
+    soft_ExD = random.normal(0, 0.3, (8, BASE.hidden_size)).astype(np.float32)
+    V, cut = BASE.vocab_size, 0 if place == "front" else 2
+    rows = [[0, 1, 2], [3, 4, 5, 6, 7], [5, 0]]
+    asked = [[7, 9, 5], [8, 9, 10, 11, 12, 3, 5], [11] * 14]
+    prompts = [
+        words[:cut] + [V + i for i in row] + words[cut:]
+        for words, row in zip(asked, rows, strict=True)
+    ]
+    sampling = Sampling(max_new_tokens=9, temperature=0.0)
+    replies = generate(BASE, params, prompts, sampling, NO_STOP, extra_embeddings=soft_ExD)
+    plain = jax.jit(Llama(BASE).apply)
+    table = np.concatenate([np.asarray(params["embed"]), soft_ExD])
+    for prompt, reply in zip(prompts, replies, strict=True):
+        assert len(reply) == 9
+        embedded = table[np.array([prompt + reply])]
+        logits = np.asarray(plain({"params": params}, embedded))[0, len(prompt) - 1 : -1]
+        best_two = np.sort(logits, axis=-1)[:, -2:]
+        assert (best_two[:, 1] - best_two[:, 0]).min() > 1e-4, "no tie that rounding could turn"
+        assert logits.argmax(-1).tolist() == reply
+
+
+def test_the_program_without_them_has_no_trace_of_them(params) -> None:
+    """Prompts of tokens alone are decoded by the same program with and without the parameter."""
+    decode_batch.clear_cache()
+    plain = generate(BASE, params, PROMPTS, DRAWN, STOP, seed=3)
+    compiled = decode_batch._cache_size()
+    assert generate(BASE, params, PROMPTS, DRAWN, STOP, seed=3, extra_embeddings=None) == plain
+    assert decode_batch._cache_size() == compiled
+    table = np.ones((2, BASE.hidden_size))
+    with_table = generate(BASE, params, PROMPTS, DRAWN, STOP, seed=3, extra_embeddings=table)
+    assert with_table == plain, "a table that no prompt reads changes nothing"
+
+
+def test_soft_prompts_on_many_devices(params, devices) -> None:
+    mesh = make_mesh(devices, population=1, data=4, model=2)
+    placed = jax.device_put(params, param_shardings(BASE, mesh))
+    table = np.random.default_rng(1).normal(0, 0.3, (3, BASE.hidden_size))
+    prompts = [[BASE.vocab_size + i % 3, *prompt] for i, prompt in enumerate(PROMPTS)]
+    alone = generate(BASE, params, prompts, DRAWN, STOP, extra_embeddings=table)
+    spread = generate(BASE, placed, prompts, DRAWN, STOP, extra_embeddings=table, mesh=mesh)
+    assert spread == alone
 
 
 def test_bfloat16_takes_nearly_the_best_token(params) -> None:
@@ -169,10 +227,10 @@ def test_a_reply_of_one_token_and_no_stop_tokens(params, unstopped) -> None:
 
 def test_program_compiles_without_arrays_and_updates_its_cache_in_place(devices) -> None:
     mesh = make_mesh(devices[:2], population=1, data=2)
-    arguments = (BASE, Sampling(48, 0.0), 6, 48, 5, 2, mesh)
+    arguments = (BASE, Sampling(48, 0.0), 6, 48, 2, mesh)
     program, abstract = decode_program(*arguments)
     text = program.lower(*abstract).compile().as_text()
-    slots = 5 + 48 + 47
+    slots = 48 + 47
     assert f"f32[2,3,{slots},2,8]" in text  # the stacked layers' cache, half the rows a device
     assert not re.findall(rf"f32\[(?:2,)?3,{slots},2,8\]\S* copy\(", text)
 
@@ -201,14 +259,20 @@ def test_padding_stays_below_a_third() -> None:
     [
         ({"prompts": [[1], []]}, "prompt 1 is empty"),
         ({"prompts": [[1, 64]]}, r"prompt 0 has a token id outside \[0, 64\)"),
-        ({"prompts": [[1], [1] * 501]}, "prompt 1: 501 tokens and max_new_tokens=12 exceed .*=512"),
-        ({"soft_prompt": np.zeros((500, 48))}, "prompt 0: 501 tokens"),
-        ({"soft_prompt": np.zeros((2, 47))}, r"soft prompt of shape \(2, 47\): .*\[M, 48\]"),
-        ({"soft_prompt": np.zeros((3, 2, 48))}, r"\[2, M, 48\], one for each"),
-        ({"ids": [1]}, "1 ids for 2 prompts"),
-        ({"ids": [1, -1]}, "id -1"),
-        ({"seed": 2**32}, "seed 4294967296"),
-        ({"batch_size": 0}, "batch_size=0"),
+        (
+            {"prompts": [[1], [1] * 501]},
+            "prompt 1: 501 tokens and `max_new_tokens` 12 .*=512",
+        ),
+        (
+            {"prompts": [[66]], "extra_embeddings": np.zeros((2, 48))},
+            r"prompt 0 has a token id outside \[0, 66\)",
+        ),
+        ({"extra_embeddings": np.zeros((2, 47))}, r"` of shape \(2, 47\): must be \[E, 48\]"),
+        ({"extra_embeddings": np.zeros((3, 2, 48))}, r"` of shape \(3, 2, 48\)"),
+        ({"ids": [1]}, "`ids` has 1 entries for 2 prompts"),
+        ({"ids": [1, -1]}, "`ids` -1"),
+        ({"seed": 2**32}, "`seed` 4294967296"),
+        ({"batch_size": 0}, "`batch_size` 0"),
     ],
 )
 def test_bad_input(changes: dict, message: str) -> None:

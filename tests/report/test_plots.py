@@ -65,7 +65,7 @@ def test_generations_are_counted_from_one_and_each_is_seen(tmp_path, monkeypatch
 )
 def test_radar(tmp_path: Path, dimensions: tuple[str, ...]) -> None:
     six = np.linspace(-30, 130, len(dimensions))  # scores may leave 0 to 100
-    profile = {"target": six, "naive": six + 3, "icl": six - 3, "de": six}
+    profile = {"target": six, "naive": six + 3, "icl": six - 3, "tuned": six}
     plots.radar(tmp_path / "r.png", {"USA": profile, "CHN": profile}, dimensions)
     png_size(tmp_path / "r.png")
 

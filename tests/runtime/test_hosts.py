@@ -124,7 +124,7 @@ def test_weights_split_over_two_devices(alone, survey, tmp_path):
         json.loads(text)["countries"]["CHN"]
         for text in ((out / "result.json").read_bytes(), alone["result.json"])
     )
-    for method, bound in (("naive", 0.01), ("de", 1.0)):  # a search may take another turn
+    for method, bound in (("naive", 0.01), ("tuned", 1.0)):  # a search may take another turn
         ours, theirs = (r[method]["expected"]["loss"] for r in (found, expected))
         assert ours == pytest.approx(theirs, abs=bound)
 

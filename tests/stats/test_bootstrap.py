@@ -1,203 +1,77 @@
-"""The one-program bootstrap against plain loops over metrics, numpy and scipy."""
+"""The bootstrap: its draws, and its intervals against SciPy."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from experiments.bench.bootstrap import Config, bench, synthetic_stats
 from jaxalign.core.errors import UserError
-from jaxalign.stats import bootstrap as b
-from jaxalign.stats import distances as m
-from jaxalign.stats.quantiles import quantiles
-from jaxalign.surveys.tables import Tables
-
-FUZZ = settings(deadline=None, max_examples=40, derandomize=True)
-NAMES = [metric.name for metric in b.METRICS]
-KEY = jax.random.key(0)
-C, Q = 3, 40
-
-
-@pytest.fixture(scope="module")
-def tables() -> Tables:
-    random = np.random.default_rng(1)
-    options_Q = random.integers(2, 12, Q)
-    valid = np.arange(11) < options_Q[:, None]
-    truth = np.where(valid, random.random((C, Q, 11)), 0).astype(np.float32)
-    truth /= truth.sum(-1, keepdims=True)
-    truth[1, :5] = np.nan
-    gold = np.where(np.isnan(truth[..., 0]), np.nan, np.nan_to_num(truth).argmax(-1))
-    return Tables(tuple("ABC"), truth, gold.astype(np.float32),
-                  (options_Q - 1).astype(np.float32), valid, np.arange(Q) % 4 != 0)  # fmt: skip
+from jaxalign.stats.bootstrap import (
+    CountDraws,
+    ScoreDraws,
+    bootstrap,
+    count_draws,
+    jax_count_draws,
+    mean_interval,
+)
 
 
-@pytest.fixture(scope="module")
-def answers(tables: Tables) -> np.ndarray:
-    """[2 systems, 2 runs, C, Q] with gaps; the second run of the first system is missing."""
-    random = np.random.default_rng(2)
-    out = np.floor(random.random((2, 2, C, Q)) * (tables.range_Q + 1)).astype(np.float32)
-    out[random.random(out.shape) < 0.1] = np.nan
-    out[0, 1] = np.nan
-    return out
+def test_bootstrap_agrees_with_scipy_and_drops_missing_items() -> None:
+    values = np.random.default_rng(0).normal(0.7, 0.2, 40).astype(np.float32)
+    holed = np.insert(values, [0, 7, 40], np.nan)
+    mean, low, high = jax.jit(mean_interval)(jnp.asarray(holed), jax.random.key(0))
+    reference = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    np.testing.assert_allclose(mean, values.mean(), rtol=1e-6)
+    np.testing.assert_allclose([low, high], reference, atol=3e-3)
 
 
-@pytest.fixture(scope="module")
-def found(tables: Tables, answers: np.ndarray) -> b.Bootstrap:
-    stats = b.item_stats(tables, answers)
-    return jax.tree.map(np.asarray, b.bootstrap(stats, KEY, resamples=4000, block=500))
+def test_a_paired_difference_is_narrower_than_its_sides() -> None:
+    before = jax.random.uniform(jax.random.key(1), (60,))
+    after = before + 0.05 + 0.01 * jax.random.normal(jax.random.key(2), (60,))
+    side = mean_interval(after, jax.random.key(3))
+    paired = mean_interval(after - before, jax.random.key(3))
+    assert paired.low > 0.04
+    assert paired.high - paired.low < 0.1 * (side.high - side.low)
 
 
-def one_by_one(tables: Tables, answers_Q: np.ndarray, c: int) -> dict[str, float]:
-    """Every metric of one run from the functions in `metrics`."""
-    counts = ~np.isnan(answers_Q) & tables.asked_CxQ[c]
-    ordinal = counts & tables.ordinal_Q
-    a, g = np.nan_to_num(answers_Q), np.nan_to_num(tables.gold_CxQ[c])
-    r, valid = tables.range_Q, jnp.asarray(tables.valid_QxO)
-    p, q = np.eye(11, dtype=np.float32)[a.astype(int)], np.nan_to_num(tables.truth_CxQxO[c])
-    return {
-        "alignment": m.alignment_score(a, g, r, counts),
-        "alignment_ordinal": m.alignment_score(a, g, r, ordinal),
-        "exact_match": m.exact_match(a, g, counts),
-        "closeness": 1 - np.abs((a - g) / r)[ordinal].mean(),
-        "total_variation": 1 - m.total_variation(p, q)[counts].mean(),
-        "wasserstein": 1 - m.ordinal_wasserstein(p, q, valid)[ordinal].mean(),
-        "js_divergence": 1 - m.jensen_shannon_divergence(p, q)[counts].mean(),
-        "js_distance": 1 - m.jensen_shannon_distance(p, q)[counts].mean(),
-    }  # fmt: skip
-
-
-def test_point_values_are_the_metrics_themselves(tables, answers, found) -> None:
-    assert len(NAMES) == 8
-    for c in range(C):
-        runs = [one_by_one(tables, answers[1, r, c], c) for r in range(2)]
-        for i, name in enumerate(NAMES):
-            expected = np.mean([run[name] for run in runs])
-            np.testing.assert_allclose(found.countries.value[1, c, i], expected, atol=2e-6)
-        alone = one_by_one(tables, answers[0, 0, c], c)  # its other run does not exist
-        np.testing.assert_allclose(found.countries.value[0, c, 0], alone["alignment"], atol=2e-6)
-
-
-def test_means_and_differences_hang_together(found: b.Bootstrap) -> None:
-    values = found.countries.value
-    np.testing.assert_allclose(found.mean.value, values.mean(1), atol=1e-6)
-    np.testing.assert_allclose(found.mean_difference.value, found.differences.value.mean(1),
-                               atol=1e-6)  # fmt: skip
-    for part in found:
-        assert (part.low <= part.value + 1e-6).all()
-        assert (part.value <= part.high + 1e-6).all()
-
-
-def test_a_difference_is_over_the_items_that_both_answered(tables, answers, found) -> None:
-    """Else a system is the better for leaving out what is hard."""
-    runs = [answers[0, 0], answers[1, 0], answers[1, 1]]  # the first system has one run
-    for c in range(C):
-        both = ~np.isnan([run[c] for run in runs]).any(0)
-        scores = [one_by_one(tables, np.where(both, run[c], np.nan), c) for run in runs]
-        for i, name in enumerate(NAMES):
-            expected = (scores[1][name] + scores[2][name]) / 2 - scores[0][name]
-            np.testing.assert_allclose(found.differences.value[0, c, i], expected, atol=4e-6)
-
-
-def test_leaving_out_what_is_wrong_makes_no_difference(tables, answers) -> None:
-    whole = np.nan_to_num(answers[1])
-    some = np.where(whole == tables.gold_CxQ, whole, np.nan)
-    found = b.bootstrap(b.item_stats(tables, np.stack([some, whole])), KEY, 200, block=100)
-    np.testing.assert_array_equal(found.countries.value[0, :, 0], 1.0)
-    np.testing.assert_array_equal(found.differences.value[0, :, 0], 0.0)
-
-
-def test_intervals_agree_with_a_plain_bootstrap(tables, answers, found) -> None:
-    random = np.random.default_rng(3)
-    counts = ~np.isnan(answers[0, 0, 0])
-    errors = np.nan_to_num(answers[0, 0, 0] - tables.gold_CxQ[0]) ** 2 * counts
-    squares = tables.range_Q**2 * counts
-    picks = random.integers(0, Q, (20_000, Q))
-    drawn = 1 - np.sqrt(errors[picks].sum(1) / squares[picks].sum(1))
-    bounds = [found.countries.low[0, 0, 0], found.countries.high[0, 0, 0]]
-    np.testing.assert_allclose(bounds, np.quantile(drawn, [0.025, 0.975]), atol=0.006)
-
-
-def test_the_same_key_gives_the_same_bits(tables, answers, found) -> None:
-    stats = b.item_stats(tables, answers)
-    again = b.bootstrap(stats, KEY, resamples=4000, block=500)
-    jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(np.asarray, again))
-
-
-def test_a_system_does_not_differ_from_itself(tables, answers) -> None:
-    twice = np.stack([answers[1], answers[1]])
-    found = b.bootstrap(b.item_stats(tables, twice), KEY, resamples=200, block=100)
-    for part in (found.differences, found.mean_difference):
-        for bound in part:
-            np.testing.assert_array_equal(bound, 0.0)
-
-
-def test_nothing_answered_is_nan_and_leaves_the_others_alone(tables, answers) -> None:
-    empty = answers.copy()
-    empty[:, :, 2] = np.nan
-    found = b.bootstrap(b.item_stats(tables, empty), KEY, resamples=200, block=100)
-    assert np.isnan(found.countries.value[:, 2]).all()
-    assert np.isnan(found.countries.low[:, 2]).all()
-    np.testing.assert_allclose(found.mean.value, found.countries.value[:, :2].mean(1), atol=1e-6)
-    assert np.isfinite(found.mean.low).all()
-
-
-def test_the_order_of_items_does_not_matter(tables, answers, found) -> None:
-    order = np.random.default_rng(4).permutation(Q)
-    shuffled = dataclasses.replace(
-        tables, truth_CxQxO=tables.truth_CxQxO[:, order], gold_CxQ=tables.gold_CxQ[:, order],
-        range_Q=tables.range_Q[order], valid_QxO=tables.valid_QxO[order],
-        ordinal_Q=tables.ordinal_Q[order],
-    )  # fmt: skip
-    stats = b.item_stats(shuffled, answers[..., order])
-    again = b.bootstrap(stats, KEY, resamples=4000, block=500)
-    np.testing.assert_allclose(again.countries.value, found.countries.value, atol=2e-6)
-    np.testing.assert_allclose(again.countries.low, found.countries.low, atol=0.02)
+def test_bootstrap_edges() -> None:
+    interval = functools.partial(jax.jit(mean_interval), key=jax.random.key(0))
+    assert interval(jnp.full(4, 0.5)) == (0.5, 0.5, 0.5)
+    assert interval(jnp.array([jnp.nan, 0.25, jnp.nan, jnp.nan])) == (0.25, 0.25, 0.25)
+    assert np.isnan(interval(jnp.full(4, jnp.nan))).all()
+    wide = interval(jnp.arange(4.0))
+    narrow = mean_interval(jnp.arange(4.0), jax.random.key(0), level=0.5)
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
 
 
 def test_each_resample_draws_as_many_items_as_there_are() -> None:
-    counts = b._draw_counts(KEY, 50, 17)
+    counts = jax_count_draws(jax.random.key(0), 50, 17)
     np.testing.assert_array_equal(counts.sum(-1), 17)
     assert counts.shape == (50, 17)
 
 
-LEVELS = (0.0, 0.025, 0.4, 0.5, 0.975, 1.0)
-QUANTILES = jax.jit(lambda values: quantiles(values, LEVELS))
-numbers = st.floats(-2, 2, width=32) | st.sampled_from([0.0, -0.0, 1.0, float("nan")])
+def test_draws_of_every_kind_give_the_same_interval() -> None:
+    values = np.random.default_rng(0).normal(0.7, 0.2, 40).astype(np.float32)
+    whole = mean_interval(jnp.asarray(values), jax.random.key(0), 20_000)
+    counts = CountDraws(jax.random.key(1), 40, 20_000, 500)
+    product = bootstrap(lambda counts_BxQ: (counts_BxQ @ values / 40)[:, None], counts)
+    drawn = count_draws(40, 20_000, 2)
+    scores = bootstrap(lambda x: np.mean(x, axis=-1), ScoreDraws((drawn @ values / 40)[:, None]))
+    for other in (product, scores):
+        np.testing.assert_allclose(np.ravel(other), np.ravel(whole), atol=3e-3)
 
 
-@FUZZ
-@given(arrays(np.float32, (9, 2), elements=numbers), st.sampled_from(LEVELS))
-def test_quantiles_agree_with_numpy(values, level) -> None:
-    found = QUANTILES(jnp.asarray(values))[LEVELS.index(level)]
-    for k, column in enumerate(values.T):
-        known = column[~np.isnan(column)]
-        expected = np.quantile(known, level) if len(known) else np.nan
-        np.testing.assert_allclose(found[k], expected, atol=1e-5)
-
-
-def test_seed_interval_agrees_with_scipy() -> None:
-    values = np.array([0.61, 0.66, np.nan, 0.64])
-    known = values[~np.isnan(values)]
-    expected = scipy.stats.t.interval(0.95, 2, known.mean(), scipy.stats.sem(known))
-    mean, low, high = b.seed_interval(values)
-    np.testing.assert_allclose((mean, low, high), (known.mean(), *expected))
-    assert b.seed_interval(np.array([0.6])) is None
-
-
-def test_bench_prints_its_times(capsys: pytest.CaptureFixture[str]) -> None:
-    small = Config(countries=2, items=5, resamples=100, sets=(1,))
-    bench(small)
-    assert "2 countries × 5 items × 8 metrics, 100 resamples" in " ".join(
-        capsys.readouterr().out.split()
-    )
-    assert synthetic_stats(small, 2).errors_SxRxCxMxQ.shape == (2, 1, 2, 8, 5)
-    with pytest.raises(UserError, match="at least 1"):
-        bench(Config(items=0))
+def test_numpy_draws_hold_every_item_once_first_and_no_resamples_are_refused() -> None:
+    drawn = count_draws(7, 3, 0)
+    assert drawn.dtype == np.float32
+    np.testing.assert_array_equal(drawn[0], 1)
+    np.testing.assert_array_equal(drawn.sum(axis=1), 7)
+    with pytest.raises(UserError, match="`resamples` 0"):
+        count_draws(7, 0, 0)

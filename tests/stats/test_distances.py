@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from jaxalign.core.errors import UserError
 from jaxalign.stats import distances as m
 from jaxalign.surveys.survey import Item, Survey
+from jaxalign.surveys.tables import ordinal_items
 
 FUZZ = settings(deadline=None, max_examples=60, derandomize=True)
 VALID5 = jnp.ones(5, bool)
@@ -152,7 +151,7 @@ def test_rank_correlations_ignore_how_far_apart_the_ranks_are() -> None:
 
 def test_nominal_items_are_named_when_they_reach_an_ordinal_metric() -> None:
     instrument = survey("onon")
-    mask = m.ordinal_items(instrument)
+    mask = ordinal_items(instrument)
     assert mask.tolist() == [True, False, True, False]
     m.check_ordinal(instrument, mask)
     with pytest.raises(UserError, match="nominal items b, d have no order"):
@@ -204,36 +203,3 @@ def test_members_and_countries_broadcast_as_one_by_one() -> None:
         for row in p_ExCxQxO
     ]
     np.testing.assert_allclose(batched, single, rtol=1e-5)
-
-
-# -- intervals ------------------------------------------------------------------------------------
-
-
-def test_bootstrap_agrees_with_scipy_and_drops_missing_items() -> None:
-    values = np.random.default_rng(0).normal(0.7, 0.2, 40).astype(np.float32)
-    holed = np.insert(values, [0, 7, 40], np.nan)
-    mean, low, high = jax.jit(m.bootstrap_interval)(jnp.asarray(holed), jax.random.key(0))
-    reference = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval
-    np.testing.assert_allclose(mean, values.mean(), rtol=1e-6)
-    np.testing.assert_allclose([low, high], reference, atol=3e-3)
-
-
-def test_a_paired_difference_is_narrower_than_its_sides() -> None:
-    before = jax.random.uniform(jax.random.key(1), (60,))
-    after = before + 0.05 + 0.01 * jax.random.normal(jax.random.key(2), (60,))
-    side = m.bootstrap_interval(after, jax.random.key(3))
-    paired = m.bootstrap_interval(after - before, jax.random.key(3))
-    assert paired.low > 0.04
-    assert paired.high - paired.low < 0.1 * (side.high - side.low)
-
-
-def test_bootstrap_edges() -> None:
-    interval = functools.partial(jax.jit(m.bootstrap_interval), key=jax.random.key(0))
-    assert interval(jnp.full(4, 0.5)) == (0.5, 0.5, 0.5)
-    assert interval(jnp.array([jnp.nan, 0.25, jnp.nan, jnp.nan])) == (0.25, 0.25, 0.25)
-    assert np.isnan(interval(jnp.full(4, jnp.nan))).all()
-    wide = interval(jnp.arange(4.0))
-    narrow = m.bootstrap_interval(jnp.arange(4.0), jax.random.key(0), level=0.5)
-    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high

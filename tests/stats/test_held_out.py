@@ -59,17 +59,19 @@ def test_permutation_test_of_many_countries_is_sampled():
 
 def test_record_pairs_items_and_averages_the_others():
     random = np.random.default_rng(0)
-    similarity = {n: random.random((3, 3, 40)) for n in ("naive", "persona", "icl", "start", "de")}
+    similarity = {
+        n: random.random((3, 3, 40)) for n in ("naive", "persona", "icl", "start", "tuned")
+    }
     record = held_out_record(similarity, ("A", "B", "C"), "B", seed=0)
-    others = (similarity["de"][0, 1] + similarity["de"][2, 1]) / 2
+    others = (similarity["tuned"][0, 1] + similarity["tuned"][2, 1]) / 2
     assert record["permuted"]["mean"] == pytest.approx(others.mean(), abs=1e-6)
-    gain = similarity["de"][1, 1] - similarity["naive"][1, 1]
+    gain = similarity["tuned"][1, 1] - similarity["naive"][1, 1]
     assert record["after_minus_before"]["mean"] == pytest.approx(gain.mean(), abs=1e-6)
     assert record["after_minus_before"]["low"] < gain.mean() < record["after_minus_before"]["high"]
 
 
 def test_a_country_alone_has_nobody_to_be_permuted_with():
-    similarity = {n: np.full((1, 1, 5), 0.5) for n in ("naive", "persona", "icl", "start", "de")}
+    similarity = {n: np.full((1, 1, 5), 0.5) for n in ("naive", "persona", "icl", "start", "tuned")}
     assert held_out_record(similarity, ("A",), "A", seed=0)["permuted"] is None
     assert interval(np.full(3, np.nan), 0) is None
     assert permutation_test(np.ones((1, 1)), 0)["others"] is None

@@ -1,8 +1,8 @@
 """Prompts and models on which greedy replies must equal transformers' and PEFT's `generate`.
 
-Freeze the replies for `test_decode.py` again, after a change of this file only (needs torch, peft):
+Freeze the replies for `test_generate.py` after a change of this file (needs torch and peft):
 
-    python tests/decode_cases.py
+    python -m tests.support.decode_cases
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from jaxalign.stats.analysis import analyse
 from jaxalign.surveys.replies import Answers
 from jaxalign.surveys.survey import Item, Survey
 
-_METHODS = ("naive", "persona", "icl", "start", "de")
+_METHODS = ("naive", "persona", "icl", "start", "tuned")
 _COMPARED = ("before", "start", "permuted")
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from jaxalign.answering.conversations import option_spellings
-from jaxalign.answering.plan import Spellings
+from jaxalign.answering.prefix_tree import Spellings
 from jaxalign.lm.config import PRESETS, DType, LlamaConfig, read_config
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.pocket import MODEL_FOLDER

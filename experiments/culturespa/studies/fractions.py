@@ -30,7 +30,7 @@ from jaxalign.methods.culturespa.select import fraction
 from jaxalign.report.palette import BLUE, LINE, MUTED, VERMILION
 from jaxalign.runs import may_change, write_json
 from jaxalign.runs.console import main, print_table
-from jaxalign.stats.paired_scores import question_draws
+from jaxalign.stats.bootstrap import count_draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def run(config: FractionsConfig) -> None:
     folder = "fractions-" + "-".join(f"{share:g}" for share in shares)
     with open_run(finished, folder, config) as opened:
         answers = joint_answers(settings, study, opened, finished, chosen)
-    draws = question_draws(len(study.survey.items), settings.resamples, settings.first_seed)
+    draws = count_draws(len(study.survey.items), settings.resamples, settings.first_seed)
     found = {n: method_record(settings, run_scores(a, study, draws)) for n, a in answers.items()}
     pairs = {
         f"{share:g}": sum(len(s.pairs) for (_, name), s in chosen.items() if name == f"{share:g}")

@@ -34,7 +34,7 @@ from jaxalign.methods.culturespa.study import Study
 from jaxalign.report.palette import BLUE, MUTED, VERMILION
 from jaxalign.runs import MetricsFile, Run, may_change, write_json
 from jaxalign.runs.console import main, print_table
-from jaxalign.stats.bootstrap import seed_interval
+from jaxalign.stats.intervals import seed_interval
 from jaxalign.training.packing import Example
 
 _GROUP = "shared"  # a step of these models has as many examples as the joint model's
@@ -113,7 +113,7 @@ def make_record(found: dict[Name, dict[str, Any]], pairs: dict[int, int]) -> dic
         rates[rate] = {
             "training": float(np.mean([losses["training"] for losses in mine])),
             "held_out": float(ends_S.mean()),
-            "seed_interval": None if interval is None else interval[1:],
+            "seed_interval": None if interval is None else interval.bounds,
             "by_seed": ends_S,
             "curve": dict(zip(steps, curve_SxL.mean(axis=0).tolist(), strict=True)),
         }

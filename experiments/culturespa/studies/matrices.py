@@ -28,8 +28,8 @@ from jaxalign.methods.culturespa.result import METHODS
 from jaxalign.report.palette import HEAT
 from jaxalign.runs import finite_or_none, write_json
 from jaxalign.runs.console import main, print_table
-from jaxalign.stats.bootstrap import seed_interval
 from jaxalign.stats.culture_lines import alignment, between_countries
+from jaxalign.stats.intervals import seed_interval
 
 SHOWN = ("p1", "p2", "joint", "specific", "cct")
 _MOST_PERMUTATIONS = 10_000
@@ -77,7 +77,7 @@ def _correlations(each_RxCxC: np.ndarray, human_CxC: np.ndarray) -> dict[str, An
         bounds = seed_interval(known) if len(known) and np.ptp(known) > 0 else None
         out[name] = {
             "mean": float(known.mean()) if len(known) else None,
-            "seed_interval": None if bounds is None else bounds[1:],
+            "seed_interval": None if bounds is None else bounds.bounds,
             "by_seed": values,
         }
     out["mantel_p"] = mantel(each_RxCxC.mean(axis=0), human_CxC)

@@ -38,7 +38,7 @@ from jaxalign.methods.culturespa.settings import Config
 from jaxalign.methods.culturespa.study import Study
 from jaxalign.runs import may_change, write_json
 from jaxalign.runs.console import main, print_table
-from jaxalign.stats.paired_scores import question_draws
+from jaxalign.stats.bootstrap import count_draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def compare(
 ) -> dict[str, Any]:
     """`selection.json`: a strategy's scores are over what it answered, a difference over what both
     answered; see `paired`."""
-    draws = question_draws(len(study.survey.items), settings.resamples, settings.first_seed)
+    draws = count_draws(len(study.survey.items), settings.resamples, settings.first_seed)
 
     def minus(a: str, b: str) -> dict[str, Any]:
         return difference(*paired(answers[a], answers[b], study, draws))

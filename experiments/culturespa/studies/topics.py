@@ -20,7 +20,7 @@ from jaxalign.commands.reports.culturespa_plots import save
 from jaxalign.report.palette import BLUE, LINE, ORANGE
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table
-from jaxalign.stats.bootstrap import seed_interval
+from jaxalign.stats.intervals import seed_interval
 
 
 def run(config: RunConfig) -> None:
@@ -72,8 +72,8 @@ def _estimate(values_S: np.ndarray) -> dict[str, float | None]:
     mean = float(known.mean()) if len(known) else None
     return {
         "mean": mean,
-        "low": None if bounds is None else max(bounds[1], 0.0),
-        "high": None if bounds is None else min(bounds[2], 100.0),
+        "low": None if bounds is None else max(bounds.low, 0.0),
+        "high": None if bounds is None else min(bounds.high, 100.0),
     }
 
 

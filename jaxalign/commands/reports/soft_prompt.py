@@ -122,7 +122,7 @@ def _loss_statement(result: Mapping[str, Any]) -> str:
     tuned, _ = parts.readings(result)
 
     def below(loss_of: Any) -> str:
-        wins = sum(e["de"][tuned]["loss"] < loss_of(c, e) for c, e in entries.items())
+        wins = sum(e["tuned"][tuned]["loss"] < loss_of(c, e) for c, e in entries.items())
         return f"{wins} of {len(entries)}"
 
     return (
@@ -135,7 +135,7 @@ def _loss_statement(result: Mapping[str, Any]) -> str:
 
 def _control_statement(result: Mapping[str, Any]) -> str:
     entries, (tuned, _) = result["countries"].values(), parts.readings(result)
-    wins = sum(e["gradient"][tuned]["loss"] < e["de"][tuned]["loss"] for e in entries)
+    wins = sum(e["gradient"][tuned]["loss"] < e["tuned"][tuned]["loss"] for e in entries)
     how = "" if tuned == "expected" else " in the expected reading (the most likely has none)"
     return (
         f"Control: the same prompts tuned by gradients{how} have a lower loss in the "

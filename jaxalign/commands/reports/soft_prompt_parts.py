@@ -21,7 +21,7 @@ KEYS = {
     "persona": Key("persona line", PURPLE, "-.", "s"),
     "icl": Key("examples in context", GREEN, ":", "^"),
     "start": Key("soft prompt before tuning", SKY, "-", "v"),
-    "de": Key("tuned soft prompt", BLUE, "-", "D", 2.4),
+    "tuned": Key("tuned soft prompt", BLUE, "-", "D", 2.4),
     "gradient": Key("same prompt by gradients", YELLOW, "--", "P"),
 }
 _TARGET = Key("published scores", INK, "-", "", 2.4)
@@ -35,7 +35,7 @@ _HELD_OUT = {
     "persona": KEYS["persona"],
     "icl": KEYS["icl"],
     "start": KEYS["start"],
-    "after": KEYS["de"],
+    "after": KEYS["tuned"],
     "gradient": KEYS["gradient"],
     "permuted": Key("other countries' tuned prompts", VERMILION, "", "X"),
 }
@@ -91,10 +91,10 @@ def headline_table(result: Mapping[str, Any]) -> Table:
     """The least that a reader should carry away, both surveys side by side."""
     rows, (tuned, other) = [], readings(result)
     for country, entry in result["countries"].items():
-        losses = [entry[name][tuned]["loss"] for name in ("naive", "icl", "de")]
+        losses = [entry[name][tuned]["loss"] for name in ("naive", "icl", "tuned")]
         change = Estimate.read(entry["held_out"].get("after_minus_before"))
         said = verdict(change, "nearer", "further away")
-        rows.append((country, *losses, entry["de"][other]["loss"], change, said))
+        rows.append((country, *losses, entry["tuned"][other]["loss"], change, said))
     columns = (
         "Country", "Loss, plain question", "Loss, examples", "Loss, tuned",
         f"Loss, tuned, {reading_words(other)}", "Held-out change", "Held-out change in words",
@@ -156,7 +156,7 @@ def radar_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
     }
     if len(names) < 3:
         return None
-    shown = {"target": _TARGET, **{n: KEYS[n].as_line() for n in ("naive", "icl", "de")}}
+    shown = {"target": _TARGET, **{n: KEYS[n].as_line() for n in ("naive", "icl", "tuned")}}
     values = [v for p in profiles.values() for n in shown for v in p[n] if is_number(v)]
     low, high = 25 * math.floor(min([0, *values]) / 25), 25 * math.ceil(max([100, *values]) / 25)
     panels = [

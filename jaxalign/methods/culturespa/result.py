@@ -37,9 +37,10 @@ from jaxalign.methods.culturespa.settings import Config
 from jaxalign.methods.culturespa.step_measure import Measured
 from jaxalign.methods.culturespa.study import Study
 from jaxalign.runs import finite_or_none, settings_of, versions
-from jaxalign.stats.bootstrap import seed_interval
+from jaxalign.stats.bootstrap import count_draws
 from jaxalign.stats.culture_lines import alignment, culture_lines
-from jaxalign.stats.paired_scores import Spread, drawn_scores, question_draws, spread
+from jaxalign.stats.intervals import seed_interval
+from jaxalign.stats.paired_scores import Spread, drawn_scores, spread
 from jaxalign.stats.personas import agreement, identify
 
 METHODS = {
@@ -73,7 +74,7 @@ def make_result(
     same = {name for name, models in measured.untrained.items() if models["all"]}
     answers = {name: a for name, a in measured.answers.items() if name not in same}
     right = {name: values for name, values in measured.right.items() if name not in same}
-    draws = question_draws(len(study.survey.items), config.resamples, config.first_seed)
+    draws = count_draws(len(study.survey.items), config.resamples, config.first_seed)
     scores = {name: run_scores(a, study, draws) for name, a in answers.items()}
     methods = {name: method_record(config, scores[name]) for name in METHODS if name in scores}
     return {
@@ -134,7 +135,7 @@ def method_record(config: Config, scores_NxRxC: np.ndarray) -> dict[str, Any]:
     each = {c: spread(scores_NxRxC[:, :, i]) for i, c in enumerate(config.countries)}
     record = {
         "countries": {c: s.value for c, s in each.items()},
-        "country_intervals": {c: s.questions for c, s in each.items()},
+        "country_intervals": {c: s.questions and s.questions.bounds for c, s in each.items()},
         "mean": (whole := spread(scores_NxRxC.mean(axis=2))).value,
         **_intervals(whole),
     }
@@ -143,8 +144,8 @@ def method_record(config: Config, scores_NxRxC: np.ndarray) -> dict[str, Any]:
 
 def _intervals(found: Spread) -> dict[str, Any]:
     return {
-        "interval": found.questions,
-        "seed_interval": found.seeds,
+        "interval": found.questions and found.questions.bounds,
+        "seed_interval": found.seeds and found.seeds.bounds,
         "by_seed": found.by_seed,
     }
 
@@ -158,7 +159,7 @@ def difference(a_NxRxC: np.ndarray, b_NxRxC: np.ndarray) -> dict[str, Any]:
 
 def _verdict(found: Spread) -> str:
     """Whether zero lies outside both intervals, and where there is but one of them."""
-    known = [i for i in (found.questions, found.seeds) if i is not None]
+    known = [i.bounds for i in (found.questions, found.seeds) if i is not None]
     if not known:
         return "no answers"
     only = "" if found.seeds is not None else ", over questions only"
@@ -181,7 +182,7 @@ def guard_record(right: Mapping[str, list[float]], name: str, count: int) -> dic
         after[method] = {"mean": float(percent.mean()), "by_seed": percent}
         change[method] = {
             "mean": float(percent.mean() - before),
-            "seed_interval": None if found is None else found[1:],
+            "seed_interval": None if found is None else found.bounds,
             "within": bool(abs(percent.mean() - before) <= GUARD_POINTS),
         }
     return {

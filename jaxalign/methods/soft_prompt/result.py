@@ -1,7 +1,7 @@
 """What `experiments.soft_prompt` reports: `result.json`, the plots and the table on the screen.
 
     countries.USA.target                                       six published scores (null: not used)
-    countries.USA.{naive,persona,icl,start,de,gradient}.{expected,most_likely}.{scores,loss}
+    countries.USA.{naive,persona,icl,start,tuned,gradient}.{expected,most_likely}.{scores,loss}
     countries.USA.{naive,...}.valid_mass                       chance that a reply begins an option
     countries.USA.held_out.{before,start,after,gradient,persona,icl,permuted}.{mean,low,high}
     countries.USA.held_out.after_minus_{before,start,permuted}.{mean,low,high}   paired by item
@@ -11,7 +11,7 @@
     dimensions, settings, facts, versions
 
 A loss is the sum of absolute score differences over the dimensions used, in points. `start` is the
-soft prompt before tuning, `de` after it, by whatever --algorithm; `gradient` the same prompt tuned
+soft prompt before tuning, `tuned` after it, by whatever algorithm; `gradient` the same prompt tuned
 by Adam, there unless it was left out, and in the expected reading whichever the search tunes, for
 the most likely has no gradient. Held-out scores are in [0, 1], 1 where the answers are the
 country's own.
@@ -36,7 +36,7 @@ from jaxalign.stats.trivial import trivial_lines
 from jaxalign.stats.vsm import READINGS, Scorer, loss
 from jaxalign.surveys.hofstede import DIMENSIONS
 
-METHODS = ("naive", "persona", "icl", "start", "de", "gradient")
+METHODS = ("naive", "persona", "icl", "start", "tuned", "gradient")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def make_result(
 ) -> dict[str, Any]:
     """All of `result.json`."""
     similarity = {name: survey.similarity(held_out[name].log_probs_CxQxO) for name in held_out}
-    matrix_CxC = np.nanmean(similarity["de"], axis=-1)
+    matrix_CxC = np.nanmean(similarity["tuned"], axis=-1)
     constants_6 = np.asarray(scorer.constants)
     entries, trivial = {}, {}
     for c, country in enumerate(config.countries):
@@ -136,7 +136,9 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
     profiles = {
         country: {
             "target": [entry["target"][d] for d in used],
-            **{n: [entry[n][reading]["scores"][d] for d in used] for n in ("naive", "icl", "de")},
+            **{
+                n: [entry[n][reading]["scores"][d] for d in used] for n in ("naive", "icl", "tuned")
+            },
         }
         for country, entry in countries.items()
     }
@@ -159,7 +161,7 @@ def show_result(result: Mapping[str, Any]) -> None:
         losses = [entry[name][reading]["loss"] if name in entry else None for name in METHODS]
         trivial = result["trivial"][country]
         rows.append(
-            [country, *losses, entry["de"][other]["loss"],
+            [country, *losses, entry["tuned"][other]["loss"],
              trivial["all_middle"], trivial["smallest_integer"]]
         )  # fmt: skip
     gradient = "gradient" if reading == "expected" else "gradient (tuned expected)"

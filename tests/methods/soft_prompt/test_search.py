@@ -133,7 +133,7 @@ def test_the_result_is_of_the_dimensions_and_the_reading_asked_for(capsys):
         config, study.facts(), scorer, study.target_Cx6, study.used_6, module, survey, held_out
     )
     assert found["constants"] == [54.0, None, None, None, None, None]
-    found["countries"]["USA"]["de"] = {"expected": {"loss": 11.1}, "most_likely": {"loss": 77.7}}
+    found["countries"]["USA"]["tuned"] = {"expected": {"loss": 11.1}, "most_likely": {"loss": 77.7}}
     show_result(found)
     said = capsys.readouterr().out
     assert "most likely reading" in said

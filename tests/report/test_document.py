@@ -1,0 +1,86 @@
+"""What every report is made of: numbers, verdicts, escaping, and a map whose names keep apart."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxalign.report.document import Document, Estimate, Listing, Note, Table, Text, section
+from jaxalign.report.point_map import place_labels
+from jaxalign.report.render import to_html, to_markdown
+from jaxalign.report.words import INSIDE, number, tally, verdict
+from tests.support.pages import HOSTILE, Page
+
+
+@pytest.mark.parametrize(
+    ("estimate", "words"),
+    [
+        (Estimate(0.2, -0.1, 0.5), f"{INSIDE}: no difference shown"),
+        (Estimate(0.2, 0.0, 0.5), f"{INSIDE}: no difference shown"),
+        (Estimate(0.2, 0.1, 0.5), "higher"),
+        (Estimate(-0.2, -0.5, -0.1), "lower"),
+        (Estimate(0.2), "no interval: nothing can be said"),
+        (Estimate(math.nan, math.nan, math.nan), "–"),
+        (None, "–"),
+    ],
+)
+def test_verdict(estimate: Estimate | None, words: str) -> None:
+    assert verdict(estimate) == words
+
+
+def test_tally() -> None:
+    found = [Estimate(1, 0.5, 2), Estimate(-1, -2, -0.5), Estimate(0, -1, 1), None, Estimate(3)]
+    expected = f"up in 1, down in 1, {INSIDE} in 1 (of 3)"
+    assert tally(found, "up", "down") == expected
+    assert tally([None], "up", "down") == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "signed", "text"),
+    [
+        (1234.56, 1, False, "1,234.6"),
+        (-0.04, 1, False, "0.0"),
+        (-0.04, 2, True, "\u22120.04"),
+        (0.04, 1, True, "0.0"),
+        (0.0, 0, True, "0"),
+        (None, 1, False, "–"),
+        (math.inf, 1, False, "–"),
+    ],
+)
+def test_number(value: float | None, digits: int, signed: bool, text: str) -> None:
+    assert number(value, digits, signed) == text
+
+
+def test_texts_are_escaped_in_both_forms(tmp_path: Path) -> None:
+    table = Table(HOSTILE, ("A", HOSTILE), ((HOSTILE, "x"), ("y", None)))
+    document = Document(
+        HOSTILE, HOSTILE, (Note(HOSTILE, "label"),),
+        (section(HOSTILE, Text(HOSTILE), Listing((HOSTILE,), HOSTILE), table,
+                 Table(HOSTILE, ("A",), ((HOSTILE,),), folded=True)),),
+    )  # fmt: skip
+    page, markdown = to_html(document), to_markdown(document, tmp_path)
+    assert "<script" not in page
+    assert Page(page).open == []
+    assert "<script" not in markdown
+    assert re.search(r"^\| y \| – \|$", markdown, re.M)
+
+
+def test_names_on_a_map_keep_apart() -> None:
+    points = np.array([[0.0, 0.0], [12.0, 0.0], [6.0, 9.0], [80.0, 80.0]])
+    names = ["USA", "CHN", "IND", "SAU"]
+    placed = points + np.array(place_labels(points, names))
+    distances = np.linalg.norm(placed[:, None] - points[None], axis=-1)
+    assert distances.argmin(axis=1).tolist() == [0, 1, 2, 3]
+    apart = np.abs(placed[:, None] - placed[None])[np.triu_indices(4, k=1)]
+    assert (np.any(apart > [18, 8.7], axis=-1)).all()
+
+
+def test_needs_no_pyplot() -> None:
+    code = "import sys, jaxalign.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
