@@ -198,9 +198,7 @@ def _commands(words: np.ndarray) -> tuple[np.ndarray, int, bool]:
         elements are all there; and whether a code says that the data end.
     """
     one_each_Wx8 = (words.view(np.uint8) == _CODE_ELEMENT).view("<u8")
-    asking = np.flatnonzero(
-        one_each_Wx8
-    )  # words that need elements if they hold codes
+    asking = np.flatnonzero(one_each_Wx8)  # words that need elements if they hold codes
     # Eight bytes of 0 or 1 are summed by a multiplication that leaves the sum in the highest byte.
     many = (one_each_Wx8[asking] * np.uint64(0x0101010101010101)) >> np.uint64(56)
     is_code = np.ones(len(words), bool)

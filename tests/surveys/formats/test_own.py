@@ -4,7 +4,6 @@ command lines `survey_check` and `bench_survey`."""
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments.bench.survey import __main__ as bench_survey
-from jaxalign.commands import check as survey_check
 from jaxalign.core.errors import UserError
-from jaxalign.runs.console import main
 from jaxalign.surveys.formats import read_survey, recognise
 from jaxalign.surveys.formats.json_places import Places, broken_rules
 from jaxalign.surveys.formats.own import check_csv, check_json, read_own_csv, schema
@@ -242,66 +238,6 @@ def test_the_schema_file_uses_known_rules_only() -> None:
     assert list(broken_rules(GOOD, schema())) == []
     with pytest.raises(NotImplementedError, match="oneOf"):
         list(broken_rules(GOOD, {"oneOf": []}))
-
-
-# -- command lines --------------------------------------------------------------------------------
-
-
-def check(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main(survey_check.run, survey_check.Config, args)
-    except SystemExit as leaving:
-        code = int(leaving.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
-def test_survey_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, shares = put(tmp_path, CSV), put(tmp_path, SHARES, "shares.csv")
-    code, out, _ = check(capsys, str(path), "--distributions", str(shares))
-    assert code == 0
-    for said in ("3 items (2 ordinal, 1 nominal)", "1 topic (leisure)", "2 countries (CHN, USA)"):
-        assert said in out
-    assert read_own_csv(path, shares).sha256 in out
-    code, out, err = check(capsys, str(put(tmp_path, CSV.replace("1=never", "never"))))
-    assert (code, out) == (2, "")
-    assert "row 2, column 'options': 'never'" in err
-    assert err.splitlines()[-1].startswith("error: ")
-    bad = json.dumps(GOOD | {"wording": "mine", "version": 1}, indent=1)
-    code, _, err = check(capsys, str(put(tmp_path, bad, "own.json")))
-    assert code == 2
-    assert "line 3, column 13" in err
-    assert "wrong in 2 places" in err
-    assert check(capsys, str(tmp_path / "absent.csv"))[0] == 2
-    code, _, err = check(capsys, str(path), "--format", "wvs")
-    assert code == 2
-    assert "B_COUNTRY_ALPHA" in err
-    mmlu = put(tmp_path, "a,b,c,d,e,A\n", "mmlu.csv")
-    code, out, _ = check(capsys, str(mmlu))
-    assert code == 0
-    assert "1 questions with a right answer" in out
-    assert check(capsys, str(mmlu), "--distributions", str(shares))[0] == 2
-
-
-def test_bench_survey(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    out = tmp_path / "bench.json"
-    config = bench_survey.Config(rows=200, columns=16, repeats=1, json=out)
-    figures = bench_survey.run(config)
-    assert json.loads(out.read_text()) == figures
-    for kind in ("csv", "sav"):
-        assert figures["files"][kind]["ours"]["peak_mb"] > 10
-        assert figures["files"][kind]["ours"]["seconds"] > 0
-    said = capsys.readouterr().out
-    assert "pandas is not installed: no comparison" in said
-    assert "load average" in said
-    with pytest.raises(UserError, match="columns=9"):
-        bench_survey.Config(columns=9)
-    with pytest.raises(UserError, match=r"`json` .*absent.*: no such folder"):
-        bench_survey.Config(json=tmp_path / "absent" / "b.json")
 
 
 # -- fuzzing ------------------------------------------------------------------------------------

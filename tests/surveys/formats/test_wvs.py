@@ -214,10 +214,10 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
     path = csv_file(tmp_path)
     for options, message in (
         ({"min_respondents": 0}, "min_respondents=0; at least 1"),
-        ({"instrument": OWN, "items": ["Q1", "Q2", "Q9"]}, "item 'Q9' is not in"),
+        ({"wording": OWN, "items": ["Q1", "Q2", "Q9"]}, "item 'Q9' is not in"),
         ({"items": []}, "no items asked for"),
-        ({"items": ["Q9"], "instrument": OWN}, "item 'Q9' is not in instrument 'own'"),
-        ({"instrument": items((1, 70))}, r"codes \[1, 70\] of item 'Q1'"),
+        ({"items": ["Q9"], "wording": OWN}, "item 'Q9' is not in survey 'own'"),
+        ({"wording": items((1, 70))}, r"codes \[1, 70\] of item 'Q1'"),
     ):
         with pytest.raises(UserError, match=message):
             read(path, **({"items": None} | options))
