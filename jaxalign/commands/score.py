@@ -24,7 +24,7 @@ import numpy as np
 from jaxalign.commands import reports
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file, write_json
-from jaxalign.runs import Run, check
+from jaxalign.runs import Run, check_run
 from jaxalign.runs.console import print_table
 from jaxalign.stats.analysis import analyse
 from jaxalign.stats.culture_lines import LINES
@@ -70,7 +70,7 @@ def score_replies(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
     _check(config)
     out = config.out or Path("runs") / time.strftime("score_replies-%Y%m%d-%H%M%S")
-    check(out, config)
+    check_run(out, config)
     survey = read_targets(config.survey, config.distributions)
     aware, unaware = read_files(config, survey)
     print(f"{survey.name}: {len(survey.items)} items")

@@ -61,9 +61,8 @@ from jaxalign.methods.soft_prompt.study import (
     read_study,
 )
 from jaxalign.optim.evolve import Evolution, State
-from jaxalign.runs import Run, begun, check
-from jaxalign.runs.checkpoint_owner import claim_place
-from jaxalign.runs.checkpoints import Checkpoints
+from jaxalign.runs import Run, check_run, recorded_run
+from jaxalign.runs.checkpoints import Checkpoints, claim
 from jaxalign.runs.console import Progress
 from jaxalign.runtime.sharding import local_view
 from jaxalign.stats.held_out import HeldOut
@@ -74,7 +73,7 @@ from jaxalign.surveys.hofstede import country_name
 def tune_prompts(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
     out = _directory(config)
-    began = check(out, config, config.resume)
+    began = check_run(out, config, config.resume)
     config = dataclasses.replace(config, checkpoints=checkpoint_place(config, out))
     study = read_study(config)
     check_comparison(config, study)
@@ -156,7 +155,7 @@ def evolve(
     """Run or resume the search; returns the last state and the seconds it took this time."""
     place = config.checkpoints or run.out / "checkpoints"
     if run.writes:
-        claim_place(place, begun(run.out)[0])
+        claim(place, recorded_run(run.out)[0])
     with Checkpoints(place) as saved:
         if run.resumed and not saved.steps:
             print(f"no checkpoint found in {saved.directory}; starting at generation 0")

@@ -37,7 +37,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import save_checkpoint
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
-from jaxalign.lm.lora_files import save_lora
+from jaxalign.lm.peft import save_lora
 from jaxalign.lm.weights import init_params
 from jaxalign.runs import settings_of, write_json
 from jaxalign.runs.console import Progress, main, print_table

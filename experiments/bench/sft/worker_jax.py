@@ -13,7 +13,7 @@ from experiments.bench.population.worker import serve
 from experiments.bench.sft.work import CLIP, LEARNING_RATE, Work
 from jaxalign.answering.cost import device_name, matmul_peak
 from jaxalign.lm.checkpoint import load_checkpoint
-from jaxalign.lm.lora_files import load_lora
+from jaxalign.lm.peft import load_lora
 from jaxalign.runtime.sharding import make_mesh
 from jaxalign.training.packing import Example
 from jaxalign.training.trainer import TrainConfig, Trainer

@@ -32,10 +32,10 @@ from jaxalign.methods.soft_prompt.space import (
     prompt_text,
 )
 from jaxalign.methods.soft_prompt.study import Config, Study
-from jaxalign.optim.evolve import Evolution, make_evolution
+from jaxalign.optim.evolve import Evolution, entries_of, make_evolution
 from jaxalign.optim.gradient import Descent, make_descent
 from jaxalign.runtime.hosts import agreed, agreed_choice
-from jaxalign.runtime.memory import busy_chunk, fitting_chunk, refuse_what_does_not_fit
+from jaxalign.runtime.memory import busy_chunk, check_fits, fitting_chunk
 from jaxalign.runtime.sharding import MODEL, POPULATION, local_view, place_whole, replicated
 from jaxalign.stats.vsm import Scorer, anchor_constants, make_scorer
 from jaxalign.surveys.hofstede import DIMENSIONS, country_name, targets
@@ -178,8 +178,8 @@ def build(
     @functools.cache  # so that what is compiled to see whether it fits is what runs
     def search(chunk: int) -> Evolution:
         fitness = make_fitness(study.llama, config.reading, chunk)
-        strategy, countries = config.strategy, config.countries
-        return make_evolution(strategy, space.dims, fitness, mesh, config.seed, countries)
+        entries = entries_of(config.countries, config.seed)
+        return make_evolution(config.strategy, space.dims, fitness, mesh, entries)
 
     chunk, needed = fitting_chunk(
         lambda chunk: search(chunk).lower(steps, objective).compile(),
@@ -213,7 +213,7 @@ def make_control(config: Config, study: Study, objective: Objective) -> Control:
     # Placed like what `advance` returns, or the second dispatch would be compiled anew.
     descent = jax.device_put(descent, objective.space.start.sharding)
     steps = min(STEPS_AT_A_TIME, config.gradient_steps)
-    needed = refuse_what_does_not_fit(
+    needed = check_fits(
         advance.lower(descent, objective, steps).compile(),
         jax.local_devices()[0],
         "--gradient-steps 0 leaves the gradient control out",
