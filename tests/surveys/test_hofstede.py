@@ -160,7 +160,7 @@ def test_bad_files_of_scores_are_refused(own: Path, text: str, message: str) -> 
 
 
 def test_groups_that_a_file_lacks_are_refused(own: Path) -> None:
-    with pytest.raises(UserError, match="'USA' is not in .*scores.csv; it has night owls, CHN"):
+    with pytest.raises(UserError, match=r"'USA' is not in .*scores\.csv; it has night owls, CHN"):
         c.targets(["USA"], own)
     with pytest.raises(UserError, match="Gen Z lacks mas, uai; leave them out with `dimensions`"):
         c.targets(["Gen Z"], own)

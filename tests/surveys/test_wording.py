@@ -22,9 +22,7 @@ def codes_alone(tmp_path, monkeypatch) -> Path:
 
 
 def test_experiments_that_ask_a_model_refuse_it(codes_alone):
-    message = (
-        "`survey` .*wvs.csv: 2 of 2 items have no wording, such as 'Q1'.* your own JSON or CSV"
-    )
+    message = "`survey` .*wvs.csv: 2 of 2 items have no wording, such as 'Q1'.* JSON or CSV"
     config = dataclasses.replace(Config(), survey=codes_alone, countries=("USA", "CHN"))
     with pytest.raises(UserError, match=message):
         read_study(config)

@@ -279,7 +279,7 @@ def _share_problem(
     except ValueError:
         return _in(path, row, "code", f"{shown(cells['code'])} is not a whole number")
     if code not in items[id].codes:
-        message = f"code {code} is none of item {id}'s codes {list(items[id].codes)}"
+        message = f"code {code} is not one of item {id}'s codes {list(items[id].codes)}"
         return _in(path, row, "code", message)
     if code in earlier:
         return _in(path, row, "code", f"country {group}, item {id} has code {code} already")

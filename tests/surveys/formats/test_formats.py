@@ -55,9 +55,7 @@ def test_a_file_that_two_formats_recognise_is_refused(tmp_path):
     path = own_csv(tmp_path, ("USA",))["survey"]
     FORMATS.register("everything")(Everything)
     try:
-        with pytest.raises(
-            UserError, match="may be everything or own-csv; choose one with `format`"
-        ):
+        with pytest.raises(UserError, match="may be everything or own-csv; choose one"):
             recognise(path)
         assert len(read_survey(path, format="own-csv").items) == 3
     finally:
@@ -68,9 +66,9 @@ def test_a_test_with_right_answers_is_no_survey(tmp_path):
     path = tmp_path / "mmlu.csv"
     path.write_text("a,b,c,d,e,A\n")
     assert read_any(path).answers == (0,)
-    with pytest.raises(UserError, match="mmlu.csv: questions with one right answer"):
+    with pytest.raises(UserError, match=r"mmlu\.csv: questions with one right answer"):
         read_survey(path)
-    with pytest.raises(UserError, match="`held_out` .*: it does not say how any country answered"):
+    with pytest.raises(UserError, match=r"`held_out` .*: it does not say how any country answered"):
         read_answered(path, "held_out")
 
 
@@ -81,8 +79,6 @@ def test_messages_name_the_parameters(tmp_path):
         read_answered(files["survey"], "survey", None, "shares")
     survey = read_answered(files["survey"], "survey", files["distributions"], "shares")
     assert set(survey.distributions) == {"USA"}
-    with pytest.raises(
-        UserError, match="`shares` .*shares.csv: goes with a CSV of your own; .* is"
-    ):
-        (tmp_path / "own.json").write_text("{}")
+    (tmp_path / "own.json").write_text("{}")
+    with pytest.raises(UserError, match=r"`shares` .*shares\.csv: goes with a CSV of your own"):
         read_answered(tmp_path / "own.json", "survey", files["distributions"], "shares")

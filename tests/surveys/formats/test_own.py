@@ -1,5 +1,4 @@
-"""Instruments of the user's own: both formats, everything wrong with them and where, and the
-command lines `survey_check` and `bench_survey`."""
+"""Surveys of the user's own: both formats, everything that is wrong with them, and where."""
 
 from __future__ import annotations
 
@@ -84,7 +83,7 @@ def test_json(tmp_path: Path) -> None:
     assert read_survey(module).sha256 == vsm().sha256
 
 
-def test_every_fault_of_a_csv_is_told_with_row_and_column(tmp_path: Path) -> None:
+def test_every_fault_of_a_csv_is_reported_with_row_and_column(tmp_path: Path) -> None:
     path = put(
         tmp_path,
         "id,text,scale,options\n"
@@ -95,8 +94,8 @@ def test_every_fault_of_a_csv_is_told_with_row_and_column(tmp_path: Path) -> Non
         "d,ok?,,1=x\n"
         ",ok?,,\n",
     )
-    problems, instrument = check_csv(path)
-    assert instrument is None
+    problems, survey = check_csv(path)
+    assert survey is None
     assert [str(p).removeprefix(f"{path}, ") for p in problems] == [
         "row 2, column 'text': the cell is empty",
         "row 3, column 'scale': 'sometimes'; choose ordinal or nominal",
@@ -115,14 +114,14 @@ def test_every_fault_of_a_csv_is_told_with_row_and_column(tmp_path: Path) -> Non
 def test_every_fault_of_the_shares(tmp_path: Path) -> None:
     rows = (",a,1,1", "USA,z,1,1", "USA,a,x,1", "USA,a,9,1", "USA,a,1,-1", "USA,a,2,1", "USA,a,2,0")
     shares = put(tmp_path, "\n".join(["country,item,code,share", *rows]), "shares.csv")
-    problems, instrument = check_csv(put(tmp_path, CSV), shares)
-    assert instrument is None
+    problems, survey = check_csv(put(tmp_path, CSV), shares)
+    assert survey is None
     assert [str(p).removeprefix(f"{shares}, ")[:40] for p in problems] == [
         "row 2, column 'country': the cell is emp",
         "row 3, column 'item': there is no item '",
-        "row 4, column 'code': 'x' is no whole nu",
-        "row 5, column 'code': code 9 is none of ",
-        "row 6, column 'share': '-1' is not a nu",
+        "row 4, column 'code': 'x' is not a whole",
+        "row 5, column 'code': code 9 is not one ",
+        "row 6, column 'share': '-1' is not a num",
         "row 8, column 'code': country USA, item ",
     ]
     shares = put(tmp_path, SHARES.replace("USA,b,7,1", "USA,b,7,0.9"), "shares.csv")
@@ -141,7 +140,7 @@ def test_every_fault_of_the_shares(tmp_path: Path) -> None:
         ("id|text|options\na|b|c\n", "row 1: the header lacks .*delimit"),
     ],
 )
-def test_tables_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+def test_files_that_are_not_such_tables(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_own_csv(put(tmp_path, text))
 
@@ -200,8 +199,8 @@ def test_faults_of_a_json_have_line_and_column(
     tmp_path: Path, change: Callable[[dict[str, Any]], Any], place: tuple[str, str], message: str
 ) -> None:
     text = changed(change)
-    problems, instrument = check_json(put(tmp_path, text, "own.json"))
-    assert instrument is None
+    problems, survey = check_json(put(tmp_path, text, "own.json"))
+    assert survey is None
     line, column = at(text, *place)
     assert problems[0].place == f"line {line}, column {column}", problems
     assert message in problems[0].message
@@ -254,7 +253,7 @@ edits = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(changes=edits, keep=st.floats(0, 1))
-def test_a_spoilt_instrument_is_refused_or_read(
+def test_a_damaged_survey_is_refused_or_read(
     tmp_path: Path, changes: list[tuple[float, int, bytes]], keep: float
 ) -> None:
     for name, text, read in (
