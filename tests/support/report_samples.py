@@ -72,7 +72,7 @@ def analysis_sample(countries: Sequence[str], personas: int | None = None) -> di
 
 def analysis_inputs(
     countries: Sequence[str], personas: int | None = None
-) -> tuple[Survey, dict[str, list[Answers]], list[Answers]]:
+) -> tuple[Survey, dict[str, list[Responses]], list[Responses]]:
     """A survey of `countries`, made-up answers of personas, and those without a persona. The first
     `personas` countries, by default all but the last, have a persona."""
     random = np.random.default_rng(0)
