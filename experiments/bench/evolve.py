@@ -38,7 +38,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
 from jaxalign.lm.config import PRESETS
 from jaxalign.optim.evolve import Evolution, make_evolution
-from jaxalign.optim.strategy import DIFFERENTIAL_EVOLUTION, Strategy, check_strategy
+from jaxalign.optim.strategy import DIFFERENTIAL_EVOLUTION, Strategy
 from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table
@@ -157,7 +157,7 @@ def check_config(config: Config) -> None:
         raise UserError("--accelerator-flops-per-second and -bandwidth must be above 0")
     for algorithm in config.algorithms:
         for population in config.populations:
-            check_strategy(Strategy(algorithm=algorithm, population=population))
+            Strategy(algorithm=algorithm, population=population).optimizer()
 
 
 def measure(
@@ -179,7 +179,7 @@ def measure(
     """
     strategy = Strategy(algorithm=algorithm, population=population)
     mesh = make_mesh(jax.devices()[:1])
-    evolution = make_evolution(strategy, dims, first_coordinate, mesh, 0, ("USA",))
+    evolution = make_evolution(strategy, dims, first_coordinate, mesh, [("USA", 0)])
     compiled = evolution.lower(1).compile()
     needed = needed_bytes(compiled) + 4 * population * dims
     free = available_bytes(jax.devices()[0])
@@ -220,7 +220,7 @@ def first_coordinate(candidates_PxZ: jax.Array, country_P: jax.Array, context: N
 
 def generation_seconds(evolution: Evolution, repeats: int) -> float:
     """Return the median seconds of one generation, after one warm-up that is not counted."""
-    shape = (1, evolution.search.strategy.population, evolution.num_dims)
+    shape = (1, evolution.population, evolution.num_dims)
     state = evolution.init(jax.random.normal(jax.random.key(0), shape, jnp.float32))
     seconds = []
     for _ in range(repeats + 1):

@@ -162,7 +162,7 @@ def make_search(candidates: int, chunk: int) -> Evolution:
 
     mesh = make_mesh(jax.devices()[:1])
     dims = PROMPT_TOKENS * MODEL.hidden_size
-    return make_evolution(Strategy(population=candidates), dims, fitness, mesh, 0, ("USA",))
+    return make_evolution(Strategy(population=candidates), dims, fitness, mesh, [("USA", 0)])
 
 
 def run_seconds(evolution: Evolution, size: Size, context: PreparedItems, repeats: int) -> float:

@@ -184,7 +184,7 @@ def lower_search(
     M, D = layout.prompt_length, llama.hidden_size
     fitness = make_fitness(llama, "expected", chunk)
     strategy = Strategy(population=population)
-    evolution = make_evolution(strategy, M * D, fitness, mesh, 0, ("USA",))
+    evolution = make_evolution(strategy, M * D, fitness, mesh, [("USA", 0)])
     objective = abstract_objective(llama, layout)
     whole = replicated(mesh)
     on_mesh = jax.tree.map(

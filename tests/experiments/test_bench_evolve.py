@@ -62,7 +62,7 @@ def test_bytes_moved_grow_with_candidates_and_dimensions():
 
     def moved(population, dims):
         strategy = Strategy(population=population)
-        evolution = make_evolution(strategy, dims, b.first_coordinate, mesh, 0, ("USA",))
+        evolution = make_evolution(strategy, dims, b.first_coordinate, mesh, [("USA", 0)])
         return b.program_bytes(evolution.lower(1).compile())
 
     few = moved(16, 4096)
@@ -77,7 +77,7 @@ def test_bytes_moved_grow_with_candidates_and_dimensions():
         ({"populations": ()}, "at least one"),
         ({"accelerator_bandwidth": 0.0}, "above 0"),
         ({"populations": (2,)}, "too small"),
-        ({"algorithms": ("Guessing",)}, "unknown algorithm"),
+        ({"algorithms": ("Guessing",)}, "is unknown"),
     ],
 )
 def test_bad_input_before_anything_is_timed(tmp_path, change, words):

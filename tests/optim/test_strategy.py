@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -12,31 +13,45 @@ import pytest
 from evosax.algorithms import algorithms
 
 from jaxalign.core.errors import UserError
-from jaxalign.optim.strategy import READ_MAGNITUDES, Strategy, describe, make_search
+from jaxalign.optim.algorithms.differential_evolution import DifferentialEvolution
+from jaxalign.optim.algorithms.evosax_algorithms import READ_MAGNITUDES, Evosax
+from jaxalign.optim.evolve import make_evolution
+from jaxalign.optim.strategy import Strategy
+from jaxalign.runtime.sharding import make_mesh
 
 Z = 5
 
 
+def settings_of(strategy: Strategy) -> dict:
+    """Every setting of a strategy as a run records it."""
+    mesh = make_mesh(jax.devices()[:1])
+    evolution = make_evolution(strategy, Z, lambda x, *_: x[:, 0], mesh, [("USA", 0)])
+    return {k: v for k, v in evolution.settings.items() if k not in ("seed", "groups")}
+
+
 @pytest.mark.parametrize("algorithm", sorted(algorithms))
 def test_every_algorithm_builds_starts_and_prints_its_settings(algorithm):
-    search = make_search(Strategy(algorithm, population=16), Z)
+    built = Strategy(algorithm, population=16).build(Z)
     arguments = jax.random.key(0), jnp.ones((16, Z)), jnp.ones(16), jnp.float32(1)
-    state = jax.eval_shape(search.start, *arguments)
-    asked, _ = jax.eval_shape(search.ask, jax.random.key(0), state, jnp.float32(1))
+    state = jax.eval_shape(built.start, *arguments)
+    asked, _ = jax.eval_shape(built.ask, jax.random.key(0), state, jnp.float32(1))
     assert asked.shape == (16, Z)
-    assert all(isinstance(v, (bool, int, float, str)) for v in describe(search).values())
+    assert all(isinstance(v, (bool, int, float, str)) for v in built.describe().values())
 
 
 def test_importing_starts_no_backend():
     """`jax.distributed.initialize` and the simulated devices must still be possible afterwards."""
-    code = "import jax, jaxalign.optim.evolve; jax.config.update('jax_num_cpu_devices', 3)"
+    code = (
+        "import jax, jaxalign.optim.evolve, jaxalign.optim.strategy;"
+        "jax.config.update('jax_num_cpu_devices', 3)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_options_reach_evosax():
-    search = make_search(Strategy("SimpleGA", 16, options=(("std", 0.25),)), Z)
-    assert search.algorithm.std_schedule(3) == 0.25
-    assert describe(search) == {
+    strategy = Strategy("SimpleGA", 16, options=(("std", 0.25),))
+    assert strategy.build(Z).algorithm.std_schedule(3) == 0.25
+    assert settings_of(strategy) == {
         "algorithm": "SimpleGA",
         "population": 16,
         "std": 0.25,
@@ -45,27 +60,26 @@ def test_options_reach_evosax():
 
 
 def test_the_initial_spread_is_the_first_step_size_unless_given():
-    search = make_search(Strategy("SNES", 16), Z)
-    assert describe(search)["std_init"] == "spread of the initial population"
+    built = Strategy("SNES", 16).build(Z)
+    assert built.describe()["std_init"] == "spread of the initial population"
     arguments = jax.random.key(0), jnp.ones((16, Z)), jnp.ones(16), jnp.float32(0.02)
-    np.testing.assert_allclose(search.start(*arguments).std, 0.02)
-    given = make_search(Strategy("SNES", 16, options=(("std_init", 0.5),)), Z)
-    assert describe(given)["std_init"] == 0.5
+    np.testing.assert_allclose(built.start(*arguments).std, 0.02)
+    given = Strategy("SNES", 16, options=(("std_init", 0.5),)).build(Z)
+    assert given.describe()["std_init"] == 0.5
     np.testing.assert_allclose(given.start(*arguments).std, 0.5)
 
 
 def test_arithmetic_on_fitness_sees_the_worst_finite_value_instead_of_infinity():
     fitness_E = jnp.array([3.0, jnp.inf, 1.0])
     for algorithm, wanted in (("LES", 3.0), ("DifferentialEvolution", np.inf)):
-        search = make_search(Strategy(algorithm, 16), Z)
-        np.testing.assert_array_equal(search.readable(fitness_E), [3, wanted, 1])
-        assert not np.isnan(search.readable(jnp.full(3, jnp.inf))).any()
+        built = Strategy(algorithm, 16).build(Z)
+        np.testing.assert_array_equal(built.finite_where_read(fitness_E), [3, wanted, 1])
+        assert not np.isnan(built.finite_where_read(jnp.full(3, jnp.inf))).any()
     assert set(algorithms) >= READ_MAGNITUDES
 
 
 def test_differential_evolution_prints_every_setting():
-    search = make_search(Strategy(differential_weight_min=0.7, differential_weight_max=0.7), Z)
-    assert describe(search) == {
+    assert settings_of(Strategy(differential_weight_min=0.7, differential_weight_max=0.7)) == {
         "algorithm": "DifferentialEvolution",
         "population": 64,
         "elitism": True,
@@ -78,16 +92,51 @@ def test_differential_evolution_prints_every_setting():
 
 
 @pytest.mark.parametrize(
+    "optimizer",
+    [
+        DifferentialEvolution(population=8, crossover_rate=0.5, num_diff=2),
+        Evosax("CMA_ES", 8),
+        Evosax("SNES", population=8, options={"std_init": 0.5}),
+    ],
+)
+def test_a_strategy_names_an_optimizer_and_gives_it_back(optimizer):
+    strategy = Strategy.of(optimizer)
+    assert strategy.optimizer() == optimizer
+    assert Strategy.of(strategy) is strategy
+
+
+def test_a_strategy_has_the_defaults_of_differential_evolution():
+    assert Strategy().optimizer() == DifferentialEvolution()
+
+
+@dataclasses.dataclass(frozen=True)
+class Unregistered:
+    """An optimizer that no command line could name."""
+
+    population: int = 4
+
+
+def test_an_optimizer_that_is_not_registered_cannot_be_recorded():
+    with pytest.raises(UserError, match=r"Unregistered is not registered; decorate"):
+        Strategy.of(Unregistered())
+
+
+@pytest.mark.parametrize(
     ("strategy", "words"),
     [
         ({"algorithm": "Nonesuch"}, ["'Nonesuch'", "DifferentialEvolution", "CMA_ES"]),
-        ({"population": 3}, ["3", "4 or more"]),
-        ({"differential_weight_min": 0.9, "differential_weight_max": 0.5}, ["(0.9, 0.5)"]),
-        ({"crossover_rate": 1.5}, ["1.5"]),
-        ({"algorithm": "PSO", "crossover_rate": 0.5}, ["crossover_rate", "PSO"]),
+        ({"population": 3}, ["`population` 3", "4 or more"]),
+        (
+            {"differential_weight_min": 0.9, "differential_weight_max": 0.5},
+            ["`differential_weight_min` 0.9", "`differential_weight_max` 0.5"],
+        ),
+        ({"crossover_rate": 1.5}, ["`crossover_rate` 1.5"]),
+        ({"num_diff": 0}, ["`num_diff` 0"]),
+        ({"algorithm": "PSO", "crossover_rate": 0.5}, ["`crossover_rate`", "PSO"]),
         ({"algorithm": "PSO", "options": (("speed", 1),)}, ["'speed'", "inertia_coeff"]),
         ({"options": (("crossover_rate", 0.5),)}, ["crossover_rate", "fields"]),
-        ({"algorithm": "Open_ES", "population": 7}, ["7", "even"]),
+        ({"options": (("speed", 0.5),)}, ["no option 'speed'"]),
+        ({"algorithm": "Open_ES", "population": 7}, ["`population` 7", "even"]),
         (
             {"algorithm": "SV_CMA_ES", "population": 8, "options": (("num_populations", 3),)},
             ["8", "3 groups"],
@@ -96,6 +145,6 @@ def test_differential_evolution_prints_every_setting():
 )
 def test_bad_strategies_are_refused_in_one_line(strategy, words):
     with pytest.raises(UserError) as error:
-        make_search(Strategy(**strategy), Z)
+        Strategy(**strategy).build(Z)
     assert all(word in str(error.value) for word in words)
     assert "\n" not in str(error.value)

@@ -43,7 +43,7 @@ from jaxalign.lm.mesh import MeshChoice, choose_mesh
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
-from jaxalign.optim.strategy import Strategy, check_strategy
+from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.prompts import load_prompts
@@ -123,7 +123,7 @@ def plan(config: Config) -> None:
 
 def check(config: Config) -> None:
     """UserError for numbers that make no plan."""
-    check_strategy(config.strategy)
+    config.strategy.optimizer()
     for name in ("items", "chunk", "generations", "decode_batch", "decode_prompt"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: at least 1")

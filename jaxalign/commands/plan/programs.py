@@ -69,7 +69,7 @@ def lower_population(
     """
     dims = prompt.dims(config.hidden_size)
     fitness = make_fitness(config, "expected", chunk)
-    evolution = make_evolution(strategy, dims, fitness, mesh, seed=0, countries=("USA",))
+    evolution = make_evolution(strategy, dims, fitness, mesh, [("USA", 0)])
     share = -(-strategy.population // mesh.shape[POPULATION])
     computed = -(-share // chunk) * chunk
     flops = candidate_flops(config, layout)

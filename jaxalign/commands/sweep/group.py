@@ -51,19 +51,18 @@ class Program:
     def of_batch(self, batch: Batch) -> tuple[Evolution, Objective]:
         """The search of these cells, and all that it reads, on the devices."""
         study, config = self.group.study, self.group.config
-        countries, seeds = zip(*batch.entries, strict=True)
         starts = []
         for country, seed in batch.entries:
             text = study.tokens.encode(prompt_text(config.prompt, country_name(country)))
             key = country_key(jax.random.key(seed), country)
             starts.append(initial_prompt(config.prompt, self.table_VxD, text, key))
-        rows = [config.countries.index(country) for country in countries]
+        rows = [config.countries.index(country) for country, _ in batch.entries]
         objective = dataclasses.replace(
             self.objective,
             space=dataclasses.replace(self.objective.space, start=jnp.stack(starts)),
             target_Cx6=jnp.asarray(study.target_Cx6[rows]),
         )
-        evolution = self.evolution.for_entries(seeds, countries)
+        evolution = self.evolution.for_entries(batch.entries)
         return evolution, place_whole(objective, evolution.sharding)
 
 
@@ -72,7 +71,7 @@ def make_program(group: Group, params: Params, mesh: jax.sharding.Mesh, how: How
     config, study = group.config, group.study
     own = local_view(params)  # for the small work that each process does by itself
     space = search_space(config, study, own)
-    countries, seeds = zip(*group.batches[0].entries, strict=True)
+    countries = group.batches[0].entries
     constants_6 = constants(config, study, own)
     objective = Objective(
         interview=dataclasses.replace(
@@ -88,7 +87,9 @@ def make_program(group: Group, params: Params, mesh: jax.sharding.Mesh, how: How
     @functools.cache  # so that what is compiled to see whether it fits is what runs
     def program(chunk: int) -> Program:
         fitness = make_fitness(study.llama, config.reading, chunk)
-        evolution = make_evolution(config.strategy, space.dims, fitness, mesh, seeds, countries)
+        evolution = make_evolution(
+            config.strategy, space.dims, fitness, mesh, group.batches[0].entries
+        )
         facts = {"chunk": chunk, "attention": how.kernel}
         facts["constants"] = known(np.where(study.used_6, constants_6, np.nan))
         return Program(group, facts, own["embed"], evolution, objective)

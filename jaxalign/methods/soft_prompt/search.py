@@ -32,7 +32,7 @@ from jaxalign.methods.soft_prompt.space import (
     prompt_text,
 )
 from jaxalign.methods.soft_prompt.study import Config, Study
-from jaxalign.optim.evolve import Evolution, make_evolution
+from jaxalign.optim.evolve import Evolution, entries_of, make_evolution
 from jaxalign.optim.gradient import Descent, make_descent
 from jaxalign.runtime.hosts import agreed, agreed_choice
 from jaxalign.runtime.memory import busy_chunk, fitting_chunk, refuse_what_does_not_fit
@@ -178,8 +178,8 @@ def build(
     @functools.cache  # so that what is compiled to see whether it fits is what runs
     def search(chunk: int) -> Evolution:
         fitness = make_fitness(study.llama, config.reading, chunk)
-        strategy, countries = config.strategy, config.countries
-        return make_evolution(strategy, space.dims, fitness, mesh, config.seed, countries)
+        entries = entries_of(config.countries, config.seed)
+        return make_evolution(config.strategy, space.dims, fitness, mesh, entries)
 
     chunk, needed = fitting_chunk(
         lambda chunk: search(chunk).lower(steps, objective).compile(),

@@ -27,7 +27,7 @@ from jaxalign.lm.config import LlamaConfig, read_config
 from jaxalign.lm.tokenizer import Tokenizer, check_vocabulary
 from jaxalign.methods.prompting import icl_examples, lead_in
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig, make_space
-from jaxalign.optim.strategy import Strategy, check_strategy, make_search
+from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.prompts import Message, Prompts, load_prompts
@@ -141,7 +141,7 @@ class Study:
 def read_study(config: Config) -> Study:
     """Read and check everything that is quick to check. UserError for whatever is wrong."""
     check_numbers(config)
-    check_strategy(config.strategy)
+    config.strategy.optimizer()
     if not config.countries:
         raise UserError("--countries: give one or more")
     if len(set(config.countries)) < len(config.countries):
@@ -213,7 +213,7 @@ def check_numbers(config: Config) -> None:
 
 def check_space(config: Config, llama: LlamaConfig) -> None:
     """Raise what the search and its space would raise once the weights are loaded."""
-    make_search(config.strategy, config.prompt.length)
+    config.strategy.build(config.prompt.length)
     full = config.prompt.projection == "none"
     prompt = dataclasses.replace(config.prompt, projection="none" if full else "random")
     start_MxD = jax.ShapeDtypeStruct((prompt.length, llama.hidden_size), jnp.float32)

@@ -21,7 +21,7 @@ from jaxalign.methods.soft_prompt.space import (
     initial_population,
     make_space,
 )  # fmt: skip
-from jaxalign.optim.evolve import make_evolution
+from jaxalign.optim.evolve import entries_of, make_evolution
 from jaxalign.optim.gradient import make_descent
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runtime.sharding import make_mesh, replicated
@@ -59,7 +59,9 @@ def search(countries, devices, generations=3, population=6):
     mesh = make_mesh(devices)
     fitness = make_fitness(CONFIG, "expected", chunk=2)
     dims = 3 * CONFIG.hidden_size
-    evolution = make_evolution(Strategy(population=population), dims, fitness, mesh, 0, countries)
+    evolution = make_evolution(
+        Strategy(population=population), dims, fitness, mesh, entries_of(countries, 0)
+    )
     objective = make_objective(countries)
     first = jnp.stack(
         [

@@ -85,7 +85,7 @@ def evaluation_temporaries(population: int) -> int:
 def search_temporaries(population: int) -> int:
     """Of asking and telling alone."""
     mesh, strategy = make_mesh(jax.devices()[:1]), Strategy(population=population)
-    evolution = make_evolution(strategy, prompt_numbers(), first_coordinate, mesh, 0, ("USA",))
+    evolution = make_evolution(strategy, prompt_numbers(), first_coordinate, mesh, [("USA", 0)])
     return read_program(evolution.lower(GENERATIONS).compile()).memory.temporaries
 
 
