@@ -75,8 +75,8 @@ def split_at_soft_prompt(
         return tokenizer.encode_chat_split([*earlier, ended], _SENTINEL)
     if messages[0]["role"] == "system":
         raise UserError(
-            "a soft prompt placed in the system message cannot be combined with a persona, which is "
-            "a system message too; use the placement `front`"
+            "a soft prompt in the place of the system message cannot be combined with a persona, "
+            "which is a system message too; tune one that is placed in front"
         )
     system = {"role": "system", "content": _SENTINEL}
     return tokenizer.encode_chat_split([system, *messages], _SENTINEL)

@@ -63,7 +63,7 @@ def generate(
     if soft is None:
         tokens, extra_MxD = lm.tokenizer.encode_chat(conversation), None
     else:
-        # Ids past the vocabulary stand for the rows of `extra_embeddings`, the soft prompt's tokens.
+        # Ids past the vocabulary stand for the soft prompt's tokens, rows of `extra_embeddings`.
         before, after = split_at_soft_prompt(lm.tokenizer, conversation, soft.placement)
         extra_MxD = np.asarray(soft.embeddings_MxD)
         virtual = range(lm.config.vocab_size, lm.config.vocab_size + len(extra_MxD))
