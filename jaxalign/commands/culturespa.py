@@ -28,7 +28,7 @@ from jaxalign.commands.reports.culturespa_plots import write_plots
 from jaxalign.commands.reports.culturespa_tables import show_result
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint
-from jaxalign.lm.lora import Adapter
+from jaxalign.lm.lora import AdapterWeights
 from jaxalign.lm.weights import Params, param_shardings
 from jaxalign.methods.culturespa.ask import Replies, ask, part, plan
 from jaxalign.methods.culturespa.result import make_result
@@ -46,14 +46,14 @@ from jaxalign.methods.culturespa.step_select import (
 from jaxalign.methods.culturespa.step_tune import tune
 from jaxalign.methods.culturespa.step_write import seed_folder, write_all
 from jaxalign.methods.culturespa.study import Study, read_study
-from jaxalign.runs import Run, check
+from jaxalign.runs import Run, check_run
 from jaxalign.surveys.survey import Survey
 
 
 def run_culturespa(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
     out = _directory(config)
-    check(out, config, config.resume)
+    check_run(out, config, config.resume)
     study = read_study(config)
     facts = study.facts()
     print(f"model {study.folder}: {study.llama.num_hidden_layers} layers, {study.llama.dtype}")
@@ -119,7 +119,7 @@ def fine_tune(
     run: Run,
     questions: Mapping[int, Survey],
     chosen: Mapping[int, Mapping[str, Selection]],
-) -> dict[tuple[int, str], Adapter]:
+) -> dict[tuple[int, str], AdapterWeights]:
     """Step 4: adapters by seed and name, those of single countries under "specific-" names."""
     shared, specific = {}, {}
     for seed, some in chosen.items():

@@ -30,14 +30,14 @@ import jax
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
 from jaxalign.lm.config import LlamaConfig, read_config
-from jaxalign.lm.lora import Adapter, LoraConfig, merge
-from jaxalign.lm.lora_files import save_lora
+from jaxalign.lm.lora import AdapterWeights, LoraConfig, merge
 from jaxalign.lm.mesh import device_mesh
+from jaxalign.lm.peft import save_lora
 from jaxalign.lm.tokenizer import Tokenizer, check_vocabulary
 from jaxalign.lm.weights import Params, param_shardings
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.report.plots import training_losses
-from jaxalign.runs import Run, check, may_change
+from jaxalign.runs import Run, check_run, may_change
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.sharding import replicated
 from jaxalign.training.conversations import hold_out, read_conversations
@@ -94,7 +94,7 @@ class Config:
 
 def tune(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
-    check(config.out, config, config.resume)
+    check_run(config.out, config, config.resume)
     folder = config.model or MODEL_FOLDER
     llama = read_config(folder, _dtype(config))
     tokens = Tokenizer.load(folder)
@@ -161,7 +161,7 @@ def _fit(
 
 def _tuned(
     config: Config, trainer: Trainer, params: Params, state: TrainState
-) -> tuple[Adapter | None, Params | None]:
+) -> tuple[AdapterWeights | None, Params | None]:
     """The adapter, and the whole model in the dtype of its weights; None for what is not wanted.
 
     Whole on every device, so that process 0 can write them: for a model over several processes
@@ -181,7 +181,11 @@ def _tuned(
 
 
 def _save(
-    config: Config, llama: LlamaConfig, adapter: Adapter | None, model: Params | None, folder: Path
+    config: Config,
+    llama: LlamaConfig,
+    adapter: AdapterWeights | None,
+    model: Params | None,
+    folder: Path,
 ) -> None:
     if adapter is not None:
         save_lora(config.out / "adapter", adapter, llama, config.lora, str(folder))

@@ -24,10 +24,10 @@ import numpy as np
 from jaxalign.commands import reports
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file, write_json
-from jaxalign.runs import Run, check
+from jaxalign.runs import Run, check_run
 from jaxalign.runs.console import print_table
+from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis import analyse
-from jaxalign.stats.culture_lines import LINES
 from jaxalign.surveys.formats import read_with_shares
 from jaxalign.surveys.replies import Answers, Numbering, ReaderName, read_answers
 from jaxalign.surveys.reply_files import Mode, Replies, read_replies
@@ -69,7 +69,7 @@ def score_replies(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
     _check(config)
     out = config.out or Path("runs") / time.strftime("score_replies-%Y%m%d-%H%M%S")
-    check(out, config)
+    check_run(out, config)
     survey = read_targets(config.survey, config.distributions)
     aware, unaware = read_files(config, survey)
     print(f"{survey.name}: {len(survey.items)} items")

@@ -61,12 +61,10 @@ from jaxalign.methods.soft_prompt.study import (
     read_study,
 )
 from jaxalign.optim.evolve import Evolution, State
-from jaxalign.runs import Run, begun, check
-from jaxalign.runs.checkpoint_owner import claim_place
-from jaxalign.runs.checkpoints import Checkpoints
+from jaxalign.runs import Run, check_run, recorded_run
+from jaxalign.runs.checkpoints import Checkpoints, claim
 from jaxalign.runs.console import Progress
 from jaxalign.runtime.sharding import local_view
-from jaxalign.stats.held_out import HeldOut
 from jaxalign.stats.vsm import Scorer, make_scorer
 from jaxalign.surveys.hofstede import country_name
 
@@ -74,7 +72,7 @@ from jaxalign.surveys.hofstede import country_name
 def tune_prompts(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
     out = _directory(config)
-    began = check(out, config, config.resume)
+    began = check_run(out, config, config.resume)
     config = dataclasses.replace(config, checkpoints=checkpoint_place(config, out))
     study = read_study(config)
     check_comparison(config, study)
@@ -156,7 +154,7 @@ def evolve(
     """Run or resume the search; returns the last state and the seconds it took this time."""
     place = config.checkpoints or run.out / "checkpoints"
     if run.writes:
-        claim_place(place, begun(run.out)[0])
+        claim(place, recorded_run(run.out)[0])
     with Checkpoints(place) as saved:
         if run.resumed and not saved.steps:
             print(f"no checkpoint found in {saved.directory}; starting at generation 0")
@@ -261,11 +259,10 @@ def finish(
     seconds: float,
 ) -> None:
     """`result.json`, the plots, the report, and the tables on the screen."""
-    survey = HeldOut(study.held_out, config.countries)
     # Not among the settings that a resumed run must keep, yet what the result was made with.
     facts = facts | {"gradient_steps": config.gradient_steps}
     result = make_result(
-        config, facts, scorer, study.target_Cx6, study.used_6, module, survey, held_out
+        config, facts, scorer, study.target_Cx6, study.used_6, module, study.held_out, held_out
     )
     run.write("result.json", result)
     if run.writes:

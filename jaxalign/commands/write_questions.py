@@ -41,7 +41,7 @@ from jaxalign.methods.culturespa.topics import Writing
 from jaxalign.methods.culturespa.writer import check_room, make_writer
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.society import held_out_survey
-from jaxalign.runs import Run, check, may_change
+from jaxalign.runs import Run, check_run, may_change
 from jaxalign.runs.console import Progress, print_table
 from jaxalign.surveys.formats import read_questionnaire
 from jaxalign.surveys.survey import Survey, to_json
@@ -98,7 +98,7 @@ class Study:
 
 def run(config: Config) -> None:
     """The whole experiment; see the module's docstring."""
-    check(config.out, config, config.resume)
+    check_run(config.out, config, config.resume)
     study = read_study(config)
     topics = len({item.topic for item in study.survey.items})
     print(f"model {study.folder}: {study.llama.num_hidden_layers} layers, {study.llama.dtype}")

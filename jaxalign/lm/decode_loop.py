@@ -175,13 +175,13 @@ def cached_attention(
     only the scores of the two are. Softmax in float32.
 
     Args:
-      mask_BxS: bool, the slots that each sequence sees.
-      q: query of the new token, [B, 1, N, H].
-      k, v: its key and value, [B, 1, K, H].
-      cache: keys and values so far, [B, S, K, H] each.
+        mask_BxS: bool, the slots that each sequence sees.
+        q: Query of the new token, [B, 1, N, H].
+        k, v: Its key and value, [B, 1, K, H].
+        cache: Keys and values so far, [B, S, K, H] each.
 
     Returns:
-      [B, 1, N, H], in the dtype of `q`.
+        [B, 1, N, H], in the dtype of `q`.
     """
     B, T, N, H = q.shape
     K, S = k.shape[2], mask_BxS.shape[1]

@@ -47,28 +47,28 @@ def generate(
     """Generate new tokens for every prompt.
 
     Args:
-      config: the model.
-      params: its weights, with adapters or 8-bit kernels if there are any.
-      prompts: token ids of each prompt, at least one. With `extra_embeddings`, the id
-        `config.vocab_size + i` stands for row i of that table.
-      sampling: how tokens are drawn, and how many at most.
-      stop_tokens: token ids that end a reply.
-      seed: in [0, 2^32).
-      ids: one integer in [0, 2^32) per prompt, from which its random key is derived whatever batch
-        it is in; default: its index.
-      batch_size: prompts per batch, at most.
-      mesh: devices whose data axis batches are split over. `params` are used as they lie on it, and
-        copied to every device if they lie elsewhere.
-      extra_embeddings: float [E, D], embeddings that are in no vocabulary, such as tuned soft
-        prompts. A prompt may hold them anywhere, and each prompt its own rows.
-      on_batch: called after each batch with the number of replies that are done.
+        config: The model.
+        params: Its weights, with adapters or 8-bit kernels if there are any.
+        prompts: Token ids of each prompt, at least one. With `extra_embeddings`, the id
+            `config.vocab_size + i` stands for row i of that table.
+        sampling: How tokens are drawn, and how many at most.
+        stop_tokens: Token ids that end a reply.
+        seed: In [0, 2^32).
+        ids: One integer in [0, 2^32) per prompt, from which its random key is derived whatever
+            batch it is in; default: its index.
+        batch_size: Prompts per batch, at most.
+        mesh: Devices whose data axis batches are split over. `params` are used as they lie on it,
+            and copied to every device if they lie elsewhere.
+        extra_embeddings: float [E, D], embeddings that are in no vocabulary, such as tuned soft
+            prompts. A prompt may hold them anywhere, and each prompt its own rows.
+        on_batch: Called after each batch with the number of replies that are done.
 
     Returns:
-      The new tokens of each prompt, in the order of the prompts, without the stop token.
+        The new tokens of each prompt, in the order of the prompts, without the stop token.
 
     Raises:
-      UserError: if a prompt is empty, holds an unknown id, or with `max_new_tokens` exceeds
-        `config.max_position_embeddings`; if a shape or number does not fit.
+        UserError: If a prompt is empty, holds an unknown id, or with `max_new_tokens` exceeds
+            `config.max_position_embeddings`; if a shape or number does not fit.
     """
     ids = range(len(prompts)) if ids is None else ids
     extra_ExD = _check_extra(config, extra_embeddings)
@@ -106,14 +106,14 @@ def decode_program(
     `program.lower(*arguments)` needs no arrays, so the program can be compiled for other devices.
 
     Args:
-      config: the model.
-      sampling: as for `generate`.
-      batch_size: rows of the batch.
-      prompt_tokens: padded length of the prompts.
-      stop_tokens: number of stop tokens.
-      mesh: devices, as for `generate`.
-      params: abstract weights with their shardings, if there are more than the model's own (an
-        adapter).
+        config: The model.
+        sampling: As for `generate`.
+        batch_size: Rows of the batch.
+        prompt_tokens: Padded length of the prompts.
+        stop_tokens: Number of stop tokens.
+        mesh: Devices, as for `generate`.
+        params: Abstract weights with their shardings, if there are more than the model's own (an
+            adapter).
     """
     batch = Batch(
         tokens_BxP=jax.ShapeDtypeStruct((batch_size, prompt_tokens), jnp.int32),

@@ -66,22 +66,23 @@ def choose_mesh(
     """Choose the mesh for `num_devices` chips of `chip_bytes` memory each.
 
     Args:
-      config: the model.
-      num_devices: number of devices.
-      chip_bytes: memory of each device, in bytes.
-      population: number of candidates that are evaluated together; devices that do not share
-        weights go to the population axis. None (fine-tuning, decoding): they go to the data axis.
-      search_dims: number of values in a candidate; every device holds the whole population.
-      model_parallel: length of the model axis; default: chosen here.
-      data_parallel: length of the data axis; default: 1 with a population, else all that the model
-        axis leaves.
+        config: The model.
+        num_devices: Number of devices.
+        chip_bytes: Memory of each device, in bytes.
+        population: Number of candidates that are evaluated together; devices that do not share
+            weights go to the population axis. None (fine-tuning, decoding): they go to the data
+            axis.
+        search_dims: Number of values in a candidate; every device holds the whole population.
+        model_parallel: Length of the model axis; default: chosen here.
+        data_parallel: Length of the data axis; default: 1 with a population, else all that the
+            model axis leaves.
 
     Returns:
-      The sizes of the mesh axes and the reason for them.
+        The sizes of the mesh axes and the reason for them.
 
     Raises:
-      UserError: with the numbers, if an axis does not divide the devices or the dimensions of the
-        weights, or if the weights fit in no split.
+        UserError: With the numbers, if an axis does not divide the devices or the dimensions of the
+            weights, or if the weights fit in no split.
     """
     if num_devices < 1 or chip_bytes < 1 or (population is not None and population < 1):
         raise UserError(
@@ -124,7 +125,7 @@ def device_mesh(
     what the first local device of process 0 reports.
 
     Returns:
-      The mesh, and the choice, whose `describe()` is worth showing.
+        The mesh, and the choice, whose `describe()` is worth showing.
     """
     memory = agreed(available_bytes(jax.local_devices()[0]) or sys.maxsize)
     choice = choose_mesh(

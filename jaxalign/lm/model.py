@@ -35,9 +35,9 @@ class ModelFiles:
     """A model folder, read and checked, without its weights.
 
     Attributes:
-      folder: the folder, in Hugging Face layout.
-      config: shapes, constants and dtypes.
-      tokenizer: the folder's tokenizer and chat template.
+        folder: The folder, in Hugging Face layout.
+        config: Shapes, constants and dtypes.
+        tokenizer: The folder's tokenizer and chat template.
     """
 
     folder: Path
@@ -60,9 +60,9 @@ class LM:
     """A language model, ready to use: files, weights, and the mesh that the weights lie on.
 
     Attributes:
-      files: config, tokenizer and folder.
-      params: the weights, a tree with the structure of `jaxalign.lm.weights.weight_tree`.
-      mesh: the devices, with the axes `population`, `data` and `model`.
+        files: Config, tokenizer and folder.
+        params: The weights, a tree with the structure of `jaxalign.lm.weights.weight_tree`.
+        mesh: The devices, with the axes `population`, `data` and `model`.
     """
 
     files: ModelFiles
@@ -96,23 +96,23 @@ def open_model(
     """Read and check a model folder without loading its weights.
 
     Args:
-      path: a folder in Hugging Face layout (`config.json`, tokenizer, safetensors); None opens the
-        pocket model that ships with the package.
-      dtype: dtype of weights and activations; `"auto"` is float32 for the pocket model and bfloat16
-        for every other.
+        path: A folder in Hugging Face layout (`config.json`, tokenizer, safetensors); None opens
+            the pocket model that ships with the package.
+        dtype: Dtype of weights and activations; `"auto"` is float32 for the pocket model and
+            bfloat16 for every other.
 
     Returns:
-      The folder with its config and tokenizer.
+        The folder with its config and tokenizer.
 
     Raises:
-      UserError: if a file is missing or damaged, if the config describes a model that is not
-        handled, or if the tokenizer has ids that the model has no embeddings for.
+        UserError: If a file is missing or damaged, if the config describes a model that is not
+            handled, or if the tokenizer has ids that the model has no embeddings for.
 
     Example:
-      >>> from jaxalign.lm.model import open_model
-      >>> files = open_model()
-      >>> files.config.num_hidden_layers, files.config.dtype
-      (4, 'float32')
+        >>> from jaxalign.lm.model import open_model
+        >>> files = open_model()
+        >>> files.config.num_hidden_layers, files.config.dtype
+        (4, 'float32')
     """
     folder = POCKET_FOLDER if path is None else Path(path)
     if dtype == "auto":
@@ -134,26 +134,27 @@ def load_model(
     """Load a Llama from a folder in Hugging Face layout onto the devices of this machine.
 
     Args:
-      path: the model folder, or what `open_model` returned for it (`dtype` is then ignored); None
-        loads the pocket model.
-      dtype: dtype of weights and activations; `"auto"` is float32 for the pocket model and bfloat16
-        for every other.
-      weights: `"int8"` stores the linear layers in 8 bits, which halves their memory.
-      model_parallel: number of devices that share one copy of the weights; default: as few as
-        memory allows.
-      mesh: the mesh to put the weights on, instead of one chosen for all devices.
+        path: The model folder, or what `open_model` returned for it (`dtype` is then ignored); None
+            loads the pocket model.
+        dtype: Dtype of weights and activations; `"auto"` is float32 for the pocket model and
+            bfloat16 for every other.
+        weights: `"int8"` stores the linear layers in 8 bits, which halves their memory.
+        model_parallel: Number of devices that share one copy of the weights; default: as few as
+            memory allows.
+        mesh: The mesh to put the weights on, instead of one chosen for all devices.
 
     Returns:
-      The model, with its weights on the mesh.
+        The model, with its weights on the mesh.
 
     Raises:
-      UserError: as `open_model`, and if weights are missing, damaged or too large for the devices.
+        UserError: As `open_model`, and if weights are missing, damaged or too large for the
+            devices.
 
     Example:
-      >>> import jaxalign as ja
-      >>> lm = ja.load_model()
-      >>> lm.config.hidden_size, lm.params["embed"].shape
-      (128, (1792, 128))
+        >>> import jaxalign as ja
+        >>> lm = ja.load_model()
+        >>> lm.config.hidden_size, lm.params["embed"].shape
+        (128, (1792, 128))
     """
     files = path if isinstance(path, ModelFiles) else open_model(path, dtype)
     if mesh is None:

@@ -106,7 +106,7 @@ class Tokenizer:
         """Return the conversation as the template writes it.
 
         Raises:
-          UserError: if the template fails, with its message.
+            UserError: if the template fails, with its message.
         """
         import jinja2  # here, because only rendering needs it and it takes time to import
 

@@ -14,7 +14,6 @@ from jaxalign.answering.options import prepare_items
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.lora import merge
 from jaxalign.lm.model import LM
 from jaxalign.lm.weights import Params
 from jaxalign.methods.base import Condition
@@ -129,11 +128,13 @@ def _ask_together(
 
 
 def adapted_params(lm: LM, condition: Condition) -> Params:
-    """Return the weights that a condition is asked of, on this process's first device if whole."""
-    params = lm.params
-    if condition.adapter is not None:
-        params = merge(params, condition.adapter.weights, condition.adapter.config)
-    return local_view(params)
+    """Return the weights that a condition is asked of, on this process's first device if whole.
+
+    An adapter is laid beside the weights: added into them, it would take a copy of the model, and
+    weights in 8 bits would lose it.
+    """
+    adapted = lm if condition.adapter is None else condition.adapter.attach(lm)
+    return local_view(adapted.params)
 
 
 def check_length(config: LlamaConfig, name: str, tokens: int) -> None:

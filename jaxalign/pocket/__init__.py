@@ -27,12 +27,12 @@ def pocket_model() -> LM:
     code; what it answers says nothing about people or about Llama-3.
 
     Returns:
-      The model, with its weights on all devices of this machine.
+        The model, with its weights on all devices of this machine.
 
     Example:
-      >>> import jaxalign as ja
-      >>> lm = ja.pocket_model()
-      >>> lm.config.num_hidden_layers, lm.config.dtype
-      (4, 'float32')
+        >>> import jaxalign as ja
+        >>> lm = ja.pocket_model()
+        >>> lm.config.num_hidden_layers, lm.config.dtype
+        (4, 'float32')
     """
     return load_model(MODEL_FOLDER)

@@ -1,19 +1,26 @@
-"""What a run leaves behind: its settings, a line of metrics per generation, its result."""
+"""What a run leaves behind: its settings, its metrics, its checkpoints, its result.
 
-from jaxalign.runs.environment import environment, versions
+    run            the directory of one run: claimed by one process, resumed with the same settings
+    settings       settings by name, which of them may change, and how the command line spells them
+    checkpoints    saved trees of arrays, and which run they belong to
+    environment    versions, devices and the git revision that a run records
+    console        the command line: arguments, errors, progress, tables
+"""
+
 from jaxalign.core.files import MetricsFile, finite_or_none, plain, write_json
-from jaxalign.runs.run import Run, begun, check
+from jaxalign.runs.environment import environment, versions
+from jaxalign.runs.run import Run, check_run, recorded_run
 from jaxalign.runs.settings import may_change, settings_of
 
 __all__ = [
     "MetricsFile",
     "Run",
-    "begun",
-    "check",
+    "check_run",
     "environment",
     "finite_or_none",
     "may_change",
     "plain",
+    "recorded_run",
     "settings_of",
     "versions",
     "write_json",

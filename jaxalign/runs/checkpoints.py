@@ -1,40 +1,55 @@
 """Checkpoints of any pytree of arrays: saved whole or not at all, restored onto any devices.
 
-Every save is complete when `save` returns, or, asynchronously, when the next one begins. The last
-`keep` stay, and a process killed in the middle of a save leaves the one before as the latest: orbax
-writes to a temporary directory and renames it.
+A save is complete when `save` returns or, if it is asynchronous, when the next one begins. The
+last `keep` steps stay. A process that is killed in the middle of a save leaves the step before as
+the latest one, because orbax writes to a temporary directory and renames it.
+
+`Checkpoints` deletes older steps of its directory, whoever wrote them. A directory outside the
+run's own folder therefore says whose it is: `owner.json` there names the run that saves in it, and
+no other run may use it (`check_owner`, `claim`). All of this works on local paths and on gs://.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
 from jaxalign.core.errors import UserError
+
+if TYPE_CHECKING:
+    from etils import epath
+
+OWNER = "owner.json"
 
 
 class Checkpoints:
     """The numbered checkpoints in one directory; also a context manager.
 
-    Every process of a distributed run makes its own, of the same shared directory, and calls the
-    same methods in the same order.
+    Every process of a distributed run makes its own object for the same shared directory, and
+    calls the same methods in the same order.
     """
 
     def __init__(self, directory: Path | str, keep: int = 2, asynchronous: bool = False):
-        """Open `directory`, made if missing, and remove what a killed save left in it.
+        """Open a directory and remove what a killed save left in it.
 
-        A local path, the same for all processes of a run, or a bucket's: `gs://bucket/folder`.
-
-        `asynchronous`: `save` returns once the arrays are copied, and writes while others work.
+        Args:
+            directory: A local path, the same for all processes of a run, or a folder of a bucket
+                (`gs://bucket/folder`). It is made if it is missing.
+            keep: How many of the latest steps are kept.
+            asynchronous: Whether `save` returns as soon as the arrays are copied, and writes them
+                while the program goes on.
         """
-        self._asynchronous = asynchronous
-        self._pending: Any = None  # the save still being written
-        self.directory = location(directory)
+        from orbax.checkpoint import v1 as ocp
+
         training = ocp.training
+        self._asynchronous = asynchronous
+        self._pending: Any = None  # the save that is still being written
+        self.directory = location(directory)
         self._checkpointer = training.Checkpointer(
             self.directory,
             context=_context(),
@@ -51,13 +66,14 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
+        """Wait for the last save and release the directory."""
         try:
             self.wait()
         finally:
             self._checkpointer.close()
 
     def wait(self) -> None:
-        """Return when the last save is safe; raises what went wrong with it."""
+        """Return when the last save is safe; raise what went wrong with it."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -69,27 +85,33 @@ class Checkpoints:
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     def save(self, step: int, tree: Any) -> None:
-        """Write `tree` as `step`, which must be later than those saved.
+        """Write `tree` as `step`.
 
-        Returns when it is safe, or, asynchronously, when the tree's buffers may be used again.
+        Returns when the checkpoint is safe or, if saves are asynchronous, when the buffers of the
+        tree may be used again.
+
+        Raises:
+            UserError: `step` is not later than those saved before.
         """
         if self.steps and step <= self.steps[-1]:
             raise UserError(
-                f"{self.directory} already holds step {self.steps[-1]}, not before {step}"
+                f"{self.directory} already holds step {self.steps[-1]}; step {step} is not after it"
             )
         self._pending = self._checkpointer.save_async(step, tree)
         if not self._asynchronous:
             self.wait()
 
     def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any]:
-        """The tree saved as `step` (default: the latest), with that step's number.
+        """Return the number of a step and the tree that was saved as it.
 
         Args:
-          abstract: `jax.ShapeDtypeStruct`s in the tree's structure, each with the sharding that
-            the array shall have; `abstract_tree` makes them from arrays.
+            abstract: A tree of `jax.ShapeDtypeStruct` with the structure of the saved one, each
+                with the sharding that the array shall have. `abstract_tree` makes it from arrays.
+            step: Which step; default: the latest.
 
-        Raises UserError when there is no such step, or when the saved tree has other leaves,
-        shapes or dtypes (it names the first of them), or cannot be read.
+        Raises:
+            UserError: There is no such step, it cannot be read, or the saved tree has other
+                leaves, shapes or dtypes (the message names the first of them).
         """
         if step is None and self.steps:
             step = self.steps[-1]
@@ -101,7 +123,7 @@ class Checkpoints:
             saved = self._checkpointer.metadata(step).metadata
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(path, error) from None
-        if _leaves(abstract) and not _leaves(saved):  # orbax finds nothing in files cut short
+        if _leaves(abstract) and not _leaves(saved):  # orbax finds nothing in truncated files
             raise _damaged(path, "it names no arrays")
         _compare(saved, abstract, path)
         try:
@@ -111,28 +133,27 @@ class Checkpoints:
 
 
 def abstract_tree(tree: Any) -> Any:
-    """The shapes, dtypes and shardings of a tree of arrays, as `Checkpoints.restore` wants them."""
+    """Return shapes, dtypes and shardings of a tree of arrays, as `Checkpoints.restore` takes."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def latest_step(directory: Path | str) -> int | None:
-    """The newest step in `directory`, None if it has none; changes nothing there."""
+    """Return the newest step in a local directory, None if it has none; change nothing there."""
+    from orbax.checkpoint import v1 as ocp
+
     names = ocp.path.step.standard_name_format()
-    found = names.find_all(Path(directory)) if Path(directory).is_dir() else ()
-    return max((checkpoint.step for checkpoint in found), default=None)
-
-
-def _context() -> ocp.Context:
-    context = ocp.Context()
-    # Six times faster, and tuned prompts and optimizer states hardly compress.
-    context.array.saving.use_compression = False
-    return context
+    checkpoints = names.find_all(Path(directory)) if Path(directory).is_dir() else ()
+    return max((checkpoint.step for checkpoint in checkpoints), default=None)
 
 
 def location(directory: Path | str) -> Path | str:
-    """A local directory as an absolute path (orbax fails late on relative ones), a bucket's as is.
+    """Return a local directory as an absolute path, and the address of a bucket unchanged.
 
-    UserError for a bucket of another kind, and for one out of reach for want of a package.
+    Orbax accepts relative paths and fails on them much later.
+
+    Raises:
+        UserError: The address is of a bucket that is not gs://, or the package that reads gs:// is
+            not installed.
     """
     if "://" not in str(directory):
         return Path(directory).absolute()
@@ -145,6 +166,98 @@ def location(directory: Path | str) -> Path | str:
     return str(directory)
 
 
+# Which run a directory belongs to
+
+
+def check_owner(directory: str, run: str | None) -> bool:
+    """Check that a run may keep its checkpoints in a directory.
+
+    Args:
+        directory: A local path or a gs:// address.
+        run: Name of the run (`jaxalign.runs.recorded_run`); None for a run that has not begun.
+
+    Returns:
+        Whether the directory is this run's already; False where it is empty or does not exist.
+
+    Raises:
+        UserError: The directory cannot hold checkpoints, or holds anything that is not this run's.
+    """
+    from etils import epath
+
+    folder = epath.Path(location(directory))
+    try:
+        names, owner = _names(folder), _owner(folder)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the library of a bucket may raise
+        raise UserError(f"`checkpoints` {directory}: {error}; give another directory") from None
+    if names and run is None:
+        raise UserError(
+            f"`checkpoints` {directory}: holds {names[0]!r}, and a new run needs an empty "
+            "directory; give another, or `resume` with the `out` of the run that saves there"
+        )
+    if names and owner != run:
+        raise UserError(
+            f"`checkpoints` {directory}: holds {names[0]!r} and is not this run's; give the "
+            "directory that the run began with"
+        )
+    return bool(names)
+
+
+def claim(directory: Path | str, run: str) -> None:
+    """Write down that a directory belongs to `run`. Only process 0 may call this.
+
+    Raises:
+        UserError: Another run has claimed the directory in the meantime.
+    """
+    from etils import epath
+
+    folder = epath.Path(location(directory))
+    folder.mkdir(parents=True, exist_ok=True)
+    if _owner(folder) not in (None, run):
+        raise UserError(
+            f"`checkpoints` {directory}: another run saves there; give another directory"
+        )
+    (folder / OWNER).write_text(json.dumps({"run": run}))
+
+
+def _names(folder: epath.Path) -> list[str]:
+    """Return the sorted names in a directory; raise UserError where there can be no directory."""
+    if folder.exists():
+        if not folder.is_dir():
+            raise UserError(f"`checkpoints` {folder}: is no directory; give another path")
+        return sorted(path.name for path in folder.iterdir())
+    if "://" not in str(folder):
+        local = Path(folder)
+        nearest = next(parent for parent in local.parents if parent.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise UserError(
+                f"`checkpoints` {folder}: {nearest} is no directory to write in; give another path"
+            )
+    return []
+
+
+def _owner(folder: epath.Path) -> Any:
+    """Return the run that `owner.json` names; None where it is missing or cannot be read."""
+    path = folder / OWNER
+    try:
+        return json.loads(path.read_text())["run"] if path.exists() else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+# What orbax is told, and what it has saved
+
+
+def _context() -> Any:
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    # Six times faster, and tuned prompts and optimizer states hardly compress.
+    context.array.saving.use_compression = False
+    return context
+
+
 def _damaged(path: str, error: Exception | str) -> UserError:
     reason = " ".join(str(error).split())[:200]
     return UserError(
@@ -154,19 +267,22 @@ def _damaged(path: str, error: Exception | str) -> UserError:
 
 
 def _compare(saved: Any, abstract: Any, path: str) -> None:
-    """Refuse a tree unlike the saved one in words; orbax's own errors do not say where."""
+    """Raise UserError for a tree unlike the saved one; orbax's own errors do not say where."""
     saved, wanted = _leaves(saved), _leaves(abstract)
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             raise UserError(
                 f"checkpoint {path} does not fit this run: {name} is "
                 f"{saved.get(name, 'absent')} there and {wanted.get(name, 'absent')} here; "
-                "use the settings it was saved with or another directory"
+                "use the settings it was saved with, or another directory"
             )
 
 
 def _leaves(tree: Any) -> dict[str, str]:
-    """Path -> "dtype[shape]". Orbax gives records back as dicts and lists, so only names count."""
+    """Return "dtype[shape]" of each leaf by its path.
+
+    Orbax gives named tuples and dataclasses back as dicts and lists, so only names count.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return {
         "/".join(_name(key) for key in path): f"{leaf.dtype}{list(leaf.shape)}"
@@ -175,7 +291,7 @@ def _leaves(tree: Any) -> dict[str, str]:
 
 
 def _name(key: Any) -> str:
-    """A path entry of a field, a dict or a sequence in one spelling."""
+    """Return the entry of a path in one spelling, whether of a field, a dict or a sequence."""
     for attribute in ("name", "key", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))

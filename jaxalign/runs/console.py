@@ -1,4 +1,4 @@
-"""What a user sees of a program: its command line, errors on one line, progress, tables."""
+"""The command line: arguments, errors on one line, notes, progress bars, tables."""
 
 from __future__ import annotations
 
@@ -12,27 +12,21 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import jax
-import rich.box
-import tyro
-from rich.columns import Columns
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
-from jaxalign.runtime import hosts
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Speed, ignore
 from jaxalign.core.progress import Progress as Event
 from jaxalign.runs.settings import with_flags
+from jaxalign.runtime import hosts
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.live import Live
 
 Config = TypeVar("Config")
 
@@ -43,11 +37,18 @@ def main(
     args: Sequence[str] | None = None,
     program: str | None = None,
 ) -> None:
-    """Read a `config_class` from the command line and call `run` with it.
+    """Read settings from the command line and call `run` with them.
 
-    Exit codes: 0 done; 2 bad input, told in one line on standard error; 130 interrupted. The
-    help text is `config_class`'s docstring and its fields'. Any other exception is a bug and
-    keeps its traceback. Notes that the library logs are printed to standard output.
+    Notes that the library logs are printed to standard output. The process exits with code 2 for
+    bad input, which is explained in one line on standard error, and with 130 if it is interrupted.
+    Any other exception is a bug and keeps its traceback.
+
+    Args:
+        run: What the program does.
+        config_class: Dataclass of the settings. Its docstring and those of its fields are the help
+            text.
+        args: Command-line arguments; default: those of the process.
+        program: How the help text names the program; default: how the process was started.
     """
     try:
         with _insistent_interrupt(), notes_to_stdout():
@@ -72,8 +73,11 @@ def main(
 
 @contextlib.contextmanager
 def _insistent_interrupt() -> Iterator[None]:
-    """Ctrl-C is repeated every two seconds until it is heeded: raised inside a callback of JAX's or
-    of a garbage collection, Python prints and forgets it, and the program would go on."""
+    """Repeat Ctrl-C every two seconds until the program reacts.
+
+    Python prints and forgets a KeyboardInterrupt that is raised inside a callback of JAX or of the
+    garbage collector, and the program would go on.
+    """
     if threading.current_thread() is not threading.main_thread() or os.name != "posix":
         yield
         return
@@ -92,7 +96,7 @@ def _insistent_interrupt() -> Iterator[None]:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit; among other processes at once, for an orderly exit waits for them to do the same."""
+    """Exit; one of several processes leaves at once, as an orderly exit would wait for the rest."""
     if hosts.joined():
         sys.stderr.flush()
         os._exit(code)
@@ -100,11 +104,15 @@ def _leave(code: int) -> NoReturn:
 
 
 def _parse(config_class: type[Config], args: Sequence[str] | None, program: str | None) -> Config:
-    """tyro's reading of the command line. A UserError from a config's own checks comes through
-    as itself, where tyro would draw it in a box."""
-    said = io.StringIO()
+    """Return the settings that tyro reads from the command line.
+
+    A UserError that a dataclass raises itself comes through unchanged; tyro would draw it in a box.
+    """
+    import tyro
+
+    complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(complaint):
             return tyro.cli(config_class, prog=program, args=args)
     except SystemExit as leaving:
         cause: BaseException | None = leaving
@@ -112,7 +120,7 @@ def _parse(config_class: type[Config], args: Sequence[str] | None, program: str 
             if isinstance(cause, UserError):
                 raise cause from None
             cause = cause.__context__
-        sys.stderr.write(said.getvalue())
+        sys.stderr.write(complaint.getvalue())
         raise
     except BrokenPipeError:  # --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -120,16 +128,19 @@ def _parse(config_class: type[Config], args: Sequence[str] | None, program: str 
 
 
 def _program() -> str | None:
-    """How the running program is started again, such as `python -m experiments.sweep`."""
+    """Return how the running program is started, such as `python -m experiments.sweep`."""
     module = sys.modules["__main__"].__spec__
     return module and f"python -m {module.name.removesuffix('.__main__')}"
 
 
 def enable_compilation_cache() -> Path | None:
-    """Keep compiled programs from one run to the next. Returns where, None if nowhere.
+    """Keep compiled programs from one run to the next.
 
-    A directory that JAX has been given already is kept; else $JAXALIGN_CACHE, else
-    ~/.cache/jaxalign/xla. One that cannot be written to is done without.
+    The directory is the one JAX has been given already, else $JAXALIGN_CACHE, else
+    ~/.cache/jaxalign/xla.
+
+    Returns:
+        The directory; None if it cannot be written to, and nothing is kept.
     """
     if given := jax.config.jax_compilation_cache_dir:
         return Path(given)
@@ -144,6 +155,9 @@ def enable_compilation_cache() -> Path | None:
     return folder
 
 
+# Notes
+
+
 class _NotesHandler(logging.Handler):
     """Prints the message alone, to whatever standard output is by then."""
 
@@ -155,7 +169,7 @@ class _NotesHandler(logging.Handler):
 def notes_to_stdout() -> Iterator[None]:
     """Print what the library logs at level INFO or above to standard output, as plain lines."""
     logger, handler = logging.getLogger("jaxalign"), _NotesHandler(logging.INFO)
-    before = logger.level, logger.propagate
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False  # other packages may have given the root logger a handler
@@ -163,91 +177,11 @@ def notes_to_stdout() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.level, logger.propagate = before
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
-@dataclasses.dataclass
-class _Task:
-    """A task in progress: its latest event, and its speed from the second event on."""
-
-    progress: Event
-    speed: Speed
-
-    @property
-    def finished(self) -> bool:
-        return self.progress.done >= self.progress.total
-
-    def is_continued_by(self, event: Event) -> bool:
-        """Whether `event` belongs to this task, rather than beginning another of its name."""
-        return not self.finished and 0 < event.done >= self.progress.done
-
-    def counts(self) -> list[str]:
-        """Return the count, the speed and the time left as short texts."""
-        event = self.progress
-        count = f"{event.task} {event.done}/{event.total}"
-        rate, left = self.speed.per_second(), self.speed.seconds_left(event.total)
-        if rate is None or left is None:
-            return [count, "measuring" if self.speed.updates else "compiling"]
-        speed = rate * event.units_per_step
-        shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
-        return [count, f"{shown} {event.unit}/s", f"{_clock_text(round(left))} left"]
-
-
-class _Bars:
-    """Bars on a terminal, a line every few seconds elsewhere."""
-
-    def __init__(
-        self, every_seconds: float, file: TextIO | None, clock: Callable[[], float]
-    ) -> None:
-        self._every_seconds, self._clock = every_seconds, clock
-        self._console = Console(file=file or sys.stdout, highlight=False, markup=False)
-        self._tasks: dict[str, _Task] = {}
-        self._last_line = -float("inf")
-        self._live: Live | None = None
-
-    def __call__(self, event: Event) -> None:
-        """Show an event. The first of a task only opens its bar."""
-        task = self._tasks.get(event.task)
-        if task is None or not task.is_continued_by(event):
-            self._tasks[event.task] = _Task(event, Speed(self._clock))
-            self._open()
-        else:
-            task.progress = event
-            task.speed.update(event.done)
-            if self._live is None:
-                self._print_line(task)
-        if all(task.finished for task in self._tasks.values()):
-            self.close()
-
-    def _open(self) -> None:
-        if self._live is None and self._console.is_terminal:
-            self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
-            self._live.start(refresh=True)
-
-    def close(self) -> None:
-        """Leave the bars as they are and forget the tasks."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-        self._tasks = {}
-
-    def _print_line(self, task: _Task) -> None:
-        now = self._clock()
-        if task.finished or now - self._last_line >= self._every_seconds:
-            self._last_line = now
-            fields = [f"{name} {text}" for name, text in task.progress.fields.items()]
-            self._console.print("  ".join([*task.counts(), *fields]), soft_wrap=True)
-
-    def _draw(self) -> Group:
-        shown: list[Any] = []
-        for task in self._tasks.values():
-            event = task.progress
-            row = Table.grid(padding=(0, 3, 0, 0))
-            bar = ProgressBar(total=event.total, completed=event.done, width=24)
-            row.add_row(bar, *(Text(text) for text in task.counts()))
-            fields = [Text.assemble((name, "bold"), " ", t) for name, t in event.fields.items()]
-            shown += [row, Columns(fields, padding=(0, 3))]
-        return Group(*shown)
+# Progress
 
 
 @contextlib.contextmanager
@@ -281,14 +215,109 @@ def progress_bars(
         bars.close()
 
 
+@dataclasses.dataclass
+class _Task:
+    """A task in progress: its latest event, and its speed from the second event on."""
+
+    progress: Event
+    speed: Speed
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.done >= self.progress.total
+
+    def is_continued_by(self, event: Event) -> bool:
+        """Whether `event` belongs to this task, rather than beginning another of its name."""
+        return not self.finished and 0 < event.done >= self.progress.done
+
+    def counts(self) -> list[str]:
+        """Return the count, the speed and the time left as short texts."""
+        event = self.progress
+        count = f"{event.task} {event.done}/{event.total}"
+        rate, left = self.speed.per_second(), self.speed.seconds_left(event.total)
+        if rate is None or left is None:
+            return [count, "measuring" if self.speed.updates else "compiling"]
+        speed = rate * event.units_per_step
+        shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+        return [count, f"{shown} {event.unit}/s", f"{_clock_text(round(left))} left"]
+
+
+class _Bars:
+    """The callback that `progress_bars` yields."""
+
+    def __init__(
+        self, every_seconds: float, file: TextIO | None, clock: Callable[[], float]
+    ) -> None:
+        from rich.console import Console
+
+        self._every_seconds, self._clock = every_seconds, clock
+        self._console = Console(file=file or sys.stdout, highlight=False, markup=False)
+        self._tasks: dict[str, _Task] = {}
+        self._last_line = -float("inf")
+        self._live: Live | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Show an event. The first of a task only opens its bar."""
+        task = self._tasks.get(event.task)
+        if task is None or not task.is_continued_by(event):
+            self._tasks[event.task] = _Task(event, Speed(self._clock))
+            self._open()
+        else:
+            task.progress = event
+            task.speed.update(event.done)
+            if self._live is None:
+                self._print_line(task)
+        if all(task.finished for task in self._tasks.values()):
+            self.close()
+
+    def close(self) -> None:
+        """Leave the bars as they are and forget the tasks."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._tasks = {}
+
+    def _open(self) -> None:
+        from rich.live import Live
+
+        if self._live is None and self._console.is_terminal:
+            self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
+            self._live.start(refresh=True)
+
+    def _print_line(self, task: _Task) -> None:
+        now = self._clock()
+        if task.finished or now - self._last_line >= self._every_seconds:
+            self._last_line = now
+            fields = [f"{name} {text}" for name, text in task.progress.fields.items()]
+            self._console.print("  ".join([*task.counts(), *fields]), soft_wrap=True)
+
+    def _draw(self) -> Group:
+        from rich.columns import Columns
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        shown: list[Any] = []
+        for task in list(self._tasks.values()):  # rich draws from a thread of its own
+            event = task.progress
+            row = Table.grid(padding=(0, 3, 0, 0))
+            bar = ProgressBar(total=event.total, completed=event.done, width=24)
+            row.add_row(bar, *(Text(text) for text in task.counts()))
+            fields = [Text.assemble((name, "bold"), " ", t) for name, t in event.fields.items()]
+            shown += [row, Columns(fields, padding=(0, 3))]
+        return Group(*shown)
+
+
+def _clock_text(seconds: int) -> str:
+    """Return 83 as "1:23" and 3723 as "1:02:03"."""
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 class Progress:
-    """A bar on a terminal, a line every few seconds elsewhere.
-
-        generation ━━━━━━━━━━━━━━━━━╸━━━━━━━━━  120/200   1,850 candidates/s   0:31 left
-        USA 12.3 (median 40.1)   CHN 8.0 (median 22.7)
-
-    Rate and time left are measured from the first `update` on, which leaves out compilation.
-    """
+    """The former bar, kept until every caller reports `jaxalign.core.progress.Progress`."""
 
     def __init__(
         self,
@@ -303,73 +332,27 @@ class Progress:
         file: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`start` is the step that a resumed run begins after; `quiet` shows nothing."""
-        self._total, self._done = total, start
-        self._step, self._unit, self._units_per_step = step, unit, units_per_step
-        self._quiet, self._every_seconds, self._clock = quiet, every_seconds, clock
-        self._console = Console(file=file or sys.stdout, highlight=False, markup=False)
-        self._marks: deque[tuple[float, int]] = deque(maxlen=50)  # (seconds, steps done)
-        self._fields: Mapping[str, str] = {}
-        self._last_line = -float("inf")
-        self._live: Live | None = None
+        self._event = Event(step, start, total, unit, units_per_step)
+        self._bars = progress_bars(quiet, every_seconds, file, clock)
+        self._speed = Speed(clock)
 
     def __enter__(self) -> Progress:
-        if self._console.is_terminal and not self._quiet:
-            self._live = Live(get_renderable=self._bar, console=self._console, refresh_per_second=4)
-            self._live.start(refresh=True)
+        self._show = self._bars.__enter__()
+        self._show(self._event)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+    def __exit__(self, *error: Any) -> None:
+        self._bars.__exit__(*error)
 
     def update(self, done: int, fields: Mapping[str, str] | None = None) -> None:
-        """`done` steps of the total are finished; `fields` are short texts by name."""
-        now = self._clock()
-        self._done, self._fields = done, fields or {}
-        self._marks.append((now, done))
-        due = now - self._last_line >= self._every_seconds or done >= self._total
-        if self._live is None and due and not self._quiet:
-            self._last_line = now
-            fields_text = [f"{name} {text}" for name, text in self._fields.items()]
-            self._console.print("  ".join([*self._counts(), *fields_text]), soft_wrap=True)
+        self._speed.update(done)
+        self._show(dataclasses.replace(self._event, done=done, fields=fields or {}))
 
     def steps_per_second(self) -> float | None:
-        """Over the last updates; None before there are two."""
-        if len(self._marks) < 2:
-            return None
-        (first, steps), (last, more) = self._marks[0], self._marks[-1]
-        return (more - steps) / (last - first) if last > first and more > steps else None
-
-    def _counts(self) -> list[str]:
-        count = f"{self._step} {self._done}/{self._total}"
-        rate = self.steps_per_second()
-        if rate is None:
-            return [count, "compiling" if not self._marks else "measuring"]
-        since = self._clock() - self._marks[-1][0]  # counts down between updates
-        left = max(0, round((self._total - self._done) / rate - since))
-        speed = rate * self._units_per_step
-        shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
-        return [count, f"{shown} {self._unit}/s", f"{_clock_text(left)} left"]
-
-    def _bar(self) -> Group:
-        row = Table.grid(padding=(0, 3, 0, 0))
-        bar = ProgressBar(total=self._total, completed=self._done, width=24)
-        row.add_row(bar, *(Text(text) for text in self._counts()))
-        fields = [Text.assemble((name, "bold"), " ", t) for name, t in self._fields.items()]
-        return Group(row, Columns(fields, padding=(0, 3)))
+        return self._speed.per_second()
 
 
-def _clock_text(seconds: int) -> str:
-    """83 -> "1:23", 3723 -> "1:02:03"."""
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+# Tables
 
 
 def print_table(
@@ -378,7 +361,19 @@ def print_table(
     rows: Sequence[Sequence[object]],
     file: TextIO | None = None,
 ) -> None:
-    """A table with its numbers to the right: floats to one decimal, None as a dash."""
+    """Print a table: numbers to the right, floats with one decimal, None as a dash.
+
+    Args:
+        title: Line above the table.
+        columns: Names of the columns.
+        rows: Cells of each row.
+        file: Where to print; default: standard output.
+    """
+    import rich.box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console(file=file or sys.stdout, highlight=False)
     if not console.is_terminal:
         console.width = 120  # a file has no width; 80 would fold the columns

@@ -26,18 +26,18 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on, where installed."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the installed packages that a result depends on."""
+    installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def environment() -> dict[str, Any]:
-    """Versions, platform, devices and git revision, as `config.json` keeps them."""
+    """Return versions, platform, devices and git revision, as `config.json` keeps them."""
     devices = jax.devices()
     return {
         "versions": versions(),
@@ -53,9 +53,9 @@ def environment() -> dict[str, Any]:
 
 
 def git_revision(folder: Path) -> str | None:
-    """Commit that `folder` is checked out at, `-dirty` added when tracked files differ from it.
+    """Return the commit that `folder` is checked out at, with "-dirty" if tracked files differ.
 
-    None when the package does not run from its own checkout: an installed copy may lie inside
+    None where the package does not run from its own checkout: an installed copy may lie inside
     some other project's repository, whose revision would say nothing.
     """
     if _git(folder, "ls-files", "--error-unmatch", "jaxalign/__init__.py") is None:
@@ -66,7 +66,7 @@ def git_revision(folder: Path) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Output of a git command in `folder`; None where it fails or git is missing."""
+    """Return the output of a git command in `folder`; None where it fails or git is missing."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10

@@ -1,10 +1,11 @@
 """The directory of one run: claimed by one process, resumed only with the settings it began with.
 
     runs/NAME/config.json     every setting, the caller's facts (hashes), versions, devices
-             /metrics.jsonl   one line per generation
+             /metrics.jsonl   one line per generation, step or other unit of progress
              /...             whatever else the experiment keeps there
 
-On a mesh of several processes, process 0 alone touches the disk and its verdict reaches the rest.
+Where several processes run one program, process 0 alone touches the disk, and all others act on
+its verdict.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxalign.core.errors import UserError
-from jaxalign.runs.environment import environment, versions
 from jaxalign.core.files import MetricsFile, plain, write_json
-from jaxalign.runs.settings import refuse_changed_facts, refuse_changed_settings, settings_of
+from jaxalign.runs.environment import environment, versions
+from jaxalign.runs.settings import check_facts, check_settings, settings_of
 
 _FORMAT = "jaxalign run 1"
 _CONFIG = "config.json"
@@ -38,10 +38,15 @@ _VERDICTS = ("refused", "new", "resumed")
 
 @dataclasses.dataclass
 class Run:
-    """An open run directory. Use as a context manager, or call `close`.
+    """An open run directory. Use it as a context manager, or call `close`.
 
-    `resumed` says that a run was found there; `writes` is True on process 0 only, where `log`,
-    `rewind` and `write` do something; `notes` are lines worth showing the user.
+    Attributes:
+        out: The directory.
+        resumed: Whether the directory held this run already.
+        writes: Whether this is process 0, the only one where `log`, `rewind` and `write` do
+            something.
+        notes: Lines worth showing the user, such as package versions that have changed.
+        metrics: The file `metrics.jsonl`.
     """
 
     out: Path
@@ -60,15 +65,22 @@ class Run:
         resume: bool = False,
         step: str = "generation",
     ) -> Run:
-        """Claim `out` for a run of `config`, a dataclass, and write `config.json`.
+        """Claim a directory for a run and write `config.json`.
 
-        `facts` holds what else a result depends on (hashes of model and survey); like settings,
-        they must be the same when resumed. `resume` of a missing or empty directory begins anew.
-        `step` is the field that orders `metrics.jsonl`. Raises UserError as `check` does.
+        Args:
+            out: The directory; made if it is missing.
+            config: The settings, a dataclass.
+            facts: What a result depends on besides (hashes of model and survey). Like settings,
+                they must be the same when the run is resumed.
+            resume: Whether to continue the run in `out`; where there is none, a new one begins.
+            step: The field that orders `metrics.jsonl`.
+
+        Raises:
+            UserError: As `check_run` does, and for facts that have changed.
         """
         metrics = MetricsFile(out / "metrics.jsonl", step)
         if jax.process_index() != 0:
-            verdict = _hear("refused")
+            verdict = _share_verdict("refused")
             if verdict == "refused":
                 raise UserError("process 0 has refused the output directory; its message says why")
             return cls(out, verdict == "resumed", False, (), metrics, None)
@@ -80,18 +92,18 @@ class Run:
                 os.close(lock)
                 raise
         except BaseException:
-            _hear("refused")
+            _share_verdict("refused")
             raise
-        _hear("resumed" if resumed else "new")
+        _share_verdict("resumed" if resumed else "new")
         return cls(out, resumed, True, notes, metrics, lock)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append a row to `metrics.jsonl`; do so before saving its generation's checkpoint."""
+        """Append a row to `metrics.jsonl`; call it before saving that step's checkpoint."""
         if self.writes:
             self.metrics.append(row)
 
     def rewind(self, last: int) -> None:
-        """Forget metrics past the checkpointed generation `last`; -1 forgets all of them."""
+        """Drop metrics after the checkpointed step `last`; -1 drops all of them."""
         if self.writes:
             self.metrics.rewind(last)
 
@@ -101,7 +113,7 @@ class Run:
             write_json(self.out / name, value)
 
     def close(self) -> None:
-        """Let other processes have the directory."""
+        """Release the directory for other processes."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -118,13 +130,17 @@ class Run:
         self.close()
 
 
-def check(out: Path, config: Any, resume: bool = False) -> dict[str, Any]:
+def check_run(out: Path, config: Any, resume: bool = False) -> dict[str, Any]:
     """Raise now, writing nothing, what `Run.create` would raise once the model is loaded.
 
-    Returns the facts of a run that goes on, none of a new one and on processes other than 0.
+    Returns:
+        The facts of the run that is continued; an empty dict for a new run, and on processes other
+        than 0.
 
-    UserError for: a directory in use by another process; one that holds a run, without `resume`;
-    one that holds something else; a setting other than the one the run began with.
+    Raises:
+        UserError: The directory cannot be written to, is in use by another process, holds a run
+            although `resume` is False, holds something that is no run, or holds a run that began
+            with other settings.
     """
     if jax.process_index() != 0:
         return {}
@@ -138,14 +154,14 @@ def check(out: Path, config: Any, resume: bool = False) -> dict[str, Any]:
     recorded = _recorded(out, resume)
     if recorded is None:
         return {}
-    refuse_changed_settings(out, config, recorded["settings"])
+    check_settings(out, config, recorded["settings"])
     return recorded["facts"]
 
 
-def begun(out: Path) -> tuple[str | None, dict[str, Any]]:
-    """What names the run in `out`, and the settings it began with; (None, {}) where there is none.
+def recorded_run(out: Path) -> tuple[str | None, dict[str, Any]]:
+    """Return the name of the run in `out` and its settings; (None, {}) where there is no run.
 
-    The name is the SHA-256 of `config.json`, which is written once and tells when it was.
+    The name is the SHA-256 of `config.json`, which is written once and holds the time of the start.
     """
     fields = _config_fields(out) if out.is_dir() else None
     if fields is None:
@@ -154,7 +170,7 @@ def begun(out: Path) -> tuple[str | None, dict[str, Any]]:
 
 
 def _claim(out: Path) -> int:
-    """Make `out` if need be and lock it. The kernel lets go when the process dies, however."""
+    """Make `out` if need be and lock it. The kernel releases the lock however the process ends."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -181,11 +197,11 @@ def _lock_file(out: Path) -> int:
 def _begin(
     out: Path, config: Any, facts: Mapping[str, Any], resume: bool
 ) -> tuple[bool, tuple[str, ...]]:
-    """Write a new `config.json`, or compare with the one there. Returns (resumed, notes)."""
+    """Write a new `config.json`, or compare with the one there. Return (resumed, notes)."""
     facts = plain(facts, "facts")
     if recorded := _recorded(out, resume):
-        refuse_changed_settings(out, config, recorded["settings"])
-        refuse_changed_facts(out, facts, recorded["facts"])
+        check_settings(out, config, recorded["settings"])
+        check_facts(out, facts, recorded["facts"])
         return True, _version_notes(recorded["versions"])
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     fields = {"format": _FORMAT, "started": started, "settings": settings_of(config)}
@@ -194,7 +210,7 @@ def _begin(
 
 
 def _recorded(out: Path, resume: bool) -> dict[str, Any] | None:
-    """The fields of `config.json`; None where no run has begun. UserError without `resume`."""
+    """Return the fields of `config.json`; None where no run has begun."""
     fields = _config_fields(out)
     if fields is not None and not resume:
         raise UserError(
@@ -204,10 +220,14 @@ def _recorded(out: Path, resume: bool) -> dict[str, Any] | None:
 
 
 def _config_fields(out: Path) -> dict[str, Any] | None:
-    """The fields of `config.json` in `out`, None where nothing is. UserError if it is not ours."""
+    """Return the fields of `config.json`; None in an empty directory.
+
+    Raises:
+        UserError: `config.json` is not that of a run, or is missing while other files are there.
+    """
     path = out / _CONFIG
     if not path.exists():
-        if others := sorted(p.name for p in out.iterdir() if not _is_scrap(p.name)):
+        if others := sorted(p.name for p in out.iterdir() if not _may_precede_config(p.name)):
             raise UserError(
                 f"`out` {out}: holds {others[0]!r} but no {_CONFIG} of a run; give another `out`"
             )
@@ -222,14 +242,17 @@ def _config_fields(out: Path) -> dict[str, Any] | None:
     raise UserError(f"`out` {out}: its {_CONFIG} is not a jaxalign run's; give another `out`")
 
 
-def _is_scrap(name: str) -> bool:
-    """What may be there before `config.json`: the lock and a half-written file, which a kill
-    leaves, and the folder that a launcher keeps the output of its processes in."""
+def _may_precede_config(name: str) -> bool:
+    """Whether a file may be there before `config.json` is.
+
+    The lock and a half-written file may be left by a kill, and a launcher keeps the output of its
+    processes in the folder of logs.
+    """
     return name in (_LOCK, _LOGS) or (name.startswith(f".{_CONFIG}.") and name.endswith(".tmp"))
 
 
 def _version_notes(then: Mapping[str, str]) -> tuple[str, ...]:
-    """Other versions may round otherwise, yet the user may want the run to go on."""
+    """Return a note for each changed version: it may round otherwise, yet the run may go on."""
     now = versions()
     return tuple(
         f"note: {name} was {then.get(name)} when this run began and is {now.get(name)}: "
@@ -239,9 +262,11 @@ def _version_notes(then: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
-def _hear(verdict: Literal["refused", "new", "resumed"]) -> str:
-    """Process 0's verdict on the directory, on every process of the mesh."""
+def _share_verdict(verdict: Literal["refused", "new", "resumed"]) -> str:
+    """Return process 0's verdict on the directory, on every process."""
     if jax.process_count() == 1:
         return verdict
+    from jax.experimental import multihost_utils
+
     code = multihost_utils.broadcast_one_to_all(np.int32(_VERDICTS.index(verdict)))
     return _VERDICTS[int(code)]

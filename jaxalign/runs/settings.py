@@ -1,4 +1,4 @@
-"""Settings of a run as named values, and which of them a resumed run may change."""
+"""Settings of a run by name: which of them a resumed run may change, and their flags."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,20 @@ _MAY_CHANGE = "may_change"
 
 
 def may_change(default: Any) -> Any:
-    """A config field that a resumed run may set anew, as it cannot alter what was computed before:
-    the output directory, `resume` itself, the progress bar, the number of devices."""
+    """Return a dataclass field that a resumed run may set to another value.
+
+    For settings that cannot alter what was computed before: the output directory, `resume`
+    itself, the progress bar, the number of devices.
+    """
     return dataclasses.field(default=default, metadata={_MAY_CHANGE: True})
 
 
 def settings_of(config: Any, fixed_only: bool = False) -> dict[str, Plain]:
-    """A config dataclass as flat `outer.inner: value`, the command line's own names.
+    """Return the settings of a config dataclass by name, nested ones as "outer.inner".
 
-    `fixed_only` leaves out the fields made by `may_change`.
+    Args:
+        config: The dataclass; its values must have a JSON form (`jaxalign.core.files.plain`).
+        fixed_only: Whether to leave out the fields made by `may_change`.
     """
     flat: dict[str, Plain] = {}
     for field in dataclasses.fields(config):
@@ -40,21 +45,61 @@ def settings_of(config: Any, fixed_only: bool = False) -> dict[str, Plain]:
     return flat
 
 
-def refuse_changed_settings(out: Path, config: Any, recorded: Mapping[str, Any]) -> None:
-    """UserError naming the first setting whose value is not the recorded one."""
-    refuse_other_program(out, config, recorded)
+# Against what a run has recorded
+
+
+def check_settings(out: Path, config: Any, recorded: Mapping[str, Any]) -> None:
+    """Check that a resumed run has the settings it began with.
+
+    Raises:
+        UserError: A setting differs from the recorded one, and no field made by `may_change` holds
+            it; the message names the first such setting.
+    """
+    check_same_program(out, config, recorded)
     fixed = settings_of(config, fixed_only=True)
-    free = settings_of(config).keys() - fixed.keys()
-    then = {name: value for name, value in recorded.items() if name not in free}
-    _refuse_difference(out, fixed, then, lambda name: f"`{name}`")
+    changeable = settings_of(config).keys() - fixed.keys()
+    then = {name: value for name, value in recorded.items() if name not in changeable}
+    _check_equal(out, fixed, then, "`{}`")
 
 
-def refuse_other_program(out: Path, config: Any, recorded: Mapping[str, Any]) -> None:
-    """UserError where the recorded settings are hardly those of `config`: those of a version before
-    or after have most names in common with it."""
+def check_same_program(out: Path, config: Any, recorded: Mapping[str, Any]) -> None:
+    """Check that recorded settings are those of the same program.
+
+    Another version of the program still shares most names with `config`; another program does not.
+
+    Raises:
+        UserError: Fewer than half of the settings of `config` are among the recorded ones.
+    """
     names = settings_of(config).keys()
     if 2 * len(names & recorded.keys()) < len(names):
         raise UserError(f"`out` {out}: holds a run of another program; give another `out`")
+
+
+def check_facts(out: Path, facts: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """Check that what a result depends on besides the settings (hashes, say) is unchanged.
+
+    Raises:
+        UserError: A fact differs from the recorded one; the message names the first such fact.
+    """
+    _check_equal(out, facts, recorded, "{}")
+
+
+def _check_equal(out: Path, now: Mapping[str, Any], then: Mapping[str, Any], spelling: str) -> None:
+    for name in sorted(now.keys() | then.keys()):
+        new, old = now.get(name), then.get(name)
+        if new != old:
+            raise UserError(
+                f"`resume` {out}: {spelling.format(name)} was {_short(old)} and is {_short(new)} "
+                "now; give the old value, or another `out`"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# As the command line spells them
 
 
 def flags(config_class: type) -> dict[str, str]:
@@ -76,12 +121,10 @@ def flags(config_class: type) -> dict[str, str]:
         names = [mark.name for mark in marks if getattr(mark, "name", None) is not None]
         name = names[0] if names else field.name.replace("_", "-")
         if dataclasses.is_dataclass(kind):
-            inner = flags(kind)
             prefix = f"--{name}." if name else "--"
-            spelled |= {
-                f"{field.name}.{key}": flag.replace("--", prefix, 1) for key, flag in inner.items()
-            }
-        elif any(repr(mark) == "Positional" for mark in marks):
+            for inner, flag in flags(kind).items():
+                spelled[f"{field.name}.{inner}"] = flag.replace("--", prefix, 1)
+        elif any(repr(mark) == "Positional" for mark in marks):  # so tyro need not be imported
             spelled[field.name] = field.name
         else:
             spelled[field.name] = f"--{name}"
@@ -111,25 +154,3 @@ def with_flags(message: str, config_class: type) -> str:
         return candidates[0] if len(candidates) == 1 else match[0]
 
     return _BACKTICKED.sub(flag_of, message)
-
-
-def refuse_changed_facts(out: Path, facts: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
-    """UserError naming the first fact (a hash, say) that is not the recorded one."""
-    _refuse_difference(out, facts, recorded, str)
-
-
-def _refuse_difference(
-    out: Path, now: Mapping[str, Any], then: Mapping[str, Any], spell: Callable[[str], str]
-) -> None:
-    for name in sorted(now.keys() | then.keys()):
-        new, old = now.get(name), then.get(name)
-        if new != old:
-            raise UserError(
-                f"`resume` {out}: {spell(name)} was {_short(old)} and is {_short(new)} now; "
-                "give the old value, or another `out`"
-            )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."

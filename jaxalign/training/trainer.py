@@ -21,11 +21,11 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.lora import Adapter, LoraConfig
+from jaxalign.lm.lora import AdapterWeights, LoraConfig
 from jaxalign.lm.weights import Params
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runs.console import Progress
-from jaxalign.runtime.memory import refuse_what_does_not_fit
+from jaxalign.runtime.memory import check_fits
 from jaxalign.runtime.sharding import DATA
 from jaxalign.training.data import TrainData, adapter_key
 from jaxalign.training.packing import Batch, Example
@@ -72,7 +72,7 @@ class Trainer:
         self._schedule_Kx3 = schedule(train, self.data.steps_K, rates_K)
         step, self._arguments = train_program(config, train, lora, mesh, self.data.shape)
         self._step = step.lower(*self._arguments).compile()
-        self.needed_bytes = refuse_what_does_not_fit(
+        self.needed_bytes = check_fits(
             self._step, mesh.local_devices[0], "lower --train.tokens-per-pass"
         )
 
@@ -183,7 +183,7 @@ def fit(
     return state
 
 
-def adapters(trainer: Trainer, state: TrainState) -> dict[str, Adapter]:
+def adapters(trainer: Trainer, state: TrainState) -> dict[str, AdapterWeights]:
     """The trained adapter (or weights) of each name, without the leading axis; laid out as the
     weights are. Every process must call this."""
     return {

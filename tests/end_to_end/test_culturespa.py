@@ -24,7 +24,7 @@ from jaxalign.commands.reports.culturespa import write_culturespa_report
 from jaxalign.commands.reports.culturespa_plots import write_plots
 from jaxalign.commands.reports.culturespa_tables import show_result
 from jaxalign.core.errors import UserError
-from jaxalign.lm.lora_files import load_lora
+from jaxalign.lm.peft import load_lora
 from jaxalign.methods.culturespa.result import (
     METHODS,
     SELECTION,

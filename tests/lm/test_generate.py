@@ -20,7 +20,7 @@ from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.decode_loop import decode_batch
 from jaxalign.lm.generate import Sampling, _batches, decode_program, generate, padded_length
 from jaxalign.lm.lora import attach
-from jaxalign.lm.lora_files import load_lora
+from jaxalign.lm.peft import load_lora
 from jaxalign.lm.transformer import Llama
 from jaxalign.lm.weights import param_shardings
 from jaxalign.runtime.sharding import make_mesh

@@ -14,6 +14,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint
 from jaxalign.lm.config import config_to_hf
 from jaxalign.lm.lora import (
+    Adapter,
     LoraConfig,
     abstract_adapter,
     adapter_weights,
@@ -21,7 +22,8 @@ from jaxalign.lm.lora import (
     init_adapter,
     merge,
 )
-from jaxalign.lm.lora_files import load_lora, save_lora
+from jaxalign.lm.model import LM, ModelFiles
+from jaxalign.lm.peft import load_lora, save_lora
 from jaxalign.lm.quantize import quantize
 from jaxalign.lm.transformer import AXES, Llama
 from jaxalign.lm.weights import init_params, param_shardings
@@ -126,6 +128,22 @@ def test_saved_and_loaded(tmp_path, lora):
     jax.tree.map(np.testing.assert_array_equal, loaded, adapter)
 
 
+@pytest.mark.parametrize("lora", SETTINGS)
+def test_an_adapter_is_a_value(folder, params, tmp_path, lora):
+    """Its methods are the functions, on whole models."""
+    lm = LM(ModelFiles(folder, BASE, None), params, make_mesh(jax.devices()[:1]))
+    adapter = Adapter(adapter_of(lora), lora, BASE, "some/model")
+    adapter.save_peft(str(tmp_path / "new" / "adapter"))
+    again = Adapter.load(str(tmp_path / "new" / "adapter"), lm)
+    assert (again.config, again.model, again.base_model) == (lora, BASE, str(folder))
+    jax.tree.map(np.testing.assert_array_equal, again.weights, adapter.weights)
+    expected = logits(attach(params, adapter.weights, lora))
+    np.testing.assert_array_equal(logits(again.attach(lm).params), expected)
+    merged = logits(merge(params, adapter.weights, lora))
+    np.testing.assert_array_equal(logits(again.merge(lm).params), merged)
+    assert again.attach(lm).files is lm.files
+
+
 @pytest.mark.reference
 @pytest.mark.parametrize("lora", SETTINGS)
 def test_peft_gives_the_same_logits(folder, params, tmp_path, lora):
@@ -182,7 +200,7 @@ def peft_logits(folder: Path, adapter: Path) -> np.ndarray:
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported"),
         ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens=\[5\] is not supported"),
         ({"r": "8"}, "r='8'"),
-        ({"r": 0}, "LoRA rank 0"),
+        ({"r": 0}, "`rank` 0"),
         ({"r": 7}, "for this model it is"),
         ({"lora_alpha": None}, "lora_alpha=None"),
         ({"target_modules": ["embed_tokens"]}, "target_modules"),

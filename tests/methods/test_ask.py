@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from jaxalign.answering.ask import ask_after_messages
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
+from jaxalign.lm.lora import Adapter, LoraConfig, init_adapter
 from jaxalign.methods.ask import ask
 from jaxalign.methods.base import METHODS, Condition, soft_prompt_methods
-from jaxalign.methods.conditions import InContext, Persona, Plain
+from jaxalign.methods.conditions import InContext, Persona, Plain, WithAdapter
 from jaxalign.methods.generate import generate
 from jaxalign.pocket import pocket_model
 from jaxalign.pocket.society import held_out_survey
@@ -114,6 +116,20 @@ def test_a_soft_prompt_of_a_persona_answers_as_the_persona(lm):
         for condition in (persona, soft)
     }
     assert len(replies) == 1
+
+
+def test_an_adapted_model_answers_as_with_merged_weights(lm):
+    config = LoraConfig(rank=2)
+    start = init_adapter(lm.config, config, jax.random.key(0))
+    weights = jax.tree.map(lambda w: w + 0.05, start)
+    adapter = Adapter(weights, config, lm.config, "pocket")
+    persona = Persona("CHN")
+    found = ask(lm, SURVEY, [WithAdapter(adapter, persona), persona, WithAdapter(adapter)])
+    assert found.conditions == ("persona CHN, adapted", "persona CHN", "naive, adapted")
+    merged = ask(adapter.merge(lm), SURVEY, [persona, Plain()])
+    assert_alike(found.log_probs[[0, 2]], merged.log_probs)
+    assert_alike(found.log_probs[[1]], ask(lm, SURVEY, [persona]).log_probs)
+    assert np.abs(found.valid_mass[0] - found.valid_mass[1]).max() > 1e-3
 
 
 def test_what_cannot_be_asked_is_refused(lm):

@@ -12,17 +12,17 @@ import pytest
 
 from jaxalign.commands import soft_prompt
 from jaxalign.methods.soft_prompt.study import Config
-from jaxalign.runs.checkpoint_owner import check_place, claim_place
+from jaxalign.runs.checkpoints import check_owner, claim
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.core.errors import UserError
-from jaxalign.runs import Run, begun
+from jaxalign.runs import Run, recorded_run
 
 
 @pytest.fixture
 def kept(tmp_path) -> Path:
     """A directory where run "a" has saved two steps."""
     place = tmp_path / "kept"
-    claim_place(place, "a")
+    claim(place, "a")
     with Checkpoints(place) as saved:
         for step in (1, 2):
             saved.save(step, {"x": jnp.float32(step)})
@@ -30,8 +30,8 @@ def kept(tmp_path) -> Path:
 
 
 def test_its_own_run_takes_it_up_again(kept):
-    assert check_place(str(kept), "a")
-    claim_place(kept, "a")
+    assert check_owner(str(kept), "a")
+    claim(kept, "a")
     with Checkpoints(kept) as saved:
         assert saved.steps == [1, 2]
 
@@ -40,21 +40,21 @@ def test_its_own_run_takes_it_up_again(kept):
 def test_others_are_refused_and_leave_it_as_it_was(kept, run, said):
     before = sorted(kept.rglob("*"))
     with pytest.raises(UserError, match=said):
-        check_place(str(kept), run)
+        check_owner(str(kept), run)
     assert sorted(kept.rglob("*")) == before
 
 
 def test_two_that_found_it_empty_do_not_both_get_it(tmp_path):
-    claim_place(tmp_path / "new", "a")
+    claim(tmp_path / "new", "a")
     with pytest.raises(UserError, match="another run saves there"):
-        claim_place(tmp_path / "new", "b")
+        claim(tmp_path / "new", "b")
 
 
 def test_numbered_folders_of_anything_are_refused(tmp_path):
     (tmp_path / "2019").mkdir()
     for run in (None, "a"):
         with pytest.raises(UserError, match="holds '2019'"):
-            check_place(str(tmp_path), run)
+            check_owner(str(tmp_path), run)
 
 
 def test_places_that_cannot_hold_any(tmp_path, monkeypatch):
@@ -67,8 +67,8 @@ def test_places_that_cannot_hold_any(tmp_path, monkeypatch):
         "gs://foo/bar": "gcsfs",
     }.items():
         with pytest.raises(UserError, match=said):
-            check_place(place, None)
-    assert not check_place(f"{tmp_path}/new/below", None)
+            check_owner(place, None)
+    assert not check_owner(f"{tmp_path}/new/below", None)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -76,7 +76,7 @@ def begin(out: Path, config: Config) -> None:
     """As much of a run as there is before its first checkpoint."""
     place = soft_prompt.checkpoint_place(config, out)
     with Run.create(out, dataclasses.replace(config, checkpoints=place), {}, config.resume) as run:
-        claim_place(place or out / "checkpoints", begun(out)[0])
+        claim(place or out / "checkpoints", recorded_run(out)[0])
         run.log({"generation": 1})
 
 

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxalign.core.errors import UserError
-from jaxalign.runs import MetricsFile, Run, check, may_change, plain, versions, write_json
+from jaxalign.runs import MetricsFile, Run, check_run, may_change, plain, versions, write_json
 from jaxalign.runs.environment import git_revision
 
 FACTS = {"model_sha256": "ab" * 32, "survey_sha256": "cd" * 32}
@@ -119,7 +119,7 @@ def test_second_run_needs_resume(tmp_path: Path) -> None:
 def test_resume_refuses_a_changed_setting(tmp_path: Path, changed: Config, words: str) -> None:
     create(tmp_path).close()
     before = (tmp_path / "config.json").read_bytes()
-    for refuse in (check, lambda out, config, resume: create(out, config, resume)):
+    for refuse in (check_run, lambda out, config, resume: create(out, config, resume)):
         with pytest.raises(UserError, match=words):
             refuse(tmp_path, changed, True)
     assert (tmp_path / "config.json").read_bytes() == before
@@ -147,7 +147,7 @@ def test_resume_notes_other_versions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["thesis.tex", "config.json"])
 def test_foreign_directory_is_left_alone(tmp_path: Path, name: str, resume: bool) -> None:
     (tmp_path / name).write_text('{"model_type": "llama"}')
-    for refuse in (check, lambda out, config, resume: create(out, config, resume)):
+    for refuse in (check_run, lambda out, config, resume: create(out, config, resume)):
         with pytest.raises(UserError, match="give another `out`"):
             refuse(tmp_path, Config(), resume)
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -160,27 +160,27 @@ def test_a_config_that_lost_a_part_is_refused(tmp_path: Path) -> None:
     del fields["facts"]
     path.write_text(json.dumps(fields))
     with pytest.raises(UserError, match="not a jaxalign run's"):
-        check(tmp_path, Config(), resume=True)
+        check_run(tmp_path, Config(), resume=True)
 
 
 def test_out_is_a_file_or_below_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        for refuse in (check, create):
+        for refuse in (check_run, create):
             with pytest.raises(UserError, match="give another `out`"):
                 refuse(out, Config())
 
 
 def test_check_writes_nothing(tmp_path: Path) -> None:
-    check(tmp_path / "new", Config())
-    check(tmp_path, Config(), resume=True)
+    check_run(tmp_path / "new", Config())
+    check_run(tmp_path, Config(), resume=True)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_resume_begins_anew_where_a_kill_came_before_the_settings(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("")
     (tmp_path / ".config.json.x1.tmp").write_text('{"form')
-    check(tmp_path, Config(), resume=True)
+    check_run(tmp_path, Config(), resume=True)
     with create(tmp_path, resume=True) as run:
         assert not run.resumed
 
@@ -206,7 +206,7 @@ def test_directory_in_use_until_its_process_is_killed(tmp_path: Path) -> None:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        for refuse in (check, lambda out, config, resume: create(out, config, resume)):
+        for refuse in (check_run, lambda out, config, resume: create(out, config, resume)):
             with pytest.raises(UserError, match="in use by another process"):
                 refuse(tmp_path, Config(), True)
     finally:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from jaxalign.lm.checkpoint import load_checkpoint, save_checkpoint
 from jaxalign.lm.config import config_to_hf
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
-from jaxalign.lm.lora_files import save_lora
+from jaxalign.lm.peft import save_lora
 from jaxalign.runtime.sharding import make_mesh
 from jaxalign.training.packing import Example
 from jaxalign.training.step import learning_rate, schedule

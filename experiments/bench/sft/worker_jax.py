@@ -13,7 +13,7 @@ from experiments.bench.population.worker import serve
 from experiments.bench.sft.work import CLIP, LEARNING_RATE, Work
 from jaxalign.answering.cost import device_name, matmul_peak
 from jaxalign.lm.checkpoint import load_checkpoint
-from jaxalign.lm.lora_files import load_lora
+from jaxalign.lm.peft import load_lora
 from jaxalign.runtime.sharding import make_mesh
 from jaxalign.training.packing import Example
 from jaxalign.training.trainer import TrainConfig, Trainer
@@ -55,8 +55,10 @@ class JaxSide:
         """Return the mean loss over all answer tokens under the initial adapter."""
         total = count = 0.0
         for _, batch, passes in self._trainer.batches(0):
+            # `advance` consumes its state; only the loss is wanted, so a copy is thrown away.
             copy = jax.tree.map(jnp.copy, self._state)
             _, metrics = self._trainer.advance(copy, self._params, batch, passes)
+            # The batch's loss is a mean over its answer tokens: weigh it by their number.
             total += float(metrics["loss"][0] * metrics["answers"][0])
             count += float(metrics["answers"][0])
         return total / count

@@ -24,7 +24,7 @@ from jaxalign.commands.reports.culturespa_plots import save
 from jaxalign.commands.reports.culturespa_tables import show_guard
 from jaxalign.core.errors import UserError
 from jaxalign.lm.lora import merge
-from jaxalign.lm.lora_files import load_lora
+from jaxalign.lm.peft import load_lora
 from jaxalign.methods.culturespa.ask import right_answers
 from jaxalign.methods.culturespa.result import GUARD_POINTS, guard_record
 from jaxalign.methods.culturespa.step_measure import SPECIFIC, TUNED

@@ -45,7 +45,7 @@ from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.weights import Params, param_shardings
 from jaxalign.methods.soft_prompt.search import choose_how
 from jaxalign.methods.soft_prompt.space import prompt_text, save_prompt
-from jaxalign.runs import MetricsFile, Run, check
+from jaxalign.runs import MetricsFile, Run, check_run
 from jaxalign.surveys.hofstede import country_name
 
 
@@ -102,7 +102,7 @@ def sweep(config: Config) -> None:
         return show_status(out)
     described = read_sweep(config.file)
     refuse_changed_file(config.file, out, described)
-    check(out, described, resume=True)
+    check_run(out, described, resume=True)
     try:
         groups = make_plan(described, config.cells_per_program)
     except UserError as error:  # from a value of the file

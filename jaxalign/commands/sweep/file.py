@@ -35,7 +35,7 @@ from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.methods.soft_prompt.study import Config
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runs import plain, settings_of
-from jaxalign.runs.settings import refuse_other_program
+from jaxalign.runs.settings import check_same_program
 
 POCKET = "pocket"
 AXES = ("countries", "seeds", "models", "prompt_lengths", "strategies")
@@ -208,7 +208,7 @@ def refuse_changed_file(path: Path, out: Path, sweep: Sweep) -> None:
         recorded = json.loads((out / "config.json").read_text("utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # nothing there yet, or nothing of ours: `records.check` says so
-    refuse_other_program(out, sweep, recorded)
+    check_same_program(out, sweep, recorded)
     now, then = _flat(settings_of(sweep, fixed_only=True)), _flat(recorded)
     for name in now:
         if now[name] != then.get(name):

@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxalign.commands.sweep.plan import Batch, Group
 from jaxalign.core.errors import UserError
-from jaxalign.runs import MetricsFile, Run, begun
+from jaxalign.runs import MetricsFile, Run, recorded_run
 from jaxalign.runs.console import Progress
 
 CELLS, STATUS = "cells.jsonl", "status.json"
@@ -66,7 +66,7 @@ def show_status(out: Path, last: int = 5, clock: Callable[[], float] = time.time
     """Print what `out` says about its sweep. UserError where there is none."""
     if not (out / "config.json").exists():
         raise UserError(f"--out {out}: no sweep has begun there")
-    if "seeds" not in begun(out)[1]:
+    if "seeds" not in recorded_run(out)[1]:
         raise UserError(f"--out {out}: holds a run of another program, not a sweep")
     rows = MetricsFile(out / CELLS, "cell").read()
     status = _status(out / STATUS)

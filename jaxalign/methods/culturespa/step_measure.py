@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.lm.lora import Adapter, merge
+from jaxalign.lm.lora import AdapterWeights, merge
 from jaxalign.lm.weights import Params
 from jaxalign.methods.culturespa.ask import Replies, ask, plan, right_answers
 from jaxalign.methods.culturespa.settings import Config
@@ -59,7 +59,7 @@ def measure(
     study: Study,
     params: Params,
     run: Run,
-    adapters: Mapping[Name, Adapter],
+    adapters: Mapping[Name, AdapterWeights],
     survey: Sequence[Mapping[str, Replies]],
 ) -> Measured:
     """Everything that is reported. `survey`: what the model as it came answers, by style, for each
@@ -77,7 +77,7 @@ def measure(
 
 
 def _ask_each(
-    config: Config, study: Study, params: Params, run: Run, adapters: Mapping[Name, Adapter]
+    config: Config, study: Study, params: Params, run: Run, adapters: Mapping[Name, AdapterWeights]
 ) -> tuple[dict[Name, Replies], dict[Name | None, float]]:
     """Replies to the survey of every adapted model, and the guard's accuracies; those of the model
     as it came under None."""
@@ -135,7 +135,7 @@ def model_names(config: Config, method: str) -> list[str]:
     return [SPECIFIC + c for c in config.countries] if method == "specific" else [method]
 
 
-def untrained(config: Config, adapters: Mapping[Name, Adapter]) -> dict[str, dict[str, Any]]:
+def untrained(config: Config, adapters: Mapping[Name, AdapterWeights]) -> dict[str, dict[str, Any]]:
     """By method: its models that fine-tuning did not change, as nothing was selected for them or no
     step was taken, and whether those are all it has."""
     out = {}
@@ -147,7 +147,7 @@ def untrained(config: Config, adapters: Mapping[Name, Adapter]) -> dict[str, dic
     return out
 
 
-def _changes(adapter: Adapter) -> bool:
+def _changes(adapter: AdapterWeights) -> bool:
     """Whether it adds anything: B begins as zeros."""
     return any(
         np.any(np.asarray(tensor))

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.core.files import MetricsFile
-from jaxalign.lm.lora import Adapter
-from jaxalign.lm.lora_files import load_lora, save_lora
+from jaxalign.lm.lora import AdapterWeights
+from jaxalign.lm.peft import load_lora, save_lora
 from jaxalign.lm.weights import Params
 from jaxalign.methods.culturespa.settings import Config
 from jaxalign.methods.culturespa.step_write import seed_folder
@@ -36,7 +36,7 @@ def tune(
     run: Run,
     group: str,
     examples: Mapping[Name, Sequence[Example]],
-) -> dict[Name, Adapter]:
+) -> dict[Name, AdapterWeights]:
     """Adapters trained on `examples`, from OUT where they are already there. `group` names the
     folder of checkpoints; "specific" models take `--specific-batch` examples a step."""
     wanted = {name: some for name, some in examples.items() if some}
@@ -60,7 +60,7 @@ def train(
     examples: Mapping[Name, Sequence[Example]],
     rates: Mapping[Name, float] | None = None,
     held_out: Mapping[Name, Sequence[Example]] | None = None,
-) -> dict[Name, Adapter]:
+) -> dict[Name, AdapterWeights]:
     """All at once, from the last checkpoint. With `rates`, the learning rates of models that differ
     in nothing else, they start alike and see their examples in one order, seed by seed; `held_out`
     are examples whose loss is logged beside that of those trained on."""

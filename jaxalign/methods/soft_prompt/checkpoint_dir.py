@@ -8,9 +8,8 @@ import jax
 
 from jaxalign.core.errors import UserError
 from jaxalign.methods.soft_prompt.study import Config
-from jaxalign.runs import begun
-from jaxalign.runs.checkpoint_owner import check_place
-from jaxalign.runs.checkpoints import location
+from jaxalign.runs import recorded_run
+from jaxalign.runs.checkpoints import check_owner, location
 from jaxalign.runtime.hosts import agreed_text
 
 
@@ -22,13 +21,13 @@ def checkpoint_place(config: Config, out: Path) -> str | None:
     """
     place = ""
     if jax.process_index() == 0:
-        name, settings = begun(out)
+        name, settings = recorded_run(out)
         kept = settings.get("checkpoints")
         own = location(out / "checkpoints")
         wanted = location(config.checkpoints or kept or own)
         if wanted != own:
             place = str(wanted)
-            if not check_place(place, name) and _has_metrics(out):
+            if not check_owner(place, name) and _has_metrics(out):
                 raise UserError(
                     f"--checkpoints {place}: holds no checkpoints of the run in {out}, which began "
                     f"to keep them in {kept or own}; give that, or another --out to begin again"

@@ -35,7 +35,7 @@ from jaxalign.methods.soft_prompt.study import Config, Study
 from jaxalign.optim.evolve import Evolution, entries_of, make_evolution
 from jaxalign.optim.gradient import Descent, make_descent
 from jaxalign.runtime.hosts import agreed, agreed_choice
-from jaxalign.runtime.memory import busy_chunk, fitting_chunk, refuse_what_does_not_fit
+from jaxalign.runtime.memory import busy_chunk, check_fits, fitting_chunk
 from jaxalign.runtime.sharding import MODEL, POPULATION, local_view, place_whole, replicated
 from jaxalign.stats.vsm import Scorer, anchor_constants, make_scorer
 from jaxalign.surveys.hofstede import DIMENSIONS, country_name, targets
@@ -213,7 +213,7 @@ def make_control(config: Config, study: Study, objective: Objective) -> Control:
     # Placed like what `advance` returns, or the second dispatch would be compiled anew.
     descent = jax.device_put(descent, objective.space.start.sharding)
     steps = min(STEPS_AT_A_TIME, config.gradient_steps)
-    needed = refuse_what_does_not_fit(
+    needed = check_fits(
         advance.lower(descent, objective, steps).compile(),
         jax.local_devices()[0],
         "--gradient-steps 0 leaves the gradient control out",

@@ -27,7 +27,9 @@ import numpy as np
 
 from jaxalign.answering.conversations import Placement
 from jaxalign.core.errors import UserError
-from jaxalign.lm.soft_prompt_files import load_peft, load_prompt, save_peft, save_prompt
+from jaxalign.lm.peft import load_prompt, save_prompt
+from jaxalign.lm.peft import load_prompt_tuning as load_peft
+from jaxalign.lm.peft import save_prompt_tuning as save_peft
 
 __all__ = [
     "SoftPromptConfig", "Space", "country_key", "decode",

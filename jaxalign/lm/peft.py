@@ -1,0 +1,377 @@
+"""Adapters and soft prompts on disk, in the folder layout of PEFT (Hugging Face's adapter library).
+
+An adapter folder holds `adapter_config.json` and `adapter_model.safetensors`. Both kinds that this
+package trains are read and written: LoRA adapters, and soft prompts ("prompt tuning"). A soft
+prompt can also be kept in one safetensors file of our own, which has room for what it was tuned
+for.
+
+Files are written atomically. The config is removed first and written last, so a folder that has a
+config is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes  # noqa: F401 (lets safetensors hand out bfloat16 as numpy)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from jaxalign.core.errors import UserError
+from jaxalign.core.files import write_atomically, write_text
+from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.lora import AdapterWeights, LoraConfig, adapter_weights
+from jaxalign.lm.weights import Weight, block_weights
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_FLOATS = ("F32", "F16", "BF16")
+
+# Settings of LoRA under which PEFT computes something else. Each must be absent or false.
+_UNSUPPORTED = (
+    "use_rslora",
+    "use_dora",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layers_to_transform",
+    "layer_replication",
+    "target_parameters",
+    "lora_bias",
+    "exclude_modules",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+)
+# Values of `init_lora_weights` that leave the base weights unchanged.
+_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
+
+_METADATA = "jaxalign_soft_prompt"  # metadata key of our own files; its value is one JSON object
+_TENSOR, _PEFT_TENSOR = "prompt", "prompt_embeddings"
+
+Array = np.ndarray | jax.Array
+
+
+# LoRA adapters
+
+
+def save_lora(
+    folder: Path,
+    adapter: AdapterWeights,
+    config: LlamaConfig,
+    lora: LoraConfig,
+    base_model: str,
+) -> None:
+    """Write an adapter as float32, for `PeftModel.from_pretrained`.
+
+    Args:
+        folder: Folder to write to; made if missing.
+        adapter: The weights, on this host.
+        config: The model that they belong to.
+        lora: Their settings.
+        base_model: Name or path of the model, for the records of PEFT.
+    """
+    tensors = {
+        name: np.ascontiguousarray(_to_peft(np.asarray(value, np.float32), weight))
+        for name, (value, weight) in _named(adapter, config, lora).items()
+    }
+    fields = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(_modules(config)[name] for name in lora.targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    _write_folder(folder, fields, tensors)
+
+
+def load_lora(folder: Path, config: LlamaConfig) -> tuple[LoraConfig, AdapterWeights]:
+    """Read an adapter that PEFT or `save_lora` wrote.
+
+    Returns:
+        Its settings, and its weights in float32.
+
+    Raises:
+        UserError: If a file is missing or truncated (the message names it), if the adapter was made
+            for another model, or if it uses a variant of LoRA that is not computed here.
+    """
+    lora = _read_lora_config(folder, config)
+    weights = adapter_weights(config, lora)
+    names = _named(weights, config, lora)
+    tensors, _ = _read_tensors(folder / WEIGHTS, set(names), f"this model's LoRA {lora.targets}")
+    for name, (_, weight) in names.items():
+        if tensors[name].shape != weight.hf_shape:
+            raise UserError(
+                f"{folder / WEIGHTS}: {name} is {list(tensors[name].shape)}, for this model it is "
+                f"{list(weight.hf_shape)}"
+            )
+    loaded: AdapterWeights = {"layers": {}, "last": {}}
+    for key, weight in weights["last"].items():
+        *stack, last = (
+            _from_peft(tensors[_peft_name(i, weight)], weight)
+            for i in range(config.num_hidden_layers)
+        )
+        loaded["layers"][key] = np.stack(stack) if stack else np.zeros((0, *weight.shape))
+        loaded["last"][key] = last
+    return lora, jax.tree.map(lambda x: jax.numpy.asarray(x, np.float32), loaded)
+
+
+def _read_lora_config(folder: Path, config: LlamaConfig) -> LoraConfig:
+    fields, where = _read_config(folder, "LORA"), folder / CONFIG
+    for name in _UNSUPPORTED:
+        if fields.get(name):
+            raise UserError(f"{where}: {name}={fields[name]!r} is not supported")
+    if (start := fields.get("init_lora_weights", True)) not in _INITIALISATIONS:
+        raise UserError(
+            f"{where}: init_lora_weights={start!r} is not supported: it may change the base weights"
+        )
+    if fields.get("bias", "none") != "none":
+        raise UserError(f"{where}: bias={fields['bias']!r} is not supported; 'none' is")
+    rank, alpha = fields.get("r"), fields.get("lora_alpha")
+    if type(rank) is not int or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise UserError(f"{where}: r={rank!r}, lora_alpha={alpha!r} are not numbers")
+    return LoraConfig(rank, float(alpha), _targets(fields.get("target_modules"), config, where))
+
+
+def _targets(modules: Any, config: LlamaConfig, where: Path) -> tuple[str, ...]:
+    """Return our names of PEFT's `target_modules`."""
+    ours = {theirs: name for name, theirs in _modules(config).items()}
+    if modules == "all-linear":
+        return tuple(ours.values())
+    if not isinstance(modules, list) or not modules or set(map(str, modules)) - set(ours):
+        raise UserError(f"{where}: target_modules={modules!r}; a list of {', '.join(ours)}")
+    return tuple(name for theirs, name in ours.items() if theirs in modules)
+
+
+def _modules(config: LlamaConfig) -> dict[str, str]:
+    """Return PEFT's name of each linear layer by ours, such as q_proj for q."""
+    linear = {name: w for name, w in block_weights(config).items() if w.transposed}
+    return {name: w.hf_name.removesuffix(".weight").split(".")[-1] for name, w in linear.items()}
+
+
+def _named(tree: Any, config: LlamaConfig, lora: LoraConfig) -> dict[str, tuple[Any, Weight]]:
+    """Return (the leaf of one layer, its unstacked weight) by PEFT's name of the tensor."""
+    named = {}
+    for key, weight in adapter_weights(config, lora)["last"].items():
+        stack = tree["layers"][key]
+        for i in range(config.num_hidden_layers - 1):
+            named[_peft_name(i, weight)] = weight if isinstance(stack, Weight) else stack[i], weight
+        named[_peft_name(config.num_hidden_layers - 1, weight)] = tree["last"][key], weight
+    return named
+
+
+def _peft_name(layer: int, weight: Weight) -> str:
+    return f"base_model.model.model.layers.{layer}.{weight.hf_name}"
+
+
+def _to_peft(value: np.ndarray, weight: Weight) -> np.ndarray:
+    """Turn [inputs..., outputs...] into [out, in]."""
+    return value.reshape(weight.fan_in, -1).T
+
+
+def _from_peft(value: np.ndarray, weight: Weight) -> np.ndarray:
+    """Turn [out, in] into [inputs..., outputs...]."""
+    return value.T.reshape(weight.shape)
+
+
+# Soft prompts
+
+
+def save_prompt(path: Path, prompt_MxD: Array, metadata: Mapping[str, Any]) -> None:
+    """Write a soft prompt as float32 into a safetensors file of our own.
+
+    Args:
+        path: File to write.
+        prompt_MxD: Embeddings of the prompt's M tokens.
+        metadata: What JSON can hold: country, placement, hash of the model ...
+    """
+    prompt = _checked_prompt(np.asarray(prompt_MxD), path, None)
+    header = {_METADATA: json.dumps(dict(metadata), sort_keys=True)}
+    write_atomically(path, save({_TENSOR: prompt}, metadata=header))
+
+
+def load_prompt(path: Path, hidden_size: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read a soft prompt that `save_prompt` wrote.
+
+    Args:
+        path: The file.
+        hidden_size: Width of the model that it must fit; None: any.
+
+    Returns:
+        The prompt, float32 [M, D], and its metadata.
+
+    Raises:
+        UserError: If the file is missing, truncated, not a soft prompt of this package, or made for
+            a model of another width.
+    """
+    prompt, header = _read_prompt(path, _TENSOR, hidden_size)
+    metadata = _json_object(header.get(_METADATA, ""), path, "not a soft prompt saved by jaxalign")
+    return prompt, metadata
+
+
+def save_prompt_tuning(
+    folder: Path, prompt_MxD: Array, base_model: str, hidden_size: int, placement: str = "front"
+) -> None:
+    """Write a soft prompt for `PeftModel.from_pretrained`.
+
+    PEFT puts a prompt before everything else. A prompt that was tuned for another place would
+    silently give other logits there, so it is refused.
+
+    Args:
+        folder: Folder to write to; made if missing.
+        prompt_MxD: Embeddings of the prompt's M tokens.
+        base_model: Name or path of the model, for the records of PEFT.
+        hidden_size: Width D of the model.
+        placement: Where the prompt was tuned to stand; "front" alone can be written.
+
+    Raises:
+        UserError: If the placement is another one, or the prompt is not [M, hidden_size].
+    """
+    if placement != "front":
+        raise UserError(
+            f"{folder}: a prompt with placement {placement} cannot be saved for PEFT, which puts "
+            "prompts before everything; tune with placement front, or keep the safetensors file"
+        )
+    prompt = _checked_prompt(np.asarray(prompt_MxD), folder, hidden_size)
+    fields = {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "num_virtual_tokens": prompt.shape[0],
+        "token_dim": prompt.shape[1],
+        "num_transformer_submodules": 1,  # a decoder alone; PEFT counts 2 for encoder-decoders
+        "prompt_tuning_init": "RANDOM",  # so that PEFT asks for no tokenizer; it loads the weights
+        "inference_mode": True,
+    }
+    _write_folder(folder, fields, {_PEFT_TENSOR: prompt})
+
+
+def load_prompt_tuning(
+    folder: Path, hidden_size: int | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read a soft prompt that PEFT or `save_prompt_tuning` wrote.
+
+    Args:
+        folder: The adapter folder.
+        hidden_size: Width of the model that it must fit; None: any.
+
+    Returns:
+        The prompt, float32 [M, D], and the fields of its config.
+
+    Raises:
+        UserError: If a file is missing, truncated or of another adapter type (the message names
+            it), or if weights, config and `hidden_size` disagree.
+    """
+    fields = _read_config(folder, "PROMPT_TUNING")
+    if fields.get("num_transformer_submodules") not in (None, 1):
+        submodules = fields["num_transformer_submodules"]
+        raise UserError(
+            f"{folder / CONFIG}: num_transformer_submodules={submodules!r}: "
+            "the prompt of an encoder-decoder, not of a Llama"
+        )
+    prompt, _ = _read_prompt(folder / WEIGHTS, _PEFT_TENSOR, hidden_size)
+    stated = (fields.get("num_virtual_tokens"), fields.get("token_dim"))
+    if stated != prompt.shape:
+        raise UserError(f"{folder / WEIGHTS}: prompt {prompt.shape}, but {CONFIG} says {stated}")
+    return prompt, fields
+
+
+def _read_prompt(
+    path: Path, tensor: str, hidden_size: int | None
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Return one prompt tensor as float32, and the file's metadata."""
+    tensors, header = _read_tensors(path, {tensor}, "a soft prompt")
+    return _checked_prompt(tensors[tensor], path, hidden_size), header
+
+
+def _checked_prompt(prompt: np.ndarray, path: Path, hidden_size: int | None) -> np.ndarray:
+    """Return `prompt` as contiguous float32 [M, D]; UserError if it cannot be a prompt."""
+    if prompt.ndim != 2 or 0 in prompt.shape:
+        raise UserError(f"{path}: a prompt is [tokens, width], this is {list(prompt.shape)}")
+    if hidden_size is not None and prompt.shape[1] != hidden_size:
+        raise UserError(
+            f"{path}: the prompt is {prompt.shape[1]} wide, the model {hidden_size}: "
+            "it was made for another model"
+        )
+    prompt = np.ascontiguousarray(prompt, dtype=np.float32)
+    if not np.isfinite(prompt).all():
+        raise UserError(f"{path}: the prompt has {np.sum(~np.isfinite(prompt))} non-finite numbers")
+    return prompt
+
+
+# The folder
+
+
+def _write_folder(
+    folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> None:
+    """Write weights and config; a folder with a config is complete at any time."""
+    (folder / CONFIG).unlink(missing_ok=True)
+    write_atomically(folder / WEIGHTS, save(dict(tensors), metadata={"format": "pt"}))
+    write_text(folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+def _read_config(folder: Path, peft_type: str) -> dict[str, Any]:
+    """Return the fields of a PEFT config; UserError if missing or of another adapter type."""
+    path = folder / CONFIG
+    try:
+        fields = _json_object(path.read_text(encoding="utf-8"), path, "not a PEFT config")
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path}: cannot be read; give the folder of a PEFT adapter") from None
+    if fields.get("peft_type") != peft_type:
+        raise UserError(f"{path}: peft_type={fields.get('peft_type')!r}, not {peft_type!r}")
+    return fields
+
+
+def _read_tensors(
+    path: Path, names: set[str], kind: str
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the tensors of a safetensors file that must hold exactly `names`, and its metadata.
+
+    Raises UserError naming the file if it is missing or truncated, if it holds other tensors than
+    `kind` does, or if a tensor has another dtype than F32, F16 or BF16.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            present = set(file.keys())
+            if present != names:
+                raise UserError(f"{path}: not {kind}: {_difference(present, names)}")
+            for name in sorted(names):
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in _FLOATS:
+                    raise UserError(f"{path}: {name} is {dtype}; F32, F16 or BF16 is expected")
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"{path}: truncated or not safetensors ({line})") from None
+
+
+def _difference(present: set[str], names: set[str]) -> str:
+    """Say which tensors are too many and which are missing, at most three of each."""
+    extra, missing = sorted(present - names), sorted(names - present)
+    texts = [f"holds {', '.join(extra[:3])}"] if extra else []
+    texts += [f"lacks {', '.join(missing[:3])}"] if missing else []
+    return " and ".join(texts)
+
+
+def _json_object(text: str, path: Path, complaint: str) -> dict[str, Any]:
+    """Return the JSON object in `text`; UserError with the complaint if there is none."""
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: {complaint}")
+    return fields
