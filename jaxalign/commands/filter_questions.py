@@ -25,7 +25,7 @@ from jaxalign.methods.culturespa.parsing import Written, from_item, read_generat
 from jaxalign.methods.culturespa.questions import make_instrument
 from jaxalign.runs import write_json
 from jaxalign.runs.console import print_table
-from jaxalign.surveys.formats import read_survey
+from jaxalign.surveys.formats import read_any
 from jaxalign.surveys.survey import Survey, to_json
 
 
@@ -60,7 +60,7 @@ def read_seeds(path: Path | None) -> list[Written]:
     """The questions of a survey. UserError where `path` holds none."""
     if path is None:
         return []
-    survey = read_survey(path)
+    survey = read_any(path)
     if not isinstance(survey, Survey):
         raise UserError(f"--seeds {path}: a test with right answers; give a survey")
     return list(map(from_item, survey.items))

@@ -129,7 +129,7 @@ def read_study(config: Config) -> Study:
         dtype = "float32" if config.model is None else "bfloat16"
     survey = held_out_survey()
     if config.survey is not None:
-        survey = read_questionnaire(config.survey, "--survey")
+        survey = read_questionnaire(config.survey, "survey")
     llama = read_config(folder, dtype)
     tokens = Tokenizer.load(folder)
     check_vocabulary(tokens, llama)

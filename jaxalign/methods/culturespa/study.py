@@ -63,7 +63,7 @@ class Study:
             "survey_sha256": self.survey.sha256,
             "survey": self.survey.name,
             "shown_sha256": self.interviews.shown.sha256,
-            "simulated": self.survey.name == held_out_survey().name,
+            "simulated": self.survey.simulated,
             "prompt": self.prompt,
             "texts": dataclasses.asdict(self.interviews.texts),
             "guard": self.guard_name,
@@ -82,7 +82,7 @@ def read_study(config: Config) -> Study:
     check_vocabulary(tokens, llama)
     survey = held_out_survey()
     if config.survey is not None:
-        survey = read_answered(config.survey, "--survey", config.distributions, "--distributions")
+        survey = read_answered(config.survey, "survey", config.distributions)
     tables = make_tables(survey, config.countries)
     guard_name, guard = read_guard(config.guard)
     mesh, choice = device_mesh(llama, None, model_parallel=config.model_parallel)
@@ -114,7 +114,7 @@ def _interviews(config: Config, survey: Survey) -> Interviews:
         source = society_values_module()
         if config.source is not None:
             shares = config.source_distributions
-            source = read_answered(config.source, "--source", shares, "--source-distributions")
+            source = read_answered(config.source, "source", shares, "source_distributions")
     shown = survey if source is None else source
     if missing := [c for c in config.countries if c not in shown.distributions]:
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
