@@ -80,6 +80,7 @@ def synthetic_stats(config: Config, systems: int) -> ItemStats:
         systems: Number of answer sets per country.
     """
     random = np.random.default_rng(config.seed)
+    # Padding: an item has between 2 and 11 options, and shares past them are zero.
     options_Q = random.integers(2, 12, config.items)
     valid_QxO = np.arange(options_Q.max()) < options_Q[:, None]
     shape = (config.countries, *valid_QxO.shape)

@@ -23,7 +23,7 @@ from jaxalign.core.files import check_new_file, write_json
 from jaxalign.methods.culturespa import Question, filter_questions, read_questions, to_survey
 from jaxalign.methods.culturespa.questions import from_item
 from jaxalign.runs.console import print_table
-from jaxalign.surveys.formats import read_survey
+from jaxalign.surveys.formats import read_any
 from jaxalign.surveys.survey import Survey, to_json
 
 
@@ -59,7 +59,7 @@ def read_seeds(path: Path | None) -> list[Question]:
     """Return the questions of a survey. Raises UserError if `path` is not one."""
     if path is None:
         return []
-    survey = read_survey(path)
+    survey = read_any(path)
     if not isinstance(survey, Survey):
         raise UserError(f"`seeds` {path}: a test with right answers; give a survey")
     return list(map(from_item, survey.items))

@@ -136,7 +136,7 @@ def read_inputs(settings: Settings) -> Inputs:
     files = open_model(settings.model, settings.dtype)
     survey = held_out_survey()
     if settings.survey is not None:
-        survey = read_questionnaire(settings.survey, "`survey`")
+        survey = read_questionnaire(settings.survey, "survey")
     inputs = Inputs(files, survey, load_request(settings.prompt))
     check_requests_fit(files, survey, inputs.prompt, settings.writing, settings.sampling)
     return inputs

@@ -68,7 +68,7 @@ class Inputs:
             "survey_sha256": self.survey.sha256,
             "survey": self.survey.name,
             "shown_sha256": self.prompts.shown.sha256,
-            "simulated": self.survey.name == held_out_survey().name,
+            "simulated": self.survey.simulated,
             "prompt": self.request,
             "texts": dataclasses.asdict(self.prompts.texts),
             "guard": self.guard_name,
@@ -115,9 +115,7 @@ def read_inputs(settings: CultureSPASettings) -> Inputs:
     files = open_model(settings.model, settings.dtype)
     survey = held_out_survey()
     if settings.survey is not None:
-        survey = read_answered(
-            settings.survey, "`survey`", settings.distributions, "`distributions`"
-        )
+        survey = read_answered(settings.survey, "survey", settings.distributions)
     tables = make_tables(survey, settings.countries)
     guard_name, guard = read_guard(settings.guard)
     inputs = Inputs(
@@ -141,12 +139,8 @@ def _style_prompts(settings: CultureSPASettings, survey: Survey) -> StylePrompts
     if settings.examples == "leak_free":
         source = society_values_module()
         if settings.source is not None:
-            source = read_answered(
-                settings.source,
-                "`source`",
-                settings.source_distributions,
-                "`source_distributions`",
-            )
+            shares = settings.source_distributions
+            source = read_answered(settings.source, "source", shares, "source_distributions")
     shown = survey if source is None else source
     if missing := [group for group in settings.countries if group not in shown.distributions]:
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")

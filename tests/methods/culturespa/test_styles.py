@@ -20,6 +20,7 @@ from jaxalign.pocket import phrases
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.surveys.formats import culturespa as cs
 from jaxalign.surveys.hofstede import country_name
+from tests.support.culture_folder import published_similarities
 
 DATA = os.environ.get("JAXALIGN_CULTURESPA_DATA")
 SURVEY, OTHER = held_out_survey(), society_values_module()
@@ -82,7 +83,7 @@ def test_p2_and_p3_take_the_majority_that_the_survey_names():
 if DATA:
 
     def test_p2_names_the_countries_that_the_released_similarities_do():
-        survey, published = cs.read(Path(DATA)), cs.similarities(Path(DATA))
+        survey, published = cs.read(Path(DATA)), published_similarities(Path(DATA))
         for country, row in published.items():
             points = {other: row[other] for other in cs.COUNTRIES if other != country}
             near, far = similar_and_different(survey, country, cs.COUNTRIES)
