@@ -20,7 +20,7 @@ from jaxalign.runs.console import main
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis import analyse
 from jaxalign.surveys.formats import culturespa
-from jaxalign.surveys.replies import Answers
+from jaxalign.surveys.responses import NO_REPLY, Responses
 from tests.support.culture_folder import (
     OPTIONS,
     first_code,
@@ -131,10 +131,12 @@ def test_a_score_on_few_items_says_so(folder: Path, tmp_path: Path, capsys) -> N
 def test_a_difference_is_over_the_items_that_both_answered(folder: Path) -> None:
     """Leaving out what one would get wrong must not make a persona better than the unaware."""
     survey = culturespa.read(folder)
-    everywhere = np.zeros(len(OPTIONS), np.float32)
+    everywhere = np.zeros(len(OPTIONS), int)
     gold = np.array([survey.majority("USA")[i] for i in OPTIONS])
-    some = np.where(gold == 0, everywhere, np.nan)
-    aware, unaware = (Answers(a, len(OPTIONS), (), ()) for a in (some, everywhere))
+    some = np.where(gold == 0, everywhere, NO_REPLY)
+    aware, unaware = (
+        Responses.from_positions(survey, ["-"], a[None, None]) for a in (some, everywhere)
+    )
     found = analyse(survey, {"USA": [aware]}, [unaware], resamples=50)
     assert found["scores"]["USA"]["aware"] == 100 > found["scores"]["USA"]["unaware"]
     assert found["intervals"]["difference"]["USA"]["alignment"]["value"] == 0
@@ -246,7 +248,7 @@ def test_the_command_line_ends_with_2_and_one_line(folder: Path, tmp_path: Path,
 
 def test_personas_of_unknown_countries_and_no_replies_are_refused(folder: Path) -> None:
     survey = culturespa.read(folder)
-    none = Answers(np.zeros(len(OPTIONS), np.float32), len(OPTIONS), (), ())
+    none = Responses.from_positions(survey, ["-"], np.zeros((1, 1, len(OPTIONS)), int))
     with pytest.raises(UserError, match="country 'XXX' is not in the survey"):
         analyse(survey, {"XXX": [none]})
     with pytest.raises(UserError, match="no replies to analyse"):
