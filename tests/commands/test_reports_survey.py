@@ -14,18 +14,18 @@ from tests.support.report_samples import analysis_sample
 
 
 @pytest.fixture(scope="module")
-def culture_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("culture")
+def survey_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("survey")
     survey_report(analysis_sample(("USA", "CHN", HOSTILE)), out)
     return out
 
 
-def test_page_and_markdown(culture_run: Path) -> None:
-    check_report(culture_run)
+def test_page_and_markdown(survey_run: Path) -> None:
+    check_report(survey_run)
 
 
-def test_culture_labels_and_statements(culture_run: Path) -> None:
-    text = (culture_run / "report.html").read_text("utf-8")
+def test_survey_labels_and_statements(survey_run: Path) -> None:
+    text = (survey_run / "report.html").read_text("utf-8")
     assert (
         text.index('class="label"') < text.index("Simulated: nobody was asked") < text.index("<h2>")
     )

@@ -38,8 +38,8 @@ _LIMITS = (
     "also treats options without an order as if they had one. The other metrics show which results "
     "depend on that.",
     "Intervals over questions say what other questions like these would give; they do not cover "
-    "other runs, wordings or models. Intervals over runs, where there are several, cover only other "
-    "runs.",
+    "other runs, wordings or models. Intervals over runs, where there are several, cover other "
+    "runs only.",
     "A majority answer is a country's most frequent answer. It does not describe the people who "
     "answered otherwise.",
 )
@@ -174,8 +174,9 @@ def _identification_statement(analysis: Mapping[str, Any]) -> str:
     rows, columns = (analysis["identification"][way] for way in ("rows", "columns"))
     return (
         f"A persona is nearest to its own country in {rows['hits']} of {rows['of']} cases "
-        f"({number(rows['chance_percent'])} % by chance). A country is nearest to its own persona in "
-        f"{columns['hits']} of {columns['of']} ({number(columns['chance_percent'])} % by chance)."
+        f"({number(rows['chance_percent'])} % by chance). A country is nearest to its own persona "
+        f"in {columns['hits']} of {columns['of']} cases ({number(columns['chance_percent'])} % by "
+        "chance)."
     )
 
 
@@ -204,8 +205,8 @@ def _unreadable_statement(analysis: Mapping[str, Any]) -> str:
     total = analysis["unreadable"]["total"]
     return (
         f"Of {number(total['replies'], 0)} replies, {number(total['unreadable'], 0)} held no "
-        f"number and {number(total['out_of_range'], 0)} held a number that belongs to no option; these "
-        "are left out."
+        f"number and {number(total['out_of_range'], 0)} held a number that belongs to no option; "
+        "these are left out."
     )
 
 
