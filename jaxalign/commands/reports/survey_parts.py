@@ -12,7 +12,6 @@ from jaxalign.report.common import FIGURES, make_figure, matrix_table
 from jaxalign.report.document import Estimate, Figure, Key, Table, is_number
 from jaxalign.report.figures import Series
 from jaxalign.report.palette import BLUE, INK, MUTED, ORANGE, VERMILION
-from jaxalign.report.point_map import point_map
 from jaxalign.report.words import countries
 
 METHODS = {
@@ -183,7 +182,7 @@ def map_figure(analysis: Mapping[str, Any], out: Path) -> Figure | None:
     kept = analysis["map"].get("explained")
     share = f"The plane keeps {kept:.0f} % of the squared distances." if is_number(kept) else ""
     return make_figure(
-        out / FIGURES / "map.png", [point_map("", groups)],
+        out / FIGURES / "map.png", [figures.point_map("", groups)],
         "Near is alike: distances are about 1 − score. A thin line joins a persona to the people "
         f"it stands for. {share}",
         "Points of countries, of personas and of the model without a country on a plane.",
