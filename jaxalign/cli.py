@@ -20,7 +20,7 @@ class Command:
 
 COMMANDS = {
     "soft-prompt": Command("soft_prompt", "tune_prompts", "Tune one soft prompt per country."),
-    "culturespa": Command("culturespa", "run_culturespa", "Run CultureSPA from start to end."),
+    "culturespa": Command("culturespa", "culturespa", "Run CultureSPA from start to end."),
     "sweep": Command("sweep.command", "sweep", "Run many searches described in one file."),
     "fine-tune": Command("fine_tune", "tune", "Fine-tune a model on your own conversations."),
     "write-questions": Command("write_questions", "run", "Let a model write survey questions."),

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from jaxalign.report.document import MISSING, Cell, Estimate, is_number
 
-INSIDE = "inside its interval"
+# What is said of a difference whose interval contains zero.
+NO_DIFFERENCE = "no clear difference"
 _MINUS = "\u2212"  # a hyphen would break at the end of a line and is too short
 
 
@@ -63,19 +64,19 @@ def verdict(difference: Estimate | None, above: str = "higher", below: str = "lo
     if inside is None:
         return "no interval: nothing can be said" if difference and difference.known else MISSING
     if inside:
-        return f"{INSIDE}: no difference shown"
+        return f"{NO_DIFFERENCE} (the interval contains zero)"
     return above if difference.mean > 0 else below
 
 
 def tally(differences: Iterable[Estimate | None], above: str, below: str) -> str:
-    """Return "higher in 2, lower in 0, inside its interval in 2 (of 4)"."""
+    """Return "higher in 2, lower in 0, no clear difference in 2 (of 4)"."""
     measured = [d for d in differences if is_inside(d) is not None]
     if not measured:
         return "not measured"
     inside = sum(bool(is_inside(d)) for d in measured)
     up = sum(d.mean > 0 for d in measured if not is_inside(d))
     down = len(measured) - inside - up
-    return f"{above} in {up}, {below} in {down}, {INSIDE} in {inside} (of {len(measured)})"
+    return f"{above} in {up}, {below} in {down}, {NO_DIFFERENCE} in {inside} (of {len(measured)})"
 
 
 def countries(count: int) -> str:

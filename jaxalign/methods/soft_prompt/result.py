@@ -33,9 +33,10 @@ from jaxalign.report import figures
 from jaxalign.report.drawing import save_png
 from jaxalign.runs import settings_of, versions
 from jaxalign.runs.console import print_table
-from jaxalign.stats.held_out import HeldOut, held_out_record, permutation_test
+from jaxalign.stats.held_out import held_out_record, permutation_test, similarity_by_item
 from jaxalign.stats.vsm import READINGS, Scorer, loss, trivial_lines
 from jaxalign.surveys.hofstede import DIMENSIONS
+from jaxalign.surveys.survey import Survey
 
 METHODS = ("naive", "persona", "icl", "start", "tuned", "gradient")
 
@@ -65,11 +66,14 @@ def make_result(
     target_Cx6: np.ndarray,
     used_6: np.ndarray,
     module: Mapping[str, Answers],
-    survey: HeldOut,
+    held_out_survey: Survey,
     held_out: Mapping[str, Answers],
 ) -> dict[str, Any]:
     """All of `result.json`."""
-    similarity = {name: survey.similarity(held_out[name].log_probs_CxQxO) for name in held_out}
+    similarity = {
+        name: similarity_by_item(held_out_survey, config.countries, answers.log_probs_CxQxO)
+        for name, answers in held_out.items()
+    }
     matrix_CxC = np.nanmean(similarity["tuned"], axis=-1)
     constants_6 = np.asarray(scorer.constants)
     entries, trivial = {}, {}
@@ -85,9 +89,9 @@ def make_result(
         "countries": entries,
         "trivial": trivial,
         "held_out": {
-            "survey": survey.instrument.name,
+            "survey": held_out_survey.name,
             "simulated": facts["simulated_held_out"],
-            "items": len(survey.instrument.items),
+            "items": len(held_out_survey.items),
             "score": "mean over items of 1 - ordinal Wasserstein (nominal: 1 - total variation)",
             "interval": "95 %, bootstrap over items",
             "matrix": matrix_CxC.tolist(),
