@@ -31,7 +31,7 @@ from jaxalign.lm.mesh import MeshChoice, choose_mesh
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
-from jaxalign.optim.strategy import Strategy, check_strategy
+from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.prompts import load_prompts
@@ -139,7 +139,7 @@ def plans(settings: PlanSettings) -> Iterator[Estimate]:
 
 def check(settings: PlanSettings) -> None:
     """Raise UserError for settings that make no plan."""
-    check_strategy(settings.strategy)
+    settings.strategy.optimizer()  # raises for settings that make no algorithm
     for name in ("items", "chunk", "decode_batch", "decode_prompt"):
         if getattr(settings, name) < 1:
             raise UserError(f"`{name}` {getattr(settings, name)}: at least 1")
