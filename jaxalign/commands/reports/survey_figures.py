@@ -12,7 +12,6 @@ from jaxalign.report.common import FIGURES, make_figure, matrix_table
 from jaxalign.report.document import Estimate, Figure, Key, Table, is_number
 from jaxalign.report.figures import Series
 from jaxalign.report.palette import BLUE, INK, MUTED, ORANGE, VERMILION
-from jaxalign.report.point_map import point_map
 from jaxalign.report.words import countries
 
 # The two ways of asking, under their keys in an analysis.
@@ -219,7 +218,7 @@ def map_figure(analysis: Mapping[str, Any], out: Path) -> Figure | None:
     )
     return make_figure(
         out / FIGURES / "map.png",
-        [point_map("", groups)],
+        [figures.point_map("", groups)],
         "Points that are near each other answer alike: distances are about 1 − score / 100. A thin "
         f"line joins a persona to the people of its country.{note}",
         "Points of countries, of personas and of the model without a persona in a plane.",
