@@ -88,9 +88,13 @@ def test_generations_are_counted_from_one_and_each_is_seen(count: int) -> None:
 
 @pytest.mark.parametrize(
     "dimensions",
-    [("PDI", "IDV", "MAS", "UAI", "LTO", "IVR"), ("PDI", "IDV", "MAS", "UAI"), ("PDI", "IDV"),
-     ("PDI",)],
-)  # fmt: skip
+    [
+        ("PDI", "IDV", "MAS", "UAI", "LTO", "IVR"),
+        ("PDI", "IDV", "MAS", "UAI"),
+        ("PDI", "IDV"),
+        ("PDI",),
+    ],
+)
 def test_score_radars(tmp_path: Path, dimensions: tuple[str, ...]) -> None:
     six = np.linspace(-30, 130, len(dimensions))  # scores may leave 0 to 100
     profile = {"target": six, "naive": six + 3, "icl": six - 3, "unused": six}
