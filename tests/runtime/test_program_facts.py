@@ -193,7 +193,8 @@ def test_convolution_of_a_picture():
         ),
         (
             "%c = f32[2,2,3,40,8,2]{3,4,5,2,1,0:T(8,128)} convolution(%k, %q), "
-            "window={size=2x2x3x2 stride=1x1x2x1 pad=0_0x0_0x0_0x1_1 lhs_dilate=2x2x3x1 rhs_reversal=0x0x0x1}, "
+            "window={size=2x2x3x2 stride=1x1x2x1 pad=0_0x0_0x0_0x1_1 "
+            "lhs_dilate=2x2x3x1 rhs_reversal=0x0x0x1}, "
             "dim_labels=02b1f3_02o13i->012bf3",
             2 * (2 * 3 * 8 * 2 * 2) * 40 * 128,
         ),
