@@ -218,10 +218,17 @@ def test_traffic_of_slices_updates_and_what_stays_on_the_chip() -> None:
 
 def program(name: str, **sizes: int) -> tuple[Estimate, LlamaConfig]:
     settings = PlanSettings(
-        program=(name,), items=3, strategy=Strategy(population=16), chunk=2,
-        prompt=SoftPromptConfig(length=4), sampling=Sampling(max_new_tokens=4), decode_batch=2,
-        decode_prompt=16, train=TrainConfig(batch=4, tokens_per_pass=256), lora=LoraConfig(rank=2),
-    )  # fmt: skip
+        program=(name,),
+        items=3,
+        strategy=Strategy(population=16),
+        chunk=2,
+        prompt=SoftPromptConfig(length=4),
+        sampling=Sampling(max_new_tokens=4),
+        decode_batch=2,
+        decode_prompt=16,
+        train=TrainConfig(batch=4, tokens_per_pass=256),
+        lora=LoraConfig(rank=2),
+    )
     llama = TINY.replace(vocab_size=Tokenizer.load(MODEL_FOLDER).vocab_size)
     mesh = make_mesh(**sizes)
     choice = MeshChoice(mesh.shape["population"], mesh.shape["data"], mesh.shape["model"], "")
@@ -368,13 +375,27 @@ def test_defaults_are_the_command_in_the_documentation() -> None:
 def test_a_kernel_compiles_for_its_device() -> None:
     """Splash attention, in the search's own program, for one TPU chip."""
     command = [
-        sys.executable, "-m", "tpu.plan", "--topology", "v5e:1x1", "--model", str(MODEL_FOLDER),
-        "--population", "8", "--attention", "splash",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "tpu.plan",
+        "--topology",
+        "v5e:1x1",
+        "--model",
+        str(MODEL_FOLDER),
+        "--population",
+        "8",
+        "--attention",
+        "splash",
+    ]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        check=False,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert "by the formula (1.0" in done.stdout
 
@@ -388,9 +409,14 @@ def test_row_of_the_table_is_what_the_command_prints() -> None:
     """Compiles 8B for 64 chips of v5p: the README's own command and line."""
     command = [sys.executable, "-m", "tpu.plan", "--topology", "v5p:4x4x4", "--table"]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=900, check=False,
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=900,
+        check=False,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     row = done.stdout.splitlines()[-1]
     assert row.startswith("| llama3-8b | v5p:4x4x4 |")

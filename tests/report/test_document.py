@@ -60,10 +60,19 @@ def test_number(value: float | None, digits: int, signed: bool, text: str) -> No
 def test_texts_are_escaped_in_both_forms(tmp_path: Path) -> None:
     table = Table(HOSTILE, ("A", HOSTILE), ((HOSTILE, "x"), ("y", None)))
     document = Document(
-        HOSTILE, HOSTILE, (Note(HOSTILE, "label"),),
-        (section(HOSTILE, Text(HOSTILE), Listing((HOSTILE,), HOSTILE), table,
-                 Table(HOSTILE, ("A",), ((HOSTILE,),), folded=True)),),
-    )  # fmt: skip
+        HOSTILE,
+        HOSTILE,
+        (Note(HOSTILE, "label"),),
+        (
+            section(
+                HOSTILE,
+                Text(HOSTILE),
+                Listing((HOSTILE,), HOSTILE),
+                table,
+                Table(HOSTILE, ("A",), ((HOSTILE,),), folded=True),
+            ),
+        ),
+    )
     page, markdown = to_html(document), to_markdown(document, tmp_path)
     assert "<script" not in page
     assert Page(page).open == []
