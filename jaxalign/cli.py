@@ -27,7 +27,7 @@ COMMANDS = {
     "filter-questions": Command("filter_questions", "run", "Filter generated survey questions."),
     "score": Command("score", "score_replies", "Score replies from any tool against a survey."),
     "check": Command("check", "run", "Check whether a survey file can be used."),
-    "plan": Command("plan.command", "plan", "Plan a program for hardware you do not have."),
+    "plan": Command("plan.command", "run", "Plan a program for hardware you do not have."),
 }
 
 

@@ -203,7 +203,7 @@ def test_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
         lambda: inputs(survey=files["survey"]),
         lambda: score_replies.read_targets(files["survey"]),
     ):
-        with pytest.raises(UserError, match=r"own\.csv: it does not say .*distributions"):
+        with pytest.raises(UserError, match=r"own\.csv: it does not say .* `distributions`"):
             refuse()
 
 
@@ -212,7 +212,7 @@ def test_shares_that_nothing_reads_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"`distributions` .*shares\.csv: goes with a `survey`"):
         inputs(distributions=files["distributions"])
     json_file = survey_of(tmp_path, "USA", "CHN")
-    with pytest.raises(UserError, match=r"distributions`? .*shares\.csv: .* is own-json"):
+    with pytest.raises(UserError, match=r"`distributions` .*shares\.csv: .* is own-json"):
         inputs(survey=json_file, distributions=files["distributions"], countries=("USA", "CHN"))
 
 
@@ -224,9 +224,9 @@ def test_a_source_in_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
     found = inputs(**settings, source=source, source_distributions=shares)
     assert set(found.prompts.shown.distributions) == {"USA", "CHN", "NGA"}
     assert set(found.survey.distributions) == {"USA", "CHN"}
-    with pytest.raises(UserError, match=r"source`? .*own\.csv: .*source.distributions"):
+    with pytest.raises(UserError, match=r"`source` .*own\.csv: .* `source_distributions`"):
         inputs(**settings, source=source)
-    with pytest.raises(UserError, match=r"source.distributions`? .*shares\.csv: .* is own-json"):
+    with pytest.raises(UserError, match=r"`source_distributions` .*shares\.csv: .* is own-json"):
         inputs(**settings, source=survey, source_distributions=shares)
     with pytest.raises(UserError, match=r"`source_distributions` .*: goes with a `source` of"):
         inputs(source_distributions=shares)
