@@ -109,9 +109,7 @@ def alone(tmp_path_factory, survey) -> dict[str, bytes]:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 4)])
-def test_tuning_does_not_depend_on_the_devices(
-    alone, survey, tmp_path, processes, devices
-):
+def test_tuning_does_not_depend_on_the_devices(alone, survey, tmp_path, processes, devices):
     out = tmp_path / "run"
     said = run(command(out, survey), processes, devices)
     assert "generation 12/12" in said
@@ -174,9 +172,7 @@ def answered_alone(tmp_path_factory) -> bytes:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 4)])
-def test_answers_do_not_depend_on_the_devices(
-    answered_alone, tmp_path, processes, devices
-):
+def test_answers_do_not_depend_on_the_devices(answered_alone, tmp_path, processes, devices):
     run(answer(tmp_path), processes, devices)
     assert (tmp_path / "answers.npy").read_bytes() == answered_alone
 
