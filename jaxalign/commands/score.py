@@ -80,7 +80,7 @@ def score_replies(config: Config) -> None:
         write_json(config.json, summary(result, config))
     with Run.create(out, config, {"survey": survey.sha256}) as run:
         run.write("result.json", result)
-    reports.culture_report(result, out)
+    reports.survey_report(result, out)
     print(f"results in {out}")
 
 

@@ -105,8 +105,8 @@ def edition_scores(edition: str | Path = DEFAULT_EDITION) -> dict[str, Scores]:
         >>> sorted(edition_scores("legacy_estimate_pre2021"))
         ['SAU']
     """
-    if is_own_edition(edition):
-        return {group: dict(scores) for group, (_, scores) in _own_edition(Path(edition)).items()}
+    if is_score_file(edition):
+        return {group: dict(scores) for group, (_, scores) in _read_scores(Path(edition)).items()}
     return {
         row["iso3"]: {d: float(row[d]) for d in DIMENSIONS if row[d]} for row in _edition(edition)
     }
@@ -134,7 +134,7 @@ def country_name(
         >>> country_name("night owls", groups=["night owls"])
         'night owls'
     """
-    if is_own_edition(edition) and country in (own := _own_edition(Path(edition))):
+    if is_score_file(edition) and country in (own := _read_scores(Path(edition))):
         return own[country][0] or _names().get(country, country)
     if country in _names():
         return _names()[country]
@@ -182,11 +182,12 @@ def targets(
     return np.array(rows, np.float32).reshape(len(rows), len(DIMENSIONS)), used_6
 
 
-def is_own_edition(edition: str | Path) -> bool:
-    """Return whether `edition` is a file of the user's own, not the name of a published edition."""
+def is_score_file(edition: str | Path) -> bool:
+    """Return whether `edition` is a file of the user's own, not the name of an edition."""
     if isinstance(edition, Path):
         return True
-    return edition not in EDITIONS and (edition.lower().endswith(".csv") or os.sep in edition)
+    looks_like_path = edition.lower().endswith(".csv") or os.sep in edition
+    return edition not in EDITIONS and (looks_like_path or os.path.isfile(edition))
 
 
 def _used(dimensions: Sequence[str]) -> np.ndarray:
@@ -203,7 +204,7 @@ def _used(dimensions: Sequence[str]) -> np.ndarray:
 
 def _unknown(country: str, edition: str | Path, scores: Mapping[str, object]) -> str:
     """Return why `country` has no scores: another edition has it, or it is misspelt."""
-    if is_own_edition(edition):
+    if is_score_file(edition):
         return f"country {country!r} is not in {edition}; it has {', '.join(scores)}"
     if others := [e for e in EDITIONS if country in edition_scores(e)]:
         return f"country {country!r} is not in edition {edition!r}; it is in {', '.join(others)}"
@@ -267,7 +268,7 @@ def _names() -> dict[str, str]:
     return {row["iso3"]: row["name"] for e in EDITIONS for row in _edition(e)} | _SPELLED_OUT
 
 
-def _own_edition(path: Path) -> dict[str, tuple[str, Scores]]:
+def _read_scores(path: Path) -> dict[str, tuple[str, Scores]]:
     """Return the name ("" if there is none) and the scores of each group in the user's file."""
     groups: dict[str, tuple[str, Scores]] = {}
     row_of: dict[str, int] = {}

@@ -247,7 +247,7 @@ def test_process_0_writes_and_all_heed_its_verdict(tmp_path: Path) -> None:
             stdout=subprocess.PIPE, text=True, cwd=root,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
     try:
         said = [member.communicate(timeout=60)[0].splitlines()[-2:] for member in members]
     finally:

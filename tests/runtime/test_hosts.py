@@ -70,10 +70,27 @@ def survey(tmp_path_factory) -> Path:
 
 def command(out: Path, survey: Path, *more: str) -> list[str]:
     return [
-        "-m", "experiments.soft_prompt", "--out", str(out), "--held-out", str(survey),
-        "--countries", "USA", "CHN", "--population", "4", "--generations", str(GENERATIONS),
-        "--save-every", "2", "--icl-examples", "2", "--gradient-steps", "0", *more,
-    ]  # fmt: skip
+        "-m",
+        "experiments.soft_prompt",
+        "--out",
+        str(out),
+        "--held-out",
+        str(survey),
+        "--countries",
+        "USA",
+        "CHN",
+        "--population",
+        "4",
+        "--generations",
+        str(GENERATIONS),
+        "--save-every",
+        "2",
+        "--icl-examples",
+        "2",
+        "--gradient-steps",
+        "0",
+        *more,
+    ]
 
 
 def results(out: Path) -> dict[str, bytes]:

@@ -15,9 +15,10 @@ from jaxalign.commands import reports
 from jaxalign.commands.score import Config, score_replies, summary
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain
+from jaxalign.report.words import NO_DIFFERENCE
 from jaxalign.runs.console import main
 from jaxalign.stats.alignment import LINES
-from jaxalign.stats.analysis import INSIDE, analyse
+from jaxalign.stats.analysis import analyse
 from jaxalign.surveys.formats import culturespa
 from jaxalign.surveys.responses import NO_REPLY, Responses
 from tests.support.culture_folder import (
@@ -47,7 +48,7 @@ def majority_texts(folder: Path, country: str) -> dict[str, str]:
 def run(config: Config) -> dict[str, Any]:
     """`score_replies` without its pictures; what it wrote as result.json."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reports, "culture_report", lambda result, out: None)
+        patch.setattr(reports, "survey_report", lambda result, out: None)
         score_replies(config)
     return json.loads((config.out / "result.json").read_text("utf-8"))
 
@@ -103,9 +104,9 @@ def test_a_difference_inside_its_interval_is_called_that(result) -> None:
     found = [row for table in tables for by in table.values() for row in by.values()]
     for row in found:
         inside = row["low"] <= 0 <= row["high"]
-        assert (row["verdict"] == INSIDE) == inside
+        assert (row["verdict"] == NO_DIFFERENCE) == inside
         assert (row["verdict"] == "above") == (row["low"] > 0)
-    assert {row["verdict"] for row in found} >= {INSIDE, "above"}
+    assert {row["verdict"] for row in found} >= {NO_DIFFERENCE, "above"}
 
 
 def test_runs_are_averaged_and_have_a_seed_interval(result) -> None:
@@ -124,7 +125,7 @@ def test_a_score_on_few_items_says_so(folder: Path, tmp_path: Path, capsys) -> N
     score_replies(Config(folder, (few, unaware), resamples=50, out=tmp_path / "out"))
     assert "items in a score, of 12: USA 2, unaware 11 to 12" in capsys.readouterr().out
     said = (tmp_path / "out" / "report.md").read_text("utf-8")
-    assert "rests on 2 of the survey's 12 items" in said
+    assert "rests on 2 of the survey's 12 questions" in said
 
 
 def test_a_difference_is_over_the_items_that_both_answered(folder: Path) -> None:

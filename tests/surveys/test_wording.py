@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 from jaxalign.commands import write_questions
 from jaxalign.core.errors import UserError
-from jaxalign.methods.culturespa.settings import Config
-from jaxalign.methods.culturespa.study import read_study
+from jaxalign.methods.culturespa.inputs import read_inputs
+from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.soft_prompt import study as soft_prompt
 from tests.support.own_files import wvs_csv
 
@@ -23,11 +22,11 @@ def codes_alone(tmp_path, monkeypatch) -> Path:
 
 def test_experiments_that_ask_a_model_refuse_it(codes_alone):
     message = "`survey` .*wvs.csv: 2 of 2 items have no wording, such as 'Q1'.* JSON or CSV"
-    config = dataclasses.replace(Config(), survey=codes_alone, countries=("USA", "CHN"))
+    settings = CultureSPASettings(survey=codes_alone, countries=("USA", "CHN"))
     with pytest.raises(UserError, match=message):
-        read_study(config)
+        read_inputs(settings)
     with pytest.raises(UserError, match=message):
-        write_questions.read_study(write_questions.Config(survey=codes_alone))
+        write_questions.read_inputs(write_questions.Settings(survey=codes_alone))
     for parameter in ("held_out", "instrument"):
         with pytest.raises(UserError, match=message.replace("survey", parameter, 1)):
             soft_prompt.read_study(soft_prompt.Config(**{parameter: codes_alone}))

@@ -39,8 +39,12 @@ def call(script: str, *arguments: str, **environment: str) -> subprocess.Complet
     clean = {name: value for name, value in os.environ.items() if name not in settings}
     return subprocess.run(
         ["bash", str(ROOT / "tpu" / script), *arguments],
-        capture_output=True, text=True, env=clean | environment, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=clean | environment,
+        timeout=60,
+        check=False,
+    )
 
 
 def printed(done: subprocess.CompletedProcess) -> list[str]:
@@ -129,8 +133,11 @@ def test_a_home_directory_is_the_workers(tmp_path: Path) -> None:
     [start] = [line for line in printed(done) if "worker.sh start" in line]
     said = subprocess.run(
         ["bash", "-c", start.partition("--command=")[2]],
-        capture_output=True, text=True, check=True, env={**os.environ, "HOME": str(tmp_path)},
-    ).stdout.splitlines()  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "HOME": str(tmp_path)},
+    ).stdout.splitlines()
     there = [word.replace("~", str(tmp_path)) for word in homes]
     assert said == ["start", "values", "experiments.x", *there, *kept]
 
@@ -154,7 +161,7 @@ def test_recipes_without_a_cloud() -> None:
             ("create.sh", [], {"TOPOLOGY": wrong}, f"TOPOLOGY={wrong}: v4, v5e, v5p or v6e")
             for wrong in ("v9:2x2", "v5e", "v5e:", "v5e:4x", "v5e:axb", "v5e:08x8", "v5e:0x4")
         ],
-        ("setup.sh", [], {"BUCKET": "my-bucket"}, "BUCKET=my-bucket is not like gs://"),
+        ("setup.sh", [], {"BUCKET": "my-bucket"}, "BUCKET=my-bucket: give gs://"),
         ("setup.sh", [], {"SECRETS": "/no/such/file"}, "no such file"),
         ("run.sh", ["values"], {}, "give the run's name and a module"),
         ("run.sh", ["../values", "experiments.sweep"], {}, "run ../values"),
@@ -213,14 +220,26 @@ def loop(
     (folder / "states").write_text("".join(f"{state}\n" for state in states))
     (folder / "workers").write_text(f"{workers}\n")
     done = call(
-        "run.sh", "values", "experiments.sweep", **CLOUD | changes,
-        FAKE=str(folder), CODE=str(code),
-        PATH=f"{folder / 'bin'}:{os.environ['PATH']}", POLL_SECONDS="0.01",
-        RESULTS=str(folder / "runs"), TRIES="3",
-    )  # fmt: skip
+        "run.sh",
+        "values",
+        "experiments.sweep",
+        **CLOUD | changes,
+        FAKE=str(folder),
+        CODE=str(code),
+        PATH=f"{folder / 'bin'}:{os.environ['PATH']}",
+        POLL_SECONDS="0.01",
+        RESULTS=str(folder / "runs"),
+        TRIES="3",
+    )
     verbs = (
-        "create", "delete", ".commit", "worker_setup.sh my", "worker.sh start", "rsync", "exit ||"
-    )  # fmt: skip
+        "create",
+        "delete",
+        ".commit",
+        "worker_setup.sh my",
+        "worker.sh start",
+        "rsync",
+        "exit ||",
+    )
     calls = (folder / "calls").read_text().splitlines()
     return done, [verb for call in calls for verb in verbs if verb in call]
 
@@ -375,10 +394,13 @@ def test_a_long_help_does_not_hide_resume(tmp_path: Path, script: str) -> None:
     stub(tmp_path / "bin" / "srun", 'while [[ $1 == --* ]]; do shift; done; "$@"')
     out, command = str(tmp_path / "shared" / "values"), ["experiments.x", "--a"]
     done = call(
-        script, *(["run", "values"] if script == "worker.sh" else [out]), *command,
-        PYTHON=str(python), HOME=str(tmp_path),
+        script,
+        *(["run", "values"] if script == "worker.sh" else [out]),
+        *command,
+        PYTHON=str(python),
+        HOME=str(tmp_path),
         PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"-m experiments.x --a --out {out} --resume\n"
 

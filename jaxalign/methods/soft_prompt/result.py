@@ -27,8 +27,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.methods.base import ICL, NAIVE, PERSONA, TUNED
 from jaxalign.optim.strategy import DIFFERENTIAL_EVOLUTION
-from jaxalign.report import plots
+from jaxalign.report import figures
+from jaxalign.report.drawing import save_png
 from jaxalign.runs import settings_of, versions
 from jaxalign.runs.console import print_table
 from jaxalign.stats.held_out import held_out_record, permutation_test, similarity_by_item
@@ -133,8 +135,10 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
         country: {name: entry[name][reading]["loss"] for name in shown}
         for country, entry in countries.items()
     }
-    penalty = {"unit": "loss + penalty, in points"} if result["settings"]["penalty"] else {}
-    plots.convergence(out / "convergence.png", curves, lines, **penalty)
+    keys = {method.key: method.legend().as_line() for method in (NAIVE, PERSONA, ICL, TUNED)}
+    minimised = "loss + penalty in points" if result["settings"]["penalty"] else "loss in points"
+    panels, legend = figures.convergence(curves, lines, keys, minimised)
+    save_png(out / "convergence.png", panels, legend)
     used = [d for d, v in enumerate(next(iter(countries.values()))["target"]) if v is not None]
     profiles = {
         country: {
@@ -146,7 +150,9 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
         for country, entry in countries.items()
     }
     if len(used) > 2:  # a radar of fewer axes has no area
-        plots.radar(out / "radar.png", profiles, [DIMENSIONS[d].upper() for d in used])
+        shown = {"target": figures.TARGET, **{n: keys[n] for n in ("naive", "icl", "tuned")}}
+        panels = figures.score_radars([DIMENSIONS[d].upper() for d in used], profiles, shown)
+        save_png(out / "radar.png", panels, list(shown.values()))
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], country: str, name: str) -> list[float]:

@@ -171,27 +171,47 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, str], str]] 
     "empty text": (lambda f: f["items"][1].update(text=" "), ('" "', ""), "the text is empty"),
     "scale": (lambda f: f["items"][1].update(scale="x"), ('"x"', ""), "'x' is not one of ordinal"),
     "code true": (
-        lambda f: f["items"][0]["options"][1].update(code=True), ("true", ""), "not of type integer"
+        lambda f: f["items"][0]["options"][1].update(code=True),
+        ("true", ""),
+        "not of type integer",
     ),
     "codes unordered": (
-        lambda f: f["items"][1].pop("scale"), ("[", '"Which?"'), "neither rise nor fall",
+        lambda f: f["items"][1].pop("scale"),
+        ("[", '"Which?"'),
+        "neither rise nor fall",
     ),
+    "group without a name": (
+        lambda f: f["distributions"].update({" ": {}}),
+        ("{}", ""),
+        "the group has no name",
+    ),
+    "simulated a word": (lambda f: f.update(simulated=1), ("1", "simulated"), "of type boolean"),
     "share above 1": (
-        lambda f: f["distributions"]["USA"]["a"].__setitem__(1, 1.5), ("1.5", ""), "above 1"
+        lambda f: f["distributions"]["USA"]["a"].__setitem__(1, 1.5),
+        ("1.5", ""),
+        "above 1",
     ),
     "share no number": (
-        lambda f: f["distributions"]["USA"]["a"].__setitem__(1, float("nan")), ("NaN", ""), "nan"
+        lambda f: f["distributions"]["USA"]["a"].__setitem__(1, float("nan")),
+        ("NaN", ""),
+        "nan",
     ),
     "shares too few": (
-        lambda f: f["distributions"]["USA"]["b"].pop(), ("[", '"b": ['), "2 shares for 3 options"
+        lambda f: f["distributions"]["USA"]["b"].pop(),
+        ("[", '"b": ['),
+        "2 shares for 3 options",
     ),
     "shares sum": (
-        lambda f: f["distributions"]["USA"].update(a=[0.5, 0.4]), ("[", '"USA"'), "sum to 0.9"
+        lambda f: f["distributions"]["USA"].update(a=[0.5, 0.4]),
+        ("[", '"USA"'),
+        "sum to 0.9",
     ),
     "no such item": (
-        lambda f: f["distributions"]["USA"].update(z=[0.5, 0.5]), ("[", '"z"'), "no item 'z'"
+        lambda f: f["distributions"]["USA"].update(z=[0.5, 0.5]),
+        ("[", '"z"'),
+        "no item 'z'",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("change", "place", "message"), FAULTS.values(), ids=FAULTS)
@@ -228,8 +248,12 @@ def test_places_of_everything() -> None:
     text = ' {"a": [1,\n  {"b": "x,]}"}], "c": {}\n}'
     places = Places(text)
     assert [places.of(p) for p in ((), ("a",), ("a", 0), ("a", 1, "b"), ("c",))] == [
-        (1, 2), (1, 8), (1, 9), (2, 9), (2, 24),
-    ]  # fmt: skip
+        (1, 2),
+        (1, 8),
+        (1, 9),
+        (2, 9),
+        (2, 24),
+    ]
     assert places.of(("a", 1, "absent")) == (2, 3)
 
 
