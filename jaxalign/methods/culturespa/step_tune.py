@@ -23,6 +23,7 @@ from jaxalign.methods.culturespa.step_write import seed_folder
 from jaxalign.methods.culturespa.study import Study
 from jaxalign.runs import Run
 from jaxalign.runs.checkpoints import Checkpoints
+from jaxalign.runs.console import progress_bars
 from jaxalign.training.packing import Example
 from jaxalign.training.trainer import HeldOutLoss, Trainer, adapters, fit
 
@@ -73,13 +74,16 @@ def train(
     )  # fmt: skip
     (run.out / "training").mkdir(exist_ok=True)
     log = MetricsFile(run.out / "training" / f"{group}.jsonl", "step")
-    with Checkpoints(run.out / "training" / group) as saved:
+    with (
+        Checkpoints(run.out / "training" / group) as saved,
+        progress_bars(config.quiet) as on_progress,
+    ):
         state = fit(
             trainer, params, saved, config.save_every,
             begin=(lambda step: log.rewind(step or -1)) if run.writes else (lambda step: None),
             log=log.append if run.writes else (lambda row: None),
-            quiet=config.quiet,
             held_out=HeldOutLoss(trainer, _labelled(held_out)) if held_out else None,
+            on_progress=on_progress,
         )  # fmt: skip
     found = adapters(trainer, state)
     return {name: found[label(name)] for name in examples}
