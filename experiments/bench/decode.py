@@ -25,12 +25,13 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
+from jaxalign.core.progress import Progress
 from jaxalign.lm.checkpoint import save_checkpoint
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.generate import Sampling, generate
 from jaxalign.lm.weights import init_params
 from jaxalign.runs import write_json
-from jaxalign.runs.console import Progress, main, print_table
+from jaxalign.runs.console import main, print_table, progress_bars
 
 MODEL = LlamaConfig(
     4096, 256, 688, 6, 8, 4, 32, dtype="float32", param_dtype="float32", initializer_range=0.1
@@ -72,6 +73,7 @@ def bench(config: Config) -> dict[str, Any]:
         raise UserError("the comparison needs torch: pip install torch==2.13.0")
     params = init_params(MODEL, jax.random.key(config.seed))
     random = np.random.default_rng(config.seed)
+    # Unequal lengths, as in practice: padding is part of what is compared.
     lengths = random.integers(8, 97, config.batch)
     prompts = [random.integers(0, MODEL.vocab_size, n).tolist() for n in lengths]
     sampling = Sampling(config.new_tokens, temperature=0.0)
@@ -81,6 +83,7 @@ def bench(config: Config) -> dict[str, Any]:
     }
     seconds, replies = _take_turns(tools, config.repeats)
     tokens = config.batch * config.new_tokens
+    # No stop tokens: every reply has its full length, so both tools produce the same number.
     rates = {tool: tokens / statistics.median(taken) for tool, taken in seconds.items()}
     same = sum(a == b for a, b in zip(*replies.values(), strict=True))
     title = f"Greedy replies, {config.batch} prompts × {config.new_tokens} tokens, float32"
@@ -107,13 +110,16 @@ def _take_turns(
     """
     seconds: dict[str, list[float]] = {tool: [] for tool in tools}
     replies: dict[str, Replies] = {}
-    with Progress((repeats + 1) * len(tools), step="call", unit="calls") as bar:
-        for turn in range((repeats + 1) * len(tools)):
+    # One round more than is counted: the first one compiles.
+    calls = (repeats + 1) * len(tools)
+    with progress_bars() as on_progress:
+        on_progress(Progress("call", 0, calls, "calls"))
+        for turn in range(calls):
             tool = list(tools)[turn % len(tools)]
             started = time.perf_counter()
             replies[tool] = tools[tool]()
             seconds[tool].append(time.perf_counter() - started)
-            bar.update(turn + 1)
+            on_progress(Progress("call", turn + 1, calls, "calls"))
     return {tool: taken[1:] for tool, taken in seconds.items()}, replies
 
 
@@ -128,6 +134,7 @@ def _transformers(params: Any, prompts: Replies, new_tokens: int) -> Callable[[]
     with tempfile.TemporaryDirectory(prefix="jaxalign-bench-") as folder:
         save_checkpoint(Path(folder) / "model", params, MODEL)
         model = LlamaForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32).eval()
+    # Padding on the left: new tokens of all prompts then start at the same position.
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])

@@ -26,13 +26,14 @@ from jaxalign.answering.options import PreparedItems, option_log_probs, prepare_
 from jaxalign.answering.plan import Layout, plan_layout
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
+from jaxalign.core.progress import Progress
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.weights import init_params
 from jaxalign.optim.evolve import Evolution, make_evolution
 from jaxalign.optim.strategy import Strategy
 from jaxalign.report.palette import BLUE, GREEN, ORANGE
 from jaxalign.runs import write_json
-from jaxalign.runs.console import Progress, main, print_table
+from jaxalign.runs.console import main, print_table, progress_bars
 from jaxalign.runtime.program_facts import read_program
 from jaxalign.runtime.sharding import make_mesh
 
@@ -111,10 +112,12 @@ def bench(config: Config) -> None:
     if min(config.candidates) < 4:
         raise UserError(f"--candidates {min(config.candidates)}: the search needs 4 or more")
     points = []
-    with Progress(len(sizes), step="program", unit="programs") as bar:
+    with progress_bars() as on_progress:
+        on_progress(Progress("program", 0, len(sizes), "programs"))
         for axis, size in sizes:
             points.append(measure(axis, size, config.chunk, config.repeats))
-            bar.update(len(points), {"last": axis})
+            fields = {"last": axis}
+            on_progress(Progress("program", len(points), len(sizes), "programs", fields=fields))
     slopes_by_axis = {axis: slopes([p for p in points if p.axis == axis]) for axis in AXES}
     show(points, slopes_by_axis)
     if config.json:
@@ -145,6 +148,7 @@ def measure(axis: str, size: Size, chunk: int, repeats: int) -> Point:
 def generated_layout(items: int) -> Layout:
     """Return the token plan of items with 4 options that share nothing but the instruction."""
     random = np.random.default_rng(0)
+    # Distinct first tokens: the items' branches split right after the instruction.
     texts = random.integers(10, 400, (items, ITEM_TOKENS))
     texts[:, 0] = 10 + np.arange(items) % 400
     options = [[(500 + o,)] for o in range(OPTIONS)]
@@ -154,6 +158,7 @@ def generated_layout(items: int) -> Layout:
 def make_search(candidates: int, chunk: int) -> Evolution:
     """Return a search for a prompt under which every item gets its first option."""
 
+    # Any smooth fitness would do; what is measured is the evaluation of the prompts.
     def fitness(
         candidates_PxZ: jax.Array, country_P: jax.Array, context: PreparedItems
     ) -> jax.Array:
@@ -170,6 +175,7 @@ def run_seconds(evolution: Evolution, size: Size, context: PreparedItems, repeat
     shape = (1, size.candidates, evolution.num_dims)
     first = 0.02 * jax.random.normal(jax.random.key(1), shape, jnp.float32)
     state = evolution.init(first, context)
+    # The fastest run is the least disturbed by other processes.
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
@@ -238,6 +244,7 @@ def plot(
             if slope is not None:
                 label = f"{label}, slope {slope:.2f}"
             panel.loglog(sizes, relative, marker + "-", color=colour, label=label)
+        # The dotted line is proportional growth from the smallest size.
         first = sizes[0]
         ends = np.array([first, sizes[-1]])
         panel.loglog(ends, ends / first, ":", color="black", label="proportional")

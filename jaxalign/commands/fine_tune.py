@@ -31,7 +31,7 @@ from jaxalign.lm.checkpoint import save_checkpoint
 from jaxalign.lm.lora import Adapter, LoraConfig
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import LM, load_model, open_model
-from jaxalign.report.plots import training_losses
+from jaxalign.report.figures import save_training_losses
 from jaxalign.runs import Run, check_run, may_change
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runs.console import progress_bars
@@ -195,7 +195,7 @@ def _show_losses(open_run: Run) -> None:
         label: {step: row[key] for step, row in rows if key in row}
         for label, key in (("examples trained on", "loss"), ("held out", "held_out_loss"))
     }
-    training_losses(open_run.out / "loss.png", losses)
+    save_training_losses(open_run.out / "loss.png", losses)
     if held_out := losses["held out"]:
         last, best = max(held_out), min(held_out, key=held_out.get)
         print(

@@ -65,7 +65,6 @@ from jaxalign.runs import Run, check_run, recorded_run
 from jaxalign.runs.checkpoints import Checkpoints, claim
 from jaxalign.runs.console import Progress
 from jaxalign.runtime.sharding import local_view
-from jaxalign.stats.held_out import HeldOut
 from jaxalign.stats.vsm import Scorer, make_scorer
 from jaxalign.surveys.hofstede import country_name
 
@@ -260,11 +259,10 @@ def finish(
     seconds: float,
 ) -> None:
     """`result.json`, the plots, the report, and the tables on the screen."""
-    survey = HeldOut(study.held_out, config.countries)
     # Not among the settings that a resumed run must keep, yet what the result was made with.
     facts = facts | {"gradient_steps": config.gradient_steps}
     result = make_result(
-        config, facts, scorer, study.target_Cx6, study.used_6, module, survey, held_out
+        config, facts, scorer, study.target_Cx6, study.used_6, module, study.held_out, held_out
     )
     run.write("result.json", result)
     if run.writes:

@@ -1,4 +1,4 @@
-"""Run directories: what they keep, whom they refuse, and that a kill leaves nothing torn."""
+"""Run directories: what they keep, which runs they refuse, and that kills leave nothing torn."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_config_that_lost_a_part_is_refused(tmp_path: Path) -> None:
 def test_out_is_a_file_or_below_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        for refuse in (check, create):
+        for refuse in (check_run, create):
             with pytest.raises(UserError, match="give another `out`"):
                 refuse(out, Config())
 
@@ -247,7 +247,7 @@ def test_process_0_writes_and_all_heed_its_verdict(tmp_path: Path) -> None:
             stdout=subprocess.PIPE, text=True, cwd=root,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
     try:
         said = [member.communicate(timeout=60)[0].splitlines()[-2:] for member in members]
     finally:

@@ -7,10 +7,12 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxalign.core.errors import UserError
-from jaxalign.methods.prompting import icl_examples, lead_in
-from jaxalign.prompts import load_prompts
-from jaxalign.stats.held_out import HeldOut, held_out_record, interval, permutation_test
+from jaxalign.stats.held_out import (
+    held_out_record,
+    item_interval,
+    permutation_test,
+    similarity_by_item,
+)
 from jaxalign.surveys.survey import Item, Survey
 
 
@@ -28,10 +30,9 @@ def survey() -> Survey:
 
 
 def test_similarity_by_hand():
-    held_out = HeldOut(survey(), ("USA", "CHN"))
     with np.errstate(divide="ignore"):
         log_probs = np.log([[[1.0, 0, 0], [0.25, 0.75, 0], [0.5, 0.5, 0]]]).astype(np.float32)
-    found = held_out.similarity(log_probs)
+    found = similarity_by_item(survey(), ("USA", "CHN"), log_probs)
     np.testing.assert_allclose(found[0, 0], [1, 1, 0.9], atol=1e-6)  # the USA's own, c off by 0.1
     np.testing.assert_allclose(found[0, 1], [0, 0.5, np.nan], atol=1e-6)  # CHN was not asked c
 
@@ -73,22 +74,5 @@ def test_record_pairs_items_and_averages_the_others():
 def test_a_country_alone_has_nobody_to_be_permuted_with():
     similarity = {n: np.full((1, 1, 5), 0.5) for n in ("naive", "persona", "icl", "start", "tuned")}
     assert held_out_record(similarity, ("A",), "A", seed=0)["permuted"] is None
-    assert interval(np.full(3, np.nan), 0) is None
+    assert item_interval(np.full(3, np.nan), 0) is None
     assert permutation_test(np.ones((1, 1)), 0)["others"] is None
-
-
-def test_icl_examples_take_turns_among_topics_and_are_answered_by_all():
-    examples = icl_examples(survey(), ("USA",), 2, seed=3)
-    assert {item.topic for item in examples} == {"x", "y"}
-    assert {i.id for i in icl_examples(survey(), ("USA", "CHN"), 2, seed=3)} == {"a", "b"}
-    with pytest.raises(UserError, match="--icl-examples 3"):
-        icl_examples(survey(), ("USA", "CHN"), 3, seed=3)
-
-
-def test_icl_shows_the_countrys_majority_answers_as_codes():
-    examples = survey().items[:2]
-    turns = lead_in("icl", load_prompts(), "CHN", survey(), examples)
-    assert [turn["role"] for turn in turns] == ["system", *["user", "assistant"] * 2]
-    assert "China" in turns[0]["content"]
-    assert [turns[2]["content"], turns[4]["content"]] == ["3", "0"]
-    assert lead_in("naive", load_prompts(), "CHN", survey(), examples) == []

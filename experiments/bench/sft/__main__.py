@@ -34,13 +34,14 @@ from matplotlib.figure import Figure
 from experiments.bench.population.worker import Worker
 from experiments.bench.sft.work import Work
 from jaxalign.core.errors import UserError
+from jaxalign.core.progress import Progress
 from jaxalign.lm.checkpoint import save_checkpoint
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.peft import save_lora
 from jaxalign.lm.weights import init_params
 from jaxalign.runs import settings_of, write_json
-from jaxalign.runs.console import Progress, main, print_table
+from jaxalign.runs.console import main, print_table, progress_bars
 from jaxalign.training.packing import Example
 
 FRAMEWORKS = ("jax", "torch")
@@ -154,9 +155,12 @@ def training_flops(config: LlamaConfig, examples: list[Example]) -> float:
     rest = 2 * c.hidden_size * width + 3 * c.hidden_size * c.intermediate_size
     tokens = sum(len(e.tokens) for e in examples)
     answers = sum(len(e.answer) for e in examples)
+    # Query-key pairs of causal attention: a triangle with its diagonal.
     pairs = sum(len(e.tokens) * (len(e.tokens) + 1) // 2 for e in examples)
+    # Two FLOPs per weight and token; the last layer's queries and MLP at answer tokens only.
     linear = 2 * (before * tokens * (key_value + rest) + tokens * key_value + answers * rest)
     head = 2 * answers * c.hidden_size * c.vocab_size
+    # Backward: activations' gradients cost as much as the forward pass, attention's twice as much.
     return 2.0 * (linear + head) + 3.0 * 4 * width * before * pairs
 
 
@@ -166,6 +170,8 @@ def make_work(config: Config, examples: list[Example], folder: Path) -> Work:
     params = jax.jit(init_params, static_argnums=0)(llama, jax.random.key(config.seed))
     save_checkpoint(folder / "model", params, llama)
     random = np.random.default_rng(config.seed)
+    # LoRA starts with one of its two matrices at zero; with both away from zero the first loss
+    # depends on all of them, so that comparing it checks the whole adapter.
     adapter = jax.tree.map(
         lambda x: random.uniform(-0.05, 0.05, x.shape).astype(x.dtype),
         abstract_adapter(llama, lora),
@@ -206,6 +212,7 @@ def measure(config: Config) -> dict:
         if abs(losses["jax"] - losses["torch"]) > _TOLERANCE[config.dtype] * losses["torch"]:
             raise UserError(f"the two do not compute the same loss: {losses}; no speed is reported")
         rows = repeats(config, examples, workers)
+    # Within a repeat both ran under the same load.
     ratios = [
         ours["tokens_per_second"] / theirs["tokens_per_second"]
         for ours, theirs in zip(rows["jax"], rows["torch"], strict=True)
@@ -234,9 +241,11 @@ def repeats(
     flops = training_flops(config.llama, examples)
     order = np.random.default_rng(config.seed)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in FRAMEWORKS}
-    with Progress(config.repeats, step="repeat", unit="repeats", quiet=config.json) as bar:
+    with progress_bars(quiet=config.json) as on_progress:
+        on_progress(Progress("repeat", 0, config.repeats, "repeats"))
         for repeat in range(config.repeats):
             for name in order.permutation(FRAMEWORKS).tolist():
+                # Measured right before the run, because the machine's speed drifts.
                 peak = workers[name].call("peak").value
                 seconds = workers[name].call("run").value
                 rows[name].append(
@@ -246,7 +255,7 @@ def repeats(
                         "fraction_of_peak": flops / seconds / peak,
                     }
                 )
-            bar.update(repeat + 1)
+            on_progress(Progress("repeat", repeat + 1, config.repeats, "repeats"))
     return rows
 
 

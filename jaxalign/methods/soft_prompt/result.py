@@ -27,14 +27,16 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.methods.base import ICL, NAIVE, PERSONA, TUNED
 from jaxalign.optim.strategy import DIFFERENTIAL_EVOLUTION
-from jaxalign.report import plots
+from jaxalign.report import figures
+from jaxalign.report.drawing import save_png
 from jaxalign.runs import settings_of, versions
 from jaxalign.runs.console import print_table
-from jaxalign.stats.held_out import HeldOut, held_out_record, permutation_test
-from jaxalign.stats.trivial import trivial_lines
-from jaxalign.stats.vsm import READINGS, Scorer, loss
+from jaxalign.stats.held_out import held_out_record, permutation_test, similarity_by_item
+from jaxalign.stats.vsm import READINGS, Scorer, loss, trivial_lines
 from jaxalign.surveys.hofstede import DIMENSIONS
+from jaxalign.surveys.survey import Survey
 
 METHODS = ("naive", "persona", "icl", "start", "tuned", "gradient")
 
@@ -64,11 +66,14 @@ def make_result(
     target_Cx6: np.ndarray,
     used_6: np.ndarray,
     module: Mapping[str, Answers],
-    survey: HeldOut,
+    held_out_survey: Survey,
     held_out: Mapping[str, Answers],
 ) -> dict[str, Any]:
     """All of `result.json`."""
-    similarity = {name: survey.similarity(held_out[name].log_probs_CxQxO) for name in held_out}
+    similarity = {
+        name: similarity_by_item(held_out_survey, config.countries, answers.log_probs_CxQxO)
+        for name, answers in held_out.items()
+    }
     matrix_CxC = np.nanmean(similarity["tuned"], axis=-1)
     constants_6 = np.asarray(scorer.constants)
     entries, trivial = {}, {}
@@ -84,9 +89,9 @@ def make_result(
         "countries": entries,
         "trivial": trivial,
         "held_out": {
-            "survey": survey.instrument.name,
+            "survey": held_out_survey.name,
             "simulated": facts["simulated_held_out"],
-            "items": len(survey.instrument.items),
+            "items": len(held_out_survey.items),
             "score": "mean over items of 1 - ordinal Wasserstein (nominal: 1 - total variation)",
             "interval": "95 %, bootstrap over items",
             "matrix": matrix_CxC.tolist(),
@@ -130,8 +135,10 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
         country: {name: entry[name][reading]["loss"] for name in shown}
         for country, entry in countries.items()
     }
-    penalty = {"unit": "loss + penalty, in points"} if result["settings"]["penalty"] else {}
-    plots.convergence(out / "convergence.png", curves, lines, **penalty)
+    keys = {method.key: method.legend().as_line() for method in (NAIVE, PERSONA, ICL, TUNED)}
+    minimised = "loss + penalty in points" if result["settings"]["penalty"] else "loss in points"
+    panels, legend = figures.convergence(curves, lines, keys, minimised)
+    save_png(out / "convergence.png", panels, legend)
     used = [d for d, v in enumerate(next(iter(countries.values()))["target"]) if v is not None]
     profiles = {
         country: {
@@ -143,7 +150,9 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
         for country, entry in countries.items()
     }
     if len(used) > 2:  # a radar of fewer axes has no area
-        plots.radar(out / "radar.png", profiles, [DIMENSIONS[d].upper() for d in used])
+        shown = {"target": figures.TARGET, **{n: keys[n] for n in ("naive", "icl", "tuned")}}
+        panels = figures.score_radars([DIMENSIONS[d].upper() for d in used], profiles, shown)
+        save_png(out / "radar.png", panels, list(shown.values()))
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], country: str, name: str) -> list[float]:

@@ -132,7 +132,7 @@ class Study:
             "tokenizer_sha256": self.tokens.sha256,
             "instrument_sha256": self.module.sha256,
             "held_out_sha256": self.survey.sha256,
-            "simulated_held_out": self.survey.name == held_out_survey().name,
+            "simulated_held_out": self.survey.simulated,
             "icl_examples": [item.id for item in self.examples],
             "prompts": dataclasses.asdict(self.prompts),
         }
@@ -159,7 +159,7 @@ def read_study(config: Config) -> Study:
     prompts = load_prompts(config.prompts)
     module = vsm()
     if config.instrument is not None:
-        module = read_questionnaire(config.instrument, "--instrument")
+        module = read_questionnaire(config.instrument, "instrument")
     make_scorer(module, config.constant)
     survey = read_held_out(config)
     examples = icl_examples(survey, config.countries, config.icl_examples, config.seed)
@@ -188,7 +188,7 @@ def read_held_out(config: Config) -> Survey:
     """The survey that prompts are not tuned on."""
     path, shares = config.held_out, config.held_out_distributions
     if path is not None:
-        return read_answered(path, "--held-out", shares, "--held-out-distributions")
+        return read_answered(path, "held_out", shares, "held_out_distributions")
     if shares is not None:
         raise UserError(f"--held-out-distributions {shares}: goes with a --held-out of your own")
     return held_out_survey()

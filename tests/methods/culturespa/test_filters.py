@@ -1,8 +1,7 @@
-"""Parsing and filtering generated questions: by example, by property, and on the released file."""
+"""The filters of generated questions: by example, by property, and on the released file."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -13,28 +12,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxalign.commands import filter_questions
-from jaxalign.core.errors import UserError
 from jaxalign.methods.culturespa import filters
-from jaxalign.methods.culturespa.filters import Filtered, apply_filters
-from jaxalign.methods.culturespa.parsing import (
-    MOST_OPTIONS,
-    Refusal,
-    Written,
-    parse_question,
-    read_generated,
-    topic_id,
+from jaxalign.methods.culturespa.filters import Filtered
+from jaxalign.methods.culturespa.questions import (
+    Question,
+    read_questions,
 )
-from jaxalign.methods.culturespa.questions import as_json
-from jaxalign.surveys.survey import Item, load
-from tests.support.json_strategies import ANY, assert_valid_or_one_line, nearly
 
 DATA = os.environ.get("JAXALIGN_CULTURESPA_DATA")
 FUZZ = settings(
-    deadline=None, max_examples=200, derandomize=True,
+    deadline=None,
+    max_examples=200,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
-GOOD = {"question": "How often do you vote?", "options": ["Always", "Never"]}
-EACH: tuple[Callable[[list[Written]], Filtered], ...] = (
+)
+EACH: tuple[Callable[[list[Question]], Filtered], ...] = (
     filters.drop_duplicates,
     filters.drop_undefined_scales,
     filters.strip_option_numbers,
@@ -44,81 +36,14 @@ EACH: tuple[Callable[[list[Written]], Filtered], ...] = (
 )
 
 
-# One reply
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        json.dumps(GOOD),
-        f"  {json.dumps(GOOD, indent=2)}\n",
-        f"```json\n{json.dumps(GOOD)}\n```",
-        f"```\n{json.dumps(GOOD)}\n```",
-        json.dumps(GOOD).encode(),
-        '{"Question:": "How often do\\n you vote? ", "Options": ["Always", " Never"]}',
-    ],
-)
-def test_forms_that_are_read(reply: str | bytes) -> None:
-    assert parse_question(reply) == Written("How often do you vote?", ("Always", "Never"))
-
-
-def made(**changes: object) -> str:
-    return json.dumps(GOOD | changes)
-
-
-@pytest.mark.parametrize(
-    ("reply", "reason"),
-    [
-        ("", "does not begin with"), ("Here you are: " + made(), "does not begin with"),
-        (f"[{made()}]", "does not begin with"), (made() + made(), "text after"),
-        (made() + " I hope this helps", "text after"), (made()[:-1], "not JSON"),
-        (made()[:-9] + '", ]}', "not JSON"), ('{"question": ' + "9" * 5000 + "}", "not JSON"),
-        ('{"a":' * 3000 + "1" + "}" * 3000, "nested"), ("{" + "x" * 30_000, "too long"),
-        (made(topic="x"), "keys"), ('{"question": "a"}', "keys"), ("{}", "keys"),
-        ('{"question": "a", "Question": "b", "options": ["c", "d"]}', "keys"),
-        (made(question=["a"]), "question is not a text"), (made(question=" "), "empty"),
-        (made(options="Always, Never"), "not a list"), (made(options=[1, 2]), "option is not"),
-        (made(options={"1": "Always", "2": "Never"}), "not a list"),
-        (made(options={}), "not a list"),
-        (made(options=[None, "a"]), "option is not"), (made(options=["a", ""]), "empty"),
-        (made(options=[]), "fewer than 2"), (made(options=["a"]), "fewer than 2"),
-        (made(options=list(map(str, range(MOST_OPTIONS + 20)))), "more than 20"),
-        (made(options=["a", " a "]), "twice"), (made(options=["a", "b\0"]), "control or half"),
-        (made(question="\ud800"), "control or half"), (made(question="a" * 1001), "too long"),
-        (b'{"question": "a\xff", "options": ["c", "d"]}', "control or half"),
-        (made(question="a<|eot_id|>"), "chat marker"),
-    ],
-)  # fmt: skip
-def test_anything_else_is_refused_with_its_reason(reply: str | bytes, reason: str) -> None:
-    found = parse_question(reply)
-    assert isinstance(found, Refusal)
-    assert reason in found.reason
-
-
-@FUZZ
-@given(st.one_of(st.text(), st.binary(), nearly(GOOD), ANY.map(json.dumps)))
-def test_any_reply_gives_a_question_that_can_be_asked_or_a_reason(reply: str | bytes) -> None:
-    found = parse_question(reply)
-    if isinstance(found, Refusal):
-        assert found.reason
-        assert "\n" not in found.reason
-        return
-    Item("q", found.question, found.options, tuple(range(len(found.options))))
-    assert parse_question(as_json(found)) == found
-    assert parse_question(f"\n{as_json(found)} ".encode()) == found
-
-
-# Filters, one by one
-
-
-def texts(*options: str, question: str = "How much?") -> Written:
-    return Written(question, options)
+def texts(*options: str, question: str = "How much?") -> Question:
+    return Question(question, options)
 
 
 def test_duplicates_are_exact_texts_and_the_first_stays() -> None:
-    first, second, other = (Written("A?", (x, "z")) for x in "abc")
-    other = Written("a?", other.options)  # another case: another text
-    seed = Written("Seed?", ("x", "y"))
+    first, second, other = (Question("A?", (x, "z")) for x in "abc")
+    other = Question("a?", other.options)  # another case: another text
+    seed = Question("Seed?", ("x", "y"))
     assert filters.drop_duplicates([first, second, other, seed], [seed]) == ([first, other], 2)
 
 
@@ -208,25 +133,26 @@ def test_options_that_only_begin_with_numbers_stay() -> None:
 _NUMBER = st.integers(0, 11).map(str)
 _LABEL = st.sampled_from(["never", "1. often", "always (daily)", "refused", "2", "3-4 times", "ü"])
 _OPTION = st.one_of(
-    _LABEL, _NUMBER,
+    _LABEL,
+    _NUMBER,
     st.tuples(_NUMBER, st.sampled_from([". ", ") ", " - ", "-", ": ", " (", " "]), _LABEL).map(
         lambda t: "".join(t) + ")" * (t[1] == " (")
     ),
-)  # fmt: skip
+)
 _SCALE = st.integers(2, 10).map(
     lambda n: [f"{i} - end" if i in (1, n) else str(i) for i in range(1, n + 1)]
 )
 _OPTIONS = st.one_of(st.lists(_OPTION, min_size=2, max_size=6), _SCALE)
 _QUESTION = st.sampled_from(["A?", "B?", "On a scale of 1 to 3, C?", "a?", "With 1 being low, D?"])
 WRITTEN = st.lists(
-    st.builds(lambda q, o: Written(q, tuple(o)), _QUESTION, _OPTIONS), max_size=8
-).map(lambda some: [Written(q.question, q.options, id=str(i)) for i, q in enumerate(some)])
+    st.builds(lambda q, o: Question(q, tuple(o)), _QUESTION, _OPTIONS), max_size=8
+).map(lambda some: [Question(q.question, q.options, id=str(i)) for i, q in enumerate(some)])
 
 
 @FUZZ
 @given(WRITTEN, st.integers(0, len(EACH) - 1))
 def test_a_filter_keeps_the_order_counts_right_and_is_idempotent(
-    written: list[Written], which: int
+    written: list[Question], which: int
 ) -> None:
     kept, count = EACH[which](written)
     places = [int(q.id) for q in kept]
@@ -238,121 +164,16 @@ def test_a_filter_keeps_the_order_counts_right_and_is_idempotent(
 
 @FUZZ
 @given(WRITTEN, WRITTEN)
-def test_all_filters_are_idempotent_and_add_up(written: list[Written], seeds: list[Written]):
-    kept, counts = apply_filters(written, seeds)
+def test_all_filters_are_idempotent_and_add_up(written: list[Question], seeds: list[Question]):
+    filtered = filters.filter_questions(written, seeds)
     left = len(written)
-    for count in counts.values():
+    for count in filtered.counts.values():
         left -= count.removed
         assert count.left == left
-    assert left == len(kept)
-    again, second = apply_filters(kept, seeds)
-    assert again == kept
-    assert all(count.removed == count.changed == 0 for count in second.values())
-
-
-# A file
-
-
-def released(*rows: dict[str, object]) -> bytes:
-    return json.dumps(
-        [{"Q_id": "Q0", "class": "Science & Technology", **row} for row in rows]
-    ).encode()
-
-
-def row(question: str, *options: object) -> dict[str, object]:
-    return {"question": question, "option_lst": list(options)}
-
-
-def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "generated.json"
-    path.write_bytes(b"\xef\xbb\xbf" + released(row("Good?", "a", "b")))
-    assert [q.question for q in read_generated(path)[0]] == ["Good?"]
-
-
-def test_faulty_entries_are_counted_and_do_not_stop_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "generated.json"
-    path.write_bytes(
-        released(
-            row("One?", "a"), row("Forty?", *map(str, range(40))), row("Number?", 1, 2),
-            row("Half \ud800?", "a", "b"), row("Bytes XX?", "a", "b"), row("Good?", "a", "b"),
-            row("Good too?", "1. a", "2. b"), {"question": "No options?"}, {"class": 7},
-        ).replace(b"XX", b"\xff\xfe")
-    )  # fmt: skip
-    written, refused = read_generated(path)
-    assert [(q.id, q.question) for q in written] == [
-        ("science_technology-0001", "Good?"), ("science_technology-0002", "Good too?"),
-    ]  # fmt: skip
-    assert refused == {
-        "fewer than 2 options": 1, "more than 20 options": 1, "an option is not a text": 1,
-        "a control or half character in a text": 2, "options are not a list": 1,
-        "topic is not a text": 1,
-    }  # fmt: skip
-
-
-def test_the_command_says_what_each_filter_removed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path, out = tmp_path / "generated.json", tmp_path / "kept.json"
-    path.write_bytes(
-        released(
-            row("A?", "1. a", "2. b"), row("A?", "c", "d"), row("B?", "1", "2"), row("C?", "a"),
-            row("D?", "1 - a", "2", "3 - c"), row("E?", "1. a", "2. a"), row("F?", "1", "2 - x"),
-        )
-    )  # fmt: skip
-    filter_questions.run(filter_questions.Config(path, out=out))
-    said = [line.split() for line in capsys.readouterr().out.splitlines()]
-    for name, *counts in (
-        ("written", "–", "–", "6"), ("duplicates", "1", "0", "5"), ("scales", "1", "0", "4"),
-        ("numbers", "0", "2", "4"), ("labels", "0", "1", "4"), ("labelled", "1", "0", "3"),
-        ("options", "1", "0", "2"), ("options", "1"),
-    ):  # fmt: skip
-        assert [name, *counts] in [line[-len(counts) - 1 :] for line in said], name
-    items = load(out).items
-    scale = 'D? On a scale where 1 means "a" and 3 means "c".'
-    assert [(i.id, i.text, i.options) for i in items] == [
-        ("science_technology-0001", "A?", ("a", "b")),
-        ("science_technology-0004", scale, ("1", "2", "3")),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"", "not JSON"), (b'[{"a": ', "not JSON"), (b"{}", "a list"), (b"[" * 100_000, "nested")],
-)
-def test_files_that_are_no_list_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "generated.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        filter_questions.run(filter_questions.Config(path))
-    with pytest.raises(UserError, match="cannot be read"):
-        read_generated(tmp_path / "absent.json")
-    with pytest.raises(UserError, match="no such folder"):
-        filter_questions.run(filter_questions.Config(path, out=tmp_path / "no" / "kept.json"))
-    with pytest.raises(UserError, match="a folder; name a file"):
-        filter_questions.run(filter_questions.Config(path, out=tmp_path))
-
-
-@FUZZ
-@given(nearly([{"class": "x", **row("A?", "a", "b")}, row("B?", "1", "2", "3")]))
-def test_any_file_is_read_or_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "generated.json"
-    path.write_bytes(content)
-
-    def read() -> tuple[list[Written], dict[str, int]]:
-        written, refused = read_generated(path)
-        apply_filters(written)
-        assert len({q.id for q in written}) == len(written)
-        return written, refused
-
-    assert_valid_or_one_line(read, tuple)
-
-
-def test_topics_become_ids() -> None:
-    assert (
-        topic_id("Social Values, Attitudes & Stereotypes") == "social_values_attitudes_stereotypes"
-    )
-    assert topic_id("Ценности") == "ценности"
-    assert topic_id("?") == "question"
+    assert left == len(filtered.questions)
+    again = filters.filter_questions(filtered.questions, seeds)
+    assert again.questions == filtered.questions
+    assert all(count.removed == count.changed == 0 for count in again.counts.values())
 
 
 if DATA:
@@ -360,14 +181,19 @@ if DATA:
     def test_the_released_topic() -> None:
         """Counts of the published notebook's rules on this file, worked out by hand as well."""
         path = Path(str(DATA)) / "generated_questions_topic_3_from_all_seed.json"
-        written, refused = read_generated(path)
+        written, refused = read_questions(path)
         assert (len(written), refused) == (1000, {})
-        kept, counts = apply_filters(written, filter_questions.read_seeds(Path(str(DATA))))
-        found = {name: (c.removed, c.changed, c.left) for name, c in counts.items()}
+        seeds = filter_questions.read_seeds(Path(str(DATA)))
+        filtered = filters.filter_questions(written, seeds)
+        found = {name: (c.removed, c.changed, c.left) for name, c in filtered.counts.items()}
         assert found == {
-            "duplicates": (2, 0, 998), "undefined_scales": (14, 0, 984),
-            "option_numbers": (0, 934, 984), "end_labels": (0, 0, 984),
-            "half_labelled": (0, 0, 984), "repeated_options": (4, 0, 980),
-        }  # fmt: skip
-        numbered = [q for q in kept if any(re.match(r"[0-9]+[.)] ", o) for o in q.options)]
+            "duplicates": (2, 0, 998),
+            "undefined_scales": (14, 0, 984),
+            "option_numbers": (0, 934, 984),
+            "end_labels": (0, 0, 984),
+            "half_labelled": (0, 0, 984),
+            "repeated_options": (4, 0, 980),
+        }
+        number = re.compile(r"[0-9]+[.)] ")
+        numbered = [q for q in filtered.questions if any(map(number.match, q.options))]
         assert len(numbered) == 1  # "Don't know" and "Refused" follow its options unnumbered

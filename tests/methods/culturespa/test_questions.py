@@ -1,373 +1,190 @@
-"""Writing questions with made-up writers, killed and continued ones, and the pocket Llama."""
+"""Questions as a model writes them: parsing replies, reading released files, making surveys."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxalign.commands import write_questions as experiment
-from jaxalign.core.errors import UserError
-from jaxalign.lm.generate import Sampling
-from jaxalign.methods.culturespa import writer
-from jaxalign.methods.culturespa.parsing import Written, from_item
+from jaxalign.methods.culturespa import filters
 from jaxalign.methods.culturespa.questions import (
-    QuestionSet,
-    Writer,
-    load_prompt,
-    make_instrument,
-    render,
-    write_questions,
+    MOST_OPTIONS,
+    Question,
+    Refusal,
+    as_json,
+    from_item,
+    parse_question,
+    read_questions,
+    to_survey,
+    topic_id,
 )
-from jaxalign.methods.culturespa.topics import Writing, make_topics
-from jaxalign.pocket import corpus
-from jaxalign.pocket.society import held_out_survey
-from jaxalign.prompts import Message
-from jaxalign.runs import Run
-from jaxalign.surveys.survey import Item, Survey, from_json, load, to_json
+from jaxalign.surveys.survey import Item, from_json, to_json
+from tests.support.json_strategies import ANY, assert_valid_or_one_line, nearly
 
-TOPICS = ("social values", "science", "trust")
-
-
-def seeds(*sizes: int) -> Survey:
-    """A survey with so many items on each of the first topics."""
-    items = [
-        Item(f"{topic}{i}", f"seed {topic} {i}?", ("yes", "no"), (1, 2), topic=topic)
-        for topic, size in zip(TOPICS, sizes, strict=False)
-        for i in range(size)
-    ]
-    return Survey("seeds", "1", "made up", "paraphrase", tuple(items))
-
-
-SURVEY = seeds(7, 5, 6)
-WRITING = Writing(per_topic=12, per_round=4)
-
-
-class Fake:
-    """A writer whose reply follows conversation and id alone. One reply in four is no question."""
-
-    def __init__(self, stop_after: int = 10**9) -> None:
-        self.left, self.sizes = stop_after, []
-        self.asked: dict[int, list[Message]] = {}
-
-    def __call__(self, conversations: list[list[Message]], ids: list[int]) -> list[str]:
-        if self.left < len(ids):
-            raise KeyboardInterrupt
-        self.left -= len(ids)
-        self.sizes.append(len(ids))
-        assert not self.asked.keys() & set(ids)
-        self.asked |= dict(zip(ids, conversations, strict=True))
-        return [self.reply(c, i) for c, i in zip(conversations, ids, strict=True)]
-
-    def reply(self, conversation: list[Message], id: int) -> str:
-        digest = hashlib.sha256(f"{conversation}{id}".encode()).hexdigest()
-        good = json.dumps({"question": f"own {digest[:8]}?", "options": ["a", "b"]})
-        return good if int(digest, 16) % 4 else good[: int(digest[:2], 16) % len(good)]
-
-
-def ask(
-    path: Path, write: Writer, writing: Writing = WRITING, survey: Survey = SURVEY, **more: int
-) -> QuestionSet:
-    return write_questions(survey, write, load_prompt(), writing, path, **more)
-
-
-def shown(conversation: list[Message]) -> list[str]:
-    """Questions of the examples in a request."""
-    (message,) = conversation
-    assert message["role"] == "user"
-    return [json.loads(line)["question"] for line in message["content"].split("\n")[1:]]
-
-
-def test_every_topic_gets_its_questions_and_refusals_are_counted(tmp_path: Path) -> None:
-    fake = Fake()
-    found = ask(tmp_path / "replies.jsonl", fake)
-    assert [t.topic for t in found.topics] == list(TOPICS)
-    assert all(
-        t.accepted == 12 and t.requests == 12 + sum(t.refused.values()) for t in found.topics
-    )
-    assert sum(t.requests for t in found.topics) == len(fake.asked)
-    assert sum(sum(t.refused.values()) for t in found.topics) > 0
-    assert found.notes == ()
-    assert [q.id for q in found.written[:13]] == [
-        *(f"social_values-{n:04d}" for n in range(1, 13)), "science-0001",
-    ]  # fmt: skip
-    rows = [json.loads(line) for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
-    assert len(rows) == len(fake.asked)
-    assert sum(row["refused"] is None for row in rows) == len(found.written) == 36
-
-
-def test_examples_are_seeds_first_and_then_three_with_two_own(tmp_path: Path) -> None:
-    fake = Fake()
-    found = ask(tmp_path / "replies.jsonl", fake)
-    own_of = {t: {q.question for q in found.written if q.topic == t} for t in TOPICS}
-    assert fake.sizes[0] == 2 * len(TOPICS)  # before a topic has two, it asks for two
-    drawn, mixed = set(), 0
-    for id, conversation in fake.asked.items():
-        topic, questions = TOPICS[id >> 20], shown(conversation)
-        own = [q for q in questions if q.startswith("own")]
-        assert set(own) <= own_of[topic]
-        assert all(q.startswith(f"seed {topic} ") for q in questions if q not in own)
-        assert len(set(questions)) == 5
-        assert len(own) == (2 if id & 0xFFFFF >= 8 else len(own))
-        assert len(own) in (0, 2)
-        assert id & 0xFFFFF >= 2 or not own
-        mixed += bool(own) and not questions[0].startswith("seed")
-        drawn.add(tuple(questions))
-    assert len(drawn) > 0.9 * len(fake.asked)  # each request draws its own
-    assert mixed  # in an order of their own too
-
-
-def test_topics_draw_their_own_examples(tmp_path: Path) -> None:
-    fake = Fake()
-    ask(tmp_path / "replies.jsonl", fake, survey=seeds(9, 9))
-    first = [
-        [[q.split()[-1] for q in shown(fake.asked[topic << 20 | n])] for n in (0, 1)]
-        for topic in (0, 1)
-    ]
-    assert first[0] != first[1]
-
-
-def test_few_seeds_are_made_up_for_by_own_questions(tmp_path: Path) -> None:
-    fake = Fake()
-    ask(tmp_path / "replies.jsonl", fake, survey=seeds(1))
-    sizes = [len(shown(fake.asked[id])) for id in sorted(fake.asked)]
-    assert sizes[:2] == [1, 1]
-    assert sizes[-1] == 5
-    last = shown(fake.asked[max(fake.asked)])
-    assert sum(q.startswith("seed") for q in last) == 1
-
-
-def test_the_set_depends_on_the_seed_and_not_on_how_it_was_asked_for(tmp_path: Path) -> None:
-    found = ask(tmp_path / "a.jsonl", Fake())
-    fake = Fake()
-    assert ask(tmp_path / "b.jsonl", fake, save_every=3) == found
-    assert max(fake.sizes) == 3
-    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
-    other = ask(tmp_path / "c.jsonl", Fake(), dataclasses.replace(WRITING, seed=1))
-    assert {q.question for q in other.written}.isdisjoint(q.question for q in found.written)
-
-
-def test_a_topic_is_asked_the_same_alone(tmp_path: Path) -> None:
-    """Examples follow the topic's own name and history."""
-    fakes = Fake(), Fake()
-    ask(tmp_path / "a.jsonl", fakes[0])
-    ask(tmp_path / "b.jsonl", fakes[1], survey=seeds(7))
-    mine = {id: c for id, c in fakes[0].asked.items() if id >> 20 == 0}
-    assert fakes[1].asked == mine
-
-
-@pytest.mark.parametrize("stop_after", [0, 1, 7, 20, 33, 40])
-@pytest.mark.parametrize("torn", [False, True])
-def test_a_killed_run_goes_on_and_ends_the_same(
-    tmp_path: Path, stop_after: int, torn: bool
-) -> None:
-    whole, path = tmp_path / "whole.jsonl", tmp_path / "replies.jsonl"
-    found = ask(whole, Fake(), save_every=3)
-    with pytest.raises(KeyboardInterrupt):
-        ask(path, Fake(stop_after), save_every=3)
-    if torn and path.exists():
-        path.write_bytes(path.read_bytes()[:-9])
-    kept = path.read_bytes().count(b"\n") if path.exists() else 0
-    rest = Fake()
-    assert ask(path, rest, save_every=5) == found
-    assert len(rest.asked) == whole.read_bytes().count(b"\n") - kept
-    assert path.read_bytes() == whole.read_bytes()
-    assert ask(path, Fake(stop_after=0)) == found  # all there: nobody is asked
-
-
-def test_replies_to_other_requests_are_not_taken_for_ours(tmp_path: Path) -> None:
-    path = tmp_path / "replies.jsonl"
-    ask(path, Fake())
-    with pytest.raises(UserError, match="give another `out`"):
-        ask(path, Fake(), dataclasses.replace(WRITING, seed=1))
-    with pytest.raises(UserError, match="give another `out`"):
-        write_questions(SURVEY, Fake(), "Another text on {{ topic }}.", WRITING, path)
-    path.write_text('{"request": 1, "topic": 2}\n')
-    with pytest.raises(UserError, match="not a file of replies"):
-        ask(path, Fake())
-
-
-def test_a_model_that_never_writes_a_question_ends_short(tmp_path: Path) -> None:
-    calls = []
-
-    def write(conversations: list[list[Message]], ids: list[int]) -> list[str | None]:
-        calls.append(len(ids))
-        return [None if id % 2 else "I cannot do that." for id in ids]
-
-    found = ask(tmp_path / "replies.jsonl", write, dataclasses.replace(WRITING, attempts=1.5))
-    assert found.written == ()
-    assert [t.requests for t in found.topics] == [18, 18, 18]
-    assert sum(calls) == 3 * 18
-    assert found.topics[0].refused == {
-        "does not begin with a JSON object": 9, "request too long for the model": 9,
-    }  # fmt: skip
-    assert [note.split(",")[0] for note in found.notes] == [
-        f"{t}: 0 of 12 questions after 18 requests" for t in TOPICS
-    ]
-    with pytest.raises(UserError, match="no question is left"):
-        make_instrument(found.written, "generated", "nobody")
-
-
-def test_progress_says_how_many_are_there(tmp_path: Path) -> None:
-    seen: list[tuple[int, dict[str, str]]] = []
-
-    def tell(done: int, fields: dict[str, str]) -> None:
-        seen.append((done, fields))
-
-    ask(tmp_path / "replies.jsonl", Fake(), on_save=tell)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1][0] == 36
-
-
-@settings(
-    deadline=None, max_examples=30, derandomize=True,
+FUZZ = settings(
+    deadline=None,
+    max_examples=200,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
-@given(data=st.data())
-def test_no_reply_stops_the_run(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    hostile = st.one_of(
-        st.text(max_size=20), st.binary(max_size=20), st.none(),
-        st.sampled_from([
-            b'{"question": "\xff", "options": ["a", "b"]}', '{"question": "\ud800", "options": []}',
-            '{"question": "a?", "options": ["a", "b"]}', '{"a":' * 2000, "[" * 5000,
-            json.dumps({"question": "a?", "options": list(map(str, range(40)))}),
-            json.dumps({"question": "<|eot_id|>", "options": ["a", "\u2028b"]}),
-        ]),
-    )  # fmt: skip
-    given: dict[int, str | bytes | None] = {}
-
-    def write(conversations: list[list[Message]], ids: list[int]) -> list[str | bytes | None]:
-        return [given.setdefault(id, data.draw(hostile)) for id in ids]
-
-    path = tmp_path_factory.mktemp("hostile") / "replies.jsonl"
-    writing = Writing(per_topic=3, per_round=2, attempts=2)
-    found = ask(path, write, writing, seeds(2, 1))
-    assert all(t.accepted + sum(t.refused.values()) == t.requests <= 6 for t in found.topics)
-    assert ask(path, Fake(stop_after=0), writing, seeds(2, 1)) == found
+)
+GOOD = {"question": "How often do you vote?", "options": ["Always", "Never"]}
 
 
-def test_the_request_is_what_the_pocket_model_was_trained_on() -> None:
-    survey = held_out_survey()
-    for topic in make_topics(survey):
-        examples = [item for item in survey.items if item.topic == topic.name][:4]
-        trained = [corpus.REQUESTS[0].format(topic=topic.name), *map(corpus.as_json, examples)]
-        asked = render(load_prompt(), topic.name, list(map(from_item, examples)))
-        assert asked == "\n".join(trained)
+@pytest.mark.parametrize(
+    "reply",
+    [
+        json.dumps(GOOD),
+        f"  {json.dumps(GOOD, indent=2)}\n",
+        f"```json\n{json.dumps(GOOD)}\n```",
+        f"```\n{json.dumps(GOOD)}\n```",
+        json.dumps(GOOD).encode(),
+        '{"Question:": "How often do\\n you vote? ", "Options": ["Always", " Never"]}',
+    ],
+)
+def test_forms_that_are_read(reply: str | bytes) -> None:
+    assert parse_question(reply) == Question("How often do you vote?", ("Always", "Never"))
 
 
-def test_prompt_files_of_ones_own(tmp_path: Path) -> None:
-    path = tmp_path / "own.jinja"
-    path.write_text("{{ topic }} ({{ examples | length }}): ☂", "utf-8-sig")
-    assert render(load_prompt(path), "rain", [Written("a?", ("b", "c"))]) == "rain (1): ☂"
-    for bad in ("{{ nobody }}", "{% if %}"):
-        path.write_text(bad)
-        with pytest.raises(UserError, match=r"prompt text question\.jinja"):
-            render(load_prompt(path), "rain", [])
-    path.write_bytes(b"\xff")
-    for unreadable in (path, tmp_path / "absent.jinja", tmp_path):
-        with pytest.raises(UserError, match="cannot be read"):
-            load_prompt(unreadable)
+def made(**changes: object) -> str:
+    return json.dumps(GOOD | changes)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("", "does not begin with"),
+        ("Here you are: " + made(), "does not begin with"),
+        (f"[{made()}]", "does not begin with"),
+        (made() + made(), "text after"),
+        (made() + " I hope this helps", "text after"),
+        (made()[:-1], "not JSON"),
+        (made()[:-9] + '", ]}', "not JSON"),
+        ('{"question": ' + "9" * 5000 + "}", "not JSON"),
+        ('{"a":' * 3000 + "1" + "}" * 3000, "nested"),
+        ("{" + "x" * 30_000, "too long"),
+        (made(topic="x"), "keys"),
+        ('{"question": "a"}', "keys"),
+        ("{}", "keys"),
+        ('{"question": "a", "Question": "b", "options": ["c", "d"]}', "keys"),
+        (made(question=["a"]), "question is not a text"),
+        (made(question=" "), "empty"),
+        (made(options="Always, Never"), "not a list"),
+        (made(options=[1, 2]), "option is not"),
+        (made(options={"1": "Always", "2": "Never"}), "not a list"),
+        (made(options={}), "not a list"),
+        (made(options=[None, "a"]), "option is not"),
+        (made(options=["a", ""]), "empty"),
+        (made(options=[]), "fewer than 2"),
+        (made(options=["a"]), "fewer than 2"),
+        (made(options=list(map(str, range(MOST_OPTIONS + 20)))), "more than 20"),
+        (made(options=["a", " a "]), "twice"),
+        (made(options=["a", "b\0"]), "control or half"),
+        (made(question="\ud800"), "control or half"),
+        (made(question="a" * 1001), "too long"),
+        (b'{"question": "a\xff", "options": ["c", "d"]}', "control or half"),
+        (made(question="a<|eot_id|>"), "chat marker"),
+    ],
+)
+def test_anything_else_is_refused_with_its_reason(reply: str | bytes, reason: str) -> None:
+    found = parse_question(reply)
+    assert isinstance(found, Refusal)
+    assert reason in found.reason
+
+
+@FUZZ
+@given(st.one_of(st.text(), st.binary(), nearly(GOOD), ANY.map(json.dumps)))
+def test_any_reply_gives_a_question_that_can_be_asked_or_a_reason(reply: str | bytes) -> None:
+    found = parse_question(reply)
+    if isinstance(found, Refusal):
+        assert found.reason
+        assert "\n" not in found.reason
+        return
+    Item("q", found.question, found.options, tuple(range(len(found.options))))
+    assert parse_question(as_json(found)) == found
+    assert parse_question(f"\n{as_json(found)} ".encode()) == found
+
+
+def released(*rows: dict[str, object]) -> bytes:
+    return json.dumps(
+        [{"Q_id": "Q0", "class": "Science & Technology", **row} for row in rows]
+    ).encode()
+
+
+def row(question: str, *options: object) -> dict[str, object]:
+    return {"question": question, "option_lst": list(options)}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "generated.json"
+    path.write_bytes(b"\xef\xbb\xbf" + released(row("Good?", "a", "b")))
+    assert [q.question for q in read_questions(path)[0]] == ["Good?"]
+
+
+def test_faulty_entries_are_counted_and_do_not_stop_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "generated.json"
+    path.write_bytes(
+        released(
+            row("One?", "a"),
+            row("Forty?", *map(str, range(40))),
+            row("Number?", 1, 2),
+            row("Half \ud800?", "a", "b"),
+            row("Bytes XX?", "a", "b"),
+            row("Good?", "a", "b"),
+            row("Good too?", "1. a", "2. b"),
+            {"question": "No options?"},
+            {"class": 7},
+        ).replace(b"XX", b"\xff\xfe")
+    )
+    written, refused = read_questions(path)
+    assert [(q.id, q.question) for q in written] == [
+        ("science_technology-0001", "Good?"),
+        ("science_technology-0002", "Good too?"),
+    ]
+    assert refused == {
+        "fewer than 2 options": 1,
+        "more than 20 options": 1,
+        "an option is not a text": 1,
+        "a control or half character in a text": 2,
+        "options are not a list": 1,
+        "topic is not a text": 1,
+    }
+
+
+@FUZZ
+@given(nearly([{"class": "x", **row("A?", "a", "b")}, row("B?", "1", "2", "3")]))
+def test_any_file_is_read_or_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "generated.json"
+    path.write_bytes(content)
+
+    def read() -> tuple[list[Question], dict[str, int]]:
+        written, refused = read_questions(path)
+        filters.filter_questions(written)
+        assert len({q.id for q in written}) == len(written)
+        return written, refused
+
+    assert_valid_or_one_line(read, tuple)
+
+
+def test_topics_become_ids() -> None:
+    assert (
+        topic_id("Social Values, Attitudes & Stereotypes") == "social_values_attitudes_stereotypes"
+    )
+    assert topic_id("Ценности") == "ценности"
+    assert topic_id("?") == "question"
 
 
 def test_questions_become_a_survey_that_reads_back() -> None:
     written = [
-        Written("How much?", ("little", "much"), "trust", "trust-0001"),
-        Written("On a scale of 0 to 2?", ("0", "1", "2"), "trust", "trust-0002"),
-        Written("On a scale of 3 to 1?", ("3", "2", "1"), "science", "science-0001"),
-        Written("On a scale of 1 to 3, mixed?", ("1", "3", "2"), "science", "science-0002"),
+        Question("How much?", ("little", "much"), "trust", "trust-0001"),
+        Question("On a scale of 0 to 2?", ("0", "1", "2"), "trust", "trust-0002"),
+        Question("On a scale of 3 to 1?", ("3", "2", "1"), "science", "science-0001"),
+        Question("On a scale of 1 to 3, mixed?", ("1", "3", "2"), "science", "science-0002"),
     ]
-    survey = make_instrument(written, "generated", "the model in a folder")
+    survey = to_survey(written, "generated", "the model in a folder")
     assert from_json(json.loads(json.dumps(to_json(survey)))) == survey
     assert [i.codes for i in survey.items] == [(1, 2), (0, 1, 2), (3, 2, 1), (1, 2, 3)]
     assert {i.scale for i in survey.items} == {"ordinal"}
     assert [from_item(item) for item in survey.items] == written
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Writing(per_topic=0), "--per-topic 0"),
-        (lambda: Writing(per_round=0), "--per-round 0"),
-        (lambda: Writing(attempts=0.5), "--attempts 0.5"),
-        (lambda: Writing(attempts=float("nan")), "--attempts nan"),
-        (lambda: Writing(attempts=float("inf")), "--attempts inf"),
-        (lambda: Writing(own_examples=6), "--own-examples 6"),
-        (lambda: Writing(seed=-1), "--seed -1"),
-        (lambda: make_topics(untitled("")), "needs a topic"),
-        (lambda: make_topics(untitled("a b", "a-b")), "too alike"),
-    ],
-)
-def test_bad_settings_are_told_in_one_line(make: Callable[[], object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        make()
-
-
-def untitled(*topics: str) -> Survey:
-    items = [Item(f"q{i}", "?", ("a", "b"), (1, 2), topic=t) for i, t in enumerate(topics)]
-    return Survey("untitled", "1", "made up", "paraphrase", tuple(items))
-
-
-def test_the_pocket_model_writes_questions_and_a_killed_run_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    survey = tmp_path / "seeds.json"
-    ids = {item.id for item in held_out_survey().items if item.topic in ("trust", "science")}
-    survey.write_text(json.dumps(to_json(held_out_survey().subset(ids))))
-    config = experiment.Config(
-        out=tmp_path / "run", survey=survey, quiet=True, batch_size=8,
-        writing=Writing(per_topic=3, examples=2, own_examples=1),
-        sampling=Sampling(64, temperature=0.9, top_p=0.95),
-    )  # fmt: skip
-    experiment.run(config)
-    assert "Filters" in capsys.readouterr().out
-    files = ("questions.json", "result.json", "replies.jsonl")
-    before = {name: (config.out / name).read_bytes() for name in files}
-    result = json.loads(before["result.json"])
-    assert [topic["accepted"] for topic in result["topics"]] == [3, 3]
-    assert result["filters"]["repeated_options"]["left"] == len(load(config.out / files[0]).items)
-    with pytest.raises(UserError, match="`resume`"):
-        experiment.run(config)
-    for bad in ({"sampling": Sampling(5000)}, {"survey": tmp_path / "none"}, {"batch_size": 0}):
-        with pytest.raises(UserError):
-            experiment.run(dataclasses.replace(config, out=tmp_path / "bad", **bad))
-    assert not (tmp_path / "bad").exists()
-    (config.out / "replies.jsonl").write_bytes(before["replies.jsonl"][:-30])
-    experiment.run(dataclasses.replace(config, resume=True, batch_size=3))
-    assert {name: (config.out / name).read_bytes() for name in files} == before
-
-
-def test_a_setting_changed_since_is_named_as_its_option(tmp_path):
-    """--per-topic, not the name of the group that it is kept in."""
-    first = experiment.Config(out=tmp_path / "run")
-    Run.create(first.out, first, {}).close()
-    other = dataclasses.replace(first, writing=dataclasses.replace(first.writing, per_topic=3))
-    with pytest.raises(UserError, match=": `per_topic` was 20 and is 3 now"):
-        Run.create(first.out, other, {}, resume=True)
-
-
-def test_a_writer_fills_its_batches_and_skips_what_has_no_room(monkeypatch):
-    """Every number of rows is another program; a copy is no further reply."""
-    study = experiment.read_study(experiment.Config())
-    rows, done = [], []
-
-    def generate(llama, params, prompts, sampling, stop, seed, ids, batch_size, mesh, on_batch):
-        rows.append(len(prompts))
-        on_batch(len(prompts))
-        return [study.tokens.encode(str(n)) for n in ids]
-
-    monkeypatch.setattr(writer, "generate", generate)
-    write = writer.make_writer(
-        study.llama, {}, study.tokens, Sampling(max_new_tokens=8), 0, 4, on_batch=done.append
-    )
-    said = [[{"role": "user", "content": text}] for text in ("one", "word " * 5000, "two", "three")]
-    assert write(said, [5, 6, 7, 8]) == ["5", None, "7", "8"]
-    assert rows == [4]
-    assert done == [3]

@@ -1,0 +1,300 @@
+"""Questions with a right answer (CulturalBench, MMLU-style) and GlobalOpinionQA.
+
+The tests write files in their own words, and check what is read from them and every refusal.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jaxalign.core.errors import UserError
+from jaxalign.surveys import ChoiceTest, Survey
+from jaxalign.surveys.formats import read_any, recognise
+from jaxalign.surveys.formats.cultural_bench import EASY_COLUMNS, HARD_COLUMNS
+from jaxalign.surveys.formats.opinion_qa import read_opinion_qa
+
+Rows = list[list[str]]
+
+
+def table(rows: Rows, delimiter: str = ",") -> str:
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter).writerows(rows)
+    return out.getvalue()
+
+
+EASY: Rows = [
+    ["data_idx", "question_idx", *EASY_COLUMNS],
+    ["0", "7", "Which bread, if any?", "flat", "round", "sour, dark", "none", "C", "Norway"],
+    ["1", "8", "Shoes indoors?", "always", "never", "by season", "in rain", "b", "Japan"],
+]
+EASY[2][7] = "B"
+HARD: Rows = [
+    list(HARD_COLUMNS),
+    *(
+        [q, f"Question {q}?", f"proposal {i}", str(i == right), "Peru"]
+        for q, right in (("1", 2), ("2", 0))
+        for i in range(4)
+    ),
+]
+MMLU: Rows = [
+    ["question", "A", "B", "C", "D", "answer"],
+    ["What is 2 + 2?", "3", "4", "5", "22", "B"],
+    ["Which is a fruit?", "pear", "stone", "cloud", "shoe", "A"],
+]
+LINES = [
+    {"question": "What is 2 + 2?", "choices": ["3", "4", "5"], "answer": 1, "subject": "sums"},
+    {"question": "A fruit?", "A": "pear", "B": "stone", "answer": "A"},
+]
+
+
+def selections(**shares: list[float]) -> str:
+    """As Python prints it; blanks in a country's name are given as underscores."""
+    named = {name.replace("_", " "): value for name, value in shares.items()}
+    return str(defaultdict(list, named))
+
+
+OPINIONS: Rows = [
+    ["question", "selections", "options", "source"],
+    [
+        "Is it so?",
+        selections(Britain=[0.2, 0.7, 0.1], Atlantis=[0, 0.5, 0.48]),
+        "['Yes', \"No, it isn't\", 'DK/Refused']",
+        "GAS",
+    ],
+    ["How much?", selections(Chile=[30, 70], United_States=[0, 0]), "['a lot', 'little']", "WVS"],
+]
+
+FILES: dict[str, tuple[str, str]] = {
+    "opinion-qa": ("opinions.csv", table(OPINIONS)),
+    "cultural-bench-easy": ("easy.csv", table(EASY)),
+    "cultural-bench-hard": ("hard.csv", table(HARD)),
+    "multiple-choice": ("mmlu.csv", table(MMLU)),
+    "multiple-choice without header": ("mmlu.csv", table(MMLU[1:])),
+    "multiple-choice with semicolons": ("mmlu.csv", table(MMLU, ";")),
+    "multiple-choice in JSON lines": ("mmlu.jsonl", "\n".join(map(json.dumps, LINES))),
+    "multiple-choice in a JSON list": ("mmlu.json", json.dumps(LINES, indent=1)),
+    "multiple-choice from a spreadsheet": ("mmlu.csv", table(MMLU) + ",,,,,,\n , ,,,,,\n"),
+}
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_bytes(text.encode())
+    return path
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_each_format_is_recognised(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, *FILES[kind])
+    assert recognise(path) == kind.split(" ")[0]
+    survey = read_any(path)
+    assert survey.sha256 == read_any(path, kind.split(" ")[0]).sha256
+    assert all(item.scale == "nominal" for item in survey.items)
+
+
+def read_test(folder: Path, kind: str) -> ChoiceTest:
+    test = read_any(write(folder, *FILES[kind]))
+    assert isinstance(test, ChoiceTest)
+    return test
+
+
+def test_easy(tmp_path: Path) -> None:
+    test = read_test(tmp_path, "cultural-bench-easy")
+    assert [item.id for item in test.items] == ["7", "8"]
+    assert test.items[0].options == ("flat", "round", "sour, dark", "none")
+    assert (test.answers, test.countries, test.groups) == ((2, 1), ("Norway", "Japan"), ("7", "8"))
+
+
+def test_hard_keeps_the_four_rows_of_a_question_together(tmp_path: Path) -> None:
+    test = read_test(tmp_path, "cultural-bench-hard")
+    assert test.groups == ("1",) * 4 + ("2",) * 4
+    assert test.answers == (1, 1, 0, 1, 0, 1, 1, 1)
+    assert test.items[2].options == ("true", "false")
+    assert (test.items[2].stem, test.items[2].text) == ("Question 1?", "proposal 2")
+
+
+def test_mmlu_in_every_spelling(tmp_path: Path) -> None:
+    plain = read_test(tmp_path, "multiple-choice")
+    assert plain.answers == (1, 0)
+    assert plain.items[0].options == ("3", "4", "5", "22")
+    for kind in ("multiple-choice without header", "multiple-choice with semicolons"):
+        other = read_test(tmp_path, kind)
+        assert other.answers == plain.answers
+        assert [i.options for i in other.items] == [i.options for i in plain.items]
+    lines = read_test(tmp_path, "multiple-choice in JSON lines")
+    listed = read_test(tmp_path, "multiple-choice in a JSON list")
+    assert (listed.items, listed.answers) == (lines.items, lines.answers)
+    assert lines.answers == (1, 0)
+    assert lines.items[0].topic == "sums"
+    assert lines.items[1].options == ("pear", "stone")
+
+
+def test_opinions(tmp_path: Path) -> None:
+    survey = read_any(write(tmp_path, *FILES["opinion-qa"]))
+    assert isinstance(survey, Survey)
+    assert [item.topic for item in survey.items] == ["GAS", "WVS"]
+    assert survey.items[0].options == ("Yes", "No, it isn't", "DK/Refused")
+    assert set(survey.distributions) == {"GBR", "Atlantis", "CHL"}, "all zero: not asked"
+    np.testing.assert_allclose(survey.distributions["Atlantis"]["q1"], [0, 0.5 / 0.98, 0.48 / 0.98])
+    np.testing.assert_allclose(survey.distributions["CHL"]["q2"], [0.3, 0.7])
+
+
+def test_questions_that_disagree_are_refused_or_left_out(tmp_path: Path) -> None:
+    rows = [*OPINIONS, ["More?", selections(Chile=[0.3, 0.7]), "['a', 'b', 'c']", "WVS"]]
+    path = write(tmp_path, "opinions.csv", table(rows))
+    message = "row 4, column 'selections': 2 shares of Chile for 3 options; correct the row"
+    with pytest.raises(UserError, match=message):
+        read_opinion_qa(path)
+    assert [item.id for item in read_opinion_qa(path, skip_disagreeing=True).items] == ["q1", "q2"]
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+def cell(rows: Rows, row: int, column: str, value: str) -> str:
+    rows = [list(r) for r in rows]
+    rows[row][rows[0].index(column)] = value
+    return table(rows)
+
+
+CODE = "__import__('os').system('true')"
+BAD: dict[str, tuple[str, str, str]] = {
+    "easy: answer": ("easy.csv", cell(EASY, 1, "answer", "E"), "row 2, column 'answer': 'E'"),
+    "easy: blank": ("easy.csv", cell(EASY, 2, "country", " "), "row 3, column 'country': .*empty"),
+    "easy: repeated": ("easy.csv", table([*EASY, EASY[1]]), "row 4, .*'question_idx': .*row 2"),
+    "easy: no rows": ("easy.csv", table(EASY[:1]), "no rows below the header"),
+    "easy: cut": ("easy.csv", table(EASY)[:-20], "row 3: 6 cells where the header has 9; .*short"),
+    "easy: open": ("easy.csv", table(EASY) + '"a', "row 4: not readable as a table"),
+    "hard: three rows": ("hard.csv", table(HARD[:-1]), "row 8, .*question 2 has 3 rows; .*four"),
+    "hard: truth": ("hard.csv", cell(HARD, 1, "answer", "maybe"), "row 2, .* 'maybe'"),
+    "hard: other text": ("hard.csv", cell(HARD, 2, "prompt_question", "?"), "row 3, .*from row 2"),
+    "hard: same option": ("hard.csv", cell(HARD, 3, "prompt_option", "proposal 0"), "row 2"),
+    "mmlu: answer": ("mmlu.csv", cell(MMLU, 2, "answer", "F"), "row 3, column 'answer': 'F'"),
+    "mmlu: empty option": ("mmlu.csv", cell(MMLU, 1, "C", ""), "row 2, column 'C': .*empty"),
+    "mmlu: empty text": ("mmlu.csv", cell(MMLU, 1, "question", " "), "row 2: .*empty text"),
+    "mmlu: a letter left out": ("mmlu.csv", table(MMLU).replace("C,D,", "D,E,"), "leave no letter"),
+    "mmlu: column twice": ("mmlu.csv", table(MMLU).replace("B,C", "B,B"), "column 'B': .*twice"),
+    "mmlu: headerless width": ("m.csv", table([*MMLU[1:], ["a", "b"]]), "row 3: 2 cells .*has 6"),
+    "lines: not JSON": ("m.jsonl", json.dumps(LINES[0]) + "\n{", "row 2: not JSON"),
+    "lines: no object": ("m.jsonl", "[1]", r"row 1: \[1\] is not a JSON object"),
+    "lines: no answer": ("m.jsonl", '{"question": "a"}', "row 1, column 'answer': .*absent"),
+    "lines: index": ("m.jsonl", json.dumps(LINES[0] | {"answer": 3}), "row 1, .*3 is no answer"),
+    "lines: truth": ("m.jsonl", json.dumps(LINES[0] | {"answer": True}), "True is no answer"),
+    "lines: one choice": ("m.jsonl", json.dumps(LINES[0] | {"choices": ["a"], "answer": 0}), "at"),
+    "opinions: code": ("o.csv", cell(OPINIONS, 1, "options", CODE), "row 2, column 'options'"),
+    "opinions: more code": (
+        "o.csv",
+        cell(OPINIONS, 1, "selections", f"defaultdict(<class 'list'>, {{'a': {CODE}}})"),
+        "row 2, column 'selections'",
+    ),
+    "opinions: no dictionary": ("o.csv", cell(OPINIONS, 1, "selections", "[1]"), "not a printed"),
+    "opinions: options": ("o.csv", cell(OPINIONS, 1, "options", "{1: 2}"), "'options': .*list"),
+    "opinions: sum": (
+        "o.csv",
+        cell(OPINIONS, 1, "selections", "{'Chile': [0.1, 0.1, 0.1]}"),
+        "sum to 0.3",
+    ),
+    "opinions: below zero": (
+        "o.csv",
+        cell(OPINIONS, 1, "selections", "{'Chile': [-0.1, 0.6, 0.5]}"),
+        "are not numbers",
+    ),
+    "opinions: doubled": ("o.csv", table([*OPINIONS, OPINIONS[1]]), "row 4: .*row 2"),
+    "empty": ("o.csv", "", "the file is empty"),
+    "unknown": ("o.csv", "a,b\n1,2\n", "not recognised: the first row reads 'a, b'; .*own-csv"),
+    "a spreadsheet": ("o.csv", "PK\x03\x04", "spreadsheet; .*export it as CSV"),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "message"), BAD.values(), ids=BAD)
+def test_bad_files_are_one_clear_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = write(tmp_path, name, text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_any(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_encoding_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "easy.csv"
+    path.write_bytes(table(EASY).replace("dark", "dårk").encode("latin-1"))
+    with pytest.raises(UserError, match="row 2: byte 0xe5 is not UTF-8; save the file as UTF-8"):
+        read_any(path)
+    path.write_bytes(table(EASY).encode("utf-16"))
+    with pytest.raises(UserError, match="UTF-16"):
+        read_any(path)
+    path.write_bytes(b"\xef\xbb\xbf" + table(EASY).encode())
+    assert read_any(path).items[0].id == "7"
+
+
+def test_what_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_any(tmp_path / "absent.csv")
+    with pytest.raises(UserError, match="a folder without"):
+        read_any(tmp_path)
+    with pytest.raises(UserError, match="`format` 'word': choose from auto, cultural-bench-easy"):
+        read_any(tmp_path, "word")
+
+
+# -- fuzzing --------------------------------------------------------------------------------------
+
+edits = st.lists(
+    st.tuples(st.floats(0, 1), st.integers(0, 5), st.binary(max_size=6)), min_size=1, max_size=4
+)
+FUZZ = settings(
+    deadline=None,
+    max_examples=40,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def only_user_errors(read: Callable[[], Any]) -> None:
+    said = ""
+    try:
+        survey = read()
+        assert survey.items
+        assert len(survey.sha256) == 64
+    except UserError as error:
+        said = str(error)
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("kind", FILES)
+@FUZZ
+@given(changes=edits, keep=st.floats(0, 1))
+def test_a_damaged_file_is_refused_or_read(
+    tmp_path: Path, kind: str, changes: list[tuple[float, int, bytes]], keep: float
+) -> None:
+    name, text = FILES[kind]
+    content = text.encode()
+    for where, cut, new in changes:
+        at = int(where * len(content))
+        content = content[:at] + new + content[at + cut :]
+    path = tmp_path / name
+    for damaged in (content, text.encode()[: int(keep * len(text))]):
+        path.write_bytes(damaged)
+        only_user_errors(lambda: read_any(path, kind.split(" ")[0]))
+        only_user_errors(lambda: read_any(path))
+
+
+@FUZZ
+@given(content=st.binary(max_size=200), text=st.text(max_size=60), shares=st.text(max_size=60))
+def test_random_cells_and_bytes(tmp_path: Path, content: bytes, text: str, shares: str) -> None:
+    path = tmp_path / "any.csv"
+    path.write_bytes(content)
+    only_user_errors(lambda: read_any(path))
+    rows = [OPINIONS[0], [text, "{" + shares + "}", "[" + text + "]", "GAS"]]
+    path.write_text(table(rows), encoding="utf-8", errors="replace", newline="")
+    only_user_errors(lambda: read_opinion_qa(path))
