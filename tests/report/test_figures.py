@@ -56,6 +56,7 @@ def test_convergence(tmp_path: Path, count: int) -> None:
     width, height = png_size(tmp_path / "c.png")
     assert 840 <= width <= 1950
     assert height <= 1000
+    assert width == round(150 * {1: 5.6, 4: 2 * 3.7, 6: 3 * 3.7}[count])  # rows are filled evenly
     assert [key.words for key in keys][:2] == [figures.BEST.words, figures.MEDIAN.words]
     assert len(keys) == 5
     largest = max(v for v in (*best, *median, 81.0) if np.isfinite(v))
