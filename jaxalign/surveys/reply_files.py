@@ -4,8 +4,8 @@ Three layouts are recognised by their content:
 
 - CultureSPA result files: a JSON list of {"Q_id", "question", "option_lst", "answer"};
 - samples that lm-evaluation-harness 0.4 writes with its option log_samples: one JSON object a line,
-  with "doc" and "resps", a list of lists of texts, or else "filtered_resps". The item's id is one of
-  ID_FIELDS in "doc". If a task has several filters, only the lines of the first one are read.
+  with "doc" and "resps", a list of lists of texts, or else "filtered_resps". The item's id is one
+  of ID_FIELDS in "doc". If a task has several filters, only the lines of the first one are read.
   Repeats count as runs;
 - inspect_ai logs, version 2, written as `.json` (`inspect log convert` makes one from an `.eval`
   archive): "samples" with "output". The item's id is one of ID_FIELDS in a sample's "metadata", or
