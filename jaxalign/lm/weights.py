@@ -44,7 +44,7 @@ class Weight:
     fan_in: int | None
 
     def init(self, key: jax.Array, c: LlamaConfig) -> jax.Array:
-        """Return initial values in `param_dtype`: normal with `initializer_range`, ones for a norm."""
+        """Return initial values in `param_dtype`: normal, or ones for the scale of a norm."""
         if self.fan_in is None:
             return jnp.ones(self.shape, c.param_dtype)
         values = c.initializer_range * jax.random.normal(key, self.shape, jnp.float32)
