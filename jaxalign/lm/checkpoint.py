@@ -81,6 +81,7 @@ def load_checkpoint(folder: Path, config: LlamaConfig, shardings: Params | None 
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: here, tree, is_leaf=is_weight)
     with contextlib.ExitStack() as stack:
+        # The files stay mapped until every parameter has been read.
         tensors = _open_tensors(folder, config, stack)
 
         def read(path: tuple[Any, ...], weight: Weight, sharding: jax.sharding.Sharding):
@@ -193,6 +194,7 @@ def _check_complete(folder: Path, places: dict[str, Place], opened: dict[str, An
     missing = [name for name in places if name not in opened]
     if not missing:
         return
+    # The index says where a missing tensor should be.
     file = ONE_FILE
     if not (folder / ONE_FILE).is_file():
         file = read_weight_map(folder / INDEX).get(missing[0], INDEX)
@@ -205,6 +207,8 @@ def _read_weight(
 ) -> jax.Array:
     """Read one parameter from its tensors (a stack has several), each shard once."""
     shards: dict[tuple[tuple[int, int], ...], np.ndarray] = {}  # replicas share one buffer
+
+    # JAX calls this once for each local device, with the part of the array that it holds.
 
     def read(index: Index) -> np.ndarray:
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, weight.shape, strict=True))
@@ -252,6 +256,7 @@ def _flat_range(index: Index, shape: tuple[int, ...]) -> slice:
 
 def _copy(tensor: Any, rows: slice, columns: slice, out: np.ndarray) -> None:
     """Copy tensor[rows, columns] to `out`, a few MiB of rows at a time."""
+    # The file may store 4 bytes per number.
     step = max(_BLOCK_ROWS, _CHUNK_BYTES // (4 * (columns.stop - columns.start)))
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
@@ -296,6 +301,7 @@ def _plan_files(config: LlamaConfig, max_bytes: float) -> dict[str, dict[str, tu
 
     A file is larger than `max_bytes` only if a single tensor is.
     """
+    # A file is closed when the next tensor does not fit.
     groups: list[dict[str, tuple[int, ...]]] = [{}]
     room = max_bytes
     for name, place in _places(config).items():

@@ -140,9 +140,10 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
         UserError: If a field is unknown, missing, or has a value that is not implemented; the
             message has its name and value.
     """
-    fields = dict(fields)
+    fields = dict(fields)  # the caller's are not changed
     rope = _rope_fields(fields)
     kept: dict[str, Any] = {}
+    # Every field is copied, checked or known to be irrelevant; nothing is guessed.
     for name, value in fields.items():
         if name in _COPIED:
             kept[name] = value
@@ -164,6 +165,7 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
         raise UserError(f"config.json: missing field {missing[0]}")
     kept.setdefault("rms_norm_eps", 1e-6)  # Hugging Face's defaults for fields that are missing
     kept.setdefault("max_position_embeddings", 2048)
+    # Without `head_dim`, heads split the width evenly. Wrong types are reported by the config.
     heads, width = kept["num_attention_heads"], kept["hidden_size"]
     whole = type(heads) is type(width) is int and heads > 0
     return LlamaConfig(
@@ -179,6 +181,7 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
 
 def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """Remove the RoPE fields from `fields`, in either spelling, and return them."""
+    # `rope_parameters` is the new name, `rope_scaling` the old one.
     given = [fields.pop(name, None) or {} for name in ("rope_parameters", "rope_scaling")]
     for value in given:
         if not isinstance(value, dict):

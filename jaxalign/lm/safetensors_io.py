@@ -119,6 +119,7 @@ def _samples(begin: int, end: int) -> list[tuple[int, int]]:
     """Return (start, length) of the blocks of a tensor that its hash reads."""
     if end - begin <= _SAMPLES * _SAMPLE_BYTES:
         return [(begin, end - begin)]
+    # The first block starts at `begin`, the last ends at `end`.
     room = end - begin - _SAMPLE_BYTES
     return [(begin + i * room // (_SAMPLES - 1), _SAMPLE_BYTES) for i in range(_SAMPLES)]
 
@@ -141,7 +142,7 @@ def write_file(
         header[name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned to 8 bytes
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:

@@ -176,10 +176,12 @@ class Tokenizer:
         """
         if repeated := [code for code in codes if list(codes).count(code) > 1]:
             raise UserError(f"option {repeated[0]} is there twice")
+        # Candidates first, then without those that another spelling of the same option implies.
         single = self._number_tokens()
         numbers = [str(code) for code in codes]
         spellings = [self._spellings(n, single.get(n, [])) for n in numbers]
         options = [_without_extensions(sequences) for sequences in spellings]
+        # Probabilities of sequences compare only if none is the beginning of another.
         sequences = [sequence for option in options for sequence in option]
         if any(_begins(a, b) for a in sequences for b in sequences):
             return [[(*sequence, self.eot_id) for sequence in option] for option in options]
@@ -203,6 +205,7 @@ class Tokenizer:
         """
         question = [{"role": "user", "content": "?"}]
         header = self.render(question)[len(self.render(question, add_generation_prompt=False)) :]
+        # If the header's ids change with the text behind them, the two have merged.
         before, whole = self.encode(header), self.encode(header + text)
         merged = whole[: len(before)] != before
         return tuple(self.encode(text) if merged else whole[len(before) :])

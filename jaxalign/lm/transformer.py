@@ -54,6 +54,8 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Return x / rms(x) * scale over the last axis, computed in float32, in x's dtype."""
+    # The mean of squares in float32, the product with the scale in the activations' dtype, as in
+    # transformers.
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
@@ -85,6 +87,7 @@ def rope_tables(c: LlamaConfig, positions: jax.Array) -> Rope:
 
 def rotate(x_BxTxNxH: jax.Array, rope: Rope) -> jax.Array:
     """Rotate each pair of dimensions (i, i + H/2) by its position's angle, in float32."""
+    # One angle for all heads, and for all sequences if the tables have no batch axis.
     cos, sin = (jnp.expand_dims(t, -2) for t in rope)
     if cos.ndim < x_BxTxNxH.ndim:
         cos, sin = cos[None], sin[None]
@@ -155,6 +158,7 @@ def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
         scale = w[f"{name}_scale"].astype(jnp.float32)
         out = out * scale.reshape((1,) * len(lead) + scale.shape)
     if f"{name}_a" in w:
+        # (x A) B with the small rank in between; B contains the scale alpha / rank.
         low = product(f"{lead}{inputs},{inputs}r->{lead}r", x, w[f"{name}_a"], x.dtype)
         out = out + product(f"{lead}r,r{outputs}->{lead}{outputs}", low, w[f"{name}_b"])
     return out.astype(x.dtype)
@@ -190,6 +194,7 @@ def _product_backward(
     equation: str, dtype: Any, kept: Any, g: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return the gradients of x and kernel; XLA drops that of a frozen kernel as unused."""
+    # Each gradient is an einsum with the letters of the forward product exchanged.
     (x, kernel), (inputs, out) = kept, equation.split("->")
     (lhs, rhs), g = inputs.split(","), g.astype(x.dtype)
     x_gradient = product(f"{out},{rhs}->{lhs}", g, kernel, x.dtype)
@@ -227,6 +232,7 @@ class Block(nn.Module):
         """
         c = self.config
         w = _declare(self, c, block_weights(c)) | self._beside_kernels()
+        # Attention: keys and values of all positions, queries of those that are kept.
         h = rms_norm(x_BxTxD, w["attention_norm"], c.rms_norm_eps)
         k = rotate(project(h, w, "k"), rope)
         v = project(h, w, "v")
@@ -236,6 +242,7 @@ class Block(nn.Module):
             rope_q = tuple(jnp.take(t, keep, axis=-2) for t in rope)
         q = rotate(project(h, w, "q"), rope_q)
         x = x + project(attend(q, k, v, cache), w, "o")
+        # Feed-forward, for the positions that are kept.
         h = rms_norm(x, w["mlp_norm"], c.rms_norm_eps)
         x = x + project(swiglu(project(h, w, "gate"), project(h, w, "up")), w, "down")
         return x, (k, v)
@@ -261,12 +268,13 @@ class Llama(nn.Module):
         c = self.config
         for name, value in _declare(self, c, outer_weights(c)).items():
             setattr(self, f"{name}_weight", value)
+        # Inside a scan, XLA cannot merge the recomputation with the forward pass anyway.
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         self.layers = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0},  # layer i reads slice i of every stacked weight
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, 0),  # rope and attend are shared, caches stacked
             length=c.num_hidden_layers - 1,
             unroll=c.num_hidden_layers - 1 if self.unroll else 1,
         )(c)
@@ -307,6 +315,7 @@ class Llama(nn.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Return the float32 logits [..., V] of the normed stream [..., D]."""
+        # A tied head is the table of embeddings, [V, D]; a head of its own is stored as [D, V].
         equation, table = ("nd,vd->nv", self.embed_weight)
         if not self.config.tie_word_embeddings:
             equation, table = "nd,dv->nv", self.head_weight
@@ -337,13 +346,14 @@ class Llama(nn.Module):
             float32 logits [B, T, V], or [B, A, V] with `at_BxA`.
         """
         B, T = inputs.shape[:2]
+        # Integers are token ids, anything else embeddings.
         is_tokens = jnp.issubdtype(inputs.dtype, jnp.integer)
         x = self.embed(inputs) if is_tokens else inputs.astype(self.config.dtype)
         positions = jnp.arange(T)[None] if positions_BxT is None else positions_BxT
         segments = jnp.ones((B, T), jnp.int32) if segments_BxT is None else segments_BxT
         attend = jax.tree_util.Partial(masked_attention, causal_mask(segments))
         x, _ = self.blocks(x, rope_tables(self.config, positions), attend)
-        if at_BxA is not None:
+        if at_BxA is not None:  # before the head, which is the largest product
             x = jnp.take_along_axis(x, at_BxA[:, :, None], axis=1)
         return self.logits(x)
 
