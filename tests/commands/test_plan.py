@@ -1,4 +1,4 @@
-"""`tpu.plan` without a TPU: its arithmetic, its messages; and, with libtpu, a row of its table."""
+"""Plans without a TPU: arithmetic and messages; and, with libtpu, a row of the table."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def traffic(function, *arguments) -> int:
 
 
 def test_traffic_of_layers_is_each_layers_weights_once() -> None:
-    """A loop over a stack reads a layer a round, not the stack a round."""
+    """A loop over a stack of layers reads one layer in each iteration, not the whole stack."""
     stack = jax.ShapeDtypeStruct((16, 256, 256), jnp.float32)
     x = jax.ShapeDtypeStruct((8, 256), jnp.float32)
 
@@ -209,7 +209,7 @@ ENTRY %main (a: f32[64,1024], i: s32[]) -> f32[64,1024] {
 
 
 def test_traffic_of_slices_updates_and_what_stays_on_the_chip() -> None:
-    """A row of 4 kB read into VMEM and from there written in place, and an index each time."""
+    """A row of 4 kB is read into VMEM and written from there in place, with an index each time."""
     assert memory_traffic_bytes(read_hlo(HLO), HLO) == 4096 + 4 + 4096 + 4
 
 
@@ -237,7 +237,7 @@ def program(name: str, **sizes: int) -> tuple[Estimate, LlamaConfig]:
 
 @pytest.mark.parametrize("model", [1, 2])
 def test_population_program(devices, model: int) -> None:
-    """Compiled FLOPs are the formula's; between candidates only their fitness is exchanged."""
+    """Compiled FLOPs match the formula; candidates exchange nothing but their fitness."""
     made, llama = program("population", model=model)
     assert made.flops == pytest.approx(made.formula_flops, rel=0.02)
     across = [e for e in made.exchanges if e.group_size != model]
@@ -269,7 +269,7 @@ def fake(population: int, bytes_each: int = 2**20, topology=V5E) -> Estimate:
 
 
 def test_largest_population(caplog) -> None:
-    """The edge is at 7,936 candidates of 1 MiB beside 8 GiB; found in a few compilations."""
+    """The limit is 7,936 candidates of 1 MiB beside 8 GiB; it is found in a few compilations."""
     caplog.set_level("INFO", "jaxalign")
     for start in (64, 4096, 100_000):
         tried: list[int] = []
@@ -324,10 +324,10 @@ def test_smallest_slice(caplog) -> None:
         ({"program": ("train",), "fit": "slice"}, "leave out `program`"),
         ({"model_parallel": 3}, "`model_parallel` 3 does not divide"),
         ({"prompt": SoftPromptConfig(placement="after")}, "cannot be planned yet"),
-        ({"attention": "pallas"}, "--attention pallas: weights split over devices leave"),
+        ({"attention": "pallas"}, "`attention` pallas: weights split over devices leave"),
         (
             {"topology": "v5p:2x2x1", "attention": "pallas"},
-            "--attention pallas: tpu has xla, splash",
+            "`attention` pallas: tpu has xla, splash",
         ),
     ],
 )

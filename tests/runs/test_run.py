@@ -1,4 +1,4 @@
-"""Run directories: what they keep, whom they refuse, and that a kill leaves nothing torn."""
+"""Run directories: what they keep, which runs they refuse, and that kills leave nothing torn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chunks by what keeps a device busy and by what fits; refusals before anything starts."""
+"""Chunks that keep a device busy and fit into memory; refusals before anything starts."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def matmul_scan(x, w):
 
 
 def module(*lines, header=""):
-    """One ENTRY computation in the form of a module's text."""
+    """Return a module's text with one ENTRY computation."""
     body = "\n".join(f"  {line}" for line in lines)
     return f"HloModule jit_f{header}\n\nENTRY %main (a: f32[]) -> f32[] {{\n{body}\n}}\n"
 
@@ -107,7 +107,7 @@ def test_unknown_loops_are_reported_and_can_be_given():
 
 
 def test_a_known_length_is_not_taken_for_a_given_one():
-    """Both loops have one name, as have the search's and the chunks' on a single chip."""
+    """Both loops share a name, like those over generations and chunks on a single chip."""
 
     def loops(x, n):
         for count in (n, 5):

@@ -40,6 +40,36 @@ def inputs(**settings) -> Inputs:
     return read_inputs(CultureSPASettings(**settings))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"countries": ("USA",)}, "`countries` USA"),
+        ({"countries": ("USA", "XXX")}, "XXX"),
+        ({"seeds": 0}, "`seeds` 0"),
+        ({"per_topic": 1}, "`per_topic` 1"),
+        ({"model": Path("/nowhere")}, "/nowhere"),
+        ({"survey": Path("/nowhere.json")}, "/nowhere.json"),
+        ({"guard": Path("/nowhere.csv")}, "/nowhere.csv"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(change, said):
+    with pytest.raises(UserError, match=said):
+        inputs(**change)
+
+
+def test_a_setting_that_fits_no_model_is_refused():
+    writing = dataclasses.replace(CultureSPASettings().writing, max_new_tokens=4000)
+    with pytest.raises(UserError, match=r"`writing\.max_new_tokens`"):
+        inputs(writing=writing)
+
+
+def test_leak_free_examples_come_from_another_survey():
+    found = inputs(examples="leak_free")
+    tested = {item.text for item in found.survey.items}
+    messages = found.prompts.lead_in("p3", "CHN", found.survey.items[0])
+    assert not any(text in m["content"] for m in messages for text in tested)
+
+
 def test_the_survey_whose_answers_are_shown_is_a_fact(tmp_path):
     """A run that goes on after --source was edited would mix two sources."""
     other = society_values_module()
@@ -169,8 +199,10 @@ def test_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
     assert set(found.survey.distributions) == {"USA", "CHN", "NGA"}
     targets = read_answered(files["survey"], "survey", files["distributions"], worded=False)
     assert targets.distributions == found.survey.distributions
-    for refuse in (lambda: inputs(survey=files["survey"]),
-                   lambda: read_answered(files["survey"], "survey", worded=False)):  # fmt: skip
+    for refuse in (
+        lambda: inputs(survey=files["survey"]),
+        lambda: read_answered(files["survey"], "survey", worded=False),
+    ):
         with pytest.raises(UserError, match=r"own\.csv: it does not say .* `distributions`"):
             refuse()
 
