@@ -54,7 +54,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.report.words import NO_DIFFERENCE
+from jaxalign.report.wording import NO_DIFFERENCE
 from jaxalign.stats import analysis_tables as describe
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis_case import (

@@ -15,7 +15,7 @@ from jaxalign.commands import reports
 from jaxalign.commands.score import Config, score_replies, summary
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain
-from jaxalign.report.words import NO_DIFFERENCE
+from jaxalign.report.wording import NO_DIFFERENCE
 from jaxalign.runs.console import main
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis import analyse
