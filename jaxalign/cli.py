@@ -33,7 +33,7 @@ COMMANDS = {
     "fine-tune": Command("fine_tune", "tune", "Fine-tune a model on your own conversations."),
     "write-questions": Command("write_questions", "run", "Let a model write survey questions."),
     "filter-questions": Command("filter_questions", "run", "Filter generated survey questions."),
-    "score": Command("score", "score_replies", "Score replies from any tool against a survey."),
+    "score": Command("score", "score", "Score replies from any tool against a survey."),
     "check": Command("check", "run", "Check whether a survey file can be used."),
     "plan": Command("plan.command", "run", "Plan a program for hardware you do not have."),
 }
