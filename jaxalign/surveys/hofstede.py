@@ -171,6 +171,7 @@ def targets(
                [80., 20.]], dtype=float32)
     """
     used_6 = _used(dimensions)
+    # Refuse what is unknown or missing before any array is made.
     scores = edition_scores(edition)
     for country in countries:
         if country not in scores:
@@ -178,6 +179,7 @@ def targets(
     lacking = {c: [d for d in dimensions if d not in scores[c]] for c in countries}
     if any(lacking.values()):
         raise UserError(_incomplete(lacking, edition, dimensions))
+    # Every dimension has a column, also those that do not count, so that scores line up with them.
     rows = [[scores[c].get(d, np.nan) for d in DIMENSIONS] for c in countries]
     return np.array(rows, np.float32).reshape(len(rows), len(DIMENSIONS)), used_6
 
@@ -214,6 +216,7 @@ def _unknown(country: str, edition: str | Path, scores: Mapping[str, object]) ->
 def _suggestion(wanted: str, known: tuple[str, ...]) -> str:
     """Return the codes nearest to `wanted`, by code or by name; all codes if none is near."""
     spelled = {**{_names()[c].lower(): c for c in known}, **{c.lower(): c for c in known}}
+    # Names and codes are compared with one list, so that "saudi arabia" finds SAU.
     near = difflib.get_close_matches(wanted.lower(), spelled, n=3, cutoff=0.6)
     if near:
         codes = dict.fromkeys(spelled[n] for n in near)
@@ -233,6 +236,7 @@ def _incomplete(
     ways = []
     if kept := [d for d in dimensions if d not in absent]:
         ways.append(f"leave them out with `dimensions` {' '.join(kept)}")
+    # Only editions that have all missing scores of all these countries help.
     if complete := [
         e
         for e in EDITIONS

@@ -324,10 +324,10 @@ def test_smallest_slice(caplog) -> None:
         ({"program": ("train",), "fit": "slice"}, "leave out `program`"),
         ({"model_parallel": 3}, "`model_parallel` 3 does not divide"),
         ({"prompt": SoftPromptConfig(placement="after")}, "cannot be planned yet"),
-        ({"attention": "pallas"}, "--attention pallas: weights split over devices leave"),
+        ({"attention": "pallas"}, "`attention` pallas: weights split over devices leave"),
         (
             {"topology": "v5p:2x2x1", "attention": "pallas"},
-            "--attention pallas: tpu has xla, splash",
+            "`attention` pallas: tpu has xla, splash",
         ),
     ],
 )

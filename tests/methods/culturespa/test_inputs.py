@@ -10,7 +10,6 @@ import pytest
 import tyro
 
 import jaxalign.commands.culturespa as culturespa
-from jaxalign.commands import score as score_replies
 from jaxalign.core.errors import UserError
 from jaxalign.lm.model import LM
 from jaxalign.methods.culturespa import pipeline
@@ -25,6 +24,7 @@ from jaxalign.methods.culturespa.inputs import (
 from jaxalign.methods.culturespa.select import Pair, Selection
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.pocket.society import held_out_survey, society_values_module
+from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.survey import Survey, to_json
 from jaxalign.training.packing import check_lengths
 from jaxalign.training.step import TrainConfig
@@ -197,11 +197,11 @@ def test_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
     files = own_csv(tmp_path, ("USA", "CHN", "NGA"))
     found = inputs(**files, countries=("USA", "CHN"))
     assert set(found.survey.distributions) == {"USA", "CHN", "NGA"}
-    targets = score_replies.read_targets(files["survey"], files["distributions"])
+    targets = read_answered(files["survey"], "survey", files["distributions"], worded=False)
     assert targets.distributions == found.survey.distributions
     for refuse in (
         lambda: inputs(survey=files["survey"]),
-        lambda: score_replies.read_targets(files["survey"]),
+        lambda: read_answered(files["survey"], "survey", worded=False),
     ):
         with pytest.raises(UserError, match=r"own\.csv: it does not say .* `distributions`"):
             refuse()

@@ -58,12 +58,12 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(study, capsys):
 
 
 def test_a_kernel_that_is_not_here_any_more_is_refused(study):
-    with pytest.raises(UserError, match="--attention splash: cpu has xla alone"):
+    with pytest.raises(UserError, match="`attention` splash: cpu has xla alone"):
         choose_how(Config(), study, make_mesh(), {"chunk": 7, "attention": "splash"})
 
 
 def test_asked_for_what_this_device_lacks(study):
-    with pytest.raises(UserError, match="--attention pallas"):
+    with pytest.raises(UserError, match="`attention` pallas"):
         choose_how(dataclasses.replace(Config(), attention="pallas"), study, make_mesh(), {})
 
 

@@ -69,6 +69,8 @@ def test_csv(tmp_path: Path) -> None:
     }
     assert recognise(path) == "own-csv"
     assert read_survey(path, distributions=shares).sha256 == survey.sha256
+    groups = put(tmp_path, SHARES.replace("country", "group").replace("USA", "Gen Z"), "groups.csv")
+    assert read_survey(path, groups).distributions.keys() == {"Gen Z", "CHN"}
     semicolons = put(tmp_path, CSV.replace('"Which one, if any?"', "Which one?").replace(",", ";"))
     assert len(read_survey(semicolons).items) == 3
     left_by_a_spreadsheet = put(tmp_path, CSV + ",,,,,\n   \n")
@@ -122,8 +124,12 @@ def test_every_fault_of_the_shares(tmp_path: Path) -> None:
         "row 4, column 'code': 'x' is not a whole",
         "row 5, column 'code': code 9 is not one ",
         "row 6, column 'share': '-1' is not a num",
-        "row 8, column 'code': country USA, item ",
+        "row 8, column 'code': code 2 of item a i",
     ]
+    for columns in ("item,code,share", "country,group,item,code,share"):
+        rows = [columns, ",".join("1" for _ in columns.split(","))]
+        with pytest.raises(UserError, match="row 1: give one of the columns country and group"):
+            check_csv(put(tmp_path, CSV), put(tmp_path, "\n".join(rows), "shares.csv"))
     shares = put(tmp_path, SHARES.replace("USA,b,7,1", "USA,b,7,0.9"), "shares.csv")
     with pytest.raises(UserError, match=r"row 4, column 'share': .*USA and b sum to 0\.9"):
         read_own_csv(put(tmp_path, CSV), shares)
