@@ -40,7 +40,7 @@ from jaxalign.report.document import (
 from jaxalign.report.drawing import Panel, drawings
 from jaxalign.report.palette import BLUE, INK, PURPLE, VERMILION
 from jaxalign.report.render import write_report
-from jaxalign.report.words import joined, number
+from jaxalign.report.wording import joined, number
 from jaxalign.stats.alignment import LINES
 
 _ROW_KEYS = (
