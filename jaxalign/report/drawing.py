@@ -138,7 +138,7 @@ def _handle(key: Key) -> Line2D:
     from matplotlib.lines import Line2D
 
     style = {"linestyle": key.line or "none", "marker": key.marker or None}
-    return Line2D([], [], color=key.colour, label=plain(key.words), linewidth=key.width, **style)
+    return Line2D([], [], color=key.colour, label=plain(key.label), linewidth=key.width, **style)
 
 
 def inline_svg(document: str, prefix: str) -> str:

@@ -64,7 +64,7 @@ import jax
 import numpy as np
 
 from jaxalign.core.errors import UserError
-from jaxalign.report.words import NO_DIFFERENCE
+from jaxalign.report.wording import NO_DIFFERENCE
 from jaxalign.stats import analysis_tables as sections
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis_case import (

@@ -18,13 +18,13 @@ _SPEC.loader.exec_module(hooks)
 
 
 def test_the_api_page_lists_every_public_name_once():
-    listed = re.findall(r"^::: jaxalign\.(\w+)$", hooks.api_page(), re.M)
-    assert sorted(listed) == sorted(jaxalign._HOMES)
+    listed = re.findall(r"^<!-- jaxalign\.([\w.]+) -->\n::: jaxalign\.", hooks.api_page(), re.M)
+    assert sorted(listed) == sorted([*jaxalign._HOMES, *hooks.ROOM_NAMES])
 
 
 def test_the_groups_of_the_api_page_name_public_names_only():
     named = {name for group in hooks.GROUPS.values() for name in group}
-    assert named <= set(jaxalign._HOMES)
+    assert named <= {*jaxalign._HOMES, *hooks.ROOM_NAMES}
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

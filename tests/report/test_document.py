@@ -14,7 +14,7 @@ import pytest
 from jaxalign.report.document import Document, Estimate, Listing, Note, Table, Text, section
 from jaxalign.report.figures import place_labels
 from jaxalign.report.render import to_html, to_markdown
-from jaxalign.report.words import NO_DIFFERENCE, number, tally, verdict
+from jaxalign.report.wording import NO_DIFFERENCE, number, tally, verdict
 from tests.support.pages import HOSTILE, Page
 
 

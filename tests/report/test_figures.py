@@ -57,7 +57,7 @@ def test_convergence(tmp_path: Path, count: int) -> None:
     assert 840 <= width <= 1950
     assert height <= 1000
     assert width == round(150 * {1: 5.6, 4: 2 * 3.7, 6: 3 * 3.7}[count])  # rows are filled evenly
-    assert [key.words for key in keys][:2] == [figures.BEST.words, figures.MEDIAN.words]
+    assert [key.label for key in keys][:2] == [figures.BEST.label, figures.MEDIAN.label]
     assert len(keys) == 5
     largest = max(v for v in (*best, *median, 81.0) if np.isfinite(v))
     for panel in panels:  # one scale for all, so that groups compare
@@ -118,7 +118,7 @@ def test_training_losses(tmp_path: Path) -> None:
     losses = {"trained on": {s: 9.0 / s for s in range(1, 31)}, "held out": {0: 2.0, 30: None}}
     panel, keys = figures.training_losses(losses)
     axes = drawn(panel)
-    assert [key.words for key in keys] == ["trained on", "held out"]
+    assert [key.label for key in keys] == ["trained on", "held out"]
     assert [line.get_marker() for line in axes.lines] == ["None", "o"]
     assert axes.get_yscale() == "log"  # 9 would hide 0.3
     np.testing.assert_array_equal(axes.lines[1].get_ydata(), [2.0, np.nan])

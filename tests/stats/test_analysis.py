@@ -12,7 +12,7 @@ import pytest
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain
-from jaxalign.report.words import NO_DIFFERENCE
+from jaxalign.report.wording import NO_DIFFERENCE
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis import analyse, score_replies
 from jaxalign.surveys.formats import culturespa

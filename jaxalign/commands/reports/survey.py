@@ -14,7 +14,7 @@ from jaxalign.commands.reports import survey_tables as tables
 from jaxalign.report.common import provenance
 from jaxalign.report.document import Document, Estimate, Listing, Note, Section, Text, section
 from jaxalign.report.render import write_report
-from jaxalign.report.words import chance_of_many, joined, number, tally, verdict, with_bounds
+from jaxalign.report.wording import chance_of_many, joined, number, tally, verdict, with_bounds
 
 _SIMULATED = (
     "Simulated: nobody was asked. A program made up the countries' answers to this survey, so no "
