@@ -210,8 +210,8 @@ if HAS_PEFT:
 
     @pytest.mark.reference
     def test_gradients_are_as_exact_as_those_of_torch(ours, folder):
-        """Both are compared with float64. Where the steps of Adam at epsilon 1e-8 would differ by more
-        than 1e-5, the gradients are no larger than their rounding errors."""
+        """Both are compared with float64. Where the steps of Adam at epsilon 1e-8 would differ by
+        more than 1e-5, the gradients are no larger than their rounding errors."""
         mine, (examples,) = ours["full"].gradients, ours["full"].trainer.data.examples(0)
         single, exact = (
             their_gradients(folder, dtype, examples) for dtype in (torch.float32, torch.float64)
