@@ -33,9 +33,8 @@ from jaxalign.core.files import check_new_file
 from jaxalign.lm.config import PRESETS, DType, LlamaConfig
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.lm.weights import abstract_params
-from jaxalign.methods.soft_prompt.objective import Objective, make_fitness
-from jaxalign.methods.soft_prompt.space import Space
-from jaxalign.optim.evolve import make_evolution
+from jaxalign.methods.soft_prompt import search
+from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.prompts import load_prompts
@@ -181,34 +180,14 @@ def lower_search(
     llama: LlamaConfig, layout: Layout, mesh: Mesh, population: int, generations: int, chunk: int
 ) -> jax.stages.Lowered:
     """Lower the search of `experiments.soft_prompt` for one country from shapes alone."""
-    M, D = layout.prompt_length, llama.hidden_size
-    fitness = make_fitness(llama, "expected", chunk)
-    strategy = Strategy(population=population)
-    evolution = make_evolution(strategy, M * D, fitness, mesh, [("USA", 0)])
-    objective = abstract_objective(llama, layout)
-    whole = replicated(mesh)
-    on_mesh = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), objective
-    )
-    return evolution.lower(generations, on_mesh)
-
-
-def abstract_objective(llama: LlamaConfig, layout: Layout) -> Objective:
-    """Return the objective of one country in the full space as `jax.ShapeDtypeStruct` leaves."""
-
-    def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    def context(params):
-        return prepare_items(llama, params, layout)
-
-    return Objective(
-        interview=jax.eval_shape(context, abstract_params(llama)),
-        scorer=jax.eval_shape(lambda: make_scorer(vsm())),
-        space=Space(array(1, layout.prompt_length, llama.hidden_size), array(), None),
-        target_Cx6=array(1, 6),
-        used_6=array(6, dtype=bool),
-        penalty=array(),
+    return search.lower_search(
+        llama,
+        layout,
+        Strategy(population=population),
+        SoftPromptConfig(length=layout.prompt_length),
+        mesh,
+        chunk=chunk,
+        generations=generations,
     )
 
 

@@ -27,9 +27,8 @@ from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.transformer import AXES
 from jaxalign.lm.weights import Params, abstract_params, block_weights, param_shardings
-from jaxalign.methods.soft_prompt.objective import Objective, make_fitness
-from jaxalign.methods.soft_prompt.space import SoftPromptConfig, Space
-from jaxalign.optim.evolve import make_evolution
+from jaxalign.methods.soft_prompt.search import lower_search
+from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runtime.sharding import DATA, MODEL, POPULATION, replicated
 from jaxalign.stats.vsm import Scorer
@@ -67,69 +66,27 @@ def lower_population(
     What a fused attention kernel computes is in neither count of FLOPs: the compiler does not look
     into it.
     """
-    dims = prompt.dims(config.hidden_size)
-    fitness = make_fitness(config, "expected", chunk)
-    evolution = make_evolution(strategy, dims, fitness, mesh, [("USA", 0)])
     share = -(-strategy.population // mesh.shape[POPULATION])
     computed = -(-share // chunk) * chunk
     flops = candidate_flops(config, layout)
     counted = flops.total - (0 if kernel == "xla" else flops.attention)
-    objective = abstract_objective(config, layout, prompt, mesh, kernel)
+    lowered = lower_search(
+        config,
+        layout,
+        strategy,
+        prompt,
+        mesh,
+        chunk=chunk,
+        generations=_GENERATIONS,
+        kernel=kernel,
+    )
     return Program(
         name="population",
-        lowered=evolution.lower(_GENERATIONS, objective),
+        lowered=lowered,
         unit="generation",
         units=_GENERATIONS,
         loop_trips=1,  # the loop over countries
         formula_flops=computed * counted / mesh.shape[MODEL],
-    )
-
-
-def abstract_objective(
-    config: LlamaConfig, layout: Layout, prompt: SoftPromptConfig, mesh: Mesh, kernel: Kernel
-) -> Objective:
-    """What the fitness reads: weights by the sharding table, everything else whole everywhere."""
-    whole = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
-    numbers = functools.partial(whole, dtype=jnp.float32)
-    Q, O = layout.sequences.shape[:2]  # noqa: E741
-    M, D, Z = prompt.length, config.hidden_size, prompt.projection_dims
-    return Objective(
-        interview=abstract_context(config, layout, mesh, kernel),
-        scorer=Scorer(
-            valid=whole((Q, O), jnp.bool_),
-            codes=numbers((Q, O)),
-            columns=whole((24,), jnp.int32),
-            constants=numbers((6,)),
-        ),
-        space=Space(
-            start=numbers((1, M, D)),
-            scale=numbers(()),
-            matrix=None if prompt.projection == "none" else numbers((Z, M, D)),
-        ),
-        target_Cx6=numbers((1, 6)),
-        used_6=whole((6,), jnp.bool_),
-        penalty=numbers(()),
-    )
-
-
-def abstract_context(
-    config: LlamaConfig, layout: Layout, mesh: Mesh, kernel: Kernel
-) -> PreparedItems:
-    """`answer.prepare_items` in shapes."""
-    params = abstract_weights(config, mesh)
-    shapes = jax.eval_shape(lambda params: prepare_items(config, params, layout, kernel), params)
-    context = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
-    )
-    return context.replace(params=params)
-
-
-def abstract_weights(config: LlamaConfig, mesh: Mesh) -> Params:
-    """Every parameter's shape, dtype and place on the mesh."""
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        abstract_params(config),
-        param_shardings(config, mesh),
     )
 
 
