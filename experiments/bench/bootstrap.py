@@ -18,7 +18,8 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.runs.console import main, print_table
-from jaxalign.stats.comparison import METRICS, ItemStats, compare, item_stats
+from jaxalign.stats.comparison import ItemStats, compare, item_stats
+from jaxalign.stats.metrics import DEFAULT_METRICS
 from jaxalign.surveys.tables import Tables
 
 
@@ -50,7 +51,8 @@ def bench(config: Config) -> None:
     rows = [_row(config, systems) for systems in config.sets]
     print_table(
         f"Question bootstrap: {config.countries} countries × {config.items} items × "
-        f"{len(METRICS)} metrics, {config.resamples:,} resamples, {jax.devices()[0].device_kind}",
+        f"{len(DEFAULT_METRICS)} metrics, {config.resamples:,} resamples, "
+        f"{jax.devices()[0].device_kind}",
         ("sets of answers", "seconds", "processor seconds", "seconds to compile"),
         rows,
     )
@@ -78,6 +80,7 @@ def synthetic_stats(config: Config, systems: int) -> ItemStats:
         systems: Number of answer sets per country.
     """
     random = np.random.default_rng(config.seed)
+    # Padding: an item has between 2 and 11 options, and shares past them are zero.
     options_Q = random.integers(2, 12, config.items)
     valid_QxO = np.arange(options_Q.max()) < options_Q[:, None]
     shape = (config.countries, *valid_QxO.shape)

@@ -72,6 +72,7 @@ def bench(config: Config) -> dict[str, Any]:
         raise UserError("the comparison needs torch: pip install torch==2.13.0")
     params = init_params(MODEL, jax.random.key(config.seed))
     random = np.random.default_rng(config.seed)
+    # Unequal lengths, as in practice: padding is part of what is compared.
     lengths = random.integers(8, 97, config.batch)
     prompts = [random.integers(0, MODEL.vocab_size, n).tolist() for n in lengths]
     sampling = Sampling(config.new_tokens, temperature=0.0)
@@ -81,6 +82,7 @@ def bench(config: Config) -> dict[str, Any]:
     }
     seconds, replies = _take_turns(tools, config.repeats)
     tokens = config.batch * config.new_tokens
+    # No stop tokens: every reply has its full length, so both tools produce the same number.
     rates = {tool: tokens / statistics.median(taken) for tool, taken in seconds.items()}
     same = sum(a == b for a, b in zip(*replies.values(), strict=True))
     title = f"Greedy replies, {config.batch} prompts × {config.new_tokens} tokens, float32"
@@ -107,6 +109,7 @@ def _take_turns(
     """
     seconds: dict[str, list[float]] = {tool: [] for tool in tools}
     replies: dict[str, Replies] = {}
+    # One round more than is counted: the first one compiles.
     with Progress((repeats + 1) * len(tools), step="call", unit="calls") as bar:
         for turn in range((repeats + 1) * len(tools)):
             tool = list(tools)[turn % len(tools)]
@@ -128,6 +131,7 @@ def _transformers(params: Any, prompts: Replies, new_tokens: int) -> Callable[[]
     with tempfile.TemporaryDirectory(prefix="jaxalign-bench-") as folder:
         save_checkpoint(Path(folder) / "model", params, MODEL)
         model = LlamaForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32).eval()
+    # Padding on the left: new tokens of all prompts then start at the same position.
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])

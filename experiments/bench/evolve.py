@@ -179,8 +179,10 @@ def measure(
     """
     strategy = Strategy(algorithm=algorithm, population=population)
     mesh = make_mesh(jax.devices()[:1])
+    # One device: ask and tell are computed by every device for all candidates anyway.
     evolution = make_evolution(strategy, dims, first_coordinate, mesh, [("USA", 0)])
     compiled = evolution.lower(1).compile()
+    # The program's own report, plus the initial population that is passed in.
     needed = needed_bytes(compiled) + 4 * population * dims
     free = available_bytes(jax.devices()[0])
     moved_bytes = program_bytes(compiled)
@@ -222,6 +224,7 @@ def generation_seconds(evolution: Evolution, repeats: int) -> float:
     """Return the median seconds of one generation, after one warm-up that is not counted."""
     shape = (1, evolution.population, evolution.num_dims)
     state = evolution.init(jax.random.normal(jax.random.key(0), shape, jnp.float32))
+    # `run` consumes its state, so every call goes on from the one before.
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
@@ -292,6 +295,7 @@ def plot(path: Path, rows: list[Row]) -> None:
             label = f"{key[0]}, {key[1]} candidates"
             shares = [100 * r.share for r in timed]
             axes.loglog([r.dims for r in timed], shares, style, color=colours[key[1]], label=label)
+    # For each number of dimensions, the population with the largest estimated share.
     moved = [(r.dims, max(100 * s.moved_share for s in rows if s.dims == r.dims)) for r in rows]
     label = "accelerator, estimated from bytes moved (largest)"
     axes.loglog(*zip(*sorted(set(moved)), strict=True), "--", color="0.4", label=label)

@@ -145,6 +145,7 @@ def measure(axis: str, size: Size, chunk: int, repeats: int) -> Point:
 def generated_layout(items: int) -> Layout:
     """Return the token plan of items with 4 options that share nothing but the instruction."""
     random = np.random.default_rng(0)
+    # Distinct first tokens: the items' branches split right after the instruction.
     texts = random.integers(10, 400, (items, ITEM_TOKENS))
     texts[:, 0] = 10 + np.arange(items) % 400
     options = [[(500 + o,)] for o in range(OPTIONS)]
@@ -154,6 +155,7 @@ def generated_layout(items: int) -> Layout:
 def make_search(candidates: int, chunk: int) -> Evolution:
     """Return a search for a prompt under which every item gets its first option."""
 
+    # Any smooth fitness would do; what is measured is the evaluation of the prompts.
     def fitness(
         candidates_PxZ: jax.Array, country_P: jax.Array, context: PreparedItems
     ) -> jax.Array:
@@ -170,6 +172,7 @@ def run_seconds(evolution: Evolution, size: Size, context: PreparedItems, repeat
     shape = (1, size.candidates, evolution.num_dims)
     first = 0.02 * jax.random.normal(jax.random.key(1), shape, jnp.float32)
     state = evolution.init(first, context)
+    # The fastest run is the least disturbed by other processes.
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
@@ -238,6 +241,7 @@ def plot(
             if slope is not None:
                 label = f"{label}, slope {slope:.2f}"
             panel.loglog(sizes, relative, marker + "-", color=colour, label=label)
+        # The dotted line is proportional growth from the smallest size.
         first = sizes[0]
         ends = np.array([first, sizes[-1]])
         panel.loglog(ends, ends / first, ":", color="black", label="proportional")

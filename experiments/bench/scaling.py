@@ -161,6 +161,7 @@ def read_point(
         population: Number of candidates.
         generations: Number of generations in the program.
     """
+    # What one device would do if the formula's work were divided evenly.
     share = population * candidate_flops(llama, layout).total / mesh.devices.size
     flops = facts.dot_flops / generations
     return Point(

@@ -26,8 +26,8 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file, write_json
 from jaxalign.runs import Run, check_run
 from jaxalign.runs.console import print_table
+from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis import analyse
-from jaxalign.stats.culture_lines import LINES
 from jaxalign.surveys.formats import read_with_shares
 from jaxalign.surveys.replies import Answers, Numbering, ReaderName, read_answers
 from jaxalign.surveys.reply_files import Mode, Replies, read_replies

@@ -1,1 +1,10 @@
-"""The machine underneath: devices, hosts, memory, and what compiled programs do."""
+"""Processes, devices and compiled programs; knows neither models nor surveys.
+
+hosts           many processes that run one program
+sharding        the device mesh, and the table from logical axes to mesh axes
+memory          whether a compiled program fits into the memory of a device
+hlo             the text of a compiled program as instructions
+program_facts   matrix products, exchanges and copies of a compiled program
+traffic         bytes that it moves between a chip and its memory
+topology        chips that this machine does not have, described to their compilers
+"""

@@ -1,8 +1,9 @@
-"""XLA's text of an optimised module as instructions, each with how often it is executed.
+"""XLA's text of an optimised module, parsed into instructions that carry how often each runs.
 
-The grammar is that of HLO text (openxla.org/xla/operation_semantics): computations, whose
-instructions call others as loops, branches, fusions and async pieces. A loop's trip count is what
-XLA states, else what its counter and bound say where both are plain; it is never guessed.
+The grammar is that of HLO text (openxla.org/xla/operation_semantics). A module consists of
+computations, whose instructions call other computations as loops, branches, fusions and
+asynchronous pieces. The trip count of a loop is the one XLA states, or else follows from its
+counter and its bound where both are constants; it is never guessed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _BRANCHES = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One array: XLA's name of the dtype ("f32", "bf16"), and its dimensions."""
+    """Dtype, by XLA's name ("f32", "bf16"), and dimensions of one array."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -36,33 +37,59 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation. `times` is None inside a loop whose trip count is not known."""
+    """One line of a computation.
+
+    Attributes:
+        name: Its name, with the leading %.
+        opcode: What it does, such as "dot".
+        shapes: Shape of the result; several if it is a tuple.
+        operands: Names of the operands.
+        attributes: The rest of the line after the operands.
+        literal: The text between the parentheses: a constant's value, a parameter's number.
+        operand_shapes: Shapes of the operands, known once the module is executed.
+        times: How often it runs; None inside a loop whose trip count is not known.
+        fused: Whether it is part of a fusion and writes no buffer itself.
+    """
 
     name: str
     opcode: str
-    shapes: tuple[Shape, ...]  # of the result; several for a tuple
+    shapes: tuple[Shape, ...]
     operands: tuple[str, ...]
-    attributes: str  # what the line says after its operands
-    literal: str  # what stands between the parentheses: a constant's value, a parameter's number
+    attributes: str
+    literal: str
     operand_shapes: tuple[Shape, ...] = ()
     times: int | None = 1
-    fused: bool = False  # part of a fusion: writes no buffer of its own
+    fused: bool = False
 
     @property
     def op_name(self) -> str:
         """Where JAX made it, such as jit(f)/while/body/dot_general; "" where XLA does not say."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
 
 
 class Module:
-    """Computations by name, each a dict of its instructions by name.
+    """A parsed module.
 
-    trips: of loops whose trip count the text does not tell, by instruction name or `op_name`;
-    `unknown` gathers those that are missing there while `execute` runs. ValueError for other text.
+    Attributes:
+        computations: Instructions by name, by computation.
+        roots: Name of the instruction that is a computation's result, by computation.
+        entry: The computation that the program starts with.
+        devices: Number of devices that the program runs on.
+        unknown: Loops without a known trip count that `execute` has met.
     """
 
     def __init__(self, text: str, trips: Mapping[str, int]) -> None:
+        """Parse a module.
+
+        Args:
+            text: HLO text.
+            trips: Trip counts of loops for which the text states none, by the name or the `op_name`
+                of the while instruction.
+
+        Raises:
+            ValueError: The text is not that of a module.
+        """
         self.trips, self.unknown = trips, []
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.roots: dict[str, str] = {}
@@ -82,7 +109,11 @@ class Module:
             raise ValueError("this is not the text of an HLO module: it has no ENTRY computation")
 
     def execute(self, cost: Callable[[tuple[Instruction, ...]], Any]) -> Iterator[Instruction]:
-        """Every instruction executed, with how often; of a conditional the dearest branch."""
+        """Yield every instruction that runs, with how often.
+
+        Args:
+            cost: Compares the branches of a conditional; only the most expensive one is yielded.
+        """
         return self._execute(self.entry, 1, False, cost)
 
     def _execute(
@@ -90,9 +121,10 @@ class Module:
     ) -> Iterator[Instruction]:
         lines = self.computations[name]
         for i in lines.values():
+            # Operands are instructions of the same computation, which come earlier in the text.
             read = tuple(shape for o in i.operands if o in lines for shape in lines[o].shapes)
             yield dataclasses.replace(i, operand_shapes=read, times=times, fused=fused)
-            inner = times
+            inner = times  # how often the computations that this instruction calls run
             if i.opcode == "while":
                 trips = self._trip_count(name, i)
                 inner = None if times is None or trips is None else times * trips
@@ -106,10 +138,10 @@ class Module:
                 yield from max(options, key=cost)
 
     def _trip_count(self, computation: str, loop: Instruction) -> int | None:
-        """As XLA states it, of a counter that steps up to a constant, or as given; else None."""
+        """Return a loop's trip count: stated by XLA, counted, or given by the caller; else None."""
         if stated := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(stated[1])
-        # Counted before it is looked up: loops of known and of unknown length may share a name.
+        # Count before looking it up: loops of known and of unknown length may share an `op_name`.
         trips = self._counted_trips(computation, loop)
         for name in (loop.name, loop.op_name):
             trips = self.trips.get(name) if trips is None else trips
@@ -118,6 +150,11 @@ class Module:
         return trips
 
     def _counted_trips(self, computation: str, loop: Instruction) -> int | None:
+        """Return the trip count of a loop whose counter steps from one constant up to another.
+
+        The loop carries a tuple. One element of it is the counter: the condition compares it with
+        the bound, and the body adds a constant to it.
+        """
         condition = re.search(r"\bcondition=(%[\w.\-]+)", loop.attributes)[1]
         body = re.search(r"\bbody=(%[\w.\-]+)", loop.attributes)[1]
         before = self.computations[computation].get(loop.operands[0])
@@ -126,7 +163,7 @@ class Module:
             return None
 
         def constant(value: Instruction | None) -> int | None:
-            """Of a constant, or of one that the loop's tuple carries along unchanged."""
+            """Return the value of a constant, which the loop may carry along unchanged."""
             index = _element(value)
             if index is None:
                 return _constant(value)
@@ -134,11 +171,13 @@ class Module:
                 return None
             return _constant(self._source(computation, before.operands[index]))
 
+        # The condition must be `counter < bound`, with constants for the start and the bound.
         test, (counter, bound) = self._root(condition)
         index, end = _element(counter), constant(bound)
         if test.opcode != "compare" or "direction=LT" not in test.attributes or index is None:
             return None
         start = _constant(self._source(computation, before.operands[index]))
+        # The body must hand on `counter + step` as the same element of the tuple.
         added, terms = self._resolve(body, after.operands[index])
         steps = [constant(t) for t in terms if _element(t) != index]
         if added.opcode != "add" or len(steps) != 1 or None in (start, end, *steps) or steps[0] < 1:
@@ -149,7 +188,10 @@ class Module:
         return self._resolve(computation, self.roots[computation])
 
     def _resolve(self, computation: str, name: str) -> tuple[Instruction, list[Instruction | None]]:
-        """The instruction that makes a value and its operands, seen through copies and fusions."""
+        """Return the instruction that makes a value, and its operands.
+
+        Looks through copies and into fusions, whose parameters are replaced by what is passed.
+        """
         made = self._source(computation, name)
         operands = [self._source(computation, o) for o in made.operands]
         if made.opcode != "fusion":
@@ -163,6 +205,7 @@ class Module:
         return inner, outer
 
     def _source(self, computation: str, name: str) -> Instruction:
+        """Return the instruction that a value is copied, cast or converted from."""
         made = self.computations[computation][name]
         while made.opcode in ("copy", "bitcast", "convert"):
             made = self.computations[computation][made.operands[0]]
@@ -170,22 +213,23 @@ class Module:
 
 
 def _read_line(line: str) -> Instruction | None:
-    """`%name = type opcode(operands), attributes`; None for any other line."""
-    found = re.match(r"\s+(?:ROOT )?(%[\w.\-]+) = ", line)
-    if not found:
+    """Parse `%name = type opcode(operands), attributes`; return None for any other line."""
+    match = re.match(r"\s+(?:ROOT )?(%[\w.\-]+) = ", line)
+    if not match:
         return None
-    rest = line[found.end() :]
+    rest = line[match.end() :]
+    # A tuple's type stands in parentheses and may hold blanks; any other type ends at a blank.
     cut = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
     kind, call = rest[:cut], rest[cut:].lstrip()
     opcode, call = call.split("(", 1)
     end = _closing("(" + call) - 1
     inside, attributes = call[:end], call[end + 1 :]
     operands = tuple(re.findall(r"%[\w.\-]+", inside))
-    return Instruction(found[1], opcode, _shapes(kind), operands, attributes, inside)
+    return Instruction(match[1], opcode, _shapes(kind), operands, attributes, inside)
 
 
 def _closing(text: str) -> int:
-    """Index of the parenthesis that closes the one `text` starts with."""
+    """Return the index of the parenthesis that closes the one `text` starts with."""
     depth = 0
     for match in re.finditer(r"[()]", text):
         depth += 1 if match[0] == "(" else -1
@@ -202,13 +246,13 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 
 def _constant(made: Instruction | None) -> int | None:
-    """The value of an integer constant."""
+    """Return the value of an integer constant; None for any other instruction."""
     is_number = made is not None and made.opcode == "constant"
     return int(made.literal) if is_number and re.fullmatch(r"-?\d+", made.literal) else None
 
 
 def _element(made: Instruction | None) -> int | None:
-    """Which element of the loop's tuple is read."""
+    """Return which element of a tuple an instruction reads; None if it reads none."""
     if made is None or made.opcode != "get-tuple-element":
         return None
     return int(re.search(r"\bindex=(\d+)", made.attributes)[1])

@@ -1,4 +1,4 @@
-"""Will a compiled program fit? Asked before anything long starts."""
+"""Whether a compiled program will fit into memory, checked before anything long starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from jaxalign.runtime.hosts import agreed
 
 
 def needed_bytes(compiled: Any) -> int:
-    """Bytes per device that a compiled program holds at once, by the compiler's own report."""
+    """Return the bytes per device that a compiled program holds at once, as the compiler reports.
+
+    Outputs that take over the buffer of an argument ("aliased") count once.
+    """
     report = compiled.memory_analysis()
     return int(
         report.argument_size_in_bytes
@@ -25,9 +28,9 @@ def needed_bytes(compiled: Any) -> int:
 
 
 def available_bytes(device: jax.Device) -> int | None:
-    """Memory that programs on this device may use; of a CPU device its share of what is free.
+    """Return the memory that programs may use on a device; None if the platform does not say.
 
-    None where the platform does not say.
+    The devices of a CPU share what the host has free, in equal parts.
     """
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -47,26 +50,42 @@ def _free_host_bytes(meminfo: Path, devices: int) -> int | None:
 
 
 def busy_chunk(tokens_per_row: int, platform: str) -> int:
-    """Rows to compute at a time so that a device is busy: a power of two, by tokens a pass.
+    """Return how many rows to compute at a time so that a device is busy.
 
-    On CPU about 2,000 tokens were fastest (0.9M parameters; 15 % slower at twice as many, where
-    activations leave the caches). Elsewhere not measured: set well above the few hundred tokens at
-    which bfloat16 products become bound by arithmetic. On a GPU more, because each pass copies a
-    layer's weights out of their stack: by bytes 4 % of an H200's time at 8,192 tokens.
+    On CPU about 2,000 tokens a pass were fastest (0.9M parameters; 15 % slower at twice as many,
+    where activations leave the caches). Elsewhere this is not measured: the number is set well
+    above the few hundred tokens at which bfloat16 products become bound by arithmetic. A GPU gets
+    more, because each pass copies a layer's weights out of their stack: in bytes, 4 % of an H200's
+    time at 8,192 tokens.
+
+    Args:
+        tokens_per_row: Tokens of one row.
+        platform: JAX's name of the platform: "cpu", "gpu" or "tpu".
+
+    Returns:
+        A power of two.
     """
-    wanted = {"cpu": 2048, "gpu": 16384}.get(platform, 8192)
-    return 1 << max(0, math.ceil(math.log2(wanted / tokens_per_row)))
+    tokens_per_pass = {"cpu": 2048, "gpu": 16384}.get(platform, 8192)
+    # Rounded up: rather a few tokens too many than half a pass.
+    return 1 << max(0, math.ceil(math.log2(tokens_per_pass / tokens_per_row)))
 
 
 def fitting_chunk(
     build: Callable[[int], Any], chunk: int, device: jax.Device, remedy: str, fixed: bool = False
 ) -> tuple[int, int]:
-    """`chunk`, or the largest half, quarter ... of it whose compiled program fits, and its bytes.
+    """Return the largest chunk whose compiled program fits, and the bytes the program needs.
 
-    `build` compiles for a chunk; `fixed`: no other than `chunk` will do. UserError, with `remedy`,
-    where none fits.
+    Args:
+        build: Compiles the program for a chunk.
+        chunk: The chunk to try first; then its half, its quarter and so on.
+        device: Where the program will run.
+        remedy: What the user can do if even one row does not fit, for the message.
+        fixed: Whether no other chunk than `chunk` will do.
+
+    Raises:
+        UserError: No chunk fits.
     """
-    # Process 0's memory counts for all: processes of other chunks would wait for each other.
+    # Process 0's memory counts for all: processes with different chunks would wait for each other.
     available = agreed(available_bytes(device) or 0)
     while chunk > 1 and available and not fixed:
         needed = needed_bytes(build(chunk))
@@ -77,7 +96,11 @@ def fitting_chunk(
 
 
 def check_fits(compiled: Any, device: jax.Device, remedy: str) -> int:
-    """The program's bytes per device. UserError, with `remedy`, when the device has fewer."""
+    """Return the bytes per device that a compiled program needs.
+
+    Raises:
+        UserError: The device has fewer; the message ends with `remedy`.
+    """
     needed, available = needed_bytes(compiled), available_bytes(device)
     if available is not None and needed > available:
         raise UserError(

@@ -1,9 +1,10 @@
 """What a compiled program does, read from its optimised HLO text: products, exchanges, copies.
 
-XLA's own `cost_analysis()` counts a loop's body once, however often it runs. Here every instruction
-carries how often it is executed: the product of the trip counts of the loops around it. Reads what
-XLA writes for CPU (dots inside fusions), GPU (cuBLAS and Triton calls) and TPU (convolutions,
-of which only taps that meet an element count: batch dimensions are written as dilated windows).
+XLA's own `cost_analysis()` counts the body of a loop once, however often it runs. Here every
+instruction carries how often it runs: the product of the trip counts of the loops around it. The
+text may be what XLA writes for CPU (dots inside fusions), GPU (cuBLAS and Triton calls) or TPU
+(convolutions, in which batch dimensions are written as dilated windows, so that only the taps that
+meet an element are counted).
 """
 
 from __future__ import annotations
@@ -21,13 +22,31 @@ from jaxalign.runtime.hlo import Instruction, Module, Shape
 
 # Opcodes that name or regroup buffers without writing one.
 FREE = frozenset(
-    ("parameter", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional",
-     "constant", "opt-barrier", "add-dependency", "after-all", "partition-id", "replica-id")
-)  # fmt: skip
+    (
+        "add-dependency",
+        "after-all",
+        "bitcast",
+        "call",
+        "conditional",
+        "constant",
+        "get-tuple-element",
+        "opt-barrier",
+        "parameter",
+        "partition-id",
+        "replica-id",
+        "tuple",
+        "while",
+    )
+)
 _COLLECTIVES = (
-    "all-gather", "all-reduce", "all-to-all", "collective-broadcast", "collective-permute",
-    "ragged-all-to-all", "reduce-scatter",
-)  # fmt: skip
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,55 +72,71 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device, by the compiler's report."""
+    """Bytes on one device, as the compiler reports them."""
 
     arguments: int
     outputs: int
-    aliased: int  # outputs that take over an argument's buffer
+    aliased: int  # of outputs that take over the buffer of an argument
     temporaries: int
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramFacts:
-    """What one device executes."""
+    """What one device executes.
+
+    Attributes:
+        instructions: All instructions, those inside loops and fusions included.
+        dots: The matrix products among them.
+        collectives: The exchanges between devices among them.
+        unknown_loops: Loops whose trip count is neither known nor given.
+        other_calls: Library calls that are not counted among `dots`.
+        memory: What the compiler reports; None for facts that are read from text alone.
+    """
 
     instructions: tuple[Instruction, ...]
     dots: tuple[Dot, ...]
     collectives: tuple[Collective, ...]
-    unknown_loops: tuple[str, ...]  # loops whose trip count is neither known nor given
-    other_calls: tuple[str, ...]  # library calls that are not counted among `dots`
+    unknown_loops: tuple[str, ...]
+    other_calls: tuple[str, ...]
     memory: Memory | None
 
     @property
     def dot_flops(self) -> int:
-        """FLOPs of all matrix products. ValueError if one is in a loop of unknown length."""
+        """FLOPs of all matrix products; ValueError if one is in a loop of unknown length."""
         return sum(dot.flops * self._times(dot) for dot in self.dots)
 
     @property
     def collective_bytes(self) -> int:
-        """Bytes of all exchanges. ValueError if one is in a loop of unknown length."""
+        """Bytes of all exchanges; ValueError if one is in a loop of unknown length."""
         return sum(c.bytes * self._times(c) for c in self.collectives)
 
     def instructions_shaped(
         self, dims: tuple[int, ...], opcodes: frozenset[str] | None = None
     ) -> tuple[Instruction, ...]:
-        """Instructions outside fusions with a result of exactly these dimensions."""
+        """Return the instructions outside fusions with a result of exactly these dimensions.
+
+        Args:
+            dims: The dimensions, in order.
+            opcodes: Which opcodes to return; default: all.
+        """
         return tuple(
             i
             for i in self.instructions
-            if not i.fused and (opcodes is None or i.opcode in opcodes)
+            if not i.fused
+            and (opcodes is None or i.opcode in opcodes)
             and any(s.dims == dims for s in i.shapes)
-        )  # fmt: skip
+        )
 
     def copies_of_shape(self, dims: tuple[int, ...]) -> tuple[Instruction, ...]:
-        """Instructions that write a buffer with as many elements as `dims`, in whatever order."""
+        """Return the instructions that write a buffer of as many elements as `dims` has."""
         size = math.prod(dims)
         return tuple(
             i
             for i in self.instructions
-            if not i.fused and i.opcode not in FREE
+            if not i.fused
+            and i.opcode not in FREE
             and any(math.prod(s.dims) == size for s in i.shapes)
-        )  # fmt: skip
+        )
 
     def _times(self, part: Dot | Collective) -> int:
         if part.times is None:
@@ -113,20 +148,26 @@ class ProgramFacts:
 
 
 def read_program(compiled: Any, trips: Mapping[str, int] = MappingProxyType({})) -> ProgramFacts:
-    """The facts of a `jax.stages.Compiled`.
+    """Return the facts of a compiled program.
 
-    trips: how often loops of unknown length run, by the while instruction's name or `op_name`.
+    Args:
+        compiled: A `jax.stages.Compiled`.
+        trips: How often loops of unknown length run, by the name or the `op_name` of the while
+            instruction.
     """
-    report = compiled.memory_analysis()
-    memory = None if report is None else Memory(
-        report.argument_size_in_bytes, report.output_size_in_bytes,
-        report.alias_size_in_bytes, report.temp_size_in_bytes,
-    )  # fmt: skip
+    memory = None
+    if (report := compiled.memory_analysis()) is not None:
+        memory = Memory(
+            arguments=report.argument_size_in_bytes,
+            outputs=report.output_size_in_bytes,
+            aliased=report.alias_size_in_bytes,
+            temporaries=report.temp_size_in_bytes,
+        )
     return dataclasses.replace(read_hlo(compiled.as_text(), trips), memory=memory)
 
 
 def read_hlo(text: str, trips: Mapping[str, int] = MappingProxyType({})) -> ProgramFacts:
-    """The same from the text of an optimised module; `memory` is None."""
+    """Return the facts of an optimised module from its text alone; `memory` is None."""
     module = Module(text, trips)
     executed = tuple(module.execute(_cost))
     dots, collectives, other = [], [], []
@@ -146,17 +187,18 @@ def read_hlo(text: str, trips: Mapping[str, int] = MappingProxyType({})) -> Prog
 
 
 def _target(i: Instruction) -> str:
-    found = re.search(r'custom_call_target="([^"]*)"', i.attributes)
-    return found[1] if found else i.name
+    """Return the library function that a custom call calls."""
+    match = re.search(r'custom_call_target="([^"]*)"', i.attributes)
+    return match[1] if match else i.name
 
 
 def _cost(branch: tuple[Instruction, ...]) -> tuple[int, int]:
-    """For choosing among branches: FLOPs, then instructions."""
+    """Return what the branches of a conditional are compared by: FLOPs, then instructions."""
     return sum((_flops(i) or 0) * (i.times or 1) for i in branch), len(branch)
 
 
 def _flops(i: Instruction) -> int | None:
-    """Of one execution; None for what is no matrix product."""
+    """Return the FLOPs of one execution; None if the instruction is no matrix product."""
     operands = [shape.dims for shape in i.operand_shapes]
     if i.opcode in ("dot", "scaled-dot"):
         contracted = _numbers(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)
@@ -169,20 +211,24 @@ def _flops(i: Instruction) -> int | None:
         contracted = [len(operands[0]) - last]
     else:
         return None
+    # Each element of the result sums `inner` products: one multiply and one add each.
     inner = math.prod(operands[0][d] for d in contracted)
     return 2 * math.prod(i.shapes[0].dims) * inner
 
 
 def _numbers(pattern: str, text: str) -> list[int]:
-    found = re.search(pattern, text)
-    if not found:
+    """Return the integers in the first group of a pattern."""
+    match = re.search(pattern, text)
+    if not match:
         raise ValueError(f"no {pattern!r} in {text[:200]!r}")
-    return [int(n) for n in re.findall(r"\d+", found[1])]
+    return [int(n) for n in re.findall(r"\d+", match[1])]
 
 
 def _convolution_flops(
     attributes: str, lhs: tuple[int, ...], kernel: tuple[int, ...], out: tuple[int, ...]
 ) -> int:
+    """Return the FLOPs of a convolution from its attributes and the dimensions of its arrays."""
+    # Labels such as bf_io->bf: b batch, f feature, i and o features of the kernel, digits space.
     lhs_labels, kernel_labels, out_labels = re.split(
         r"_|->", re.search(r"dim_labels=([\w?]+->\w+)", attributes)[1]
     )
@@ -192,21 +238,25 @@ def _convolution_flops(
     window = re.search(r"window=\{([^}]*)\}", attributes)
     fields = dict(part.split("=") for part in window[1].split()) if window else {}
     for axis in (c for c in kernel_labels if c.isdigit()):
-        sizes = (s[labels.index(axis)] for s, labels in (
-            (lhs, lhs_labels), (kernel, kernel_labels), (out, out_labels)))  # fmt: skip
+        sizes = (
+            dims[labels.index(axis)]
+            for dims, labels in ((lhs, lhs_labels), (kernel, kernel_labels), (out, out_labels))
+        )
         products *= _taps(*sizes, {k: v.split("x")[int(axis)] for k, v in fields.items()})
     return 2 * products
 
 
 def _taps(lhs: int, kernel: int, out: int, window: dict[str, str]) -> int:
-    """Pairs of output position and kernel tap that meet an element, along one axis."""
+    """Count the pairs of output position and kernel tap that meet an element, along one axis."""
     stride, before = int(window.get("stride", 1)), int(window.get("pad", "0_0").split("_")[0])
     holes, spread = int(window.get("lhs_dilate", 1)), int(window.get("rhs_dilate", 1))
+    # Where each tap of each position falls in the input, whose elements lie `holes` apart.
     at = np.arange(out)[:, None] * stride - before + np.arange(kernel)[None] * spread
     return int(((at >= 0) & (at <= (lhs - 1) * holes) & (at % holes == 0)).sum())
 
 
 def _exchanged_bytes(i: Instruction) -> int:
+    """Return the larger of what goes into an exchange and what comes out of it."""
     into = sum(s.bytes for s in i.operand_shapes)
     out = sum(s.bytes for s in i.shapes if s.dims)
     if i.opcode.endswith("-start") and i.opcode != "all-reduce-start":
@@ -215,14 +265,14 @@ def _exchanged_bytes(i: Instruction) -> int:
 
 
 def _group_size(attributes: str, devices: int) -> int:
-    """Devices that exchange with one another; for a permutation the pairs."""
+    """Return how many devices exchange with one another; for a permutation the number of pairs."""
     if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes):
         return pairs[1].count("{")
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return listed[1].count(",") + 1
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])  # whole, or a part of so many
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])  # a whole axis, or a part of it
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
     if counted := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
         return int(counted[2])

@@ -1,9 +1,9 @@
 """Where arrays live: the device mesh, and the one table from logical axes to mesh axes.
 
-The rest of the package speaks of logical axes ("members", "heads", "vocab"); this is the only file
-that names mesh axes. Candidates are spread over `population`, examples over `data`, and a model too
-large for one device over `model` (heads, feed-forward and vocabulary, as in Megatron-LM, Shoeybi et
-al. 2019).
+The rest of the package speaks of logical axes ("members", "heads", "vocab"); only this file knows
+which mesh axis each of them is split over. Candidates are spread over the mesh axis `population`,
+examples over `data`, and a model that is too large for one device over `model` (heads, feed-forward
+and vocabulary, as in Megatron-LM, Shoeybi et al. 2019).
 """
 
 from __future__ import annotations
@@ -52,10 +52,18 @@ def make_mesh(
     data: int = 1,
     model: int = 1,
 ) -> Mesh:
-    """A mesh [population, data, model] over `devices` (default: all, of all processes).
+    """Make a mesh with the axes population, data and model.
 
-    `population` defaults to what `data * model` leaves. Axis types are Auto: evosax raises on
-    JAX's newer default. Raises UserError when the sizes do not use the devices exactly.
+    Its axis types are Auto, because evosax raises on JAX's newer default.
+
+    Args:
+        devices: The devices; default: all, of all processes.
+        population: Length of the population axis; default: the devices divided by `data * model`.
+        data: Length of the data axis.
+        model: Number of devices that share one copy of the weights.
+
+    Raises:
+        UserError: The three lengths multiply to another number than there are devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     if min(data, model) < 1 or (population is not None and population < 1):
@@ -75,10 +83,14 @@ def make_mesh(
 
 
 def partition_spec(axes: LogicalAxes) -> PartitionSpec:
-    """The mesh axis of each logical axis, for `shard_map` and `with_sharding_constraint`.
+    """Return the mesh axis of each logical axis, for `shard_map` and `with_sharding_constraint`.
 
-    None stands for an axis without a name and is never split. Raises UserError for a logical axis
-    that the table lacks and for a mesh axis used twice.
+    Args:
+        axes: Logical axes in the order of an array's dimensions. None stands for a dimension
+            without a name, which is never split.
+
+    Raises:
+        UserError: A logical axis is not in the table, or two of them use the same mesh axis.
     """
     for axis in axes:
         if axis is not None and axis not in PHYSICAL:
@@ -92,10 +104,16 @@ def partition_spec(axes: LogicalAxes) -> PartitionSpec:
 
 
 def named_sharding(mesh: Mesh, axes: LogicalAxes, shape: Sequence[int]) -> NamedSharding:
-    """How an array of `shape` with these logical axes lies on the mesh.
+    """Return how an array with these logical axes is laid out on the mesh.
 
-    Raises UserError for a collision (see `partition_spec`), for as many axes as there are not
-    dimensions, and for a dimension that its mesh axis does not divide.
+    Args:
+        mesh: The mesh of `make_mesh`.
+        axes: One logical axis per dimension, as in `partition_spec`.
+        shape: Shape of the array.
+
+    Raises:
+        UserError: As `partition_spec` does; if `axes` and `shape` differ in length; and if the
+            length of a mesh axis does not divide the dimension that is split over it.
     """
     spec = partition_spec(axes)
     if len(axes) != len(shape):
@@ -110,14 +128,15 @@ def named_sharding(mesh: Mesh, axes: LogicalAxes, shape: Sequence[int]) -> Named
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device of the mesh holds the whole array."""
+    """Return the sharding in which every device of the mesh holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def place_whole(tree: Any, sharding: NamedSharding) -> Any:
-    """Put arrays that are not yet on the sharding's devices on all of them, whole.
+    """Copy the arrays of a tree to all devices of a sharding, each whole.
 
-    Every process must hold the same values; those already there keep their own sharding.
+    Arrays that are on these devices already keep the sharding they have. Every process must pass
+    the same values.
     """
 
     def place(x: Any) -> jax.Array:
@@ -132,10 +151,10 @@ def place_whole(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def local_view(tree: Any) -> Any:
-    """Arrays that every device holds whole, as arrays of this process's first device, uncopied.
+    """Return arrays that every device holds whole as arrays of one device, without a copy.
 
-    For small work that each process does for itself, once instead of on every device. A tree with
-    an array that is split over devices stays as it is.
+    For small work that each process does for itself: once, on its first device, instead of on every
+    device. A tree in which an array is split over devices is returned unchanged.
     """
     leaves, structure = jax.tree.flatten(tree)
     if not all(x.is_fully_replicated for x in leaves):

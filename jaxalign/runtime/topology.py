@@ -1,7 +1,7 @@
-"""Chips by name, and devices of a topology that this machine does not have.
+"""Chips by name, and the devices of a slice that this machine does not have.
 
-`jax.experimental.topologies` describes devices to the compiler; programs lowered for a mesh of them
-compile, and tell memory and work, but cannot run.
+`jax.experimental.topologies` describes such devices to the compiler. A program lowered for a mesh
+of them compiles, and shows what memory and work it needs, but it cannot run.
 """
 
 from __future__ import annotations
@@ -21,28 +21,37 @@ from jaxalign.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peak figures of one chip, as its maker states them."""
+    """Peak figures of one chip, as its maker states them.
+
+    Attributes:
+        name: Kind of chip, such as "v5e".
+        memory_bytes: Memory that programs may use.
+        flops_per_second: Dense bfloat16 products, accumulated in float32.
+        memory_bytes_per_second: Between the chip and its memory.
+        link_bytes_per_second: Out of one chip along one mesh axis: one link, one direction.
+        slices: Shapes that can be rented, in ascending order.
+    """
 
     name: str
-    memory_bytes: int  # that programs may use
-    flops_per_second: float  # dense bfloat16, accumulated in float32
+    memory_bytes: int
+    flops_per_second: float
     memory_bytes_per_second: float
-    link_bytes_per_second: float  # out of one chip along one mesh axis: one link, one direction
-    slices: tuple[str, ...]  # shapes on offer, ascending
+    link_bytes_per_second: float
+    slices: tuple[str, ...]
 
     def topologies(self) -> list[Topology]:
-        """Every slice on offer, the smallest first."""
+        """Return every slice that can be rented, the smallest first."""
         return [Topology(self, tuple(map(int, shape.split("x")))) for shape in self.slices]
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
 
-# FLOP/s and memory: Google Cloud's TPU pages, "System architecture" (cloud.google.com/tpu/docs),
-# and NVIDIA's H200 data sheet (SXM, without sparsity). Memory that programs may use: the compiler's
-# own limit in its out-of-memory messages; of the H200 what 141 GB leave beside the driver. Links:
-# those pages' bits per second of a chip over its links (4 in a flat torus, 6 in a cube) and both
-# directions; NVLink 4 has 900 GB/s in both directions.
+# FLOP/s and bandwidth: Google Cloud's TPU pages, "System architecture" (cloud.google.com/tpu/docs),
+# and NVIDIA's H200 data sheet (SXM, without sparsity). Memory that programs may use: the limit that
+# the compiler itself states in its out-of-memory messages; for the H200, what the driver leaves of
+# 141 GB. Links: the bits per second of a chip on those pages, divided by its links (4 in a flat
+# torus, 6 in a cube) and by two directions; NVLink 4 has 900 GB/s in both directions together.
 CHIPS = MappingProxyType(
     {
         "v4": Chip("v4", int(30.75 * 2**30), 275e12, 1228e9, 50e9, _CUBES),
@@ -54,8 +63,9 @@ CHIPS = MappingProxyType(
 )
 
 
-# What the CUDA plugin's compiler asks about a device, as text of XLA's GpuTargetConfigProto: limits
-# of compute capability 9.0 (CUDA programming guide) and the H200's own sizes and rates.
+# What the compiler of the CUDA plugin needs to know about a device, as the text of XLA's
+# GpuTargetConfigProto: limits of compute capability 9.0 (CUDA programming guide), and sizes and
+# rates of the H200.
 _H200 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
@@ -85,7 +95,7 @@ device_description_str: "NVIDIA H200"
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A number of chips of one kind, as "v5e:16x16" or "h200:8" names them."""
+    """A slice of a number of chips of one kind, named "v5e:16x16" or "h200:8"."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -104,44 +114,53 @@ class Topology:
 
 
 def parse_topology(name: str) -> Topology:
-    """UserError for a chip or a shape that does not exist."""
-    found = re.fullmatch(r"([a-z]+\d+[a-z]?):(\d+(?:x\d+)*)", name.strip().lower())
-    if not found or found[1] not in CHIPS:
+    """Return the topology with a name such as "v5e:16x16".
+
+    Raises:
+        UserError: The chip is unknown, or its slices have another number of dimensions.
+    """
+    match = re.fullmatch(r"([a-z]+\d+[a-z]?):(\d+(?:x\d+)*)", name.strip().lower())
+    if not match or match[1] not in CHIPS:
         known = ", ".join(f"{chip.name}:{chip.slices[-1]}" for chip in CHIPS.values())
-        raise UserError(f"topology {name!r} is not known; write one like {known}")
-    chip, shape = CHIPS[found[1]], tuple(map(int, found[2].split("x")))
+        raise UserError(f"`topology` {name!r} is not known; write one like {known}")
+    chip, shape = CHIPS[match[1]], tuple(map(int, match[2].split("x")))
     dimensions = len(chip.slices[0].split("x"))
     if len(shape) != dimensions or min(shape) < 1:
         raise UserError(
-            f"topology {name!r}: {chip.name} has {dimensions} dimensions, such as "
+            f"`topology` {name!r}: {chip.name} has {dimensions} dimensions, such as "
             f"{chip.name}:{chip.slices[-1]}"
         )
     return Topology(chip, shape)
 
 
 def described_devices(topology: Topology) -> list[Any]:
-    """One device per chip, for the compiler alone. UserError where the compiler is not installed
-    or does not know the topology. Turns the compilation cache off: what was compiled for chips that
-    are not here cannot be read back without them."""
+    """Return one device per chip, which only the compiler can use.
+
+    Turns the compilation cache off: a program that was compiled for chips this machine lacks cannot
+    be read back without them.
+
+    Raises:
+        UserError: The compiler is not installed, or does not know the topology.
+    """
     jax.config.update("jax_enable_compilation_cache", False)
     return _tpu_devices(topology) if topology.is_tpu else _gpu_devices(topology)
 
 
 def _tpu_devices(topology: Topology) -> list[Any]:
-    # libtpu asks the cloud which machine this is, and lets one process at a time have the chips;
-    # neither is wanted where it only compiles.
+    # libtpu asks the cloud which machine this is, and lets only one process at a time use the
+    # chips. Neither is wanted where it only compiles.
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_MIN_LOG_LEVEL": "3",
         "TPU_STDERR_LOG_LEVEL": "3",
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # of this machine; any that exists
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # of this machine; any existing type will do
     }.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {}
     if topology.chip.name == "v4":
-        options["chip_config_name"] = "megacore"  # its two cores as one device, as on a real one
+        options["chip_config_name"] = "megacore"  # two cores as one device, as on a real v4
     if topology.num_chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:

@@ -55,6 +55,7 @@ import jax
 import numpy as np
 
 from jaxalign.stats import analysis_tables as describe
+from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis_case import (
     Case,
     Runs,
@@ -64,9 +65,9 @@ from jaxalign.stats.analysis_case import (
     points,
     run_scores,
 )  # fmt: skip
-from jaxalign.stats.comparison import METRICS, Comparison, compare, item_stats
-from jaxalign.stats.culture_lines import LINES
+from jaxalign.stats.comparison import Comparison, compare, item_stats
 from jaxalign.stats.intervals import seed_interval
+from jaxalign.stats.metrics import DEFAULT_METRICS, Metric, select
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import make_tables
 
@@ -82,6 +83,7 @@ def analyse(
     resamples: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
+    metrics: Sequence[str] = DEFAULT_METRICS,
 ) -> dict[str, Any]:
     """The dictionary described above, from each persona's runs and those of the unaware model.
 
@@ -90,7 +92,8 @@ def analyse(
     """
     tables = make_tables(instrument, countries)
     case = make_case(instrument, tables, aware, unaware)
-    intervals = _bootstrap(case, resamples, level, seed)
+    chosen = select(metrics)
+    intervals = _bootstrap(case, [m.name for m in chosen], resamples, level, seed)
     scores = _scores(case)
     return {
         "format": FORMAT,
@@ -98,13 +101,13 @@ def analyse(
         "settings": {"level": level, "resamples": resamples, "seed": seed},
         "countries": list(tables.countries),
         "personas": list(case.personas),
-        "labels": {"lines": dict(LINES), "metrics": {m.name: m.label for m in METRICS}},
+        "labels": {"lines": dict(LINES), "metrics": {m.name: m.label for m in chosen}},
         "scores": scores,
         "means": {
             "all": _means(scores, tables.countries),
             "personas": _means(scores, case.personas),
         },
-        "intervals": _intervals(case, intervals),
+        "intervals": _intervals(case, chosen, intervals),
         "against_lines": _against_lines(case, intervals),
         "seeds": _seeds(case, level),
         "identification": describe.identification(case),
@@ -153,7 +156,9 @@ def _means(scores: Mapping[str, Any], countries: Sequence[str]) -> dict[str, Any
     }
 
 
-def _bootstrap(case: Case, resamples: int, level: float, seed: int) -> Comparison:
+def _bootstrap(
+    case: Case, metrics: Sequence[str], resamples: int, level: float, seed: int
+) -> Comparison:
     """Systems: aware, unaware, then the lines that are one set of answers per country."""
     shape = case.aware_RxCxQ.shape
     unaware = np.broadcast_to(case.unaware_RxQ[:, None], shape)
@@ -161,12 +166,12 @@ def _bootstrap(case: Case, resamples: int, level: float, seed: int) -> Compariso
     for filled, answers in zip(lines, case.lines.answers.values(), strict=True):
         filled[0] = answers
     answers_SxRxCxQ = np.stack([case.aware_RxCxQ, unaware, *lines])
-    stats = item_stats(case.tables, answers_SxRxCxQ)
+    stats = item_stats(case.tables, answers_SxRxCxQ, metrics)
     found = compare(stats, jax.random.key(seed), resamples, level, min(resamples, 500))
     return jax.tree.map(np.asarray, found)
 
 
-def _intervals(case: Case, found: Comparison) -> dict[str, Any]:
+def _intervals(case: Case, metrics: Sequence[Metric], found: Comparison) -> dict[str, Any]:
     """Differences are to system 0, aware: their sign is turned."""
 
     def table(countries: Any, mean: Any, system: int, sign: int, verdicts: bool) -> dict[str, Any]:
@@ -175,7 +180,7 @@ def _intervals(case: Case, found: Comparison) -> dict[str, Any]:
         rows["mean"] = [x[system] for x in mean]
         return {
             name: {m.name: _interval([x[i] for x in row], sign, verdicts)
-                   for i, m in enumerate(METRICS)}
+                   for i, m in enumerate(metrics)}
             for name, row in rows.items() if not np.isnan(row[0]).all()
         }  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxalign.core.errors import UserError
-from jaxalign.stats.culture_lines import CultureLines, alignment, culture_lines
+from jaxalign.stats.alignment import CultureLines, alignment, culture_lines
 from jaxalign.surveys.replies import Answers
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import Tables

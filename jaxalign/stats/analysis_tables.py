@@ -9,6 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.stats.alignment import (
+    agreement,
+    alignment,
+    between_countries,
+    classical_scaling,
+    identify,
+    long_error_share,
+    long_item_share,
+)
 from jaxalign.stats.analysis_case import (
     Case,
     Runs,
@@ -18,8 +27,6 @@ from jaxalign.stats.analysis_case import (
     points,
     run_scores,
 )  # fmt: skip
-from jaxalign.stats.culture_lines import alignment, between_countries
-from jaxalign.stats.personas import agreement, identify, long_error_share, long_item_share, place
 from jaxalign.surveys.survey import Survey
 
 
@@ -155,7 +162,7 @@ def plane(case: Case) -> dict[str, Any]:
     if not np.isnan(case.unaware_RxQ[0]).all():
         rows.append(("unaware", "unaware", None))
         answers.append(case.unaware_RxQ[0])
-    found = place(np.stack(answers), case.tables)
+    found = classical_scaling(np.stack(answers), case.tables)
     placed = [
         {"label": label, "kind": kind, "country": country, "x": round(x, 6), "y": round(y, 6)}
         for (label, kind, country), (x, y) in zip(rows, found.xy_Px2.tolist(), strict=True)

@@ -1,19 +1,22 @@
 """Every metric for every system and country, with bootstrap intervals, in one compiled program.
 
-Every metric here is 1 − f(sum of errors / sum of allowances) over items, with f the identity or a
-square root. A resample draws as many items as there are, with replacement; it is described by how
-often it drew each item, so all its metrics come out of one product of counts [resamples, Q] with
-per-item statistics [Q, statistics]. Rank correlations over items are no such sums and are not here.
+A system is anything that answers a survey: a model as a persona, a model asked plainly, another
+country's majority answers. Every metric is 1 − f(sum of errors / sum of largest errors) over items
+(`jaxalign.stats.metrics`). A resample draws as many items as there are, with replacement, and is
+described by how often it drew each. So all metrics of all resamples come out of one product of
+counts [resamples, Q] and per-item statistics [Q, statistics]. Rank correlations over items are no
+such sums and are not offered.
 
-All systems see the same draws, and a difference is taken over the items that both answered: it is
-paired, and who leaves out what is hard is not the better for it. It need not be the difference of
-the two scores, each over a system's own items. The intervals speak for other questions like these,
-not for other runs of the model, which `seed_interval` is about.
+All systems see the same draws, and a difference is taken over the items that both systems answered.
+So it is paired, and a system gains nothing by leaving out hard items. It need not equal the
+difference of the two scores, each of which is over the system's own items. The intervals speak for
+other questions like these, not for other runs of the model (`jaxalign.stats.intervals`).
 Source: Efron 1979; percentile intervals.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -23,48 +26,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.stats import distances as metrics
 from jaxalign.stats.bootstrap import CountDraws, bootstrap
 from jaxalign.stats.intervals import Interval
+from jaxalign.stats.metrics import DEFAULT_METRICS, ItemFunction, ItemPairs, Metric, select
 from jaxalign.surveys.tables import Tables
 
-# What a metric allows an item at most, by which the metrics share their denominators.
-_SQUARED_RANGE, _SQUARED_RANGE_ORDINAL, _ONE, _ONE_ORDINAL = range(4)
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ItemStats:
+    """What each item adds to each metric, for S systems in R runs against C countries.
 
-class Metric(NamedTuple):
-    """1 − error, 1 at best. `allowance` is one of the denominators; `rooted` says f is a root."""
-
-    name: str
-    label: str
-    allowance: int
-    rooted: bool = False
-
-
-METRICS = (
-    Metric("alignment", "cultural alignment score, all items as published", _SQUARED_RANGE, True),
-    Metric(
-        "alignment_ordinal",
-        "cultural alignment score, ordinal items only",
-        _SQUARED_RANGE_ORDINAL,
-        True,
-    ),
-    Metric("exact_match", "share of items with the majority answer", _ONE),
-    Metric("closeness", "1 − mean |answer − majority| / range, ordinal items", _ONE_ORDINAL),
-    Metric("total_variation", "1 − total variation to the country's shares", _ONE),
-    Metric("wasserstein", "1 − ordinal Wasserstein to the country's shares", _ONE_ORDINAL),
-    Metric("js_divergence", "1 − Jensen-Shannon divergence, base 2", _ONE),
-    Metric("js_distance", "1 − Jensen-Shannon distance, base 2", _ONE),
-)
-_ALLOWANCE_M = np.array([m.allowance for m in METRICS])
-_ROOTED_M = np.array([m.rooted for m in METRICS])
-
-
-class ItemStats(NamedTuple):
-    """Per-item sums of S systems in R runs against C countries. 0 where an item does not count."""
+    All entries are 0 where an item does not count. Metrics that allow the same largest errors share
+    an entry of `largest_errors`. A pytree; the metrics are static under jit.
+    """
 
     errors_SxRxCxMxQ: jax.Array  # float32
-    allowances_SxRxCxAxQ: jax.Array  # float32, A = 4
+    largest_errors_SxRxCxAxQ: jax.Array  # float32, A different ones
+    answered_SxRxCxQ: jax.Array  # bool, both the system and the country answered
+    metrics: tuple[Metric, ...] = dataclasses.field(metadata={"static": True})
 
 
 class Comparison(NamedTuple):
@@ -81,61 +61,77 @@ class Comparison(NamedTuple):
     mean_difference: Interval  # [S − 1, M], over the countries that have both values
 
 
-def item_stats(tables: Tables, answers_SxRxCxQ: jax.Array) -> ItemStats:
-    """What each item adds to each metric. Answers are positions of options, NaN for none.
+def item_stats(
+    tables: Tables, answers_SxRxCxQ: np.ndarray, metrics: Sequence[str] = DEFAULT_METRICS
+) -> ItemStats:
+    """Compute what each item adds to each metric.
 
-    A fractional answer, such as a mean, is shared between its two neighbours where a metric
-    compares distributions.
+    Args:
+        tables: how the countries answered.
+        answers_SxRxCxQ: positions of options, NaN for no answer. A fractional answer, such as a
+            mean, is shared between its two neighbours where a metric compares distributions.
+        metrics: names of metrics; the headline metric is added in front if it is not named.
+
+    Raises:
+        UserError: a metric is unknown.
     """
     return _item_stats(
         jnp.asarray(answers_SxRxCxQ, jnp.float32),
-        *(tables.gold_CxQ, tables.range_Q, tables.ordinal_Q),
-        *(tables.truth_CxQxO, tables.valid_QxO),
+        tables.gold_CxQ,
+        tables.range_Q,
+        tables.ordinal_Q,
+        tables.truth_CxQxO,
+        tables.valid_QxO,
+        metrics=select(metrics),
     )
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="metrics")
 def _item_stats(
-    a: jax.Array,
-    g: jax.Array,
-    r: jax.Array,
+    answers_SxRxCxQ: jax.Array,
+    gold_CxQ: jax.Array,
+    range_Q: jax.Array,
     ordinal_Q: jax.Array,
     truth_CxQxO: jax.Array,
     valid_QxO: jax.Array,
+    metrics: tuple[Metric, ...],
 ) -> ItemStats:
-    counts = ~jnp.isnan(a) & ~jnp.isnan(g)[None, None]
-    ordinal = counts & ordinal_Q[None, None, None]
-    gap = jnp.where(counts, jnp.abs(a - g[None, None]), 0.0)
-    per_range = gap / r[None, None, None]
+    answered = ~jnp.isnan(answers_SxRxCxQ) & ~jnp.isnan(gold_CxQ)[None, None]
+    ordinal = answered & ordinal_Q[None, None, None]
     truth = jnp.nan_to_num(truth_CxQxO)
-    p, q = jnp.broadcast_arrays(_as_shares(a, truth.shape[-1]), truth[None, None])
-    valid = valid_QxO[None, None, None]
-    errors = [
-        (gap**2, counts),
-        (gap**2, ordinal),
-        ((gap != 0).astype(jnp.float32), counts),
-        (per_range, ordinal),
-        (metrics.total_variation(p, q), counts),
-        (metrics.ordinal_wasserstein(p, q, valid), ordinal),
-        (metrics.jensen_shannon_divergence(p, q), counts),
-        (metrics.jensen_shannon_distance(p, q), counts),
-    ]
-    ones = jnp.ones_like(gap)
-    squared = jnp.broadcast_to(r**2, gap.shape)
-    allowances = [(squared, counts), (squared, ordinal), (ones, counts), (ones, ordinal)]
-    return ItemStats(
-        *(jnp.stack([jnp.where(c, e, 0.0) for e, c in rows], -2) for rows in (errors, allowances))
+    shares = _as_shares(answers_SxRxCxQ, truth.shape[-1])
+    pairs = ItemPairs(
+        jnp.where(answered, jnp.abs(answers_SxRxCxQ - gold_CxQ[None, None]), 0.0),
+        range_Q[None, None, None],
+        *jnp.broadcast_arrays(shares, truth[None, None]),
+        valid_QxO[None, None, None],
     )
+
+    def stack(functions: Sequence[tuple[ItemFunction, bool]]) -> jax.Array:
+        """Evaluate functions of the items side by side, 0 for items that do not count."""
+        return jnp.stack(
+            [
+                jnp.where(ordinal if needs_order else answered, function(pairs), 0.0)
+                for function, needs_order in functions
+            ],
+            -2,
+        )
+
+    errors = stack([(m.error, m.needs_order) for m in metrics])
+    return ItemStats(errors, stack(_largest_errors(metrics)), answered, metrics)
+
+
+def _largest_errors(metrics: Sequence[Metric]) -> list[tuple[ItemFunction, bool]]:
+    """Return each different denominator once, in the order in which the metrics need them."""
+    return list(dict.fromkeys((m.largest_error, m.needs_order) for m in metrics))
 
 
 def _as_shares(answers_xQ: jax.Array, options: int) -> jax.Array:
-    """[..., Q, O]: all weight on the answer, or between the two options beside a fraction."""
-    distance = jnp.abs(jnp.nan_to_num(answers_xQ)[..., None] - _ranks(options, answers_xQ.ndim))
+    """Turn positions into shares [..., Q, O]: all weight on the answer, or split between the two
+    options beside a fraction in proportion to their nearness."""
+    position = jnp.arange(options, dtype=jnp.float32).reshape((1,) * answers_xQ.ndim + (options,))
+    distance = jnp.abs(jnp.nan_to_num(answers_xQ)[..., None] - position)
     return jnp.maximum(1 - distance, 0.0)
-
-
-def _ranks(options: int, leading: int) -> jax.Array:
-    return jnp.arange(options, dtype=jnp.float32).reshape((1,) * leading + (options,))
 
 
 @functools.partial(jax.jit, static_argnames=("resamples", "level", "block"))
@@ -158,60 +154,68 @@ def compare(
         level: confidence level in (0, 1).
         block: number of resamples evaluated at once; the random numbers depend on it.
     """
-    items = stats.errors_SxRxCxMxQ.shape[-1]
-    found = bootstrap(
-        lambda counts_BxQ: _flatten(_values(stats, counts_BxQ)),
+    items = stats.answered_SxRxCxQ.shape[-1]
+    flat = bootstrap(
+        lambda counts_BxQ: _flatten(_estimates(stats, counts_BxQ)),
         CountDraws(key, items, resamples, block),
         level,
     )
     # The four results were laid side by side in one row of K numbers: cut it up again.
-    shapes = jax.eval_shape(lambda: _values(stats, jnp.ones((1, items), jnp.float32)))
-    known_K = ~jnp.isnan(found.mean)
-    point, low, high = (
-        _split(b, shapes)
-        for b in (found.mean, *(jnp.where(known_K, b, jnp.nan) for b in found.bounds))
+    shapes = jax.eval_shape(lambda: _estimates(stats, jnp.ones((1, items), jnp.float32)))
+    known_K = ~jnp.isnan(flat.mean)
+    mean, low, high = (
+        _split(row_K, shapes)
+        for row_K in (flat.mean, *(jnp.where(known_K, bound, jnp.nan) for bound in flat.bounds))
     )
-    return Comparison(*map(Interval, point, low, high))
+    return Comparison(*map(Interval, mean, low, high))
 
 
-def _values(stats: ItemStats, counts_BxQ: jax.Array) -> tuple[jax.Array, ...]:
-    """Compute the estimates of `Comparison` for each resample: its fields with a leading axis B."""
-    values = _scores(stats, counts_BxQ)
+def _estimates(stats: ItemStats, counts_BxQ: jax.Array) -> tuple[jax.Array, ...]:
+    """Compute the fields of `Comparison` for each of B resamples, which are the leading axis."""
+    scores = _scores(stats, counts_BxQ)
     both = _both_answered(stats)
-    first = jax.tree.map(lambda x: x[:1], stats)
-    others = jax.tree.map(lambda x: x[1:], stats)
-    differences = _scores(_only(others, both), counts_BxQ) - _scores(_only(first, both), counts_BxQ)
-    return values, _mean(values, 2), differences, _mean(differences, 2)
+    first, others = _systems(stats, slice(0, 1), both), _systems(stats, slice(1, None), both)
+    differences = _scores(others, counts_BxQ) - _scores(first, counts_BxQ)
+    return scores, _known_mean(scores, 2), differences, _known_mean(differences, 2)
 
 
 def _scores(stats: ItemStats, counts_BxQ: jax.Array) -> jax.Array:
-    """[B, S, C, M], mean over runs."""
+    """Compute the scores [B, S, C, M], means over runs."""
     errors = jnp.einsum("bq,srcmq->bsrcm", counts_BxQ, stats.errors_SxRxCxMxQ)
-    allowed = jnp.einsum("bq,srcaq->bsrca", counts_BxQ, stats.allowances_SxRxCxAxQ)
-    ratio = errors / jnp.take(allowed, _ALLOWANCE_M, axis=-1)  # 0 / 0 is NaN: nothing counts
-    rooted = jnp.broadcast_to(jnp.asarray(_ROOTED_M), ratio.shape)
-    return _mean(1 - jnp.where(rooted, jnp.sqrt(ratio), ratio), 2)
+    largest = jnp.einsum("bq,srcaq->bsrca", counts_BxQ, stats.largest_errors_SxRxCxAxQ)
+    different = _largest_errors(stats.metrics)
+    index_M = np.array([different.index((m.largest_error, m.needs_order)) for m in stats.metrics])
+    ratio = errors / jnp.take(largest, index_M, axis=-1)  # 0 / 0 is NaN: no item counts
+    rooted_M = jnp.asarray(np.array([m.rooted for m in stats.metrics]))
+    rooted = jnp.broadcast_to(rooted_M, ratio.shape)
+    return _known_mean(1 - jnp.where(rooted, jnp.sqrt(ratio), ratio), 2)
 
 
 def _both_answered(stats: ItemStats) -> jax.Array:
-    """bool [S − 1, 1, C, 1, Q]: items that both answered in each run that they have."""
-    answered_SxRxCxQ = stats.allowances_SxRxCxAxQ[..., _ONE, :] > 0
-    is_run = answered_SxRxCxQ.any(-1, keepdims=True)
-    always_SxCxQ = (answered_SxRxCxQ | ~is_run).all(1) & is_run.any(1)
+    """Return bool [S − 1, 1, C, 1, Q]: the items that both the first system and another answered
+    in each run that they have."""
+    answered = stats.answered_SxRxCxQ
+    is_run = answered.any(-1, keepdims=True)  # a run without any answer does not exist
+    always_SxCxQ = (answered | ~is_run).all(1) & is_run.any(1)
     return (always_SxCxQ[1:] & always_SxCxQ[:1])[:, None, :, None]
 
 
-def _only(stats: ItemStats, keep: jax.Array) -> ItemStats:
-    """The statistics with items outside `keep` counting for nothing."""
-    return jax.tree.map(lambda x: jnp.where(keep, x, 0.0), stats)
+def _systems(stats: ItemStats, which: slice, counting: jax.Array) -> ItemStats:
+    """Return the statistics of some systems, with 0 for items outside `counting`."""
+    return dataclasses.replace(
+        stats,
+        errors_SxRxCxMxQ=jnp.where(counting, stats.errors_SxRxCxMxQ[which], 0.0),
+        largest_errors_SxRxCxAxQ=jnp.where(counting, stats.largest_errors_SxRxCxAxQ[which], 0.0),
+    )
 
 
-def _mean(x: jax.Array, axis: int) -> jax.Array:
+def _known_mean(x: jax.Array, axis: int) -> jax.Array:
+    """Compute the mean of the values that are not NaN."""
     return jnp.mean(x, axis=axis, where=~jnp.isnan(x))
 
 
 def _flatten(parts: tuple[jax.Array, ...]) -> jax.Array:
-    """[B, K]: everything that needs an interval, side by side."""
+    """Lay all estimates that need an interval side by side: [B, K]."""
     return jnp.concatenate([part.reshape(part.shape[0], part[0].size) for part in parts], axis=-1)
 
 

@@ -13,25 +13,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import rel_entr
-
-from jaxalign.core.errors import UserError
-from jaxalign.surveys.survey import Survey
-
-
-def check_ordinal(instrument: Survey, counts_Q: np.ndarray) -> None:
-    """Raise UserError naming the nominal items among those that enter an ordinal metric."""
-    wrong = [
-        item.id
-        for item, counts in zip(instrument.items, counts_Q, strict=True)
-        if counts and item.scale != "ordinal"
-    ]
-    if wrong:
-        raise UserError(
-            f"instrument {instrument.name!r}: nominal items {', '.join(wrong)} have no order; "
-            "compare them by total variation or exact match"
-        )
 
 
 def total_variation(p_xO: jax.Array, q_xO: jax.Array) -> jax.Array:
@@ -72,7 +54,7 @@ def jensen_shannon_distance(p_xO: jax.Array, q_xO: jax.Array) -> jax.Array:
     return jnp.sqrt(jensen_shannon_divergence(p_xO, q_xO))
 
 
-def alignment_score(
+def cultural_alignment(
     answers_Q: jax.Array, gold_Q: jax.Array, range_Q: jax.Array, counts_Q: jax.Array
 ) -> jax.Array:
     """1 − ‖a − g‖₂ / ‖r‖₂ over the items that count: [...], 1 if equal, 0 at opposite ends.
@@ -84,45 +66,6 @@ def alignment_score(
     a, g, r, counts = jnp.broadcast_arrays(answers_Q, gold_Q, range_Q, counts_Q)
     error = jnp.sum((a - g) ** 2, axis=-1, where=counts)
     return 1 - jnp.sqrt(error / jnp.sum(r.astype(jnp.float32) ** 2, axis=-1, where=counts))
-
-
-def exact_match(answers_Q: jax.Array, gold_Q: jax.Array, counts_Q: jax.Array) -> jax.Array:
-    """Share of the items that count with the very same code: [...] in [0, 1]. Any scale."""
-    a, g, counts = jnp.broadcast_arrays(answers_Q, gold_Q, counts_Q)
-    return jnp.mean((a == g).astype(jnp.float32), axis=-1, where=counts)
-
-
-def kendall_tau(x_Q: jax.Array, y_Q: jax.Array, counts_Q: jax.Array) -> jax.Array:
-    """Kendall's tau-b over pairs of items that count: [...] in [−1, 1].
-
-    1 where the items are ranked alike; ties are discounted (Kendall 1945). NaN where one side is
-    constant. Items are compared with each other, so their codes must mean the same.
-    """
-    x, y, counts = jnp.broadcast_arrays(x_Q, y_Q, counts_Q)
-    pairs = counts[..., :, None] & counts[..., None, :]
-    dx, dy = (jnp.sign(v[..., :, None] - v[..., None, :]) for v in (x, y))
-    agree, x_pairs, y_pairs = (
-        jnp.sum(v, axis=(-2, -1), where=pairs) for v in (dx * dy, dx * dx, dy * dy)
-    )
-    return agree / (jnp.sqrt(x_pairs) * jnp.sqrt(y_pairs))
-
-
-def spearman_rho(x_Q: jax.Array, y_Q: jax.Array, counts_Q: jax.Array) -> jax.Array:
-    """Pearson correlation of ranks over items that count: [...] in [−1, 1].
-
-    Ties share their mean rank. NaN where one side is constant. Source: Spearman 1904.
-    """
-    x, y, counts = jnp.broadcast_arrays(x_Q, y_Q, counts_Q)
-    u, v = (_centred_ranks(z, counts) for z in (x, y))
-    return jnp.sum(u * v, -1) / (jnp.sqrt(jnp.sum(u * u, -1)) * jnp.sqrt(jnp.sum(v * v, -1)))
-
-
-def _centred_ranks(x_Q: jax.Array, counts_Q: jax.Array) -> jax.Array:
-    """[..., Q]: twice the mean rank less its mean, which is (items below) − (items above); exact in
-    float32. 0 for an item that does not count."""
-    below = jnp.sign(x_Q[..., :, None] - x_Q[..., None, :])
-    ranks = jnp.sum(below, axis=-1, where=counts_Q[..., None, :])
-    return jnp.where(counts_Q, ranks, 0.0)
 
 
 def item_similarities(

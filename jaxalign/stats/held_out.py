@@ -1,16 +1,15 @@
 """Does a prompt tuned on one survey carry over to another? Scores, intervals, permutation test.
 
-A low loss on the tuned survey is weak evidence: ten thousands of answer patterns reach any six
-scores. Evidence is that the *held-out* survey moves toward the same country, and more so than
-under the prompts tuned for other countries.
+A low loss on the tuned survey is weak evidence: tens of thousands of answer patterns reach any six
+scores. Better evidence is that answers to the *held-out* survey move towards the same country, and
+that they do so more than under the prompts tuned for other countries.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,48 +24,67 @@ from jaxalign.surveys.tables import option_table, ordinal_items
 _MOST_PERMUTATIONS = 10_000
 
 
-@dataclasses.dataclass(frozen=True)
-class HeldOut:
-    """A survey that nothing was tuned on, and the truth of C countries.
+def similarity_by_item(
+    survey: Survey, countries: Sequence[str], log_probs_PxQxO: np.ndarray
+) -> np.ndarray:
+    """Compare answers with every country, item by item, so that differences can be paired by item.
 
-    `similarity(log_probs)` compares answers with every country item by item, so that paired
-    differences and bootstraps over items can follow.
+    Args:
+        survey: a survey that nothing was tuned on and that says how the countries answered.
+        countries: the C countries, or other groups, to compare with.
+        log_probs_PxQxO: log-probabilities of the items' options under P prompts.
+
+    Returns:
+        float32 [P, C, Q]: 1 where an answer distribution equals the country's, 0 at the far end of
+        the scale; NaN for items that the country did not answer. See
+        `jaxalign.stats.distances.item_similarities`.
     """
-
-    instrument: Survey
-    countries: tuple[str, ...]
-
-    def similarity(self, log_probs_PxQxO: np.ndarray) -> np.ndarray:
-        """float32 [P, C, Q]: 1 where an answer distribution equals the country's, 0 at the far
-        end; NaN for items the country did not answer. See `metrics.item_similarities`."""
-        valid_QxO, _ = option_table(self.instrument)
-        truth_CxQxO = np.stack([self.instrument.truth_QxO(c) for c in self.countries])
-        p_PxQxO = answer_distributions(log_probs_PxQxO, valid_QxO[None])
-        found = item_similarities(
-            p_PxQxO[:, None], truth_CxQxO[None], ordinal_items(self.instrument)[None, None],
-            valid_QxO[None, None],
-        )  # fmt: skip
-        return np.asarray(found)
+    valid_QxO, _ = option_table(survey)
+    truth_CxQxO = np.stack([survey.truth_QxO(country) for country in countries])
+    p_PxQxO = answer_distributions(log_probs_PxQxO, valid_QxO[None])
+    similarity = item_similarities(
+        p_PxQxO[:, None],
+        truth_CxQxO[None],
+        ordinal_items(survey)[None, None],
+        valid_QxO[None, None],
+    )
+    return np.asarray(similarity)
 
 
-def interval(values_Q: np.ndarray, seed: int) -> dict[str, float] | None:
-    """Mean over items with its 95 % item-bootstrap interval; None where no item has a value."""
+def item_interval(values_Q: np.ndarray, seed: int) -> dict[str, float] | None:
+    """Return the mean over items and its 95 % bootstrap interval as a record of `result.json`.
+
+    Args:
+        values_Q: one value per item, NaN for none.
+        seed: seed of the resamples.
+
+    Returns:
+        `mean`, `low` and `high`; None if no item has a value.
+    """
     if np.isnan(values_Q).all():
         return None
     return mean_interval(values_Q, jax.random.key(seed)).record()
 
 
 def permutation_test(matrix_CxC: np.ndarray, seed: int) -> dict[str, Any]:
-    """Are prompts closest to their own countries? matrix[p, c]: score of p's prompt against c.
+    """Test whether prompts are nearest to the countries they were tuned for.
 
-    The statistic is the mean of the diagonal; the p-value is the share of all assignments of
-    prompts to countries (of 10,000 random ones, where there are more) that reach it, the true one
-    among them: its floor is 1 / assignments.
+    The statistic is the mean of the diagonal. The p-value is the share of all assignments of
+    prompts to countries that reach it, the true assignment included, so it is at least
+    1 / assignments. Where there are more than 10,000 assignments, that many random ones are drawn.
+
+    Args:
+        matrix_CxC: `matrix[p, c]`, the score of the prompt for country p against country c.
+        seed: seed of the random assignments.
+
+    Returns:
+        `own` and `others`, the mean score on and off the diagonal (None for one country);
+        `p_value`; `assignments`, how many were compared; `exhaustive`, whether those were all.
     """
     C = len(matrix_CxC)
     rows = np.arange(C)
-    every = math.factorial(C) <= _MOST_PERMUTATIONS
-    if every:
+    exhaustive = math.factorial(C) <= _MOST_PERMUTATIONS
+    if exhaustive:
         assignments = np.array(list(itertools.permutations(range(C))))
     else:
         random = np.random.default_rng(seed)
@@ -77,30 +95,44 @@ def permutation_test(matrix_CxC: np.ndarray, seed: int) -> dict[str, Any]:
     return {
         "own": own,
         "others": float(matrix_CxC[~np.eye(C, dtype=bool)].mean()) if C > 1 else None,
+        # A margin for rounding: sums of the same scores in another order must count as equal.
         "p_value": float((means >= own - 1e-9).mean()),
         "assignments": len(assignments),
-        "exhaustive": every,
+        "exhaustive": exhaustive,
     }
 
 
 def held_out_record(
-    similarity: dict[str, np.ndarray], countries: Sequence[str], country: str, seed: int
+    similarity: Mapping[str, np.ndarray], countries: Sequence[str], country: str, seed: int
 ) -> dict[str, Any]:
-    """One country's `held_out` entry of `result.json`, from `similarity[method]` [C, C, Q]: the
-    method's answers for country p against country c's truth. `before` is the naive model."""
+    """Make one country's `held_out` entry of `result.json`.
+
+    Args:
+        similarity: for each method [C, C, Q], the similarity of its answers for country p to
+            country c in item q. Methods are "naive", "start", "tuned", "persona", "icl" and, if it
+            was run, "gradient".
+        countries: the C countries.
+        country: the country of the entry.
+        seed: seed of the bootstrap.
+
+    Returns:
+        Intervals of the mean over items: `before` is the model asked plainly, `after` the tuned
+        prompt, `permuted` the mean of the prompts tuned for the other countries, and
+        `after_minus_…` are differences paired by item. None where there is nothing to compare.
+    """
     c = list(countries).index(country)
     own = {method: values[c, c] for method, values in similarity.items()}
     others = [similarity["tuned"][p, c] for p in range(len(countries)) if p != c]
     permuted = np.mean(others, axis=0) if others else np.full_like(own["tuned"], np.nan)
-    gradient = {"gradient": interval(own["gradient"], seed)} if "gradient" in own else {}
+    gradient = {"gradient": item_interval(own["gradient"], seed)} if "gradient" in own else {}
     return gradient | {
-        "before": interval(own["naive"], seed),
-        "start": interval(own["start"], seed),
-        "after": interval(own["tuned"], seed),
-        "persona": interval(own["persona"], seed),
-        "icl": interval(own["icl"], seed),
-        "permuted": interval(permuted, seed),
-        "after_minus_before": interval(own["tuned"] - own["naive"], seed),
-        "after_minus_start": interval(own["tuned"] - own["start"], seed),
-        "after_minus_permuted": interval(own["tuned"] - permuted, seed),
+        "before": item_interval(own["naive"], seed),
+        "start": item_interval(own["start"], seed),
+        "after": item_interval(own["tuned"], seed),
+        "persona": item_interval(own["persona"], seed),
+        "icl": item_interval(own["icl"], seed),
+        "permuted": item_interval(permuted, seed),
+        "after_minus_before": item_interval(own["tuned"] - own["naive"], seed),
+        "after_minus_start": item_interval(own["tuned"] - own["start"], seed),
+        "after_minus_permuted": item_interval(own["tuned"] - permuted, seed),
     }

@@ -182,3 +182,53 @@ def value_columns(instrument: Survey) -> np.ndarray:
                 f"{list(item.codes)}; the six scores need ordinal items with codes 1 to 5"
             )
     return columns
+
+
+# Without its constant a score is w1·d1 + w2·d2, where d1 and d2 are differences of two items'
+# answers and no item enters twice. Integer answers on 1 to 5 give differences of −4 to 4, so 81
+# pairs exhaust a dimension, and the figures below are exact.
+_DIFFERENCES = np.arange(VALUE_CODES[0] - VALUE_CODES[-1], VALUE_CODES[-1] - VALUE_CODES[0] + 1)
+
+
+def integer_scores() -> np.ndarray:
+    """Return float64 [6, 81]: every score, in points and without C, that integer answers give."""
+    d1, d2 = (d.ravel() for d in np.meshgrid(_DIFFERENCES, _DIFFERENCES, indexing="ij"))
+    pairs = [[weight for weight, _, _ in FORMULAS[dimension]] for dimension in DIMENSIONS]
+    return np.array([w1 * d1 + w2 * d2 for w1, w2 in pairs], np.float64)
+
+
+def integer_chances() -> np.ndarray:
+    """Return float64 [81]: the probability of each column of `integer_scores` if every item is
+    answered uniformly at random."""
+    n = len(VALUE_CODES)
+    # The difference of two independent uniform answers has a triangular distribution.
+    chance = (n - np.abs(_DIFFERENCES)) / n**2
+    return np.outer(chance, chance).ravel()
+
+
+def trivial_lines(
+    target_6: np.ndarray, used_6: np.ndarray, constants_6: np.ndarray
+) -> dict[str, float]:
+    """Compute the losses that need no model, to print beside every result.
+
+    Args:
+        target_6: published scores in points; may be NaN where not used.
+        used_6: bool, the dimensions that enter the loss.
+        constants_6: the free constant C of each dimension in points.
+
+    Returns:
+        Losses in points, summed over the dimensions used:
+
+        - `all_middle`: answering 3 throughout, or a uniform distribution read as its mean; both
+          give scores of C.
+        - `uniform_random`: expected loss of independent uniform integer answers.
+        - `smallest_integer`: the least loss that one integer answer per item can reach.
+    """
+    used = np.asarray(used_6, bool)
+    gap = (np.asarray(target_6, np.float64) - np.asarray(constants_6, np.float64))[used]
+    errors = np.abs(integer_scores()[used] - gap[:, None])
+    return {
+        "all_middle": float(np.abs(gap).sum()),
+        "uniform_random": float((errors @ integer_chances()).sum()),
+        "smallest_integer": float(errors.min(axis=1).sum()),
+    }

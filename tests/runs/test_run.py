@@ -166,7 +166,7 @@ def test_a_config_that_lost_a_part_is_refused(tmp_path: Path) -> None:
 def test_out_is_a_file_or_below_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        for refuse in (check, create):
+        for refuse in (check_run, create):
             with pytest.raises(UserError, match="give another `out`"):
                 refuse(out, Config())
 

@@ -16,8 +16,8 @@ from jaxalign.commands.score import Config, score_replies, summary
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain
 from jaxalign.runs.console import main
+from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis import INSIDE, analyse
-from jaxalign.stats.culture_lines import LINES
 from jaxalign.surveys.formats import culturespa
 from jaxalign.surveys.replies import Answers
 from tests.support.culture_folder import (

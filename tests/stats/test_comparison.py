@@ -12,10 +12,11 @@ import pytest
 from experiments.bench.bootstrap import Config, bench, synthetic_stats
 from jaxalign.core.errors import UserError
 from jaxalign.stats import distances as m
-from jaxalign.stats.comparison import METRICS, Comparison, compare, item_stats
+from jaxalign.stats.comparison import Comparison, compare, item_stats
+from jaxalign.stats.metrics import DEFAULT_METRICS
 from jaxalign.surveys.tables import Tables
 
-NAMES = [metric.name for metric in METRICS]
+NAMES = DEFAULT_METRICS
 KEY = jax.random.key(0)
 C, Q = 3, 40
 
@@ -57,9 +58,9 @@ def one_by_one(tables: Tables, answers_Q: np.ndarray, c: int) -> dict[str, float
     r, valid = tables.range_Q, jnp.asarray(tables.valid_QxO)
     p, q = np.eye(11, dtype=np.float32)[a.astype(int)], np.nan_to_num(tables.truth_CxQxO[c])
     return {
-        "alignment": m.alignment_score(a, g, r, counts),
-        "alignment_ordinal": m.alignment_score(a, g, r, ordinal),
-        "exact_match": m.exact_match(a, g, counts),
+        "alignment": m.cultural_alignment(a, g, r, counts),
+        "alignment_ordinal": m.cultural_alignment(a, g, r, ordinal),
+        "exact_match": (a == g)[counts].mean(),
         "closeness": 1 - np.abs((a - g) / r)[ordinal].mean(),
         "total_variation": 1 - m.total_variation(p, q)[counts].mean(),
         "wasserstein": 1 - m.ordinal_wasserstein(p, q, valid)[ordinal].mean(),

@@ -10,7 +10,12 @@ import pytest
 from jaxalign.core.errors import UserError
 from jaxalign.methods.prompting import icl_examples, lead_in
 from jaxalign.prompts import load_prompts
-from jaxalign.stats.held_out import HeldOut, held_out_record, interval, permutation_test
+from jaxalign.stats.held_out import (
+    held_out_record,
+    item_interval,
+    permutation_test,
+    similarity_by_item,
+)
 from jaxalign.surveys.survey import Item, Survey
 
 
@@ -28,10 +33,9 @@ def survey() -> Survey:
 
 
 def test_similarity_by_hand():
-    held_out = HeldOut(survey(), ("USA", "CHN"))
     with np.errstate(divide="ignore"):
         log_probs = np.log([[[1.0, 0, 0], [0.25, 0.75, 0], [0.5, 0.5, 0]]]).astype(np.float32)
-    found = held_out.similarity(log_probs)
+    found = similarity_by_item(survey(), ("USA", "CHN"), log_probs)
     np.testing.assert_allclose(found[0, 0], [1, 1, 0.9], atol=1e-6)  # the USA's own, c off by 0.1
     np.testing.assert_allclose(found[0, 1], [0, 0.5, np.nan], atol=1e-6)  # CHN was not asked c
 
@@ -73,7 +77,7 @@ def test_record_pairs_items_and_averages_the_others():
 def test_a_country_alone_has_nobody_to_be_permuted_with():
     similarity = {n: np.full((1, 1, 5), 0.5) for n in ("naive", "persona", "icl", "start", "tuned")}
     assert held_out_record(similarity, ("A",), "A", seed=0)["permuted"] is None
-    assert interval(np.full(3, np.nan), 0) is None
+    assert item_interval(np.full(3, np.nan), 0) is None
     assert permutation_test(np.ones((1, 1)), 0)["others"] is None
 
 

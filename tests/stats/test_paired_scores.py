@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.pocket.society import held_out_survey
+from jaxalign.stats.alignment import alignment
 from jaxalign.stats.bootstrap import count_draws
 from jaxalign.stats.comparison import compare, item_stats
-from jaxalign.stats.culture_lines import alignment
 from jaxalign.stats.paired_scores import drawn_scores, spread
 from jaxalign.surveys.tables import make_tables
 

@@ -66,8 +66,15 @@ def interval(mean: float, half: float = 0.05) -> dict[str, float]:
 
 
 def analysis_sample(countries: Sequence[str], personas: int | None = None) -> dict[str, Any]:
-    """What `survey.analysis.analyse` returns for made-up answers of `countries`; the first
-    `personas` of them, by default all but the last, have a persona."""
+    """The analysis (`jaxalign.stats.analysis.analyse`) of `analysis_inputs`."""
+    return analyse(*analysis_inputs(countries, personas), resamples=50)
+
+
+def analysis_inputs(
+    countries: Sequence[str], personas: int | None = None
+) -> tuple[Survey, dict[str, list[Answers]], list[Answers]]:
+    """A survey of `countries`, made-up answers of personas, and those without a persona. The first
+    `personas` countries, by default all but the last, have a persona."""
     random = np.random.default_rng(0)
     items = [_item(i) for i in range(8)]
     distributions = {
@@ -79,7 +86,7 @@ def analysis_sample(countries: Sequence[str], personas: int | None = None) -> di
     )
     with_persona = countries[: len(countries) - 1 if personas is None else personas]
     aware = {c: [_answers(random, items), _answers(random, items)] for c in with_persona}
-    return analyse(survey, aware, [_answers(random, items)], resamples=50)
+    return survey, aware, [_answers(random, items)]
 
 
 def _item(i: int) -> Item:

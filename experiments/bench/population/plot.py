@@ -64,6 +64,7 @@ def ratios(axes: Axes, result: dict[str, Any]) -> None:
             textcoords="offset points",
             va="center",
         )
+    # The line marks jaxalign's own time.
     axes.axvline(1, color=_COLOURS["ours"], linewidth=2.2)
     axes.set_yticks(range(len(names)), [LABELS[name] for name in names])
     axes.invert_yaxis()
@@ -82,6 +83,7 @@ def roofline(axes: Axes, result: dict[str, Any]) -> None:
     peaks = {name: p["median"] for name, p in result["matmul_peak_flops_per_second"].items()}
     # The ridge is where the memory ceiling meets the compute ceiling.
     ridge = max(peaks.values()) / result["memory_bytes_per_second"]
+    # A factor of 4 around all points and the ridge.
     span = np.geomspace(min(*xs, ridge) / 4, 4 * max(*xs, ridge), 200)
     for (name, peak), style in zip(peaks.items(), ("-", "--"), strict=False):
         roof = np.minimum(peak, span * result["memory_bytes_per_second"]) / 1e9

@@ -72,6 +72,7 @@ def _method(
     peaks = measured.matmul_peak[framework(method)]
     # Each repeat against its own peak: the machine's speed drifts between repeats.
     fractions = [useful / s / peak for s, peak in zip(seconds, peaks, strict=True)]
+    # FLOPs per byte of weights read: where the method stands under the roofline.
     passes = weight_passes(method, work, measured.warm_up[method])
     return {
         "seconds": seconds,
@@ -100,6 +101,7 @@ def weight_passes(method: str, work: Work, warm_up: dict[str, Any]) -> int:
     P = work.population
     if method == "hf_per_item":
         return P * len(work.items)
+    # With a cached prefix the weights are read once for the prompts and once for the items.
     batches = -(-P // warm_up["candidates_in_a_batch"])
     return 2 * batches if method == "hf_prefix_cache" else batches
 
@@ -147,6 +149,7 @@ def show(result: dict[str, Any]) -> None:
     peaks = result["matmul_peak_flops_per_second"].items()
     print("Matmul peak: " + ", ".join(f"{n} {p['median'] / 1e9:,.0f} GFLOP/s" for n, p in peaks))
     machine = result["machine"]
+    # A busy machine makes the comparison unfair; say so.
     load, cores = machine["load_average_before"], machine["cores"]
     if load > 0.25 * cores:
         print(

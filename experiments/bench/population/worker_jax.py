@@ -123,7 +123,7 @@ class JaxSide:
 
     def bandwidth(self) -> float:
         """Measure memory bandwidth in bytes per second: a sum over an array beyond all caches."""
-        x = jnp.ones(2**26, jnp.float32)
+        x = jnp.ones(2**26, jnp.float32)  # 256 MiB
         add = jax.jit(jnp.sum)
         jax.block_until_ready(add(x))
         started = time.perf_counter()
@@ -148,13 +148,16 @@ def plain_log_probs(
     """Compute option log-probabilities of one prompt, float32 [Q, O], from a padded batch."""
     before_S, tokens_QxT, lengths_Q, options_QxOxS = tables
     Q = tokens_QxT.shape[0]
+    # The text before the items, and the prompt, in front of every item.
     lead = jnp.concatenate([embed_tokens(config, params, before_S), prompt_MxD])
     lead_QxSxD = jnp.broadcast_to(lead[None], (Q, *lead.shape))
     x_QxTxD = jnp.concatenate([lead_QxSxD, embed_tokens(config, params, tokens_QxT)], axis=1)
+    # Padding is at the end, so the last real token of an item is at its own length.
     last_Q = lead.shape[0] + lengths_Q - 1
     logits_QxV = Llama(config).apply({"params": params}, x_QxTxD, at_BxA=last_Q[:, None])[:, 0]
     flat_QxN = jnp.maximum(options_QxOxS, 0).reshape(Q, -1)
     logits_QxOxS = jnp.take_along_axis(logits_QxV, flat_QxN, axis=1).reshape(options_QxOxS.shape)
+    # An option's probability is the sum over its spellings; -inf where there is no spelling.
     logits_QxOxS = jnp.where(options_QxOxS >= 0, logits_QxOxS, -jnp.inf)
     return jax.nn.log_softmax(jax.nn.logsumexp(logits_QxOxS, axis=-1), axis=-1)
 
@@ -167,6 +170,7 @@ def _in_chunks(one: Callable, chunk: int) -> Callable:
 def random_prompts(work: Work, params: Params) -> jax.Array:
     """Draw prompts whose vectors are as long as typical embeddings, float32 [P, M, D]."""
     table_VxD = params["embed"].astype(jnp.float32)
+    # Prompts of another scale than the embeddings would saturate the first norm.
     rms = jnp.sqrt(jnp.mean(jnp.square(table_VxD)))
     shape = (work.population, work.prompt_length, work.llama.hidden_size)
     return rms * jax.random.normal(jax.random.key(work.seed + 1), shape)

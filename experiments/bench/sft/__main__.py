@@ -154,9 +154,12 @@ def training_flops(config: LlamaConfig, examples: list[Example]) -> float:
     rest = 2 * c.hidden_size * width + 3 * c.hidden_size * c.intermediate_size
     tokens = sum(len(e.tokens) for e in examples)
     answers = sum(len(e.answer) for e in examples)
+    # Query-key pairs of causal attention: a triangle with its diagonal.
     pairs = sum(len(e.tokens) * (len(e.tokens) + 1) // 2 for e in examples)
+    # Two FLOPs per weight and token; the last layer's queries and MLP at answer tokens only.
     linear = 2 * (before * tokens * (key_value + rest) + tokens * key_value + answers * rest)
     head = 2 * answers * c.hidden_size * c.vocab_size
+    # Backward: activations' gradients cost as much as the forward pass, attention's twice as much.
     return 2.0 * (linear + head) + 3.0 * 4 * width * before * pairs
 
 
@@ -166,6 +169,8 @@ def make_work(config: Config, examples: list[Example], folder: Path) -> Work:
     params = jax.jit(init_params, static_argnums=0)(llama, jax.random.key(config.seed))
     save_checkpoint(folder / "model", params, llama)
     random = np.random.default_rng(config.seed)
+    # LoRA starts with one of its two matrices at zero; with both away from zero the first loss
+    # depends on all of them, so that comparing it checks the whole adapter.
     adapter = jax.tree.map(
         lambda x: random.uniform(-0.05, 0.05, x.shape).astype(x.dtype),
         abstract_adapter(llama, lora),
@@ -206,6 +211,7 @@ def measure(config: Config) -> dict:
         if abs(losses["jax"] - losses["torch"]) > _TOLERANCE[config.dtype] * losses["torch"]:
             raise UserError(f"the two do not compute the same loss: {losses}; no speed is reported")
         rows = repeats(config, examples, workers)
+    # Within a repeat both ran under the same load.
     ratios = [
         ours["tokens_per_second"] / theirs["tokens_per_second"]
         for ours, theirs in zip(rows["jax"], rows["torch"], strict=True)
@@ -237,6 +243,7 @@ def repeats(
     with Progress(config.repeats, step="repeat", unit="repeats", quiet=config.json) as bar:
         for repeat in range(config.repeats):
             for name in order.permutation(FRAMEWORKS).tolist():
+                # Measured right before the run, because the machine's speed drifts.
                 peak = workers[name].call("peak").value
                 seconds = workers[name].call("run").value
                 rows[name].append(

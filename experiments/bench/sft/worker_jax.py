@@ -55,8 +55,10 @@ class JaxSide:
         """Return the mean loss over all answer tokens under the initial adapter."""
         total = count = 0.0
         for _, batch, passes in self._trainer.batches(0):
+            # `advance` consumes its state; only the loss is wanted, so a copy is thrown away.
             copy = jax.tree.map(jnp.copy, self._state)
             _, metrics = self._trainer.advance(copy, self._params, batch, passes)
+            # The batch's loss is a mean over its answer tokens: weigh it by their number.
             total += float(metrics["loss"][0] * metrics["answers"][0])
             count += float(metrics["answers"][0])
         return total / count

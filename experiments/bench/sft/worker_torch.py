@@ -47,6 +47,7 @@ class TorchSide:
         with torch.no_grad():
             for step in range(self._work.steps):
                 batch = self._batch(step)
+                # The model's loss is a mean over answer tokens: weigh it by their number.
                 answers = int((batch["labels"] >= 0).sum())
                 total += float(self._model(**batch).loss) * answers
                 count += answers
@@ -67,6 +68,7 @@ class TorchSide:
 
     def peak(self) -> float:
         """Return the FLOP/s of a large matrix product, the best within about a second."""
+        # The best of many products within a second is the least disturbed one.
         a, b = torch.randn(2, _PEAK_SIZE, _PEAK_SIZE, dtype=self._dtype, device=self._device)
         best, until = float("inf"), time.perf_counter() + 1
         while best == float("inf") or time.perf_counter() < until:
@@ -86,6 +88,7 @@ class TorchSide:
         size = self._work.batch
         examples = self._work.examples[step * size : (step + 1) * size]
         width = max(len(tokens) for tokens, _ in examples)
+        # -100 marks positions without a loss: the prompt and the padding.
         ids, mask = np.zeros((2, size, width), np.int64)
         labels = np.full((size, width), -100)
         for row, (tokens, prompt) in enumerate(examples):

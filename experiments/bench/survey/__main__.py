@@ -134,6 +134,7 @@ def _figures(
         figures[tool]["all_seconds"] = [row["seconds"] for row in rows]
     if len(tools) == 2:
         ours, pandas = (readings[kind, tool][0] for tool in tools)
+        # No speed without equal content.
         same = ours["cells"] == pandas["cells"]
         if not same or abs(ours["check"] - pandas["check"]) > 1e-6 * abs(pandas["check"]):
             raise UserError(f"the two tools read different shares from the {kind}: this is a bug")

@@ -26,6 +26,7 @@ def main(tool: str, path: Path, most_items: int) -> dict[str, Any]:
         "cpu_seconds": time.process_time() - cpu,
         "peak_mb": _peak_mb(),
         "cells": len(shares),
+        # A sum of squares: equal for both tools only if they read the same shares.
         "check": sum(sum(s * s for s in cell) for cell in shares),
     }
 
@@ -52,6 +53,7 @@ def _pandas(path: Path, most_items: int) -> list[tuple[float, ...]]:
         table, _ = pyreadstat.read_sav(path, usecols=columns)
     else:
         table = pd.read_csv(path, usecols=columns)
+    # Weighted shares of each answer by country; negative codes are missing answers.
     cells = []
     for item in items:
         asked = table.loc[table[item] >= 0, ["B_COUNTRY_ALPHA", item, "W_WEIGHT"]]

@@ -28,7 +28,7 @@ from jaxalign.methods.culturespa.result import METHODS
 from jaxalign.report.palette import HEAT
 from jaxalign.runs import finite_or_none, write_json
 from jaxalign.runs.console import main, print_table
-from jaxalign.stats.culture_lines import alignment, between_countries
+from jaxalign.stats.alignment import alignment, between_countries
 from jaxalign.stats.intervals import seed_interval
 
 SHOWN = ("p1", "p2", "joint", "specific", "cct")

@@ -37,7 +37,7 @@ from jaxalign.report.document import (
 from jaxalign.report.drawing import Panel, drawings
 from jaxalign.report.palette import BLUE, INK, PURPLE, VERMILION
 from jaxalign.report.render import write_report
-from jaxalign.stats.culture_lines import LINES
+from jaxalign.stats.alignment import LINES
 
 _ROW_KEYS = (
     Key("mean", INK, marker="o"),

@@ -185,7 +185,7 @@ def _refuse_other(row: Mapping[str, Any], request: _Request, path: Path) -> None
     if row.get("asked") != request.sha256:
         raise UserError(
             f"{path}: request {request.number} on {request.topic.name!r} was another one "
-            "(settings, seeds, prompt text or earlier replies differ); give another --out"
+            "(settings, seeds, prompt text or earlier replies differ); give another `out`"
         )
 
 

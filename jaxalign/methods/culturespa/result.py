@@ -37,11 +37,10 @@ from jaxalign.methods.culturespa.settings import Config
 from jaxalign.methods.culturespa.step_measure import Measured
 from jaxalign.methods.culturespa.study import Study
 from jaxalign.runs import finite_or_none, settings_of, versions
+from jaxalign.stats.alignment import agreement, alignment, culture_lines, identify
 from jaxalign.stats.bootstrap import count_draws
-from jaxalign.stats.culture_lines import alignment, culture_lines
 from jaxalign.stats.intervals import seed_interval
 from jaxalign.stats.paired_scores import Spread, drawn_scores, spread
-from jaxalign.stats.personas import agreement, identify
 
 METHODS = {
     "unaware": "unaware",

@@ -28,7 +28,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.templates import render
 from jaxalign.methods.prompting import icl_examples
 from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_prompt
-from jaxalign.stats.culture_lines import between_countries
+from jaxalign.stats.alignment import between_countries
 from jaxalign.surveys.hofstede import country_name
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.surveys.tables import make_tables

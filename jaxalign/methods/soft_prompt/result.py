@@ -29,7 +29,7 @@ import numpy as np
 from jaxalign.core.files import finite_or_none
 from jaxalign.methods.soft_prompt.problem import Problem
 from jaxalign.runs import settings_of, versions
-from jaxalign.stats.held_out import HeldOut, held_out_record, permutation_test
+from jaxalign.stats.held_out import held_out_record, permutation_test, similarity_by_item
 from jaxalign.stats.objectives import Objective
 from jaxalign.stats.vsm import READINGS
 from jaxalign.surveys.responses import Responses
@@ -63,8 +63,10 @@ def make_result(
         held_out: By method, the responses to the held-out survey, one condition per country.
     """
     settings, survey = problem.settings, problem.held_out_survey
-    truth = HeldOut(survey, settings.countries)
-    similarity = {name: truth.similarity(held_out[name].log_probs) for name in held_out}
+    similarity = {
+        method: similarity_by_item(survey, settings.countries, responses.log_probs)
+        for method, responses in held_out.items()
+    }
     # matrix[p, c]: score of the prompt tuned for country p against country c.
     matrix_CxC = np.nanmean(similarity["tuned"], axis=-1)
     entries, trivial = {}, {}

@@ -345,11 +345,11 @@ def test_the_pocket_model_writes_questions_and_a_killed_run_goes_on(
 
 
 def test_a_setting_changed_since_is_named_as_its_option(tmp_path):
-    """--per-topic, not the name of the group that it is kept in."""
+    """By its full name, which the command line spells --per-topic."""
     first = experiment.Config(out=tmp_path / "run")
     Run.create(first.out, first, {}).close()
     other = dataclasses.replace(first, writing=dataclasses.replace(first.writing, per_topic=3))
-    with pytest.raises(UserError, match=": `per_topic` was 20 and is 3 now"):
+    with pytest.raises(UserError, match=r": `writing\.per_topic` was 20 and is 3 now"):
         Run.create(first.out, other, {}, resume=True)
 
 

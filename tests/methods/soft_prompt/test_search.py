@@ -23,7 +23,6 @@ from jaxalign.methods.soft_prompt.study import Config, read_study
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.runtime.sharding import local_view, make_mesh
-from jaxalign.stats.held_out import HeldOut
 from jaxalign.stats.vsm import make_scorer
 
 TINY = LlamaConfig(
@@ -128,10 +127,8 @@ def test_the_result_is_of_the_dimensions_and_the_reading_asked_for(capsys):
 
     module, held_out = (dict.fromkeys(METHODS, answers(i)) for i in (study.module, study.held_out))
     scorer = make_scorer(study.module, np.float32([54, 0, 0, 0, 0, 0]))
-    survey = HeldOut(study.held_out, config.countries)
-    found = make_result(
-        config, study.facts(), scorer, study.target_Cx6, study.used_6, module, survey, held_out
-    )
+    survey, target_Cx6, used_6 = study.held_out, study.target_Cx6, study.used_6
+    found = make_result(config, study.facts(), scorer, target_Cx6, used_6, module, survey, held_out)
     assert found["constants"] == [54.0, None, None, None, None, None]
     found["countries"]["USA"]["tuned"] = {"expected": {"loss": 11.1}, "most_likely": {"loss": 77.7}}
     show_result(found)

@@ -1,0 +1,59 @@
+"""Run every Python example of the README and the documentation on the pocket model."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, Block, blocks, name
+
+RUN = {
+    page: [block for block in blocks(page) if block.language == "python" and block.runs]
+    for page in PAGES
+}
+REGISTRIES = (
+    ("jaxalign.optim.api", "optimizers"),
+    ("jaxalign.stats.metrics", "metrics"),
+    ("jaxalign.stats.objectives", "objectives"),
+    ("jaxalign.surveys.formats", "formats"),
+)
+
+
+@pytest.fixture
+def clean_registries():
+    """Forget what an example has registered, so that other tests see the package alone."""
+    registries = [getattr(importlib.import_module(module), name) for module, name in REGISTRIES]
+    for registry in registries:
+        registry.names()  # imports what the package registers itself
+    before = [dict(registry._entries) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        registry._entries.clear()
+        registry._entries.update(entries)
+
+
+@pytest.mark.parametrize("page", [page for page, found in RUN.items() if found], ids=name)
+def test_the_examples_of_a_page_run_in_order(page: Path, tmp_path, monkeypatch, clean_registries):
+    monkeypatch.chdir(tmp_path)  # what an example writes
+    namespace: dict[str, object] = {"__name__": "documentation"}
+    for block in RUN[page]:
+        exec(compile(padded(block), str(page), "exec"), namespace)
+
+
+def padded(block: Block) -> str:
+    """Return the code with its line numbers in the page, so that a traceback points there."""
+    return "\n" * block.line + block.code
+
+
+def test_there_are_examples_to_run():
+    assert len(RUN) > 20
+    assert sum(map(len, RUN.values())) >= 10
+
+
+def test_every_example_that_is_not_run_says_why():
+    for page in PAGES:
+        for line in page.read_text().splitlines():
+            if line.startswith("<!-- not run:"):
+                assert len(line) > len("<!-- not run: x -->"), f"{page}: {line}"
