@@ -1,7 +1,7 @@
-"""From conversations to layouts: how a tokenizer, prompt texts and items become an interview.
+"""From conversations to layouts: how a tokenizer, prompt texts and items become what is computed.
 
-Everything that words a question to a model goes through here, so that the soft prompt, the
-baselines and whatever else answers items differ in what they say and in nothing else.
+Everything that words a question to a model goes through here, so that soft prompts, baselines and
+all other methods differ in what they say and in nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 from jaxalign.answering.plan import Layout, plan_layout
 from jaxalign.answering.plan_suffix import SuffixLayout, plan_suffix_layout
 from jaxalign.answering.prefix_tree import Spellings
+from jaxalign.core.errors import UserError
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.prompts import Message, Prompts
 from jaxalign.surveys.survey import Item
@@ -22,41 +23,74 @@ _SENTINEL = "[[soft prompt]]"  # stands for the prompt while the chat template r
 
 
 def soft_prompt_layout(
-    tokens: Tokenizer,
+    tokenizer: Tokenizer,
     prompts: Prompts,
     items: Sequence[Item],
     placement: Placement,
     prompt_length: int,
+    lead_in: Sequence[Message] = (),
 ) -> Layout | SuffixLayout:
-    """Each item as the user's only message, a soft prompt of M tokens in its place.
+    """Lay out items that are asked under a soft prompt, each in a conversation of its own.
 
-    "front": before everything, no system message, as PEFT does. "system": the soft prompt is the
-    system message's content. "after": at the end of the user's message, after the question.
+    Args:
+        tokenizer: the model's tokenizer and chat template.
+        prompts: the texts that word a question.
+        items: the items to ask.
+        placement: where the soft prompt stands (`split_at_soft_prompt`).
+        prompt_length: M, tokens of the soft prompt.
+        lead_in: messages between the soft prompt and the question.
+
+    Returns:
+        The layout; a `SuffixLayout` for the placement "after".
     """
-    questions = [prompts.user(item) for item in items]
+    conversations = [[*lead_in, prompts.user(item)] for item in items]
+    split = [split_at_soft_prompt(tokenizer, chat, placement) for chat in conversations]
+    before, after = zip(*split, strict=True)
+    options = option_spellings(tokenizer, items)
     if placement == "after":
-        ended = [q | {"content": q["content"] + "\n" + _SENTINEL} for q in questions]
-        split = [tokens.encode_chat_split([question], _SENTINEL) for question in ended]
-        texts, tails = zip(*split, strict=True)
-        return plan_suffix_layout(texts, prompt_length, tails, option_spellings(tokens, items))
+        return plan_suffix_layout(before, prompt_length, after, options)
+    return plan_layout(before[0], prompt_length, after, options)
+
+
+def split_at_soft_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], placement: Placement
+) -> tuple[list[int], list[int]]:
+    """Return the token ids of a conversation before and after the place of a soft prompt.
+
+    Args:
+        tokenizer: the model's tokenizer and chat template.
+        messages: the conversation, which ends with the user's message.
+        placement: "front" is before everything, without a system message, as PEFT does it.
+            "system" makes the soft prompt the content of a system message, which comes first.
+            "after" is at the end of the last message, after the question.
+
+    Raises:
+        UserError: if the conversation has a system message and the soft prompt would be another.
+    """
     if placement == "front":
-        before, after = [], [tokens.encode_chat([question]) for question in questions]
-    else:
-        system = {"role": "system", "content": _SENTINEL}
-        split = [tokens.encode_chat_split([system, q], _SENTINEL) for q in questions]
-        before, after = split[0][0], [rest for _, rest in split]
-    return plan_layout(before, prompt_length, after, option_spellings(tokens, items))
+        return [], tokenizer.encode_chat(messages)
+    if placement == "after":
+        *earlier, last = messages
+        ended = last | {"content": last["content"] + "\n" + _SENTINEL}
+        return tokenizer.encode_chat_split([*earlier, ended], _SENTINEL)
+    if messages[0]["role"] == "system":
+        raise UserError(
+            "a soft prompt in the place of the system message cannot be combined with a persona, "
+            "which is a system message too; tune one that is placed in front"
+        )
+    system = {"role": "system", "content": _SENTINEL}
+    return tokenizer.encode_chat_split([system, *messages], _SENTINEL)
 
 
 def conversation_layout(
-    tokens: Tokenizer, conversations: Sequence[Sequence[Message]], items: Sequence[Item]
+    tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], items: Sequence[Item]
 ) -> Layout:
-    """Conversations without a soft prompt, each ending in the question of its item."""
-    encoded = [tokens.encode_chat(conversation) for conversation in conversations]
-    return plan_layout([], 0, encoded, option_spellings(tokens, items))
+    """Lay out conversations without a soft prompt, each ending in the question of its item."""
+    encoded = [tokenizer.encode_chat(conversation) for conversation in conversations]
+    return plan_layout([], 0, encoded, option_spellings(tokenizer, items))
 
 
-def option_spellings(tokens: Tokenizer, items: Sequence[Item]) -> list[Spellings]:
-    """Per item, what the tokenizer makes of each option's number."""
-    known = {codes: tokens.option_tokens(codes) for codes in {item.codes for item in items}}
+def option_spellings(tokenizer: Tokenizer, items: Sequence[Item]) -> list[Spellings]:
+    """Return, per item, the token ids of every spelling of each option's number."""
+    known = {codes: tokenizer.option_tokens(codes) for codes in {item.codes for item in items}}
     return [known[item.codes] for item in items]

@@ -73,6 +73,11 @@ class Layout:
         """Token positions per candidate that go through the layers."""
         return self.common_length + len(self.tree)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest conversation, the inner tokens of its options included."""
+        return int(self.positions.max()) + 1
+
 
 def plan_layout(
     before: Sequence[int],

@@ -41,6 +41,11 @@ class SuffixLayout:
         """Token positions per candidate that go through the layers."""
         return self.positions_QxT.size
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest conversation, the inner tokens of its options included."""
+        return int(self.positions_QxT.max()) + 1
+
 
 def plan_suffix_layout(
     texts: Sequence[Sequence[int]],

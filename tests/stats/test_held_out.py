@@ -7,9 +7,6 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxalign.core.errors import UserError
-from jaxalign.methods.prompting import icl_examples, lead_in
-from jaxalign.prompts import load_prompts
 from jaxalign.stats.held_out import (
     held_out_record,
     item_interval,
@@ -79,20 +76,3 @@ def test_a_country_alone_has_nobody_to_be_permuted_with():
     assert held_out_record(similarity, ("A",), "A", seed=0)["permuted"] is None
     assert item_interval(np.full(3, np.nan), 0) is None
     assert permutation_test(np.ones((1, 1)), 0)["others"] is None
-
-
-def test_icl_examples_take_turns_among_topics_and_are_answered_by_all():
-    examples = icl_examples(survey(), ("USA",), 2, seed=3)
-    assert {item.topic for item in examples} == {"x", "y"}
-    assert {i.id for i in icl_examples(survey(), ("USA", "CHN"), 2, seed=3)} == {"a", "b"}
-    with pytest.raises(UserError, match="--icl-examples 3"):
-        icl_examples(survey(), ("USA", "CHN"), 3, seed=3)
-
-
-def test_icl_shows_the_countrys_majority_answers_as_codes():
-    examples = survey().items[:2]
-    turns = lead_in("icl", load_prompts(), "CHN", survey(), examples)
-    assert [turn["role"] for turn in turns] == ["system", *["user", "assistant"] * 2]
-    assert "China" in turns[0]["content"]
-    assert [turns[2]["content"], turns[4]["content"]] == ["3", "0"]
-    assert lead_in("naive", load_prompts(), "CHN", survey(), examples) == []

@@ -1,0 +1,168 @@
+"""Any mix of conditions, asked together, answers as each does by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxalign.answering.ask import ask_after_messages
+from jaxalign.core.errors import UserError
+from jaxalign.core.progress import Progress
+from jaxalign.lm.lora import Adapter, LoraConfig, init_adapter
+from jaxalign.methods.ask import ask
+from jaxalign.methods.base import METHODS, Condition, soft_prompt_methods
+from jaxalign.methods.conditions import InContext, Persona, Plain, WithAdapter
+from jaxalign.methods.generate import generate
+from jaxalign.pocket import pocket_model
+from jaxalign.pocket.society import held_out_survey
+from jaxalign.prompts import load_prompts
+from jaxalign.surveys.survey import vsm
+
+SURVEY = vsm().subset({f"m{i:02}" for i in range(1, 7)})
+OTHER = held_out_survey()
+
+
+@dataclasses.dataclass(frozen=True)
+class Soft(Condition):
+    """A soft prompt that is one of the model's own texts, so that its answers are known."""
+
+    embeddings_MxD: np.ndarray
+    placement: str = "front"
+    messages: tuple = ()
+    label: str = "soft"
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    @property
+    def soft_prompt(self):
+        return self
+
+    def lead_in(self, prompts):
+        return [*self.messages]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return pocket_model()
+
+
+def embedded(lm, text: str) -> np.ndarray:
+    return np.asarray(lm.params["embed"])[lm.tokenizer.encode(text)]
+
+
+def assert_alike(found, expected):
+    there = np.isfinite(expected)
+    np.testing.assert_array_equal(np.isfinite(found), there)
+    np.testing.assert_allclose(found[there], expected[there], atol=1e-4)
+
+
+def test_the_baselines_have_the_bits_of_one_tree(lm):
+    conditions = [Plain(), Persona("USA"), Persona("CHN"), InContext("CHN", OTHER, examples=2)]
+    answers = ask(lm, SURVEY, conditions)
+    assert answers.conditions == ("naive", "persona USA", "persona CHN", "icl CHN")
+    prompts = load_prompts()
+    lead_ins = [condition.lead_in(prompts) for condition in conditions]
+    log_probs, mass = ask_after_messages(
+        lm.config, lm.params, lm.tokenizer, prompts, lead_ins, SURVEY.items
+    )
+    np.testing.assert_array_equal(answers.log_probs, log_probs)
+    np.testing.assert_array_equal(answers.valid_mass, mass)
+    assert answers.log_probs.dtype == answers.valid_mass.dtype == np.float32
+
+
+def test_mixed_conditions_answer_as_each_alone(lm):
+    M = 3
+    rows = embedded(lm, "I live in a small town by the sea")[: 3 * M].reshape(3, M, -1)
+    conditions = [
+        Soft(rows[0], label="a"),
+        Plain(),
+        Soft(rows[1], label="b"),
+        Soft(rows[2], "system", label="c"),
+        Persona("IND"),
+        Soft(rows[0], "after", label="d"),
+        Soft(rows[0], messages=tuple(Persona("IND").lead_in(load_prompts())), label="e"),
+    ]
+    events: list[Progress] = []
+    answers = ask(lm, SURVEY, conditions, on_progress=events.append)
+    for row, condition in enumerate(conditions):
+        alone = ask(lm, SURVEY, [condition])
+        assert_alike(answers.log_probs[row], alone.log_probs[0])
+        np.testing.assert_allclose(answers.valid_mass[row], alone.valid_mass[0], atol=1e-5)
+    distinct = answers.log_probs[..., :2].reshape(len(conditions), -1).round(3)
+    assert len(np.unique(distinct, axis=0)) == len(conditions)
+    assert [event.done for event in events] == [0, 2, 4, 5, 6, 7]
+    assert {event.total for event in events} == {7}
+
+
+def test_a_soft_prompt_of_a_persona_answers_as_the_persona(lm):
+    """Embeddings of the persona's own text in the system message's place are the persona."""
+    persona = Persona("CHN")
+    text = persona.lead_in(load_prompts())[0]["content"]
+    soft = Soft(embedded(lm, text), "system")
+    answers = ask(lm, SURVEY, [persona, soft])
+    assert_alike(answers.log_probs[1], answers.log_probs[0])
+    for placed in ("front", "system", "after"):
+        soft = Soft(embedded(lm, text), placed)
+        assert isinstance(generate(lm, "How are you?", condition=soft, max_new_tokens=4), str)
+    question = "Is family important to you?"
+    soft = Soft(embedded(lm, text), "system")
+    replies = {
+        generate(lm, question, condition=condition, max_new_tokens=12)
+        for condition in (persona, soft)
+    }
+    assert len(replies) == 1
+
+
+def test_an_adapted_model_answers_as_with_merged_weights(lm):
+    config = LoraConfig(rank=2)
+    start = init_adapter(lm.config, config, jax.random.key(0))
+    weights = jax.tree.map(lambda w: w + 0.05, start)
+    adapter = Adapter(weights, config, lm.config, "pocket")
+    persona = Persona("CHN")
+    found = ask(lm, SURVEY, [WithAdapter(adapter, persona), persona, WithAdapter(adapter)])
+    assert found.conditions == ("persona CHN, adapted", "persona CHN", "naive, adapted")
+    merged = ask(adapter.merge(lm), SURVEY, [persona, Plain()])
+    assert_alike(found.log_probs[[0, 2]], merged.log_probs)
+    assert_alike(found.log_probs[[1]], ask(lm, SURVEY, [persona]).log_probs)
+    assert np.abs(found.valid_mass[0] - found.valid_mass[1]).max() > 1e-3
+
+
+def test_what_cannot_be_asked_is_refused(lm):
+    with pytest.raises(UserError, match="'naive' is there twice"):
+        ask(lm, SURVEY, [Plain(), Plain()])
+    with pytest.raises(UserError, match="give at least one"):
+        ask(lm, SURVEY, [])
+    with pytest.raises(UserError, match="embeddings are 7 wide and the model's 128"):
+        ask(lm, SURVEY, [Soft(np.zeros((2, 7), np.float32))])
+    short = dataclasses.replace(lm.files, config=lm.config.replace(max_position_embeddings=200))
+    short = dataclasses.replace(lm, files=short)
+    with pytest.raises(UserError, match=r"icl CHN.*max_position_embeddings=200"):
+        ask(short, SURVEY, [Plain(), InContext("CHN", OTHER, examples=5)])
+    with pytest.raises(UserError, match=r"soft.*max_position_embeddings=200"):
+        ask(short, SURVEY, [Soft(np.zeros((200, 128), np.float32))])
+    persona = tuple(Persona("IND").lead_in(load_prompts()))
+    with pytest.raises(UserError, match="cannot be combined with a persona"):
+        ask(lm, SURVEY, [Soft(np.zeros((2, 128), np.float32), "system", persona)])
+
+
+def test_conversations_are_continued(lm):
+    asked = "Is family important to you?"
+    assert generate(lm, asked) == generate(lm, [{"role": "user", "content": asked}])
+    drawn = [generate(lm, asked, temperature=1.0, seed=seed) for seed in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) > 1
+
+
+def test_methods_have_names_of_their_own():
+    assert len({method.key for method in METHODS.values()}) == len(METHODS)
+    assert [m.label for m in soft_prompt_methods("DifferentialEvolution", "expected").values()] == [
+        "naive", "persona", "ICL", "start", "DE", "gradient",
+    ]  # fmt: skip
+    named = soft_prompt_methods("CMA_ES", "most_likely")
+    assert named["tuned"].label == "CMA_ES"
+    assert named["gradient"].title == "same prompt by gradients (expected reading)"
