@@ -16,23 +16,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from jaxalign.answering.conversations import soft_prompt_layout
 from jaxalign.answering.cost import candidate_flops
-from jaxalign.answering.options import prepare_items
 from jaxalign.answering.plan import Layout
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
 from jaxalign.lm.config import PRESETS, DType, LlamaConfig
 from jaxalign.lm.tokenizer import Tokenizer
-from jaxalign.lm.weights import abstract_params
 from jaxalign.methods.soft_prompt import search
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
@@ -42,9 +39,8 @@ from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table
 from jaxalign.runtime.program_facts import ProgramFacts, read_program
-from jaxalign.runtime.sharding import make_mesh, replicated
+from jaxalign.runtime.sharding import make_mesh
 from jaxalign.runtime.topology import described_devices, parse_topology
-from jaxalign.stats.vsm import make_scorer
 from jaxalign.surveys.survey import vsm
 
 SMALL = LlamaConfig(32_000, 512, 1536, 8, 8, 4, 64)

@@ -9,29 +9,25 @@ formula says of its work, to hold against what the compiler made of it.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxalign.answering.cost import candidate_flops
-from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
+from jaxalign.answering.options import Kernel
 from jaxalign.answering.plan import Layout
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.generate import decode_program, padded_length
 from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.transformer import AXES
-from jaxalign.lm.weights import Params, abstract_params, block_weights, param_shardings
+from jaxalign.lm.weights import block_weights
 from jaxalign.methods.soft_prompt.search import lower_search
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
-from jaxalign.runtime.sharding import DATA, MODEL, POPULATION, replicated
-from jaxalign.stats.vsm import Scorer
+from jaxalign.runtime.sharding import DATA, MODEL, POPULATION
 from jaxalign.training.data import Shape, TrainData, adapter_key
 from jaxalign.training.packing import Example
 from jaxalign.training.program import train_program

@@ -15,7 +15,7 @@ the bits of a sweep that was never stopped. `jaxalign.commands.sweep.file` docum
        /programs.json   by group: prompts computed at a time, the attention kernel, and C
        /status.json     what --status reads, from any terminal
 
-A cell of the pocket Llama takes seconds on two cores; the plan that is printed first gives the work.
+A cell of the pocket Llama takes seconds on two cores; the plan printed first gives the work.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from jaxalign.commands.sweep.result import make_result, show_result, write_plot
 from jaxalign.commands.sweep.status import CELLS, StatusBoard, show_status
 from jaxalign.core.errors import UserError
 from jaxalign.lm.model import load_model
-from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.problem import start_text
+from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.search import Search, choose_execution, choose_search_mesh
 from jaxalign.runs import MetricsFile, Run, check_run
 from jaxalign.runs.console import progress_bars

@@ -226,7 +226,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
 
 
 def check_unchanged(path: Path, out: Path, sweep: Sweep) -> None:
-    """Raise UserError naming the first value that differs from what the sweep in `out` began with."""
+    """Raise UserError naming the first value that the sweep in `out` did not begin with."""
     try:
         recorded = json.loads((out / "config.json").read_text("utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -235,9 +235,10 @@ def check_unchanged(path: Path, out: Path, sweep: Sweep) -> None:
     now, then = _flat(settings_of(sweep, fixed_only=True)), _flat(recorded)
     for name in now:
         if now[name] != then.get(name):
+            key = name.removeprefix("base_config.")
             raise UserError(
-                f"{path}: {name.removeprefix('base_config.')} was {then.get(name)!r} when the sweep in "
-                f"{out} began and is {now[name]!r} now; put it back, or give another --out"
+                f"{path}: {key} was {then.get(name)!r} when the sweep in {out} began and is "
+                f"{now[name]!r} now; put it back, or give another `out`"
             )
 
 

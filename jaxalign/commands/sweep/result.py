@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from jaxalign.commands.reports.soft_prompt_parts import constants_words
 from jaxalign.commands.sweep.plan import group_name
 from jaxalign.methods.soft_prompt.result import reading_words
@@ -140,7 +141,8 @@ def show_result(result: Mapping[str, Any]) -> None:
         "failed",
     )
     print_table(
-        f"Loss (sum of score differences; {reading_words(reading)} reading), easiest and hardest country",
+        f"Loss (sum of score differences; {reading_words(reading)} reading), easiest and hardest "
+        "country",
         columns,
         rows,
     )
@@ -188,7 +190,9 @@ def write_plot(path: Path, result: Mapping[str, Any]) -> None:
         "prompt tokens\n(bars: ± one deviation over seeds; thin lines: easiest to hardest country)",
         fontsize=10,
     )
-    figure.supylabel(f"loss: sum of score differences\n({reading_words(reading)} reading)", fontsize=11)
+    figure.supylabel(
+        f"loss: sum of score differences\n({reading_words(reading)} reading)", fontsize=11
+    )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False

@@ -1,13 +1,13 @@
 """Soft prompts tuned until survey answers give a group's scores (Masoud et al. 2025).
 
-    settings    the settings of a run
-    problem     what they name, read and checked
-    space       where a soft prompt starts, and the space it is searched in
-    fitness     from search vectors to losses
-    search      the compiled search, with its checkpoints
-    tune        the whole run, and the front door for Python
-    prompt      a tuned prompt as a value
-    result      the content of `result.json`
+settings    the settings of a run
+problem     what they name, read and checked
+space       where a soft prompt starts, and the space it is searched in
+fitness     from search vectors to losses
+search      the compiled search, with its checkpoints
+tune        the whole run, and the front door for Python
+prompt      a tuned prompt as a value
+result      the content of `result.json`
 """
 
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt

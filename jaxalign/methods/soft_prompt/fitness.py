@@ -1,6 +1,6 @@
 """The fitness that soft prompts evolve under: from search vectors to losses.
 
-    z [B, Z] --decode--> prompts [B, M, D] --chunk_log_probs--> [B, Q, O] --objective--> loss [B]
+z [B, Z] --decode--> prompts [B, M, D] --chunk_log_probs--> [B, Q, O] --objective--> loss [B]
 """
 
 from __future__ import annotations

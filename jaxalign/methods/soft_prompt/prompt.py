@@ -16,7 +16,7 @@ from jaxalign.methods.base import TUNED, Condition
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SoftPrompt(Condition):
-    """Embeddings put before (or into) a conversation; a `Condition` that a model can be asked under.
+    """Embeddings put before or into a conversation: a condition that a model can be asked under.
 
     Attributes:
         embeddings_MxD: float32 [M, D], one row per virtual token.

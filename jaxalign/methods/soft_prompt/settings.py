@@ -1,4 +1,4 @@
-"""Settings of a soft-prompt run: command line, record in `config.json`, and contract of `resume`."""
+"""Settings of a soft-prompt run: its command line, its record, and what `resume` must keep."""
 
 from __future__ import annotations
 

@@ -226,9 +226,7 @@ def run_soft_prompt(
         checkpoints = settings.checkpoints or run.out / "checkpoints"
         if run.writes:
             claim(checkpoints, recorded_run(run.out)[0])
-        outcome = search.run(
-            checkpoints, record=run, resume=run.resumed, on_progress=on_progress
-        )
+        outcome = search.run(checkpoints, record=run, resume=run.resumed, on_progress=on_progress)
         prompts = {"start": search.start_prompts, "tuned": search.prompts(outcome.best_CxZ)}
         if control is not None:
             prompts["gradient"] = search.prompts(control.run(on_progress))
@@ -275,9 +273,7 @@ def ask_baselines(problem: Problem, lm: LM) -> tuple[ByMethod, ByMethod]:
         most = max(len(item.options) for item in survey.items)
         by_survey.append(
             {
-                name: Responses(
-                    survey, groups, log_probs[r, columns, :most], mass[r, columns]
-                )
+                name: Responses(survey, groups, log_probs[r, columns, :most], mass[r, columns])
                 for name, r in rows.items()
             }
         )

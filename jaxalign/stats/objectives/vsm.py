@@ -16,8 +16,7 @@ import numpy as np
 
 from jaxalign.core.files import finite_or_none
 from jaxalign.stats.objectives import Objective, ObjectiveInputs, objectives
-from jaxalign.stats.trivial import trivial_lines
-from jaxalign.stats.vsm import Reading, Scorer, loss, make_scorer
+from jaxalign.stats.vsm import Reading, Scorer, loss, make_scorer, trivial_lines
 from jaxalign.surveys.hofstede import DIMENSIONS, targets
 
 
@@ -82,4 +81,3 @@ class VsmObjective(Objective):
         used_6 = np.asarray(self.used_6)
         constants_6 = np.where(used_6, np.asarray(self.scorer.constants), np.nan)
         return {"constants": finite_or_none(constants_6), "dimensions": list(DIMENSIONS)}
-
