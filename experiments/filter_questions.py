@@ -1,6 +1,6 @@
-"""What the published filters do to a file of generated questions.
+"""Apply the published filters to a file of generated questions.
 
-The command itself is `jaxalign filter-questions` (`jaxalign.commands.filter_questions`).
+This is the command `jaxalign filter-questions`; see `jaxalign.commands.filter_questions`.
 """
 
 from jaxalign.cli import run_command

@@ -1,6 +1,6 @@
-"""New survey questions that a model writes after a survey's own: step 1 of CultureSPA.
+"""Have a model write new survey questions after those of a survey: step 1 of CultureSPA.
 
-The command itself is `jaxalign write-questions` (`jaxalign.commands.write_questions`).
+This is the command `jaxalign write-questions`; see `jaxalign.commands.write_questions`.
 """
 
 from jaxalign.cli import run_command

@@ -20,14 +20,14 @@ class Command:
 
 COMMANDS = {
     "soft-prompt": Command("soft_prompt", "tune_prompts", "Tune one soft prompt per country."),
-    "culturespa": Command("culturespa", "run_culturespa", "Run CultureSPA from start to end."),
+    "culturespa": Command("culturespa", "culturespa", "Run CultureSPA from start to end."),
     "sweep": Command("sweep.command", "sweep", "Run many searches described in one file."),
     "fine-tune": Command("fine_tune", "tune", "Fine-tune a model on your own conversations."),
     "write-questions": Command("write_questions", "run", "Let a model write survey questions."),
     "filter-questions": Command("filter_questions", "run", "Filter generated survey questions."),
     "score": Command("score", "score_replies", "Score replies from any tool against a survey."),
     "check": Command("check", "run", "Check whether a survey file can be used."),
-    "plan": Command("plan.command", "plan", "Plan a program for hardware you do not have."),
+    "plan": Command("plan.command", "run", "Plan a program for hardware you do not have."),
 }
 
 

@@ -1,6 +1,6 @@
-"""What a program needs on a TPU slice or GPUs that are not at hand, from compiling it for them.
+"""Print what a program needs on a TPU slice or on GPUs that this machine does not have.
 
-The command itself is `jaxalign plan` (`jaxalign.commands.plan.command`).
+The same as `jaxalign plan` (`jaxalign.commands.plan.command`).
 """
 
 from jaxalign.cli import run_command

@@ -1,1 +1,1 @@
-"""CultureSPA, whole; its steps; and studies that read a finished run."""
+"""The CultureSPA experiment: the method from start to end, and studies of a finished run."""

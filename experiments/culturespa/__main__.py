@@ -1,6 +1,6 @@
-"""CultureSPA, whole: write questions, answer them, keep what a culture changes, fine-tune, measure.
+"""CultureSPA from start to end: write questions, answer, select, fine-tune, measure.
 
-The command itself is `jaxalign culturespa` (`jaxalign.commands.culturespa`).
+This is the command `jaxalign culturespa`; see `jaxalign.commands.culturespa`.
 """
 
 from jaxalign.cli import run_command

@@ -36,7 +36,7 @@ from jaxalign.lm.peft import save_lora
 from jaxalign.lm.tokenizer import Tokenizer, check_vocabulary
 from jaxalign.lm.weights import Params, param_shardings
 from jaxalign.pocket import MODEL_FOLDER
-from jaxalign.report.plots import training_losses
+from jaxalign.report.figures import save_training_losses
 from jaxalign.runs import Run, check_run, may_change
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.sharding import replicated
@@ -204,7 +204,7 @@ def _show(run: Run) -> None:
         words: {step: row[key] for step, row in rows if key in row}
         for words, key in (("examples trained on", "loss"), ("held out", "held_out_loss"))
     }
-    training_losses(run.out / "loss.png", losses)
+    save_training_losses(run.out / "loss.png", losses)
     if held_out := losses["held out"]:
         last, best = max(held_out), min(held_out, key=held_out.get)
         print(

@@ -28,9 +28,10 @@ from jaxalign.runs import Run, check_run
 from jaxalign.runs.console import print_table
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis import analyse
-from jaxalign.surveys.formats import read_with_shares
-from jaxalign.surveys.replies import Answers, Numbering, ReaderName, read_answers
+from jaxalign.surveys.formats import read_answered
+from jaxalign.surveys.replies import Numbering, ReaderName, read_answers
 from jaxalign.surveys.reply_files import Mode, Replies, read_replies
+from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey
 
 
@@ -79,7 +80,7 @@ def score_replies(config: Config) -> None:
         write_json(config.json, summary(result, config))
     with Run.create(out, config, {"survey": survey.sha256}) as run:
         run.write("result.json", result)
-    reports.culture_report(result, out)
+    reports.survey_report(result, out)
     print(f"results in {out}")
 
 
@@ -95,22 +96,16 @@ def _check(config: Config) -> None:
 
 def read_targets(path: Path, distributions: Path | None = None) -> Survey:
     """Whatever survey is in `path`. Raises UserError where no country's answers are."""
-    instrument = read_with_shares(path, distributions)
-    if not isinstance(instrument, Survey) or not instrument.distributions:
-        raise UserError(
-            f"--survey {path}: it does not say how any country answered; give a survey that does, "
-            "or with a CSV of your own --distributions"
-        )
-    return instrument
+    return read_answered(path, "survey", distributions, worded=False)
 
 
 def read_files(
     config: Config, instrument: Survey
-) -> tuple[dict[str, list[Answers]], list[Answers]]:
+) -> tuple[dict[str, list[Responses]], list[Responses]]:
     """Runs by country, in the instrument's order of countries, and those of the unaware model."""
     found: list[Replies] = []
-    aware: dict[str, list[Answers]] = {}
-    unaware: list[Answers] = []
+    aware: dict[str, list[Responses]] = {}
+    unaware: list[Responses] = []
     for path in config.replies:
         for replies in read_replies(path, config.country, config.mode):
             _refuse_repeated(found, replies)
@@ -130,10 +125,10 @@ def _refuse_repeated(found: list[Replies], replies: Replies) -> None:
     found.append(replies)
 
 
-def _refuse_unreadable(config: Config, found: list[Answers]) -> None:
+def _refuse_unreadable(config: Config, found: list[Responses]) -> None:
     """Refuse replies of which none is an answer: there is nothing to score."""
-    if all(np.isnan(answers.answers_Q).all() for answers in found):
-        count = sum(answers.replies for answers in found)
+    if all(np.isnan(answers.answers()).all() for answers in found):
+        count = sum(answers.counts()["replies"] for answers in found)
         raise UserError(
             f"--replies {config.replies[0]}: no answer in {count} replies to {config.survey}; is "
             f"it the right survey, --reader ({config.reader}) and --numbering ({config.numbering})?"

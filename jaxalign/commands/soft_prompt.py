@@ -23,11 +23,12 @@ from typing import Any
 import jax
 
 from jaxalign.commands.reports import soft_prompt_report
-from jaxalign.methods.base import soft_prompt_methods
+from jaxalign.methods.base import ICL, NAIVE, PERSONA, TUNED, soft_prompt_methods
 from jaxalign.methods.soft_prompt.result import reading_words, readings
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.tune import run_soft_prompt
-from jaxalign.report import plots
+from jaxalign.report import figures
+from jaxalign.report.drawing import save_png
 from jaxalign.runs.console import print_table, progress_bars
 from jaxalign.surveys.hofstede import DIMENSIONS
 
@@ -126,8 +127,10 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
         country: {name: entry[name][reading]["loss"] for name in ("naive", "persona", "icl")}
         for country, entry in countries.items()
     }
-    penalty = {"unit": "loss + penalty, in points"} if result["settings"]["penalty"] else {}
-    plots.convergence(out / "convergence.png", curves, lines, **penalty)
+    keys = {method.key: method.legend().as_line() for method in (NAIVE, PERSONA, ICL, TUNED)}
+    minimised = "loss + penalty in points" if result["settings"]["penalty"] else "loss in points"
+    panels, legend = figures.convergence(curves, lines, keys, minimised)
+    save_png(out / "convergence.png", panels, legend)
     target = next(iter(countries.values()))["target"] or ()
     used = [d for d, value in enumerate(target) if value is not None]
     if len(used) < 3:  # a radar of fewer axes has no area
@@ -142,7 +145,9 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
         }
         for country, entry in countries.items()
     }
-    plots.radar(out / "radar.png", profiles, [DIMENSIONS[d].upper() for d in used])
+    shown = {"target": figures.TARGET, **{n: keys[n] for n in ("naive", "icl", "tuned")}}
+    panels = figures.score_radars([DIMENSIONS[d].upper() for d in used], profiles, shown)
+    save_png(out / "radar.png", panels, list(shown.values()))
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], country: str, name: str) -> list[float]:

@@ -36,7 +36,7 @@ from jaxalign.pocket.responses import (
     values_responses,
 )
 from jaxalign.stats.vsm import FORMULAS
-from jaxalign.surveys.hofstede import DIMENSIONS, country_name, country_scores
+from jaxalign.surveys.hofstede import DIMENSIONS, country_name, edition_scores
 from jaxalign.surveys.survey import Item, Survey, from_json, vsm
 
 __all__ = [
@@ -96,7 +96,7 @@ def countries() -> dict[str, np.ndarray]:
     """ISO3 -> scores [6] of every country with all six published in the default edition."""
     return {
         iso3: np.array([row[d] for d in DIMENSIONS])
-        for iso3, row in country_scores().items()
+        for iso3, row in edition_scores().items()
         if len(row) == len(DIMENSIONS)
     }
 
@@ -121,7 +121,7 @@ def _with_answers(instrument: Survey) -> Survey:
             item.id: tuple(rows[q, : len(item.options)].tolist())
             for q, item in enumerate(instrument.items)
         }
-    return dataclasses.replace(instrument, distributions=answers)
+    return dataclasses.replace(instrument, distributions=answers, simulated=True)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What every experiment's report has: figures with their tables, settings, versions."""
+"""Parts of every report: figures with their tables, settings, versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,17 @@ def make_figure(
     keys: Sequence[Key] = (),
     drawn: bool = False,
 ) -> Figure:
-    """A figure and its PNG file. `drawn`: the experiment has made that file itself; keep it."""
+    """Return a figure, and write its PNG file.
+
+    Args:
+        png: The file; the figure is named after it.
+        panels: What is drawn.
+        caption: What the figure shows.
+        alt: The same for readers who cannot see it.
+        table: The numbers of the figure.
+        keys: The legend.
+        drawn: Whether to keep the file if the run has written it already.
+    """
     if not (drawn and png.exists()):
         png.parent.mkdir(parents=True, exist_ok=True)
         save_png(png, panels, keys)
@@ -36,20 +46,29 @@ def matrix_table(
     values: Sequence[Sequence[float | None]],
     digits: int,
 ) -> Table:
-    """A matrix with its names along both sides."""
+    """Return a matrix as a table.
+
+    Args:
+        caption: Title of the table.
+        corner: What the rows are.
+        rows: Names of the rows.
+        columns: Names of the columns.
+        values: A row of values per row.
+        digits: Decimals of the numbers.
+    """
     cells = tuple((name, *row) for name, row in zip(rows, values, strict=True))
     return Table(caption, (corner, *columns), cells, digits=digits)
 
 
 def provenance(result: Mapping[str, Any]) -> Section:
-    """Settings, hashes and versions, folded: what someone needs to make the same again."""
+    """Return the section that tells how to reproduce a result: settings, hashes, versions."""
     return section(
         "Settings, hashes and versions",
         *(
             record_table(title, result[name])
             for name, title in (
                 ("settings", "Settings"),
-                ("facts", "What the result depends on besides"),
+                ("facts", "Other things that the result depends on"),
                 ("versions", "Versions"),
             )
             if result.get(name)
@@ -58,7 +77,7 @@ def provenance(result: Mapping[str, Any]) -> Section:
 
 
 def record_table(caption: str, record: Mapping[str, Any]) -> Table:
-    """Names and values of a record, nested ones spelled `outer.inner`."""
+    """Return a table of the names and values of a record, nested ones as `outer.inner`."""
     rows = tuple((name, _value(value)) for name, value in _flat(record))
     return Table(caption, ("Name", "Value"), rows, folded=True)
 
@@ -74,7 +93,7 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _value(value: Any) -> str:
-    """A setting as it was given, not rounded."""
+    """Return a setting as it was given, not rounded."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""What a report is made of, before it is Markdown or HTML: sections of texts, tables, figures.
+"""What a report consists of before it becomes Markdown or HTML: sections of texts, tables, figures.
 
-Nothing here is markup. Texts are plain and are escaped when rendered; numbers stay numbers until
-then, so that both forms print them alike and a missing one is a dash in both.
+Nothing here is markup. Texts are plain and are escaped when they are rendered. Numbers stay numbers
+until then, so that Markdown and HTML print them alike and show a missing one as a dash.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """Statements, one bullet each, under a line that says what they are."""
+    """Statements, one bullet each, under an introductory line."""
 
     items: tuple[str, ...]
     lead: str = ""
@@ -62,7 +62,7 @@ class Listing:
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """A paragraph set apart: "label" for what every reader must see first, "note" for the rest."""
+    """A paragraph set apart: "label" if every reader must see it first, otherwise "note"."""
 
     text: str
     kind: Literal["label", "note"] = "note"
@@ -70,9 +70,16 @@ class Note:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows under `columns`; the first cell of a row names it. Floats have `digits` decimals, or a
-    number of them for each column; `signed` names the columns of differences, which show a plus.
-    `folded` tables start closed."""
+    """A table, in which the first cell of a row names the row.
+
+    Attributes:
+        caption: Title of the table.
+        columns: Names of the columns.
+        rows: Cells of each row.
+        digits: Decimals of floats: one number, or one per column.
+        signed: Names of columns that hold differences, which show a plus.
+        folded: Whether the table is closed until a reader opens it.
+    """
 
     caption: str
     columns: tuple[str, ...]
@@ -82,12 +89,13 @@ class Table:
     folded: bool = False
 
     def digits_of(self, column: int) -> int:
+        """Return the decimals of a column."""
         return self.digits if isinstance(self.digits, int) else self.digits[column]
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """An entry of a legend: how a series looks, and its name in words."""
+    """An entry of a legend: the name of a series in words, and how it looks."""
 
     words: str
     colour: str
@@ -96,26 +104,26 @@ class Key:
     width: float = 2.0
 
     def as_line(self) -> Key:
-        """Without its mark."""
+        """Return the key without its mark."""
         return dataclasses.replace(self, marker="")
 
     def as_mark(self, interval: bool = False) -> Key:
-        """A mark alone, or on the bar of an interval."""
+        """Return the key as a mark alone, or as a mark on the bar of an interval."""
         return dataclasses.replace(self, line="-" if interval else "", width=1.8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A picture inside a page, as SVG without a document around it."""
+    """A picture inside a page: an SVG element."""
 
     svg: str
     width: float  # in CSS pixels at its natural size
-    wide: bool = False  # not to be shrunk to a phone's width: it scrolls
+    wide: bool = False  # scrolls on a phone instead of being shrunk to its width
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A picture: a PNG file beside the report, the same as drawings, and the same as a table."""
+    """A figure three times over: a PNG file beside the report, drawings in the page, a table."""
 
     caption: str
     alt: str
@@ -130,12 +138,16 @@ Block: TypeAlias = Text | Listing | Note | Table | Figure
 
 @dataclasses.dataclass(frozen=True)
 class Section:
+    """A heading and the blocks below it."""
+
     title: str
     blocks: tuple[Block, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
+    """A whole report: a title, a summary, what every reader must see first, and sections."""
+
     title: str
     summary: str
     labels: tuple[Note, ...]
@@ -143,12 +155,12 @@ class Document:
 
 
 def is_number(value: Any) -> bool:
-    """A finite number; a truth value is none."""
+    """Return whether a value is a finite number; a truth value is not a number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def section(title: str, *blocks: Block | Sequence[Block] | None) -> Section:
-    """A section of the blocks that exist: None stands for one that there was no data for."""
+    """Return a section of the given blocks; None stands for a block that there are no data for."""
     flat: list[Block] = []
     for block in blocks:
         if isinstance(block, list | tuple):

@@ -1,7 +1,9 @@
-"""Panels drawn once, kept twice: all in one PNG, and each as SVG that can live inside a page.
+"""Panels that are drawn once and kept twice: all in one PNG, and each as SVG inside a page.
 
-Explicit Figure objects, no pyplot. The SVG keeps its text as text, follows the page's light and
-dark colours, and holds no address and no identifier that another picture could also use.
+Figures are matplotlib objects made without pyplot, so neither a display nor the back end that a
+notebook has chosen (MPLBACKEND) matters, and no global state outlives a call. The SVG keeps its
+text as text, follows the light and dark colours of the page, and holds no address and no identifier
+that another drawing could also use.
 """
 
 from __future__ import annotations
@@ -11,23 +13,35 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-
+from jaxalign.core.files import write_atomically
 from jaxalign.report.document import Drawing, Key
 from jaxalign.report.palette import INK, LINE, MUTED, THEMED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 _DPI = 150
 _PIXELS_PER_INCH = 110  # CSS pixels; 96 would be life size, too small beside a page's text
 _TITLE = {"fontsize": 11, "fontweight": "bold", "color": INK}
+_MOST_INCHES, _LEAST_INCHES = 13, 5.6  # width of a PNG; the least leaves room for a legend
+_KEY_INCHES = 2.3  # width of an entry of a legend
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One pair of axes: `draw` fills it. Size in inches; `wide` ones scroll on a phone."""
+    """One pair of axes.
+
+    Attributes:
+        title: Text above the axes; "" for none.
+        draw: Fills the axes.
+        size: Width and height in inches.
+        polar: Whether the axes are polar.
+        wide: Whether the drawing scrolls on a phone instead of being shrunk to its width.
+    """
 
     title: str
     draw: Callable[[Axes], None]
@@ -37,33 +51,59 @@ class Panel:
 
 
 def drawings(name: str, panels: Sequence[Panel]) -> tuple[Drawing, ...]:
-    """Each panel for a page. `name` tells a report's figures apart."""
+    """Return each panel as SVG for a page; `name` tells the figures of a report apart."""
     return tuple(_drawing(panel, f"{name}-{i}-") for i, panel in enumerate(panels))
 
 
-def plain(text: str, most: int = 38) -> str:
-    """Text that matplotlib does not take for mathematics, cut where it would leave no room; the
-    table of a figure has it whole."""
-    return cut(text, most).replace("$", r"\$")
-
-
 def save_png(path: Path, panels: Sequence[Panel], keys: Sequence[Key] = ()) -> None:
-    """All panels and a legend in one file."""
+    """Write all panels, below one legend, to a PNG file.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        panels: Arranged in rows, from left to right.
+        keys: Entries of the legend.
+    """
+    from matplotlib.figure import Figure
+
     width, height = (max(panel.size[side] for panel in panels) for side in (0, 1))
-    columns = min(len(panels), max(1, int(13 / width)))
+    columns = min(len(panels), max(1, int(_MOST_INCHES / width)))
     rows = -(-len(panels) // columns)
-    legend = 0.3 * -(-len(keys) // 3)
-    figure = Figure(figsize=(width * columns, height * rows + legend), layout="constrained")
+    across = max(width * columns, _LEAST_INCHES)
+    keys_in_a_row = max(2, int(across / _KEY_INCHES))
+    legend = 0.3 * -(-len(keys) // keys_in_a_row)
+    figure = Figure(figsize=(across, height * rows + legend), layout="constrained")
     for i, panel in enumerate(panels):
         _fill(figure, panel, (rows, columns, i + 1))
     if keys:
-        handles, columns = [_handle(key) for key in keys], max(1, int(figure.get_figwidth() / 2.3))
-        place = "outside upper center"
-        figure.legend(handles=handles, loc=place, ncols=columns, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=_DPI, facecolor="white", format="png")
+        figure.legend(
+            handles=[_handle(key) for key in keys],
+            loc="outside upper center",
+            ncols=keys_in_a_row,
+            frameon=False,
+            fontsize=9,
+        )
+    write_atomically(
+        path, lambda file: figure.savefig(file, dpi=_DPI, facecolor="white", format="png")
+    )
+
+
+def plain(text: str, most: int = 38) -> str:
+    """Return text that matplotlib does not take for mathematics.
+
+    It is cut to `most` characters where it would leave no room; the table of a figure has it whole.
+    """
+    return cut(text, most).replace("$", r"\$")
+
+
+def cut(text: str, most: int) -> str:
+    """Return at most `most` characters of a text, the last an ellipsis if some are missing."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _drawing(panel: Panel, prefix: str) -> Drawing:
+    import matplotlib
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=panel.size, layout="constrained")
     _fill(figure, panel, (1, 1, 1))
     buffer = io.StringIO()
@@ -75,21 +115,16 @@ def _drawing(panel: Panel, prefix: str) -> Drawing:
     )
 
 
-def cut(text: str, most: int) -> str:
-    """At most so many characters, the last an ellipsis where some are missing."""
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _fill(figure: Figure, panel: Panel, place: tuple[int, int, int]) -> None:
-    axes = figure.add_subplot(*place, projection="polar" if panel.polar else None)
-    _quiet(axes)
+def _fill(figure: Figure, panel: Panel, position: tuple[int, int, int]) -> None:
+    axes = figure.add_subplot(*position, projection="polar" if panel.polar else None)
+    _style(axes)
     panel.draw(axes)
     if panel.title:
         axes.set_title(plain(panel.title), **_TITLE)
 
 
-def _quiet(axes: Axes) -> None:
-    """Ink for what is read, lines that stay behind the data."""
+def _style(axes: Axes) -> None:
+    """Draw what is read in ink, and keep the grid behind the data."""
     axes.set_axisbelow(True)
     axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=9)
     for spine in axes.spines.values():
@@ -99,22 +134,32 @@ def _quiet(axes: Axes) -> None:
 
 
 def _handle(key: Key) -> Line2D:
+    from matplotlib.lines import Line2D
+
     style = {"linestyle": key.line or "none", "marker": key.marker or None}
     return Line2D([], [], color=key.colour, label=plain(key.words), linewidth=key.width, **style)
 
 
 def inline_svg(document: str, prefix: str) -> str:
-    """An SVG document as an element of a page."""
+    """Return an SVG document as an element of a page.
+
+    Args:
+        document: What matplotlib wrote.
+        prefix: Put before every identifier, so that those of two drawings differ.
+    """
+    # Drop what stands around the picture: the XML header, metadata, styles, comments, a fixed size.
     svg = document[document.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
     box = re.search(r'viewBox="([^"]+)"', svg).group(1)
     svg = re.sub(
         r"<svg[^>]*>", f'<svg viewBox="{box}" aria-hidden="true" focusable="false">', svg, count=1
     )
+    # Rename identifiers, and the references to them.
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
     svg = re.sub(r'href="#', f'href="#{prefix}', svg)
     svg = svg.replace("url(#", f"url(#{prefix}")
+    # Use the font of the page, and its colours.
     svg = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", svg)
     for drawn, written in THEMED.items():
         svg = svg.replace(drawn, written).replace(drawn.upper(), written)

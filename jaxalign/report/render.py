@@ -1,6 +1,6 @@
-"""A document as `report.md`, with its pictures beside it, and as `report.html`, one file alone.
+"""A document as `report.md`, with its pictures beside it, and as a self-contained `report.html`.
 
-The HTML loads nothing: style, drawings and tables are all inside. Templates escape every text.
+The HTML loads nothing: style, drawings and tables are all inside it. Templates escape every text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxalign.report.document import Block, Cell, Document, Estimate, Key, Table
 from jaxalign.report.palette import THEMED
 
 _DASHES = {"--": "6 3", "-.": "7 3 1.5 3", ":": "1.5 2.5"}
-_MARKERS = {  # outlines within a box of 12, centre 6
+_MARKERS = {  # outlines within a box of 12 x 12
     "o": "M2 6a4 4 0 1 0 8 0a4 4 0 1 0 -8 0",
     "s": "M2.5 2.5h7v7h-7z",
     "^": "M6 1.5L10.5 10H1.5z",
@@ -33,7 +33,7 @@ _MARKERS = {  # outlines within a box of 12, centre 6
 
 
 def write_report(document: Document, out: Path) -> tuple[Path, Path]:
-    """Write `report.md` and `report.html` into `out`, each whole or not at all; their paths."""
+    """Write `report.md` and `report.html` into `out`, each atomically, and return their paths."""
     markdown, page = out / "report.md", out / "report.html"
     write_text(markdown, to_markdown(document, out))
     write_text(page, to_html(document))
@@ -41,13 +41,13 @@ def write_report(document: Document, out: Path) -> tuple[Path, Path]:
 
 
 def to_html(document: Document) -> str:
-    """One self-contained page."""
+    """Return the document as one self-contained page."""
     page = _environment(autoescape=True).get_template("report.html.jinja")
     return page.render(document=document)
 
 
 def to_markdown(document: Document, folder: Path) -> str:
-    """The same for readers of text; pictures are linked relative to `folder`."""
+    """Return the document as Markdown; links to pictures are relative to `folder`."""
     page = _environment(autoescape=False).get_template("report.md.jinja")
     text = page.render(document=document, folder=folder)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -70,17 +70,21 @@ def _environment(autoescape: bool) -> Any:
 
 
 def is_block(block: Block, kind: str) -> bool:
+    """Return whether a block is of the class named `kind`."""
     return type(block).__name__ == kind
 
 
 def is_numeric(table: Table, column: int) -> bool:
-    """Whether a column holds numbers, which stand to the right."""
+    """Return whether a column holds numbers, which are aligned to the right."""
     cells = [row[column] for row in table.rows if row[column] is not None]
     return bool(cells) and all(isinstance(c, int | float | Estimate) for c in cells)
 
 
 def column_class(table: Table, column: int) -> str:
-    """ "n" for numbers, "t" for short texts, "long" for those that need room to wrap in."""
+    """Return the CSS class of a column.
+
+    "n" is for numbers, "s" and "t" for short texts, "long" for texts that need room to wrap.
+    """
     if is_numeric(table, column):
         return "n"
     longest = max((len(c) for row in table.rows if isinstance(c := row[column], str)), default=0)
@@ -88,7 +92,7 @@ def column_class(table: Table, column: int) -> str:
 
 
 def cell_html(cell: Cell, table: Table, column: int) -> Markup:
-    """A cell's text; an interval is set smaller under its mean."""
+    """Return a cell as HTML; an interval is set in smaller type under its mean."""
     digits, signed = table.digits_of(column), table.columns[column] in table.signed
     if isinstance(cell, Estimate) and cell.has_interval:
         mean, span = words.number(cell.mean, digits, signed), words.bounds(cell, digits, signed)
@@ -97,18 +101,19 @@ def cell_html(cell: Cell, table: Table, column: int) -> Markup:
 
 
 def cell_markdown(cell: Cell, table: Table, column: int) -> str:
+    """Return a cell as Markdown."""
     digits, signed = table.digits_of(column), table.columns[column] in table.signed
     return markdown_text(words.cell_text(cell, digits, signed))
 
 
 def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is, on one line, also inside a table."""
+    """Return text that Markdown shows literally, on one line, also inside a table."""
     text = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
 
 
 def key_sample(key: Key) -> Markup:
-    """The look of a series as a picture of a word's size, for a legend."""
+    """Return how a series looks, as a small picture for a legend."""
     parts = []
     if key.line:
         dash = Markup(' stroke-dasharray="{}"').format(_DASHES.get(key.line, "none"))
@@ -122,5 +127,5 @@ def key_sample(key: Key) -> Markup:
 
 
 def _ink(colour: str) -> str:
-    """The ink of the page where a series is drawn in ink, so that it shows on dark paper too."""
+    """Return the colour to write into a page: ink follows the page, to show on dark ones too."""
     return THEMED.get(colour, colour)

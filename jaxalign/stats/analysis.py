@@ -43,7 +43,7 @@ All scores are in points, 100 × a score in [0, 1]; None is "cannot be had". `CO
     map            points [{label, kind: country | persona | unaware, country, x, y}], explained
                    (percent of squared distances): classical scaling of 1 − alignment
 
-"verdict" is "inside its interval" where zero lies in it, else "above" or "below".
+"verdict" is "no clear difference" where zero lies in it, else "above" or "below".
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxalign.report.words import NO_DIFFERENCE
 from jaxalign.stats import analysis_tables as describe
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis_case import (
@@ -72,7 +73,6 @@ from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import make_tables
 
 FORMAT = "jaxalign analysis 1"
-INSIDE = "inside its interval"
 
 
 def analyse(
@@ -227,5 +227,5 @@ def _interval(bounds: Sequence[float], sign: int, verdict: bool) -> dict[str, An
     value, low, high = bounds if sign > 0 else (-bounds[0], -bounds[2], -bounds[1])
     out: dict[str, Any] = {"value": points(value), "low": points(low), "high": points(high)}
     if verdict and out["low"] is not None:
-        out["verdict"] = "above" if low > 0 else "below" if high < 0 else INSIDE
+        out["verdict"] = "above" if low > 0 else "below" if high < 0 else NO_DIFFERENCE
     return out

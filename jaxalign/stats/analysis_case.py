@@ -10,11 +10,11 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.stats.alignment import CultureLines, alignment, culture_lines
-from jaxalign.surveys.replies import Answers
+from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import Tables
 
-Runs = Sequence[Answers]
+Runs = Sequence[Responses]  # each of one condition and one run
 
 
 class Case(NamedTuple):
@@ -39,10 +39,10 @@ def make_case(instrument: Survey, tables: Tables, aware: Mapping[str, Runs], una
     aware_RxCxQ = np.full((runs, *tables.gold_CxQ.shape), np.nan, np.float32)
     for country in personas:
         for run, answers in enumerate(aware[country]):
-            aware_RxCxQ[run, tables.row(country)] = answers.answers_Q
+            aware_RxCxQ[run, tables.row(country)] = answers.answers()[0, 0]
     unaware_RxQ = np.full((runs, tables.gold_CxQ.shape[1]), np.nan, np.float32)
     for run, answers in enumerate(unaware):
-        unaware_RxQ[run] = answers.answers_Q
+        unaware_RxQ[run] = answers.answers()[0, 0]
     rows_P = np.array([tables.row(c) for c in personas], int)
     lines = culture_lines(tables)
     return Case(instrument, tables, personas, rows_P, aware_RxCxQ, unaware_RxQ, lines)

@@ -86,10 +86,10 @@ def unreadable(aware: Mapping[str, Runs], unaware: Runs) -> dict[str, Any]:
     def part(runs: Runs) -> dict[str, Any]:
         return {
             "runs": len(runs),
-            "replies": sum(a.replies for a in runs),
-            "unreadable": sum(len(a.unreadable) for a in runs),
-            "out_of_range": sum(len(a.out_of_range) for a in runs),
-            "items": sorted({i for a in runs for i in (*a.unreadable, *a.out_of_range)}),
+            "replies": sum(a.counts()["replies"] for a in runs),
+            "unreadable": sum(a.counts()["unreadable"] for a in runs),
+            "out_of_range": sum(a.counts()["out_of_range"] for a in runs),
+            "items": sorted({i for a in runs for i in a.unreadable_items()}),
         }
 
     parts = {country: part(runs) for country, runs in aware.items()}

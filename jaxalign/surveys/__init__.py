@@ -5,6 +5,8 @@ Pure Python and numpy: nothing here knows a model or a tokenizer.
 
 from __future__ import annotations
 
+from jaxalign.surveys.check import SurveyCheck, check_survey
+from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.formats import read_survey
 from jaxalign.surveys.hofstede import DIMENSIONS, country_name, country_scores
 from jaxalign.surveys.responses import Responses
@@ -12,9 +14,12 @@ from jaxalign.surveys.survey import Item, Survey, vsm
 
 __all__ = [
     "DIMENSIONS",
+    "ChoiceTest",
     "Item",
     "Responses",
     "Survey",
+    "SurveyCheck",
+    "check_survey",
     "country_name",
     "country_scores",
     "read_survey",

@@ -1,11 +1,21 @@
-"""Published country scores on the six dimensions, by edition.
+"""Published scores of countries, or of any other groups, on Hofstede's six dimensions.
 
-`data/hofstede.csv` holds figures only. Editions: `matrix2015` is the official dimension matrix of
-2015 (Hofstede, Hofstede and Minkov); `hofstede_insights_2021_23` is what the country comparison of
-Hofstede Insights showed in 2021-23; `culture_factor_2026_05` is what its successor, The Culture
-Factor, showed in May 2026, with replaced IDV and LTO; `legacy_estimate_pre2021` is an older
-estimate for Saudi Arabia alone. A blank is a score that was not published: it stays absent, and
-nothing here fills it in.
+Scores come in editions. Those that ship with the package are in `data/hofstede.csv`, which holds
+figures only:
+
+    matrix2015                  the official dimension matrix of 2015 (Hofstede, Hofstede, Minkov)
+    hofstede_insights_2021_23   what the country comparison of Hofstede Insights showed in 2021-23
+    culture_factor_2026_05      what its successor, The Culture Factor, showed in May 2026, with
+                                replaced IDV and LTO
+    legacy_estimate_pre2021     an older estimate, for Saudi Arabia alone
+
+An edition can also be a CSV file of your own, with the columns `group` (any name), `name` (how a
+persona line calls the group; optional) and pdi, idv, mas, uai, lto, ivr (those that you have):
+
+    group,name,pdi,idv,mas,uai,lto,ivr
+    night-owls,people who work at night,35,80,40,30,45,70
+
+A blank is a score that was not published. It stays absent and is never filled in.
 """
 
 from __future__ import annotations
@@ -13,12 +23,16 @@ from __future__ import annotations
 import csv
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
 from jaxalign.core.errors import UserError
+from jaxalign.surveys.formats.files import bad, read_table, shown
 
 DIMENSIONS = ("pdi", "idv", "mas", "uai", "lto", "ivr")
 EDITIONS = (
@@ -29,47 +43,135 @@ EDITIONS = (
 )
 DEFAULT_EDITION = "hofstede_insights_2021_23"
 
-# A name that the matrix abbreviates and no later edition spells out; and places of the World Values
-# Survey's wave 7 that no edition has.
+# A name that the matrix abbreviates and no later edition spells out, and countries of the World
+# Values Survey's wave 7 that no edition has.
 _SPELLED_OUT = {
-    "KGZ": "Kyrgyzstan", "MAC": "Macao", "MDV": "Maldives", "MMR": "Myanmar", "NIC": "Nicaragua",
-    "NIR": "Northern Ireland", "PSE": "Palestine", "TJK": "Tajikistan", "UZB": "Uzbekistan",
-}  # fmt: skip
+    "KGZ": "Kyrgyzstan",
+    "MAC": "Macao",
+    "MDV": "Maldives",
+    "MMR": "Myanmar",
+    "NIC": "Nicaragua",
+    "NIR": "Northern Ireland",
+    "PSE": "Palestine",
+    "TJK": "Tajikistan",
+    "UZB": "Uzbekistan",
+}
+
+Scores = dict[str, float]  # by dimension
 
 
-def country_scores(edition: str = DEFAULT_EDITION) -> dict[str, dict[str, float]]:
-    """Published scores of every country of an edition: `{iso3: {dimension: score}}`.
+def country_scores(country: str, edition: str | Path = DEFAULT_EDITION) -> Scores:
+    """Return the published scores of one country or other group.
 
-    Scores are on the publisher's scale, about 0 to 100 (a few of `matrix2015` pass 100). A
-    dimension that was not published is absent. Raises UserError for an unknown edition.
+    Args:
+        country: ISO 3166 alpha-3 code, or the name of a group in a file of your own.
+        edition: Name of an edition, or the path of a CSV file; see `jaxalign.surveys.hofstede`.
+
+    Returns:
+        Scores by dimension ("pdi", "idv", "mas", "uai", "lto", "ivr") on the publisher's scale,
+        about 0 to 100 (a few of `matrix2015` exceed 100). A dimension that was not published is
+        absent.
+
+    Raises:
+        UserError: The country or the edition is unknown, or something is wrong with the file.
+
+    Examples:
+        >>> from jaxalign.surveys import country_scores
+        >>> country_scores("USA")
+        {'pdi': 40.0, 'idv': 91.0, 'mas': 62.0, 'uai': 46.0, 'lto': 26.0, 'ivr': 68.0}
+        >>> country_scores("SAU", edition="matrix2015")
+        {'lto': 36.0, 'ivr': 52.0}
     """
+    scores = edition_scores(edition)
+    if country not in scores:
+        raise UserError(_unknown(country, edition, scores))
+    return scores[country]
+
+
+def edition_scores(edition: str | Path = DEFAULT_EDITION) -> dict[str, Scores]:
+    """Return the published scores of every country or group of an edition.
+
+    Args:
+        edition: As for `country_scores`.
+
+    Returns:
+        `{group: {dimension: score}}`, as `country_scores` has them.
+
+    Raises:
+        UserError: The edition is unknown, or something is wrong with the file.
+
+    Examples:
+        >>> from jaxalign.surveys.hofstede import edition_scores
+        >>> sorted(edition_scores("legacy_estimate_pre2021"))
+        ['SAU']
+    """
+    if is_own_edition(edition):
+        return {group: dict(scores) for group, (_, scores) in _own_edition(Path(edition)).items()}
     return {
         row["iso3"]: {d: float(row[d]) for d in DIMENSIONS if row[d]} for row in _edition(edition)
     }
 
 
-def country_name(iso3: str) -> str:
-    """The country's name in plain English, such as 'Saudi Arabia'. Raises UserError if unknown."""
-    names = _names()
-    if iso3 not in names:
-        raise UserError(f"country {iso3!r} is unknown; {_suggestion(iso3, tuple(names))}")
-    return names[iso3]
+def country_name(
+    country: str, edition: str | Path = DEFAULT_EDITION, groups: Collection[str] = ()
+) -> str:
+    """Return the name of a country or group in plain English, such as "Saudi Arabia".
+
+    Args:
+        country: ISO 3166 alpha-3 code, or the name of another group.
+        edition: As for `country_scores`. A file of your own may give a name for each group; a
+            group without one is called by its `group`.
+        groups: Groups that a file names, such as the keys of a survey's `distributions`: one that
+            is not a known country is called by its own name.
+
+    Raises:
+        UserError: Nothing says what the group is called.
+
+    Examples:
+        >>> from jaxalign.surveys import country_name
+        >>> country_name("SAU")
+        'Saudi Arabia'
+        >>> country_name("night owls", groups=["night owls"])
+        'night owls'
+    """
+    if is_own_edition(edition) and country in (own := _own_edition(Path(edition))):
+        return own[country][0] or _names().get(country, country)
+    if country in _names():
+        return _names()[country]
+    if country in groups:
+        return country
+    raise UserError(f"country {country!r} is unknown; {_suggestion(country, tuple(_names()))}")
 
 
 def targets(
     countries: Sequence[str],
-    edition: str = DEFAULT_EDITION,
+    edition: str | Path = DEFAULT_EDITION,
     dimensions: Sequence[str] = DIMENSIONS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the six scores of each country should become.
+    """Return the scores that each country's six scores should become.
 
-    Returns `target_Cx6`, float32 in the order of DIMENSIONS (NaN where the edition has no score,
-    which only happens in a dimension left out), and `used_6`, bool: the dimensions asked for.
-    Raises UserError for an unknown country, edition or dimension, and for a country that lacks one
-    of `dimensions`.
+    Args:
+        countries: Countries or other groups that the edition has.
+        edition: As for `country_scores`.
+        dimensions: The dimensions that count.
+
+    Returns:
+        `target_Cx6`, float32 in the order of `DIMENSIONS`, NaN where the edition has no score
+        (only in dimensions that do not count); and `used_6`, bool: the dimensions that count.
+
+    Raises:
+        UserError: A country, the edition or a dimension is unknown, or a country lacks one of
+            `dimensions`.
+
+    Examples:
+        >>> from jaxalign.surveys.hofstede import targets
+        >>> target_Cx6, used_6 = targets(["USA", "CHN"], dimensions=["pdi", "idv"])
+        >>> target_Cx6[:, used_6]
+        array([[40., 91.],
+               [80., 20.]], dtype=float32)
     """
     used_6 = _used(dimensions)
-    scores = country_scores(edition)
+    scores = edition_scores(edition)
     for country in countries:
         if country not in scores:
             raise UserError(_unknown(country, edition, scores))
@@ -80,8 +182,15 @@ def targets(
     return np.array(rows, np.float32).reshape(len(rows), len(DIMENSIONS)), used_6
 
 
+def is_own_edition(edition: str | Path) -> bool:
+    """Return whether `edition` is a file of the user's own, not the name of a published edition."""
+    if isinstance(edition, Path):
+        return True
+    return edition not in EDITIONS and (edition.lower().endswith(".csv") or os.sep in edition)
+
+
 def _used(dimensions: Sequence[str]) -> np.ndarray:
-    """bool [6]: which of DIMENSIONS are in `dimensions`."""
+    """Return bool [6]: which of DIMENSIONS are in `dimensions`."""
     if unknown := [d for d in dimensions if d not in DIMENSIONS]:
         raise UserError(f"dimension {unknown[0]!r} is unknown; choose from {', '.join(DIMENSIONS)}")
     if not dimensions:
@@ -89,44 +198,60 @@ def _used(dimensions: Sequence[str]) -> np.ndarray:
     return np.array([d in dimensions for d in DIMENSIONS])
 
 
-def _unknown(country: str, edition: str, scores: Mapping[str, object]) -> str:
-    """Why `country` has no target: another edition has it, or it is a slip or a name."""
-    if elsewhere := [e for e in EDITIONS if country in country_scores(e)]:
-        return f"country {country!r} is not in edition {edition!r}; it is in {', '.join(elsewhere)}"
+# -- messages -------------------------------------------------------------------------------------
+
+
+def _unknown(country: str, edition: str | Path, scores: Mapping[str, object]) -> str:
+    """Return why `country` has no scores: another edition has it, or it is misspelt."""
+    if is_own_edition(edition):
+        return f"country {country!r} is not in {edition}; it has {', '.join(scores)}"
+    if others := [e for e in EDITIONS if country in edition_scores(e)]:
+        return f"country {country!r} is not in edition {edition!r}; it is in {', '.join(others)}"
     return f"country {country!r} is unknown; {_suggestion(country, tuple(scores))}"
 
 
 def _suggestion(wanted: str, known: tuple[str, ...]) -> str:
-    """The codes nearest to what was written, by code or by name; all codes where none is near."""
+    """Return the codes nearest to `wanted`, by code or by name; all codes if none is near."""
     spelled = {**{_names()[c].lower(): c for c in known}, **{c.lower(): c for c in known}}
     near = difflib.get_close_matches(wanted.lower(), spelled, n=3, cutoff=0.6)
     if near:
-        found = dict.fromkeys(spelled[n] for n in near)
-        return "did you mean " + " or ".join(f"{c} ({_names()[c]})" for c in found) + "?"
-    return "use a three-letter code: " + " ".join(sorted(known))
+        codes = dict.fromkeys(spelled[n] for n in near)
+        return "did you mean " + " or ".join(f"{c} ({_names()[c]})" for c in codes) + "?"
+    return (
+        "use a three-letter code, or give other groups' scores in a CSV as `edition`: "
+        + " ".join(sorted(known))
+    )
 
 
-def _incomplete(lacking: dict[str, list[str]], edition: str, dimensions: Sequence[str]) -> str:
-    """Which scores are not published, and what else could be asked for."""
+def _incomplete(
+    lacking: dict[str, list[str]], edition: str | Path, dimensions: Sequence[str]
+) -> str:
+    """Return which scores are missing, and what else could be asked for."""
     lacking = {country: missing for country, missing in lacking.items() if missing}
     absent = {d for missing in lacking.values() for d in missing}
     ways = []
     if kept := [d for d in dimensions if d not in absent]:
-        ways.append(f"leave them out with --dimensions {' '.join(kept)}")
+        ways.append(f"leave them out with `dimensions` {' '.join(kept)}")
     if complete := [
         e
         for e in EDITIONS
-        if all(set(ms) <= country_scores(e).get(c, {}).keys() for c, ms in lacking.items())
+        if all(set(ms) <= edition_scores(e).get(c, {}).keys() for c, ms in lacking.items())
     ]:
         ways.append(f"take them from edition {' or '.join(complete)}")
     named = "; ".join(f"{c} lacks {', '.join(missing)}" for c, missing in lacking.items())
-    return f"edition {edition!r}: {named}; {', or '.join(ways) or 'leave the country out'}"
+    return f"edition {str(edition)!r}: {named}; {', or '.join(ways) or 'leave the country out'}"
 
 
-def _edition(edition: str) -> list[dict[str, str]]:
-    """The edition's rows that stand for one country. Regions and language groups have no code."""
+# -- files ----------------------------------------------------------------------------------------
+
+
+def _edition(edition: str | Path) -> list[dict[str, str]]:
+    """Return the rows of an edition that are about one country; regions have no code."""
     if edition not in EDITIONS:
-        raise UserError(f"edition {edition!r} is unknown; choose from {', '.join(EDITIONS)}")
+        raise UserError(
+            f"edition {str(edition)!r} is unknown; choose from {', '.join(EDITIONS)}, or give a "
+            "CSV file with the columns group, name and the dimensions"
+        )
     return [row for row in _rows() if row["edition"] == edition and row["iso3"]]
 
 
@@ -138,5 +263,35 @@ def _rows() -> tuple[dict[str, str], ...]:
 
 @functools.cache
 def _names() -> dict[str, str]:
-    """Names by code. A later edition spells out what the matrix abbreviates ('U.S.A.')."""
+    """Return names by code. A later edition spells out what the matrix abbreviates ('U.S.A.')."""
     return {row["iso3"]: row["name"] for e in EDITIONS for row in _edition(e)} | _SPELLED_OUT
+
+
+def _own_edition(path: Path) -> dict[str, tuple[str, Scores]]:
+    """Return the name ("" if there is none) and the scores of each group in the user's file."""
+    groups: dict[str, tuple[str, Scores]] = {}
+    row_of: dict[str, int] = {}
+    for row, cells in read_table(path, ["group"], others=["name", *DIMENSIONS]).rows:
+        group = cells["group"].strip()
+        if not group:
+            raise bad(path, "the cell is empty", row, "group")
+        if group in row_of:
+            message = f"{shown(group)} is in row {row_of[group]} already"
+            raise bad(path, message, row, "group")
+        row_of[group] = row
+        scores = {}
+        for dimension in DIMENSIONS:
+            if text := (cells.get(dimension) or "").strip():
+                scores[dimension] = _number(text)
+                if not math.isfinite(scores[dimension]):
+                    raise bad(path, f"{shown(text)} is not a number", row, dimension)
+        groups[group] = (cells.get("name") or "").strip(), scores
+    return groups
+
+
+def _number(text: str) -> float:
+    """Return the number that `text` spells, NaN if it spells none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

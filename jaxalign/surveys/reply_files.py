@@ -1,20 +1,21 @@
-"""Free-text replies to survey items, from this or any other tool, read as answers.
+"""Read files of free-text replies to survey items, written by this or any other tool.
 
-Three layouts are told apart by their content:
+Three layouts are recognised by their content:
 
 - CultureSPA result files: a JSON list of {"Q_id", "question", "option_lst", "answer"};
-- lm-evaluation-harness 0.4 (`--log_samples`): one JSON object a line with "doc" and "resps", a list
-  of lists of texts, or, without it, "filtered_resps". The item's id is one of ID_FIELDS in "doc".
-  Where a task has several filters, each line of the first one is read. Repeats count as runs;
-- inspect_ai logs, version 2, written as `.json` (an `.eval` archive is turned into one by
-  `inspect log convert --to json`): "samples" with "output". The item's id is one of ID_FIELDS in a
-  sample's "metadata", else the sample's "id". Epochs count as runs.
+- lm-evaluation-harness 0.4 (`--log_samples`): one JSON object a line, with "doc" and "resps", a
+  list of lists of texts, or else "filtered_resps". The item's id is one of ID_FIELDS in "doc". If a
+  task has several filters, only the lines of the first one are read. Repeats count as runs;
+- inspect_ai logs, version 2, written as `.json` (`inspect log convert --to json` makes one from an
+  `.eval` archive): "samples" with "output". The item's id is one of ID_FIELDS in a sample's
+  "metadata", or else the sample's "id". Epochs count as runs.
 
-An id that is a whole number, where no field has a text, stands for its text.
+An id may be a whole number if no field holds a text; it is then read as text.
 
-Country and mode come from the caller, else from fields "country" and "mode" beside the item's id,
-else from the file's name: `..._culture_aware_USA_0.json`, `..._culture_unaware_0.json`, where the
-number is the run. One file may hold several countries, modes and runs.
+Country (or any other group) and mode come from the caller, or else from the fields "country" and
+"mode" beside the item's id, or else from the file's name: `..._culture_aware_USA_0.json` or
+`..._culture_unaware_0.json`, where the number is the run. A file's name can only hold a country's
+three-letter code. One file may hold several countries, modes and runs.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxalign.surveys.formats.files import bad, read_text, shown
-from jaxalign.surveys.formats.json_file import parse_json, read_json_lines
+from jaxalign.surveys.formats.files import bad, parse_json, read_json_lines, read_text, shown
 
 Mode = Literal["aware", "unaware"]
 
@@ -40,20 +40,28 @@ _NAME = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Replies:
-    """One run of a survey: the text given to each item. `country` is None for unaware replies,
-    which stand for no country."""
+    """The replies of one run of a survey.
+
+    Attributes:
+        source: The file.
+        mode: "aware" if the model was told whom to answer for, else "unaware".
+        country: The country or other group that it answered for; None for unaware replies.
+        run: Number of the run.
+        texts: The reply to each item, by id.
+        options: The options that were shown, by item id, if the file says so.
+    """
 
     source: Path
     mode: Mode
     country: str | None
     run: int
-    texts: Mapping[str, str]  # by item id
-    options: Mapping[str, tuple[str, ...]]  # those shown, by item id, where the file says
+    texts: Mapping[str, str]
+    options: Mapping[str, tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """One reply and what its file says about it."""
+    """One reply, with what its file says about it."""
 
     item: str
     text: str
@@ -66,19 +74,25 @@ class _Row:
 def read_replies(
     path: Path, country: str | None = None, mode: Mode | None = None
 ) -> tuple[Replies, ...]:
-    """Every run in the file. `country` and `mode` overrule what the file says.
+    """Read every run in a file of replies.
 
-    Raises UserError with file and place for anything wrong, a file whose country or mode is not to
-    be found, and an item replied to twice in one run.
+    Args:
+        path: The file.
+        country: The country or other group of all its replies; default: what the file says.
+        mode: "aware" or "unaware", for all its replies; default: what the file says.
+
+    Raises:
+        UserError: Something is wrong with the file, nothing says which country or mode it holds,
+            or an item has two replies in one run.
     """
-    groups: dict[tuple[str, str | None, int], list[_Row]] = {}
-    named = _NAME.search(path.stem)
+    runs: dict[tuple[str, str | None, int], list[_Row]] = {}
+    name = _NAME.search(path.stem)
     for row in _rows(path):
-        key = _where(path, row, named, country, mode)
-        groups.setdefault(key, []).append(row)
-    if not groups:
+        key = _run_of(path, row, name, country, mode)
+        runs.setdefault(key, []).append(row)
+    if not runs:
         raise bad(path, "no replies")
-    return tuple(_replies(path, key, rows) for key, rows in groups.items())
+    return tuple(_replies(path, key, rows) for key, rows in runs.items())
 
 
 def _replies(path: Path, key: tuple[Any, str | None, int], rows: Sequence[_Row]) -> Replies:
@@ -91,27 +105,27 @@ def _replies(path: Path, key: tuple[Any, str | None, int], rows: Sequence[_Row])
     return Replies(path, mode, country, run, texts, {r.item: r.options for r in rows if r.options})
 
 
-def _where(
-    path: Path, row: _Row, named: re.Match[str] | None, country: str | None, mode: str | None
+def _run_of(
+    path: Path, row: _Row, name: re.Match[str] | None, country: str | None, mode: str | None
 ) -> tuple[str, str | None, int]:
-    """Mode, country and run of a reply."""
-    mode = mode or row.mode or (named and named[1])
+    """Return mode, country and run of a reply; `name` is the match in the file's name."""
+    mode = mode or row.mode or (name and name[1])
     if mode not in MODES:
-        said = "the mode is not given" if mode is None else f"mode {shown(mode)}"
-        raise bad(path, f"{said}; say --mode aware or --mode unaware")
-    run = row.run + int((named and named[3]) or 0)
+        problem = "the mode is not given" if mode is None else f"mode {shown(mode)}"
+        raise bad(path, f"{problem}; give `mode` aware or `mode` unaware")
+    run = row.run + int((name and name[3]) or 0)
     if mode == "unaware":
         return mode, None, run
-    country = country or row.country or (named and named[2])
+    country = country or row.country or (name and name[2])
     if not country:
-        raise bad(path, "which country is this? say so with --country")
+        raise bad(path, "the file does not say which country it is about; give `country`")
     return mode, country, run
 
 
 def _rows(path: Path) -> Iterator[_Row]:
-    """Told apart by what the file holds: a list, an object with samples, or lines of objects."""
+    """Yield the replies of a file that holds a list, an object with samples, or JSON lines."""
     if path.suffix == ".eval":
-        raise bad(path, "an archive; turn it into JSON: inspect log convert --to json")
+        raise bad(path, "an archive; convert it to JSON: inspect log convert --to json")
     if path.suffix == ".jsonl":
         return _harness_rows(path)
     value = parse_json(read_text(path), str(path))
@@ -145,14 +159,15 @@ def _harness_rows(path: Path) -> Iterator[_Row]:
         fields = _object(value, where)
         first_filter = fields.get("filter") if n == 0 else first_filter
         if fields.get("filter") != first_filter:
-            continue  # the same replies once more, filtered in another way
+            continue  # the same replies again, filtered in another way
         item, country, mode = _labels(_object(fields.get("doc"), f"{where}: 'doc'"), where)
         for run, text in enumerate(_harness_texts(fields, where)):
             yield _Row(item, text, run, (), country, mode)
 
 
 def _harness_texts(fields: Mapping[str, Any], where: str) -> list[str]:
-    """One text per repeat. Scores of options, which multiple choice logs hold, are no replies."""
+    """Return one text for each repeat. Raise UserError for the scores of options, which the logs of
+    multiple-choice tasks hold instead."""
     name = "resps" if fields.get("resps") else "filtered_resps"
     value = fields.get(name)
     while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
@@ -177,7 +192,7 @@ def _inspect_rows(samples: Sequence[Any], path: Path) -> Iterator[_Row]:
 
 
 def _completion(sample: Mapping[str, Any], where: str) -> str:
-    """Text of the first choice: "completion", which newer logs spell out, else the message."""
+    """Return the text of the first choice: "completion" in newer logs, else the message."""
     output = _object(sample.get("output"), f"{where}: 'output'")
     if isinstance(output.get("completion"), str) and output["completion"]:
         return output["completion"]
@@ -185,18 +200,18 @@ def _completion(sample: Mapping[str, Any], where: str) -> str:
     if not isinstance(choices, list):
         raise bad(where, "'output' has neither 'completion' nor 'choices'")
     if not choices:
-        return ""  # the model gave nothing: unreadable, not an error
+        return ""  # the model returned nothing: an unreadable reply, not an error
     message = _object(_object(choices[0], where).get("message"), f"{where}: 'message'")
     content = message.get("content")
-    if isinstance(content, list):  # parts: text beside reasoning, images and others
+    if isinstance(content, list):  # text parts beside reasoning, images and others
         parts = [p.get("text") for p in content if isinstance(p, dict) and p.get("type") == "text"]
         content = "".join(p for p in parts if isinstance(p, str))
     return _text(content, f"{where}: 'content'")
 
 
 def _labels(fields: Mapping[str, Any], where: str) -> tuple[str, str | None, str | None]:
-    """Item id, country and mode, the latter two None where not given."""
-    # A text before a number: tools number their samples beside the item's own id.
+    """Return item id, country and mode; the latter two are None if they are not given."""
+    # A text is preferred to a number: tools number their samples beside the item's own id.
     given = [fields[name] for name in ID_FIELDS if type(fields.get(name)) in (str, int)]
     ids = [str(i) for i in sorted(given, key=lambda i: isinstance(i, int))]
     if not ids:
@@ -216,7 +231,7 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _text(value: Any, where: str) -> str:
-    """A reply; a number given as a number is as good as its text."""
+    """Return a reply as text; a reply that is a JSON number counts as its text."""
     if type(value) is int:
         return str(value) if abs(value) < 10**9 else "999999999"
     if not isinstance(value, str):

@@ -154,6 +154,13 @@ class Responses:
             "out_of_range": int((self.positions == OUT_OF_RANGE).sum()),
         }
 
+    def unreadable_items(self) -> list[str]:
+        """Return the ids of the items with a reply that names no option, in the survey's order."""
+        if self.positions is None:
+            return []
+        unreadable_Q = np.isin(self.positions, (UNREADABLE, OUT_OF_RANGE)).any(axis=(0, 1))
+        return [item.id for item, bad in zip(self.survey.items, unreadable_Q, strict=True) if bad]
+
     def row(self, condition: str) -> int:
         """Return where `condition` stands among the conditions.
 

@@ -1,4 +1,7 @@
-"""Survey instruments as data: items, their options, and how countries answered them.
+"""A survey as data: its items, their options, and how groups of people answered them.
+
+A group is anything with a name: a country (usually by its ISO 3166 alpha-3 code), a region, a
+generation, a political party.
 
 File format (JSON, UTF-8):
 
@@ -6,12 +9,14 @@ File format (JSON, UTF-8):
      "items": [{"id": "m01", "stem": "...", "text": "...", "scale": "ordinal" | "nominal",
                 "topic": "...", "options": [{"code": 1, "label": "..."}, ...]}, ...],
      "distributions": {"USA": {"m01": [0.2, 0.5, ...], ...}, ...},
-     "majorities": {"USA": {"m01": 2, ...}, ...}}
+     "majorities": {"USA": {"m01": 2, ...}, ...},
+     "simulated": false}
 
-`stem` is text that several items share (a questionnaire's lead-in); it may be empty or absent.
-`distributions` gives each country's share of respondents per option, in the order of `options`;
-it may be absent. `majorities` says which of equally chosen options, counted from 0, is the
-country's majority answer; the first one where it says nothing, and it is mostly absent.
+`stem` is text that several items share, such as a questionnaire's lead-in. It may be empty or
+absent. `distributions` holds the share of each group's respondents who chose each option, in the
+order of `options`. It may be absent. `majorities` settles ties: it holds the position, counted from
+0, of the option that is the group's majority answer. Where it says nothing, which is usual, the
+first of the most chosen options is. `simulated` is true where no people were asked.
 """
 
 from __future__ import annotations
@@ -34,7 +39,28 @@ Scale = Literal["ordinal", "nominal"]
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One question. `codes[i]` is the number a respondent gives for `options[i]`."""
+    """One question with its options.
+
+    Attributes:
+        id: Name of the item, unique in its survey, such as "m01".
+        text: The question.
+        options: Labels of the options, two or more. Those of an ordinal item are in the order of
+            the scale.
+        codes: The number that a respondent gives for each option.
+        scale: "ordinal" where the options have an order, else "nominal".
+        topic: Heading for reports; may be empty.
+        stem: Text before the question that several items share; may be empty.
+
+    Raises:
+        UserError: If the text is empty, the options and codes do not fit each other, or the codes
+            of an ordinal item neither rise nor fall.
+
+    Examples:
+        >>> from jaxalign.surveys import Item
+        >>> item = Item("q1", "How often do you read?", ("never", "sometimes", "often"), (1, 2, 3))
+        >>> item.scale
+        'ordinal'
+    """
 
     id: str
     text: str
@@ -51,12 +77,12 @@ class Item:
         if len(self.options) != len(self.codes) or len(self.options) < 2:
             raise UserError(
                 f"{where}: {len(self.options)} options and {len(self.codes)} codes; "
-                "give at least two of each, as many of one as of the other"
+                "give at least two options and one code for each"
             )
         if len(set(self.codes)) != len(self.codes):
             raise UserError(f"{where}: codes {list(self.codes)} repeat")
         if self.scale not in ("ordinal", "nominal"):
-            raise UserError(f"{where}: scale={self.scale!r}; ordinal or nominal")
+            raise UserError(f"{where}: scale={self.scale!r}; choose ordinal or nominal")
         # Distances between options count steps in the order listed, so that must be the scale's.
         if self.scale == "ordinal" and list(self.codes) not in (
             sorted(self.codes),
@@ -70,11 +96,33 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """A questionnaire and, where known, how each country answered it.
+    """A questionnaire and, where known, how groups of people answered it.
 
-    `distributions[country][item id]` holds shares in [0, 1] that sum to 1, in option order.
-    `majorities[country][item id]`, where another than the first of equally chosen options is the
-    majority answer, holds its position: a source may break ties by a rule of its own.
+    Attributes:
+        name: Name of the survey.
+        version: Edition or version, as text.
+        source: Where the wording and the figures come from.
+        wording: Whether the text is the questionnaire's own ("official") or a paraphrase.
+        items: The questions, at least one, with different ids.
+        distributions: `distributions[group][item id]` holds the share of the group's respondents
+            who chose each option, in option order: numbers from 0 to 1 that sum to 1.
+        majorities: `majorities[group][item id]` holds the position of the majority answer where a
+            source breaks a tie by a rule of its own. Elsewhere the first of the most chosen
+            options is the majority answer.
+        simulated: Whether the distributions are made up, so that no result says anything about
+            people. Not part of `sha256`.
+
+    Raises:
+        UserError: If there are no items, ids repeat, a group has no name, or a distribution or
+            majority does not fit the items.
+
+    Examples:
+        >>> from jaxalign.surveys import Item, Survey
+        >>> item = Item("q1", "Is tea better than coffee?", ("yes", "no"), (1, 2), "nominal")
+        >>> shares = {"night owls": {"q1": (0.25, 0.75)}}
+        >>> survey = Survey("drinks", "1", "made up", "official", (item,), shares)
+        >>> survey.majority("night owls")
+        {'q1': 1}
     """
 
     name: str
@@ -88,66 +136,84 @@ class Survey:
     majorities: dict[str, dict[str, int]] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
+    simulated: bool = False
 
     def __post_init__(self) -> None:
         if not self.items:
-            raise UserError(f"instrument {self.name!r} has no items")
+            raise UserError(f"survey {self.name!r} has no items")
         if self.wording not in ("paraphrase", "official"):
-            raise UserError(f"wording={self.wording!r}; paraphrase or official")
+            raise UserError(f"wording={self.wording!r}; choose paraphrase or official")
         ids = [item.id for item in self.items]
-        if repeated := sorted({i for i in ids if ids.count(i) > 1}):
-            raise UserError(f"instrument {self.name!r}: item ids repeat: {repeated}")
+        if len(set(ids)) < len(ids):
+            repeated = sorted({i for i in ids if ids.count(i) > 1})
+            raise UserError(f"survey {self.name!r}: item ids repeat: {repeated}")
         by_id = {item.id: item for item in self.items}
-        for country, answers in self.distributions.items():
+        for group, answers in self.distributions.items():
+            if not group.strip():
+                raise UserError(f"survey {self.name!r}: a group in distributions has no name")
             for item_id, shares in answers.items():
-                _check_shares(self.name, country, item_id, shares, by_id)
-        for country, positions in self.majorities.items():
-            for item_id, at in positions.items():
-                shares = self.distributions.get(country, {}).get(item_id, ())
-                _check_majority(self.name, country, item_id, at, shares)
+                _check_shares(self.name, group, item_id, shares, by_id)
+        for group, positions in self.majorities.items():
+            for item_id, position in positions.items():
+                shares = self.distributions.get(group, {}).get(item_id, ())
+                _check_majority(self.name, group, item_id, position, shares)
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hash of everything a run depends on: wording, options and distributions."""
-        text = json.dumps(to_json(self), sort_keys=True, ensure_ascii=False)
+        """Hash of what a run depends on: wording, options and distributions."""
+        fields = to_json(self)
+        fields.pop("simulated", None)
+        text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def subset(self, ids: set[str]) -> Survey:
-        """The same instrument with only the items in `ids`, in the same order."""
+        """Return the same survey with only the items in `ids`, in the same order."""
         return dataclasses.replace(
             self,
             items=tuple(item for item in self.items if item.id in ids),
             distributions={
-                country: {i: shares for i, shares in answers.items() if i in ids}
-                for country, answers in self.distributions.items()
+                group: {i: shares for i, shares in answers.items() if i in ids}
+                for group, answers in self.distributions.items()
             },
             majorities={
-                country: {i: at for i, at in positions.items() if i in ids}
-                for country, positions in self.majorities.items()
+                group: {i: position for i, position in positions.items() if i in ids}
+                for group, positions in self.majorities.items()
             },
         )
 
-    def majority(self, country: str) -> dict[str, int]:
-        """Position of the most chosen option of each item that `country` answered."""
-        found = {i: int(np.argmax(s)) for i, s in self.distributions.get(country, {}).items()}
-        return found | self.majorities.get(country, {})
+    def majority(self, group: str) -> dict[str, int]:
+        """Return the position of the majority answer to each item that `group` answered."""
+        most_chosen = {i: int(np.argmax(s)) for i, s in self.distributions.get(group, {}).items()}
+        return most_chosen | self.majorities.get(group, {})
 
-    def truth_QxO(self, country: str) -> np.ndarray:
-        """float32 [items, most options]: the country's shares, zero past an item's options, a row
-        of NaN where the country did not answer the item."""
+    def truth_QxO(self, group: str) -> np.ndarray:
+        """Return the shares of one group as an array.
+
+        Returns:
+            float32 [Q, O], where O is the largest number of options: 0 past an item's options, and
+            a row of NaN where the group did not answer the item.
+        """
         most = max(len(item.options) for item in self.items)
         out = np.zeros((len(self.items), most), np.float32)
-        answers = self.distributions.get(country, {})
+        answers = self.distributions.get(group, {})
         for q, item in enumerate(self.items):
             shares = answers.get(item.id)
             out[q, : len(item.options)] = np.nan if shares is None else shares
         return out
 
+    def items_without_wording(self) -> list[str]:
+        """Return the ids of the items whose text is no more than their id.
+
+        World Values Survey files, for one, name their items and do not word them. Such a survey
+        can be scored against, but a model cannot be asked.
+        """
+        return [item.id for item in self.items if item.text.strip() == item.id]
+
 
 def _check_shares(
-    name: str, country: str, item_id: str, shares: tuple[float, ...], by_id: dict[str, Item]
+    name: str, group: str, item_id: str, shares: tuple[float, ...], by_id: dict[str, Item]
 ) -> None:
-    where = f"instrument {name!r}, country {country!r}, item {item_id!r}"
+    where = f"survey {name!r}, group {group!r}, item {item_id!r}"
     if item_id not in by_id:
         raise UserError(f"{where}: no such item")
     if len(shares) != len(by_id[item_id].options):
@@ -157,17 +223,28 @@ def _check_shares(
 
 
 def _check_majority(
-    name: str, country: str, item_id: str, at: int, shares: tuple[float, ...]
+    name: str, group: str, item_id: str, position: int, shares: tuple[float, ...]
 ) -> None:
-    where = f"instrument {name!r}, country {country!r}, item {item_id!r}"
-    if type(at) is not int or not 0 <= at < len(shares):
-        raise UserError(f"{where}: majority {at!r} is no position among {len(shares)} shares")
-    if shares[at] < max(shares):
-        raise UserError(f"{where}: majority {at} is less chosen than {shares.index(max(shares))}")
+    where = f"survey {name!r}, group {group!r}, item {item_id!r}"
+    if type(position) is not int or not 0 <= position < len(shares):
+        raise UserError(
+            f"{where}: majority {position!r} is not the position of one of {len(shares)} shares"
+        )
+    if shares[position] < max(shares):
+        most = shares.index(max(shares))
+        raise UserError(f"{where}: majority {position} was chosen less often than {most}")
 
 
-def from_json(fields: dict[str, Any], where: str = "instrument") -> Survey:
-    """Build and check an Instrument. Raises UserError naming `where` and the item."""
+def from_json(fields: dict[str, Any], where: str = "survey") -> Survey:
+    """Make a survey from the fields of a JSON file, and check it.
+
+    Args:
+        fields: The file's top-level object; the module's docstring gives the format.
+        where: What messages call the source, such as the file's path.
+
+    Raises:
+        UserError: Something is missing or wrong; the message names `where` and the item.
+    """
     try:
         return Survey(
             name=_text(fields["name"], "name"),
@@ -176,15 +253,15 @@ def from_json(fields: dict[str, Any], where: str = "instrument") -> Survey:
             wording=fields["wording"],
             items=tuple(_item(row) for row in fields["items"]),
             distributions={
-                _text(country, "country"): {
+                _text(group, "group"): {
                     item: tuple(map(float, shares)) for item, shares in answers.items()
                 }
-                for country, answers in fields.get("distributions", {}).items()
+                for group, answers in fields.get("distributions", {}).items()
             },
             majorities={
-                country: dict(positions)
-                for country, positions in fields.get("majorities", {}).items()
+                group: dict(positions) for group, positions in fields.get("majorities", {}).items()
             },
+            simulated=_true_or_false(fields.get("simulated", False), "simulated"),
         )
     except KeyError as error:
         raise UserError(f"{where}: missing field {error}") from None
@@ -208,7 +285,7 @@ def _item(row: dict[str, Any]) -> Item:
 
 
 def _text(value: Any, what: str) -> str:
-    """`value` if it is text that can be written as UTF-8: JSON also spells lone surrogates."""
+    """Return `value` if it is text that UTF-8 can hold: JSON can also spell lone surrogates."""
     if not isinstance(value, str):
         raise UserError(f"{what} must be text, not {value!r}")
     value.encode()
@@ -221,10 +298,17 @@ def _code(value: Any, where: str) -> int:
     return value
 
 
-def to_json(instrument: Survey) -> dict[str, Any]:
-    """The JSON fields that `from_json` reads back as an equal instrument.
+def _true_or_false(value: Any, what: str) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{what} must be true or false, not {value!r}")
+    return value
 
-    `majorities` only where there are any: the hash of other instruments stays what it was.
+
+def to_json(survey: Survey) -> dict[str, Any]:
+    """Return the JSON fields that `from_json` reads back as an equal survey.
+
+    `majorities` and `simulated` are there only where they say something, so that the hashes of
+    other surveys stay as they are.
     """
     items = [
         {
@@ -237,24 +321,31 @@ def to_json(instrument: Survey) -> dict[str, Any]:
                 {"code": c, "label": o} for c, o in zip(item.codes, item.options, strict=True)
             ],
         }
-        for item in instrument.items
+        for item in survey.items
     ]
     return {
-        "name": instrument.name,
-        "version": instrument.version,
-        "source": instrument.source,
-        "wording": instrument.wording,
+        "name": survey.name,
+        "version": survey.version,
+        "source": survey.source,
+        "wording": survey.wording,
         "items": items,
         "distributions": {
-            country: {i: list(s) for i, s in answers.items()}
-            for country, answers in instrument.distributions.items()
+            group: {i: list(s) for i, s in answers.items()}
+            for group, answers in survey.distributions.items()
         },
-        **({"majorities": instrument.majorities} if instrument.majorities else {}),
+        **({"majorities": survey.majorities} if survey.majorities else {}),
+        **({"simulated": True} if survey.simulated else {}),
     }
 
 
 def load(path: Path) -> Survey:
-    """Read an instrument file. Raises UserError with the file's name for anything wrong in it."""
+    """Read a survey from a JSON file.
+
+    `jaxalign.surveys.read_survey` reads other formats too.
+
+    Raises:
+        UserError: The file cannot be read or something is wrong in it.
+    """
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -267,12 +358,17 @@ def load(path: Path) -> Survey:
 
 
 def vsm() -> Survey:
-    """The 24 items that the six scores of VSM 2013 are computed from, in this package's own words.
+    """Return the 24 items from which the six scores of VSM 2013 are computed.
 
-    A paraphrase: the questionnaire's wording is copyrighted; load it from your own file with
-    `load`, keeping the ids m01...m24.
+    The wording is a paraphrase, because the questionnaire's own is copyrighted. To ask with the
+    official wording, put it into a file of your own that keeps the ids m01 to m24, and read that
+    with `read_survey`.
+
+    Examples:
+        >>> from jaxalign import surveys
+        >>> survey = surveys.vsm()
+        >>> len(survey.items), survey.items[0].codes
+        (24, (1, 2, 3, 4, 5))
     """
-    text = (
-        resources.files("jaxalign.surveys").joinpath("data/values_module.json").read_text("utf-8")
-    )
-    return from_json(json.loads(text), "values_module.json")
+    file = resources.files("jaxalign.surveys").joinpath("data/values_module.json")
+    return from_json(json.loads(file.read_text("utf-8")), "values_module.json")

@@ -1,8 +1,8 @@
-"""A survey as arrays, for everything that compares point answers with countries.
+"""A survey as arrays, for comparing answers with those of countries or other groups.
 
-An answer is the position of the option chosen, 0 ... options − 1, as float32; NaN is "no answer".
-Positions instead of codes make one rule of every coding: an item coded 0, 1, 2 and one coded
-1, 2, 3 have the same distances, and differences of consecutive codes are differences of positions.
+An answer is the position of the chosen option, 0 ... options − 1, as float32; NaN means no answer.
+Positions, unlike codes, do not depend on how a survey numbers its options: an item coded 0, 1, 2
+and one coded 1, 2, 3 have the same distances between options.
 """
 
 from __future__ import annotations
@@ -15,32 +15,42 @@ import numpy as np
 from jaxalign.core.errors import UserError
 from jaxalign.surveys.survey import Survey
 
-LONG_SCALE = 10  # options from which an item counts as a ten-point one
+LONG_SCALE = 10  # number of options from which an item counts as a ten-point one
 
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """What countries C answered to items Q with at most O options; numpy arrays."""
+    """How C countries, or other groups, answered Q items with at most O options.
+
+    Attributes:
+        countries: Codes of the countries, or names of the groups.
+        truth_CxQxO: float32 shares of respondents, 0 past an item's options, NaN where a country
+            was not asked.
+        gold_CxQ: float32 position of the most chosen option, NaN where a country was not asked.
+        range_Q: float32, the number of options less one.
+        valid_QxO: bool, false past an item's options.
+        ordinal_Q: bool, whether the options have an order.
+    """
 
     countries: tuple[str, ...]
-    truth_CxQxO: np.ndarray  # float32 shares, 0 past an item's options, NaN where not asked
-    gold_CxQ: np.ndarray  # float32 position of the most chosen option, NaN where not asked
-    range_Q: np.ndarray  # float32, options − 1
-    valid_QxO: np.ndarray  # bool, false past an item's options
-    ordinal_Q: np.ndarray  # bool, the options have an order
+    truth_CxQxO: np.ndarray
+    gold_CxQ: np.ndarray
+    range_Q: np.ndarray
+    valid_QxO: np.ndarray
+    ordinal_Q: np.ndarray
 
     @property
     def long_Q(self) -> np.ndarray:
-        """bool [Q]: items with ten options or more."""
+        """bool [Q]: whether an item has ten options or more."""
         return self.range_Q >= LONG_SCALE - 1
 
     @property
     def asked_CxQ(self) -> np.ndarray:
-        """bool [C, Q]: the country has an answer."""
+        """bool [C, Q]: whether the country answered the item."""
         return ~np.isnan(self.gold_CxQ)
 
     def row(self, country: str) -> int:
-        """Where `country` stands in C. Raises UserError if it does not."""
+        """Return the position of `country` in C. Raise UserError if it is not there."""
         if country not in self.countries:
             raise UserError(
                 f"country {country!r} is not in the survey; it has {' '.join(self.countries)}"
@@ -48,45 +58,66 @@ class Tables:
         return self.countries.index(country)
 
 
-def option_table(instrument: Survey) -> tuple[np.ndarray, np.ndarray]:
-    """`valid_QxO` bool and `codes_QxO` float32 (0 past an item's options), items in file order."""
-    shape = len(instrument.items), max(len(item.options) for item in instrument.items)
+def option_table(survey: Survey) -> tuple[np.ndarray, np.ndarray]:
+    """Return which options each item has and what their codes are.
+
+    Returns:
+        `valid_QxO`, bool, and `codes_QxO`, float32, 0 past an item's options; items in the survey's
+        order.
+
+    Raises:
+        UserError: A code is too large to be exact in float32.
+    """
+    shape = len(survey.items), max(len(item.options) for item in survey.items)
     valid, codes = np.zeros(shape, bool), np.zeros(shape, np.float32)
-    for q, item in enumerate(instrument.items):
+    for q, item in enumerate(survey.items):
         if huge := [code for code in item.codes if abs(code) > 2**24]:
             raise UserError(
-                f"instrument {instrument.name!r}: item {item.id} has code {str(huge[0])[:20]}...; "
-                f"codes must lie within {2**24:,}, up to where float32 is exact"
+                f"survey {survey.name!r}: item {item.id} has code {str(huge[0])[:20]}...; "
+                f"codes must lie between -{2**24:,} and {2**24:,}, where float32 is exact"
             )
         valid[q, : len(item.codes)] = True
         codes[q, : len(item.codes)] = item.codes
     return valid, codes
 
 
-def ordinal_items(instrument: Survey) -> np.ndarray:
-    """bool [Q]: the items whose options have an order."""
-    return np.array([item.scale == "ordinal" for item in instrument.items])
+def ordinal_items(survey: Survey) -> np.ndarray:
+    """Return bool [Q]: whether an item's options have an order."""
+    return np.array([item.scale == "ordinal" for item in survey.items])
 
 
-def make_tables(instrument: Survey, countries: Sequence[str] | None = None) -> Tables:
-    """Arrays of `countries`, by default all that the instrument has, in its order.
+def make_tables(survey: Survey, countries: Sequence[str] | None = None) -> Tables:
+    """Return the survey as arrays.
 
-    Raises UserError for an unknown country, and for a survey without any.
+    Args:
+        survey: A survey that says how groups answered.
+        countries: The groups to include; default: all, in the survey's order.
+
+    Raises:
+        UserError: A country is not in the survey, or the survey has none at all.
+
+    Examples:
+        >>> from jaxalign.surveys import Item, Survey
+        >>> from jaxalign.surveys.tables import make_tables
+        >>> item = Item("q1", "Is tea better than coffee?", ("yes", "no"), (1, 2), "nominal")
+        >>> shares = {"night owls": {"q1": (0.25, 0.75)}}
+        >>> make_tables(Survey("drinks", "1", "made up", "official", (item,), shares)).gold_CxQ
+        array([[1.]], dtype=float32)
     """
-    known = instrument.distributions
+    known = survey.distributions
     chosen = tuple(known if countries is None else countries)
     if not chosen:
-        raise UserError(f"instrument {instrument.name!r} says of no country how it answered")
+        raise UserError(f"survey {survey.name!r} does not say how any country answered")
     if unknown := [c for c in chosen if c not in known]:
         raise UserError(f"country {unknown[0]!r} is not in the survey; it has {' '.join(known)}")
-    valid_QxO, _ = option_table(instrument)
-    majorities = [instrument.majority(c) for c in chosen]
-    gold = [[m.get(item.id, np.nan) for item in instrument.items] for m in majorities]
+    valid_QxO, _ = option_table(survey)
+    majorities = [survey.majority(c) for c in chosen]
+    gold = [[m.get(item.id, np.nan) for item in survey.items] for m in majorities]
     return Tables(
         countries=chosen,
-        truth_CxQxO=np.stack([instrument.truth_QxO(c) for c in chosen]),
+        truth_CxQxO=np.stack([survey.truth_QxO(c) for c in chosen]),
         gold_CxQ=np.array(gold, np.float32),
         range_Q=(valid_QxO.sum(axis=-1) - 1).astype(np.float32),
         valid_QxO=valid_QxO,
-        ordinal_Q=ordinal_items(instrument),
+        ordinal_Q=ordinal_items(survey),
     )

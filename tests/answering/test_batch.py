@@ -38,8 +38,12 @@ from jaxalign.lm.generate import Sampling, generate
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.lm.transformer import Llama
 from jaxalign.lm.weights import init_params, param_shardings
-from jaxalign.methods.culturespa.encode_styles import NOBODY, encode_styles
-from jaxalign.methods.culturespa.styles import Interviews, load_texts
+from jaxalign.methods.culturespa.styles import (
+    NO_GROUP,
+    StylePrompts,
+    encode_styles,
+    load_texts,
+)
 from jaxalign.methods.prompting import ask
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.society import held_out_survey
@@ -50,7 +54,7 @@ CONFIG = LlamaConfig(
 )
 SURVEY = held_out_survey()
 COUNTRIES = ("USA", "CHN", "BRA", "NGA", "DEU", "IND", "RUS", "SWE")
-INTERVIEWS = Interviews(load_texts(), SURVEY, COUNTRIES, count=2)
+INTERVIEWS = StylePrompts(load_texts(), SURVEY, COUNTRIES, count=2)
 
 
 def some_conversations(lead_ins=5, questions=12, seed=0) -> Conversations:
@@ -280,7 +284,7 @@ def pocket():
 
 def test_conversations_are_the_chat_templates_own(pocket):
     tokens, items = pocket[2], SURVEY.items[:6]
-    for style, countries in (("unaware", NOBODY), ("p2", COUNTRIES[:2]), ("p1p3", COUNTRIES[:2])):
+    for style, countries in (("unaware", NO_GROUP), ("p2", COUNTRIES[:2]), ("p1p3", COUNTRIES[:2])):
         found = encode_styles(tokens, INTERVIEWS, [style], countries, items)
         whole = [
             tokens.encode_chat(INTERVIEWS.conversation(style, country, item))
@@ -299,7 +303,7 @@ def test_template_that_mixes_question_and_lead_in_is_refused(pocket):
     with pytest.raises(UserError, match="words a question differently"):
         encode(other, prompts, [[], [prompts.system("China")]], SURVEY.items[:3])
     with pytest.raises(UserError, match=r"0 questions .* nothing to ask"):
-        encode_styles(tokens, INTERVIEWS, ["unaware"], NOBODY, [])
+        encode_styles(tokens, INTERVIEWS, ["unaware"], NO_GROUP, [])
 
 
 def test_exact_equals_the_baselines_tree(pocket, devices):
@@ -330,7 +334,7 @@ def reply_in(tokens, texts, asked=None):
 
 def test_first_integer_counts_if_it_is_a_code(pocket):
     tokens, items = pocket[2], SURVEY.items[:2]
-    conversations = encode_styles(tokens, INTERVIEWS, ["unaware"], NOBODY, items)
+    conversations = encode_styles(tokens, INTERVIEWS, ["unaware"], NO_GROUP, items)
     said = {"2": 1, "I choose 1.": 0, "99 of 2": OUT_OF_RANGE, "no": UNREADABLE, "": UNREADABLE}
     for text, position in said.items():
         found = answer_sampled(reply_in(tokens, [text]), tokens, conversations, items)
@@ -379,7 +383,7 @@ def test_killed_sampling_continues(pocket, tmp_path):
 def test_sampling_at_temperature_one_follows_the_exact_distribution(pocket, devices):
     config, params, tokens = pocket
     items, runs = SURVEY.items[:1], 300
-    conversations = encode_styles(tokens, INTERVIEWS, ["unaware"], NOBODY, items)
+    conversations = encode_styles(tokens, INTERVIEWS, ["unaware"], NO_GROUP, items)
     exact = np.exp(answer_exact(config, params, conversations, make_mesh(devices[:1])))[0]
 
     def reply(prompts, ids):

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxalign.commands.plan.command import Config, check, compile_program, lower, plan, read_model
-from jaxalign.commands.plan.fit import largest_population, smallest_slice
-from jaxalign.commands.plan.report import (
+from jaxalign.cli import run_command
+from jaxalign.commands.plan import PlanSettings, command, plan
+from jaxalign.commands.plan.estimate import (
     TABLE_COLUMNS,
     DoesNotFitError,
     Estimate,
@@ -23,6 +23,8 @@ from jaxalign.commands.plan.report import (
     report_rows,
     table_row,
 )
+from jaxalign.commands.plan.fit import largest_population, smallest_slice
+from jaxalign.commands.plan.planning import check, compile_program, lower, read_model
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig
@@ -135,7 +137,7 @@ def test_a_program_larger_than_the_chip_is_refused() -> None:
             "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
             "temporaries (17.58G) exceeds available HBM (15.75G).",
             r"v5e:16x16, population: out of memory: HLO temporaries needs 17\.58 GiB on each chip, "
-            r"which has 15\.75 GiB .*--mesh-model",
+            r"which has 15\.75 GiB .*`model_parallel`",
         ),
         (
             "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
@@ -215,7 +217,7 @@ def test_traffic_of_slices_updates_and_what_stays_on_the_chip() -> None:
 
 
 def program(name: str, **sizes: int) -> tuple[Estimate, LlamaConfig]:
-    config = Config(
+    settings = PlanSettings(
         program=(name,), items=3, strategy=Strategy(population=16), chunk=2,
         prompt=SoftPromptConfig(length=4), sampling=Sampling(max_new_tokens=4), decode_batch=2,
         decode_prompt=16, train=TrainConfig(batch=4, tokens_per_pass=256), lora=LoraConfig(rank=2),
@@ -223,7 +225,7 @@ def program(name: str, **sizes: int) -> tuple[Estimate, LlamaConfig]:
     llama = TINY.replace(vocab_size=Tokenizer.load(MODEL_FOLDER).vocab_size)
     mesh = make_mesh(**sizes)
     choice = MeshChoice(mesh.shape["population"], mesh.shape["data"], mesh.shape["model"], "")
-    return compile_program(V5E, choice, lower(config, llama, name, mesh)), llama
+    return compile_program(V5E, choice, lower(settings, llama, name, mesh)), llama
 
 
 @pytest.mark.parametrize("model", [1, 2])
@@ -259,8 +261,9 @@ def fake(population: int, bytes_each: int = 2**20, topology=V5E) -> Estimate:
     return estimate(memory=m, topology=topology)
 
 
-def test_largest_population(capsys) -> None:
+def test_largest_population(caplog) -> None:
     """The edge is at 7,936 candidates of 1 MiB beside 8 GiB; found in a few compilations."""
+    caplog.set_level("INFO", "jaxalign")
     for start in (64, 4096, 100_000):
         tried: list[int] = []
 
@@ -271,24 +274,27 @@ def test_largest_population(capsys) -> None:
         found = largest_population(start, attempt)
         assert 0.94 * 7936 <= found.memory.temporaries / 2**20 <= 7936
         assert len(tried) <= 10
-    assert "do not fit" in capsys.readouterr().out
+    assert "do not fit" in caplog.text
 
 
-def test_population_without_an_edge_and_without_a_fit(capsys) -> None:
+def test_population_without_an_edge_and_without_a_fit(caplog) -> None:
+    caplog.set_level("INFO", "jaxalign")
     assert largest_population(4096, lambda p: fake(p, 1)).memory.temporaries == 2**20
-    assert "memory hardly depends on the population" in capsys.readouterr().out
+    assert "memory hardly depends on the population" in caplog.text
     with pytest.raises(UserError, match="not even 64 candidates fit"):
         largest_population(4096, lambda p: fake(p, GIB))
 
 
-def test_smallest_slice(capsys) -> None:
+def test_smallest_slice(caplog) -> None:
+    caplog.set_level("INFO", "jaxalign")
+
     def attempt(topology) -> Estimate:
         if topology.num_chips < 16:
             raise DoesNotFitError("too few")
         return estimate(topology=topology)
 
     assert smallest_slice(V5E, attempt).topology.name == "v5e:4x4"
-    assert capsys.readouterr().out.count("does not do: too few") == 3
+    assert caplog.text.count("is not enough: too few") == 3
 
     def never(topology) -> Estimate:
         raise UserError("no")
@@ -306,12 +312,10 @@ def test_smallest_slice(capsys) -> None:
         ({"topology": "v5e:16"}, "2 dimensions"),
         ({"model": "llama9"}, "neither a folder nor one of llama3-8b"),
         ({"model": "llama3-70b"}, "weights do not fit"),
-        ({"items": 0}, "--items 0"),
-        ({"efficiency": 1.5}, "--efficiency 1.5"),
-        ({"generations": 0}, "--generations 0"),
-        ({"program": ()}, "--program"),
-        ({"program": ("train",), "fit": "slice"}, "leave out --program"),
-        ({"mesh_model": 3}, "`model_parallel` 3 does not divide"),
+        ({"items": 0}, "`items` 0"),
+        ({"program": ()}, "`program`"),
+        ({"program": ("train",), "fit": "slice"}, "leave out `program`"),
+        ({"model_parallel": 3}, "`model_parallel` 3 does not divide"),
         ({"prompt": SoftPromptConfig(placement="after")}, "cannot be planned yet"),
         ({"attention": "pallas"}, "--attention pallas: weights split over devices leave"),
         (
@@ -322,11 +326,39 @@ def test_smallest_slice(capsys) -> None:
 )
 def test_bad_input(changes: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        plan(Config(**changes))
+        plan(**changes)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--efficiency", "1.5"), "error: --efficiency 1.5: above 0"),
+        (("--efficiency", "nan"), "error: --efficiency nan: above 0"),
+        (("--generations", "0"), "error: --generations 0: at least 1"),
+        (("--mesh-model", "3"), "error: --mesh-model 3 does not divide"),
+        (("--decode-batch", "0"), "error: --decode-batch 0: at least 1"),
+        (("--population", "1"), "error: --population 1"),
+        (("--topology", "v5e:16"), "error: --topology 'v5e:16': v5e has 2 dimensions"),
+    ],
+)
+def test_the_command_names_flags(flags: tuple[str, ...], said: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run_command("plan", flags)
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_the_command_prints_what_the_function_returns(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(command, "plans", lambda config: iter([estimate(), estimate(unit="step")]))
+    run_command("plan", ("--generations", "3", "--table"))
+    out = capsys.readouterr().out
+    assert out.count("llama3-8b, population, v5e:16x16") == 2
+    assert "3 generations" in out
+    assert "3 steps" in out
+    assert table_row("llama3-8b", estimate()) in out.splitlines()
 
 
 def test_defaults_are_the_command_in_the_documentation() -> None:
-    config = Config()
+    config = command.Config()
     check(config)
     assert (config.topology, config.strategy.population, config.items) == ("v5e:16x16", 4096, 24)
     assert read_model(config).num_hidden_layers == 32

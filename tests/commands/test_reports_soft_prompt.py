@@ -12,7 +12,7 @@ import matplotlib
 import pytest
 
 from jaxalign.commands.reports import soft_prompt_report
-from jaxalign.report.words import INSIDE
+from jaxalign.report.words import NO_DIFFERENCE
 from tests.support.pages import HOSTILE, check_page, check_report
 from tests.support.report_samples import soft_prompt_sample
 
@@ -35,7 +35,7 @@ def test_soft_prompt_labels_and_statements(soft_prompt_run: Path) -> None:
     text = (soft_prompt_run / "report.html").read_text("utf-8")
     label = text.index("pocket Llama")
     assert text.index('class="label"') < label < text.index("<h2>")
-    for words in ("C = 50", "edition hofstede", "Permutation test", "weak evidence", INSIDE):
+    for words in ("C = 50", "edition hofstede", "Permutation test", "weak evidence", NO_DIFFERENCE):
         assert words in text
 
 

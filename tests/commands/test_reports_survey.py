@@ -6,34 +6,34 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.commands.reports import culture_report
+from jaxalign.commands.reports import survey_report
 from jaxalign.commands.reports.survey_tables import metrics_table
-from jaxalign.report.words import INSIDE
+from jaxalign.report.words import NO_DIFFERENCE
 from tests.support.pages import HOSTILE, check_markdown, check_page, check_report
 from tests.support.report_samples import analysis_sample
 
 
 @pytest.fixture(scope="module")
-def culture_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("culture")
-    culture_report(analysis_sample(("USA", "CHN", HOSTILE)), out)
+def survey_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("survey")
+    survey_report(analysis_sample(("USA", "CHN", HOSTILE)), out)
     return out
 
 
-def test_page_and_markdown(culture_run: Path) -> None:
-    check_report(culture_run)
+def test_page_and_markdown(survey_run: Path) -> None:
+    check_report(survey_run)
 
 
-def test_culture_labels_and_statements(culture_run: Path) -> None:
-    text = (culture_run / "report.html").read_text("utf-8")
+def test_survey_labels_and_statements(survey_run: Path) -> None:
+    text = (survey_run / "report.html").read_text("utf-8")
     assert (
         text.index('class="label"') < text.index("Simulated: nobody was asked") < text.index("<h2>")
     )
     for words in (
         "A persona is nearest to its own country in",
-        "Two personas agree at",
-        INSIDE,
-        "8 lines that need no model",
+        "Two personas score",
+        NO_DIFFERENCE,
+        "8 baselines that need no model",
         "ten options or more",
         "held no number",
         "topic 2",
@@ -49,14 +49,14 @@ def test_means_set_side_by_side_are_over_the_same_countries() -> None:
 
 
 def test_one_persona_is_a_mean_over_one_country(tmp_path: Path) -> None:
-    culture_report(analysis_sample(("USA", "CHN"), personas=1), tmp_path)
+    survey_report(analysis_sample(("USA", "CHN"), personas=1), tmp_path)
     text = (tmp_path / "report.md").read_text("utf-8")
-    assert "Mean over 1 country:" in text
+    assert "Mean score over 1 country:" in text
     assert "1 countries" not in text
 
 
 def test_a_survey_without_personas(tmp_path: Path) -> None:
-    culture_report(analysis_sample(("USA", "CHN", "IND"), personas=0), tmp_path)
+    survey_report(analysis_sample(("USA", "CHN", "IND"), personas=0), tmp_path)
     check_page(tmp_path / "report.html")
     text = check_markdown(tmp_path / "report.md")
     assert "A model without a persona" in text

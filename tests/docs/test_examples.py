@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,9 @@ RUN = {
 }
 REGISTRIES = (
     ("jaxalign.optim.api", "optimizers"),
-    ("jaxalign.stats.metrics", "metrics"),
+    ("jaxalign.stats.metrics", "METRICS"),
     ("jaxalign.stats.objectives", "objectives"),
-    ("jaxalign.surveys.formats", "formats"),
+    ("jaxalign.surveys.formats.base", "FORMATS"),
 )
 
 
@@ -37,9 +39,11 @@ def clean_registries():
 @pytest.mark.parametrize("page", [page for page, found in RUN.items() if found], ids=name)
 def test_the_examples_of_a_page_run_in_order(page: Path, tmp_path, monkeypatch, clean_registries):
     monkeypatch.chdir(tmp_path)  # what an example writes
-    namespace: dict[str, object] = {"__name__": "documentation"}
+    # A real module, since dataclasses look theirs up.
+    module = types.ModuleType("documentation")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in RUN[page]:
-        exec(compile(padded(block), str(page), "exec"), namespace)
+        exec(compile(padded(block), str(page), "exec"), module.__dict__)
 
 
 def padded(block: Block) -> str:

@@ -18,34 +18,35 @@ import numpy as np
 import pytest
 
 from experiments.culturespa.studies import topics
-from experiments.culturespa.studies.matrices import _correlations, mantel
+from experiments.culturespa.studies.matrices import correlations, mantel
 from jaxalign.answering.batch import Answered
 from jaxalign.commands.reports.culturespa import write_culturespa_report
 from jaxalign.commands.reports.culturespa_plots import write_plots
 from jaxalign.commands.reports.culturespa_tables import show_result
 from jaxalign.core.errors import UserError
-from jaxalign.lm.peft import load_lora
+from jaxalign.core.files import write_json
+from jaxalign.lm.lora import Adapter
+from jaxalign.lm.model import LM, open_model
+from jaxalign.methods.base import CULTURESPA_METHODS
+from jaxalign.methods.culturespa import CultureSPASettings
+from jaxalign.methods.culturespa.inputs import read_inputs
+from jaxalign.methods.culturespa.measure import Measured
 from jaxalign.methods.culturespa.result import (
-    METHODS,
-    SELECTION,
+    SELECTION_MODELS,
     difference,
     guard_record,
-    make_result,
+    make_record,
     paired,
 )
-from jaxalign.methods.culturespa.select import Pair, Selection
-from jaxalign.methods.culturespa.settings import Config
-from jaxalign.methods.culturespa.step_measure import Measured
-from jaxalign.methods.culturespa.step_select import describe
-from jaxalign.methods.culturespa.study import read_study
+from jaxalign.methods.culturespa.select import Pair, Selection, describe_selection
 from jaxalign.pocket.society import held_out_survey
-from jaxalign.runs import write_json
 from jaxalign.stats.bootstrap import count_draws
 from jaxalign.stats.paired_scores import drawn_scores
 from jaxalign.surveys.survey import to_json
 from jaxalign.surveys.tables import make_tables
 
 ROOT = Path(__file__).parents[2]
+METHODS = [method.key for method in CULTURESPA_METHODS]
 COUNTRIES = ["USA", "CHN", "NGA", "SWE"]
 SMALL = [
     "--countries", *COUNTRIES, "--per-topic", "4", "--seeds", "2", "--resamples", "50",
@@ -98,7 +99,7 @@ def result_of(folder: Path) -> dict:
 
 def test_result_has_the_documented_format(finished):
     result = result_of(finished)
-    assert list(result["methods"]) == list(METHODS)
+    assert list(result["methods"]) == METHODS
     assert not any(models["all"] for models in result["untrained"].values())
     for record in (*result["methods"].values(), *result["selection"].values()):
         assert list(record["countries"]) == COUNTRIES
@@ -155,10 +156,10 @@ def test_seeds_write_other_questions(finished):
 
 
 def test_adapters_are_for_peft_and_pictures_are_there(finished):
-    llama = read_study(Config()).llama
-    lora, adapter = load_lora(finished / "seed0" / "adapters" / "joint", llama)
-    assert lora.rank == 8
-    assert np.abs(adapter["last"]["q_b"]).max() > 0
+    lm = LM(open_model(), {}, None)
+    adapter = Adapter.load(finished / "seed0" / "adapters" / "joint", lm)
+    assert adapter.config.rank == 8
+    assert np.abs(adapter.weights["last"]["q_b"]).max() > 0
     for name in ("methods.png", "selection.png"):
         assert (finished / name).read_bytes().startswith(b"\x89PNG")
     assert "CultureSPA" in (finished / "report.md").read_text("utf-8")
@@ -211,10 +212,10 @@ def test_a_resumed_run_with_another_setting_is_refused(finished, inputs):
 def test_studies_of_a_finished_run(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    assert "by topic" in run("culturespa.topics", folder)
-    assert "Mantel" in run("culturespa.matrices", folder)
-    assert "CRQPC".lower() in run("culturespa.selection", folder)
-    assert "Guard" in run("culturespa.guard", folder, "--quiet")
+    assert "by topic" in run("culturespa.studies.topics", folder)
+    assert "Mantel" in run("culturespa.studies.matrices", folder)
+    assert "CRQPC (changed)" in run("culturespa.studies.selection", folder)
+    assert "Guard" in run("culturespa.studies.guard", folder, "--quiet")
     result, guard = (json.loads((folder / f"{n}.json").read_text()) for n in ("result", "guard"))
     assert guard["after"] == result["guard"]["after"]
     for name in ("topics", "matrices", "strategies", "guard"):
@@ -225,11 +226,13 @@ def test_studies_of_a_finished_run(finished, tmp_path):
 def test_studies_that_train_anew(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    assert "fraction" in run("culturespa.fractions", folder, "--fractions", "0.5", "--quiet")
+    assert "fraction" in run(
+        "culturespa.studies.fractions", folder, "--fractions", "0.5", "--quiet"
+    )
     record = json.loads((folder / "fractions.json").read_text("utf-8"))
     assert list(record) == ["0", "0.5", "1"]
     assert record["0"]["pairs"] < record["0.5"]["pairs"] < record["1"]["pairs"]
-    run("culturespa.selection", folder, "--thresholds", "0.02", "--quiet")
+    run("culturespa.studies.selection", folder, "--thresholds", "0.02", "--quiet")
     strategies = json.loads((folder / "selection.json").read_text("utf-8"))["strategies"]
     assert list(strategies) == ["crqpc", "rds", "cds", "p1", "jensen_shannon-0.02"]
 
@@ -240,7 +243,9 @@ def test_learning_rates_told_apart_on_questions_held_out(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     arguments = ("--rates", "1e-9", "3e-3", "--share", "0.3", "--quiet")
-    assert "the lowest after it is at" in run("culturespa.learning_rate", folder, *arguments)
+    assert "the lowest after it is at" in run(
+        "culturespa.studies.learning_rate", folder, *arguments
+    )
     record = json.loads((folder / "learning_rate.json").read_text("utf-8"))
     assert list(record["rates"]) == ["1e-09", "0.003"]
     still, moved = (abs(r["held_out"] - record["before"]) for r in record["rates"].values())
@@ -252,10 +257,10 @@ def test_learning_rates_told_apart_on_questions_held_out(finished, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"countries": ("USA",)}, "--countries USA"),
+        ({"countries": ("USA",)}, "`countries` USA"),
         ({"countries": ("USA", "XXX")}, "XXX"),
-        ({"seeds": 0}, "--seeds 0"),
-        ({"per_topic": 1}, "--per-topic 1"),
+        ({"seeds": 0}, "`seeds` 0"),
+        ({"per_topic": 1}, "`per_topic` 1"),
         ({"model": Path("/nowhere")}, "/nowhere"),
         ({"survey": Path("/nowhere.json")}, "/nowhere.json"),
         ({"guard": Path("/nowhere.csv")}, "/nowhere.csv"),
@@ -263,19 +268,19 @@ def test_learning_rates_told_apart_on_questions_held_out(finished, tmp_path):
 )
 def test_bad_settings_are_refused_before_any_work(change, said):
     with pytest.raises(UserError, match=said):
-        read_study(dataclasses.replace(Config(), **change))
+        read_inputs(CultureSPASettings(**change))
 
 
 def test_a_setting_that_fits_no_model_is_refused():
-    config = Config(writing=dataclasses.replace(Config().writing, max_new_tokens=4000))
-    with pytest.raises(UserError, match="max-new-tokens"):
-        read_study(config)
+    writing = dataclasses.replace(CultureSPASettings().writing, max_new_tokens=4000)
+    with pytest.raises(UserError, match=r"`writing\.max_new_tokens`"):
+        read_inputs(CultureSPASettings(writing=writing))
 
 
 def test_leak_free_examples_come_from_another_survey():
-    study = read_study(dataclasses.replace(Config(), examples="leak_free"))
-    tested = {item.text for item in study.survey.items}
-    messages = study.interviews.lead_in("p3", "CHN", study.survey.items[0])
+    inputs = read_inputs(CultureSPASettings(examples="leak_free"))
+    tested = {item.text for item in inputs.survey.items}
+    messages = inputs.prompts.lead_in("p3", "CHN", inputs.survey.items[0])
     assert not any(text in m["content"] for m in messages for text in tested)
 
 
@@ -286,42 +291,41 @@ def test_mantel_counts_the_orders_that_do_as_well():
     assert mantel(np.ones((4, 4)), b) is None
     unknown = np.where(b == 6, np.nan, b)
     assert mantel(unknown, b) is None
-    found = _correlations(np.stack([unknown, unknown]), b)
+    found = correlations(np.stack([unknown, unknown]), b)
     assert found["pearson"]["mean"] is found["mantel_p"] is None
 
 
 def test_a_difference_is_over_the_items_that_both_answered():
     """Two seeds of a method that leaves out what it would get wrong, and one that leaves nothing
     out and cannot differ between seeds."""
-    study = SimpleNamespace(tables=make_tables(held_out_survey(), COUNTRIES))
-    gold_CxQ = study.tables.gold_CxQ
+    inputs = SimpleNamespace(tables=make_tables(held_out_survey(), COUNTRIES))
+    gold_CxQ = inputs.tables.gold_CxQ
     whole = np.zeros((1, 3, *gold_CxQ.shape), np.float32)
     some = np.repeat(np.where(whole == gold_CxQ, whole, np.nan), 2, axis=0)
     draws = count_draws(gold_CxQ.shape[1], 20, 0)
-    a, b = paired(some, whole, study, draws)
+    a, b = paired(some, whole, inputs, draws)
     assert a.shape == b.shape == (21, 2, len(COUNTRIES))
     assert difference(a, b)["value"] == 0
-    apart = [drawn_scores(x[:, 0], study.tables, draws)[0].mean() for x in (some, whole)]
+    apart = [drawn_scores(x[:, 0], inputs.tables, draws)[0].mean() for x in (some, whole)]
     assert apart[0] == 100 > apart[1] + 20, "each over its own items"
 
 
 def test_the_share_changed_is_of_the_questions_answered_both_ways():
     """Three questions of four answered unaware, two of these by the persona, one changed."""
 
-    def replies(*answers):
+    def answered(*answers):
         shares = [[[np.nan] * 2 if a is None else np.eye(2)[a] for a in row] for row in answers]
-        return SimpleNamespace(answered=Answered(np.array(shares, np.float32)))
+        return Answered(np.array(shares, np.float32))
 
-    items = held_out_survey().items[:4]
-    questions = SimpleNamespace(items=items)
-    config = Config(countries=("USA", "CHN"))
-    given = {"unaware": replies((0, 0, 0, None)), "p1": replies((1, 0, None, 0), (None,) * 4)}
-    joint = Selection((Pair("USA", items[0].id, 2),))
-    found = describe(config, questions, given, {"joint": joint})
+    groups = ("USA", "CHN")
+    given = {"unaware": answered((0, 0, 0, None)), "p1": answered((1, 0, None, 0), (None,) * 4)}
+    joint = Selection((Pair("USA", held_out_survey().items[0].id, 2),))
+    found = describe_selection(given, groups, {"joint": joint})
+    assert found["questions"] == 4
     assert found["changed_share"] == {"USA": 0.5, "CHN": None}
     assert found["noise"] == 0
-    nobody = given | {"unaware": replies((None,) * 4)}
-    assert describe(config, questions, nobody, {"joint": joint})["noise"] is None
+    nobody = given | {"unaware": answered((None,) * 4)}
+    assert describe_selection(nobody, groups, {"joint": joint})["noise"] is None
 
 
 def test_intervals_of_shares_end_where_shares_do():
@@ -342,11 +346,10 @@ def test_the_verdict_says_where_there_is_no_interval_over_seeds(seeds, words):
 
 def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
     """A small model sampled on a hard survey may say nothing that can be read."""
-    config = Config(countries=("USA", "CHN"), resamples=20, seeds=2)
+    settings = CultureSPASettings(countries=("USA", "CHN"), resamples=20, seeds=2)
     survey = held_out_survey()
-    study = SimpleNamespace(
-        survey=survey, tables=make_tables(survey, config.countries), guard_name="", guard=()
-    )
+    tables = make_tables(survey, settings.countries)
+    inputs = SimpleNamespace(survey=survey, tables=tables, guard_name="", guard=())
     random = np.random.default_rng(0)
     answers = {m: random.integers(0, 2, (2, 1, 2, len(survey.items))).astype(np.float32)
                for m in (*METHODS, "rds", "cds")}  # fmt: skip
@@ -355,8 +358,8 @@ def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
     right = {"before": [0.9], "joint": [0.9, 0.9]}
     counts = {"asked_for": 1, "requests": 1, "parsed": 1, "left": 1, "removed": {}}
     measured = Measured(answers, right, counts={}, untrained={})
-    selected = {0: {"pairs": {m: {} for m in SELECTION.values()}}}
-    result = make_result(config, study, measured, {0: counts}, selected, {"simulated": True})
+    selected = {0: {"pairs": {m: {} for m in SELECTION_MODELS.values()}}}
+    result = make_record(settings, inputs, measured, {0: counts}, selected, {"simulated": True})
     write_json(tmp_path / "result.json", result)  # refuses NaN
     unaware = result["methods"]["unaware"]
     assert unaware["countries"]["USA"] is unaware["mean"] is unaware["interval"] is None
@@ -365,7 +368,7 @@ def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
     assert unaware["by_seed"][1] is None
     assert result["differences"]["joint_minus_p1"]["verdict"] == "no answers"
     assert result["personas"]["joint"]["agreement"] is None
-    show_result(config, result)
+    show_result(result)
     write_plots(tmp_path, result)
     write_culturespa_report(result, tmp_path)
     assert "joint − p1: no answers." in (tmp_path / "report.md").read_text("utf-8")

@@ -60,7 +60,7 @@ def test_bench_shows_and_saves(tmp_path, capsys, monkeypatch):
         ({"devices": ()}, "at least one"),
         ({"devices": (4096,)}, "--devices 4096: JAX has already started"),
         ({"per_device": 0}, "at least 1"),
-        ({"topologies": ("v9:2x2",)}, "topology 'v9:2x2' is not known"),
+        ({"topologies": ("v9:2x2",)}, "`topology` 'v9:2x2' is not known"),
     ],
 )
 def test_bad_input(devices, change, words):

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from jaxalign.report.document import Document, Estimate, Listing, Note, Table, Text, section
-from jaxalign.report.point_map import place_labels
+from jaxalign.report.figures import place_labels
 from jaxalign.report.render import to_html, to_markdown
-from jaxalign.report.words import INSIDE, number, tally, verdict
+from jaxalign.report.words import NO_DIFFERENCE, number, tally, verdict
 from tests.support.pages import HOSTILE, Page
 
 
 @pytest.mark.parametrize(
     ("estimate", "words"),
     [
-        (Estimate(0.2, -0.1, 0.5), f"{INSIDE}: no difference shown"),
-        (Estimate(0.2, 0.0, 0.5), f"{INSIDE}: no difference shown"),
+        (Estimate(0.2, -0.1, 0.5), f"{NO_DIFFERENCE} (the interval contains zero)"),
+        (Estimate(0.2, 0.0, 0.5), f"{NO_DIFFERENCE} (the interval contains zero)"),
         (Estimate(0.2, 0.1, 0.5), "higher"),
         (Estimate(-0.2, -0.5, -0.1), "lower"),
         (Estimate(0.2), "no interval: nothing can be said"),
@@ -36,7 +36,7 @@ def test_verdict(estimate: Estimate | None, words: str) -> None:
 
 def test_tally() -> None:
     found = [Estimate(1, 0.5, 2), Estimate(-1, -2, -0.5), Estimate(0, -1, 1), None, Estimate(3)]
-    expected = f"up in 1, down in 1, {INSIDE} in 1 (of 3)"
+    expected = f"up in 1, down in 1, {NO_DIFFERENCE} in 1 (of 3)"
     assert tally(found, "up", "down") == expected
     assert tally([None], "up", "down") == "not measured"
 

@@ -29,6 +29,7 @@ from jaxalign.surveys.replies import read_answers
 from jaxalign.surveys.reply_files import read_replies
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.surveys.tables import Tables, make_tables
+from tests.support.culture_folder import published_similarities
 
 DATA = os.environ.get("JAXALIGN_CULTURESPA_DATA")
 FUZZ = settings(deadline=None, max_examples=40, derandomize=True)
@@ -204,12 +205,12 @@ if DATA:
     def test_the_unaware_replies_of_the_released_folder(released: Tables) -> None:
         folder = Path(str(DATA))
         (replies,) = read_replies(folder / "result" / "wvs_result_culture_unaware_0.json")
-        answers_Q = read_answers(replies, culturespa.read(folder)).answers_Q
+        answers_Q = read_answers(replies, culturespa.read(folder)).answers()[0, 0]
         scores = 100 * alignment(answers_Q[None], released.gold_CxQ, released)
         assert abs(scores.mean(dtype=np.float64) - 62.36) < 0.01
 
     def test_similarities_are_alignments_of_majority_answers(released: Tables) -> None:
-        published = culturespa.similarities(Path(str(DATA)))
+        published = published_similarities(Path(str(DATA)))
         ours = 100 * between_countries(released).astype(np.float64)
         for country, row in published.items():
             for other, value in row.items():

@@ -15,11 +15,12 @@ from jaxalign.commands import reports
 from jaxalign.commands.score import Config, score_replies, summary
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain
+from jaxalign.report.words import NO_DIFFERENCE
 from jaxalign.runs.console import main
 from jaxalign.stats.alignment import LINES
-from jaxalign.stats.analysis import INSIDE, analyse
+from jaxalign.stats.analysis import analyse
 from jaxalign.surveys.formats import culturespa
-from jaxalign.surveys.replies import Answers
+from jaxalign.surveys.responses import NO_REPLY, Responses
 from tests.support.culture_folder import (
     OPTIONS,
     first_code,
@@ -47,7 +48,7 @@ def majority_texts(folder: Path, country: str) -> dict[str, str]:
 def run(config: Config) -> dict[str, Any]:
     """`score_replies` without its pictures; what it wrote as result.json."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reports, "culture_report", lambda result, out: None)
+        patch.setattr(reports, "survey_report", lambda result, out: None)
         score_replies(config)
     return json.loads((config.out / "result.json").read_text("utf-8"))
 
@@ -103,9 +104,9 @@ def test_a_difference_inside_its_interval_is_called_that(result) -> None:
     found = [row for table in tables for by in table.values() for row in by.values()]
     for row in found:
         inside = row["low"] <= 0 <= row["high"]
-        assert (row["verdict"] == INSIDE) == inside
+        assert (row["verdict"] == NO_DIFFERENCE) == inside
         assert (row["verdict"] == "above") == (row["low"] > 0)
-    assert {row["verdict"] for row in found} >= {INSIDE, "above"}
+    assert {row["verdict"] for row in found} >= {NO_DIFFERENCE, "above"}
 
 
 def test_runs_are_averaged_and_have_a_seed_interval(result) -> None:
@@ -124,16 +125,18 @@ def test_a_score_on_few_items_says_so(folder: Path, tmp_path: Path, capsys) -> N
     score_replies(Config(folder, (few, unaware), resamples=50, out=tmp_path / "out"))
     assert "items in a score, of 12: USA 2, unaware 11 to 12" in capsys.readouterr().out
     said = (tmp_path / "out" / "report.md").read_text("utf-8")
-    assert "rests on 2 of the survey's 12 items" in said
+    assert "rests on 2 of the survey's 12 questions" in said
 
 
 def test_a_difference_is_over_the_items_that_both_answered(folder: Path) -> None:
     """Leaving out what one would get wrong must not make a persona better than the unaware."""
     survey = culturespa.read(folder)
-    everywhere = np.zeros(len(OPTIONS), np.float32)
+    everywhere = np.zeros(len(OPTIONS), int)
     gold = np.array([survey.majority("USA")[i] for i in OPTIONS])
-    some = np.where(gold == 0, everywhere, np.nan)
-    aware, unaware = (Answers(a, len(OPTIONS), (), ()) for a in (some, everywhere))
+    some = np.where(gold == 0, everywhere, NO_REPLY)
+    aware, unaware = (
+        Responses.from_positions(survey, ["-"], a[None, None]) for a in (some, everywhere)
+    )
     found = analyse(survey, {"USA": [aware]}, [unaware], resamples=50)
     assert found["scores"]["USA"]["aware"] == 100 > found["scores"]["USA"]["unaware"]
     assert found["intervals"]["difference"]["USA"]["alignment"]["value"] == 0
@@ -245,7 +248,7 @@ def test_the_command_line_ends_with_2_and_one_line(folder: Path, tmp_path: Path,
 
 def test_personas_of_unknown_countries_and_no_replies_are_refused(folder: Path) -> None:
     survey = culturespa.read(folder)
-    none = Answers(np.zeros(len(OPTIONS), np.float32), len(OPTIONS), (), ())
+    none = Responses.from_positions(survey, ["-"], np.zeros((1, 1, len(OPTIONS)), int))
     with pytest.raises(UserError, match="country 'XXX' is not in the survey"):
         analyse(survey, {"XXX": [none]})
     with pytest.raises(UserError, match="no replies to analyse"):

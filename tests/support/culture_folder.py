@@ -9,13 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.surveys.formats.culturespa import COUNTRIES, QUESTIONS, SHARES, SIMILARITIES
+from jaxalign.surveys.formats.culturespa import COUNTRIES, QUESTIONS, SHARES
 
 # Number of options by item: yes or no, four points, from 0, ten points, no order, eleven from 0.
 OPTIONS = {
-    "Q1": 4, "Q2": 4, "Q7": 2, "Q48": 10, "Q94": 3, "Q106": 10, "Q111": 3, "Q124": 3,
-    "Q164": 10, "Q200": 3, "Q234A": 5, "Q241": 11,
-}  # fmt: skip
+    "Q1": 4,
+    "Q2": 4,
+    "Q7": 2,
+    "Q48": 10,
+    "Q94": 3,
+    "Q106": 10,
+    "Q111": 3,
+    "Q124": 3,
+    "Q164": 10,
+    "Q200": 3,
+    "Q234A": 5,
+    "Q241": 11,
+}
 NOT_SCORED = {"Q260": 2, "Q290": 0}
 FROM_ZERO = ("Q94", "Q124", "Q241")
 
@@ -36,7 +46,7 @@ def first_code(item: str) -> int:
 
 
 def shares(seed: int = 0) -> dict[str, dict[str, dict[str, float]]]:
-    """Shares that sum to 0.9, as if a tenth had not answered; CHN was not asked Q2."""
+    """Return shares that sum to 0.9, as if a tenth had not answered; CHN was not asked Q2."""
     random = np.random.default_rng(seed)
     out: dict[str, Any] = {}
     for country in (*COUNTRIES, "MEX"):
@@ -57,12 +67,16 @@ def write_folder(
     (folder / "result").mkdir(parents=True, exist_ok=True)
     write(folder / QUESTIONS, questions() if questionnaire is None else questionnaire)
     write(folder / SHARES, shares() if tables is None else tables)
-    write(folder / SIMILARITIES, {"USA": {"CAN": 71.3}, "CAN": {"USA": 71.3}})
     return folder
 
 
+def published_similarities(folder: Path) -> dict[str, dict[str, float]]:
+    """Return CultureSPA's own table, which our computed similarities are compared with."""
+    return json.loads((folder / "country_similarity.json").read_text("utf-8"))
+
+
 def replies(texts: Mapping[str, str] | str) -> list[dict[str, Any]]:
-    """A result file's rows: a text for each item, or the same for all."""
+    """Return the rows of a result file: a text for each item, or the same text for all."""
     return [
         {
             "Q_id": i,
@@ -75,14 +89,14 @@ def replies(texts: Mapping[str, str] | str) -> list[dict[str, Any]]:
 
 
 def write_replies(folder: Path, name: str, texts: Mapping[str, str] | str) -> Path:
-    """`name` such as "aware_USA_0"."""
+    """Write a result file; `name` is such as "aware_USA_0"."""
     path = folder / "result" / f"wvs_result_culture_{name}.json"
     write(path, replies(texts))
     return path
 
 
 def reply_files(folder: Path) -> tuple[Path, ...]:
-    """The replies that the folder holds."""
+    """Return the files of replies that the folder holds."""
     return tuple(sorted(folder.glob("result/wvs_result_culture_*.json")))
 
 

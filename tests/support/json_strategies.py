@@ -1,4 +1,4 @@
-"""JSON that is almost right, for fuzzing readers: a good value with a part swapped or cut."""
+"""JSON that is almost right, for fuzzing readers: a good value with one part replaced or cut."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 from jaxalign.core.errors import UserError
 
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 10**6), st.floats(), st.text(max_size=6),
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 10**6),
+    st.floats(),
+    st.text(max_size=6),
     st.sampled_from(["Q1", "1", "0", "USA", "\ud800", 10**400]),
-)  # fmt: skip
+)
 ANY = st.recursive(
     LEAVES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
@@ -24,7 +28,7 @@ ANY = st.recursive(
 
 @st.composite
 def nearly(draw: st.DrawFn, good: Any) -> bytes:
-    """`good` as JSON with one part replaced or dropped, or its bytes cut or overwritten."""
+    """Draw `good` as JSON with one part replaced or dropped, or its bytes cut or overwritten."""
     value = copy.deepcopy(good)
     if draw(st.booleans()):
         value = _swap(draw, value)
@@ -37,7 +41,7 @@ def nearly(draw: st.DrawFn, good: Any) -> bytes:
 
 
 def _swap(draw: st.DrawFn, value: Any) -> Any:
-    """Walk down a random path and put something else at its end."""
+    """Follow a random path into `value` and replace what is at its end."""
     keys = list(value) if isinstance(value, dict) else range(len(value)) if _list(value) else ()
     if not keys or draw(st.integers(0, 3)) == 0:
         return draw(ANY)
@@ -54,11 +58,11 @@ def _list(value: Any) -> bool:
 
 
 def assert_valid_or_one_line(read: Callable[[], Any], kind: type) -> None:
-    """`read` gives a `kind` or raises a UserError of one line; anything else is a bug."""
+    """Assert that `read` returns a `kind` or raises a UserError of one line."""
     try:
-        found = read()
+        value = read()
     except UserError as error:
         message = str(error)
     else:
-        message = "" if isinstance(found, kind) else f"got\n{found!r}"
+        message = "" if isinstance(value, kind) else f"got\n{value!r}"
     assert "\n" not in message

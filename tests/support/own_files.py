@@ -1,4 +1,4 @@
-"""Files of one's own, as a user would write them."""
+"""Survey files as a user would write them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def own_csv(folder: Path, countries: tuple[str, ...]) -> dict[str, Path]:
-    """A survey of three items as CSV, and how countries answered it as another."""
+    """Write a survey of three items as CSV, and how countries answered it as a second one."""
     rows = [f"q{i},Is made-up thing {i} right?,1=no|2=perhaps|3=yes,things" for i in range(3)]
     (folder / "own.csv").write_text("\n".join(["id,text,options,topic", *rows]) + "\n", "utf-8")
     shares = [
@@ -18,3 +18,16 @@ def own_csv(folder: Path, countries: tuple[str, ...]) -> dict[str, Path]:
     text = "\n".join(["country,item,code,share", *shares]) + "\n"
     (folder / "shares.csv").write_text(text, "utf-8")
     return {"survey": folder / "own.csv", "distributions": folder / "shares.csv"}
+
+
+def wvs_csv(folder: Path) -> Path:
+    """Write a World Values Survey file of two countries and two items, which holds codes alone."""
+    rows = [
+        f"6-0-0,{i},{country},1,{1 + i % 4},{1 + i % 2}"
+        for c, country in enumerate(("USA", "CHN"))
+        for i in range(60 * c, 60 * c + 60)
+    ]
+    header = "version,D_INTERVIEW,B_COUNTRY_ALPHA,W_WEIGHT,Q1,Q2"
+    path = folder / "wvs.csv"
+    path.write_text("\n".join([header, *rows]) + "\n", "utf-8")
+    return path

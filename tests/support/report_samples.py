@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.stats.analysis import analyse
-from jaxalign.surveys.replies import Answers
+from jaxalign.surveys.responses import OUT_OF_RANGE, UNREADABLE, Responses
 from jaxalign.surveys.survey import Item, Survey
 
 _METHODS = ("naive", "persona", "icl", "start", "tuned")
@@ -72,7 +72,7 @@ def analysis_sample(countries: Sequence[str], personas: int | None = None) -> di
 
 def analysis_inputs(
     countries: Sequence[str], personas: int | None = None
-) -> tuple[Survey, dict[str, list[Answers]], list[Answers]]:
+) -> tuple[Survey, dict[str, list[Responses]], list[Responses]]:
     """A survey of `countries`, made-up answers of personas, and those without a persona. The first
     `personas` countries, by default all but the last, have a persona."""
     random = np.random.default_rng(0)
@@ -85,8 +85,8 @@ def analysis_inputs(
         "a survey", "1", "made up, simulated", "paraphrase", tuple(items), distributions
     )
     with_persona = countries[: len(countries) - 1 if personas is None else personas]
-    aware = {c: [_answers(random, items), _answers(random, items)] for c in with_persona}
-    return survey, aware, [_answers(random, items)]
+    aware = {c: [_answers(random, survey), _answers(random, survey)] for c in with_persona}
+    return survey, aware, [_answers(random, survey)]
 
 
 def _item(i: int) -> Item:
@@ -96,8 +96,8 @@ def _item(i: int) -> Item:
     return Item(f"q{i}", "A question?", labels, codes, scale, f"topic {i % 3}")
 
 
-def _answers(random: np.random.Generator, items: Sequence[Item]) -> Answers:
+def _answers(random: np.random.Generator, survey: Survey) -> Responses:
     """One answer is missing, another out of range."""
-    chosen = np.array([random.integers(len(i.options)) for i in items], np.float32)
-    chosen[2:4] = np.nan
-    return Answers(chosen, len(items), ("q2",), ("q3",))
+    chosen = np.array([random.integers(len(i.options)) for i in survey.items])
+    chosen[2:4] = UNREADABLE, OUT_OF_RANGE
+    return Responses.from_positions(survey, ["-"], chosen[None, None])

@@ -1,6 +1,8 @@
-"""Published country scores: figures, absences, and refusals that say what to do."""
+"""Published scores: figures, absences, files of the user, and refusals that say what to do."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,39 +13,44 @@ from jaxalign.surveys import hofstede as c
 
 def test_usa_scores_as_published() -> None:
     expected = {"pdi": 40, "idv": 91, "mas": 62, "uai": 46, "lto": 26, "ivr": 68}
-    assert c.country_scores()["USA"] == expected, "the figures of the official matrix"
-    assert c.country_scores("matrix2015")["USA"] == expected
-    assert c.country_scores("culture_factor_2026_05")["USA"] == expected | {"idv": 60, "lto": 50}, (
-        "the 2026 edition replaced IDV and LTO"
-    )
+    assert c.country_scores("USA") == expected, "the figures of the official matrix"
+    assert c.country_scores("USA", "matrix2015") == expected
+    newest = c.country_scores("USA", "culture_factor_2026_05")
+    assert newest == expected | {"idv": 60, "lto": 50}, "the 2026 edition replaced IDV and LTO"
 
 
 def test_blank_is_absent_and_zero_is_a_score() -> None:
-    assert c.country_scores("matrix2015")["SAU"].keys() == {"lto", "ivr"}
-    assert c.country_scores()["EGY"]["ivr"] == 0.0, "0 is published, not missing"
+    assert c.country_scores("SAU", "matrix2015").keys() == {"lto", "ivr"}
+    assert c.country_scores("EGY")["ivr"] == 0.0, "0 is published, not missing"
 
 
 @pytest.mark.parametrize("edition", c.EDITIONS)
 def test_every_edition_has_codes_and_plausible_scores(edition: str) -> None:
-    scores = c.country_scores(edition)
+    scores = c.edition_scores(edition)
     assert scores
     assert all(len(iso3) == 3 and iso3.isupper() for iso3 in scores), "regions carry no code"
     values = [v for dimensions in scores.values() for v in dimensions.values()]
     assert 0 <= min(values) <= max(values) <= 120
 
 
-def test_result_is_the_callers_own() -> None:
-    c.country_scores()["USA"]["pdi"] = -1.0
-    assert c.country_scores()["USA"]["pdi"] == 40.0
+def test_a_caller_may_change_the_result() -> None:
+    c.country_scores("USA")["pdi"] = -1.0
+    assert c.country_scores("USA")["pdi"] == 40.0
 
 
 def test_names_are_plain_english() -> None:
-    names = [c.country_name(i) for i in ("USA", "SAU", "CHN", "IND", "CZE", "KOR", "KGZ", "MNG")]
-    assert names == [
-        "United States", "Saudi Arabia", "China", "India", "Czech Republic", "South Korea",
-        "Kyrgyzstan", "Mongolia",
-    ]  # fmt: skip
-    every = {iso3 for edition in c.EDITIONS for iso3 in c.country_scores(edition)}
+    names = {
+        "USA": "United States",
+        "SAU": "Saudi Arabia",
+        "CHN": "China",
+        "IND": "India",
+        "CZE": "Czech Republic",
+        "KOR": "South Korea",
+        "KGZ": "Kyrgyzstan",
+        "MNG": "Mongolia",
+    }
+    assert {iso3: c.country_name(iso3) for iso3 in names} == names
+    every = {iso3 for edition in c.EDITIONS for iso3 in c.edition_scores(edition)}
     assert not [n for n in map(c.country_name, every) if n.endswith((" Rep", ".")) or not n]
 
 
@@ -64,10 +71,10 @@ def test_a_dimension_left_out_may_be_missing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ((["SAU"], "matrix2015"), ["SAU lacks pdi, idv, mas, uai", "--dimensions lto ivr"]),
+        ((["SAU"], "matrix2015"), ["SAU lacks pdi, idv, mas, uai", "`dimensions` lto ivr"]),
         ((["SAU"], "matrix2015"), [c.DEFAULT_EDITION]),
         ((["CRI", "USA", "KEN"],), ["CRI lacks lto, ivr; KEN lacks lto, ivr"]),
-        ((["CRI"],), ["--dimensions pdi idv mas uai"]),
+        ((["CRI"],), ["`dimensions` pdi idv mas uai"]),
         ((["BTN"], c.DEFAULT_EDITION, ["ivr"]), ["BTN lacks ivr", "leave the country out"]),
         ((["US"],), ["'US' is unknown", "USA (United States)"]),
         ((["saudi arabia"],), ["SAU (Saudi Arabia)"]),
@@ -89,3 +96,73 @@ def test_refusals_are_one_line_that_says_what_to_do(arguments: tuple, parts: lis
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(UserError, match="'ZZZ' is unknown"):
         c.country_name("ZZZ")
+
+
+# -- a file of the user's own ---------------------------------------------------------------------
+
+OWN = """\
+group,name,pdi,idv,mas,uai,lto,ivr
+night owls,people who work at night,35,80,40,30,45,70
+CHN,,81,21,67,31,88,25
+Gen Z,,10.5,-3,,,50,60
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    path = tmp_path / "scores.csv"
+    path.write_text(OWN, "utf-8")
+    return path
+
+
+def test_any_named_group_may_have_scores(own: Path) -> None:
+    assert list(c.edition_scores(own)) == ["night owls", "CHN", "Gen Z"]
+    assert c.country_scores("Gen Z", own) == {"pdi": 10.5, "idv": -3, "lto": 50, "ivr": 60}
+    target_Cx6, used_6 = c.targets(["CHN", "night owls"], str(own))
+    np.testing.assert_array_equal(target_Cx6, [[81, 21, 67, 31, 88, 25], [35, 80, 40, 30, 45, 70]])
+    assert used_6.all()
+
+
+def test_groups_are_named_by_their_file(own: Path) -> None:
+    assert c.country_name("night owls", own) == "people who work at night"
+    assert c.country_name("Gen Z", own) == "Gen Z", "the file has no name, so it is the group's"
+    assert c.country_name("CHN", own) == "China", "a country without a name keeps its own"
+    assert c.country_name("USA", own) == "United States"
+    assert c.country_name("early birds", groups=("early birds",)) == "early birds"
+    for group in ("Gen Z", "night owls"):
+        with pytest.raises(UserError, match=f"{group!r} is unknown"):
+            c.country_name(group)
+
+
+def test_semicolons_and_absent_columns(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text("group;ivr\nNorth;40\nSouth;\n", "utf-8")
+    assert c.edition_scores(path) == {"North": {"ivr": 40}, "South": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (OWN.replace("night owls", "  "), "row 2, column 'group': the cell is empty"),
+        (OWN.replace("Gen Z", "CHN"), "row 4, column 'group': 'CHN' is in row 3 already"),
+        (OWN.replace("10.5", "ten"), "row 4, column 'pdi': 'ten' is not a number"),
+        (OWN.replace("10.5", "nan"), "row 4, column 'pdi': 'nan' is not a number"),
+        (OWN.replace("uai", "uia"), "row 1, column 'uia': not a known column"),
+        (OWN.replace("group", "country"), "row 1: the header lacks group"),
+        ("", "the file is empty"),
+    ],
+)
+def test_bad_files_of_scores_are_refused(own: Path, text: str, message: str) -> None:
+    own.write_text(text, "utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        c.edition_scores(own)
+    assert str(own) in str(caught.value)
+
+
+def test_groups_that_a_file_lacks_are_refused(own: Path) -> None:
+    with pytest.raises(UserError, match=r"'USA' is not in .*scores\.csv; it has night owls, CHN"):
+        c.targets(["USA"], own)
+    with pytest.raises(UserError, match="Gen Z lacks mas, uai; leave them out with `dimensions`"):
+        c.targets(["Gen Z"], own)
+    with pytest.raises(UserError, match="cannot be read"):
+        c.targets(["USA"], own.parent / "absent.csv")

@@ -16,6 +16,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.surveys.formats import culturespa
 from jaxalign.surveys.replies import first_integer, position, read_answers, strict
 from jaxalign.surveys.reply_files import Replies, read_replies
+from jaxalign.surveys.responses import NO_REPLY, OUT_OF_RANGE, UNREADABLE
 from jaxalign.surveys.survey import Item, Survey
 from tests.support.culture_folder import (
     OPTIONS,
@@ -30,9 +31,11 @@ from tests.support.json_strategies import assert_valid_or_one_line, nearly
 
 DATA = os.environ.get("JAXALIGN_CULTURESPA_DATA")
 FUZZ = settings(
-    deadline=None, max_examples=80, derandomize=True,
+    deadline=None,
+    max_examples=80,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 READERS = ("first_integer", "strict")
 AGREE = Item("a", "?", ("Agree", "Not sure", "5", "Dis-agree"), (1, 2, 3, 4))
 FROM_ZERO = Item("b", "?", ("No", "Perhaps", "Yes"), (0, 1, 2))
@@ -49,15 +52,32 @@ def survey(tmp_path: Path) -> Survey:
 @pytest.mark.parametrize(
     ("text", "published", "strictly"),
     [
-        ("3", 3, 3), (" 3.\n", 3, 3), ("(3)", 3, 3), ("**3**", 3, 3), ("'10'", 10, 10),
-        ("Option 3", 3, 3), ("I would choose option 3.", 3, 3), ("I'd say... 3", 3, 3),
-        ("My answer is: 3", 3, 3), ("1. Agree", 1, 1), ("4) disagree", 4, 4), ("2: Not sure", 2, 2),
-        ("1. Not sure", 1, None), ("3.5", 3, None), ("-3", 3, None), ("−3", 3, None),
-        ("2 or 3", 2, None), ("I am 18 and choose 2", 18, None), ("Call 1-800-273", 1, None),
-        ("I cannot answer that.", None, None), ("", None, None), ("three", None, None),
-        ("٣", None, None), ("3 " * 400, 3, None),
+        ("3", 3, 3),
+        (" 3.\n", 3, 3),
+        ("(3)", 3, 3),
+        ("**3**", 3, 3),
+        ("'10'", 10, 10),
+        ("Option 3", 3, 3),
+        ("I would choose option 3.", 3, 3),
+        ("I'd say... 3", 3, 3),
+        ("My answer is: 3", 3, 3),
+        ("1. Agree", 1, 1),
+        ("4) disagree", 4, 4),
+        ("2: Not sure", 2, 2),
+        ("1. Not sure", 1, None),
+        ("3.5", 3, None),
+        ("-3", 3, None),
+        ("−3", 3, None),
+        ("2 or 3", 2, None),
+        ("I am 18 and choose 2", 18, None),
+        ("Call 1-800-273", 1, None),
+        ("I cannot answer that.", None, None),
+        ("", None, None),
+        ("three", None, None),
+        ("٣", None, None),
+        ("3 " * 400, 3, None),
     ],
-)  # fmt: skip
+)
 def test_which_number_each_reader_takes(text, published, strictly) -> None:
     assert first_integer(text, AGREE) == published
     assert strict(text, AGREE) == strictly
@@ -90,10 +110,15 @@ def test_strict_reads_no_more_than_the_published_reader(text: str) -> None:
 def test_unreadable_and_out_of_range_replies_are_counted_apart(survey: Survey) -> None:
     texts = {"Q1": "2", "Q2": "no", "Q48": "11", "Q94": "0", "Q241": "10"}
     found = read_answers(Replies(Path("f"), "unaware", None, 0, texts, {}), survey)
-    assert (found.replies, found.unreadable, found.out_of_range) == (5, ("Q2",), ("Q48",))
-    at = {item.id: a for item, a in zip(survey.items, found.answers_Q, strict=True)}
-    assert (at["Q1"], at["Q94"], at["Q241"]) == (1, 0, 10)
-    assert np.isnan([at["Q2"], at["Q48"], at["Q7"]]).all()
+    assert found.counts() == {"replies": 5, "unreadable": 1, "out_of_range": 1}
+    assert found.unreadable_items() == ["Q2", "Q48"]
+    assert found.conditions == ("unaware",)
+    answers = {i.id: a for i, a in zip(survey.items, found.answers()[0, 0], strict=True)}
+    assert (answers["Q1"], answers["Q94"], answers["Q241"]) == (1, 0, 10)
+    assert np.isnan([answers["Q2"], answers["Q48"], answers["Q7"]]).all()
+    positions = {i.id: p for i, p in zip(survey.items, found.positions[0, 0], strict=True)}
+    marks = (positions["Q2"], positions["Q48"], positions["Q7"])
+    assert marks == (UNREADABLE, OUT_OF_RANGE, NO_REPLY)
 
 
 def test_unknown_items_and_other_options_are_refused(survey: Survey) -> None:
@@ -151,8 +176,11 @@ def test_culturespa_result_files(tmp_path: Path) -> None:
 
 def test_harness_samples(tmp_path: Path) -> None:
     path = tmp_path / "samples_culture_aware_CHN_2026-01-02T03-04-05.jsonl"
-    rows = [harness_row("Q1", [["3"]]), harness_row("Q2", [["I say 4"]]),
-            harness_row("Q7", [], filtered_resps=["2"])]  # fmt: skip
+    rows = [
+        harness_row("Q1", [["3"]]),
+        harness_row("Q2", [["I say 4"]]),
+        harness_row("Q7", [], filtered_resps=["2"]),
+    ]
     (found,) = read_replies(write_lines(path, rows))
     assert (found.mode, found.country, found.run) == ("aware", "CHN", 0)
     assert found.texts == {"Q1": "3", "Q2": "I say 4", "Q7": "2"}
@@ -166,10 +194,12 @@ def test_harness_repeats_are_runs_and_further_filters_are_not(tmp_path: Path) ->
 
 
 def test_harness_rows_may_name_countries_themselves(tmp_path: Path) -> None:
-    rows = [harness_row("Q1", [["1"]], doc={"item_id": "Q1", "country": c, "mode": "aware"})
-            for c in ("USA", "CHN")]  # fmt: skip
+    rows = [
+        harness_row("Q1", [["1"]], doc={"item_id": "Q1", "country": c, "mode": "aware"})
+        for c in ("USA", "night owls")
+    ]
     found = read_replies(write_lines(tmp_path / "samples.jsonl", rows))
-    assert [r.country for r in found] == ["USA", "CHN"]
+    assert [r.country for r in found] == ["USA", "night owls"], "any name, not only a code"
 
 
 def test_inspect_logs(tmp_path: Path) -> None:
@@ -196,9 +226,11 @@ def test_inspect_metadata_names_item_country_and_mode(tmp_path: Path) -> None:
 
 
 def test_an_id_that_is_a_number_stands_for_its_text(tmp_path: Path) -> None:
-    """Both tools number samples; where an item's own id is there as text, that is it."""
-    rows = [harness_row("Q1", [["1"]]) | {"doc": {"id": 3}},
-            harness_row("Q1", [["2"]]) | {"doc": {"question_id": 5, "id": "Q2"}}]  # fmt: skip
+    """Both tools number their samples; an item's own id, if it is there as text, comes first."""
+    rows = [
+        harness_row("Q1", [["1"]]) | {"doc": {"id": 3}},
+        harness_row("Q1", [["2"]]) | {"doc": {"question_id": 5, "id": "Q2"}},
+    ]
     (found,) = read_replies(write_lines(tmp_path / "unaware.jsonl", rows))
     assert found.texts == {"3": "1", "Q2": "2"}
     write(tmp_path / "unaware.json", inspect_log(sample("Q1", "3") | {"id": 7, "metadata": {}}))
@@ -206,7 +238,7 @@ def test_an_id_that_is_a_number_stands_for_its_text(tmp_path: Path) -> None:
 
 
 BAD = {
-    "say --mode aware": replies("1"),
+    "give `mode` aware": replies("1"),
     "neither CultureSPA replies": {"results": {}},
     "no replies": [],
     "entry 1: expected an object": [1],
@@ -223,7 +255,7 @@ BAD = {
 def test_bad_files_are_named(tmp_path: Path, message: str) -> None:
     path = tmp_path / "file.json"
     write(path, BAD[message])
-    mode = None if message.startswith("say") else "unaware"
+    mode = None if message.startswith("give") else "unaware"
     with pytest.raises(UserError, match=message.replace("(", r"\(")) as error:
         read_replies(path, mode=mode)
     assert str(path) in str(error.value)
@@ -235,7 +267,7 @@ def test_more_bad_files(tmp_path: Path) -> None:
     write(twice, [*replies("1"), *replies("2")])
     with pytest.raises(UserError, match="item Q1 is answered twice"):
         read_replies(twice)
-    with pytest.raises(UserError, match="say so with --country"):
+    with pytest.raises(UserError, match="about; give `country`"):
         read_replies(write_replies(folder, "aware", "1"))
     scores = write_lines(tmp_path / "unaware.jsonl", [harness_row("Q1", [[[-3.0, False]]])])
     with pytest.raises(UserError, match="line 1: 'resps' or 'filtered_resps' must hold the texts"):
@@ -280,9 +312,9 @@ if DATA:
             (found,) = read_replies(path)
             for reader in READERS:
                 answers = read_answers(found, survey, reader)
-                assert answers.replies == 259
-                assert not answers.out_of_range
-                lost[found.country, reader] = len(answers.unreadable)
+                counts = answers.counts()
+                assert (counts["replies"], counts["out_of_range"]) == (259, 0)
+                lost[found.country, reader] = counts["unreadable"]
         published = {c: n for (c, reader), n in lost.items() if reader == "first_integer"}
         assert published == {"USA": 3, "CHN": 1, "NGA": 1, None: 5}
         assert all(lost[c, "strict"] >= n for c, n in published.items())

@@ -1,9 +1,10 @@
-"""A finished run of `experiments.culturespa`, read again by the studies of its parts."""
+"""A finished CultureSPA run, read again by its studies, and joint models trained on other data."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,20 @@ import numpy as np
 import tyro
 
 from jaxalign.core.errors import UserError
-from jaxalign.methods.culturespa.select import Pair, Selection
-from jaxalign.methods.culturespa.settings import Config
-from jaxalign.methods.culturespa.step_select import TRAINED
-from jaxalign.methods.culturespa.study import Study, read_study
+from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.model import load_model
+from jaxalign.methods.culturespa.answer import ask, in_styles
+from jaxalign.methods.culturespa.fine_tune import ModelName, fine_tune, label, training_examples
+from jaxalign.methods.culturespa.inputs import Experiment, Inputs, read_inputs, seed_folder
+from jaxalign.methods.culturespa.select import TRAINED_UNDER, Pair, Selection
+from jaxalign.methods.culturespa.settings import CultureSPASettings
+from jaxalign.runs import Run
 from jaxalign.surveys.survey import Survey, load
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """Study a finished run of experiments.culturespa."""
+class RunSettings:
+    """Study a finished CultureSPA run."""
 
     run: tyro.conf.Positional[Path]
     """Directory of the run."""
@@ -28,67 +33,142 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What a run left behind."""
+    """What a finished run left in its directory.
+
+    Attributes:
+        out: The directory.
+        result: The content of `result.json`.
+        questions: The written questions by seed.
+        selected: The pairs trained on, by seed and model.
+    """
 
     out: Path
     result: dict[str, Any]
-    questions: dict[int, Survey]  # by seed
+    questions: dict[int, Survey]
     selected: dict[int, dict[str, Selection]]
 
     @property
-    def countries(self) -> tuple[str, ...]:
+    def groups(self) -> tuple[str, ...]:
+        """The countries or other groups that the run aligned to."""
         return tuple(self.result["settings"]["countries"])
 
     @property
     def untrained(self) -> frozenset[str]:
-        """Methods all of whose models are the model as it came."""
-        found = self.result.get("untrained", {})
-        return frozenset(name for name, models in found.items() if models["all"])
+        """Methods none of whose models was changed by fine-tuning."""
+        models_of = self.result["untrained"]
+        return frozenset(name for name, models in models_of.items() if models["all"])
 
     def answers(self) -> dict[str, np.ndarray]:
-        """Positions of options, float32 [seeds, runs, C, Q] by method; NaN for no answer."""
-        methods = _json(self.out / "answers.json")["methods"]
+        """Return positions of options by method, float32 [seeds, runs, C, Q], NaN for no answer."""
+        methods = _read_json(self.out / "answers.json")["methods"]
         arrays = {name: np.array(values, np.float32) for name, values in methods.items()}
         return {name: np.where(a < 0, np.nan, a).astype(np.float32) for name, a in arrays.items()}
 
+    def require_joint_data(self) -> None:
+        """Raise UserError if the joint model had nothing to train on."""
+        if "joint" in self.untrained:
+            raise UserError(f"{self.out}: its joint model was not trained; no data to divide")
+
 
 def read_finished(out: Path) -> Finished:
-    """Raises UserError where `out` is no finished run."""
-    result = _json(out / "result.json")
+    """Read a run's directory. Raises UserError if it is not a finished CultureSPA run."""
+    result = _read_json(out / "result.json")
     if not isinstance(result, dict) or "selected" not in result:
-        raise UserError(f"{out}: not a run of experiments.culturespa")
+        raise UserError(f"{out}: not a run of jaxalign culturespa")
     questions, selected = {}, {}
     for name in result["selected"]:
         seed = int(name.removeprefix("seed"))
-        questions[seed] = load(out / name / "questions.json")
-        pairs = _json(out / name / "selected" / "pairs.json")
+        folder = seed_folder(out, seed)
+        questions[seed] = load(folder / "questions.json")
+        pairs = _read_json(folder / "selected" / "pairs.json")
         selected[seed] = {
-            m: Selection(tuple(Pair(*row) for row in pairs[m])) for m in TRAINED if m in pairs
+            model: Selection(tuple(Pair(*row) for row in pairs[model]))
+            for model in TRAINED_UNDER
+            if model in pairs
         }
     return Finished(out, result, questions, selected)
 
 
-def read_config(finished: Finished) -> tuple[Config, Study]:
-    """The run's own settings, and what they name. Raises UserError where that has changed."""
-    config = _fill(Config(), finished.result["settings"], "")
-    config = dataclasses.replace(config, out=finished.out)
-    study = read_study(config)
+def read_settings(finished: Finished) -> tuple[CultureSPASettings, Inputs]:
+    """Return the run's own settings and what they name.
+
+    Raises:
+        UserError: If a file that they name has changed since.
+    """
+    settings = _filled(CultureSPASettings(), finished.result["settings"], "")
+    settings = dataclasses.replace(settings, out=finished.out)
+    inputs = read_inputs(settings)
+    facts = inputs.facts()
     for name, then in finished.result["facts"].items():
-        if json.loads(json.dumps(study.facts()[name])) != then:
-            raise UserError(f"{finished.out}: {name} is no longer what it was then")
-    return config, study
+        if json.loads(json.dumps(facts[name])) != then:
+            raise UserError(f"{finished.out}: {name} is not what it was when the run started")
+    return settings, inputs
 
 
-def _fill(config: Any, settings: dict[str, Any], prefix: str) -> Any:
-    """`config` with the recorded values, lists as tuples and paths as paths."""
+def reopen(finished: Finished, on_progress: OnProgress = ignore) -> Experiment:
+    """Load the model of a finished run, and return what the steps of the method need."""
+    settings, inputs = read_settings(finished)
+    return Experiment(settings, inputs, load_model(inputs.files), finished.out, on_progress)
+
+
+def open_run(finished: Finished, folder: str, settings: Any) -> Run:
+    """Open the directory of a study inside that of a run; an interrupted study continues there.
+
+    Args:
+        finished: The run.
+        folder: Name of the study's directory.
+        settings: The study's own settings, which must not change when it continues.
+    """
+    facts = finished.result["facts"] | {"settings": finished.result["settings"]}
+    return Run.create(finished.out / folder, settings, facts, resume=True)
+
+
+def joint_answers(
+    experiment: Experiment,
+    questions: Mapping[int, Survey],
+    selections: Mapping[ModelName, Selection],
+) -> dict[str, np.ndarray]:
+    """Train a joint model on each selection and ask it the survey under P1.
+
+    Args:
+        experiment: The run, with `out` the study's directory.
+        questions: The written questions by seed.
+        selections: The pairs to train on, by seed and name.
+
+    Returns:
+        Positions of options by name, float32 [seeds, runs, C, Q], NaN for no answer.
+    """
+    examples = {
+        (seed, name): training_examples(experiment, questions[seed], selection, "joint")
+        for (seed, name), selection in selections.items()
+    }
+    adapters = fine_tune(experiment, "shared", examples)
+    items = experiment.inputs.survey.items
+    asked = in_styles(experiment.inputs, ("p1",), experiment.groups, items)
+    answers: dict[str, list[np.ndarray]] = {}
+    task, total = "measure: model", len(selections)
+    experiment.on_progress(Progress(task, 0, total, "models"))
+    for done, model in enumerate(selections, 1):
+        lm = experiment.lm
+        if model in adapters:
+            lm = adapters[model].merge(lm)
+        key = f"{experiment.out.name} {label(model)}"
+        replies = ask(experiment, lm, key, asked, seed=model[0])
+        answers.setdefault(model[1], []).append(replies["p1"].answers_NxCxQ)
+        experiment.on_progress(Progress(task, done, total, "models"))
+    return {name: np.stack(by_seed) for name, by_seed in answers.items()}
+
+
+def _filled(settings: Any, recorded: dict[str, Any], prefix: str) -> Any:
+    """Return `settings` with the recorded values, lists as tuples and paths as paths."""
     values = {}
-    for field in dataclasses.fields(config):
-        name, now = prefix + field.name, getattr(config, field.name)
-        if dataclasses.is_dataclass(now):
-            values[field.name] = _fill(now, settings, f"{name}.")
+    for field in dataclasses.fields(settings):
+        name, default = prefix + field.name, getattr(settings, field.name)
+        if dataclasses.is_dataclass(default):
+            values[field.name] = _filled(default, recorded, f"{name}.")
         else:
-            values[field.name] = _typed(settings.get(name, now), str(field.type))
-    return dataclasses.replace(config, **values)
+            values[field.name] = _typed(recorded.get(name, default), str(field.type))
+    return dataclasses.replace(settings, **values)
 
 
 def _typed(value: Any, declared: str) -> Any:
@@ -97,7 +177,7 @@ def _typed(value: Any, declared: str) -> Any:
     return Path(value) if isinstance(value, str) and "Path" in declared else value
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

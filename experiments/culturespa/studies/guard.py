@@ -1,11 +1,12 @@
-"""Whether fine-tuning broke what the model could do before: accuracy on questions with an answer.
+"""Did fine-tuning break what the model could do before? Accuracy on questions with right answers.
 
-    python -m experiments.culturespa.studies.guard runs/culturespa   # the run's own test
-    python -m experiments.culturespa.studies.guard runs/culturespa --guard mmlu.csv   # any other
+    python -m experiments.culturespa.studies.guard runs/culturespa   # the run's own questions
+    python -m experiments.culturespa.studies.guard runs/culturespa --guard mmlu.csv   # any others
 
-Every adapter of a finished run answers an MMLU-style file (CSV or JSON lines) before and after, by
-exact likelihood of the options' numbers, without a system message; changes in points with Student's
-interval over seeds, by topic too. Writes guard.json and guard.png into the run.
+Every adapter of a finished run, and the unchanged model, answer an MMLU-style file (CSV or JSON
+lines) by exact likelihood of the options' numbers, without a system message. Shows changes in
+points with Student's interval over seeds. Writes guard.json, which also has accuracies by topic,
+and guard.png into the run.
 """
 
 from __future__ import annotations
@@ -16,97 +17,111 @@ from typing import Any
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 
-from experiments.culturespa.studies.finished import Finished, read_config, read_finished
-from experiments.culturespa.studies.retrain import weights
+from experiments.culturespa.studies.finished import Finished, read_finished, reopen
 from jaxalign.commands.reports.culturespa_plots import save
 from jaxalign.commands.reports.culturespa_tables import show_guard
 from jaxalign.core.errors import UserError
-from jaxalign.lm.lora import merge
-from jaxalign.lm.peft import load_lora
-from jaxalign.methods.culturespa.ask import right_answers
+from jaxalign.core.files import write_json
+from jaxalign.core.progress import Progress
+from jaxalign.lm.lora import Adapter
+from jaxalign.methods.base import METHODS
+from jaxalign.methods.culturespa.answer import BASE, right_answers
+from jaxalign.methods.culturespa.fine_tune import (
+    ModelName,
+    adapter_folder,
+    adapter_names,
+    label,
+)
+from jaxalign.methods.culturespa.inputs import Experiment, read_guard
+from jaxalign.methods.culturespa.measure import TUNED, model_names
 from jaxalign.methods.culturespa.result import GUARD_POINTS, guard_record
-from jaxalign.methods.culturespa.step_measure import SPECIFIC, TUNED
-from jaxalign.methods.culturespa.study import read_guard
 from jaxalign.report.palette import BLUE, LINE, MUTED, VERMILION
-from jaxalign.runs import write_json
-from jaxalign.runs.console import Progress, main
+from jaxalign.runs.console import main, progress_bars
 
 
 @dataclasses.dataclass(frozen=True)
-class GuardConfig:
+class GuardSettings:
     """Ask the adapters of a finished run questions with right answers."""
 
     run: tyro.conf.Positional[Path]
     """Directory of the run."""
     guard: Path | None = None
-    """MMLU-style questions; default: the run's own test."""
+    """MMLU-style questions; default: those of the run."""
     quiet: bool = False
-    """No progress bar."""
+    """Show no progress bar."""
 
 
-def run(config: GuardConfig) -> None:
-    """The whole study; see the module's docstring."""
-    finished = read_finished(config.run)
-    settings, study = read_config(finished)
-    if config.guard is not None:
-        name, test = read_guard(config.guard)
-        study = dataclasses.replace(study, guard=test, guard_name=name)
-    folders = sorted(finished.out.glob("seed*/adapters/*"))
-    if not folders:
-        raise UserError(f"{config.run}: holds no adapters")
-    params = weights(study)
-    right_Q = {("base", 0): right_answers(settings, study, params, finished.out, "base")}
-    bar = Progress(len(folders), step="guard: model", unit="models", quiet=config.quiet)
-    with bar:
-        for done, folder in enumerate(folders, 1):
-            seed, method = int(folder.parent.parent.name.removeprefix("seed")), folder.name
-            lora, adapter = load_lora(folder, study.llama)
-            full = merge(params, adapter, lora)
-            label = f"seed{seed} {method}"
-            right_Q[method, seed] = right_answers(settings, study, full, finished.out, label)
-            bar.update(done)
-    record = _record(right_Q, study.guard_name, finished)
-    record["topics"] = _topics(right_Q, [item.topic or "all" for item, _ in study.guard])
+def run(settings: GuardSettings) -> None:
+    """Ask every adapter the questions, and write and print how accuracy changed."""
+    finished = read_finished(settings.run)
+    names = adapter_names(finished.out)
+    if not names:
+        raise UserError(f"{settings.run}: holds no adapters")
+    with progress_bars(quiet=settings.quiet) as on_progress:
+        experiment = reopen(finished, on_progress)
+        if settings.guard is not None:
+            name, test = read_guard(settings.guard)
+            inputs = dataclasses.replace(experiment.inputs, guard=test, guard_name=name)
+            experiment = dataclasses.replace(experiment, inputs=inputs)
+        before_Q, after_Q = ask_each(experiment, names)
+    guard = experiment.inputs.guard
+    record = make_record(before_Q, after_Q, experiment.inputs.guard_name, finished)
+    record["topics"] = by_topic(before_Q, after_Q, [item.topic or "all" for item, _ in guard])
     write_json(finished.out / "guard.json", record)
     draw(finished.out / "guard.png", record)
     show_guard(record)
 
 
-def _record(
-    right_Q: dict[tuple[str, int], np.ndarray], name: str, finished: Finished
+def ask_each(
+    experiment: Experiment, names: list[ModelName]
+) -> tuple[np.ndarray, dict[ModelName, np.ndarray]]:
+    """Return which questions the unchanged model answers right, and which each adapted one does."""
+    lm, on_progress = experiment.lm, experiment.on_progress
+    before_Q = right_answers(experiment, lm, BASE)
+    after_Q = {}
+    on_progress(Progress("guard: model", 0, len(names), "models"))
+    for done, name in enumerate(names, 1):
+        adapter = Adapter.load(adapter_folder(experiment.out, name), lm)
+        after_Q[name] = right_answers(experiment, adapter.merge(lm), label(name))
+        on_progress(Progress("guard: model", done, len(names), "models"))
+    return before_Q, after_Q
+
+
+def make_record(
+    before_Q: np.ndarray, after_Q: dict[ModelName, np.ndarray], name: str, finished: Finished
 ) -> dict[str, Any]:
-    """A country without a model of its own counts as the model before."""
-    before = right_Q["base", 0]
-    values = {"before": [float(before.mean())]}
-    for method in (m for m in TUNED if m not in finished.untrained):
-        names = [SPECIFIC + c for c in finished.countries] if method == "specific" else [method]
+    """Return accuracies by method; the unchanged model stands in for a model that is not there."""
+    values = {"before": [float(before_Q.mean())]}
+    for method in (method for method in TUNED if method not in finished.untrained):
+        models = model_names(finished.groups, method)
         values[method] = [
-            float(np.mean([right_Q.get((name, seed), before).mean() for name in names]))
+            float(np.mean([after_Q.get((seed, model), before_Q).mean() for model in models]))
             for seed in finished.questions
         ]
-    return guard_record(values, name, len(before))
+    return guard_record(values, name, len(before_Q))
 
 
-def _topics(
-    right_Q: dict[tuple[str, int], np.ndarray], topics: list[str]
+def by_topic(
+    before_Q: np.ndarray, after_Q: dict[ModelName, np.ndarray], topics: list[str]
 ) -> dict[str, dict[str, float]]:
-    """Percent right by topic: before, and mean over all fine-tuned models."""
-    after_Q = np.mean([r for (m, _), r in right_Q.items() if m != "base"], axis=0)
-    out = {}
+    """Return the percentage right by topic, before, and after as the mean of all models."""
+    mean_Q = np.mean(list(after_Q.values()), axis=0)
+    record = {}
     for topic in sorted(set(topics)):
-        here = np.array([t == topic for t in topics])
-        out[topic] = {
-            "questions": int(here.sum()),
-            "before": float(100 * right_Q["base", 0][here].mean()),
-            "after": float(100 * after_Q[here].mean()),
+        chosen_Q = np.array([t == topic for t in topics])
+        record[topic] = {
+            "questions": int(chosen_Q.sum()),
+            "before": float(100 * before_Q[chosen_Q].mean()),
+            "after": float(100 * mean_Q[chosen_Q].mean()),
         }
-    return out
+    return record
 
 
 def draw(path: Path, record: dict[str, Any]) -> None:
-    """Accuracy of each method and seed beside the one before, with the points allowed."""
+    """Draw the accuracy of each method and seed beside the one before and the tolerated change."""
+    from matplotlib.figure import Figure
+
     names = list(record["after"])
     figure = Figure(figsize=(6.4, 0.5 * len(names) + 1.6), layout="constrained")
     axes = figure.add_subplot()
@@ -114,18 +129,16 @@ def draw(path: Path, record: dict[str, Any]) -> None:
     axes.axvspan(before - GUARD_POINTS, before + GUARD_POINTS, color=LINE, label="within a point")
     axes.axvline(before, color=MUTED, label="before fine-tuning")
     for y, name in enumerate(names):
-        after = record["after"][name]
-        axes.plot(after["by_seed"], [y] * len(after["by_seed"]), "|", color=VERMILION,
-                  label="one seed" if y == 0 else None)  # fmt: skip
-        axes.plot(after["mean"], y, "o", color=BLUE, label="mean" if y == 0 else None)
-    axes.set_yticks(range(len(names)), names)
+        mean, by_seed = record["after"][name]["mean"], record["after"][name]["by_seed"]
+        seed_label, mean_label = ("one seed", "mean") if y == 0 else (None, None)
+        axes.plot(by_seed, [y] * len(by_seed), "|", color=VERMILION, label=seed_label)
+        axes.plot(mean, y, "o", color=BLUE, label=mean_label)
+    axes.set_yticks(range(len(names)), [METHODS[name].title for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("% right")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4,
-                  frameon=False, fontsize=9)  # fmt: skip
-    save(figure, path)
+    save(figure, path, legend="outside upper center")
 
 
 if __name__ == "__main__":
-    main(run, GuardConfig)
+    main(run, GuardSettings)

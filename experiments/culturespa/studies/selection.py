@@ -1,14 +1,14 @@
-"""What the way of selecting data does to the joint model (CultureSPA's Figure 4).
+"""What does the selection of training data do to the joint model? (CultureSPA's Figure 4.)
 
     python -m experiments.culturespa.studies.selection runs/culturespa
     python -m experiments.culturespa.studies.selection runs/culturespa --thresholds 0.02 0.05 0.1
 
-Of a finished run: the joint models trained on changed (CRQPC), random (RDS) and unchanged (CDS)
-pairs, country by country, and their paired differences, over the items that both answered in every
+Compares a finished run's joint models trained on changed (CRQPC), random (RDS) and unchanged (CDS)
+pairs, country by country, with their paired differences over the items that both answered in every
 run of a seed. With thresholds it also trains joint models on the pairs whose two distributions are
-farther apart than that, changed answer or not; those data are more or fewer. Writes selection.json
-and strategies.png into the run; what was trained is in RUN/selection-..., and a study that was
-stopped goes on. Without thresholds it takes seconds.
+farther apart than that, whether or not the answer changed; the number of pairs then differs. Writes
+selection.json and strategies.png into the run; what was trained is in RUN/selection-..., and an
+interrupted study continues. Without thresholds it takes seconds.
 """
 
 from __future__ import annotations
@@ -21,80 +21,140 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.culturespa.studies.finished import Finished, read_config, read_finished
-from experiments.culturespa.studies.retrain import joint_answers, open_run, weights, with_out
-from jaxalign.commands.reports.culturespa_plots import strategies
-from jaxalign.commands.reports.culturespa_tables import bounds
-from jaxalign.methods.culturespa.ask import ask, plan
+from experiments.culturespa.studies.finished import (
+    Finished,
+    joint_answers,
+    open_run,
+    read_finished,
+    read_settings,
+    reopen,
+)
+from jaxalign.commands.reports.culturespa_plots import plot_selections
+from jaxalign.commands.reports.culturespa_tables import INTERVALS, mean_cells, show_differences
+from jaxalign.core.files import write_json
+from jaxalign.core.progress import OnProgress
+from jaxalign.methods.base import METHODS
+from jaxalign.methods.culturespa.answer import BASE, ask, in_styles
+from jaxalign.methods.culturespa.fine_tune import ModelName
+from jaxalign.methods.culturespa.inputs import Experiment, Inputs
 from jaxalign.methods.culturespa.result import (
-    SELECTION,
+    SELECTION_MODELS,
     difference,
     method_record,
     paired,
     run_scores,
 )
 from jaxalign.methods.culturespa.select import Divergence, Selection, crqpc, diverged, divergence
-from jaxalign.methods.culturespa.settings import Config
-from jaxalign.methods.culturespa.study import Study
-from jaxalign.runs import may_change, write_json
-from jaxalign.runs.console import main, print_table
+from jaxalign.methods.culturespa.settings import CultureSPASettings
+from jaxalign.runs import may_change
+from jaxalign.runs.console import main, print_table, progress_bars
 from jaxalign.stats.bootstrap import count_draws
 
 
 @dataclasses.dataclass(frozen=True)
-class SelectionConfig:
+class SelectionSettings:
     """Compare ways of selecting a finished run's training data."""
 
     run: tyro.conf.Positional[Path] = may_change(Path("runs/culturespa"))
     """Directory of the run."""
     thresholds: tuple[float, ...] = ()
-    """Divergences beyond which a pair is selected; one joint model each."""
+    """Divergences above which a pair is selected; one joint model is trained for each."""
     measure: Divergence = "jensen_shannon"
-    """How far apart the unaware and the culture-aware distribution are."""
+    """Measure of how far apart the unaware and the culture-aware distribution are."""
     quiet: bool = may_change(False)
-    """No progress bars."""
+    """Show no progress bars."""
 
 
-def run(config: SelectionConfig) -> None:
-    """The whole study; see the module's docstring."""
-    finished = read_finished(config.run)
-    settings, study = read_config(finished)
-    settings = with_out(settings, finished.out, config.quiet)
-    answers = own_answers(finished)
-    sizes = {n: _size(finished, m) for n, m in SELECTION.items()} | {"p1": 0}
-    if config.thresholds:
-        chosen = by_divergence(config, settings, study, finished)
-        folder = "-".join(["selection", *dict.fromkeys(name for _, name in chosen)])
-        with open_run(finished, folder, config) as opened:
-            answers |= joint_answers(settings, study, opened, finished, chosen)
-        for (_, name), some in chosen.items():
-            sizes[name] = sizes.get(name, 0) + len(some.pairs)
-    record = compare(settings, study, answers, sizes)
+def run(settings: SelectionSettings) -> None:
+    """Compare the selections, and write, draw and print how their models score."""
+    finished = read_finished(settings.run)
+    original, inputs = read_settings(finished)
+    answers = answers_of_run(finished)
+    pairs = {
+        name: sum(len(selected[model].pairs) for selected in finished.selected.values())
+        for name, model in SELECTION_MODELS.items()
+    }
+    pairs["p1"] = 0
+    if settings.thresholds:
+        with progress_bars(quiet=settings.quiet) as on_progress:
+            answers |= answers_by_threshold(settings, finished, pairs, on_progress)
+    record = compare(original, inputs, answers, pairs)
     write_json(finished.out / "selection.json", record)
-    strategies(finished.out / "strategies.png", record["strategies"])
+    plot_selections(finished.out / "strategies.png", record["strategies"])
     show(finished, record)
 
 
-def own_answers(finished: Finished) -> dict[str, np.ndarray]:
-    """Answers [seeds, runs, C, Q] of the run's own models, and of P1."""
+def answers_of_run(finished: Finished) -> dict[str, np.ndarray]:
+    """Return answers [seeds, runs, C, Q] of the run's models by selection, and of P1."""
     answers = finished.answers()
-    trained = {n: m for n, m in SELECTION.items() if m not in finished.untrained}
+    trained = {s: m for s, m in SELECTION_MODELS.items() if m not in finished.untrained}
     return {name: answers[method] for name, method in (trained | {"p1": "p1"}).items()}
 
 
+def answers_by_threshold(
+    settings: SelectionSettings,
+    finished: Finished,
+    pairs: dict[str, int],
+    on_progress: OnProgress,
+) -> dict[str, np.ndarray]:
+    """Train and ask a joint model for each threshold; adds its number of pairs to `pairs`."""
+    experiment = reopen(finished, on_progress)
+    selections = by_divergence(settings, experiment, finished)
+    for (_, name), selection in selections.items():
+        pairs[name] = pairs.get(name, 0) + len(selection.pairs)
+    folder = "-".join(["selection", *dict.fromkeys(name for _, name in selections)])
+    with open_run(finished, folder, settings) as opened:
+        study = dataclasses.replace(experiment, out=opened.out)
+        return joint_answers(study, finished.questions, selections)
+
+
+def by_divergence(
+    settings: SelectionSettings, experiment: Experiment, finished: Finished
+) -> dict[ModelName, Selection]:
+    """Select pairs by the distance of their two distributions, for every threshold and seed."""
+    selections = {}
+    groups = experiment.groups
+    for seed, questions in finished.questions.items():
+        items = questions.items
+        asked = in_styles(experiment.inputs, ("unaware", "p1"), groups, items)
+        replies = ask(experiment, experiment.lm, BASE, asked, seed, experiment.on_progress)
+        aware, unaware = replies["p1"].answered, replies["unaware"].answered
+        divergence_CxQ = divergence(
+            unaware.distribution_CxQxO[0], aware.distribution_CxQxO, items, settings.measure
+        )
+        for threshold in settings.thresholds:
+            chosen_CxQ = diverged(divergence_CxQ, threshold)
+            name = f"{settings.measure}-{threshold:g}"
+            selections[seed, name] = crqpc(chosen_CxQ, aware.most_likely_CxQ, groups, items)
+    return selections
+
+
 def compare(
-    settings: Config, study: Study, answers: Mapping[str, np.ndarray], sizes: Mapping[str, int]
+    original: CultureSPASettings,
+    inputs: Inputs,
+    answers: Mapping[str, np.ndarray],
+    pairs: Mapping[str, int],
 ) -> dict[str, Any]:
-    """`selection.json`: a strategy's scores are over what it answered, a difference over what both
-    answered; see `paired`."""
-    draws = count_draws(len(study.survey.items), settings.resamples, settings.first_seed)
+    """Return `selection.json`.
+
+    A strategy's scores are over the items it answered, a difference is over those that both
+    answered (`paired`).
+
+    Args:
+        original: Settings of the run.
+        inputs: What they name.
+        answers: Answers [seeds, runs, C, Q] by selection, and of P1.
+        pairs: Number of pairs trained on, over all seeds.
+    """
+    draws = count_draws(len(inputs.survey.items), original.resamples, original.first_seed)
 
     def minus(a: str, b: str) -> dict[str, Any]:
-        return difference(*paired(answers[a], answers[b], study, draws))
+        return difference(*paired(answers[a], answers[b], inputs, draws))
 
     return {
         "strategies": {
-            name: method_record(settings, run_scores(a, study, draws)) | {"pairs": sizes[name]}
+            name: method_record(original.countries, run_scores(a, inputs, draws))
+            | {"pairs": pairs[name]}
             for name, a in answers.items()
         },
         "minus_p1": {name: minus(name, "p1") for name in answers if name != "p1"},
@@ -106,48 +166,22 @@ def compare(
     }
 
 
-def _size(finished: Finished, method: str) -> int:
-    return sum(len(some[method].pairs) for some in finished.selected.values())
-
-
-def by_divergence(
-    config: SelectionConfig, settings: Config, study: Study, finished: Finished
-) -> dict[tuple[int, str], Selection]:
-    """CRQPC by the distance of distributions, for every threshold and seed."""
-    params, chosen = weights(study), {}
-    for seed, questions in finished.questions.items():
-        asking = plan(study, ("unaware", "p1"), settings.countries, questions.items)
-        replies = ask(settings, study, params, asking, finished.out, "base", settings.quiet, seed)
-        aware, unaware = replies["p1"].answered, replies["unaware"].answered
-        apart_CxQ = divergence(
-            unaware.distribution_CxQxO[0], aware.distribution_CxQxO, questions.items,
-            config.measure,
-        )  # fmt: skip
-        for threshold in config.thresholds:
-            marked = diverged(apart_CxQ, threshold)
-            chosen[seed, f"{config.measure}-{threshold:g}"] = crqpc(
-                marked, aware.most_likely_CxQ, settings.countries, questions.items
-            )
-    return chosen
-
-
 def show(finished: Finished, record: dict[str, Any]) -> None:
+    """Print the scores by selection, and their paired differences."""
     rows = [
-        [name, row["pairs"], *row["countries"].values(), row["mean"], bounds(row["interval"]),
-         bounds(row["seed_interval"])]
+        [
+            METHODS[name].title if name in METHODS else name,
+            row["pairs"],
+            *row["countries"].values(),
+            *mean_cells(row),
+        ]
         for name, row in record["strategies"].items()
-    ]  # fmt: skip
-    columns = ["", "pairs", *finished.countries, "mean", "questions [95 %]", "seeds [95 %]"]
-    print_table("Joint model by selection (all seeds' pairs)", columns, rows)
-    named = {f"{n} − p1": d for n, d in record["minus_p1"].items()}
-    named |= {n.replace("_minus_", " − "): d for n, d in record["differences"].items()}
-    rows = [
-        [name, d["value"], bounds(d["interval"], "+"), bounds(d["seed_interval"], "+"),
-         d["verdict"]]
-        for name, d in named.items()
-    ]  # fmt: skip
-    print_table("Differences, paired", ["", "points", *columns[-2:], ""], rows)
+    ]
+    columns = ["selection", "pairs of all seeds", *finished.groups, "mean", *INTERVALS]
+    print_table("Score × 100 of the joint model by how its data were selected", columns, rows)
+    minus_p1 = {f"{name}_minus_p1": d for name, d in record["minus_p1"].items()}
+    show_differences(minus_p1 | record["differences"])
 
 
 if __name__ == "__main__":
-    main(run, SelectionConfig)
+    main(run, SelectionSettings)

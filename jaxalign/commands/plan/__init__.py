@@ -1,1 +1,13 @@
-"""What a program needs on hardware that is not here."""
+"""What a program needs on hardware that this machine does not have.
+
+planning   the settings, and the function `plan`
+programs   the programs of this package, lowered for a mesh of described devices
+estimate   memory, FLOPs, exchanges and a roofline time from a compiled program
+fit        the largest population, or the smallest slice, that fits
+command    the sub-command
+"""
+
+from jaxalign.commands.plan.estimate import DoesNotFitError, Estimate
+from jaxalign.commands.plan.planning import PlanSettings, plan
+
+__all__ = ["DoesNotFitError", "Estimate", "PlanSettings", "plan"]

@@ -1,9 +1,8 @@
-"""The programs of this package, lowered for a mesh of described devices: nothing is allocated.
+"""The programs of this package, lowered for a mesh of described devices; nothing is allocated.
 
-They are the programs that experiments run, built by the same functions from
-`jax.ShapeDtypeStruct`s that carry the shardings of `jaxalign.runtime.sharding`. Beside each stands
-what a
-formula says of its work, to hold against what the compiler made of it.
+They are built by the functions that real runs use, from `jax.ShapeDtypeStruct`s that carry the
+shardings of `jaxalign.runtime.sharding`. Each comes with its FLOPs by formula, to compare with what
+the compiler made of it.
 """
 
 from __future__ import annotations
@@ -33,19 +32,29 @@ from jaxalign.training.packing import Example
 from jaxalign.training.program import train_program
 from jaxalign.training.step import TrainConfig
 
-_GENERATIONS = 2  # in one dispatch: a loop that the compiler keeps, at the memory of any number
+# Generations in one program: two make a loop, which needs the memory of a loop of any length.
+_GENERATIONS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program ready to compile, and how to read it afterwards."""
+    """A program that is ready to compile, and how to read it afterwards.
+
+    Attributes:
+        name: "population", "decode" or "train".
+        lowered: The `jax.stages.Lowered`.
+        unit: Unit of work: "generation", "batch" or "step".
+        units: Number of units that the program does.
+        loop_trips: Trip count of loops whose length is only known when they run.
+        formula_flops: FLOPs of matrix products by formula, per chip and unit.
+    """
 
     name: str
-    lowered: Any  # jax.stages.Lowered
-    unit: str  # what it does `units` times a run: "generation", "batch", "step"
+    lowered: Any
+    unit: str
     units: int
-    loop_trips: int  # of loops whose length is only known when they run
-    formula_flops: float  # of matrix products, per chip and unit
+    loop_trips: int
+    formula_flops: float
 
 
 def lower_population(
@@ -57,13 +66,23 @@ def lower_population(
     mesh: Mesh,
     kernel: Kernel = "xla",
 ) -> Program:
-    """ask, evaluate, tell for one country: what `experiments.soft_prompt` compiles.
+    """Lower generations of the search (ask, evaluate, tell) for one country.
 
-    What a fused attention kernel computes is in neither count of FLOPs: the compiler does not look
+    Neither count of FLOPs includes a fused attention kernel, because the compiler does not look
     into it.
+
+    Args:
+        config: The model.
+        layout: The items under a soft prompt.
+        strategy: The algorithm and its population.
+        prompt: Length, placement and search space of the soft prompt.
+        chunk: Prompts evaluated at a time on each device.
+        mesh: The mesh of described devices.
+        kernel: The attention kernel.
     """
-    share = -(-strategy.population // mesh.shape[POPULATION])
-    computed = -(-share // chunk) * chunk
+    # A device evaluates its part of the population, rounded up to whole chunks.
+    per_device = -(-strategy.population // mesh.shape[POPULATION])
+    computed = -(-per_device // chunk) * chunk
     flops = candidate_flops(config, layout)
     counted = flops.total - (0 if kernel == "xla" else flops.attention)
     lowered = lower_search(
@@ -89,12 +108,22 @@ def lower_population(
 def lower_decode(
     config: LlamaConfig, sampling: Sampling, batch_per_share: int, prompt_tokens: int, mesh: Mesh
 ) -> Program:
-    """One batch of replies, `batch_per_share` a part of the data axis, none stopping early."""
+    """Lower one batch of replies, none of which stops early.
+
+    Args:
+        config: The model.
+        sampling: Length of the replies, and how they are drawn.
+        batch_per_share: Replies on each part of the data axis.
+        prompt_tokens: Tokens of a prompt.
+        mesh: The mesh of described devices.
+    """
     padded = padded_length(prompt_tokens)
     program, arguments = decode_program(
         config, sampling, batch_per_share * mesh.shape[DATA], padded, mesh=mesh
     )
     steps = sampling.max_new_tokens - 1
+    # The prompt and all new tokens but the last pass through the layers; each new token needs the
+    # output layer once.
     head = config.hidden_size * config.vocab_size * sampling.max_new_tokens
     products = batch_per_share * ((padded + steps) * _body_weights(config) + head)
     return Program(
@@ -114,14 +143,22 @@ def lower_train(
     items: Sequence[Sequence[int]],
     mesh: Mesh,
 ) -> Program:
-    """One optimiser step of one adapter; the examples are `items` (token ids, the last one the
-    answer) over and over."""
+    """Lower one optimiser step of one adapter.
+
+    Args:
+        config: The model.
+        train: Batch size, length of rows and so on.
+        lora: The adapter.
+        items: Token ids of each example, the last one the answer; repeated to fill the batch.
+        mesh: The mesh of described devices.
+    """
     shape = train_shape(train, items, mesh)
     step, arguments = train_program(config, train, lora, mesh, shape)
     body = _body_weights(config)
-    # Forward, and backward through frozen weights; once more backward for the gradient of weights;
-    # once more forward for what was not kept. The output of `down` is not needed again, and of the
-    # last layer all is still there.
+    # One pass forward and one backward through frozen weights, and another one backward for the
+    # gradient of the weights if they are trained. With rematerialisation what was not kept is
+    # computed once more forward, except for the output of `down`, which is not needed again, and
+    # the last layer, of which everything is still there.
     products = (2 + (train.method == "full")) * body
     if train.remat:
         products += (1 - 1 / config.num_hidden_layers) * (body - _body_weights(config, {"down"}))
@@ -137,19 +174,22 @@ def lower_train(
 
 
 def train_shape(train: TrainConfig, items: Sequence[Sequence[int]], mesh: Mesh) -> Shape:
-    """The sizes of a step over `train.batch` examples."""
+    """Return the sizes of a step over `train.batch` examples."""
     examples = [
         Example(tuple(items[i % len(items)]), len(items[i % len(items)]) - 1)
         for i in range(train.batch)
     ]
     return TrainData(
-        {"joint": examples}, [adapter_key(train.seed, "joint")], train.batch,
-        row_length=train.row_length, tokens_per_pass=train.tokens_per_pass,
+        {"joint": examples},
+        [adapter_key(train.seed, "joint")],
+        train.batch,
+        row_length=train.row_length,
+        tokens_per_pass=train.tokens_per_pass,
         data_devices=mesh.shape[DATA],
-    ).shape  # fmt: skip
+    ).shape
 
 
 def _body_weights(config: LlamaConfig, names: Collection[str] = tuple(AXES)) -> int:
-    """Numbers in the linear maps of all layers, or in those named."""
+    """Return how many numbers the linear maps of all layers hold, or those named."""
     weights = block_weights(config)
     return config.num_hidden_layers * sum(math.prod(weights[name].shape) for name in names)

@@ -1,4 +1,4 @@
-"""`report.md` and `report.html` of `experiments.culturespa`, from its result and its pictures."""
+"""`report.md` and `report.html` of `jaxalign culturespa`, from its result and its pictures."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 from jaxalign.commands.reports.culturespa_plots import (
     SHOWN_LINES,
     draw_methods,
-    draw_strategies,
+    draw_rows,
     with_p1,
 )
 from jaxalign.commands.reports.culturespa_tables import (
-    REPLIES,
+    REPLY_COLUMNS,
     pair_count,
     reply_rows,
-    untrained_words,
+    untrained_sentences,
 )
-from jaxalign.methods.culturespa.result import METHODS, SELECTION
+from jaxalign.methods.base import METHODS
+from jaxalign.methods.culturespa.result import SELECTION_MODELS
 from jaxalign.report.common import provenance
 from jaxalign.report.document import (
     Cell,
@@ -46,34 +47,45 @@ _ROW_KEYS = (
     Key("each seed", PURPLE, marker="|"),
 )
 _SIMULATED = (
-    "Simulated: nobody was asked. The countries' answers to this survey are made up by a program; "
-    "no number here is a finding about people."
+    "Simulated: nobody was asked. A program made up the countries' answers to this survey; no "
+    "number here is a finding about people."
 )
 _LIMITS = (
-    "A score is to be read beside the lines that need no model.",
-    "Intervals over questions speak for other questions like these; intervals over seeds for other "
-    "written questions, draws and adapters of the same program. Neither speaks for other models.",
-    "The written questions follow the survey's own, as published: exact copies are removed, near "
-    "ones are not. The test is not of unrelated questions.",
-    "Fine-tuning learns what the same model said in character. It cannot learn what the model does "
-    "not know of a country; it can only say it more firmly, or elsewhere.",
+    "Read a score beside the scores of answers that need no model.",
+    "Intervals over questions are about other questions like these. Intervals over seeds are about "
+    "other written questions, draws and adapters of the same program. Neither is about other "
+    "models.",
+    "The written questions are modelled on the survey's own, as published: exact copies are "
+    "removed, close ones are not. The test does not consist of unrelated questions.",
+    "Fine-tuning teaches a model what it said itself in character. It cannot teach what the model "
+    "does not know about a country; the model can only say it more firmly, or in other places.",
 )
+_QUESTION_COUNTS = {
+    "asked_for": "questions asked for",
+    "requests": "requests sent to the model",
+    "parsed": "replies that were a question",
+}
 
 
 def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
-    """Both reports' paths. `methods.png` and `selection.png` must be in `out`."""
+    """Write both reports and return their paths.
+
+    Args:
+        result: The content of `result.json`.
+        out: The run's directory, which must hold `methods.png` and `selection.png`.
+    """
     survey = result["survey"]
     document = Document(
-        title="CultureSPA: does a model come nearer to cultures by its own answers?",
+        title="CultureSPA: do a model's own answers bring it nearer to cultures?",
         summary=f"{len(result['settings']['countries'])} countries, {survey['items']} items of "
         f"{survey['name']}, {result['settings']['seeds']} seeds.",
         labels=(Note(_SIMULATED, "label"),) if survey["simulated"] else (),
         sections=(
-            section("In short", Listing(statements(result), "What came out")),
+            section("In short", Listing(statements(result), "Findings, in points of the score")),
             _methods(result, out),
-            _selection(result, out),
-            section("Guard: what fine-tuning may not break", _guard(result["guard"])),
-            section("Questions", _questions(result["questions"])),
+            _selections(result, out),
+            section("Guard: what fine-tuning must not break", *_guard(result["guard"])),
+            section("Written questions", *_questions(result["questions"])),
             *_replies(result),
             section("What these scores do not prove", Listing(_LIMITS)),
             provenance(result),
@@ -83,130 +95,179 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
 
 
 def statements(result: Mapping[str, Any]) -> tuple[str, ...]:
-    """The differences that the papers' claims rest on, and the guard, in words."""
-    found = []
-    for name, d in result["differences"].items():
-        a, b = name.split("_minus_")
-        if d["interval"] is None:
-            found.append(f"{a} − {b}: {d['verdict']}.")
-            continue
-        low, high = d["interval"]
-        found.append(
-            f"{a} − {b}: {d['value']:+.2f} points, over questions {low:+.2f} to {high:+.2f}"
-            + (
-                ""
-                if d["seed_interval"] is None
-                else f", over seeds {d['seed_interval'][0]:+.2f} to {d['seed_interval'][1]:+.2f}"
-            )
-            + f": {d['verdict']}."
-        )
+    """Return the differences that the paper's claims rest on, and the guard, as sentences."""
+    found = [_difference_sentence(name, d) for name, d in result["differences"].items()]
+    limit = result["guard"]["limit"]
     for method, change in result["guard"]["change"].items():
         within = "within" if change["within"] else "not within"
         found.append(
-            f"Guard, {method}: {change['mean']:+.2f} points, {within} {result['guard']['limit']:g}."
+            f"Guard, {method}: accuracy changes by {change['mean']:+.2f} points, {within} the "
+            f"limit of {limit:g}."
         )
-    found += untrained_words(result)
+    found += untrained_sentences(result)
     if leaky := result["survey"]["leaky"]:
         found.append(
             f"{', '.join(leaky)} read answers of the very survey they are tested on, as published; "
-            "--examples leak_free does not."
+            "with --examples leak_free they do not."
         )
     return tuple(found)
 
 
-def _estimate(record: Mapping[str, Any], interval: str = "interval") -> Estimate:
-    bounds = record[interval] or (None, None)
+def _difference_sentence(name: str, difference: Mapping[str, Any]) -> str:
+    a, b = name.split("_minus_")
+    if difference["interval"] is None:
+        return f"{a} − {b}: {difference['verdict']}."
+    spans = [f"{difference['value']:+.2f} points"]
+    for key, over in (("interval", "questions"), ("seed_interval", "seeds")):
+        if difference[key] is not None:
+            low, high = difference[key]
+            spans.append(f"95 % over {over} {low:+.2f} to {high:+.2f}")
+    return f"{a} − {b}: {', '.join(spans)}: {difference['verdict']}."
+
+
+def _over_questions(record: Mapping[str, Any]) -> Estimate:
+    bounds = record["interval"] or (None, None)
     return Estimate(record.get("mean", record.get("value")), *bounds)
+
+
+def _over_seeds(record: Mapping[str, Any]) -> Cell:
+    if record["seed_interval"] is None:
+        return None
+    return Estimate(record.get("mean", record.get("value")), *record["seed_interval"])
 
 
 def _methods(result: Mapping[str, Any], out: Path) -> Section:
     countries = result["settings"]["countries"]
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
+    rows = tuple(
         (
-            words,
-            *(result["methods"][name]["countries"][c] for c in countries),
-            _estimate(result["methods"][name]),
-            _over_seeds(result["methods"][name]),
+            METHODS[key].title,
+            *(record["countries"][country] for country in countries),
+            _over_questions(record),
+            _over_seeds(record),
         )
-        for name, words in METHODS.items()
-        if name in result["methods"]
+        for key, record in result["methods"].items()
     )
     table = Table(
-        "Score by method; intervals over questions, and over seeds", 
-        ("Method", *countries, "Mean", "Seeds"), rows, digits=2,
-    )  # fmt: skip
-    lines = tuple((LINES[name], line["mean"]) for name, line in result["lines"].items())
-    picture = Panel("", functools.partial(draw_methods, result=result), (8.6, 4.6), wide=True)
+        "Score of each method by country, and its mean with 95 % intervals",
+        ("Method", *countries, "Mean (over questions)", "Mean (over seeds)"),
+        rows,
+        digits=2,
+    )
+    panel = Panel("", functools.partial(draw_methods, result=result), (8.6, 4.6), wide=True)
     figure = Figure(
-        "Mean score of each method", "A row per method, its mean and intervals, and lines that "
-        "need no model", out / "methods.png", drawings("methods", [picture]), table,
-        (*_ROW_KEYS, *(Key(words, colour, style) for words, style, colour in SHOWN_LINES.values())),
-    )  # fmt: skip
+        "Mean score of each method",
+        "One row per method with its mean and intervals, and vertical lines for answers that need "
+        "no model",
+        out / "methods.png",
+        drawings("methods", [panel]),
+        table,
+        (*_ROW_KEYS, *(Key(words, color, style) for words, style, color in SHOWN_LINES.values())),
+    )
+    lines = tuple((LINES[name], line["mean"]) for name, line in result["lines"].items())
+    described = tuple((METHODS[key].title, METHODS[key].description) for key in result["methods"])
     return section(
         "Scores",
         Text(
             "The score is 100 × (1 − ‖answers − majority answers‖ / ‖ranges‖) over the items that "
-            "were answered."
+            "were answered: 100 means that the model chose the majority answer to every question."
         ),
         figure,
-        Table("Without any model", ("Line", "Mean"), lines, digits=2),
+        Table("What the methods are", ("Method", "What it does"), described, folded=True),
+        Table("Answers that need no model", ("Answers", "Mean score"), lines, digits=2),
         _differences(result),
     )
 
 
-def _over_seeds(record: Mapping[str, Any]) -> Cell:
-    return None if record["seed_interval"] is None else _estimate(record, "seed_interval")
-
-
 def _differences(result: Mapping[str, Any]) -> Table:
     rows = tuple(
-        (name.replace("_minus_", " − "), _estimate(d), _over_seeds(d), d["verdict"])
+        (name.replace("_minus_", " − "), _over_questions(d), _over_seeds(d), d["verdict"])
         for name, d in result["differences"].items()
     )
-    columns = ("Difference", "Points, over questions", "Points, over seeds", "In words")
-    return Table("Paired differences", columns, rows, digits=2, signed=columns[1:3])
-
-
-def _selection(result: Mapping[str, Any], out: Path) -> Section:
-    rows = tuple(
-        (name.upper(), pair_count(result, method), _estimate(found), _over_seeds(found))
-        for name, method in SELECTION.items()
-        if (found := result["selection"].get(name))
+    columns = ("Difference", "Points (over questions)", "Points (over seeds)", "The first is")
+    return Table(
+        "Differences between methods, paired by question, country and seed, with 95 % intervals",
+        columns,
+        rows,
+        digits=2,
+        signed=columns[1:3],
     )
-    columns = ("Selection", "Pairs", "Questions", "Seeds")
-    table = Table("Joint model by selection", columns, rows, digits=2)
-    draw = functools.partial(draw_strategies, records=with_p1(result))
-    picture = Panel("", draw, (7.2, 2.8), wide=True)
-    figure = Figure(
-        "Joint model by selection of its data", "A row per strategy with its intervals",
-        out / "selection.png", drawings("selection", [picture]), table, _ROW_KEYS,
-    )  # fmt: skip
-    return section("Selection", figure)
 
 
-def _guard(guard: Mapping[str, Any]) -> Table:
+def _selections(result: Mapping[str, Any], out: Path) -> Section:
     rows = tuple(
-        (name, guard["before"], after["mean"], _over_seeds(
-            {"mean": guard["change"][name]["mean"], **guard["change"][name]}
-        ) or guard["change"][name]["mean"])
-        for name, after in guard["after"].items()
-    )  # fmt: skip
-    columns = ("Model", "Before, %", "After, %", "Change, points")
-    return Table(f"{guard['questions']} questions", columns, rows, digits=2, signed=columns[3:])
+        (
+            METHODS[key].title,
+            pair_count(result, SELECTION_MODELS[key]),
+            _over_questions(record),
+            _over_seeds(record),
+        )
+        for key, record in result["selection"].items()
+    )
+    table = Table(
+        "The joint model by how its training data were selected, with 95 % intervals",
+        ("Selection", "Pairs", "Mean score (over questions)", "Mean score (over seeds)"),
+        rows,
+        digits=2,
+    )
+    draw = functools.partial(draw_rows, records=with_p1(result))
+    figure = Figure(
+        "The joint model by how its training data were selected",
+        "One row per selection with its mean and intervals, and P1, which is not fine-tuned",
+        out / "selection.png",
+        drawings("selection", [Panel("", draw, (7.2, 2.8), wide=True)]),
+        table,
+        _ROW_KEYS,
+    )
+    return section(
+        "Selection of training data",
+        Text(
+            "A pair is a question and a country. CRQPC takes the pairs whose answer changes when "
+            "the country is named, RDS as many at random, CDS as many whose answer stays the same."
+        ),
+        figure,
+    )
+
+
+def _guard(guard: Mapping[str, Any]) -> tuple[Text, Table]:
+    rows = tuple(
+        (
+            METHODS[key].title,
+            guard["before"],
+            after["mean"],
+            _over_seeds(guard["change"][key]) or guard["change"][key]["mean"],
+        )
+        for key, after in guard["after"].items()
+    )
+    columns = ("Method", "% right before", "% right after", "Change in points (over seeds)")
+    return (
+        Text(
+            "Questions that have nothing to do with culture and one right answer each, asked "
+            "without a system message before and after fine-tuning."
+        ),
+        Table(
+            f"Accuracy on {guard['questions']} questions ({guard['test']})",
+            columns,
+            rows,
+            digits=2,
+            signed=columns[3:],
+        ),
+    )
+
+
+def _questions(questions: Mapping[str, Any]) -> tuple[Table]:
+    rows = [(words, questions[key]) for key, words in _QUESTION_COUNTS.items()]
+    rows += [
+        (f"removed by the filter “{name.replace('_', ' ')}”", count)
+        for name, count in questions["removed"].items()
+    ]
+    rows.append(("questions left", questions["left"]))
+    return (Table("Counts over all seeds", ("What is counted", "Number"), tuple(rows)),)
 
 
 def _replies(result: Mapping[str, Any]) -> tuple[Section, ...]:
-    """Where replies were drawn: how many of them are no answer."""
+    """Return a section on replies that are not an answer, if replies were sampled."""
     rows = tuple(reply_rows(result))
     if not rows:
         return ()
-    columns = ("Method", *REPLIES.values())
-    return (section("Replies", Table("Replies without an answer", columns, rows)),)
-
-
-def _questions(questions: Mapping[str, Any]) -> Table:
-    counts = {n: questions[n] for n in ("asked_for", "requests", "parsed")}
-    counts |= {f"removed: {name}": k for name, k in questions["removed"].items()}
-    counts["left"] = questions["left"]
-    rows = tuple((name.replace("_", " "), k) for name, k in counts.items())
-    return Table("Over all seeds", ("", "Number"), rows)
+    columns = ("Method", *REPLY_COLUMNS.values())
+    return (section("Sampled replies", Table("Replies that are not an answer", columns, rows)),)

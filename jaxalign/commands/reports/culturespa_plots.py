@@ -1,19 +1,30 @@
-"""Pictures of `experiments.culturespa`: methods and selection strategies with their intervals."""
+"""The pictures of `jaxalign culturespa`: methods and selections with their intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from jaxalign.methods.culturespa.result import METHODS
-from jaxalign.report.palette import BLUE, GREEN, INK, LINE, MUTED, ORANGE, PURPLE, VERMILION
+from jaxalign.methods.base import METHODS, P1
+from jaxalign.report.palette import (
+    BLUE,
+    GREEN,
+    INK,
+    LINE,
+    MUTED,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+)
 
-# Lines that are drawn, of those in `culture_lines.LINES`.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Answers without a model that are drawn as vertical lines: name in words, line style, colour.
 SHOWN_LINES = {
     "random_option": ("random option", ":", MUTED),
     "midpoint": ("scale midpoint", "-.", MUTED),
@@ -21,72 +32,77 @@ SHOWN_LINES = {
     "mean_of_others": ("mean of the others' majorities", "-", ORANGE),
     "own_mean": ("own country's mean answer", "-", GREEN),
 }
-_WORDS = {"crqpc": "CRQPC (changed)", "rds": "RDS (random)", "cds": "CDS (unchanged)",
-          "p1": "P1, not fine-tuned"}  # fmt: skip
 
 
 def write_plots(out: Path, result: Mapping[str, Any]) -> None:
-    """`methods.png` and `selection.png`."""
+    """Write `methods.png` and `selection.png` to the folder `out`."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8.6, 5.2), layout="constrained")
-    axes = figure.add_subplot()
-    draw_methods(axes, result)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3,
-                  frameon=False, fontsize=9)  # fmt: skip
-    save(figure, out / "methods.png")
-    strategies(out / "selection.png", with_p1(result))
+    draw_methods(figure.add_subplot(), result)
+    save(figure, out / "methods.png", legend="outside upper center")
+    plot_selections(out / "selection.png", with_p1(result))
 
 
 def with_p1(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The strategies' records, and what they are held against."""
-    return result["selection"] | {"p1": result["methods"]["p1"]}
+    """Return the records of the selections, and that of P1, with which they are compared."""
+    return result["selection"] | {P1.key: result["methods"][P1.key]}
 
 
 def draw_methods(axes: Axes, result: Mapping[str, Any]) -> None:
-    """A row per method, and the lines that need no model."""
-    shown = result["methods"]
-    _rows(axes, [METHODS[name] for name in shown], list(shown.values()))
-    for name, (words, style, colour) in SHOWN_LINES.items():
+    """Draw a row per method, and vertical lines for answers that need no model."""
+    draw_rows(axes, result["methods"])
+    for name, (words, style, color) in SHOWN_LINES.items():
         if (mean := result["lines"][name]["mean"]) is not None:
-            axes.axvline(mean, label=words, linestyle=style, color=colour)
+            axes.axvline(mean, label=words, linestyle=style, color=color)
 
 
-def draw_strategies(axes: Axes, records: Mapping[str, Mapping[str, Any]]) -> None:
-    """A row per strategy."""
-    _rows(axes, [_WORDS.get(name, name) for name in records], list(records.values()))
+def plot_selections(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write a PNG with a row for each joint model, by how its data were selected."""
+    from matplotlib.figure import Figure
 
-
-def strategies(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
-    """PNG of joint models by how their data were selected."""
     figure = Figure(figsize=(7.2, 0.45 * len(records) + 1.6), layout="constrained")
     axes = figure.add_subplot()
-    draw_strategies(axes, records)
-    axes.set_title("Joint model by selection of its data", fontsize=11)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3,
-                  frameon=False, fontsize=9)  # fmt: skip
-    save(figure, path)
+    draw_rows(axes, records)
+    axes.set_title("The joint model by how its training data were selected", fontsize=11)
+    save(figure, path, legend="outside lower center")
 
 
-def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150, facecolor="white", format="png")
+def draw_rows(axes: Axes, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw a row per record: the mean, both intervals and each seed; empty without answers.
 
-
-def _rows(axes: Axes, names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> None:
-    """A row per method: the mean, both intervals and each seed; empty without answers."""
-    known = [y for y, record in enumerate(records) if record["mean"] is not None]
-    for y in known:
-        record, first = records[y], y == known[0]
-        axes.plot(record["interval"], [y, y], color=BLUE, linewidth=2,
-                  label="95 %, questions" if first else None)  # fmt: skip
+    Args:
+        axes: Where to draw.
+        records: Entries of `methods` in `result.json`, by the key of a method or any other name.
+    """
+    known = [(y, key) for y, key in enumerate(records) if records[key]["mean"] is not None]
+    for y, key in known:
+        record, first = records[key], y == known[0][0]
+        label = "95 %, questions" if first else None
+        axes.plot(record["interval"], [y, y], color=BLUE, linewidth=2, label=label)
         if record["seed_interval"] is not None:
+            # Seeds stand a little below the row, so that both intervals can be seen.
+            seeds_y = np.full(len(record["by_seed"]), y + 0.22)
             axes.plot(record["seed_interval"], [y + 0.22] * 2, color=VERMILION, linewidth=2)
-            axes.plot(record["by_seed"], np.full(len(record["by_seed"]), y + 0.22), "|",
-                      color=PURPLE, markersize=7)  # fmt: skip
+            axes.plot(record["by_seed"], seeds_y, "|", color=PURPLE, markersize=7)
         axes.plot(record["mean"], y, "o", color=INK, markersize=5, label="mean" if first else None)
     axes.plot([], [], color=VERMILION, linewidth=2, label="95 %, seeds")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_yticks(range(len(records)), [_title(key) for key in records])
+    axes.set_ylim(len(records) - 0.4, -0.6)
     axes.set_xlabel("cultural alignment score × 100, mean over countries", fontsize=9)
     axes.grid(axis="x", color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
+
+
+def _title(key: str) -> str:
+    return METHODS[key].title if key in METHODS else key
+
+
+def save(figure: Figure, path: Path, legend: str | None = None) -> None:
+    """Write a figure as PNG, with a legend of its first axes at `legend` if given."""
+    if legend is not None:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc=legend, ncols=3, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150, facecolor="white", format="png")

@@ -1,100 +1,137 @@
-"""The tables of `experiments.culturespa` on the screen; the report shares some of their words."""
+"""The tables of `jaxalign culturespa` on the screen. The report shares some of their texts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.methods.culturespa.result import METHODS, SELECTION
-from jaxalign.methods.culturespa.settings import Config
+from jaxalign.methods.base import METHODS
+from jaxalign.methods.culturespa.result import SELECTION_MODELS
 from jaxalign.runs.console import print_table
 
-REPLIES = {"replies": "replies", "unreadable": "no number", "out_of_range": "no such option"}
+# Columns of counted replies: the key in `result.json` and its heading.
+REPLY_COLUMNS = {
+    "replies": "replies",
+    "unreadable": "without a number",
+    "out_of_range": "with a number that no option has",
+}
+INTERVALS = ("95 % over questions", "95 % over seeds")
 
 
-def show_result(config: Config, result: Mapping[str, Any]) -> None:
-    """Tables on the screen."""
-    rows = [
-        [words, *result["methods"][name]["countries"].values(), *_mean(result["methods"][name])]
-        for name, words in METHODS.items()
-        if name in result["methods"]
-    ]
-    columns = ["", *config.countries, "mean", "questions [95 %]", "seeds [95 %]"]
+def show_result(result: Mapping[str, Any]) -> None:
+    """Print the scores, selections, differences, lines, guard and counts of a result."""
+    methods = result["methods"]
+    countries = result["settings"]["countries"]
     kind = "simulated survey" if result["survey"]["simulated"] else result["survey"]["name"]
-    print_table(f"Cultural alignment score × 100 ({kind})", columns, rows)
-    rows = [
-        [name.upper(), pair_count(result, method), *_mean(result["selection"][name])]
-        for name, method in SELECTION.items()
-        if name in result["selection"]
-    ]
-    print_table("Joint model by selection", ["", "pairs", *columns[-3:]], rows)
-    rows = [
-        [name.replace("_minus_", " − "), d["value"], bounds(d["interval"], "+"),
-         bounds(d["seed_interval"], "+"), d["verdict"]]
-        for name, d in result["differences"].items()
-    ]  # fmt: skip
-    print_table("Differences, paired", ["", "points", *columns[-2:], ""], rows)
-    lines = [[name.replace("_", " "), line["mean"]] for name, line in result["lines"].items()]
-    print_table("Without any model", ["", "mean"], lines)
+    print_table(
+        f"Cultural alignment score × 100 ({kind})",
+        ["method", *countries, "mean", *INTERVALS],
+        [
+            [METHODS[key].title, *row["countries"].values(), *mean_cells(row)]
+            for key, row in methods.items()
+        ],
+    )
+    print_table(
+        "The joint model by how its training data were selected",
+        ["selection", "pairs", "mean", *INTERVALS],
+        [
+            [METHODS[key].title, pair_count(result, SELECTION_MODELS[key]), *mean_cells(row)]
+            for key, row in result["selection"].items()
+        ],
+    )
+    show_differences(result["differences"])
+    print_table(
+        "Answers that need no model",
+        ["answers", "mean score"],
+        [[name.replace("_", " "), line["mean"]] for name, line in result["lines"].items()],
+    )
     if rows := reply_rows(result):
-        print_table("Replies", ("", *REPLIES.values()), rows)
-    for words in untrained_words(result):
-        print(words)
+        print_table("Sampled replies", ("method", *REPLY_COLUMNS.values()), rows)
+    for sentence in untrained_sentences(result):
+        print(sentence)
     show_guard(result["guard"])
     _show_questions(result["questions"])
 
 
-def _mean(record: Mapping[str, Any]) -> list[Any]:
+def show_differences(differences: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print paired differences between methods, by names such as "joint_minus_p1"."""
+    rows = [
+        [
+            name.replace("_minus_", " − "),
+            row["value"],
+            bounds(row["interval"], "+"),
+            bounds(row["seed_interval"], "+"),
+            row["verdict"],
+        ]
+        for name, row in differences.items()
+    ]
+    columns = ["difference", "points", *INTERVALS, "the first is"]
+    print_table("Paired differences between methods", columns, rows)
+
+
+def mean_cells(record: Mapping[str, Any]) -> list[Any]:
+    """Return a method's mean score and both intervals as cells of a table."""
     return [record["mean"], bounds(record["interval"]), bounds(record["seed_interval"])]
 
 
-def pair_count(result: Mapping[str, Any], method: str) -> int:
-    """Pairs selected for a method, over all seeds and countries."""
-    return sum(sum(seed["pairs"][method].values()) for seed in result["selected"].values())
+def pair_count(result: Mapping[str, Any], model: str) -> int:
+    """Return the number of pairs selected for a model, over all seeds and countries."""
+    return sum(sum(seed["pairs"][model].values()) for seed in result["selected"].values())
 
 
-def untrained_words(result: Mapping[str, Any]) -> list[str]:
-    """A sentence on every method of which some models are the model as it came."""
+def untrained_sentences(result: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on every method some of whose models fine-tuning left unchanged."""
+    why = "nothing was selected for it, or no step was taken"
     return [
-        f"{method}: untrained, so it is in no table; nothing was selected for it, or no step taken."
-        if found["all"]
-        else f"{method}: {', '.join(found['models'])} untrained, and counted as the model as it "
-        "came; nothing was selected, or no step taken."
-        for method, found in result["untrained"].items()
+        f"{method}: untrained ({why}), so it is in no table."
+        if untrained["all"]
+        else f"{method}: {', '.join(untrained['models'])} untrained ({why}); the unchanged model "
+        "is counted instead."
+        for method, untrained in result["untrained"].items()
     ]
 
 
 def reply_rows(result: Mapping[str, Any]) -> list[tuple[str, int, int, int]]:
-    """Method, replies, those without a number, those with a number that no option has."""
+    """Return, by method, the replies sampled and those that are not an answer."""
     return [
-        (METHODS.get(method, method.upper()), *(c[k] for k in REPLIES))
-        for method, c in result["replies"].items()
-        if c["replies"]
+        (METHODS[method].title, *(counts[key] for key in REPLY_COLUMNS))
+        for method, counts in result["replies"].items()
+        if counts["replies"]
     ]
 
 
-def bounds(interval: Any, sign: str = "") -> str:
-    """Two numbers in brackets, or a dash."""
-    return "–" if interval is None else f"[{interval[0]:{sign}.1f}, {interval[1]:{sign}.1f}]"
+def bounds(interval: Any, sign: str = "", digits: int = 1) -> str:
+    """Return an interval as two numbers in brackets, or a dash without one."""
+    if interval is None:
+        return "–"
+    low, high = interval
+    return f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
 def show_guard(guard: Mapping[str, Any]) -> None:
-    """Accuracy of each method after fine-tuning, and its change."""
+    """Print the accuracy of each method's models after fine-tuning, and how it changed."""
     rows = [
-        [name, after["mean"], guard["change"][name]["mean"],
-         bounds(guard["change"][name]["seed_interval"], "+"),
-         "within a point" if guard["change"][name]["within"] else "NOT within a point"]
-        for name, after in guard["after"].items()
-    ]  # fmt: skip
-    before = f"{guard['questions']} questions, {guard['before']:.1f} % before"
-    title = f"Guard: {guard['test'][:40]}, {before}"
-    print_table(title, ["", "percent right", "change", "seeds [95 %]", ""], rows)
+        [
+            METHODS[key].title,
+            after["mean"],
+            guard["change"][key]["mean"],
+            bounds(guard["change"][key]["seed_interval"], "+"),
+            "yes" if guard["change"][key]["within"] else "NO",
+        ]
+        for key, after in guard["after"].items()
+    ]
+    print_table(
+        f"Guard: {guard['test'][:40]}, {guard['questions']} questions, {guard['before']:.1f} % "
+        "right before fine-tuning",
+        ["method", "% right after", "change", INTERVALS[1], f"within {guard['limit']:g} point"],
+        rows,
+    )
 
 
 def _show_questions(questions: Mapping[str, Any]) -> None:
     removed = ", ".join(f"{n.replace('_', ' ')} {k}" for n, k in questions["removed"].items() if k)
     print(
-        f"questions over all seeds: {questions['asked_for']} asked for, {questions['requests']} "
-        f"requests, {questions['parsed']} parsed, {questions['left']} left; removed: "
-        f"{removed or 'none'}"
+        f"written questions over all seeds: {questions['asked_for']} asked for in "
+        f"{questions['requests']} requests, {questions['parsed']} accepted, {questions['left']} "
+        f"left after the filters; removed: {removed or 'none'}"
     )

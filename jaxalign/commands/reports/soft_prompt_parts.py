@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ KEYS = {
     "tuned": Key("tuned soft prompt", BLUE, "-", "D", 2.4),
     "gradient": Key("same prompt by gradients", YELLOW, "--", "P"),
 }
-_TARGET = Key("published scores", INK, "-", "", 2.4)
 _TRIVIAL = {
     "all_middle": Key("answering 3 to everything", MUTED, "", "|"),
     "uniform_random": Key("random answers", VERMILION, "", "|"),
@@ -156,14 +154,9 @@ def radar_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
     }
     if len(names) < 3:
         return None
-    shown = {"target": _TARGET, **{n: KEYS[n].as_line() for n in ("naive", "icl", "tuned")}}
-    values = [v for p in profiles.values() for n in shown for v in p[n] if is_number(v)]
-    low, high = 25 * math.floor(min([0, *values]) / 25), 25 * math.ceil(max([100, *values]) / 25)
-    panels = [
-        figures.radar(c, names, [Series(k, tuple(p[n])) for n, k in shown.items()], low, high)
-        for c, p in profiles.items()
-    ]
-    words = {"target": _TARGET, **methods(result)}
+    shown = {"target": figures.TARGET, **{n: KEYS[n].as_line() for n in ("naive", "icl", "tuned")}}
+    panels = figures.score_radars(names, profiles, shown)
+    words = {"target": figures.TARGET, **methods(result)}
     rows = tuple(
         (f"{c}, {key.words}", *p[name]) for c, p in profiles.items() for name, key in words.items()
     )

@@ -11,9 +11,7 @@ from jaxalign.commands.reports.soft_prompt_parts import KEYS
 from jaxalign.methods.soft_prompt.result import reading_words, readings
 from jaxalign.report import figures
 from jaxalign.report.common import make_figure
-from jaxalign.report.document import Figure, Key, Table, is_number
-from jaxalign.report.figures import Series
-from jaxalign.report.palette import BLUE, SKY
+from jaxalign.report.document import Figure, Table
 
 _MOST_GENERATIONS_SHOWN = 12
 
@@ -23,38 +21,26 @@ def convergence_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
     rows = _metrics(out / "metrics.jsonl", list(result["countries"]))
     if not rows:
         return None
-    best, median = (
-        Key("best soft prompt so far", BLUE, "-", "", 2.4),
-        Key("median of the population", SKY, "-"),
-    )
     shown = {name: KEYS[name].as_line() for name in ("naive", "persona", "icl")}
     tuned, _ = readings(result)
     # What was minimised; the baselines' prompts are made of tokens and have no penalty.
     words = "loss + penalty" if result["settings"].get("penalty") else "loss"
     levels = {
-        country: [Series(key, (entry[n][tuned]["loss"],)) for n, key in shown.items()]
+        country: {n: entry[n][tuned]["loss"] for n in shown}
         for country, entry in result["countries"].items()
     }
-    curves = {
-        c: [
-            Series(k, tuple(r[c].get(k_) for r in rows))
-            for k, k_ in ((median, "median"), (best, "best_so_far"))
-        ]
-        for c in levels
+    losses = {
+        country: tuple([row[country].get(n) for row in rows] for n in ("best_so_far", "median"))
+        for country in levels
     }
-    every = [v for c in curves for s in (*curves[c], *levels[c]) for v in s.values if is_number(v)]
-    top = 1.08 * max(every, default=1.0)
-    panels = [
-        figures.curves(c, curves[c], levels[c], "generation", f"{words} in points", top)
-        for c in curves
-    ]
+    panels, legend = figures.convergence(losses, levels, shown, f"{words} in points")
     return make_figure(
         out / "convergence.png", panels,
         f"{words.capitalize()} over generations, {reading_words(tuned)} reading, with the "
         "baselines' losses as lines across.",
         f"One panel per country: the best {words} so far and the median of the population over the "
         "generations.",
-        _convergence_table(rows, list(curves), words), [best, median, *shown.values()], drawn=True,
+        _convergence_table(rows, list(losses), words), legend, drawn=True,
     )  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""Report of a survey analysis: how near personas come to countries, and to what else is near."""
+"""The report of a survey analysis: how close answers come to countries, and what else comes close.
+
+It is made from the dictionary that `jaxalign.stats.analysis.analyse` returns and documents.
+"""
 
 from __future__ import annotations
 
@@ -6,50 +9,61 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxalign.commands.reports import survey_parts as parts
+from jaxalign.commands.reports import survey_figures as figures
 from jaxalign.commands.reports import survey_tables as tables
 from jaxalign.report.common import provenance
 from jaxalign.report.document import Document, Estimate, Listing, Note, Section, Text, section
 from jaxalign.report.render import write_report
-from jaxalign.report.words import (
-    chance_of_many,
-    joined,
-    number,
-    tally,
-    verdict,
-    with_bounds,
-)  # fmt: skip
+from jaxalign.report.words import chance_of_many, joined, number, tally, verdict, with_bounds
 
 _SIMULATED = (
-    "Simulated: nobody was asked. The countries' answers to this survey are made up by a program; "
-    "no number here is a finding about people."
+    "Simulated: nobody was asked. A program made up the countries' answers to this survey, so no "
+    "number here is a finding about people."
+)
+_TERMS = (
+    "Persona: the model was told to answer as a person of the country.",
+    "Without a persona: the model was asked the same questions and no country was named.",
+    "Majority answers: for each question the answer that most people of the country gave.",
+    "Score: 100 × (1 − ‖answers − majority answers‖ / ‖ranges‖) over the questions that were "
+    "answered (the cultural alignment score of Xu et al. 2025, arXiv 2410.12971). 100 means the "
+    "country's majority answers, 0 the opposite end of every scale.",
+    "Baseline: the score of answers that need no model, such as the middle of every scale. A "
+    "model's score is only worth something beyond these.",
+    "A number with a range, such as 71.1 (68.2 to 73.9), is an estimate with its interval.",
 )
 _LIMITS = (
-    "A score is to be read beside the lines that need no model. A model below the mean of the "
-    "other countries' majority answers knows less about a country than its neighbours do.",
-    "The score squares distances in options, so long scales outweigh short ones, and it treats "
-    "options without an order as if they had one. The other metrics show what depends on that.",
-    "Intervals over questions speak for other questions like these, not for other runs, wordings "
-    "or models; intervals over runs, where there are several, speak for other runs only.",
-    "A majority answer stands for a country's most frequent answer, not for the people in it.",
+    "Read a score beside the baselines. A model below the mean of the other countries' majority "
+    "answers knows less about a country than its neighbours do.",
+    "The score squares distances, so questions with long scales outweigh those with short ones. It "
+    "also treats options without an order as if they had one. The other metrics show which results "
+    "depend on that.",
+    "Intervals over questions say what other questions like these would give; they do not cover "
+    "other runs, wordings or models. Intervals over runs, where there are several, cover other "
+    "runs only.",
+    "A majority answer is a country's most frequent answer. It does not describe the people who "
+    "answered otherwise.",
 )
 
 
-def culture_report(analysis: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
-    """Write `report.md`, `report.html` and `figures/*.png` into `out`; the two reports' paths.
+def survey_report(analysis: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
+    """Write `report.md`, `report.html` and `figures/*.png` into a folder.
 
-    `analysis` is what `jaxalign.stats.analysis.analyse` returns. A key "simulated" (bool) added
-    to it says whether the countries' answers are made up; without it the survey's own source does.
-    Keys "settings" and "versions" are printed at the end.
+    Args:
+        analysis: what `jaxalign.stats.analysis.analyse` returns. A key "simulated" added to it says
+            whether the countries' answers are made up; without it the survey's own source does.
+            Keys "settings" and "versions" are printed at the end.
+        out: the folder; it is created.
+
+    Returns:
+        The paths of the two reports.
     """
-    count, personas, about = (
-        len(analysis["countries"]), analysis["personas"], analysis["instrument"],
-    )  # fmt: skip
+    count, personas = len(analysis["countries"]), analysis["personas"]
+    survey = analysis["instrument"]
     who = f"{len(personas)} personas" if len(personas) > 6 else f"Personas of {joined(personas)}"
     document = Document(
-        title="How near the answers come to countries",
-        summary=f"{who if personas else 'A model without a persona'} against the people of {count} "
-        f"countries: {about['items']} items, {about['name']}.",
+        title="How close the answers come to countries",
+        summary=f"{who if personas else 'A model without a persona'}, compared with the people of "
+        f"{count} countries on the {survey['items']} questions of {survey['name']}.",
         labels=(Note(_SIMULATED, "label"),) if is_simulated(analysis) else (),
         sections=tuple(s for s in _sections(analysis, out) if s.blocks),
     )
@@ -57,176 +71,191 @@ def culture_report(analysis: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
 
 
 def is_simulated(analysis: Mapping[str, Any]) -> bool:
-    said = analysis.get("simulated")
-    return "simulated" in analysis["instrument"]["source"].lower() if said is None else bool(said)
+    """Return whether the countries' answers are made up."""
+    stated = analysis.get("simulated")
+    return "simulated" in analysis["instrument"]["source"].lower() if stated is None else stated
 
 
 def _sections(analysis: Mapping[str, Any], out: Path) -> list[Section]:
     record = {
         "settings": analysis["settings"],
-        "facts": {"instrument": analysis["instrument"]},
+        "facts": {"survey": analysis["instrument"]},
         "versions": analysis.get("versions"),
     }
     return [
         section(
             "In short",
-            Listing(_statements(analysis), "What came out"),
+            Listing(_statements(analysis), "Results"),
             Listing(_what_was_measured(analysis), "What was measured"),
+            Listing(_TERMS, "Terms"),
         ),
         _scores(analysis, out),
         section(
             "Other metrics",
             tables.metrics_table(analysis),
-            *(tables.metrics_by_country(analysis, m) for m in parts.METHODS),
+            tables.metric_definitions(analysis),
+            *(tables.metrics_by_country(analysis, mode) for mode in figures.MODES),
         ),
         _personas(analysis, out),
-        section("Topics", parts.topics_figure(analysis, out)),
+        section("Topics", figures.topics_figure(analysis, out)),
         section(
-            "Long scales", Text(_long_words(analysis)), tables.long_items_table(analysis)
+            "Questions with long scales",
+            Text(_long_item_statement(analysis)),
+            tables.long_items_table(analysis),
         ),
         section(
             "Unreadable replies",
-            Text(_unreadable_words(analysis)), tables.unreadable_table(analysis),
+            Text(_unreadable_statement(analysis)),
+            tables.unreadable_table(analysis),
         ),
-        section("Items", tables.errors_table(analysis), tables.answers_table(analysis)),
+        section("Questions", tables.errors_table(analysis), tables.answers_table(analysis)),
         section("What these scores do not prove", Listing(_LIMITS)),
         provenance(record),
-    ]  # fmt: skip
+    ]
 
 
 def _statements(analysis: Mapping[str, Any]) -> tuple[str, ...]:
-    found = [_means_words(analysis), _items_words(analysis), _lines_words(analysis)]
+    """State the results, one sentence or two each."""
+    statements = [
+        _mean_statement(analysis),
+        _item_statement(analysis),
+        _baseline_statement(analysis),
+    ]
     if analysis["personas"]:
-        found += [_identification_words(analysis), _dispersion_words(analysis)]
-    return tuple(s for s in (*found, _long_words(analysis), _unreadable_words(analysis)) if s)
+        statements += [_identification_statement(analysis), _dispersion_statement(analysis)]
+    statements += [_long_item_statement(analysis), _unreadable_statement(analysis)]
+    return tuple(s for s in statements if s)
 
 
-def _means_words(analysis: Mapping[str, Any]) -> str:
-    aware, unaware = (parts.mean_estimate(analysis, m) for m in parts.METHODS)
+def _mean_statement(analysis: Mapping[str, Any]) -> str:
+    aware, unaware = (figures.mean_estimate(analysis, mode) for mode in figures.MODES)
     if not (aware and aware.known):
-        return f"Mean score without a country named: {with_bounds(unaware, 2)} points."
-    said = f"Mean score of the personas: {with_bounds(aware, 2)} points"
+        return f"Mean score without a persona: {with_bounds(unaware, 2)} points."
+    statement = f"Mean score of the personas: {with_bounds(aware, 2)} points"
     if not (unaware and unaware.known):
-        return said + "."
+        return statement + "."
     differences = analysis["intervals"].get("difference", {})
     mean = Estimate.read(differences.get("mean", {}).get("alignment"))
     each = [Estimate.read(d.get("alignment")) for c, d in differences.items() if c != "mean"]
     return (
-        f"{said}; without a country named, on the same countries: {with_bounds(unaware, 2)}. The "
-        f"difference, on the items that both answered, is {with_bounds(mean, 2, signed=True)}, in "
-        f"words: {verdict(mean)}. By country the persona is {tally(each, 'higher', 'lower')}."
+        f"{statement}; without a persona, against the same countries: {with_bounds(unaware, 2)}. "
+        f"On the questions that both answered, the difference is "
+        f"{with_bounds(mean, 2, signed=True)}: {verdict(mean)}. By country the persona is "
+        f"{tally(each, 'higher', 'lower')}."
     )
 
 
-def _items_words(analysis: Mapping[str, Any]) -> str:
-    """A perfect score on two items says little."""
+def _item_statement(analysis: Mapping[str, Any]) -> str:
+    """State on how many questions the scores rest: a perfect score on two of them says little."""
     rows = [analysis["scores"][c] for c in analysis["personas"] or analysis["countries"]]
     fewest, most = (f(row["items"] for row in rows) for f in (min, max))
     span = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     total = analysis["instrument"]["items"]
-    return f"A country's score rests on {span} of the survey's {total} items."
+    return f"A country's score rests on {span} of the survey's {total} questions."
 
 
-def _lines_words(analysis: Mapping[str, Any]) -> str:
-    """Which lines beat the model's best mean."""
-    entries = parts.mean_entries(analysis)
-    models = [value.mean for _, model, value in entries if model]
+def _baseline_statement(analysis: Mapping[str, Any]) -> str:
+    """State which baselines score higher than the model at its best."""
+    entries = figures.mean_entries(analysis)
+    models = [estimate.mean for _, is_model, estimate in entries if is_model]
     if not models:
         return ""
-    lines = [(words, value.mean) for words, model, value in entries if not model]
-    higher = [f"{words} ({number(mean)})" for words, mean in lines if mean > max(models)]
-    said = f"Of {len(lines)} lines that need no model, {len(higher) or 'none'} "
+    baselines = [(name, estimate.mean) for name, is_model, estimate in entries if not is_model]
+    higher = [f"{name} ({number(mean)})" for name, mean in baselines if mean > max(models)]
+    verb = "scores" if len(higher) == 1 else "score"
     ending = f": {joined(higher)}" if higher else ""
-    return f"{said}score{'s' if len(higher) == 1 else ''} higher than the model{ending}."
+    return (
+        f"Of {len(baselines)} baselines that need no model, {len(higher) or 'none'} {verb} higher "
+        f"than the model{ending}."
+    )
 
 
-def _identification_words(analysis: Mapping[str, Any]) -> str:
+def _identification_statement(analysis: Mapping[str, Any]) -> str:
     rows, columns = (analysis["identification"][way] for way in ("rows", "columns"))
     return (
-        f"A persona is nearest to its own country in {rows['hits']} of {rows['of']} (chance: "
-        f"{number(rows['chance_percent'])} %); a country is nearest to its own persona in "
-        f"{columns['hits']} of {columns['of']} (chance: {number(columns['chance_percent'])} %)."
+        f"A persona is nearest to its own country in {rows['hits']} of {rows['of']} cases "
+        f"({number(rows['chance_percent'])} % by chance). A country is nearest to its own persona "
+        f"in {columns['hits']} of {columns['of']} cases ({number(columns['chance_percent'])} % by "
+        "chance)."
     )
 
 
-def _dispersion_words(analysis: Mapping[str, Any]) -> str:
-    found = analysis["dispersion"]
-    if found["homogenising"] is None:
+def _dispersion_statement(analysis: Mapping[str, Any]) -> str:
+    dispersion = analysis["dispersion"]
+    if dispersion["homogenising"] is None:
         return ""
-    end = "more alike than people are" if found["homogenising"] else "no more alike than people are"
+    more = "more alike than people are"
     return (
-        f"Two personas agree at {number(found['personas']['agreement'])} points, two of the same "
-        f"countries' people at {number(found['humans_same']['agreement'])}: the personas are {end}."
+        f"Two personas score {number(dispersion['personas']['agreement'])} points against each "
+        f"other on average, the people of two of the same countries "
+        f"{number(dispersion['humans_same']['agreement'])}: the personas are "
+        f"{more if dispersion['homogenising'] else f'no {more}'}."
     )
 
 
-def _long_words(analysis: Mapping[str, Any]) -> str:
-    found = analysis["long_items"]
+def _long_item_statement(analysis: Mapping[str, Any]) -> str:
+    long_items = analysis["long_items"]
     return (
-        f"{found['count']} of {analysis['instrument']['items']} items have ten options or more and "
-        f"carry {number(found['share_of_denominator'])} % of the score's squared denominator."
+        f"{long_items['count']} of {analysis['instrument']['items']} questions have ten options or "
+        f"more; they make up {number(long_items['share_of_denominator'])} % of the score's weight."
     )
 
 
-def _unreadable_words(analysis: Mapping[str, Any]) -> str:
+def _unreadable_statement(analysis: Mapping[str, Any]) -> str:
     total = analysis["unreadable"]["total"]
     return (
-        f"Of {number(total['replies'], 0)} replies {number(total['unreadable'], 0)} held no number "
-        f"and {number(total['out_of_range'], 0)} a number that no option has; these are left out."
+        f"Of {number(total['replies'], 0)} replies, {number(total['unreadable'], 0)} held no "
+        f"number and {number(total['out_of_range'], 0)} held a number that belongs to no option; "
+        "these are left out."
     )
 
 
 def _what_was_measured(analysis: Mapping[str, Any]) -> tuple[str, ...]:
-    about, settings = analysis["instrument"], analysis["settings"]
+    survey, settings = analysis["instrument"], analysis["settings"]
     wording = {"official": "official wording", "paraphrase": "a paraphrase"}
     return (
-        f"Survey: {about['name']}, version {about['version']}, "
-        f"{wording.get(about['wording'], about['wording'])}: {about['ordinal_items']} ordinal and "
-        f"{about['nominal_items']} nominal items.",
-        f"Source: {about['source']}",
+        f"Survey: {survey['name']}, version {survey['version']}, "
+        f"{wording.get(survey['wording'], survey['wording'])}; {survey['ordinal_items']} questions "
+        f"with ordered options and {survey['nominal_items']} without an order.",
+        f"Source: {survey['source']}",
         "Countries' answers: " + ("simulated." if is_simulated(analysis) else "real."),
-        f"Intervals: {parts.level_words(analysis)}, {number(settings.get('resamples'), 0)} "
-        "resamples of the questions.",
-        _runs_words(analysis),
+        f"Intervals: {figures.level_text(analysis)}, from {number(settings.get('resamples'), 0)} "
+        "resamples of the questions (bootstrap).",
+        _run_statement(analysis),
     )
 
 
-def _runs_words(analysis: Mapping[str, Any]) -> str:
+def _run_statement(analysis: Mapping[str, Any]) -> str:
     runs = sorted({r["runs"] for table in analysis["seeds"].values() for r in table.values()})
     if runs in ([], [1]):
-        return "Runs: one. Nothing is known of how other runs would come out."
-    return f"Runs: {joined(map(str, runs), 'or')} per persona, averaged."
+        return "Runs: one. How much other runs would differ is not known."
+    return f"Runs: {joined(map(str, runs), 'or')} per persona; scores are means over runs."
 
 
 def _scores(analysis: Mapping[str, Any], out: Path) -> Section:
-    lines = [n for c, n in analysis["against_lines"].items() if c != "mean"]
+    baselines = [row for c, row in analysis["against_lines"].items() if c != "mean"]
     return section(
-        "Scores beside the lines that need no model",
-        Text(
-            "The score is 100 × (1 − ‖answers − majority answers‖ / ‖ranges‖) over the items that "
-            "were answered: 100 is identity with the country's majority answers, 0 the far end of "
-            "every scale."
-        ),
-        parts.means_figure(analysis, out),
-        parts.scores_figure(analysis, out),
+        "Scores beside baselines that need no model",
+        figures.means_figure(analysis, out),
+        figures.scores_figure(analysis, out),
         tables.differences_table(analysis),
-        Text(chance_of_many(len(lines))) if len(lines) > 1 else None,
-        tables.against_lines_table(analysis),
-        tables.against_lines_by_country(analysis),
-        tables.seeds_table(analysis),
+        Text(chance_of_many(len(baselines))) if len(baselines) > 1 else None,
+        tables.against_baselines_table(analysis),
+        tables.against_baselines_by_country(analysis),
+        tables.runs_table(analysis),
     )
 
 
 def _personas(analysis: Mapping[str, Any], out: Path) -> Section:
     blocks = [
-        Text(f"{_identification_words(analysis)} {_dispersion_words(analysis)}"),
-        parts.personas_figure(analysis, out),
+        Text(f"{_identification_statement(analysis)} {_dispersion_statement(analysis)}"),
+        figures.personas_figure(analysis, out),
         tables.identification_table(analysis),
         tables.dispersion_table(analysis),
     ]
     return section(
         "Personas and countries",
         *(blocks if analysis["personas"] else ()),
-        parts.map_figure(analysis, out),
-        parts.countries_figure(analysis, out),
+        figures.map_figure(analysis, out),
+        figures.countries_figure(analysis, out),
     )

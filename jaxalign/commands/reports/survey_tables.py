@@ -1,56 +1,68 @@
-"""Tables of the culture report, each from the dictionary that `survey.analysis` describes."""
+"""Tables of the survey report, each made from an analysis (`jaxalign.stats.analysis`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.commands.reports.survey_parts import METHODS, group_is_part, line_words
+from jaxalign.commands.reports.survey_figures import MODES, baseline_name, some_lack_a_persona
 from jaxalign.report.document import Estimate, Table, is_number
 from jaxalign.report.words import countries, verdict
+from jaxalign.stats.metrics import METRICS
 
-_MEAN = "mean of all"
+_MEAN = "Mean of these countries"
+_DIFFERENCE = "Difference in points"
+_VERDICT = "Persona is"
 
 
 def differences_table(analysis: Mapping[str, Any]) -> Table | None:
-    """Persona minus no country named, per country and on average."""
-    found = analysis["intervals"].get("difference", {})
+    """Return persona minus no persona, on average and per country."""
+    differences = analysis["intervals"].get("difference", {})
     rows = tuple(
-        (_name(country), d := Estimate.read(metrics.get("alignment")), verdict(d))
-        for country, metrics in _mean_first(found)
+        (
+            _MEAN if country == "mean" else country,
+            difference := Estimate.read(metrics.get("alignment")),
+            verdict(difference),
+        )
+        for country, metrics in sorted(differences.items(), key=lambda pair: pair[0] != "mean")
     )
-    caption = "Persona minus no country named, in points, on the items that both answered"
-    return _differences(caption, ("Country", "Difference", "In words"), rows)
+    caption = "Score of the persona minus score without a persona, on questions that both answered"
+    return _differences(caption, "Country", rows)
 
 
-def against_lines_table(analysis: Mapping[str, Any]) -> Table | None:
-    """Persona minus each trivial line, on average."""
+def against_baselines_table(analysis: Mapping[str, Any]) -> Table | None:
+    """Return persona minus each baseline, on average."""
     rows = tuple(
-        (line_words(analysis, line), d := Estimate.read(record), verdict(d))
+        (
+            baseline_name(analysis, line),
+            difference := Estimate.read(record),
+            verdict(difference),
+        )
         for line, record in analysis["against_lines"].get("mean", {}).items()
     )
-    caption = "Persona minus a line that needs no model, mean over countries, in points"
-    return _differences(caption, ("Line", "Difference", "In words"), rows)
+    caption = "Score of the persona minus score of a baseline, mean over countries"
+    return _differences(caption, "Baseline", rows)
 
 
-def against_lines_by_country(analysis: Mapping[str, Any]) -> Table | None:
-    """The same for each country, one column per line."""
-    found = {c: row for c, row in analysis["against_lines"].items() if c != "mean"}
-    if not found:
+def against_baselines_by_country(analysis: Mapping[str, Any]) -> Table | None:
+    """Return persona minus each baseline per country, one column per baseline."""
+    by_country = {c: row for c, row in analysis["against_lines"].items() if c != "mean"}
+    if not by_country:
         return None
-    lines = list(next(iter(found.values())))
-    rows = tuple((c, *(Estimate.read(row.get(n)) for n in lines)) for c, row in found.items())
-    columns = tuple(line_words(analysis, n) for n in lines)
-    caption = "Persona minus each line, per country"
+    lines = list(next(iter(by_country.values())))
+    rows = tuple((c, *(Estimate.read(row.get(n)) for n in lines)) for c, row in by_country.items())
+    columns = tuple(f"Minus {baseline_name(analysis, line)}" for line in lines)
+    caption = "Score of the persona minus score of each baseline, in points, per country"
     return Table(caption, ("Country", *columns), rows, 2, signed=columns, folded=True)
 
 
-def _differences(caption: str, columns: tuple[str, ...], rows: tuple) -> Table | None:
-    return Table(caption, columns, rows, digits=2, signed=("Difference",)) if rows else None
+def _differences(caption: str, first: str, rows: tuple) -> Table | None:
+    columns = (first, _DIFFERENCE, _VERDICT)
+    return Table(caption, columns, rows, digits=2, signed=(_DIFFERENCE,)) if rows else None
 
 
 def metrics_table(analysis: Mapping[str, Any]) -> Table | None:
-    """Every metric on average: a result that holds in one metric only is a weak one."""
+    """Return every metric on average: a result that holds in one metric only is a weak one."""
     intervals = analysis["intervals"]
     rows = []
     for metric, label in analysis["labels"]["metrics"].items():
@@ -61,144 +73,184 @@ def metrics_table(analysis: Mapping[str, Any]) -> Table | None:
         cells = (aware, _unaware_mean(analysis, metric), difference, verdict(difference))
         if any(c is not None for c in cells[:3]):
             rows.append((label, *cells))
-    columns = ("Metric", *(k.words for k in METHODS.values()), "Difference", "In words")
+    columns = ("Metric", *(k.words.capitalize() for k in MODES.values()), _DIFFERENCE, _VERDICT)
     count = len(analysis["personas"] or analysis["countries"])
-    caption = f"Every metric, mean over {countries(count)}, × 100"
-    return Table(caption, columns, tuple(rows), 2, ("Difference",)) if rows else None
+    caption = f"Every metric, mean over {countries(count)}, × 100 (100 is best)"
+    return Table(caption, columns, tuple(rows), 2, (_DIFFERENCE,)) if rows else None
 
 
 def _unaware_mean(analysis: Mapping[str, Any], metric: str) -> Estimate | None:
-    """Over the personas' countries; without an interval where these are not all countries."""
-    found = analysis["intervals"].get("unaware", {})
-    if not group_is_part(analysis):
-        return Estimate.read(found.get("mean", {}).get(metric))
-    values = [found.get(p, {}).get(metric, {}).get("value") for p in analysis["personas"]]
+    """Return the mean without a persona over the personas' countries.
+
+    It has an interval only where these are all countries.
+    """
+    by_country = analysis["intervals"].get("unaware", {})
+    if not some_lack_a_persona(analysis):
+        return Estimate.read(by_country.get("mean", {}).get(metric))
+    values = [by_country.get(p, {}).get(metric, {}).get("value") for p in analysis["personas"]]
     known = [v for v in values if is_number(v)]
     return Estimate(sum(known) / len(known)) if known else None
 
 
-def metrics_by_country(analysis: Mapping[str, Any], method: str) -> Table | None:
-    """One method's metrics per country."""
-    found = {c: row for c, row in analysis["intervals"].get(method, {}).items() if c != "mean"}
+def metric_definitions(analysis: Mapping[str, Any]) -> Table:
+    """Return where each metric comes from, and which questions it is about."""
+    rows = tuple(
+        (
+            label,
+            f"{100 * METRICS[name].range[0]:g} to {100 * METRICS[name].range[1]:g}",
+            "with ordered options" if METRICS[name].needs_order else "all",
+            METRICS[name].source,
+        )
+        for name, label in analysis["labels"]["metrics"].items()
+        if name in METRICS
+    )
+    columns = ("Metric", "Range, × 100", "Questions", "Source")
+    return Table("What the metrics are", columns, rows, folded=True)
+
+
+def metrics_by_country(analysis: Mapping[str, Any], mode: str) -> Table | None:
+    """Return one mode's metrics per country."""
+    intervals = analysis["intervals"].get(mode, {})
     metrics = analysis["labels"]["metrics"]
-    rows = tuple((c, *(Estimate.read(row.get(m)) for m in metrics)) for c, row in found.items())
-    caption = f"Every metric per country, × 100: {METHODS[method].words}"
+    rows = tuple(
+        (country, *(Estimate.read(row.get(m)) for m in metrics))
+        for country, row in intervals.items()
+        if country != "mean"
+    )
+    caption = f"Every metric per country, × 100: {MODES[mode].words}"
     return Table(caption, ("Country", *metrics.values()), rows, folded=True) if rows else None
 
 
-def seeds_table(analysis: Mapping[str, Any]) -> Table | None:
-    """Scores of the runs, and the interval over runs where there are several."""
+def runs_table(analysis: Mapping[str, Any]) -> Table | None:
+    """Return the scores of the runs, with the interval over runs where there are several."""
     rows = []
-    for method, by_country in analysis["seeds"].items():
+    for mode, by_country in analysis["seeds"].items():
         for country, record in by_country.items():
             values = ", ".join(f"{v:.2f}" for v in record["values"])
-            name = f"{country}, {METHODS[method].words}"
+            name = f"{country}, {MODES[mode].words}"
             rows.append((name, record["runs"], values, Estimate.read(record)))
-    columns = ("Country and method", "Runs", "Scores of the runs", "Mean over runs")
-    return Table("Runs", columns, tuple(rows), 2, folded=True) if rows else None
+    columns = ("Country and way of asking", "Runs", "Score of each run", "Mean over runs")
+    caption = "Scores of single runs in points, and their mean with Student's interval over runs"
+    return Table(caption, columns, tuple(rows), 2, folded=True) if rows else None
 
 
 def identification_table(analysis: Mapping[str, Any]) -> Table | None:
-    """What each persona and each country is nearest to."""
+    """Return what each persona and each country is nearest to."""
     rows, columns = (analysis["identification"][way]["nearest"] for way in ("rows", "columns"))
-    cells = tuple((p, _hit(p, rows.get(p)), _hit(p, columns.get(p))) for p in analysis["personas"])
+    cells = tuple(
+        (p, _nearest(p, rows.get(p)), _nearest(p, columns.get(p))) for p in analysis["personas"]
+    )
     heads = ("Country", "Its persona is nearest to", "Its people are nearest to the persona of")
     return Table("Who is nearest to whom", heads, cells, folded=True) if cells else None
 
 
-def _hit(own: str, nearest: str | None) -> str | None:
+def _nearest(own: str, nearest: str | None) -> str | None:
     return f"{nearest}, its own" if nearest == own else nearest
 
 
 def dispersion_table(analysis: Mapping[str, Any]) -> Table:
-    words = {
+    """Return how alike personas are, and how alike people are."""
+    names = {
         "personas": "two personas",
-        "humans_same": "two of the same countries' people",
-        "humans": "two of all countries' people",
+        "humans_same": "the people of two of the personas' countries",
+        "humans": "the people of any two countries",
     }
-    found = analysis["dispersion"]
+    dispersion = analysis["dispersion"]
     rows = tuple(
-        (text, found[name]["agreement"], found[name]["pairs"]) for name, text in words.items()
+        (text, dispersion[name]["agreement"], dispersion[name]["pairs"])
+        for name, text in names.items()
     )
-    return Table("How alike, mean score of one with the other", ("Who", "Score", "Pairs"), rows)
+    caption = "How alike: mean score in points of one against the other"
+    return Table(caption, ("Between", "Score", "Pairs"), rows)
 
 
 def long_items_table(analysis: Mapping[str, Any]) -> Table | None:
-    found = analysis["long_items"]
+    """Return the scores on questions with long and with short scales."""
+    long_items = analysis["long_items"]
     rows = tuple(
-        (p, *(found[n].get(p) for n in ("long", "short", "share_of_error")))
+        (p, *(long_items[name].get(p) for name in ("long", "short", "share_of_error")))
         for p in analysis["personas"]
     )
     columns = (
-        "Persona", "Score on items of ten options or more", "Score on the other items",
-        "Share of the squared error on the long ones, per cent",
-    )  # fmt: skip
-    return Table("Long and short items apart", columns, rows) if rows else None
+        "Persona",
+        "Score on questions with ten options or more",
+        "Score on the other questions",
+        "Share of the squared error on the long ones, %",
+    )
+    return Table("Questions with long and short scales, in points", columns, rows) if rows else None
 
 
 def unreadable_table(analysis: Mapping[str, Any]) -> Table:
-    found = analysis["unreadable"]
-    parts = [*found["aware"].items(), (METHODS["unaware"].words, found["unaware"])]
+    """Return how many replies gave no answer, and to which questions."""
+    unreadable = analysis["unreadable"]
+    groups = [*unreadable["aware"].items(), (MODES["unaware"].words, unreadable["unaware"])]
     rows = tuple(
         (
-            name, part["runs"], part["replies"], part["unreadable"], part["out_of_range"],
-            _some(part["items"]),
+            name,
+            group["runs"],
+            group["replies"],
+            group["unreadable"],
+            group["out_of_range"],
+            _first_names(group["items"]),
         )
-        for name, part in parts
-        if part["runs"]
-    )  # fmt: skip
-    columns = ("Replies of", "Runs", "Replies", "Without a number", "No such option", "Items")
+        for name, group in groups
+        if group["runs"]
+    )
+    columns = ("Persona", "Runs", "Replies", "No number", "Number of no option", "Questions")
     return Table("Replies that gave no answer", columns, rows)
 
 
-def _some(names: list[str], most: int = 12) -> str:
+def _first_names(names: list[str], most: int = 12) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def answers_table(analysis: Mapping[str, Any]) -> Table | None:
-    """Each item's majority answer and the persona's, in the survey's codes."""
+    """Return each question's majority answer and the persona's, in the survey's codes."""
     personas = analysis["personas"]
     rows = tuple(
         (
-            item["id"], item["topic"], item["scale"], item["options"], _code(item["unaware"]),
-            *(_pair(item, p) for p in personas),
+            item["id"],
+            item["topic"],
+            item["scale"],
+            item["options"],
+            _code(item["unaware"]),
+            *(
+                f"{_code(item['majority'].get(p))} → {_code(item['aware'].get(p))}"
+                for p in personas
+            ),
         )
         for item in analysis["items"]
-    )  # fmt: skip
-    columns = ("Item", "Topic", "Scale", "Options", METHODS["unaware"].words, *personas)
+    )
+    columns = (
+        "Question",
+        "Topic",
+        "Scale",
+        "Options",
+        MODES["unaware"].words.capitalize(),
+        *(f"{p}: people → persona" for p in personas),
+    )
     caption = (
-        "Answers per item: people's majority → persona (mean over runs), in the survey's codes"
+        "Answers in the survey's codes: the people's majority answer → the persona's (mean over "
+        "runs)"
     )
     return Table(caption, columns, rows, folded=True) if rows else None
 
 
 def errors_table(analysis: Mapping[str, Any]) -> Table | None:
-    """How far the persona is off on each item, the worst first."""
+    """Return how far the personas are off on each question, the worst first."""
     personas = analysis["personas"]
     rows = [
-        (i["id"], i["topic"], *(i["error"].get(p) for p in personas)) for i in analysis["items"]
+        (item["id"], item["topic"], *(item["error"].get(p) for p in personas))
+        for item in analysis["items"]
     ]
     known = {row[0]: [e for e in row[2:] if e is not None] for row in rows}
     rows = [row for row in rows if known[row[0]]]
     rows.sort(key=lambda row: -sum(known[row[0]]) / len(known[row[0]]))
-    caption = "Distance from the majority answer per item, per cent of the scale, worst first"
-    return (
-        Table(caption, ("Item", "Topic", *personas), tuple(rows), 0, folded=True) if rows else None
-    )
-
-
-def _pair(item: Mapping[str, Any], persona: str) -> str:
-    return f"{_code(item['majority'].get(persona))} → {_code(item['aware'].get(persona))}"
+    caption = "Distance of the persona from the majority answer, % of the scale, worst first"
+    columns = ("Question", "Topic", *personas)
+    return Table(caption, columns, tuple(rows), 0, folded=True) if rows else None
 
 
 def _code(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
-
-
-def _name(country: str) -> str:
-    return _MEAN if country == "mean" else country
-
-
-def _mean_first(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return sorted(found.items(), key=lambda pair: pair[0] != "mean")

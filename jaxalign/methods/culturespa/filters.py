@@ -1,15 +1,15 @@
-"""The filters that generated questions go through, each a pure function with a count.
+"""The filters that generated questions go through. Each is a pure function that counts its effect.
 
     duplicates       removed   the text of a seed or of an earlier question
-    undefined_scales removed   options are bare numbers and the question does not say what they mean
+    undefined_scales removed   options are bare numbers that the question does not explain
     option_numbers   changed   "1. Always", "2. Never" -> "Always", "Never"
     end_labels       changed   "1 - Never", "2", "3 - Always" -> the labels go into the question
-    half_labelled    removed   bare numbers next to numbers with a label, in any other way
-    repeated_options removed   the same option twice once its number is gone (ours, not published)
+    half_labelled    removed   bare numbers mixed with labelled numbers in any other way
+    repeated_options removed   the same option twice once its number is gone (not published; ours)
 
-All keep the order, are idempotent and take questions of one or many topics. On the 13,000 questions
-that CultureSPA released (Xu et al. 2025, NAACL) the published ones leave 12,891, 12,860 and 12,847,
-the counts of its released notebook.
+All filters keep the order, are idempotent, and take questions of one or many topics. On the 13,000
+questions that CultureSPA released (Xu et al. 2025, NAACL) the published ones leave 12,891, 12,860
+and 12,847, which are the counts of its released notebook.
 """
 
 from __future__ import annotations
@@ -17,68 +17,131 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from jaxalign.methods.culturespa.parsing import Written
+from jaxalign.methods.culturespa.questions import BARE_NUMBER, Question
 
-Filtered = tuple[list[Written], int]  # what is kept, and how many were removed or changed
+Filtered = tuple[list[Question], int]  # the questions kept, and how many were removed or changed
 
-_BARE = re.compile(r"[0-9]{1,3}")
-# A number as a heading of its label. Not one: the ranges "1-2 times" and "2 - 4 weeks", "1.5".
-_LABELLED = re.compile(
+# A number that heads its label. Not matched: the ranges "1-2 times" and "2 - 4 weeks", and "1.5".
+_NUMBERED = re.compile(
     r"([0-9]{1,3})\s*(?:(?:[.):](?![0-9])|[-–—](?!\s*[0-9]))\s*(.*\S)|\(([^()]*[^()\s][^()]*)\))"
 )
-# Phrases by which the published filter tells that a question says what its numbers mean. It knows
-# scales that begin at 1 only: one released question "with 0 being" is lost by it.
-_DEFINED = ("on a scale", "with 1 being", "where 1 means", "which 1 means")
+# Phrases by which the published filter recognises that a question explains its numbers. It knows
+# scales that start at 1 only, and so loses one released question that says "with 0 being".
+_EXPLAINED = ("on a scale", "with 1 being", "where 1 means", "which 1 means")
 _NO_ANSWER = re.compile(r"refuse|don.?t know|not sure|no answer|no opinion|not applicable")
 
 
-def drop_duplicates(written: Sequence[Written], seeds: Iterable[Written] = ()) -> Filtered:
-    """Without questions whose text is exactly a seed's or an earlier question's, as published:
-    another case or other punctuation is another text (2 of the released 13,000 differ so)."""
+@dataclasses.dataclass(frozen=True)
+class FilterCount:
+    """What one filter did: questions removed, questions changed, questions left after it."""
+
+    removed: int
+    changed: int
+    left: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FilteredQuestions:
+    """What the filters left of a set of questions.
+
+    Attributes:
+        questions: The questions kept, in their original order.
+        counts: What each filter did, by name, in the order applied.
+    """
+
+    questions: tuple[Question, ...]
+    counts: Mapping[str, FilterCount]
+
+
+def filter_questions(
+    questions: Sequence[Question], seeds: Iterable[Question] = ()
+) -> FilteredQuestions:
+    """Apply all filters to generated questions, in the published order.
+
+    Args:
+        questions: Questions as `write_questions` or `read_questions` returns them.
+        seeds: Questions that the model was shown as examples; copies of them are duplicates.
+
+    Returns:
+        The questions left, and what each filter removed and changed.
+
+    Example:
+        >>> from jaxalign.methods.culturespa import Question, filter_questions
+        >>> question = Question("How often do you vote?", ("1. Always", "2. Never"))
+        >>> filtered = filter_questions([question, question])
+        >>> filtered.questions
+        (Question(question='How often do you vote?', options=('Always', 'Never'), topic='', id=''),)
+        >>> filtered.counts["duplicates"]
+        FilterCount(removed=1, changed=0, left=1)
+    """
+    filters: dict[str, Callable[[Sequence[Question]], Filtered]] = {
+        "duplicates": lambda kept: drop_duplicates(kept, seeds),
+        "undefined_scales": drop_undefined_scales,
+        "option_numbers": strip_option_numbers,
+        "end_labels": move_end_labels,
+        "half_labelled": drop_half_labelled,
+        "repeated_options": drop_repeated_options,
+    }
+    kept, counts = list(questions), {}
+    for name, apply in filters.items():
+        before = len(kept)
+        kept, affected = apply(kept)
+        removed = before - len(kept)
+        counts[name] = FilterCount(removed, changed=affected - removed, left=len(kept))
+    return FilteredQuestions(tuple(kept), counts)
+
+
+def drop_duplicates(questions: Sequence[Question], seeds: Iterable[Question] = ()) -> Filtered:
+    """Drop questions whose text is exactly that of a seed or of an earlier question.
+
+    As published, a difference in case or punctuation makes another text (2 of the released 13,000
+    differ so).
+    """
     seen = {seed.question.strip() for seed in seeds}
     kept = []
-    for question in written:
+    for question in questions:
         if (text := question.question.strip()) not in seen:
             seen.add(text)
             kept.append(question)
-    return kept, len(written) - len(kept)
+    return kept, len(questions) - len(kept)
 
 
-def drop_undefined_scales(written: Sequence[Written]) -> Filtered:
-    """Without questions whose options are all bare numbers that the question does not define."""
+def drop_undefined_scales(questions: Sequence[Question]) -> Filtered:
+    """Drop questions whose options are all bare numbers that the question does not explain."""
 
-    def undefined(question: Written) -> bool:
+    def undefined(question: Question) -> bool:
         text = question.question.lower()
-        return all(map(_BARE.fullmatch, question.options)) and not any(p in text for p in _DEFINED)
+        bare = all(map(BARE_NUMBER.fullmatch, question.options))
+        return bare and not any(phrase in text for phrase in _EXPLAINED)
 
-    return _drop(written, undefined)
+    return _drop(questions, undefined)
 
 
-def strip_option_numbers(written: Sequence[Written]) -> Filtered:
-    """Options that are all numbered, each with another number, lose their numbers."""
+def strip_option_numbers(questions: Sequence[Question]) -> Filtered:
+    """Remove the numbers of options that are all numbered, each with a different number."""
 
-    def strip(question: Written) -> Written:
+    def strip(question: Question) -> Question:
         while (heads := _heads(question.options)) and _distinct(heads):
             labels = tuple(label for _, label in heads)
-            if all(map(_BARE.fullmatch, labels)):
+            if all(map(BARE_NUMBER.fullmatch, labels)):
                 break  # "1. 10", "2. 20" would become a scale that nobody defined
             question = dataclasses.replace(question, options=labels)
         return question
 
-    return _change(written, strip)
+    return _change(questions, strip)
 
 
-def move_end_labels(written: Sequence[Written]) -> Filtered:
-    """Of a scale that is labelled at its two ends only, the labels go into the question."""
-    return _change(written, _move_end_labels)
+def move_end_labels(questions: Sequence[Question]) -> Filtered:
+    """Move the labels of a scale into the question if only its two ends are labelled."""
+    return _change(questions, _move_end_labels)
 
 
-def _move_end_labels(question: Written) -> Written:
+def _move_end_labels(question: Question) -> Question:
     first, *middle, last = question.options
     ends = _heads((first, last))
-    if not ends or not middle or not all(map(_BARE.fullmatch, middle)):
+    if not ends or not middle or not all(map(BARE_NUMBER.fullmatch, middle)):
         return question
     (low, low_label), (high, high_label) = ends
     numbers = [low, *map(int, middle), high]
@@ -91,76 +154,45 @@ def _move_end_labels(question: Written) -> Written:
     )
 
 
-def drop_half_labelled(written: Sequence[Written]) -> Filtered:
-    """Without questions whose options all begin with a number, some being nothing else. Goes after
-    `move_end_labels`."""
+def drop_half_labelled(questions: Sequence[Question]) -> Filtered:
+    """Drop questions whose options all start with a number and some are nothing but that number.
 
-    def half(question: Written) -> bool:
-        bare = sum(map(bool, map(_BARE.fullmatch, question.options)))
-        numbers = all(map(_BARE.match, question.options))
-        return numbers and 0 < bare < len(question.options)
+    Comes after `move_end_labels`, which mends the scales that can be mended.
+    """
 
-    return _drop(written, half)
+    def half_labelled(question: Question) -> bool:
+        bare = sum(map(bool, map(BARE_NUMBER.fullmatch, question.options)))
+        all_start_with_number = all(map(BARE_NUMBER.match, question.options))
+        return all_start_with_number and 0 < bare < len(question.options)
 
-
-def drop_repeated_options(written: Sequence[Written]) -> Filtered:
-    """Without questions that offer the same option twice. Not a published filter: an answer to
-    such a question cannot be told from the other."""
-    return _drop(written, lambda q: len(set(q.options)) < len(q.options))
+    return _drop(questions, half_labelled)
 
 
-@dataclasses.dataclass(frozen=True)
-class Count:
-    """What one filter did."""
+def drop_repeated_options(questions: Sequence[Question]) -> Filtered:
+    """Drop questions that offer the same option twice.
 
-    removed: int
-    changed: int
-    left: int
-
-
-def apply_filters(
-    written: Sequence[Written], seeds: Iterable[Written] = ()
-) -> tuple[list[Written], dict[str, Count]]:
-    """All filters in the published order. Returns what is kept, and counts by filter in order."""
-    kept, counts = list(written), {}
-    removing: dict[str, Callable[[Sequence[Written]], Filtered]] = {
-        "duplicates": lambda some: drop_duplicates(some, seeds),
-        "undefined_scales": drop_undefined_scales,
-        "option_numbers": strip_option_numbers,
-        "end_labels": move_end_labels,
-        "half_labelled": drop_half_labelled,
-        "repeated_options": drop_repeated_options,
-    }
-    for name, apply in removing.items():
-        before = len(kept)
-        kept, count = apply(kept)
-        removed = before - len(kept)
-        counts[name] = Count(removed, changed=count - removed, left=len(kept))
-    return kept, counts
-
-
-def bare_numbers(options: Sequence[str]) -> list[int] | None:
-    """The options as numbers if they are nothing else."""
-    return [int(option) for option in options] if all(map(_BARE.fullmatch, options)) else None
+    Not a published filter: which of the two an answer means cannot be told.
+    """
+    return _drop(questions, lambda q: len(set(q.options)) < len(q.options))
 
 
 def _heads(options: Sequence[str]) -> list[tuple[int, str]] | None:
-    """Number and label of each option, None unless every option has both."""
-    found = [_LABELLED.fullmatch(option.strip()) for option in options]
-    if not all(found):
+    """Return number and label of each option, None unless every option has both."""
+    matches = [_NUMBERED.fullmatch(option.strip()) for option in options]
+    if not all(matches):
         return None
-    return [(int(m[1]), (m[2] or m[3]).strip()) for m in found if m]
+    return [(int(m[1]), (m[2] or m[3]).strip()) for m in matches if m]
 
 
 def _distinct(heads: Sequence[tuple[int, str]]) -> bool:
-    return len({n for n, _ in heads}) == len(heads)
+    return len({number for number, _ in heads}) == len(heads)
 
 
-def _drop(written: Sequence[Written], bad: Callable[[Written], bool]) -> Filtered:
-    kept = [question for question in written if not bad(question)]
-    return kept, len(written) - len(kept)
+def _drop(questions: Sequence[Question], is_bad: Callable[[Question], bool]) -> Filtered:
+    kept = [question for question in questions if not is_bad(question)]
+    return kept, len(questions) - len(kept)
 
 
-def _change(written: Sequence[Written], change: Callable[[Written], Written]) -> Filtered:
-    out = [change(question) for question in written]
-    return out, sum(a != b for a, b in zip(written, out, strict=True))
+def _change(questions: Sequence[Question], change: Callable[[Question], Question]) -> Filtered:
+    changed = [change(question) for question in questions]
+    return changed, sum(a != b for a, b in zip(questions, changed, strict=True))

@@ -1,244 +1,245 @@
-"""A model writes new survey questions, topic by topic, after examples: step 1 of CultureSPA.
+"""A survey question as a model writes it: read strictly, checked, and put into a survey.
 
-Every request shows five examples of its topic: seeds alone until the topic has two questions of the
-model's own, then three seeds and two of those. A reply that is no question (`parsing`) is counted
-and asked for anew. All topics advance together, in rounds:
+    {"question": "How often do you ...?", "options": ["Always", "Often", "Never"]}
 
-    round    every unfinished topic sends up to `per_round` requests, all in one batch; before a
-             topic has two questions, no more than it lacks of two
-    request  number n of a topic draws its examples by (seed, topic, n) from the seeds and the
-             questions that the topic had when the round began
-
-so a reply depends on nothing but seed, topic, number and earlier replies of its topic, and the set
-is the same whatever the batch size and however often the run was killed. Replies are kept as JSON
-lines; a run that finds some there does not ask for them again.
-
-Method: Xu et al. 2025 (CultureSPA, NAACL), section on generating questions. There each topic is
-asked one request at a time, so examples there are a little newer. Knows neither model nor
-tokenizer.
+`parse_question` reads one reply and either returns a `Question` or a `Refusal` with its reason. No
+text that a model can write makes it raise. Reasons are a small set of fixed phrases, so that they
+can be counted. Source: step 1 of CultureSPA (Xu et al. 2025), which likewise accepts a reply as a
+whole or asks again; every option of its released questions is a text in a list.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
+import re
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.core import templates
 from jaxalign.core.errors import UserError
-from jaxalign.methods.culturespa.filters import bare_numbers
-from jaxalign.methods.culturespa.parsing import (
-    Refusal,
-    Written,
-    as_text,
-    number,
-    parse_question,
-)
-from jaxalign.methods.culturespa.topics import (
-    MOST_REQUESTS,
-    Topic,
-    TopicCount,
-    Writing,
-    make_topics,
-)
-from jaxalign.prompts import Message
-from jaxalign.runs import MetricsFile
 from jaxalign.surveys.survey import Item, Survey
 
-# Conversations and a number below 2^32 for each, which its randomness must follow -> the replies.
-# None where a conversation was too long to be asked.
-Writer = Callable[[list[list[Message]], list[int]], Sequence[str | bytes | None]]
+FEWEST_OPTIONS, MOST_OPTIONS = 2, 20  # the released questions have 2 to 11
+LONGEST_REPLY = 20_000  # characters; 256 tokens are about 1,000
+LONGEST_TEXT = 1_000  # characters of a question or an option; the released ones stay below 500
 
-_TOO_LONG = Refusal("request too long for the model")
+# A model may put its reply into a code fence; anything else around the object is refused.
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n\s*```", re.DOTALL | re.IGNORECASE)
+_CHAT_MARKER = re.compile(r"<\|[^|<>\s]*\|>")  # would end a turn when the question is asked
+_REPLACEMENT = "\ufffd"  # what bytes that are not UTF-8 decode to
+BARE_NUMBER = re.compile(r"[0-9]{1,3}")
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionSet:
-    """Questions by topic, in the order written, before any filter."""
+class Question:
+    """A question that a model wrote.
 
-    written: tuple[Written, ...]
-    topics: tuple[TopicCount, ...]
-    notes: tuple[str, ...]
-
-
-def write_questions(
-    survey: Survey,
-    write: Writer,
-    prompt: str,
-    writing: Writing,
-    replies: Path,
-    save_every: int = 256,
-    on_save: Callable[[int, Mapping[str, str]], None] | None = None,
-) -> QuestionSet:
-    """Ask for `writing.per_topic` questions on every topic of `survey`, whose items are the seeds.
-
-    prompt: a jinja2 source (`load_prompt`). replies: file of JSON lines, one a request; those that
-    it holds are not asked for again. save_every: so many conversations are handed to `write` at a
-    time at most, after which their replies are kept and `on_save` is called with the number of
-    questions so far; the set does not depend on it. A topic that uses up its requests ends short,
-    which is said in `notes`. Raises UserError for a survey without topics, and where `replies`
-    holds replies to other requests.
+    Attributes:
+        question: Its text, on one line.
+        options: The options' texts in the order written, one line each.
+        topic: Topic that the question was asked for; "" if unknown.
+        id: Identifier within its set; "" before `with_ids`.
     """
-    topics = make_topics(survey)
-    file = MetricsFile(replies, "request")
-    file.rewind(sys.maxsize)  # a kill may have torn the last line
-    saved = _saved(file)
-    while asked := _round(topics, prompt, writing):
-        fresh = [request for request in asked if request.key not in saved]
-        for request in asked:
-            if request.key in saved:
-                _refuse_other(saved[request.key], request, replies)
-        for start in range(0, len(fresh), save_every):
-            saved |= _ask(write, fresh[start : start + save_every], file)
-            if on_save is not None:
-                on_save(*_progress(saved))
-        for request in asked:
-            request.topic.take(_read(saved[request.key]["reply"]))
-    return QuestionSet(
-        written=tuple(q for topic in topics for q in number(topic.accepted)),
-        topics=tuple(
-            TopicCount(t.name, t.requests, len(t.accepted), dict(t.refused.most_common()))
-            for t in topics
-        ),
-        notes=tuple(
-            f"{t.name}: {len(t.accepted)} of {writing.per_topic} questions after {t.requests} "
-            "requests, the most that --attempts allows"
-            for t in topics
-            if len(t.accepted) < writing.per_topic
-        ),
-    )
+
+    question: str
+    options: tuple[str, ...]
+    topic: str = ""
+    id: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Request:
-    topic: Topic
-    number: int
-    messages: list[Message]
+class Refusal:
+    """Why a reply is not a question."""
 
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.topic.name, self.number
-
-    @property
-    def id(self) -> int:
-        """The number that the reply's randomness follows."""
-        return self.topic.index * MOST_REQUESTS + self.number
-
-    @property
-    def sha256(self) -> str:
-        """Of the conversation: what a saved reply must have been a reply to."""
-        return hashlib.sha256(json.dumps(self.messages).encode()).hexdigest()[:16]
+    reason: str
 
 
-def _round(topics: Sequence[Topic], prompt: str, writing: Writing) -> list[_Request]:
-    asked = []
-    for topic in topics:
-        for n in range(topic.requests, topic.requests + topic.next_requests(writing)):
-            content = render(prompt, topic.name, topic.examples(writing, n))
-            asked.append(_Request(topic, n, [{"role": "user", "content": content}]))
-    return asked
+def parse_question(reply: str | bytes) -> Question | Refusal:
+    """Read the question in a reply. Never raises.
 
+    The reply must be one JSON object, alone or in a code fence, with a question, its options and
+    nothing else. Keys may be capitalised and end in a colon, as the released prompts spell them.
 
-def _ask(
-    write: Writer, asked: Sequence[_Request], file: MetricsFile
-) -> dict[tuple[str, int], dict[str, Any]]:
-    """Rows of the replies, appended to the file."""
-    replies = write([request.messages for request in asked], [request.id for request in asked])
-    rows = {}
-    for request, reply in zip(asked, replies, strict=True):
-        text = None if reply is None else as_text(reply)
-        found = _read(text)
-        rows[request.key] = {
-            "topic": request.topic.name,
-            "request": request.number,
-            "asked": request.sha256,
-            "reply": text,
-            "refused": found.reason if isinstance(found, Refusal) else None,
-        }
-        file.append(rows[request.key])
-    return rows
+    Args:
+        reply: The model's whole reply.
 
-
-def _read(reply: str | None) -> Written | Refusal:
-    return _TOO_LONG if reply is None else parse_question(reply)
-
-
-def _saved(file: MetricsFile) -> dict[tuple[str, int], dict[str, Any]]:
-    rows = file.read()
-    for row in rows:
-        if not (
-            isinstance(row.get("topic"), str)
-            and isinstance(row.get("reply"), str | None)
-            and isinstance(row.get("refused", 0), str | None)
-        ):
-            raise UserError(f"{file.path}: not a file of replies; give another --out")
-    return {(row["topic"], row["request"]): row for row in rows}
-
-
-def _refuse_other(row: Mapping[str, Any], request: _Request, path: Path) -> None:
-    """A saved reply to another conversation must not pass for one to this."""
-    if row.get("asked") != request.sha256:
-        raise UserError(
-            f"{path}: request {request.number} on {request.topic.name!r} was another one "
-            "(settings, seeds, prompt text or earlier replies differ); give another `out`"
-        )
-
-
-def _progress(saved: Mapping[Any, Mapping[str, Any]]) -> tuple[int, dict[str, str]]:
-    """Questions so far, and what to say of the requests."""
-    refused = sum(row["refused"] is not None for row in saved.values())
-    share = f"{refused} ({100 * refused / len(saved):.0f} %)"
-    return len(saved) - refused, {"requests": f"{len(saved)}", "refused": share}
-
-
-def load_prompt(path: Path | None = None) -> str:
-    """The request's text as jinja2 source, the package's or your file's. It sees `topic` and
-    `examples`, a list of JSON objects as texts."""
+    Returns:
+        The question, or a `Refusal` that says why the reply is not one.
+    """
+    text = as_text(reply).strip()
+    if len(text) > LONGEST_REPLY:
+        return Refusal("reply too long")
+    if fenced := _FENCE.fullmatch(text):
+        text = fenced[1].strip()
+    if not text.startswith("{"):
+        return Refusal("does not begin with a JSON object")
     try:
-        if path is not None:
-            return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompt {path}: cannot be read ({error})") from None
-    return resources.files("jaxalign.prompts").joinpath("question.jinja").read_text("utf-8")
+        # Objects are read as pairs, so that a repeated key is noticed; as tuples of pairs, because
+        # no JSON list becomes a tuple.
+        pairs, end = json.JSONDecoder(object_pairs_hook=tuple).raw_decode(text)
+    except RecursionError:
+        return Refusal("nested too deeply")
+    except ValueError:  # not JSON, cut short, or a number of thousands of digits
+        return Refusal("not JSON, or cut short")
+    if end < len(text):
+        return Refusal("text after the JSON object")
+    keys = [key.strip().rstrip(":").lower() for key, _ in pairs]
+    if sorted(keys) != ["options", "question"]:
+        return Refusal("keys other than one question and its options")
+    fields = dict(zip(keys, (value for _, value in pairs), strict=True))
+    checked = check_question(fields["question"], fields["options"])
+    if isinstance(checked, Question) and len(set(checked.options)) < len(checked.options):
+        return Refusal("an option twice")
+    return checked
 
 
-def render(prompt: str, topic: str, examples: Sequence[Written]) -> str:
-    """The user's message. Raises UserError with jinja2's complaint."""
-    values = {"topic": topic, "examples": list(map(as_json, examples))}
-    return templates.render("question.jinja", prompt, **values)
+def as_text(reply: str | bytes) -> str:
+    """Return `reply` as text that can be written as UTF-8; U+FFFD replaces what cannot."""
+    if isinstance(reply, str):
+        reply = reply.encode("utf-8", "surrogatepass")
+    return reply.decode("utf-8", "replace")
 
 
-def as_json(question: Written) -> str:
-    """A question as the JSON object that a reply is to be."""
+def check_question(question: Any, options: Any) -> Question | Refusal:
+    """Check a question and its options, which may be values of any type.
+
+    Returns:
+        The question with each text on one line, or why these values are not a question.
+    """
+    if not isinstance(question, str):
+        return Refusal("question is not a text")
+    if not isinstance(options, list):
+        return Refusal("options are not a list")
+    if not all(isinstance(option, str) for option in options):
+        return Refusal("an option is not a text")
+    if len(options) < FEWEST_OPTIONS:
+        return Refusal(f"fewer than {FEWEST_OPTIONS} options")
+    if len(options) > MOST_OPTIONS:
+        return Refusal(f"more than {MOST_OPTIONS} options")
+    question, *labels = (" ".join(text.split()) for text in (question, *options))
+    if fault := next(filter(None, map(_fault, (question, *labels))), None):
+        return Refusal(fault)
+    return Question(question, tuple(labels))
+
+
+def _fault(text: str) -> str | None:
+    """Return what is wrong with the text of a question or an option, None if nothing is."""
+    if not text:
+        return "an empty text"
+    if len(text) > LONGEST_TEXT:
+        return "a text too long"
+    if _CHAT_MARKER.search(text):
+        return "a chat marker in a text"
+    if _REPLACEMENT in text or any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        return "a control or half character in a text"
+    return None
+
+
+def from_item(item: Item) -> Question:
+    """Return a survey's item as a question; its stem and its text become one text."""
+    return Question(f"{item.stem} {item.text}".strip(), item.options, item.topic, item.id)
+
+
+def as_json(question: Question) -> str:
+    """Return a question as the JSON object that a reply should be."""
     fields = {"question": question.question, "options": list(question.options)}
     return json.dumps(fields, ensure_ascii=False)
 
 
-def make_instrument(written: Sequence[Written], name: str, source: str) -> Survey:
-    """Generated questions as a survey, all ordinal: codes 1 ... n, or the options themselves
-    where they are numbers in order.
+def read_questions(path: Path) -> tuple[list[Question], dict[str, int]]:
+    """Read a file of generated questions in the form that CultureSPA released.
 
-    Whether a model meant its options as a scale cannot be told from their texts with certainty, and
-    the published data take every question for one. Step 3 only asks whether an answer changes.
-    Raises UserError where no question is left.
+    The file is a JSON list of `{"question": "", "option_lst": [""], "class": "topic", ...}`. The
+    questions get new ids, because the released ones start again in every topic's file. A faulty
+    entry is counted, not fatal.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        The questions, and the number of refused entries by reason.
+
+    Raises:
+        UserError: If the file cannot be read or is not such a list.
     """
-    if not written:
+    try:
+        # Bytes that are not UTF-8 become lone surrogates, so that only their entry is refused.
+        rows = json.loads(Path(path).read_bytes().decode("utf-8-sig", "surrogateescape"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: the top level must be a list of questions")
+    questions: list[Question] = []
+    refused: dict[str, int] = {}
+    for row in rows:
+        entry = _from_row(row)
+        if isinstance(entry, Refusal):
+            refused[entry.reason] = refused.get(entry.reason, 0) + 1
+        else:
+            questions.append(entry)
+    return with_ids(questions), refused
+
+
+def _from_row(row: Any) -> Question | Refusal:
+    if not isinstance(row, dict):
+        return Refusal("not a JSON object")
+    topic = row.get("class", "")
+    if not isinstance(topic, str) or (topic and _fault(topic)):
+        return Refusal("topic is not a text")
+    checked = check_question(row.get("question"), row.get("option_lst"))
+    return checked if isinstance(checked, Refusal) else dataclasses.replace(checked, topic=topic)
+
+
+def with_ids(questions: Sequence[Question]) -> list[Question]:
+    """Return the questions with new ids: "social_values-0001" is the first of its topic."""
+    counts: dict[str, int] = {}
+    numbered = []
+    for question in questions:
+        prefix = topic_id(question.topic)
+        counts[prefix] = counts.get(prefix, 0) + 1
+        numbered.append(dataclasses.replace(question, id=f"{prefix}-{counts[prefix]:04d}"))
+    return numbered
+
+
+def topic_id(topic: str) -> str:
+    """Return `topic` as the start of an id: "Science & Technology" -> "science_technology"."""
+    return re.sub(r"\W+", "_", topic.lower()).strip("_") or "question"
+
+
+def to_survey(questions: Sequence[Question], name: str, source: str) -> Survey:
+    """Make a survey of generated questions.
+
+    Every item is ordinal. Its codes are the options themselves if these are numbers in order, else
+    1 ... n. Whether a model meant its options as a scale cannot be told from their texts with
+    certainty, and the published data treat every question as one. Selection (step 3) asks only
+    whether an answer changes.
+
+    Args:
+        questions: Questions with ids, such as those that `filter_questions` kept.
+        name: The survey's name.
+        source: Where the questions come from.
+
+    Raises:
+        UserError: If there is no question.
+    """
+    if not questions:
         raise UserError("no question is left; nothing to make a survey of")
     items = tuple(
-        Item(q.id, q.question, q.options, _codes(q.options), "ordinal", q.topic) for q in written
+        Item(q.id, q.question, q.options, _codes(q.options), "ordinal", q.topic) for q in questions
     )
     return Survey(name, "generated", source, "paraphrase", items)
 
 
 def _codes(options: Sequence[str]) -> tuple[int, ...]:
-    numbers = bare_numbers(options)
-    if numbers and len(set(numbers)) == len(numbers) and sorted(numbers) in (
-        numbers, numbers[::-1],
-    ):  # fmt: skip
-        return tuple(numbers)
+    if all(map(BARE_NUMBER.fullmatch, options)):
+        numbers = list(map(int, options))
+        distinct = len(set(numbers)) == len(numbers)
+        if distinct and sorted(numbers) in (numbers, numbers[::-1]):
+            return tuple(numbers)
     return tuple(range(1, len(options) + 1))

@@ -1,187 +1,266 @@
-"""What `experiments.culturespa` reports: `result.json`.
+"""The result of a CultureSPA run, and `result.json`.
 
     methods.{unaware,p1,p2,p3,p1p3,p2p3,joint,specific,cct}
         .countries.USA            alignment score, 0 to 100, mean over seeds
         .country_intervals.USA    [low, high], questions resampled
-        .mean, .interval          over countries, with the interval over questions
-        .seed_interval, .by_seed  Student's interval over seeds (null: seeds cannot matter), values
-    selection.{crqpc,rds,cds}     the same for the joint model trained on each; crqpc is `joint`
-    differences.joint_minus_p1    value, interval, seed_interval, by_seed, verdict: paired, over
-                                  the items that both answered in every run of a seed
+        .mean, .interval          mean over countries, with its interval over questions
+        .seed_interval, .by_seed  Student's interval over seeds (null if seeds cannot matter), and
+                                  the values it is computed from
+    selection.{crqpc,rds,cds}     the same for the joint model trained on each selection of data;
+                                  crqpc is `joint`
+    differences.joint_minus_p1    value, interval, seed_interval, by_seed and verdict, paired: over
+                                  the items that both methods answered in every run of a seed
     guard                         accuracies in percent before and after, differences in points
-    untrained.joint.models, .all  models that are as they came, as nothing was selected for them or
-                                  no step was taken; a method with no others is in no table
-    replies.p1                    replies, unreadable, out_of_range: where replies are sampled
+    untrained.joint.models, .all  models that fine-tuning left unchanged, because nothing was
+                                  selected for them or no step was taken; a method that has no other
+                                  models is in no table
+    replies.p1                    replies, unreadable, out_of_range; only if replies are sampled
     questions                     asked_for, parsed, removed by each filter (too_long: for the given
-                                  --train.row-length), left, by seed
+                                  row length), left, and the same by seed
     selected                      pairs by country and seed, share changed, sampling noise
-    lines                         the score of answers that need no model
-    personas                      identification and agreement of p1, joint, specific and cct
-    settings, facts, versions
+    lines                         scores of answers that need no model
+    personas                      identification and agreement of p1, p2, joint, specific and cct
+    settings, facts, versions     what is needed to make the result again
 
-null stands where nothing was answered, as when no reply can be read, and where a mean would need
-it.
+null stands where nothing was answered, as when no reply can be read, and for a mean that would need
+such a value. "Countries" are whatever groups the run was given.
 
-An interval over questions speaks for other questions like these, one over seeds for other questions
-written, other draws and other starts of the same program; 95 % each.
+An interval over questions is about other questions like these; an interval over seeds is about
+other written questions, other draws and other starts of the same program. Both cover 95 %.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxalign.methods.culturespa.settings import Config
-from jaxalign.methods.culturespa.step_measure import Measured
-from jaxalign.methods.culturespa.study import Study
-from jaxalign.runs import finite_or_none, settings_of, versions
+from jaxalign.core.files import finite_or_none
+from jaxalign.lm.lora import Adapter
+from jaxalign.methods.base import (
+    CCT,
+    CDS,
+    CRQPC,
+    CULTURESPA_METHODS,
+    JOINT,
+    P1,
+    P2,
+    RDS,
+    SPECIFIC,
+    UNAWARE,
+)
+from jaxalign.methods.culturespa.fine_tune import ModelName
+from jaxalign.methods.culturespa.inputs import Inputs
+from jaxalign.methods.culturespa.measure import Answers, Measured
+from jaxalign.methods.culturespa.select import TRAINED_UNDER
+from jaxalign.methods.culturespa.settings import CultureSPASettings
+from jaxalign.methods.culturespa.styles import STYLES, reads_answers
+from jaxalign.runs import settings_of, versions
 from jaxalign.stats.alignment import agreement, alignment, culture_lines, identify
 from jaxalign.stats.bootstrap import count_draws
-from jaxalign.stats.intervals import seed_interval
+from jaxalign.stats.intervals import Interval, seed_interval
 from jaxalign.stats.paired_scores import Spread, drawn_scores, spread
 
-METHODS = {
-    "unaware": "unaware",
-    "p1": "culture-aware (P1)",
-    "p2": "cross-culture thinking (P2)",
-    "p3": "self-alignment (P3)",
-    "p1p3": "P1 + P3",
-    "p2p3": "P2 + P3",
-    "joint": "CultureSPA joint",
-    "specific": "CultureSPA specific",
-    "cct": "CultureSPA CCT",
-}
-SELECTION = {"crqpc": "joint", "rds": "rds", "cds": "cds"}
-DIFFERENCES = (
-    ("p1", "unaware"), ("joint", "p1"), ("specific", "p1"), ("cct", "p2"), ("joint", "rds"),
-    ("rds", "cds"), ("cds", "p1"),
-)  # fmt: skip
-GUARD_POINTS = 1.0  # how much accuracy fine-tuning may change
+# The model that each selection of training data gives.
+SELECTION_MODELS = {CRQPC.key: JOINT.key, RDS.key: RDS.key, CDS.key: CDS.key}
+DIFFERENCES = tuple(
+    (a.key, b.key)
+    for a, b in (
+        (P1, UNAWARE),
+        (JOINT, P1),
+        (SPECIFIC, P1),
+        (CCT, P2),
+        (JOINT, RDS),
+        (RDS, CDS),
+        (CDS, P1),
+    )
+)
+PERSONAS = tuple(method.key for method in (P1, P2, JOINT, SPECIFIC, CCT))
+GUARD_POINTS = 1.0  # the change of accuracy that the guard tolerates, in percentage points
 
 
-def make_result(
-    config: Config,
-    study: Study,
+@dataclasses.dataclass(frozen=True)
+class CultureSPAResult:
+    """What a CultureSPA run found.
+
+    Attributes:
+        out: Directory of the run.
+        record: The content of `result.json`.
+        answers: Positions of the options chosen, float32 [seeds, runs, countries, items] by method,
+            NaN for no answer.
+        adapters: The fine-tuned adapters by seed and model ("joint", "specific-CHN", ...).
+    """
+
+    out: Path
+    record: dict[str, Any]
+    answers: dict[str, Answers] = dataclasses.field(repr=False)
+    adapters: dict[ModelName, Adapter] = dataclasses.field(repr=False)
+
+    @property
+    def scores(self) -> dict[str, dict[str, float | None]]:
+        """Alignment score in points by method and country, mean over seeds."""
+        return {name: dict(row["countries"]) for name, row in self.record["methods"].items()}
+
+
+def make_record(
+    settings: CultureSPASettings,
+    inputs: Inputs,
     measured: Measured,
     written: Mapping[int, Mapping[str, Any]],
     selected: Mapping[int, Mapping[str, Any]],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All of `result.json`."""
-    same = {name for name, models in measured.untrained.items() if models["all"]}
-    answers = {name: a for name, a in measured.answers.items() if name not in same}
-    right = {name: values for name, values in measured.right.items() if name not in same}
-    draws = count_draws(len(study.survey.items), config.resamples, config.first_seed)
-    scores = {name: run_scores(a, study, draws) for name, a in answers.items()}
-    methods = {name: method_record(config, scores[name]) for name in METHODS if name in scores}
+    """Return all of `result.json`.
+
+    Args:
+        settings: The run's settings.
+        inputs: What they name.
+        measured: What every method answered.
+        written: The counts of step 1 by seed.
+        selected: The counts of step 3 by seed.
+        facts: Hashes and texts that the result depends on.
+    """
+    unchanged = {name for name, models in measured.untrained.items() if models["all"]}
+    answers = {name: a for name, a in measured.answers.items() if name not in unchanged}
+    right = {name: values for name, values in measured.right.items() if name not in unchanged}
+    draws = count_draws(len(inputs.survey.items), settings.resamples, settings.first_seed)
+    scores = {name: run_scores(a, inputs, draws) for name, a in answers.items()}
+    groups = settings.countries
     return {
-        "methods": methods,
+        "methods": {
+            method.key: method_record(groups, scores[method.key])
+            for method in CULTURESPA_METHODS
+            if method.key in scores
+        },
         "selection": {
-            n: method_record(config, scores[m]) for n, m in SELECTION.items() if m in scores
+            selection: method_record(groups, scores[model])
+            for selection, model in SELECTION_MODELS.items()
+            if model in scores
         },
         "differences": {
-            f"{a}_minus_{b}": difference(*paired(answers[a], answers[b], study, draws))
+            f"{a}_minus_{b}": difference(*paired(answers[a], answers[b], inputs, draws))
             for a, b in DIFFERENCES
             if a in scores and b in scores
         },
         "untrained": measured.untrained,
-        "replies": measured.counts if config.reading == "sampled" else {},
-        "guard": guard_record(right, study.guard_name, len(study.guard)),
+        "replies": measured.counts if settings.reading == "sampled" else {},
+        "guard": guard_record(right, inputs.guard_name, len(inputs.guard)),
         "questions": _questions(written),
-        "selected": {f"seed{seed}": entry for seed, entry in selected.items()},
-        "lines": _lines(config, study),
-        "personas": _personas(config, study, answers),
+        "selected": {f"seed{seed}": counts for seed, counts in selected.items()},
+        "lines": _lines(groups, inputs),
+        "personas": _personas(inputs, answers),
         "survey": {
-            "name": study.survey.name,
-            "items": len(study.survey.items),
+            "name": inputs.survey.name,
+            "items": len(inputs.survey.items),
             "simulated": facts["simulated"],
             "score": "100 (1 - |answers - majority answers| / |ranges|), answered items",
-            "leaky": [s for s in METHODS if s in ("p2", "p3", "p1p3", "p2p3", "cct")]
-            if config.examples == "paper"
-            else [],
+            "leaky": _leaky_methods() if settings.examples == "paper" else [],
         },
-        "settings": settings_of(config, fixed_only=True),
+        "settings": settings_of(settings, fixed_only=True),
         "facts": dict(facts),
         "versions": versions(),
     }
 
 
-def run_scores(answers_RxNxCxQ: np.ndarray, study: Study, draws: np.ndarray) -> np.ndarray:
-    """Scores in points [1 + resamples, seeds, C], mean over runs."""
+def run_scores(answers_RxNxCxQ: np.ndarray, inputs: Inputs, draws: np.ndarray) -> np.ndarray:
+    """Compute scores in points, mean over the runs N of sampled replies.
+
+    Args:
+        answers_RxNxCxQ: Positions of options by seed, run, group and item; NaN for no answer.
+        inputs: What the run was given; its tables hold the groups' own answers.
+        draws: How often each item is drawn in each resample, from `count_draws`.
+
+    Returns:
+        [1 + resamples, seeds, groups]; the first row is of the items themselves.
+    """
     by_run = [
-        drawn_scores(answers_RxNxCxQ[:, n], study.tables, draws)
+        drawn_scores(answers_RxNxCxQ[:, n], inputs.tables, draws)
         for n in range(answers_RxNxCxQ.shape[1])
     ]
     return np.mean(by_run, axis=0)
 
 
 def paired(
-    a_RxNxCxQ: np.ndarray, b_RxNxCxQ: np.ndarray, study: Study, draws: np.ndarray
+    a_RxNxCxQ: np.ndarray, b_RxNxCxQ: np.ndarray, inputs: Inputs, draws: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of both over the items that both answered in every run: else the one that leaves out
-    what is hard is the better for it."""
+    """Compute the scores of two methods over the items that both answered in every run.
+
+    Over its own items, a method would look better for not answering what is hard.
+    """
     left_out = [np.isnan(x).any(axis=1, keepdims=True) for x in (a_RxNxCxQ, b_RxNxCxQ)]
     both = ~(left_out[0] | left_out[1])
     if not both.all():
         a_RxNxCxQ, b_RxNxCxQ = (np.where(both, x, np.nan) for x in (a_RxNxCxQ, b_RxNxCxQ))
-    return run_scores(a_RxNxCxQ, study, draws), run_scores(b_RxNxCxQ, study, draws)
+    return run_scores(a_RxNxCxQ, inputs, draws), run_scores(b_RxNxCxQ, inputs, draws)
 
 
-def method_record(config: Config, scores_NxRxC: np.ndarray) -> dict[str, Any]:
-    """A method's entry in `result.json`."""
-    each = {c: spread(scores_NxRxC[:, :, i]) for i, c in enumerate(config.countries)}
+def method_record(groups: tuple[str, ...], scores_NxRxC: np.ndarray) -> dict[str, Any]:
+    """Return a method's entry in `result.json` from its scores (`run_scores`)."""
+    by_group = {group: spread(scores_NxRxC[:, :, c]) for c, group in enumerate(groups)}
+    whole = spread(scores_NxRxC.mean(axis=2))
     record = {
-        "countries": {c: s.value for c, s in each.items()},
-        "country_intervals": {c: s.questions and s.questions.bounds for c, s in each.items()},
-        "mean": (whole := spread(scores_NxRxC.mean(axis=2))).value,
+        "countries": {group: s.value for group, s in by_group.items()},
+        "country_intervals": {group: _bounds(s.questions) for group, s in by_group.items()},
+        "mean": whole.value,
         **_intervals(whole),
     }
     return finite_or_none(record)
 
 
-def _intervals(found: Spread) -> dict[str, Any]:
+def _intervals(score: Spread) -> dict[str, Any]:
     return {
-        "interval": found.questions and found.questions.bounds,
-        "seed_interval": found.seeds and found.seeds.bounds,
-        "by_seed": found.by_seed,
+        "interval": _bounds(score.questions),
+        "seed_interval": _bounds(score.seeds),
+        "by_seed": score.by_seed,
     }
 
 
+def _bounds(interval: Interval | None) -> tuple[float, float] | None:
+    return None if interval is None else interval.bounds
+
+
 def difference(a_NxRxC: np.ndarray, b_NxRxC: np.ndarray) -> dict[str, Any]:
-    """The difference of two methods' means, paired by question, country and seed; see `paired`."""
-    found = spread((a_NxRxC - b_NxRxC).mean(axis=2))
-    record = {"value": found.value, **_intervals(found), "verdict": _verdict(found)}
+    """Return the difference of two methods' means, paired by question, group and seed."""
+    score = spread((a_NxRxC - b_NxRxC).mean(axis=2))
+    record = {"value": score.value, **_intervals(score), "verdict": _verdict(score)}
     return finite_or_none(record)
 
 
-def _verdict(found: Spread) -> str:
-    """Whether zero lies outside both intervals, and where there is but one of them."""
-    known = [i.bounds for i in (found.questions, found.seeds) if i is not None]
-    if not known:
+def _verdict(score: Spread) -> str:
+    """Return whether zero lies outside both intervals, or outside the only one there is."""
+    bounds = [_bounds(i) for i in (score.questions, score.seeds) if i is not None]
+    if not bounds:
         return "no answers"
-    only = "" if found.seeds is not None else ", over questions only"
-    if all(low > 0 for low, _ in known):
+    only = "" if score.seeds is not None else ", over questions only"
+    if all(low > 0 for low, _ in bounds):
         return "higher" + only
-    if all(high < 0 for _, high in known):
+    if all(high < 0 for _, high in bounds):
         return "lower" + only
     return "not told apart" + only
 
 
 def guard_record(right: Mapping[str, list[float]], name: str, count: int) -> dict[str, Any]:
-    """Accuracies in percent, changes in points, and whether the mean change is within a point."""
+    """Return the guard's entry in `result.json`.
+
+    Args:
+        right: Accuracies in [0, 1] by method and seed; one value under "before".
+        name: Name of the questions.
+        count: Number of questions.
+    """
     before = 100 * right["before"][0]
     after, change = {}, {}
     for method, values in right.items():
         if method == "before":
             continue
         percent = 100 * np.array(values)
-        found = seed_interval(percent - before) if np.ptp(percent) > 0 else None
+        interval = seed_interval(percent - before) if np.ptp(percent) > 0 else None
         after[method] = {"mean": float(percent.mean()), "by_seed": percent}
         change[method] = {
             "mean": float(percent.mean() - before),
-            "seed_interval": None if found is None else found.bounds,
+            "seed_interval": _bounds(interval),
             "within": bool(abs(percent.mean() - before) <= GUARD_POINTS),
         }
     return {
@@ -195,7 +274,7 @@ def guard_record(right: Mapping[str, list[float]], name: str, count: int) -> dic
 
 
 def _questions(written: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Sums over seeds, and each seed's own counts."""
+    """Return the counts of step 1 summed over seeds, and each seed's own."""
     rows = list(written.values())
     total = {k: sum(row[k] for row in rows) for k in ("asked_for", "requests", "parsed", "left")}
     removed = {name: sum(row["removed"][name] for row in rows) for name in rows[0]["removed"]}
@@ -203,33 +282,46 @@ def _questions(written: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     return total | {"removed": removed, "by_seed": by_seed}
 
 
-def _lines(config: Config, study: Study) -> dict[str, Any]:
-    scores = culture_lines(study.tables).scores
+def _lines(groups: tuple[str, ...], inputs: Inputs) -> dict[str, Any]:
+    """Return the scores in points of answers that need no model."""
     record = {
         name: {
             "mean": float(100 * np.mean(values)),
-            "countries": dict(zip(config.countries, (100 * values).tolist(), strict=True)),
+            "countries": dict(zip(groups, (100 * values).tolist(), strict=True)),
         }
-        for name, values in scores.items()
+        for name, values in culture_lines(inputs.tables).scores.items()
     }
     return finite_or_none(record)
 
 
-def _personas(config: Config, study: Study, answers: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """How often the nearest is one's own, and how alike two of them are; first run, seeds' mean."""
-    own, gold = np.arange(len(config.countries)), study.tables.gold_CxQ
-    humans = 100 * agreement(gold, study.tables)[0]
-    out: dict[str, Any] = {"of": len(own), "humans": {"agreement": humans}}
-    for method in (m for m in ("p1", "p2", "joint", "specific", "cct") if m in answers):
-        rows, columns, alike = [], [], []
+def _personas(inputs: Inputs, answers: Mapping[str, Answers]) -> dict[str, Any]:
+    """Return how well personas can be told apart, in the first run, mean over seeds.
+
+    `personas_identified` counts personas that are closest to their own group's majority answers,
+    `countries_identified` groups that are closest to their own persona; `agreement` is the mean
+    alignment of two personas.
+    """
+    gold_CxQ = inputs.tables.gold_CxQ
+    own_C = np.arange(len(gold_CxQ))
+    humans = 100 * agreement(gold_CxQ, inputs.tables)[0]
+    record: dict[str, Any] = {"of": len(own_C), "humans": {"agreement": humans}}
+    for method in (method for method in PERSONAS if method in answers):
+        personas, countries, alike = [], [], []
         for answers_CxQ in answers[method][:, 0]:
-            matrix = alignment(answers_CxQ[:, None], gold[None], study.tables)
-            rows.append(identify(matrix, own).hits)
-            columns.append(identify(matrix.T, own).hits)
-            alike.append(100 * agreement(answers_CxQ, study.tables)[0])
-        out[method] = {
-            "personas_identified": float(np.mean(rows)),
-            "countries_identified": float(np.mean(columns)),
+            matrix_CxC = alignment(answers_CxQ[:, None], gold_CxQ[None], inputs.tables)
+            personas.append(identify(matrix_CxC, own_C).hits)
+            countries.append(identify(matrix_CxC.T, own_C).hits)
+            alike.append(100 * agreement(answers_CxQ, inputs.tables)[0])
+        record[method] = {
+            "personas_identified": float(np.mean(personas)),
+            "countries_identified": float(np.mean(countries)),
             "agreement": float(np.mean(alike)),
         }
-    return finite_or_none(out)
+    return finite_or_none(record)
+
+
+def _leaky_methods() -> list[str]:
+    """Return the methods whose prompts read answers of a survey, here the one tested on."""
+    style_of = {style: style for style in STYLES} | TRAINED_UNDER
+    methods = [method.key for method in CULTURESPA_METHODS]
+    return [key for key in methods if reads_answers(style_of.get(key, "p1"))]

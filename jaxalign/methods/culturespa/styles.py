@@ -1,16 +1,17 @@
-"""Prompt styles of CultureSPA: who a question is put to, and what stands before it.
+"""The prompt styles of CultureSPA: whom the model speaks as, and what it reads before a question.
 
-    unaware   a real person with own values, of no named culture
-    p1        culture-aware: that person, of the country
+    unaware   a real person with values of their own, of no named culture
+    p1        culture-aware: that person, from the country
     p2        cross-culture thinking: p1 and the countries most like it and most unlike it
     p3        self-alignment: `unaware`, then related questions with the country's majority answers
     p1p3      p1, then those questions           p2p3      p2, then those questions
 
-Nearness of countries (p2) and majority answers (p3) are read from a survey. The paper reads them
-from the very survey that the model is tested on. `examples="leak_free"` takes both from another
-one, and from no topic of the question asked; `Interviews.leaky` says which style reads the test.
+A country may be any group that the survey has answers of. Which groups are alike (p2) and what most
+people of a group answer (p3) are read from a survey. The paper reads them from the very survey that
+the model is tested on. `examples="leak_free"` takes both from another survey, and never from the
+topic of the question asked; `StylePrompts.leaks` tells which styles read the test.
 
-Method: Xu, Leng, Yu and Xiong, NAACL 2025 (CultureSPA, arXiv 2410.12971). The texts are this
+Source: Xu, Leng, Yu and Xiong, NAACL 2025 (CultureSPA, arXiv 2410.12971). The texts are this
 package's own (`jaxalign/prompts`).
 """
 
@@ -24,8 +25,12 @@ from typing import Literal
 
 import numpy as np
 
+from jaxalign.answering.blocks import Conversations
+from jaxalign.answering.encode import encode
 from jaxalign.core.errors import UserError
 from jaxalign.core.templates import render
+from jaxalign.lm.tokenizer import Tokenizer
+from jaxalign.methods.base import PROMPTED
 from jaxalign.methods.prompting import icl_examples
 from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_prompt
 from jaxalign.stats.alignment import between_countries
@@ -35,13 +40,17 @@ from jaxalign.surveys.tables import make_tables
 
 Style = Literal["unaware", "p1", "p2", "p3", "p1p3", "p2p3"]
 Examples = Literal["paper", "leak_free"]
-STYLES: tuple[Style, ...] = ("unaware", "p1", "p2", "p3", "p1p3", "p2p3")
+STYLES: tuple[Style, ...] = tuple(method.key for method in PROMPTED)
+NO_GROUP = ("",)  # the group of a style that names none
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Prompt texts as jinja2 sources. `cross_culture` sees `persona`, the rendered persona line,
-    and `similar` and `different`, lists of country names; `unaware` sees nothing."""
+    """Prompt texts as jinja sources.
+
+    `cross_culture` may use `persona`, the rendered persona line, and `similar` and `different`,
+    lists of group names; `unaware` uses no name.
+    """
 
     prompts: Prompts
     unaware: str
@@ -49,41 +58,52 @@ class Texts:
 
 
 def load_texts(folder: Path | None = None) -> Texts:
-    """The package's texts, each replaced by `folder/NAME.jinja` where that file exists."""
-    prompts = load_prompts(folder)  # refuses a folder that is not there
-    own = [read_prompt("unaware", folder), read_prompt("cross_culture", folder)]
-    return Texts(prompts, *own)
+    """Return the package's texts, each replaced by `folder/NAME.jinja` where that file exists."""
+    prompts = load_prompts(folder)  # refuses a folder that does not exist
+    return Texts(prompts, read_prompt("unaware", folder), read_prompt("cross_culture", folder))
 
 
-def _system(name: str, source: str, **values: object) -> Message:
-    text = render(f"{name}.jinja", source, trim_blocks=False, **values)
-    return {"role": "system", "content": text}
+def reads_answers(style: Style) -> bool:
+    """Return whether prompts of this style depend on how groups answered a survey."""
+    return style not in ("unaware", "p1")
 
 
-def named(country: str) -> str:
-    """A country's name in English; of a survey's own groups and names, what it calls them."""
+def group_name(group: str) -> str:
+    """Return a country's name in English, or the survey's own name of any other group."""
     try:
-        return country_name(country)
+        return country_name(group)
     except UserError:
-        return country
+        return group
 
 
 def similar_and_different(
-    survey: Survey, country: str, countries: Sequence[str], count: int = 3
+    survey: Survey, group: str, groups: Sequence[str], count: int = 3
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The `count` countries most like `country`, nearest first, and the most unlike, farthest
-    first, by alignment of majority answers. Equal ones stay in the order of `countries`.
+    """Find the groups most like one group and those most unlike it, by majority answers.
 
-    Where there are not 2 x `count` others with answers to the same items, the near half of them and
-    the rest. Raises UserError where the survey lacks a country, and where there is no other at all.
+    Equally similar groups stay in the order of `groups`. If fewer than 2 x `count` others have
+    answers to the same items, the nearer half of them is similar and the rest is different.
+
+    Args:
+        survey: A survey that says how the groups answered.
+        group: The group to compare with.
+        groups: The groups to choose from; `group` itself is left out.
+        count: Number of similar and of different groups.
+
+    Returns:
+        The similar groups, nearest first, and the different groups, farthest first, by alignment
+        score of their majority answers.
+
+    Raises:
+        UserError: If the survey lacks a group, or there is no other group to compare with.
     """
-    others = [other for other in countries if other != country]
-    score = between_countries(make_tables(survey, [country, *others]))[0, 1:]
+    others = [other for other in groups if other != group]
+    score = between_countries(make_tables(survey, [group, *others]))[0, 1:]
     known = int(np.sum(~np.isnan(score)))
     if not known:
         raise UserError(
-            f"{country} and {', '.join(others) or 'others'} answered no item of {survey.name!r} in "
-            "common; leave the country out"
+            f"{group} and {', '.join(others) or 'others'} answered no item of {survey.name!r} in "
+            f"common; leave {group} out"
         )
     nearest = np.argsort(-score, kind="stable")  # NaN comes last in either order
     farthest = np.argsort(score, kind="stable")
@@ -92,15 +112,24 @@ def similar_and_different(
 
 
 @dataclasses.dataclass(frozen=True)
-class Interviews:
-    """How every style asks. `survey` is the one the model is tested on.
+class StylePrompts:
+    """The messages of every style, for any group and any question.
 
-    `source` is where `leak_free` reads countries from; it must be another survey.
+    Attributes:
+        texts: The prompt texts.
+        survey: The survey that the model is tested on.
+        groups: The groups that may be asked for or named as neighbours.
+        examples: Where p2 and p3 read answers of groups: "paper", the tested survey; "leak_free",
+            `source`.
+        source: The other survey; must share no question with `survey`.
+        count: Number of examples that p3 shows.
+        neighbours: Number of similar and of different groups that p2 names.
+        seed: Seed of the order in which examples are drawn.
     """
 
     texts: Texts
     survey: Survey
-    countries: tuple[str, ...]
+    groups: tuple[str, ...]
     examples: Examples = "paper"
     source: Survey | None = None
     count: int = 5
@@ -109,51 +138,54 @@ class Interviews:
 
     def __post_init__(self) -> None:
         if self.examples not in ("paper", "leak_free"):
-            raise UserError(f"examples={self.examples!r}; paper or leak_free")
+            raise UserError(f"`examples` {self.examples!r}; paper or leak_free")
         if self.examples == "leak_free":
             _check_source(self.survey, self.source)
 
     @property
     def shown(self) -> Survey:
-        """The survey whose answers prompts may contain."""
+        """The survey whose answers may appear in prompts."""
         return self.survey if self.examples == "paper" else self.source
 
-    def leaky(self, style: Style) -> bool:
-        """Whether a prompt of this style depends on answers of the test survey."""
-        return self.examples == "paper" and style not in ("unaware", "p1")
+    def leaks(self, style: Style) -> bool:
+        """Return whether prompts of this style depend on answers of the tested survey."""
+        return self.examples == "paper" and reads_answers(style)
 
-    def lead_in(self, style: Style, country: str, item: Item) -> list[Message]:
-        """What stands before `item`: the system message and, for p3, the examples' turns."""
+    def lead_in(self, style: Style, group: str, item: Item) -> list[Message]:
+        """Return the messages before `item`: the system message and, for p3, the examples."""
         if style not in STYLES:
             raise UserError(f"style {style!r} is unknown; choose from {', '.join(STYLES)}")
-        if style != "unaware":
-            self._check_country(country)
-        first = self._line(style.removesuffix("p3") or "unaware", country)
+        if style != "unaware" and group not in self.groups:
+            raise UserError(f"{group!r} is not among {' '.join(self.groups)}")
+        system = self._system(style.removesuffix("p3") or "unaware", group)
         if not style.endswith("p3"):
-            return [first]
-        majority = self._majorities[country]
-        shown = [(example, majority[example.id]) for example in self.examples_for(item)]
-        return [first, *icl_messages(self.texts.prompts, shown)]
+            return [system]
+        majority = self._majorities[group]
+        answered = [(example, majority[example.id]) for example in self.examples_for(item)]
+        return [system, *icl_messages(self.texts.prompts, answered)]
 
-    def conversation(self, style: Style, country: str, item: Item) -> list[Message]:
-        """The lead-in and the question."""
-        return [*self.lead_in(style, country, item), self.texts.prompts.user(item)]
+    def conversation(self, style: Style, group: str, item: Item) -> list[Message]:
+        """Return the messages before `item`, and the question itself."""
+        return [*self.lead_in(style, group, item), self.texts.prompts.user(item)]
 
-    def groups(self, style: Style, items: Sequence[Item]) -> list[list[int]]:
-        """Positions in `items`, together where a country's lead-in is the same for all of them."""
+    def same_lead_in(self, style: Style, items: Sequence[Item]) -> list[list[int]]:
+        """Group the positions in `items` that share a lead-in, whichever group it names."""
         if not style.endswith("p3"):
             return [list(range(len(items)))] if items else []
-        found: dict[tuple[str, ...], list[int]] = {}
+        positions: dict[tuple[str, ...], list[int]] = {}
         for q, item in enumerate(items):
-            found.setdefault(tuple(e.id for e in self.examples_for(item)), []).append(q)
-        return list(found.values())
+            positions.setdefault(tuple(e.id for e in self.examples_for(item)), []).append(q)
+        return list(positions.values())
 
     def examples_for(self, item: Item) -> tuple[Item, ...]:
-        """The questions that p3 shows before `item`, the same for every country.
+        """Return the questions that p3 shows before `item`, the same for every group.
 
-        paper: other questions of the test survey, those of the item's topic first. leak_free: of
-        the other survey, of other topics. In an order drawn by the seed, so that items of a topic
-        share them. As many as there are where those are fewer than `count`; UserError for none.
+        paper: other questions of the tested survey, those of the item's topic first. leak_free:
+        questions of the other survey, of other topics. The seed draws one order of all questions,
+        so that items of a topic share their examples. Fewer than `count` if there are no more.
+
+        Raises:
+            UserError: If there is none.
         """
         others = [e for e in self._order if (e.stem, e.text) != (item.stem, item.text)]
         if self.examples == "paper":
@@ -162,54 +194,82 @@ class Interviews:
             others = [example for example in others if example.topic != item.topic]
         if not others:
             raise UserError(
-                f"item {item.id!r}: {' '.join(self.countries)} all answered no question of "
+                f"item {item.id!r}: {' '.join(self.groups)} all answered no question of "
                 f"{self.shown.name!r} that may be shown before it; give a survey with more of them"
             )
         return tuple(others[: self.count])
 
     @functools.cached_property
     def _order(self) -> tuple[Item, ...]:
-        """Every item that all countries answered, topics taking turns, as the seed draws them."""
-        answers = [self.shown.distributions.get(country, {}) for country in self.countries]
+        """Every item that all groups answered, topics taking turns, in the order drawn."""
+        answers = [self.shown.distributions.get(group, {}) for group in self.groups]
         answered = sum(all(item.id in given for given in answers) for item in self.shown.items)
-        return icl_examples(self.shown, self.countries, answered, self.seed)
+        return icl_examples(self.shown, self.groups, answered, self.seed)
 
     @functools.cached_property
     def _majorities(self) -> dict[str, dict[str, int]]:
-        return {country: self.shown.majority(country) for country in self.countries}
+        return {group: self.shown.majority(group) for group in self.groups}
 
     @functools.cached_property
     def _neighbours(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
         return {
-            country: similar_and_different(self.shown, country, self.countries, self.neighbours)
-            for country in self.countries
+            group: similar_and_different(self.shown, group, self.groups, self.neighbours)
+            for group in self.groups
         }
 
-    def _line(self, style: str, country: str) -> Message:
-        """The system message."""
+    def _system(self, style: str, group: str) -> Message:
+        """Return the system message of "unaware", "p1" or "p2"."""
         if style == "unaware":
-            return _system("unaware", self.texts.unaware)
-        persona = self.texts.prompts.system(named(country))
+            return _system_message("unaware", self.texts.unaware)
+        persona = self.texts.prompts.system(group_name(group))
         if style == "p1":
             return persona
-        near, far = (list(map(named, group)) for group in self._neighbours[country])
-        return _system(
-            "cross_culture", self.texts.cross_culture,
-            persona=persona["content"], similar=near, different=far,
-        )  # fmt: skip
+        near, far = (list(map(group_name, names)) for names in self._neighbours[group])
+        values = {"persona": persona["content"], "similar": near, "different": far}
+        return _system_message("cross_culture", self.texts.cross_culture, **values)
 
-    def _check_country(self, country: str) -> None:
-        if country not in self.countries:
-            raise UserError(f"country {country!r} is not among {' '.join(self.countries)}")
+
+def _system_message(name: str, source: str, **values: object) -> Message:
+    content = render(f"{name}.jinja", source, trim_blocks=False, **values)
+    return {"role": "system", "content": content}
 
 
 def _check_source(survey: Survey, source: Survey | None) -> None:
-    """Raise UserError unless `source` can stand in for the test survey without being it."""
+    """Raise UserError unless `source` is another survey than the tested one."""
     if source is None:
-        raise UserError("examples='leak_free' needs another survey to take answers from")
+        raise UserError("`examples` leak_free needs another survey, `source`, to take answers from")
     tested = {(item.stem, item.text) for item in survey.items}
     if shared := [item.id for item in source.items if (item.stem, item.text) in tested]:
         raise UserError(
-            f"{source.name!r} shares {len(shared)} questions with the test survey "
+            f"{source.name!r} shares {len(shared)} questions with the tested survey "
             f"{survey.name!r} ({shared[0]}, ...): examples from it would not be leak-free"
         )
+
+
+def groups_asked(style: Style, groups: Sequence[str]) -> tuple[str, ...]:
+    """Return whom a style asks for: every group, or nobody (once) if the style names none."""
+    return NO_GROUP if style == "unaware" else tuple(groups)
+
+
+def encode_styles(
+    tokens: Tokenizer,
+    prompts: StylePrompts,
+    styles: Sequence[Style],
+    groups: Sequence[str],
+    items: Sequence[Item],
+) -> Conversations:
+    """Return the conversations of several styles as tokens.
+
+    Every item is asked in every style for every group of `groups_asked`, style by style and group
+    by group, so that the results of a style can be reshaped to [C, Q].
+    """
+    lead_ins, pairs = [], []
+    for style in styles:
+        same_lead_in = prompts.same_lead_in(style, items)
+        for group in groups_asked(style, groups):
+            lead_in_of: dict[int, int] = {}  # position of an item -> position of its lead-in
+            for positions in same_lead_in:
+                lead_in_of |= dict.fromkeys(positions, len(lead_ins))
+                lead_ins.append(prompts.lead_in(style, group, items[positions[0]]))
+            pairs += [(lead_in_of[q], q) for q in range(len(items))]
+    return encode(tokens, prompts.texts.prompts, lead_ins, items, pairs)

@@ -55,8 +55,8 @@ class Problem:
 
     @property
     def simulated(self) -> bool:
-        """Whether the held-out survey is the simulated society's."""
-        return self.answered_survey.name == simulated_survey().name
+        """Whether the held-out survey's groups are simulated."""
+        return self.answered_survey.simulated
 
     def group_name(self, group: str) -> str:
         """Return what prompts call a group: a country's English name, or a group's own."""
@@ -129,7 +129,7 @@ def read_problem(
     if survey is None:
         survey = vsm()
         if settings.instrument is not None:
-            survey = read_questionnaire(settings.instrument, "--instrument")
+            survey = read_questionnaire(settings.instrument, "instrument")
     answered = read_held_out(settings)
     examples = draw_examples(answered, settings.countries, settings.icl_examples, settings.seed)
     if len(examples) == len(answered.items):
@@ -158,7 +158,7 @@ def read_held_out(settings: Settings) -> Survey:
     """Read the survey that prompts are not tuned on."""
     path, shares = settings.held_out, settings.held_out_distributions
     if path is not None:
-        return read_answered(path, "--held-out", shares, "--held-out-distributions")
+        return read_answered(path, "held_out", shares, "held_out_distributions")
     if shares is not None:
         raise UserError(
             f"`held_out_distributions` {shares}: only used with a `held_out` of your own"

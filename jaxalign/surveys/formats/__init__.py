@@ -1,8 +1,7 @@
-"""Readers of real survey files: one format a file, one front door.
+"""Read survey files of any known format: one module a format, one front door.
 
-`read_survey(path)` recognises the format by what is in the file. Questionnaires with answers by
-country come back as an `Survey`, questions with one right answer as a `ChoiceTest`. Whatever
-is wrong with a file is one UserError that names file, row and column.
+`read_survey(path)` recognises the format by what is in the file. Whatever is wrong with a file is
+one UserError that names file, row and column.
 
     wvs                    World Values Survey 7, .csv, .sav or .dta
     culturespa             the folder that CultureSPA was released with
@@ -10,164 +9,200 @@ is wrong with a file is one UserError that names file, row and column.
     cultural-bench-easy    CulturalBench, four options
     cultural-bench-hard    CulturalBench, four true-or-false rows a question
     multiple-choice        MMLU-style CSV or JSON lines
-    own-json, own-csv      an instrument of the user's own
+    own-json, own-csv      a survey of the user's own
+
+To add a format, add a module to this package: see `jaxalign.surveys.formats.base.Format`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from jaxalign.core.errors import UserError
-from jaxalign.surveys.formats import culturespa
-from jaxalign.surveys.formats.cultural_bench import (
-    EASY_COLUMNS,
-    HARD_COLUMNS,
-    read_cultural_bench_easy,
-    read_cultural_bench_hard,
-)  # fmt: skip
-from jaxalign.surveys.formats.files import DELIMITERS, bad, check_encoding, header_of, shown
-from jaxalign.surveys.formats.multiple_choice import ChoiceTest, is_headerless, read_multiple_choice
-from jaxalign.surveys.formats.opinion_qa import COLUMNS as OPINION_QA_COLUMNS
-from jaxalign.surveys.formats.opinion_qa import read_opinion_qa
-from jaxalign.surveys.formats.own import COLUMNS as OWN_COLUMNS
-from jaxalign.surveys.formats.own import read_own_csv, read_own_json
-from jaxalign.surveys.formats.wvs import is_wvs_header, read_wvs
+from jaxalign.surveys.choice_test import ChoiceTest
+from jaxalign.surveys.formats.base import FORMATS
+from jaxalign.surveys.formats.files import FileStart, bad, read_start, shown
 from jaxalign.surveys.survey import Survey
-from jaxalign.surveys.wording import check_wording
 
-__all__ = [
-    "ChoiceTest", "Format", "read_answered", "read_questionnaire", "read_survey",
-    "read_with_shares", "recognise",
-]  # fmt: skip
-
-Format = Literal[
-    "auto", "wvs", "culturespa", "opinion-qa", "cultural-bench-easy", "cultural-bench-hard",
-    "multiple-choice", "own-json", "own-csv",
-]  # fmt: skip
-
-_START_BYTES = 1 << 20  # enough for any header
-_BY_COLUMNS: tuple[tuple[Format, tuple[str, ...]], ...] = (
-    ("opinion-qa", OPINION_QA_COLUMNS),
-    ("cultural-bench-easy", EASY_COLUMNS),
-    ("cultural-bench-hard", HARD_COLUMNS),
-    ("own-csv", OWN_COLUMNS),
-    ("multiple-choice", ("question", "A", "B", "answer")),
-)
+__all__ = ["FORMATS", "read_answered", "read_any", "read_questionnaire", "read_survey", "recognise"]
 
 
-def read_survey(path: Path | str, format: Format = "auto", **options: Any) -> Survey | ChoiceTest:
-    """Whatever survey or test is in `path`; `options` go to the format's own reader."""
-    path = Path(path)
-    if format not in get_args(Format):
-        raise bad(path, f"format={shown(format)}; one of {', '.join(get_args(Format))}")
-    return _readers()[recognise(path) if format == "auto" else format](path, **options)
+def read_survey(
+    path: Path | str,
+    distributions: Path | str | None = None,
+    *,
+    format: str = "auto",
+    **options: Any,
+) -> Survey:
+    """Read a survey from a file of any known format.
+
+    Args:
+        path: The file, or the folder that CultureSPA was released with.
+        distributions: For a CSV of your own: the CSV with how groups answered (columns `country`,
+            `item`, `code` and `share`). Other formats hold this themselves.
+        format: Name of the format; "auto" recognises it by the file's content.
+        options: Further arguments of the format's own reader, such as `min_respondents` of the
+            World Values Survey.
+
+    Returns:
+        The survey, with how each group answered where the file says so.
+
+    Raises:
+        UserError: The file cannot be read, its format is unknown, or something in it is wrong; the
+            message names file, row and column. Also for tests with one right answer a question,
+            which `jaxalign.surveys.formats.read_any` reads.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from jaxalign.surveys import read_survey
+        >>> rows = ["id,text,options", "q1,How often do you read?,1=never|2=sometimes|3=often"]
+        >>> _ = Path("mine.csv").write_text("\\n".join(rows))
+        >>> shares = ["country,item,code,share", "readers,q1,2,0.25", "readers,q1,3,0.75"]
+        >>> _ = Path("shares.csv").write_text("\\n".join(shares))
+        >>> survey = read_survey("mine.csv", "shares.csv")
+        >>> survey.items[0].options, survey.distributions["readers"]["q1"]
+        (('never', 'sometimes', 'often'), (0.0, 0.25, 0.75))
+    """
+    return _questionnaire(read_any(path, format, distributions, **options), str(path))
 
 
-def read_with_shares(
-    path: Path | str, distributions: Path | None, option: str = "--distributions"
+def read_any(
+    path: Path | str,
+    format: str = "auto",
+    distributions: Path | str | None = None,
+    *,
+    parameter: str = "distributions",
+    **options: Any,
 ) -> Survey | ChoiceTest:
-    """What is in `path`; of a CSV of one's own, countries' answers come from `distributions`, which
-    a refusal calls `option`."""
+    """Read the survey, or the test with right answers, in a file of any known format.
+
+    Args:
+        path: The file or folder.
+        format: Name of the format; "auto" recognises it by the file's content.
+        distributions: As for `read_survey`.
+        parameter: What messages call `distributions`.
+        options: Further arguments of the format's own reader.
+
+    Raises:
+        UserError: As for `read_survey`.
+    """
+    name, options = choose_format(path, format, distributions, parameter, options)
+    return FORMATS[name]().read(Path(path), **options)
+
+
+def choose_format(
+    path: Path | str,
+    format: str,
+    distributions: Path | str | None,
+    parameter: str,
+    options: dict[str, Any],
+) -> tuple[str, dict[str, Any]]:
+    """Return the name of the format to read with, and all options of its reader.
+
+    Raises:
+        UserError: The format is unknown, or takes no `distributions` where some are given.
+    """
+    name = recognise(path) if format == "auto" else format
+    if name not in FORMATS:
+        known = ", ".join(["auto", *FORMATS.names()])
+        raise bad(path, f"`format` {shown(format)}: choose from {known}")
     if distributions is None:
-        return read_survey(path)
-    if (format := recognise(path)) != "own-csv":
+        return name, options
+    if not FORMATS[name].takes_distributions:
         raise UserError(
-            f"{option} {distributions}: goes with a CSV of your own; {path} is {format}, "
-            "which holds countries' answers itself; leave the option out"
+            f"`{parameter}` {distributions}: goes with a CSV of your own; {path} is {name}, "
+            "which holds groups' answers itself; leave the option out"
         )
-    return read_survey(path, format, distributions=distributions)
+    return name, {**options, "distributions": Path(distributions)}
 
 
-def read_questionnaire(path: Path, option: str) -> Survey:
-    """A questionnaire whose items a model can be asked. UserError that names `option` else."""
-    return _asked(read_survey(path), f"{option} {path}")
+def recognise(path: Path | str) -> str:
+    """Return the name of the format of a file or folder.
+
+    Raises:
+        UserError: The file cannot be read, or no format, or more than one, recognises it.
+    """
+    path = Path(path)
+    start = FileStart(path)
+    for fallback in (False, True):
+        matches = [
+            name
+            for name in FORMATS.names()
+            if FORMATS[name].fallback == fallback and FORMATS[name]().recognises(start)
+        ]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise bad(path, f"may be {' or '.join(matches)}; choose one with `format`")
+    if path.is_dir():
+        raise bad(path, "a folder without the files of a known format; name a file")
+    read_start(path)  # raises the reason where the file has no readable text at all
+    header = ", ".join(max(start.headers, key=len))
+    raise bad(
+        path,
+        f"the format is not recognised: the first row reads {shown(header)}; name it with "
+        f"`format`, one of {', '.join(FORMATS.names())}",
+    )
 
 
-def read_answered(path: Path, option: str, shares: Path | None, shares_option: str) -> Survey:
-    """A questionnaire that a model can be asked and that says how countries answered it, for a CSV
-    of one's own in `shares`. UserError that names the options else."""
-    survey = read_with_shares(path, shares, shares_option)
+def read_questionnaire(path: Path | str, parameter: str) -> Survey:
+    """Read a survey whose items a model can be asked.
+
+    Args:
+        path: The file or folder.
+        parameter: What messages call `path`.
+
+    Raises:
+        UserError: As for `read_survey`, and if items have no wording.
+    """
+    where = f"`{parameter}` {path}"
+    return _worded(_questionnaire(read_any(path), where), where)
+
+
+def read_answered(
+    path: Path | str,
+    parameter: str,
+    distributions: Path | str | None = None,
+    distributions_parameter: str = "distributions",
+    *,
+    worded: bool = True,
+) -> Survey:
+    """Read a survey that says how groups of people answered it.
+
+    Args:
+        path: The file or folder.
+        parameter: What messages call `path`.
+        distributions: As for `read_survey`.
+        distributions_parameter: What messages call `distributions`.
+        worded: Whether a model is to be asked, so that every item needs its wording.
+
+    Raises:
+        UserError: As for `read_survey`; also if the survey does not say how anybody answered, or
+            if items have no wording where they need it.
+    """
+    where = f"`{parameter}` {path}"
+    survey = read_any(path, distributions=distributions, parameter=distributions_parameter)
     if not isinstance(survey, Survey) or not survey.distributions:
         raise UserError(
-            f"{option} {path}: it does not say how any country answered; give a survey that does, "
-            f"or with a CSV of your own {shares_option}"
+            f"{where}: it does not say how any country answered; give a survey that does, "
+            f"or with a CSV of your own `{distributions_parameter}`"
         )
-    return _asked(survey, f"{option} {path}")
+    return _worded(survey, where) if worded else survey
 
 
-def _asked(survey: Survey | ChoiceTest, where: str) -> Survey:
+def _questionnaire(survey: Survey | ChoiceTest, where: str) -> Survey:
     if not isinstance(survey, Survey):
         raise UserError(f"{where}: questions with one right answer; give a questionnaire")
-    check_wording(survey, where)
     return survey
 
 
-def recognise(path: Path | str) -> Format:
-    """The format of a file or folder. Raises UserError where it is none that is known."""
-    path = Path(path)
-    if path.is_dir():
-        if culturespa.is_folder(path):
-            return "culturespa"
-        raise bad(path, f"a folder without {culturespa.QUESTIONS}; name a file")
-    if path.suffix.lower() in (".sav", ".dta"):
-        return "wvs"
-    start = _start(path)
-    if start.lstrip().startswith(("{", "[")):
-        is_test = _is_json_lines(path, start) or _is_json_list_of_answers(start)
-        return "multiple-choice" if is_test else "own-json"
-    headers = [header_of(start, delimiter) for delimiter in DELIMITERS]
-    for header in headers:
-        if is_wvs_header(header):
-            return "wvs"
-        for format, columns in _BY_COLUMNS:
-            if set(columns) <= set(header):
-                return format
-    if path.suffix.lower() == ".json":
-        return "own-json"
-    if is_headerless(start):
-        return "multiple-choice"
-    header = ", ".join(max(headers, key=len))
-    raise bad(path, f"the format is not recognised: the first row reads {shown(header)}; name it "
-              f"(--format), one of {', '.join(get_args(Format)[1:])}")  # fmt: skip
-
-
-def _readers() -> dict[Format, Callable[..., Survey | ChoiceTest]]:
-    return {
-        "wvs": read_wvs,
-        "culturespa": culturespa.read,
-        "opinion-qa": read_opinion_qa,
-        "cultural-bench-easy": read_cultural_bench_easy,
-        "cultural-bench-hard": read_cultural_bench_hard,
-        "multiple-choice": read_multiple_choice,
-        "own-json": read_own_json,
-        "own-csv": read_own_csv,
-    }
-
-
-def _start(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            start = file.read(_START_BYTES)
-    except (OSError, ValueError) as error:
-        raise bad(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if not start.strip():
-        raise bad(path, "the file is empty")
-    check_encoding(path, start)
-    return start.decode("utf-8-sig", errors="replace")
-
-
-def _is_json_list_of_answers(start: str) -> bool:
-    return start.lstrip().startswith("[") and '"answer"' in start
-
-
-def _is_json_lines(path: Path, start: str) -> bool:
-    if path.suffix.lower() == ".jsonl":
-        return True
-    try:
-        fields = json.loads(start.lstrip().split("\n", 1)[0])
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(fields, dict) and "question" in fields
+def _worded(survey: Survey, where: str) -> Survey:
+    """Return `survey`. Raise UserError unless a model can be asked every item."""
+    if ids := survey.items_without_wording():
+        raise UserError(
+            f"{where}: {len(ids)} of {len(survey.items)} items have no wording, such as "
+            f"{ids[0]!r}, so there is nothing to ask a model (World Values Survey files hold codes "
+            "alone); give CultureSPA's folder, or your own JSON or CSV that has the questions"
+        )
+    return survey

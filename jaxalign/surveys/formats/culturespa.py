@@ -1,20 +1,20 @@
-"""Reads the folder that CultureSPA was released with: questions, shares, similarities, replies.
+"""The folder that CultureSPA was released with: questions and shares.
 
     FOLDER/wvs_questions.json                  [{"Q_id": "Q1", "question": "", "option_lst": []}]
           /proportions_group_by_country.json   {"USA": {"Q1": {"1": 0.89, ...}, ...}, ...}
-          /country_similarity.json             {"USA": {"CAN": 71.3, ...}, ...}; may be absent
-          /result/wvs_result_culture_*.json    replies; read by `jaxalign.surveys.reply_files`
+          /country_similarity.json             {"USA": {"CAN": 71.3, ...}, ...}; not read
+          /result/wvs_result_culture_*.json    replies, which `jaxalign.surveys.reply_files` reads
 
 Method and data: Xu, Leng, Yu and Xiong, NAACL 2025 (CultureSPA, arXiv 2410.12971), from World
-Values Survey wave 7. The files are licensed to nobody and are never part of this repository.
+Values Survey wave 7. The files come without a license and are never part of this repository.
 
-A country's shares leave out those who gave no answer without sharing out their part, so they sum to
-less than one; they are renormalised here, which changes no majority answer. An item that a country
-was not asked has no shares.
+A country's shares leave out those who gave no answer, so they sum to less than one. They are
+renormalised here, which changes no majority answer. An item that a country was not asked has no
+shares.
 
-Of tied options the majority answer is the one that the tables list first, as in the published
-scores and similarities. Five pairs tie in the released tables where that is not the first of the
-scale.
+Where options tie, the majority answer is the one that the tables list first, as in the published
+scores and similarities. In the released tables, that is not the first option of the scale for five
+pairs of country and item.
 """
 
 from __future__ import annotations
@@ -25,21 +25,36 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
-from jaxalign.surveys.formats.files import bad, shown
-from jaxalign.surveys.formats.json_file import read_json
+from jaxalign.surveys.formats.base import FORMATS, Format
+from jaxalign.surveys.formats.files import FileStart, bad, read_json, shown
 from jaxalign.surveys.survey import Item, Survey
 
 QUESTIONS = "wvs_questions.json"
 SHARES = "proportions_group_by_country.json"
-SIMILARITIES = "country_similarity.json"
 
 # The countries that the paper scores; the tables hold one more.
 COUNTRIES = (
-    "USA", "CAN", "BOL", "BRA", "GBR", "NLD", "DEU", "UKR", "CHN",
-    "RUS", "IND", "THA", "KEN", "NGA", "ETH", "ZWE", "AUS", "NZL",
-)  # fmt: skip
+    "USA",
+    "CAN",
+    "BOL",
+    "BRA",
+    "GBR",
+    "NLD",
+    "DEU",
+    "UKR",
+    "CHN",
+    "RUS",
+    "IND",
+    "THA",
+    "KEN",
+    "NGA",
+    "ETH",
+    "ZWE",
+    "AUS",
+    "NZL",
+)
 
-# First and last question of each topic. 234A stands in for 223, which differs between countries.
+# First and last question of each topic. 234A replaces 223, which differs between countries.
 TOPICS = (
     ("social values", 1, 45),
     ("well-being", 46, 56),
@@ -56,27 +71,35 @@ TOPICS = (
     ("political regimes", 235, 259),
 )
 
-# The order of these options means nothing. Of the items with two options (7-17 and others) any
-# order serves: with one step there is nothing to be between.
+# The options of these questions have no order. Questions with two options (7-17 and others) count
+# as ordinal whatever they ask: there is only one step between two options.
 NOMINAL = frozenset((111, 119, 130, *range(149, 158)))
 
-# Codes 0 ... options - 1; every other item's are 1 ... options.
+# Questions whose codes are 0 ... options - 1; the codes of all others are 1 ... options.
 FROM_ZERO = frozenset((*range(94, 106), 119, *range(122, 130), *range(241, 250)))
 
-_HUGE = 1e6  # past any share or similarity
+_HUGE = 1e6  # larger than any share or similarity
 _ID = re.compile(r"Q([1-9][0-9]{0,2})(A?)")
 
 
-def is_folder(folder: Path) -> bool:
-    """Whether `folder` looks like CultureSPA's: it has the questions and the shares."""
-    return (folder / QUESTIONS).is_file() and (folder / SHARES).is_file()
+@FORMATS.register("culturespa")
+class CultureSPA(Format):
+    """The World Values Survey as CultureSPA scores it."""
+
+    def recognises(self, start: FileStart) -> bool:
+        return (start.path / QUESTIONS).is_file() and (start.path / SHARES).is_file()
+
+    def read(self, path: Path, countries: Sequence[str] = COUNTRIES) -> Survey:
+        return read(path, countries)
 
 
 def read(folder: Path, countries: Sequence[str] = COUNTRIES) -> Survey:
-    """The scored items, in file order, and the distributions of `countries`.
+    """Read the scored items, in file order, and how `countries` answered them.
 
-    259 items and 18 countries in the released folder. Raises UserError with file and place for
-    anything wrong in either file, and for a country that the tables lack.
+    The released folder has 259 scored items; the default is the paper's 18 countries.
+
+    Raises:
+        UserError: Something is wrong in one of the files, or the tables lack a country.
     """
     tables = _mapping(read_json(folder / SHARES), folder / SHARES, "countries")
     if lacking := [c for c in countries if c not in tables]:
@@ -100,40 +123,21 @@ def read(folder: Path, countries: Sequence[str] = COUNTRIES) -> Survey:
     )
 
 
-def similarities(folder: Path) -> dict[str, dict[str, float]]:
-    """Similarity of two countries in points: 100 × the alignment of their majority answers, which
-    the paper's cross-culture prompts choose neighbours by. `{country: {other: points}}`.
-
-    For who wants to hold the published table against the survey's own answers, as the tests do;
-    the experiments compute it (`culture_lines.between_countries`).
-
-    Raises UserError with file and place for anything that is not such a table.
-    """
-    path = folder / SIMILARITIES
-    table = _mapping(read_json(path), path, "countries")
-    return {
-        country: {
-            other: _number(value, path, f"country {country}, {other}")
-            for other, value in _mapping(row, path, f"country {country}").items()
-        }
-        for country, row in table.items()
-    }
-
-
 def topic(item_id: str) -> str:
-    """The topic of an item by its number, such as 'migration' for Q124; "" outside all topics."""
+    """Return the topic of an item, such as "migration" for "Q124"; "" outside all topics."""
     number = _number_of(item_id)
     return next((name for name, first, last in TOPICS if first <= number <= last), "")
 
 
 def _number_of(item_id: str) -> int:
-    """124 for Q124, 234 for Q234A; 0 for anything else."""
+    """Return the number in an id: 124 for "Q124", 234 for "Q234A", 0 for anything else."""
     match = _ID.fullmatch(item_id)
     return int(match[1]) if match else 0
 
 
 def _items(rows: Any, path: Path, asked: set[str]) -> tuple[Item, ...]:
-    """The items in `asked`. The file also holds questions on the respondent; nobody scores them."""
+    """Return the items in `asked`. The file also holds questions about the respondent, which are
+    not scored."""
     if not isinstance(rows, list) or not rows:
         raise bad(path, "expected a list of questions")
     items = [_item(row, f"{path}: entry {n}") for n, row in enumerate(rows, start=1)]
@@ -147,7 +151,7 @@ def _items(rows: Any, path: Path, asked: set[str]) -> tuple[Item, ...]:
 
 
 def _item(row: Any, where: str) -> Item | None:
-    """One question; None where it has fewer than two options and so cannot be scored."""
+    """Return one question; None if it has fewer than two options and so cannot be scored."""
     if not isinstance(row, dict) or not isinstance(row.get("Q_id"), str):
         raise bad(where, "expected an object with a Q_id")
     where = f"{where} ({row['Q_id']})"
@@ -176,7 +180,7 @@ def _item(row: Any, where: str) -> Item | None:
 def _country(
     path: Path, country: str, answers: Mapping[str, Any], by_id: Mapping[str, Item]
 ) -> dict[str, tuple[float, ...]]:
-    """Shares in option order, summing to one; items without any are left out."""
+    """Return shares in option order that sum to one; items without shares are left out."""
     out = {}
     for item_id, shares in answers.items():
         where = f"country {country}, item {item_id}"
@@ -193,15 +197,16 @@ def _majorities(
     tables: Mapping[str, Any],
     by_id: Mapping[str, Item],
 ) -> dict[str, dict[str, int]]:
-    """Where the option listed first among the most chosen is not the first of the scale."""
-    found: dict[str, dict[str, int]] = {}
+    """Return the majority answers where the most chosen option that the table lists first is not
+    the first one of the scale."""
+    majorities: dict[str, dict[str, int]] = {}
     for country, answers in distributions.items():
         for item_id, shares in answers.items():
             by_code = tables[country][item_id]
-            at = by_id[item_id].codes.index(int(max(by_code, key=by_code.get)))
-            if at != shares.index(max(shares)):
-                found.setdefault(country, {})[item_id] = at
-    return found
+            position = by_id[item_id].codes.index(int(max(by_code, key=by_code.get)))
+            if position != shares.index(max(shares)):
+                majorities.setdefault(country, {})[item_id] = position
+    return majorities
 
 
 def _shares(by_code: Mapping[str, Any], item: Item, path: Path, where: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""What every reader shares: text decoded once and refused clearly, and small tables of cells.
+"""Read text, JSON and tables that others wrote, and say in one line what is wrong with them.
 
 Rows are counted as a spreadsheet shows them: the header is row 1.
 """
@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
+import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxalign.core.errors import UserError
 
 DELIMITERS = ",;\t"
 _SHOWN = 60  # characters of an offending value that an error repeats
+_START_BYTES = 1 << 20  # enough for any header
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # JSON can spell half a character, UTF-8 cannot
 
 
 def bad(
     path: Path | str, message: str, row: int | None = None, column: str | None = None
 ) -> UserError:
-    """The error to raise for something wrong at one place of a file."""
+    """Return the error to raise for something wrong at one place of a file."""
     place = f"{path}"
     place += f", row {row}" if row is not None else ""
     place += f", column {column!r}" if column is not None else ""
@@ -29,24 +35,49 @@ def bad(
 
 
 def shown(value: object) -> str:
-    """`value` as an error repeats it: quoted, and cut where it is long."""
+    """Return `value` as an error repeats it: quoted, and shortened where it is long."""
     text = repr(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
+# -- text -----------------------------------------------------------------------------------------
+
+
 def read_bytes(path: Path) -> bytes:
-    """The whole file. Raises UserError where it cannot be read or holds nothing."""
+    """Return the whole file. Raise UserError if it cannot be read or is empty."""
     try:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise bad(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise unreadable(path, error) from None
     if not content.strip():
         raise bad(path, "the file is empty")
     return content
 
 
+def read_start(path: Path) -> bytes:
+    """Return the first megabyte of a file, which holds any header.
+
+    Raises:
+        UserError: The file cannot be read, is empty, or is evidently not UTF-8 text.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(_START_BYTES)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+    if not start.strip():
+        raise bad(path, "the file is empty")
+    check_encoding(path, start)
+    return start
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """Return the error to raise for a file that cannot be opened."""
+    return bad(path, f"cannot be read ({getattr(error, 'strerror', None) or error})")
+
+
 def read_text(path: Path) -> str:
-    """The whole file as UTF-8 text, a byte order mark dropped."""
+    """Return the whole file as text, without a byte order mark. Raise UserError unless UTF-8."""
     content = read_bytes(path)
     check_encoding(path, content)
     try:
@@ -58,27 +89,114 @@ def read_text(path: Path) -> str:
 
 
 def check_encoding(path: Path, content: bytes) -> None:
-    """Refuse what is no UTF-8 text at sight: UTF-16, archives, spreadsheets."""
+    """Raise UserError for what is evidently not UTF-8 text: UTF-16, archives, spreadsheets."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise bad(path, "the text is UTF-16; save it as UTF-8")
     if content.startswith(b"PK\x03\x04"):
         raise bad(path, "a zip archive or spreadsheet; unpack it, or export it as CSV in UTF-8")
     if b"\0" in content:
-        raise bad(path, "holds zero bytes, so it is no text file; give the CSV in UTF-8")
+        raise bad(path, "the file holds zero bytes, so it is not text; give a CSV in UTF-8")
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hash of the file's bytes, read in pieces."""
+    """Return the hash of the file's bytes, which are read in pieces."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:
-        raise bad(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise unreadable(path, error) from None
+
+
+class FileStart:
+    """A file or folder whose format is to be recognised, with its beginning read once.
+
+    Nothing here raises: what cannot be read as UTF-8 text has no text and no header.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.suffix = path.suffix.lower()
+
+    @functools.cached_property
+    def text(self) -> str:
+        """The first megabyte of the file."""
+        try:
+            return read_start(self.path).decode("utf-8-sig", errors="replace")
+        except UserError:
+            return ""
+
+    @functools.cached_property
+    def headers(self) -> tuple[tuple[str, ...], ...]:
+        """The cells of the first row if it is delimited by commas, semicolons or tabs."""
+        return tuple(tuple(header_of(self.text, delimiter)) for delimiter in DELIMITERS)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the text begins as a JSON object or list does."""
+        return self.text.lstrip().startswith(("{", "["))
+
+    def has_columns(self, *names: str) -> bool:
+        """Return whether the first row is a header that holds all of `names`."""
+        return not self.is_json and any(set(names) <= set(header) for header in self.headers)
+
+
+# -- JSON -----------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file.
+
+    Raises:
+        UserError: The file cannot be read, is empty or not UTF-8; or it is not JSON, with line and
+            column; or one of its objects names a key twice.
+    """
+    return parse_json(read_text(path), str(path))
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the value of each line that is not blank.
+
+    Raises:
+        UserError: As `read_json`.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, parse_json(line, f"{path}, line {number}")
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Return the value of a JSON text. Raise UserError, which begins with `where`, if it is not."""
+    try:
+        value = json.loads(text, object_pairs_hook=_object_without_repeats)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise bad(where, "half of a character (a surrogate without its other half)") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise bad(where, f"not JSON at {place} ({error.msg})") from None
+    except RecursionError:
+        raise bad(where, "nested too deeply") from None
+    except ValueError as error:  # a repeated key, or a number of thousands of digits
+        raise bad(where, str(error)) from None
+
+
+def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for n, key in enumerate(keys) if key in keys[:n])
+        raise ValueError(f"key {repeated[:40]!r} appears twice in one object")
+    return fields
+
+
+# -- tables ---------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A small file's cells. `rows[i]` is (row number, cells by column)."""
+    """The cells of a small file. `rows[i]` is (row number, cells by column)."""
 
     path: Path
     columns: tuple[str, ...]
@@ -88,10 +206,17 @@ class Table:
 def read_table(
     path: Path, needed: Sequence[str], text: str | None = None, others: Sequence[str] | None = None
 ) -> Table:
-    """The table in `path`, its delimiter (comma, semicolon or tab) taken from the header.
+    """Return the table in a file whose cells commas, semicolons or tabs delimit.
 
-    `needed` columns must be there. With `others` given, any further column is refused, so that a
-    misspelt one is never passed over. Raises UserError with row and column.
+    Args:
+        path: The file.
+        needed: Columns that must be there. The header also tells the delimiter.
+        text: The file's text, where it has been read already.
+        others: Further columns that may be there. Any column besides is then refused, so that a
+            misspelt one is not overlooked. None: any column may be there.
+
+    Raises:
+        UserError: Something is wrong with the file; the message names row and column.
     """
     text = read_text(path) if text is None else text
     delimiter = find_delimiter(path, text, needed)
@@ -112,7 +237,7 @@ def read_table(
 
 
 def find_delimiter(path: Path, text: str, needed: Sequence[str]) -> str:
-    """The delimiter under which the header has the columns needed."""
+    """Return the delimiter under which the header has the columns needed."""
     headers = {d: header_of(text, d) for d in DELIMITERS}
     for delimiter, header in headers.items():
         if set(needed) <= set(header):
@@ -128,7 +253,7 @@ def find_delimiter(path: Path, text: str, needed: Sequence[str]) -> str:
 
 
 def header_of(text: str, delimiter: str) -> list[str]:
-    """The cells of the first row, blanks trimmed; none where it cannot be read."""
+    """Return the stripped cells of the first row; none if it cannot be parsed."""
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         return [name.strip() for name in next(reader, [])]
@@ -137,7 +262,10 @@ def header_of(text: str, delimiter: str) -> list[str]:
 
 
 def iter_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(row number, cells) of each row that is not blank: spreadsheets leave rows of delimiters."""
+    """Yield row number and cells of each row that is not blank.
+
+    Spreadsheets write rows of delimiters alone at the end of a file.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     row = 0
     while True:
@@ -153,7 +281,7 @@ def iter_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list
 
 
 def check_header(path: Path, columns: Sequence[str]) -> None:
-    """Refuse a header that names a column twice."""
+    """Raise UserError if a header names a column twice."""
     seen: set[str] = set()
     for name in columns:
         if name in seen:
@@ -162,7 +290,7 @@ def check_header(path: Path, columns: Sequence[str]) -> None:
 
 
 def check_width(path: Path, row: int, cells: int, columns: int) -> None:
-    """Refuse a row with other than one cell a column."""
+    """Raise UserError unless a row has one cell for each column."""
     if cells != columns:
         why = "is the file cut short?" if cells < columns else "is a delimiter inside a text?"
         raise bad(path, f"{cells} cells where the header has {columns}; {why}", row)

@@ -1,6 +1,6 @@
-"""Where in a JSON text each value stands, and which of a JSON Schema's rules a value breaks.
+"""The line and column of each value in a JSON text, and the JSON Schema rules that it breaks.
 
-Only the rules that `data/instrument.schema.json` uses are known: type, enum, pattern, required,
+Only the rules that `data/survey.schema.json` uses are known: type, enum, pattern, required,
 properties, additionalProperties, items, minItems, minimum, maximum. Any other rule raises.
 """
 
@@ -13,38 +13,41 @@ from collections.abc import Iterator
 from json.decoder import scanstring
 from typing import Any
 
+from jaxalign.surveys.formats.files import shown
+
 Path = tuple[str | int, ...]
 _BLANK = re.compile(r"[ \t\n\r]*")
-_DEPTH = 8  # deeper values, which no instrument has, are not looked into
+_DEPTH = 8  # values nested deeper than this, which no survey has, get no place of their own
 _TYPES = {
     "object": lambda v: isinstance(v, dict),
     "array": lambda v: isinstance(v, list),
     "string": lambda v: isinstance(v, str),
     "number": lambda v: type(v) in (int, float),
     "integer": lambda v: type(v) is int,
+    "boolean": lambda v: type(v) is bool,
 }
 _IGNORED = {"$schema", "title", "description"}
 
 
 class Places:
-    """Line and column, from 1, of every value of a text that is JSON."""
+    """Line and column, both counted from 1, of every value in a JSON text."""
 
     def __init__(self, text: str) -> None:
         self._starts = [0, *(m.end() for m in re.finditer("\n", text))]
         self._text, self._at = text, {}
         self._decoder = json.JSONDecoder()
-        self.repeated: list[Path] = []  # keys that an object has twice: the later one
+        self.repeated: list[Path] = []  # keys that are in one object twice: the later one
         self._repeated_at: list[int] = []
         self._walk(self._skip(0), (), 0)
 
     def of(self, path: Path) -> tuple[int, int]:
-        """The place of a value; of what holds it, where the value is absent."""
+        """Return line and column of a value, or of what would hold it if it is absent."""
         while path not in self._at:
             path = path[:-1]
         return self._place(self._at[path])
 
     def of_repeated(self) -> list[tuple[int, int, str]]:
-        """Line, column and key of each key that comes again in its object."""
+        """Return line, column and key of each key that is in its object for a second time."""
         pairs = zip(self._repeated_at, self.repeated, strict=True)
         return [(*self._place(at), str(path[-1])) for at, path in pairs]
 
@@ -56,7 +59,7 @@ class Places:
         return _BLANK.match(self._text, at).end()
 
     def _walk(self, at: int, path: Path, depth: int) -> int:
-        """Note the value that starts at `at` and what is in it; return where it ends."""
+        """Record where the value at `at` and everything in it start; return where it ends."""
         self._at[path] = at
         opening = self._text[at]
         if opening not in "{[" or depth == _DEPTH:
@@ -81,11 +84,11 @@ class Places:
 
 
 def broken_rules(value: Any, schema: dict[str, Any], path: Path = ()) -> Iterator[tuple[Path, str]]:
-    """Where and how `value` breaks the schema, in the order of the text."""
+    """Yield where and how `value` breaks the schema, in the order of the text."""
     for rule, setting in schema.items():
         if rule == "type" and not _TYPES[setting](value):
-            yield path, f"{_shown(value)} is not of type {setting}"
-            return  # the other rules are about that type
+            yield path, f"{shown(value)} is not of type {setting}"
+            return  # the other rules assume that type
         if rule not in _RULES and rule not in _IGNORED | {"type"}:
             raise NotImplementedError(f"JSON Schema rule {rule!r}")
         if rule in _RULES:
@@ -94,7 +97,7 @@ def broken_rules(value: Any, schema: dict[str, Any], path: Path = ()) -> Iterato
 
 def _enum(value: Any, setting: Any, schema: Any, path: Path) -> Iterator[tuple[Path, str]]:
     if value not in setting:
-        yield path, f"{_shown(value)} is none of {', '.join(setting)}"
+        yield path, f"{shown(value)} is not one of {', '.join(setting)}"
 
 
 def _pattern(value: Any, setting: str, schema: Any, path: Path) -> Iterator[tuple[Path, str]]:
@@ -120,7 +123,7 @@ def _additional(value: Any, setting: Any, schema: Any, path: Path) -> Iterator[t
         if name in known:
             continue
         if setting is False:
-            yield (*path, name), f"{_shown(name)} is no field here; known are {', '.join(known)}"
+            yield (*path, name), f"{shown(name)} is not a field here; known are {', '.join(known)}"
         else:
             yield from broken_rules(value[name], setting, (*path, name))
 
@@ -132,7 +135,7 @@ def _items(value: Any, setting: Any, schema: Any, path: Path) -> Iterator[tuple[
 
 def _min_items(value: Any, setting: int, schema: Any, path: Path) -> Iterator[tuple[Path, str]]:
     if len(value) < setting:
-        yield path, f"{len(value)} of at least {setting} elements"
+        yield path, f"{len(value)} elements; at least {setting} must be there"
 
 
 def _minimum(value: Any, setting: Any, schema: Any, path: Path) -> Iterator[tuple[Path, str]]:
@@ -146,12 +149,13 @@ def _maximum(value: Any, setting: Any, schema: Any, path: Path) -> Iterator[tupl
 
 
 _RULES = {
-    "enum": _enum, "pattern": _pattern, "required": _required, "properties": _properties,
-    "additionalProperties": _additional, "items": _items, "minItems": _min_items,
-    "minimum": _minimum, "maximum": _maximum,
-}  # fmt: skip
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"
+    "enum": _enum,
+    "pattern": _pattern,
+    "required": _required,
+    "properties": _properties,
+    "additionalProperties": _additional,
+    "items": _items,
+    "minItems": _min_items,
+    "minimum": _minimum,
+    "maximum": _maximum,
+}

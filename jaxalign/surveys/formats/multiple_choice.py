@@ -1,68 +1,71 @@
-"""Questions with one right answer: MMLU-style CSV and JSON lines, and the type they are read into.
+"""Multiple-choice questions with one right answer, as MMLU has them: CSV and JSON lines.
 
-CSV: columns question, A, B, C, D (more letters, up to J, where there are more options) and answer,
-a letter; `subject` or `topic` may be there. Without a header: six columns in that order. JSON
-lines, or one JSON list: {"question", "choices": [...], "answer": letter or index from 0} or
-{"question", "A", "B", "C", "D", "answer": letter}, and "subject" where wanted.
+CSV: columns question, A, B, C, D (and more letters, up to J, if there are more options) and
+answer, a letter; a column `subject` or `topic` is optional. A file without a header has six columns
+in that order. JSON lines, or one JSON list of objects: {"question", "choices": [...], "answer":
+letter or index from 0} or {"question", "A", "B", "C", "D", "answer": letter}; "subject" is
+optional.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
+from jaxalign.surveys.choice_test import ChoiceTest
+from jaxalign.surveys.formats.base import FORMATS, Format
 from jaxalign.surveys.formats.files import (
     DELIMITERS,
+    FileStart,
     bad,
     check_width,
     header_of,
     iter_rows,
+    parse_json,
     read_table,
     read_text,
     shown,
-)  # fmt: skip
-from jaxalign.surveys.formats.json_file import parse_json
+)
 from jaxalign.surveys.survey import Item
 
 LETTERS = "ABCDEFGHIJ"
 
 
-@dataclasses.dataclass(frozen=True)
-class ChoiceTest:
-    """Items with a right answer each. `answers[i]` is the index of the right option of `items[i]`.
+@FORMATS.register("multiple-choice")
+class MultipleChoice(Format):
+    """Questions with one right answer among lettered options."""
 
-    Items of the same group count together: the group is right only when all of them are
-    (CulturalBench Hard). Elsewhere every item is a group of its own. `countries[i]` is the place
-    that a question is about, as the file spells it; "" where it says nothing.
-    """
+    def recognises(self, start: FileStart) -> bool:
+        if start.is_json:
+            return _is_json_lines(start) or _is_json_list_of_answers(start)
+        if start.has_columns("question", "A", "B", "answer"):
+            return True
+        return start.suffix != ".json" and is_headerless(start.text)
 
-    name: str
-    source: str
-    items: tuple[Item, ...]
-    answers: tuple[int, ...]
-    countries: tuple[str, ...]
-    groups: tuple[str, ...]
+    def read(self, path: Path) -> ChoiceTest:
+        return read_multiple_choice(path)
 
-    def __post_init__(self) -> None:
-        lengths = [len(x) for x in (self.items, self.answers, self.countries, self.groups)]
-        if len(set(lengths)) != 1 or not self.items:
-            raise UserError(f"test {self.name!r}: {lengths} items, answers, countries and groups")
 
-    @functools.cached_property
-    def sha256(self) -> str:
-        """Hash of everything that a score depends on."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+def _is_json_lines(start: FileStart) -> bool:
+    if start.suffix == ".jsonl":
+        return True
+    try:
+        fields = json.loads(start.text.lstrip().split("\n", 1)[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(fields, dict) and "question" in fields
+
+
+def _is_json_list_of_answers(start: FileStart) -> bool:
+    return start.text.lstrip().startswith("[") and '"answer"' in start.text
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question on its way into a ChoiceTest."""
+    """One question as a file has it, before its answer is checked."""
 
     row: int
     text: str
@@ -72,7 +75,11 @@ class Question:
 
 
 def read_multiple_choice(path: Path | str) -> ChoiceTest:
-    """MMLU-style questions. Raises UserError naming file, row and column."""
+    """Read multiple-choice questions from CSV or JSON.
+
+    Raises:
+        UserError: Something is wrong with the file; the message names row and column.
+    """
     path = Path(path)
     text = read_text(path)
     questions = _questions(path, text)
@@ -95,13 +102,13 @@ def _questions(path: Path, text: str) -> list[Question]:
 
 
 def is_headerless(text: str) -> bool:
-    """Whether the first row has six cells of which the last is an answer's letter."""
+    """Return whether the first row has six cells, the last of which is an answer's letter."""
     rows = [header_of(text, delimiter) for delimiter in DELIMITERS]
     return any(len(row) == 6 and row[5].strip() in tuple("ABCD") for row in rows)
 
 
 def answer_index(path: Path, row: int, answer: str | int, options: int) -> int:
-    """The index of an answer given as a letter, or as an index from 0."""
+    """Return the position of an answer given as a letter, or as a position from 0."""
     if isinstance(answer, str) and answer.strip().isdigit():
         answer = int(answer.strip()) if len(answer) < 3 else -1
     letters = LETTERS[:options]
@@ -109,7 +116,7 @@ def answer_index(path: Path, row: int, answer: str | int, options: int) -> int:
         return letters.index(answer.strip())
     if type(answer) is int and 0 <= answer < options:
         return answer
-    message = f"{shown(answer)} is no answer; one of {' '.join(letters)}, or 0...{options - 1}"
+    message = f"{shown(answer)} is no answer; give one of {' '.join(letters)}, or 0...{options - 1}"
     raise bad(path, message, row, "answer")
 
 
@@ -124,11 +131,14 @@ def _from_csv(path: Path, text: str) -> list[Question]:
         raise bad(path, f"the options' columns are {' '.join(letters)}; leave no letter out", 1)
     return [
         Question(
-            row, cells["question"], tuple(cells[letter] for letter in letters), cells["answer"],
+            row,
+            cells["question"],
+            tuple(cells[letter] for letter in letters),
+            cells["answer"],
             cells.get("subject") or cells.get("topic") or "",
         )
         for row, cells in table.rows
-    ]  # fmt: skip
+    ]
 
 
 def _cells(path: Path, row: int, cells: list[str]) -> Question:
@@ -151,7 +161,7 @@ def _from_json_lines(path: Path, text: str) -> list[Question]:
 
 def _fields(path: Path, row: int, fields: Any) -> Question:
     if not isinstance(fields, dict):
-        raise bad(path, f"{shown(fields)} is no JSON object", row)
+        raise bad(path, f"{shown(fields)} is not a JSON object", row)
     for name in ("question", "answer"):
         if name not in fields:
             raise bad(path, "the field is absent", row, name)
@@ -175,17 +185,17 @@ def _item(path: Path, question: Question) -> Item:
     for letter, option in zip(LETTERS, question.options, strict=False):
         if not option.strip():
             raise bad(path, "the option is empty", question.row, letter)
-    return make_item(path, question.row, f"q{question.row}", question.text, question.options,
-                     topic=question.topic)  # fmt: skip
+    id = f"q{question.row}"
+    return make_item(path, question.row, id, question.text, question.options, question.topic)
 
 
 def make_item(
     path: Path, row: int, id: str, text: str, options: tuple[str, ...], topic: str, stem: str = ""
 ) -> Item:
-    """A nominal item; what is wrong with it is told with its row."""
+    """Return a nominal item. Raise UserError, which names the row, if something is wrong."""
     try:
-        for part in (id, text, topic, stem, *options):
-            part.encode()  # JSON also spells lone surrogates, which no file can hold
+        for value in (id, text, topic, stem, *options):
+            value.encode()  # JSON also spells lone surrogates, which no file can hold
         codes = tuple(range(1, len(options) + 1))
         return Item(id, text, options, codes, "nominal", topic, stem)
     except (UserError, UnicodeEncodeError) as error:

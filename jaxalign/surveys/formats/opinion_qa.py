@@ -1,13 +1,13 @@
 """GlobalOpinionQA (Durmus et al. 2023, arXiv 2306.16388), from the user's CSV.
 
 Columns: question; selections, a printed `defaultdict(<class 'list'>, {'Belgium': [0.21, ...]})` of
-each country's shares; options, a printed list; source, GAS or WVS. The printed values are read as
-literals and never run.
+each country's shares; options, a printed list; source, GAS or WVS. The printed values are parsed as
+literals and never evaluated.
 
-The options often end in "DK/Refused" and nothing says whether the rest have an order, so items are
-nominal: they never enter an ordinal metric. Shares are rounded in the file, and are made to sum to
-1. Countries are named in three letters where the printed name is known, otherwise as printed
-(such as "China (Non-national sample)").
+The options often end in "DK/Refused", and nothing says whether the others have an order, so all
+items are nominal and never enter an ordinal metric. Shares are rounded in the file; they are scaled
+here to sum to 1. A country is named by its ISO 3166 alpha-3 code where the printed name is known,
+otherwise as printed (such as "China (Non-national sample)").
 """
 
 from __future__ import annotations
@@ -20,28 +20,64 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
-from jaxalign.surveys.formats.files import bad, read_table, shown
-from jaxalign.surveys.hofstede import EDITIONS, country_name, country_scores
+from jaxalign.surveys.formats.base import FORMATS, Format
+from jaxalign.surveys.formats.files import FileStart, bad, read_table, shown
+from jaxalign.surveys.hofstede import EDITIONS, country_name, edition_scores
 from jaxalign.surveys.survey import Item, Survey
 
 COLUMNS = ("question", "selections", "options", "source")
 _PRINTED = re.compile(r"\s*(?:defaultdict\(<class '\w+'>,\s*(\{.*\})\)|(\{.*\}))\s*", re.DOTALL)
-_MOST_CHARACTERS = 200_000  # of a cell: 100 countries and 20 options take about 40,000
+_MOST_CHARACTERS = 200_000  # in a cell; 100 countries and 20 options take about 40,000
 _LEAST_SUM, _MOST_SUM = 0.5, 1.05  # shares left out (refusals) lower a sum, rounding raises it
+# Names that the file prints and no edition of the published scores uses.
 _ALIASES = {
-    "Britain": "GBR", "Great Britain": "GBR", "United Kingdom": "GBR", "United States": "USA",
-    "S. Africa": "ZAF", "South Africa": "ZAF", "S. Korea": "KOR", "South Korea": "KOR",
-    "Czech Rep.": "CZE", "Czechia": "CZE", "Slovakia": "SVK", "Russia": "RUS",
-    "Hong Kong SAR": "HKG", "Taiwan ROC": "TWN", "Vietnam": "VNM", "Turkey": "TUR", "Iran": "IRN",
-    "Venezuela": "VEN", "Macau SAR": "MAC", "Palest. ter.": "PSE", "Puerto Rico": "PRI",
-}  # fmt: skip
+    "Britain": "GBR",
+    "Czech Rep.": "CZE",
+    "Czechia": "CZE",
+    "Great Britain": "GBR",
+    "Hong Kong SAR": "HKG",
+    "Iran": "IRN",
+    "Macau SAR": "MAC",
+    "Palest. ter.": "PSE",
+    "Puerto Rico": "PRI",
+    "Russia": "RUS",
+    "S. Africa": "ZAF",
+    "S. Korea": "KOR",
+    "Slovakia": "SVK",
+    "South Africa": "ZAF",
+    "South Korea": "KOR",
+    "Taiwan ROC": "TWN",
+    "Turkey": "TUR",
+    "United Kingdom": "GBR",
+    "United States": "USA",
+    "Venezuela": "VEN",
+    "Vietnam": "VNM",
+}
+
+
+@FORMATS.register("opinion-qa")
+class OpinionQA(Format):
+    """GlobalOpinionQA's questions with the answers of each country."""
+
+    def recognises(self, start: FileStart) -> bool:
+        return start.has_columns(*COLUMNS)
+
+    def read(self, path: Path, skip_disagreeing: bool = False) -> Survey:
+        return read_opinion_qa(path, skip_disagreeing)
 
 
 def read_opinion_qa(path: Path | str, skip_disagreeing: bool = False) -> Survey:
-    """The questions, and how each country answered them.
+    """Read the questions and how each country answered them.
 
-    A question whose options and selections disagree is refused with its row, or left out with
-    `skip_disagreeing`. Item ids are "q" and the question's place among the rows, from 1.
+    Args:
+        path: The CSV file.
+        skip_disagreeing: Leave out questions whose options and selections disagree.
+
+    Returns:
+        A survey whose items are named "q1", "q2" and so on by their row.
+
+    Raises:
+        UserError: Something is wrong with the file; the message names row and column.
     """
     path = Path(path)
     codes = _codes_by_name()
@@ -72,7 +108,7 @@ def read_opinion_qa(path: Path | str, skip_disagreeing: bool = False) -> Survey:
 def _item(path: Path, row: int, id: str, cells: dict[str, str]) -> Item:
     options = _literal(path, row, "options", cells["options"])
     if not isinstance(options, list | tuple):
-        raise bad(path, f"{shown(options)} is no list", row, "options")
+        raise bad(path, f"{shown(options)} is not a list", row, "options")
     labels = tuple(str(option).strip() for option in options)
     if len(set(labels)) != len(labels):
         raise bad(path, f"options repeat: {shown(labels)}", row, "options")
@@ -88,14 +124,14 @@ def _item(path: Path, row: int, id: str, cells: dict[str, str]) -> Item:
 def _answers(
     path: Path, row: int, item: Item, text: str, codes: dict[str, str]
 ) -> dict[str, tuple[float, ...]]:
-    """Shares by country; a country whose shares are all zero was not asked."""
+    """Return shares by country. A country whose shares are all zero was not asked."""
     printed = _PRINTED.fullmatch(text) if len(text) <= _MOST_CHARACTERS else None
     if printed is None:
-        message = f"{shown(text)} is no printed dictionary of country: shares"
+        message = f"{shown(text)} is not a printed dictionary of country: shares"
         raise bad(path, message, row, "selections")
     selections = _literal(path, row, "selections", printed[1] or printed[2])
     if not isinstance(selections, dict):
-        raise bad(path, f"{shown(selections)} is no dictionary", row, "selections")
+        raise bad(path, f"{shown(selections)} is not a dictionary", row, "selections")
     answers: dict[str, tuple[float, ...]] = {}
     for country, shares in selections.items():
         if (normal := _shares(path, row, item, country, shares)) is not None:
@@ -109,13 +145,13 @@ def _shares(
 ) -> tuple[float, ...] | None:
     where = (row, "selections")
     if not isinstance(country, str) or not country.isprintable() or not country.strip():
-        raise bad(path, f"{shown(country)} is no country's name", *where)
+        raise bad(path, f"{shown(country)} is not the name of a country", *where)
     if not isinstance(shares, list | tuple) or len(shares) != len(item.options):
         many = len(shares) if isinstance(shares, list | tuple) else shown(shares)
-        message = f"{many} shares of {country} for {len(item.options)} options; mend the row or "
-        raise bad(path, message + "delete it (skip_disagreeing=True in Python)", *where)
+        message = f"{many} shares of {country} for {len(item.options)} options; correct the row, "
+        raise bad(path, message + "delete it or set `skip_disagreeing`", *where)
     if not all(type(s) in (int, float) and 0 <= s <= 1e6 for s in shares):
-        raise bad(path, f"shares of {country} are no numbers from 0: {shown(shares)}", *where)
+        raise bad(path, f"shares of {country} are not numbers from 0: {shown(shares)}", *where)
     total = math.fsum(shares)
     if total == 0:
         return None
@@ -125,11 +161,11 @@ def _shares(
 
 
 def _literal(path: Path, row: int, column: str, text: str) -> Any:
-    """The value that `text` prints: numbers, text, lists and dictionaries only."""
+    """Return the value that `text` prints: numbers, text, lists and dictionaries only."""
     try:
         if len(text) > _MOST_CHARACTERS:
             raise ValueError(f"{len(text)} characters")
-        with warnings.catch_warnings():  # the parser warns of odd escapes in a text
+        with warnings.catch_warnings():  # the parser warns about odd escapes in a text
             warnings.simplefilter("ignore")
             return ast.literal_eval(text.strip())
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -137,5 +173,6 @@ def _literal(path: Path, row: int, column: str, text: str) -> Any:
 
 
 def _codes_by_name() -> dict[str, str]:
-    codes = sorted({code for edition in EDITIONS for code in country_scores(edition)})
+    """Return the alpha-3 code of each country whose printed name is known."""
+    codes = sorted({code for edition in EDITIONS for code in edition_scores(edition)})
     return {country_name(code): code for code in codes} | _ALIASES

@@ -1,16 +1,17 @@
-"""An instrument of the user's own, as JSON or as plain CSV, and everything that is wrong with it.
+"""A survey of the user's own, as JSON or as plain CSV, with all that is wrong with it.
 
-JSON: the format of `jaxalign.surveys.survey`, as `data/instrument.schema.json` states it.
+JSON: the format of `jaxalign.surveys.survey`; `data/survey.schema.json` is its JSON Schema.
 
-CSV: one item a row, columns `id`, `text` and `options`, and where wanted `stem`, `scale` (ordinal
-or nominal; empty is ordinal) and `topic`. `options` lists `code=label`, separated by `|`, in the
-order of the scale:
+CSV: one item a row, with the columns `id`, `text` and `options`, and optionally `stem`, `scale`
+(ordinal or nominal; empty means ordinal) and `topic`. `options` lists `code=label`, separated by
+`|`, in the order of the scale:
 
     id,text,options,topic
     q1,How often do you read?,1=never|2=sometimes|3=often,leisure
 
-How countries answered comes in a second CSV, `distributions`, one share a row, columns `country`,
-`item`, `code` and `share`. Shares of a country and item sum to 1; a code left out has share 0.
+How groups of people answered is in a second CSV, `distributions`, one share a row, with the columns
+`country` (or any other group), `item`, `code` and `share`. The shares of a group and item sum to 1.
+A code that is left out has share 0.
 """
 
 from __future__ import annotations
@@ -24,19 +25,59 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
-from jaxalign.surveys.formats.files import read_table, read_text, shown
+from jaxalign.surveys.formats.base import FORMATS, Format
+from jaxalign.surveys.formats.files import FileStart, read_table, read_text, shown
 from jaxalign.surveys.formats.json_places import Places, broken_rules
 from jaxalign.surveys.survey import Item, Survey, from_json
 
 COLUMNS = ("id", "text", "options")
 OPTIONAL_COLUMNS = ("stem", "scale", "topic")
 SHARE_COLUMNS = ("country", "item", "code", "share")
-_TOLERANCE = 1e-3  # of a sum of shares, as Instrument has it
+_TOLERANCE = 1e-3  # how far a sum of shares may be from 1, as in `Survey`
+
+
+@FORMATS.register("own-json")
+class OwnJSON(Format):
+    """A survey in jaxalign's JSON format. Any JSON file that no other format recognises."""
+
+    fallback = True
+
+    def recognises(self, start: FileStart) -> bool:
+        return start.is_json or (start.suffix == ".json" and bool(start.text))
+
+    def read(self, path: Path) -> Survey:
+        return read_own_json(path)
+
+    def check(self, path: Path) -> tuple[list[str], Survey | None]:
+        problems, survey = check_json(path)
+        return [str(problem) for problem in problems], survey
+
+
+@FORMATS.register("own-csv")
+class OwnCSV(Format):
+    """A survey as a table, with how groups answered in a second one."""
+
+    takes_distributions = True
+
+    def recognises(self, start: FileStart) -> bool:
+        return start.has_columns(*COLUMNS)
+
+    def read(self, path: Path, distributions: Path | str | None = None) -> Survey:
+        return read_own_csv(path, distributions)
+
+    def check(
+        self, path: Path, distributions: Path | None = None
+    ) -> tuple[list[str], Survey | None]:
+        problems, survey = check_csv(path, distributions)
+        return [str(problem) for problem in problems], survey
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One thing wrong. `place` is "line 3, column 14" in JSON, "row 3, column 'scale'" in CSV."""
+    """One thing that is wrong with a file.
+
+    `place` is such as "line 3, column 14" in JSON and "row 3, column 'scale'" in CSV.
+    """
 
     path: Path
     place: str
@@ -48,32 +89,32 @@ class Problem:
 
 
 def read_own_json(path: Path | str) -> Survey:
-    """The instrument in a JSON file. Raises UserError with the first thing wrong."""
-    return _first_or_result(*check_json(Path(path)))
+    """Read a survey from JSON. Raise UserError with the first problem if there are any."""
+    return _survey_or_raise(*check_json(Path(path)))
 
 
 def read_own_csv(path: Path | str, distributions: Path | str | None = None) -> Survey:
-    """The instrument in a CSV file. Raises UserError with the first thing wrong."""
+    """Read a survey from CSV. Raise UserError with the first problem if there are any."""
     path, shares = Path(path), None if distributions is None else Path(distributions)
-    return _first_or_result(*check_csv(path, shares))
+    return _survey_or_raise(*check_csv(path, shares))
 
 
-def _first_or_result(problems: list[Problem], instrument: Survey | None) -> Survey:
-    if instrument is None:
+def _survey_or_raise(problems: list[Problem], survey: Survey | None) -> Survey:
+    if survey is None:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}")
-    return instrument
+    return survey
 
 
 @functools.cache
 def schema() -> dict[str, Any]:
-    """The JSON Schema of an instrument file."""
-    file = resources.files("jaxalign.surveys").joinpath("data/instrument.schema.json")
+    """Return the JSON Schema of a survey file."""
+    file = resources.files("jaxalign.surveys").joinpath("data/survey.schema.json")
     return json.loads(file.read_text("utf-8"))
 
 
 def check_json(path: Path) -> tuple[list[Problem], Survey | None]:
-    """Everything wrong with a JSON instrument; the instrument where nothing is."""
+    """Return everything that is wrong with a JSON survey, or else the survey."""
     text = read_text(path)
     try:
         fields = json.loads(text)
@@ -83,7 +124,7 @@ def check_json(path: Path) -> tuple[list[Problem], Survey | None]:
         return [Problem(path, "", f"not JSON ({error})")], None
     places = Places(text)
     problems = [
-        _at(path, line, column, f"the field {shown(key)} comes twice; keep one")
+        _at(path, line, column, f"the field {shown(key)} is there twice; keep one")
         for line, column, key in places.of_repeated()
     ]
     broken = list(broken_rules(fields, schema()))
@@ -103,33 +144,35 @@ def _at(path: Path, line: int, column: int, message: str) -> Problem:
 
 
 def _inconsistencies(fields: dict[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
-    """What no schema can say: ids and codes that repeat, shares that do not fit the options."""
-    found: list[tuple[tuple[str | int, ...], str]] = []
-    items: dict[str, int] = {}
+    """Return what no schema can express: repeated ids and codes, shares that do not fit."""
+    problems: list[tuple[tuple[str | int, ...], str]] = []
+    options_of: dict[str, int] = {}
     for i, row in enumerate(fields["items"]):
         labels = tuple(option["label"] for option in row["options"])
         codes = tuple(option["code"] for option in row["options"])
-        if row["id"] in items:
-            found.append((("items", i, "id"), f"id {shown(row['id'])} repeats"))
-        items[row["id"]] = len(labels)
+        if row["id"] in options_of:
+            problems.append((("items", i, "id"), f"id {shown(row['id'])} repeats"))
+        options_of[row["id"]] = len(labels)
         try:
             Item(row["id"], row["text"], labels, codes, row.get("scale", "ordinal"))
         except UserError as error:
-            found.append((("items", i, "options"), str(error)))
-    for country, answers in fields.get("distributions", {}).items():
+            problems.append((("items", i, "options"), str(error)))
+    for group, answers in fields.get("distributions", {}).items():
+        if not group.strip():
+            problems.append((("distributions", group), "the group has no name"))
         for item, shares in answers.items():
-            where = ("distributions", country, item)
-            if item not in items:
-                found.append((where, f"there is no item {shown(item)}"))
-            elif len(shares) != items[item]:
-                found.append((where, f"{len(shares)} shares for {items[item]} options"))
+            where = ("distributions", group, item)
+            if item not in options_of:
+                problems.append((where, f"there is no item {shown(item)}"))
+            elif len(shares) != options_of[item]:
+                problems.append((where, f"{len(shares)} shares for {options_of[item]} options"))
             elif not abs(math.fsum(shares) - 1) <= _TOLERANCE:
-                found.append((where, f"shares sum to {math.fsum(shares):g}, not to 1"))
-    return found
+                problems.append((where, f"shares sum to {math.fsum(shares):g}, not to 1"))
+    return problems
 
 
 def check_csv(path: Path, shares: Path | None = None) -> tuple[list[Problem], Survey | None]:
-    """Everything wrong with a CSV instrument and its shares; the instrument where nothing is."""
+    """Return everything that is wrong with a CSV survey and its shares, or else the survey."""
     table = read_table(path, COLUMNS, others=OPTIONAL_COLUMNS)
     problems: list[Problem] = []
     items: dict[str, Item] = {}
@@ -147,8 +190,8 @@ def check_csv(path: Path, shares: Path | None = None) -> tuple[list[Problem], Su
             items[id] = item
     distributions = {}
     if shares is not None:
-        found, distributions = _check_shares(shares, items, row_of)
-        problems += found
+        share_problems, distributions = _check_shares(shares, items, row_of)
+        problems += share_problems
     if problems:
         return problems, None
     source = "the user's own file"
@@ -167,25 +210,24 @@ def _item(
     ]
     scale = (cells.get("scale") or "").strip() or "ordinal"
     if scale not in ("ordinal", "nominal"):
-        problems.append(_in(path, row, "scale", f"{shown(scale)}; ordinal or nominal"))
+        problems.append(_in(path, row, "scale", f"{shown(scale)}; choose ordinal or nominal"))
     codes, labels = [], []
-    for part in cells["options"].split("|") if cells["options"].strip() else ():
-        code, equals, label = (piece.strip() for piece in part.partition("="))
+    for option in cells["options"].split("|") if cells["options"].strip() else ():
+        code, equals, label = (piece.strip() for piece in option.partition("="))
         try:
             codes.append(int(code))
             labels.append(label)
         except ValueError:
             equals = ""
         if not equals or not label:
-            message = f"{shown(part)} is not code=label with a whole number for a code"
+            message = f"{shown(option)} is not code=label with a whole number for a code"
             problems.append(_in(path, row, "options", message))
     if problems:
         return None, problems
+    text = cells["text"].strip()
+    topic, stem = ((cells.get(name) or "").strip() for name in ("topic", "stem"))
     try:
-        return Item(
-            id, cells["text"].strip(), tuple(labels), tuple(codes), scale,
-            (cells.get("topic") or "").strip(), (cells.get("stem") or "").strip(),
-        ), []  # fmt: skip
+        return Item(id, text, tuple(labels), tuple(codes), scale, topic, stem), []
     except UserError as error:
         return None, [_in(path, row, "options", str(error))]
 
@@ -193,25 +235,25 @@ def _item(
 def _check_shares(
     path: Path, items: dict[str, Item], row_of: dict[str, int]
 ) -> tuple[list[Problem], dict[str, dict[str, tuple[float, ...]]]]:
-    """The shares of a long table, and what is wrong with them."""
+    """Return what is wrong with a table of shares, and the shares by group and item."""
     problems: list[Problem] = []
     shares: dict[tuple[str, str], dict[int, float]] = {}
     last_row: dict[tuple[str, str], int] = {}
     for row, cells in read_table(path, SHARE_COLUMNS, others=()).rows:
-        country, id = cells["country"].strip(), cells["item"].strip()
-        wrong = _share_problem(path, row, cells, items, row_of, shares.get((country, id), {}))
-        if wrong is not None:
-            problems.append(wrong)
+        group, id = cells["country"].strip(), cells["item"].strip()
+        problem = _share_problem(path, row, cells, items, row_of, shares.get((group, id), {}))
+        if problem is not None:
+            problems.append(problem)
         elif id in items:
-            shares.setdefault((country, id), {})[int(cells["code"])] = float(cells["share"])
-            last_row[country, id] = row
+            shares.setdefault((group, id), {})[int(cells["code"])] = float(cells["share"])
+            last_row[group, id] = row
     distributions: dict[str, dict[str, tuple[float, ...]]] = {}
-    for (country, id), by_code in shares.items():
+    for (group, id), by_code in shares.items():
         total = math.fsum(by_code.values())
         if abs(total - 1) > _TOLERANCE and not problems:
-            message = f"the shares of {country} and {id} sum to {total:g}, not to 1"
-            problems.append(_in(path, last_row[country, id], "share", message))
-        answers = distributions.setdefault(country, {})
+            message = f"the shares of {group} and {id} sum to {total:g}, not to 1"
+            problems.append(_in(path, last_row[group, id], "share", message))
+        answers = distributions.setdefault(group, {})
         answers[id] = tuple(by_code.get(code, 0.0) for code in items[id].codes)
     return problems, distributions
 
@@ -224,27 +266,27 @@ def _share_problem(
     row_of: dict[str, int],
     earlier: dict[int, float],
 ) -> Problem | None:
-    """What is wrong with one row of shares, if anything."""
-    country, id = cells["country"].strip(), cells["item"].strip()
-    if not country:
+    """Return what is wrong with one row of shares, None if nothing is."""
+    group, id = cells["country"].strip(), cells["item"].strip()
+    if not group:
         return _in(path, row, "country", "the cell is empty")
     if id not in row_of:
         return _in(path, row, "item", f"there is no item {shown(id)}")
     if id not in items:
-        return None  # its own row is wrong, which is told there
+        return None  # the item's own row is wrong, which is reported there
     try:
         code = int(cells["code"])
     except ValueError:
-        return _in(path, row, "code", f"{shown(cells['code'])} is no whole number")
+        return _in(path, row, "code", f"{shown(cells['code'])} is not a whole number")
     if code not in items[id].codes:
-        message = f"code {code} is none of item {id}'s codes {list(items[id].codes)}"
+        message = f"code {code} is not one of item {id}'s codes {list(items[id].codes)}"
         return _in(path, row, "code", message)
     if code in earlier:
-        return _in(path, row, "code", f"country {country}, item {id} has code {code} already")
+        return _in(path, row, "code", f"country {group}, item {id} has code {code} already")
     try:
         share = float(cells["share"])
     except ValueError:
         share = math.nan
     if not 0 <= share <= 1:
-        return _in(path, row, "share", f"{shown(cells['share'])} is no number from 0 to 1")
+        return _in(path, row, "share", f"{shown(cells['share'])} is not a number from 0 to 1")
     return None

@@ -1,12 +1,14 @@
-"""SPSS system files (.sav) in numpy: the dictionary, then some of the columns, block by block.
+"""Read SPSS system files (.sav) with numpy: the dictionary, then some columns, block by block.
 
-Format: the description in GNU PSPP's developer manual, "System File Format". A file is a header, a
-dictionary of variables, and rows of 8-byte elements: a number takes one element, a string one for
-every 8 characters. In the usual compression a row is instead a code of one byte per element (code
-minus bias is the value), eight codes at a time, each eight followed by those elements that no code
-stands for. Reading the codes with numpy is several times as fast as making an object of every cell.
+Format: see GNU PSPP's developer manual, "System File Format". A file is a header, a dictionary of
+variables, and rows of 8-byte elements: a number takes one element, a string one for every 8
+characters. With the usual compression, a row has a one-byte code for each element instead, whose
+value is code minus bias. Codes come eight at a time, and each eight are followed by those elements
+that no code can stand for. Reading the codes with numpy is several times as fast as making an
+object for every cell.
 
-Read here: little-endian files, compressed so or not at all. Others raise `SavError`.
+This module reads little-endian files, uncompressed or compressed in this way. Others raise
+`SavError`.
 """
 
 from __future__ import annotations
@@ -26,34 +28,34 @@ BLOCK_BYTES = 4 << 20
 
 
 class SavError(Exception):
-    """The file is damaged, or of a kind that only a full reader takes."""
+    """The file is damaged, or of a kind that only a full reader can read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Variable:
-    """One column. `element` is its first element's place in a row."""
+    """One column. `element` is the position of its first element in a row."""
 
     name: str
     element: int
     width: int  # characters; 0 is a number
-    missing: tuple[float, ...] = ()  # declared missing: these values...
-    missing_range: tuple[float, float] | None = None  # ...and what is from the one to the other
+    missing: tuple[float, ...] = ()  # values that are declared missing
+    missing_range: tuple[float, float] | None = None  # values in this range are missing too
 
 
 @dataclasses.dataclass(frozen=True)
 class Dictionary:
-    """What a file says of itself before its data."""
+    """What a file says about its columns before the data."""
 
     variables: dict[str, Variable]
     elements: int  # in a row
-    rows: int | None  # None where the file does not say
+    rows: int | None  # None if the file does not say
     compressed: bool
     bias: float
     data_at: int  # bytes
 
 
 def read_dictionary(path: Path) -> Dictionary:
-    """The file's dictionary. Raises SavError, OSError."""
+    """Return the file's dictionary. Raise SavError or OSError."""
     with open(path, "rb") as file:
         magic, _, layout, _, compression, _, rows, bias, _ = _unpack(file, "<4s60s5id84s")
         if magic != b"$FL2" or layout not in (2, 3) or compression not in (0, 1):
@@ -71,7 +73,7 @@ def read_dictionary(path: Path) -> Dictionary:
 
 
 def _records(file: BinaryIO) -> tuple[list[Variable], int, dict[str, str]]:
-    """The dictionary's variables by short name, the elements in a row, and the long names."""
+    """Return the dictionary's variables, the elements in a row, and long names by short name."""
     variables: list[Variable] = []
     long_names: dict[str, str] = {}
     elements = 0
@@ -85,7 +87,7 @@ def _records(file: BinaryIO) -> tuple[list[Variable], int, dict[str, str]]:
             for _ in range(_count(file)):
                 length = _take(file, 9)[8]
                 _take(file, -(length + 1) % 8 + length)
-        elif kind == 4:  # the variables they are of
+        elif kind == 4:  # the variables that have those labels
             _take(file, 4 * _count(file))
         elif kind == 6:  # lines of a note
             _take(file, 80 * _count(file))
@@ -109,7 +111,7 @@ def _records(file: BinaryIO) -> tuple[list[Variable], int, dict[str, str]]:
 
 
 def _variable(file: BinaryIO, element: int) -> Variable | None:
-    """A variable record; None where it only continues a string."""
+    """Return the variable of a record; None if it only continues a string."""
     width, has_label, missing, _, _, name = _unpack(file, "<5i8s")
     if has_label:
         length = _count(file)
@@ -128,9 +130,12 @@ def _variable(file: BinaryIO, element: int) -> Variable | None:
 def iter_columns(
     path: Path, dictionary: Dictionary, names: Sequence[str], block_bytes: int = BLOCK_BYTES
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Some columns, some thousand rows at a time: float64, NaN where missing, or bytes.
+    """Yield some columns, a few thousand rows at a time.
 
-    Raises SavError where the data end within a row.
+    Numbers are float64, NaN where missing; strings are bytes.
+
+    Raises:
+        SavError: The data end within a row.
     """
     variables = [dictionary.variables[name] for name in names]
     chunks = _compressed if dictionary.compressed else _plain
@@ -146,7 +151,7 @@ Rows = tuple[np.ndarray | None, dict[int, np.ndarray]]
 def _plain(
     file: BinaryIO, dictionary: Dictionary, variables: Sequence[Variable], block_bytes: int
 ) -> Iterator[Rows]:
-    """Rows as they are: no codes, and the needed elements [R] as 8 bytes each."""
+    """Yield rows of an uncompressed file: no codes, and the needed elements [R], 8 bytes each."""
     size = 8 * dictionary.elements
     while block := file.read(max(1, block_bytes // size) * size):
         if len(block) % size:
@@ -158,7 +163,8 @@ def _plain(
 def _compressed(
     file: BinaryIO, dictionary: Dictionary, variables: Sequence[Variable], block_bytes: int
 ) -> Iterator[Rows]:
-    """Codes uint8 [R, E], and for each needed element [R] the 8 bytes where no code has them."""
+    """Yield rows of a compressed file: codes uint8 [R, E], and for each needed element [R] the 8
+    bytes that no code stands for."""
     width = dictionary.elements
     needed = {e for v in variables for e in _elements(v)}
     rest, codes, elements = b"", np.zeros(0, np.uint8), np.zeros(0, "<u8")
@@ -166,6 +172,7 @@ def _compressed(
     while not ended and (read := file.read(block_bytes)):
         block = rest + read
         words = np.frombuffer(block[: len(block) // 8 * 8], "<u8")
+        # A word holds either eight codes or one element.
         commands, used, ended = _commands(words)
         rest = block[8 * used :]
         more = words[commands].view(np.uint8)
@@ -173,6 +180,7 @@ def _compressed(
         data[commands] = False
         codes = np.concatenate((codes, more[(more != _CODE_PADDING) & (more != _CODE_END)]))
         elements = np.concatenate((elements, words[:used][data]))
+        # Complete rows are handed out; codes and elements of a started row wait for the next block.
         rows = len(codes) // width
         whole, codes = codes[: rows * width], codes[rows * width :]
         at = np.flatnonzero(whole == _CODE_ELEMENT)
@@ -183,17 +191,21 @@ def _compressed(
 
 
 def _commands(words: np.ndarray) -> tuple[np.ndarray, int, bool]:
-    """Which of `words` hold codes, how many words up to the last that is there with its elements,
-    and whether the codes say that the data end."""
+    """Find the words that hold codes.
+
+    Returns:
+        Positions of those words; how many words can be used, which is up to the last codes whose
+        elements are all there; and whether a code says that the data end.
+    """
     one_each_Wx8 = (words.view(np.uint8) == _CODE_ELEMENT).view("<u8")
-    asking = np.flatnonzero(one_each_Wx8)  # words that, if they are codes, have elements behind
-    # Bytes of 0 and 1, added up by a multiplication whose highest byte is their sum.
+    asking = np.flatnonzero(one_each_Wx8)  # words that need elements if they hold codes
+    # Eight bytes of 0 or 1 are summed by a multiplication that leaves the sum in the highest byte.
     many = (one_each_Wx8[asking] * np.uint64(0x0101010101010101)) >> np.uint64(56)
     is_code = np.ones(len(words), bool)
     at, used = 0, len(words)
     for word, follow in zip(asking.tolist(), many.tolist(), strict=True):
         if word < at:
-            continue  # it is an element itself
+            continue  # the word is an element itself
         if word + follow >= len(words):
             used = word
             break
@@ -201,7 +213,7 @@ def _commands(words: np.ndarray) -> tuple[np.ndarray, int, bool]:
         is_code[word + 1 : at] = False
     commands = np.flatnonzero(is_code[:used])
     ends = (words[commands].view(np.uint8) == _CODE_END).reshape(-1, 8).any(axis=1)
-    if ends.any():  # what comes after the code for the end is no data
+    if ends.any():  # nothing after the code for the end is data
         last = int(np.argmax(ends))
         used = int(commands[last + 1]) if last + 1 < len(commands) else used
         return commands[: last + 1], used, True
@@ -211,13 +223,13 @@ def _commands(words: np.ndarray) -> tuple[np.ndarray, int, bool]:
 def _scattered(
     at: np.ndarray, elements: np.ndarray, rows: int, width: int, needed: set[int]
 ) -> dict[int, np.ndarray]:
-    """The elements that follow the codes, by their place in a row; zero where a code has it."""
-    row, place = np.divmod(at, width)
+    """Return the elements that follow the codes, by position in a row; zero where there is none."""
+    row, position = np.divmod(at, width)
     out = {}
-    for element in np.unique(place).tolist():
+    for element in np.unique(position).tolist():
         if element in needed:
             out[element] = np.zeros(rows, "<u8")
-            here = place == element
+            here = position == element
             out[element][row[here]] = elements[here]
     return out
 
@@ -278,7 +290,7 @@ def _unpack(file: BinaryIO, shape: str) -> tuple:
 
 
 def _take(file: BinaryIO, size: int) -> bytes:
-    """The next `size` bytes. A damaged size must not ask for more memory than the file has."""
+    """Return the next `size` bytes. A damaged size must not allocate more than the file has."""
     if not 0 <= size <= 1 << 28:
         raise SavError(f"a record of {size} bytes")
     content = file.read(size)

@@ -1,7 +1,7 @@
-"""World Values Survey 7 as .sav (SPSS) or .dta (Stata), a few thousand respondents at a time.
+"""World Values Survey 7 as .sav (SPSS) or .dta (Stata), read a few thousand respondents at a time.
 
-The usual .sav is read with numpy (`sav_file`). Others, and .dta, need pyreadstat, which is in the
-extra `survey`; pandas is not used.
+The usual .sav is read with numpy (`sav_file`). Other .sav files and .dta need pyreadstat, which the
+extra `survey` installs. pandas is not used.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from jaxalign.surveys.formats.files import bad, read_bytes, shown
 from jaxalign.surveys.formats.wvs_csv import check_country
 from jaxalign.surveys.formats.wvs_tally import MISSING, MOST_CODES, Block
 
-# pyreadstat starts each chunk at the file's beginning and skips, so more chunks cost time; it holds
-# a chunk as Python objects of 32 bytes a cell, so larger ones cost memory.
+# pyreadstat starts each chunk at the beginning of the file and skips, so more chunks cost time. It
+# holds a chunk as Python objects of 32 bytes a cell, so larger chunks cost memory.
 CHUNK_ROWS = 8192
 Cells = dict[str, Any]  # by column: the cells of some consecutive rows
 
 
 def read_columns(path: Path) -> tuple[str, ...]:
-    """The names of the file's columns."""
+    """Return the names of the file's columns."""
     if (dictionary := _sav_dictionary(path)) is not None:
         return tuple(dictionary.variables)
     # A damaged .dta may have columns without a name.
@@ -32,7 +32,7 @@ def read_columns(path: Path) -> tuple[str, ...]:
 
 
 def read_version(path: Path, columns: Sequence[str]) -> str:
-    """The first respondent's `version` cell; "" where there is none."""
+    """Return the first respondent's `version` cell; "" if there is none."""
     if "version" not in columns:
         return ""
     chunks, _ = _chunks(path, ["version"], chunk_rows=1)
@@ -43,23 +43,23 @@ def read_version(path: Path, columns: Sequence[str]) -> str:
 def iter_blocks(
     path: Path, columns: Sequence[str], items: Sequence[str], chunk_rows: int = CHUNK_ROWS
 ) -> Iterator[Block]:
-    """The respondents of the file. Rows are numbered from 2, as if the names were row 1."""
+    """Yield the respondents of the file. Rows are numbered from 2, as if the header were row 1."""
     extra = ["D_INTERVIEW"] if "D_INTERVIEW" in columns else []
     chunks, announced = _chunks(path, ["B_COUNTRY_ALPHA", "W_WEIGHT", *extra, *items], chunk_rows)
-    at = 0
+    done = 0
     for cells in chunks:
         if rows := len(cells["W_WEIGHT"]):
-            yield _block(path, cells, items, at + 2)
-            at += rows
-    if announced is not None and at != announced:
-        message = f"{at} respondents where the file announces {announced}; is it cut short?"
+            yield _block(path, cells, items, done + 2)
+            done += rows
+    if announced is not None and done != announced:
+        message = f"{done} respondents where the file announces {announced}; is it cut short?"
         raise bad(path, message)
 
 
 def _chunks(
     path: Path, names: Sequence[str], chunk_rows: int
 ) -> tuple[Iterator[Cells], int | None]:
-    """The columns asked for, and how many rows the file says it has (None: it does not)."""
+    """Return chunks of the columns, and how many rows the file says it has (None: unknown)."""
     dictionary = _sav_dictionary(path)
     if dictionary is None:
         return _read_chunks(path, names, chunk_rows), _read(path, metadataonly=True)[1].number_rows
@@ -68,7 +68,7 @@ def _chunks(
 
 
 def _sav_dictionary(path: Path) -> sav_file.Dictionary | None:
-    """What a .sav says of itself; None for another file, and for one that pyreadstat is to try."""
+    """Return the dictionary of a .sav; None for other files and for what pyreadstat must read."""
     if path.suffix.lower() != ".sav":
         return None
     try:
@@ -87,14 +87,14 @@ def _sav_chunks(
 
 
 def _read_chunks(path: Path, names: Sequence[str], chunk_rows: int) -> Iterator[Cells]:
-    at, rows = 0, chunk_rows
+    done, rows = 0, chunk_rows
     announced = _read(path, metadataonly=True)[1].number_rows
-    while rows == chunk_rows and at != announced:
-        cells, _ = _read(path, usecols=list(names), row_offset=at, row_limit=chunk_rows)
+    while rows == chunk_rows and done != announced:
+        cells, _ = _read(path, usecols=list(names), row_offset=done, row_limit=chunk_rows)
         rows = len(cells.get(names[0], ()))
         if rows:
             yield cells
-        at += rows
+        done += rows
 
 
 def _block(path: Path, cells: Cells, items: Sequence[str], row: int) -> Block:
@@ -117,37 +117,37 @@ def _text(cell: Any) -> str:
 
 
 def _numbers(path: Path, cells: Any, row: int, column: str) -> np.ndarray:
-    """float64 [R]: NaN where a cell is missing. Raises UserError for a column of text."""
+    """Return float64 [R], NaN for a missing cell. Raise UserError for a column of text."""
     if isinstance(cells, np.ndarray) and cells.dtype.kind == "S":
         cells = [_text(cell) for cell in cells.tolist()]
     try:
         return np.array(cells, np.float64)
     except (TypeError, ValueError):
         i, cell = next((i, c) for i, c in enumerate(cells) if not isinstance(c, int | float))
-        raise bad(path, f"{shown(cell)} is no number", row + i, column) from None
+        raise bad(path, f"{shown(cell)} is not a number", row + i, column) from None
 
 
 def _codes(path: Path, cells: Any, row: int, column: str) -> np.ndarray:
-    """int16 [R]: MISSING for negative codes and for what the file declares missing."""
+    """Return int16 [R]: MISSING for negative codes and for what the file declares missing."""
     numbers = _numbers(path, cells, row, column)
     missing = ~(numbers >= 0)
     codes = np.where(missing, MISSING, numbers)
     if wrong := np.flatnonzero((codes != np.floor(codes)) | (codes >= MOST_CODES)).tolist():
         number = numbers[wrong[0]]
-        message = f"{number:g} is no code: codes are whole numbers below {MOST_CODES}"
+        message = f"{number:g} is not a code: codes are whole numbers below {MOST_CODES}"
         raise bad(path, message, row + wrong[0], column)
     return codes.astype(np.int16)
 
 
 def _read(path: Path, **options: Any) -> tuple[dict[str, Any], Any]:
-    """pyreadstat on one file, its errors told in one line."""
+    """Read a file with pyreadstat. Raise its errors as UserErrors of one line."""
     pyreadstat = _pyreadstat(path)
     reader: Callable[..., tuple[dict[str, Any], Any]]
     reader = pyreadstat.read_sav if path.suffix.lower() == ".sav" else pyreadstat.read_dta
     try:
         return reader(str(path), output_format="dict", disable_datetime_conversion=True, **options)
     except Exception as error:  # pyreadstat raises its own, UnicodeDecodeError, MemoryError, ...
-        read_bytes(path)  # says so where the file is absent or empty
+        read_bytes(path)  # raises if the file is absent or empty
         message = f"not readable as {path.suffix} ({error}); is it whole? Download it again"
         raise bad(path, message) from None
 

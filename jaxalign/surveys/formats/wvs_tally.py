@@ -1,7 +1,7 @@
-"""Weighted counts of answers per country, item and code, added up block by block, and their cache.
+"""Weighted counts of answers by country, item and code, summed block by block, and their cache.
 
-The counts are small (countries x items x codes), whatever the number of respondents, so a file of
-any length is read in constant memory.
+The counts are small (countries x items x codes), however many respondents there are, so that a
+file of any length is read in constant memory.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_atomically
 from jaxalign.surveys.formats.files import bad
 
-MOST_CODES = 64  # codes 0...63: the longest scale has 11, a list of parties or years has far more
+MOST_CODES = 64  # codes 0...63; the longest scale has 11, lists of parties or years have far more
 MISSING = -1
 _CACHE_FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Some consecutive respondents: R of them, Q items."""
+    """The answers of R consecutive respondents to Q items."""
 
-    first_row: int  # of the file; the header is row 1
+    first_row: int  # in the file, whose header is row 1
     countries: tuple[str, ...]  # distinct, three letters each
     country_R: np.ndarray  # index into `countries`
     weight_R: np.ndarray  # float64
     codes_RxQ: np.ndarray  # int16; MISSING, or a code in [0, MOST_CODES)
-    interview_R: np.ndarray | None = None  # float64, where the file numbers its interviews
+    interview_R: np.ndarray | None = None  # float64, if the file numbers its interviews
 
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
-    """What a file holds. Weights are in the file's unit (about 1 a respondent)."""
+    """The counts of a whole file. Weights are in the file's unit (about 1 for a respondent)."""
 
     version: str
     countries: tuple[str, ...]
     items: tuple[str, ...]
-    weight_CxQxK: np.ndarray  # float64: sum of the weights of those who gave code K
-    respondents_CxQxK: np.ndarray  # int64: how many they are
+    weight_CxQxK: np.ndarray  # float64: sum of the weights of the respondents who gave code K
+    respondents_CxQxK: np.ndarray  # int64: number of the respondents who gave code K
     rows: int
 
 
 class Counter:
-    """Adds blocks up. `allowed` are the codes that each item may have; None where any may."""
+    """Sums blocks. `allowed` holds the codes that each item may have; None allows any."""
 
     def __init__(
         self, path: Path, items: Sequence[str], allowed: Sequence[Sequence[int]] | None
@@ -62,18 +62,20 @@ class Counter:
             self._allowed_QxK[q] = np.isin(np.arange(MOST_CODES), codes)
         self._weights: dict[str, np.ndarray] = {}
         self._respondents: dict[str, np.ndarray] = {}
-        self._interviews: dict[int, int] = {}  # fingerprint of an interview -> its row
+        self._interviews: dict[int, int] = {}  # hash of an interview -> its row
         self._rows = 0
 
     def add(self, block: Block) -> None:
-        """Count one block. Raises UserError for a bad weight, country, code or repeated row."""
+        """Count one block. Raise UserError for a bad weight or code, or a repeated interview."""
         self._check_weights(block)
         if block.interview_R is not None:
             self._check_interviews(block, block.interview_R)
-        shape = (len(block.countries), len(self._items), MOST_CODES + 1)  # code 0 here: missing
+        # One bin for each (country, item, code): code K is in bin K + 1, MISSING in bin 0.
+        shape = (len(block.countries), len(self._items), MOST_CODES + 1)
         cells_RxQ = block.codes_RxQ + np.arange(1, shape[1] * shape[2], shape[2])[None, :]
         cells_RxQ += (block.country_R * (shape[1] * shape[2]))[:, None]
         cells = cells_RxQ.reshape(-1)
+        # Count respondents first, then sum their weights over the same bins; drop the missing.
         respondents = np.bincount(cells, minlength=np.prod(shape)).reshape(shape)[..., 1:]
         if (respondents.any(axis=0) & ~self._allowed_QxK).any():
             raise self._unknown_code(block)
@@ -88,7 +90,7 @@ class Counter:
         self._rows += len(block.country_R)
 
     def tally(self, version: str) -> Tally:
-        """All that was added."""
+        """Return the sum of all blocks. Raise UserError if there were none."""
         if not self._rows:
             raise bad(self._path, "there are no respondents below the header")
         countries = tuple(sorted(self._weights))
@@ -113,10 +115,11 @@ class Counter:
             )
 
     def _check_interviews(self, block: Block, interview_R: np.ndarray) -> None:
-        """Refuse the same interview twice: one number, one country and the very same answers."""
+        """Raise UserError for an interview that was counted before: the same number, country and
+        answers."""
         factors = np.random.default_rng(0).integers(1, 2**62, block.codes_RxQ.shape[1])
-        prints_R = block.codes_RxQ.astype(np.int64) @ factors  # wraps around, which does no harm
-        for i, answers in enumerate(prints_R.tolist()):
+        hashes_R = block.codes_RxQ.astype(np.int64) @ factors  # may overflow, which does no harm
+        for i, answers in enumerate(hashes_R.tolist()):
             country, number = block.countries[block.country_R[i]], float(interview_R[i])
             row = block.first_row + i
             first = self._interviews.setdefault(hash((country, number, answers)), row)
@@ -130,8 +133,8 @@ class Counter:
         wrong_RxQ = ~known_RxQ & (block.codes_RxQ != MISSING)
         i, q = np.argwhere(wrong_RxQ)[0]
         codes = np.flatnonzero(self._allowed_QxK[q]).tolist()
-        message = f"code {block.codes_RxQ[i, q]} is none of the item's codes {codes}; mend it, "
-        message += "or treat such codes as missing (drop_unknown_codes)"
+        message = f"code {block.codes_RxQ[i, q]} is not one of the item's codes {codes}; correct "
+        message += "it, or treat such codes as missing with `drop_unknown_codes`"
         return bad(self._path, message, block.first_row + int(i), self._items[q])
 
 
@@ -142,7 +145,7 @@ def count(
     allowed: Sequence[Sequence[int]] | None,
     version: str,
 ) -> Tally:
-    """The tally of all `blocks`."""
+    """Return the tally of all `blocks`; the arguments are those of `Counter` and `tally`."""
     counter = Counter(path, items, allowed)
     for block in blocks:
         counter.add(block)
@@ -150,35 +153,35 @@ def count(
 
 
 def default_cache_folder() -> Path:
-    """`surveys` beside the folder that $JAXALIGN_CACHE names, else in ~/.cache/jaxalign."""
+    """Return `surveys` beside the folder $JAXALIGN_CACHE, else in ~/.cache/jaxalign."""
     given = os.environ.get("JAXALIGN_CACHE")
     return (Path(given).parent if given else Path.home() / ".cache" / "jaxalign") / "surveys"
 
 
 def cache_name(file_sha256: str, suffix: str, settings: object) -> str:
-    """File name of a tally: the file's content, how it was read, and this module's format."""
+    """Return the file name of a tally, from a file's content and how it was read."""
     text = json.dumps([_CACHE_FORMAT, file_sha256, suffix, settings])
     return f"wvs-{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
 def load_tally(path: Path) -> Tally | None:
-    """A tally kept earlier; None where there is none, or it cannot be read."""
+    """Return a tally from the cache; None if there is none or it cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with np.load(path, allow_pickle=False) as arrays:
             return Tally(
-                str(kept["version"]),
-                tuple(kept["countries"].tolist()),
-                tuple(kept["items"].tolist()),
-                kept["weight_CxQxK"],
-                kept["respondents_CxQxK"],
-                int(kept["rows"]),
+                str(arrays["version"]),
+                tuple(arrays["countries"].tolist()),
+                tuple(arrays["items"].tolist()),
+                arrays["weight_CxQxK"],
+                arrays["respondents_CxQxK"],
+                int(arrays["rows"]),
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def save_tally(path: Path, tally: Tally) -> None:
-    """Keep a tally for the next time; where the folder cannot be written to, do nothing."""
+    """Write a tally to the cache. A cache that cannot be written to is not an error."""
     fields = dataclasses.asdict(tally)
     with contextlib.suppress(OSError):
         write_atomically(path, lambda file: np.savez_compressed(file, **fields))

@@ -8,24 +8,23 @@ import json
 import pytest
 
 from jaxalign.core.errors import UserError
-from jaxalign.core.files import write_json_lines
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.culturespa.dataset import (
     longest_examples,
     to_examples,
     to_rows,
     write_dataset_info,
+    write_selected,
 )
-from jaxalign.methods.culturespa.encode_styles import encode_styles
-from jaxalign.methods.culturespa.select import Pair
-from jaxalign.methods.culturespa.styles import Interviews, load_texts
+from jaxalign.methods.culturespa.select import Pair, Selection
+from jaxalign.methods.culturespa.styles import StylePrompts, encode_styles, load_texts
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.society import held_out_survey
 
 SURVEY = held_out_survey()
 ITEMS = SURVEY.items[:12]
 COUNTRIES = ("USA", "CHN", "BRA", "NGA", "DEU", "IND", "RUS")
-INTERVIEWS = Interviews(load_texts(), SURVEY, COUNTRIES, count=2)
+PROMPTS = StylePrompts(load_texts(), SURVEY, COUNTRIES, count=2)
 PAIRS = [
     Pair(country, item.id, item.codes[(n + c) % len(item.codes)])
     for c, country in enumerate(COUNTRIES[:3])
@@ -40,22 +39,22 @@ def tokens() -> Tokenizer:
 
 @pytest.mark.parametrize("style", ["p1", "p2", "p1p3"])
 def test_prompts_are_those_of_answering(tokens, style):
-    examples = to_examples(PAIRS, ITEMS, INTERVIEWS, tokens, style)
-    asked = encode_styles(tokens, INTERVIEWS, [style], COUNTRIES[:3], ITEMS)
+    examples = to_examples(PAIRS, ITEMS, PROMPTS, tokens, style)
+    asked = encode_styles(tokens, PROMPTS, [style], COUNTRIES[:3], ITEMS)
     assert [list(e.tokens[: e.prompt_length]) for e in examples] == [
         asked.tokens(n).tolist() for n in range(len(PAIRS))
     ]
 
 
 def test_answer_is_the_number_and_the_end_of_turn(tokens):
-    for pair, example in zip(PAIRS, to_examples(PAIRS, ITEMS, INTERVIEWS, tokens), strict=True):
+    for pair, example in zip(PAIRS, to_examples(PAIRS, ITEMS, PROMPTS, tokens), strict=True):
         assert tokens.decode(example.answer) == f"{pair.answer}<|eot_id|>"
 
 
 def test_example_is_the_whole_conversation_as_the_template_writes_it(tokens):
     for row, example in zip(
-        to_rows(PAIRS, ITEMS, INTERVIEWS),
-        to_examples(PAIRS, ITEMS, INTERVIEWS, tokens),
+        to_rows(PAIRS, ITEMS, PROMPTS),
+        to_examples(PAIRS, ITEMS, PROMPTS, tokens),
         strict=True,
     ):
         whole = tokens.encode_chat(row["messages"], add_generation_prompt=False)
@@ -65,24 +64,36 @@ def test_example_is_the_whole_conversation_as_the_template_writes_it(tokens):
 def test_the_longest_example_is_of_any_style_country_and_answer(tokens):
     long = dataclasses.replace(ITEMS[0], id="long", options=("a", "b"), codes=(100, 9))
     items, who = (*ITEMS, long), COUNTRIES[:3]
-    found = longest_examples(items, who, INTERVIEWS, tokens, ("p1", "p2"))
+    found = longest_examples(items, who, PROMPTS, tokens, ("p1", "p2"))
     for item, length in zip(items, found, strict=True):
         pairs = [Pair(country, item.id, code) for country in who for code in item.codes]
-        every = [to_examples(pairs, items, INTERVIEWS, tokens, s) for s in ("p1", "p2")]
+        every = [to_examples(pairs, items, PROMPTS, tokens, s) for s in ("p1", "p2")]
         assert length == max(len(e.tokens) for some in every for e in some), item.id
 
 
 def test_the_target_is_what_answering_scores(tokens):
     by_id = {item.id: item for item in ITEMS}
-    for pair, example in zip(PAIRS, to_examples(PAIRS, ITEMS, INTERVIEWS, tokens), strict=True):
+    for pair, example in zip(PAIRS, to_examples(PAIRS, ITEMS, PROMPTS, tokens), strict=True):
         codes = by_id[pair.item].codes
         spellings = tokens.option_tokens(codes)[codes.index(pair.answer)]
         assert any(example.answer[: len(s)] == s for s in spellings)
 
 
+def test_the_target_can_be_the_number_alone(tokens):
+    whole = to_examples(PAIRS, ITEMS, PROMPTS, tokens)
+    numbers = to_examples(PAIRS, ITEMS, PROMPTS, tokens, end_of_turn=False)
+    for with_end, number in zip(whole, numbers, strict=True):
+        assert number.tokens == with_end.tokens[:-1]
+        assert number.prompt_length == with_end.prompt_length
+    who = COUNTRIES[:3]
+    longest = longest_examples(ITEMS, who, PROMPTS, tokens, ("p1",))
+    without_end = longest_examples(ITEMS, who, PROMPTS, tokens, ("p1",), end_of_turn=False)
+    assert without_end == [length - 1 for length in longest]
+
+
 def test_rows_are_plain_conversations(tmp_path):
-    rows = to_rows(PAIRS, ITEMS, INTERVIEWS)
-    write_json_lines(tmp_path / "data" / "joint.jsonl", rows)
+    rows = to_rows(PAIRS, ITEMS, PROMPTS)
+    write_selected(tmp_path / "data", {"joint": Selection(tuple(PAIRS))}, ITEMS, PROMPTS)
     lines = (tmp_path / "data" / "joint.jsonl").read_text("utf-8").splitlines()
     read = [json.loads(line) for line in lines]
     assert read == rows
@@ -91,7 +102,10 @@ def test_rows_are_plain_conversations(tmp_path):
         assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant"]
         assert all(set(m) == {"role", "content"} for m in row["messages"])
         assert row["messages"][2]["content"] == str(pair.answer)
-    assert [p.name for p in (tmp_path / "data").iterdir()] == ["joint.jsonl"]
+    names = {"joint.jsonl", "dataset_info.json", "pairs.json"}
+    assert {p.name for p in (tmp_path / "data").iterdir()} == names
+    pairs = json.loads((tmp_path / "data" / "pairs.json").read_text("utf-8"))
+    assert [Pair(*row) for row in pairs["joint"]] == PAIRS
 
 
 def test_dataset_info_names_file_and_tags(tmp_path):
@@ -99,7 +113,7 @@ def test_dataset_info_names_file_and_tags(tmp_path):
     info = json.loads((tmp_path / "dataset_info.json").read_text())
     assert info["china"]["file_name"] == "CHN.jsonl"
     tags = info["joint"]["tags"]
-    [row, *_] = to_rows(PAIRS, ITEMS, INTERVIEWS)
+    [row, *_] = to_rows(PAIRS, ITEMS, PROMPTS)
     column = info["joint"]["columns"]["messages"]
     roles = {message[tags["role_tag"]] for message in row[column]}
     assert roles == {tags["system_tag"], tags["user_tag"], tags["assistant_tag"]}
@@ -109,7 +123,7 @@ def test_dataset_info_names_file_and_tags(tmp_path):
 
 def test_bad_pairs_are_named(tokens):
     with pytest.raises(UserError, match="'nope' of a pair"):
-        to_rows([Pair("USA", "nope", 1)], ITEMS, INTERVIEWS)
+        to_rows([Pair("USA", "nope", 1)], ITEMS, PROMPTS)
     with pytest.raises(UserError, match=f"{ITEMS[0].id}.*answer 99 of USA"):
-        to_examples([Pair("USA", ITEMS[0].id, 99)], ITEMS, INTERVIEWS, tokens)
-    assert to_examples([], ITEMS, INTERVIEWS, tokens) == []
+        to_examples([Pair("USA", ITEMS[0].id, 99)], ITEMS, PROMPTS, tokens)
+    assert to_examples([], ITEMS, PROMPTS, tokens) == []

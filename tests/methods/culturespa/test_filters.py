@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from jaxalign.commands import filter_questions
 from jaxalign.core.errors import UserError
 from jaxalign.methods.culturespa import filters
-from jaxalign.methods.culturespa.filters import Filtered, apply_filters
-from jaxalign.methods.culturespa.parsing import (
+from jaxalign.methods.culturespa.filters import Filtered
+from jaxalign.methods.culturespa.questions import (
     MOST_OPTIONS,
+    Question,
     Refusal,
-    Written,
+    as_json,
     parse_question,
-    read_generated,
+    read_questions,
     topic_id,
 )
-from jaxalign.methods.culturespa.questions import as_json
 from jaxalign.surveys.survey import Item, load
 from tests.support.json_strategies import ANY, assert_valid_or_one_line, nearly
 
@@ -34,7 +34,7 @@ FUZZ = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 GOOD = {"question": "How often do you vote?", "options": ["Always", "Never"]}
-EACH: tuple[Callable[[list[Written]], Filtered], ...] = (
+EACH: tuple[Callable[[list[Question]], Filtered], ...] = (
     filters.drop_duplicates,
     filters.drop_undefined_scales,
     filters.strip_option_numbers,
@@ -59,7 +59,7 @@ EACH: tuple[Callable[[list[Written]], Filtered], ...] = (
     ],
 )
 def test_forms_that_are_read(reply: str | bytes) -> None:
-    assert parse_question(reply) == Written("How often do you vote?", ("Always", "Never"))
+    assert parse_question(reply) == Question("How often do you vote?", ("Always", "Never"))
 
 
 def made(**changes: object) -> str:
@@ -111,14 +111,14 @@ def test_any_reply_gives_a_question_that_can_be_asked_or_a_reason(reply: str | b
 # Filters, one by one
 
 
-def texts(*options: str, question: str = "How much?") -> Written:
-    return Written(question, options)
+def texts(*options: str, question: str = "How much?") -> Question:
+    return Question(question, options)
 
 
 def test_duplicates_are_exact_texts_and_the_first_stays() -> None:
-    first, second, other = (Written("A?", (x, "z")) for x in "abc")
-    other = Written("a?", other.options)  # another case: another text
-    seed = Written("Seed?", ("x", "y"))
+    first, second, other = (Question("A?", (x, "z")) for x in "abc")
+    other = Question("a?", other.options)  # another case: another text
+    seed = Question("Seed?", ("x", "y"))
     assert filters.drop_duplicates([first, second, other, seed], [seed]) == ([first, other], 2)
 
 
@@ -219,14 +219,14 @@ _SCALE = st.integers(2, 10).map(
 _OPTIONS = st.one_of(st.lists(_OPTION, min_size=2, max_size=6), _SCALE)
 _QUESTION = st.sampled_from(["A?", "B?", "On a scale of 1 to 3, C?", "a?", "With 1 being low, D?"])
 WRITTEN = st.lists(
-    st.builds(lambda q, o: Written(q, tuple(o)), _QUESTION, _OPTIONS), max_size=8
-).map(lambda some: [Written(q.question, q.options, id=str(i)) for i, q in enumerate(some)])
+    st.builds(lambda q, o: Question(q, tuple(o)), _QUESTION, _OPTIONS), max_size=8
+).map(lambda some: [Question(q.question, q.options, id=str(i)) for i, q in enumerate(some)])
 
 
 @FUZZ
 @given(WRITTEN, st.integers(0, len(EACH) - 1))
 def test_a_filter_keeps_the_order_counts_right_and_is_idempotent(
-    written: list[Written], which: int
+    written: list[Question], which: int
 ) -> None:
     kept, count = EACH[which](written)
     places = [int(q.id) for q in kept]
@@ -238,16 +238,16 @@ def test_a_filter_keeps_the_order_counts_right_and_is_idempotent(
 
 @FUZZ
 @given(WRITTEN, WRITTEN)
-def test_all_filters_are_idempotent_and_add_up(written: list[Written], seeds: list[Written]):
-    kept, counts = apply_filters(written, seeds)
+def test_all_filters_are_idempotent_and_add_up(written: list[Question], seeds: list[Question]):
+    filtered = filters.filter_questions(written, seeds)
     left = len(written)
-    for count in counts.values():
+    for count in filtered.counts.values():
         left -= count.removed
         assert count.left == left
-    assert left == len(kept)
-    again, second = apply_filters(kept, seeds)
-    assert again == kept
-    assert all(count.removed == count.changed == 0 for count in second.values())
+    assert left == len(filtered.questions)
+    again = filters.filter_questions(filtered.questions, seeds)
+    assert again.questions == filtered.questions
+    assert all(count.removed == count.changed == 0 for count in again.counts.values())
 
 
 # A file
@@ -266,7 +266,7 @@ def row(question: str, *options: object) -> dict[str, object]:
 def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "generated.json"
     path.write_bytes(b"\xef\xbb\xbf" + released(row("Good?", "a", "b")))
-    assert [q.question for q in read_generated(path)[0]] == ["Good?"]
+    assert [q.question for q in read_questions(path)[0]] == ["Good?"]
 
 
 def test_faulty_entries_are_counted_and_do_not_stop_the_file(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_faulty_entries_are_counted_and_do_not_stop_the_file(tmp_path: Path) -> 
             row("Good too?", "1. a", "2. b"), {"question": "No options?"}, {"class": 7},
         ).replace(b"XX", b"\xff\xfe")
     )  # fmt: skip
-    written, refused = read_generated(path)
+    written, refused = read_questions(path)
     assert [(q.id, q.question) for q in written] == [
         ("science_technology-0001", "Good?"), ("science_technology-0002", "Good too?"),
     ]  # fmt: skip
@@ -299,7 +299,7 @@ def test_the_command_says_what_each_filter_removed(
             row("D?", "1 - a", "2", "3 - c"), row("E?", "1. a", "2. a"), row("F?", "1", "2 - x"),
         )
     )  # fmt: skip
-    filter_questions.run(filter_questions.Config(path, out=out))
+    filter_questions.run(filter_questions.Settings(path, out=out))
     said = [line.split() for line in capsys.readouterr().out.splitlines()]
     for name, *counts in (
         ("written", "–", "–", "6"), ("duplicates", "1", "0", "5"), ("scales", "1", "0", "4"),
@@ -323,13 +323,13 @@ def test_files_that_are_no_list_are_refused(tmp_path: Path, content: bytes, mess
     path = tmp_path / "generated.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        filter_questions.run(filter_questions.Config(path))
+        filter_questions.run(filter_questions.Settings(path))
     with pytest.raises(UserError, match="cannot be read"):
-        read_generated(tmp_path / "absent.json")
+        read_questions(tmp_path / "absent.json")
     with pytest.raises(UserError, match="no such folder"):
-        filter_questions.run(filter_questions.Config(path, out=tmp_path / "no" / "kept.json"))
+        filter_questions.run(filter_questions.Settings(path, out=tmp_path / "no" / "kept.json"))
     with pytest.raises(UserError, match="a folder; name a file"):
-        filter_questions.run(filter_questions.Config(path, out=tmp_path))
+        filter_questions.run(filter_questions.Settings(path, out=tmp_path))
 
 
 @FUZZ
@@ -338,9 +338,9 @@ def test_any_file_is_read_or_refused_in_one_line(tmp_path: Path, content: bytes)
     path = tmp_path / "generated.json"
     path.write_bytes(content)
 
-    def read() -> tuple[list[Written], dict[str, int]]:
-        written, refused = read_generated(path)
-        apply_filters(written)
+    def read() -> tuple[list[Question], dict[str, int]]:
+        written, refused = read_questions(path)
+        filters.filter_questions(written)
         assert len({q.id for q in written}) == len(written)
         return written, refused
 
@@ -360,14 +360,16 @@ if DATA:
     def test_the_released_topic() -> None:
         """Counts of the published notebook's rules on this file, worked out by hand as well."""
         path = Path(str(DATA)) / "generated_questions_topic_3_from_all_seed.json"
-        written, refused = read_generated(path)
+        written, refused = read_questions(path)
         assert (len(written), refused) == (1000, {})
-        kept, counts = apply_filters(written, filter_questions.read_seeds(Path(str(DATA))))
-        found = {name: (c.removed, c.changed, c.left) for name, c in counts.items()}
+        seeds = filter_questions.read_seeds(Path(str(DATA)))
+        filtered = filters.filter_questions(written, seeds)
+        found = {name: (c.removed, c.changed, c.left) for name, c in filtered.counts.items()}
         assert found == {
             "duplicates": (2, 0, 998), "undefined_scales": (14, 0, 984),
             "option_numbers": (0, 934, 984), "end_labels": (0, 0, 984),
             "half_labelled": (0, 0, 984), "repeated_options": (4, 0, 980),
         }  # fmt: skip
-        numbered = [q for q in kept if any(re.match(r"[0-9]+[.)] ", o) for o in q.options)]
+        number = re.compile(r"[0-9]+[.)] ")
+        numbered = [q for q in filtered.questions if any(map(number.match, q.options))]
         assert len(numbered) == 1  # "Don't know" and "Refused" follow its options unnumbered

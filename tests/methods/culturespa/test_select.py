@@ -98,7 +98,7 @@ def test_draws_depend_neither_on_order_nor_on_other_countries():
     ):
         every = draw(unaware_Q, aware_CxQ, COUNTRIES, items)
         alone = draw(unaware_Q[turn], aware_CxQ[1:2, turn], ("CHN",), [items[t] for t in turn])
-        assert set(alone.pairs) == {pair for pair in every.pairs if pair.country == "CHN"}
+        assert set(alone.pairs) == {pair for pair in every.pairs if pair.group == "CHN"}
 
 
 def test_seeds_and_methods_draw_differently():
@@ -107,7 +107,7 @@ def test_seeds_and_methods_draw_differently():
     first, second = (rds(aware_CxQ, COUNTRIES, items, sizes, seed).pairs for seed in (0, 1))
     assert first == rds(aware_CxQ, COUNTRIES, items, sizes, 0).pairs
     assert first != second
-    countries = [{p.item for p in first if p.country == c} for c in COUNTRIES]
+    countries = [{p.item for p in first if p.group == c} for c in COUNTRIES]
     assert countries[0] != countries[1]
 
 

@@ -10,16 +10,22 @@ import numpy as np
 import pytest
 
 from jaxalign.core.errors import UserError
-from jaxalign.methods.culturespa.styles import STYLES, Interviews, load_texts, similar_and_different
+from jaxalign.methods.culturespa.styles import (
+    STYLES,
+    StylePrompts,
+    load_texts,
+    similar_and_different,
+)
 from jaxalign.pocket import phrases
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.surveys.formats import culturespa as cs
 from jaxalign.surveys.hofstede import country_name
+from tests.support.culture_folder import published_similarities
 
 DATA = os.environ.get("JAXALIGN_CULTURESPA_DATA")
 SURVEY, OTHER = held_out_survey(), society_values_module()
 COUNTRIES = ("USA", "CHN", "BRA", "NGA", "DEU", "IND", "RUS", "SWE")
-PAPER = Interviews(load_texts(), SURVEY, COUNTRIES)
+PAPER = StylePrompts(load_texts(), SURVEY, COUNTRIES)
 LEAK_FREE = dataclasses.replace(PAPER, examples="leak_free", source=OTHER)
 
 
@@ -68,7 +74,7 @@ def test_p2_and_p3_take_the_majority_that_the_survey_names():
     named = dataclasses.replace(tied, majorities=second)
     near, far = similar_and_different(named, "USA", COUNTRIES)
     assert (near, far) == (COUNTRIES[1:4], COUNTRIES[4:7])
-    asking = Interviews(load_texts(), named, COUNTRIES, count=1)
+    asking = StylePrompts(load_texts(), named, COUNTRIES, count=1)
     other = dataclasses.replace(item, id="other", text="Another question?")
     shown = [asking.lead_in("p3", c, other)[-1]["content"] for c in ("USA", "DEU")]
     assert shown == [str(item.codes[1]), str(item.codes[0])]
@@ -77,7 +83,7 @@ def test_p2_and_p3_take_the_majority_that_the_survey_names():
 if DATA:
 
     def test_p2_names_the_countries_that_the_released_similarities_do():
-        survey, published = cs.read(Path(DATA)), cs.similarities(Path(DATA))
+        survey, published = cs.read(Path(DATA)), published_similarities(Path(DATA))
         for country, row in published.items():
             points = {other: row[other] for other in cs.COUNTRIES if other != country}
             near, far = similar_and_different(survey, country, cs.COUNTRIES)
@@ -89,9 +95,7 @@ if DATA:
 def test_few_countries_are_shared_between_near_and_far():
     assert similar_and_different(SURVEY, "USA", ("USA", "CHN", "BRA")) == (("BRA",), ("CHN",))
     assert similar_and_different(SURVEY, "USA", ("USA", "CHN")) == (("CHN",), ())
-    [p2] = dataclasses.replace(PAPER, countries=("USA", "CHN")).lead_in(
-        "p2", "USA", SURVEY.items[0]
-    )
+    [p2] = dataclasses.replace(PAPER, groups=("USA", "CHN")).lead_in("p2", "USA", SURVEY.items[0])
     assert p2["content"].endswith("Cultures similar to yours: China.")
     with pytest.raises(UserError, match="ATL"):
         similar_and_different(SURVEY, "USA", ("USA", "ATL", "BRA"), count=1)
@@ -125,34 +129,34 @@ def test_leak_free_never_shows_the_evaluated_topic_or_survey():
     # A source that shares a topic's name with the test survey, which must then be left out.
     renamed = [dataclasses.replace(i, topic="trust") for i in OTHER.items[:10]]
     source = dataclasses.replace(OTHER, items=(*renamed, *OTHER.items[10:]))
-    interviews = dataclasses.replace(LEAK_FREE, source=source)
+    prompts = dataclasses.replace(LEAK_FREE, source=source)
     tested = {item.text for item in SURVEY.items}
     left_out = 0
     for item in SURVEY.items:
-        shown = interviews.examples_for(item)
+        shown = prompts.examples_for(item)
         assert not {e.text for e in shown} & tested
         assert item.topic not in {e.topic for e in shown}
-        left_out += shown != interviews.examples_for(dataclasses.replace(item, topic="none"))
+        left_out += shown != prompts.examples_for(dataclasses.replace(item, topic="none"))
     assert left_out == sum(item.topic == "trust" for item in SURVEY.items)
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("interviews", [PAPER, LEAK_FREE], ids=["paper", "leak_free"])
-def test_leaky_is_whether_the_test_surveys_answers_matter(interviews, style):
+@pytest.mark.parametrize("prompts", [PAPER, LEAK_FREE], ids=["paper", "leak_free"])
+def test_leaky_is_whether_the_test_surveys_answers_matter(prompts, style):
     swapped = {c: SURVEY.distributions[COUNTRIES[n - 1]] for n, c in enumerate(COUNTRIES)}
     other_truth = dataclasses.replace(SURVEY, distributions=swapped)
-    again = dataclasses.replace(interviews, survey=other_truth)
+    again = dataclasses.replace(prompts, survey=other_truth)
     reads_test = any(
-        interviews.lead_in(style, c, i) != again.lead_in(style, c, i)
+        prompts.lead_in(style, c, i) != again.lead_in(style, c, i)
         for c in COUNTRIES
         for i in SURVEY.items[::20]
     )
-    assert reads_test == interviews.leaky(style)
+    assert reads_test == prompts.leaks(style)
 
 
 def test_leaky_styles_are_named():
-    assert [s for s in STYLES if PAPER.leaky(s)] == ["p2", "p3", "p1p3", "p2p3"]
-    assert not any(LEAK_FREE.leaky(s) for s in STYLES)
+    assert [s for s in STYLES if PAPER.leaks(s)] == ["p2", "p3", "p1p3", "p2p3"]
+    assert not any(LEAK_FREE.leaks(s) for s in STYLES)
 
 
 def test_leak_free_refuses_the_test_survey_as_its_source():
@@ -163,15 +167,15 @@ def test_leak_free_refuses_the_test_survey_as_its_source():
         dataclasses.replace(LEAK_FREE, source=part)
 
 
-@pytest.mark.parametrize("interviews", [PAPER, LEAK_FREE], ids=["paper", "leak_free"])
+@pytest.mark.parametrize("prompts", [PAPER, LEAK_FREE], ids=["paper", "leak_free"])
 @pytest.mark.parametrize("style", ["p1", "p1p3"])
-def test_groups_share_their_lead_in(interviews, style):
+def test_groups_share_their_lead_in(prompts, style):
     items = SURVEY.items[:30]
-    groups = interviews.groups(style, items)
+    groups = prompts.same_lead_in(style, items)
     assert sorted(q for group in groups for q in group) == list(range(30))
     lead_ins = []
     for group in groups:
-        found = [interviews.lead_in(style, "USA", items[q]) for q in group]
+        found = [prompts.lead_in(style, "USA", items[q]) for q in group]
         assert all(lead_in == found[0] for lead_in in found)
         lead_ins.append(str(found[0]))
     assert len(set(lead_ins)) == len(groups)
@@ -179,7 +183,7 @@ def test_groups_share_their_lead_in(interviews, style):
 
 def test_seed_draws_the_examples():
     item = SURVEY.items[0]
-    again = Interviews(load_texts(), SURVEY, COUNTRIES)
+    again = StylePrompts(load_texts(), SURVEY, COUNTRIES)
     assert again.examples_for(item) == PAPER.examples_for(item)
     other = dataclasses.replace(PAPER, seed=1)
     assert any(other.examples_for(i) != PAPER.examples_for(i) for i in SURVEY.items)
@@ -193,7 +197,7 @@ def test_bad_input_is_named():
         PAPER.lead_in("p1", "FRA", item)
     with pytest.raises(UserError, match=r"no question .* may be shown before it"):
         dataclasses.replace(PAPER, survey=SURVEY.subset({item.id})).examples_for(item)
-    with pytest.raises(UserError, match="examples='some'"):
+    with pytest.raises(UserError, match="`examples` 'some'"):
         dataclasses.replace(PAPER, examples="some")
 
 

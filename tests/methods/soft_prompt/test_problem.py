@@ -102,7 +102,7 @@ def test_held_out_in_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
     check_comparison(problem)
     assert set(problem.answered_survey.distributions) == {"USA", "CHN", "NGA"}
     assert (len(problem.held_out_survey.items), len(problem.examples)) == (2, 1)
-    assert "--held-out-distributions" in refusal(settings)
+    assert "`held_out_distributions`" in refusal(settings)
     alone = Settings(held_out_distributions=shares)
     assert "shares.csv: only used with a `held_out` of your own" in refusal(alone)
 
@@ -121,7 +121,7 @@ def test_the_world_values_survey_as_released_with_culturespa_is_held_out():
 def test_a_test_with_right_answers_is_no_survey(option, tmp_path):
     path = tmp_path / "mmlu.csv"
     path.write_text("question,A,B,C,D,answer\nWhich is most?,1,2,3,4,D\n")
-    assert f"--{option.replace('_', '-')} {path}: " in refusal(Settings(**{option: path}))
+    assert f"`{option}` {path}: " in refusal(Settings(**{option: path}))
 
 
 def test_an_instrument_in_csv(tmp_path):

@@ -1,4 +1,4 @@
-"""The CultureSPA folder reader on made-up folders, broken ones and, where given, the real one."""
+"""The CultureSPA folder reader on made-up folders, broken ones and, if given, the real one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from jaxalign.core.errors import UserError
 from jaxalign.surveys.formats import culturespa as cs
+from jaxalign.surveys.formats import recognise
 from jaxalign.surveys.survey import Survey, from_json, to_json
 from jaxalign.surveys.tables import make_tables
 from tests.support.culture_folder import NOT_SCORED, OPTIONS, questions, shares, write_folder
@@ -20,9 +21,11 @@ from tests.support.json_strategies import assert_valid_or_one_line, nearly
 
 DATA = os.environ.get("JAXALIGN_CULTURESPA_DATA")
 FUZZ = settings(
-    deadline=None, max_examples=60, derandomize=True,
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 
 
 @pytest.fixture
@@ -38,9 +41,8 @@ def test_items_have_their_topics_scales_and_codes(folder: Path) -> None:
     assert items["Q94"].codes == (0, 1, 2)
     assert items["Q241"].codes == tuple(range(11))
     assert items["Q48"].codes == tuple(range(1, 11))
-    assert [items[i].topic for i in ("Q1", "Q124", "Q234A")] == [
-        "social values", "migration", "political participation",
-    ]  # fmt: skip
+    topics = [items[i].topic for i in ("Q1", "Q124", "Q234A")]
+    assert topics == ["social values", "migration", "political participation"]
     assert cs.topic("Q260") == cs.topic("X1") == ""
 
 
@@ -58,7 +60,7 @@ def test_shares_are_renormalised_and_unasked_items_absent(folder: Path) -> None:
     np.testing.assert_allclose(found, np.array(given) / 0.9, rtol=1e-9)
 
 
-def test_the_instrument_survives_its_own_json(folder: Path) -> None:
+def test_the_survey_survives_a_round_trip_through_json(folder: Path) -> None:
     survey = cs.read(folder)
     again = from_json(to_json(survey))
     assert again == survey
@@ -82,10 +84,6 @@ def test_countries_may_be_chosen(folder: Path) -> None:
         UserError, match=r"proportions_group_by_country.json: no country XXX; it has"
     ):
         cs.read(folder, ("XXX",))
-
-
-def test_similarities(folder: Path) -> None:
-    assert cs.similarities(folder) == {"USA": {"CAN": 71.3}, "CAN": {"USA": 71.3}}
 
 
 BAD_SHARES = {
@@ -128,11 +126,16 @@ def test_bad_questions_are_named_by_file_and_entry(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "empty"), (b"  \n", "empty"), (b'{"USA": ', "line 1"), (b"\xff\xfe{}", "UTF-16"),
-        (b'{"a": 1, "a": 2}', "appears twice"), (b"[" * 100_000, "nested"), (b"\x80", "UTF-8"),
+        (b"", "empty"),
+        (b"  \n", "empty"),
+        (b'{"USA": ', "line 1"),
+        (b"\xff\xfe{}", "UTF-16"),
+        (b'{"a": 1, "a": 2}', "appears twice"),
+        (b"[" * 100_000, "nested"),
+        (b"\x80", "UTF-8"),
         (b'{"USA": ' + b"9" * 5000 + b"}", "limit"),
     ],
-)  # fmt: skip
+)
 def test_broken_files_are_named(folder: Path, content: bytes, message: str) -> None:
     (folder / cs.SHARES).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
@@ -141,26 +144,25 @@ def test_broken_files_are_named(folder: Path, content: bytes, message: str) -> N
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    assert not cs.is_folder(tmp_path)
+    with pytest.raises(UserError, match="a folder without the files of a known format"):
+        recognise(tmp_path)
     with pytest.raises(UserError, match=cs.SHARES):
         cs.read(tmp_path)
-    assert cs.is_folder(write_folder(tmp_path / "folder"))
+    assert recognise(write_folder(tmp_path / "folder")) == "culturespa"
 
 
 @FUZZ
 @given(data=st.data())
-def test_any_file_gives_an_instrument_or_one_line(tmp_path: Path, data: st.DataObject) -> None:
+def test_any_file_gives_a_survey_or_one_line(tmp_path: Path, data: st.DataObject) -> None:
     countries = ("USA", "CHN")
     small = {c: {i: s for i, s in shares()[c].items() if i in ("Q1", "Q94")} for c in countries}
     folder = write_folder(tmp_path, small, questions()[:5])
-    files = {cs.SHARES: small, cs.QUESTIONS: questions()[:5], cs.SIMILARITIES: {"A": {"B": 7.3}}}
+    files = {cs.SHARES: small, cs.QUESTIONS: questions()[:5]}
     name = data.draw(st.sampled_from(list(files)))
     (folder / name).write_bytes(data.draw(nearly(files[name])))
 
     def read() -> Survey:
-        survey = cs.read(folder, countries)
-        cs.similarities(folder)
-        return survey
+        return cs.read(folder, countries)
 
     assert_valid_or_one_line(read, Survey)
 
@@ -178,7 +180,6 @@ if DATA:
         for item in survey.items:  # every code that anyone gave is an option's, and the other way
             given = {c for t in survey.distributions.values() if item.id in t for c in t[item.id]}
             assert given
-        assert len(cs.similarities(folder)) == 18
         assert json.loads((folder / cs.SHARES).read_text("utf-8")).keys() - {*cs.COUNTRIES} == {
             "MEX"
         }

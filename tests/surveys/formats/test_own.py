@@ -1,10 +1,8 @@
-"""Instruments of the user's own: both formats, everything wrong with them and where, and the
-command lines `survey_check` and `bench_survey`."""
+"""Surveys of the user's own: both formats, everything that is wrong with them, and where."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments.bench.survey import __main__ as bench_survey
-from jaxalign.commands import check as survey_check
 from jaxalign.core.errors import UserError
-from jaxalign.runs.console import main
 from jaxalign.surveys.formats import read_survey, recognise
 from jaxalign.surveys.formats.json_places import Places, broken_rules
 from jaxalign.surveys.formats.own import check_csv, check_json, read_own_csv, schema
@@ -88,7 +83,7 @@ def test_json(tmp_path: Path) -> None:
     assert read_survey(module).sha256 == vsm().sha256
 
 
-def test_every_fault_of_a_csv_is_told_with_row_and_column(tmp_path: Path) -> None:
+def test_every_fault_of_a_csv_is_reported_with_row_and_column(tmp_path: Path) -> None:
     path = put(
         tmp_path,
         "id,text,scale,options\n"
@@ -99,16 +94,16 @@ def test_every_fault_of_a_csv_is_told_with_row_and_column(tmp_path: Path) -> Non
         "d,ok?,,1=x\n"
         ",ok?,,\n",
     )
-    problems, instrument = check_csv(path)
-    assert instrument is None
+    problems, survey = check_csv(path)
+    assert survey is None
     assert [str(p).removeprefix(f"{path}, ") for p in problems] == [
         "row 2, column 'text': the cell is empty",
-        "row 3, column 'scale': 'sometimes'; ordinal or nominal",
+        "row 3, column 'scale': 'sometimes'; choose ordinal or nominal",
         "row 3, column 'options': '2' is not code=label with a whole number for a code",
         "row 4, column 'options': item 'c': codes [1, 1] repeat",
         "row 5, column 'id': id 'a' is in row 2 already",
-        "row 6, column 'options': item 'd': 1 options and 1 codes; give at least two of each, as "
-        "many of one as of the other",
+        "row 6, column 'options': item 'd': 1 options and 1 codes; give at least two options and "
+        "one code for each",
         "row 7, column 'id': the cell is empty",
         "row 7, column 'options': the cell is empty",
     ]
@@ -119,14 +114,14 @@ def test_every_fault_of_a_csv_is_told_with_row_and_column(tmp_path: Path) -> Non
 def test_every_fault_of_the_shares(tmp_path: Path) -> None:
     rows = (",a,1,1", "USA,z,1,1", "USA,a,x,1", "USA,a,9,1", "USA,a,1,-1", "USA,a,2,1", "USA,a,2,0")
     shares = put(tmp_path, "\n".join(["country,item,code,share", *rows]), "shares.csv")
-    problems, instrument = check_csv(put(tmp_path, CSV), shares)
-    assert instrument is None
+    problems, survey = check_csv(put(tmp_path, CSV), shares)
+    assert survey is None
     assert [str(p).removeprefix(f"{shares}, ")[:40] for p in problems] == [
         "row 2, column 'country': the cell is emp",
         "row 3, column 'item': there is no item '",
-        "row 4, column 'code': 'x' is no whole nu",
-        "row 5, column 'code': code 9 is none of ",
-        "row 6, column 'share': '-1' is no number",
+        "row 4, column 'code': 'x' is not a whole",
+        "row 5, column 'code': code 9 is not one ",
+        "row 6, column 'share': '-1' is not a num",
         "row 8, column 'code': country USA, item ",
     ]
     shares = put(tmp_path, SHARES.replace("USA,b,7,1", "USA,b,7,0.9"), "shares.csv")
@@ -145,7 +140,7 @@ def test_every_fault_of_the_shares(tmp_path: Path) -> None:
         ("id|text|options\na|b|c\n", "row 1: the header lacks .*delimit"),
     ],
 )
-def test_tables_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+def test_files_that_are_not_such_tables(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_own_csv(put(tmp_path, text))
 
@@ -167,14 +162,14 @@ def at(text: str, what: str, after: str = "") -> tuple[int, int]:
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, str], str]] = {
     "missing field": (lambda f: f.pop("source"), ("{", ""), "the field 'source' is absent"),
-    "unknown field": (lambda f: f.update(scales=7), ("7", "scales"), "'scales' is no field here"),
-    "wording": (lambda f: f.update(wording="mine"), ('"mine"', ""), "'mine' is none of paraphrase"),
+    "unknown field": (lambda f: f.update(scales=7), ("7", "scales"), "'scales' is not a field"),
+    "wording": (lambda f: f.update(wording="mine"), ('"mine"', ""), "'mine' is not one of"),
     "a number as text": (lambda f: f.update(version=12), ("12", ""), "12 is not of type string"),
-    "no items": (lambda f: f.update(items=[]), ("[]", ""), "0 of at least 1 elements"),
+    "no items": (lambda f: f.update(items=[]), ("[]", ""), "0 elements; at least 1 must be"),
     "item a word": (lambda f: f["items"].append("c"), ('"c"', ""), "'c' is not of type object"),
     "id repeats": (lambda f: f["items"][1].update(id="a"), ('"a"', "Family"), "id 'a' repeats"),
     "empty text": (lambda f: f["items"][1].update(text=" "), ('" "', ""), "the text is empty"),
-    "scale": (lambda f: f["items"][1].update(scale="x"), ('"x"', ""), "'x' is none of ordinal"),
+    "scale": (lambda f: f["items"][1].update(scale="x"), ('"x"', ""), "'x' is not one of ordinal"),
     "code true": (
         lambda f: f["items"][0]["options"][1].update(code=True), ("true", ""), "not of type integer"
     ),
@@ -204,8 +199,8 @@ def test_faults_of_a_json_have_line_and_column(
     tmp_path: Path, change: Callable[[dict[str, Any]], Any], place: tuple[str, str], message: str
 ) -> None:
     text = changed(change)
-    problems, instrument = check_json(put(tmp_path, text, "own.json"))
-    assert instrument is None
+    problems, survey = check_json(put(tmp_path, text, "own.json"))
+    assert survey is None
     line, column = at(text, *place)
     assert problems[0].place == f"line {line}, column {column}", problems
     assert message in problems[0].message
@@ -217,7 +212,7 @@ def test_syntax_errors_and_repeated_keys(tmp_path: Path) -> None:
     text = json.dumps(GOOD, indent=1).replace('"version": "1"', '"version": "1",\n "name": "again"')
     problems, _ = check_json(put(tmp_path, text, "own.json"))
     assert [str(p).removeprefix(f"{path}, ") for p in problems] == [
-        "line 4, column 2: the field 'name' comes twice; keep one"
+        "line 4, column 2: the field 'name' is there twice; keep one"
     ]
     for text, message in (
         ("[" * 100_000, "not JSON"),
@@ -244,66 +239,6 @@ def test_the_schema_file_uses_known_rules_only() -> None:
         list(broken_rules(GOOD, {"oneOf": []}))
 
 
-# -- command lines --------------------------------------------------------------------------------
-
-
-def check(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main(survey_check.run, survey_check.Config, args)
-    except SystemExit as leaving:
-        code = int(leaving.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
-def test_survey_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, shares = put(tmp_path, CSV), put(tmp_path, SHARES, "shares.csv")
-    code, out, _ = check(capsys, str(path), "--distributions", str(shares))
-    assert code == 0
-    for said in ("3 items (2 ordinal, 1 nominal)", "1 topic (leisure)", "2 countries (CHN, USA)"):
-        assert said in out
-    assert read_own_csv(path, shares).sha256 in out
-    code, out, err = check(capsys, str(put(tmp_path, CSV.replace("1=never", "never"))))
-    assert (code, out) == (2, "")
-    assert "row 2, column 'options': 'never'" in err
-    assert err.splitlines()[-1].startswith("error: ")
-    bad = json.dumps(GOOD | {"wording": "mine", "version": 1}, indent=1)
-    code, _, err = check(capsys, str(put(tmp_path, bad, "own.json")))
-    assert code == 2
-    assert "line 3, column 13" in err
-    assert "wrong in 2 places" in err
-    assert check(capsys, str(tmp_path / "absent.csv"))[0] == 2
-    code, _, err = check(capsys, str(path), "--format", "wvs")
-    assert code == 2
-    assert "B_COUNTRY_ALPHA" in err
-    mmlu = put(tmp_path, "a,b,c,d,e,A\n", "mmlu.csv")
-    code, out, _ = check(capsys, str(mmlu))
-    assert code == 0
-    assert "1 questions with a right answer" in out
-    assert check(capsys, str(mmlu), "--distributions", str(shares))[0] == 2
-
-
-def test_bench_survey(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    out = tmp_path / "bench.json"
-    config = bench_survey.Config(rows=200, columns=16, repeats=1, json=out)
-    figures = bench_survey.run(config)
-    assert json.loads(out.read_text()) == figures
-    for kind in ("csv", "sav"):
-        assert figures["files"][kind]["ours"]["peak_mb"] > 10
-        assert figures["files"][kind]["ours"]["seconds"] > 0
-    said = capsys.readouterr().out
-    assert "pandas is not installed: no comparison" in said
-    assert "load average" in said
-    with pytest.raises(UserError, match="columns=9"):
-        bench_survey.Config(columns=9)
-    with pytest.raises(UserError, match=r"`json` .*absent.*: no such folder"):
-        bench_survey.Config(json=tmp_path / "absent" / "b.json")
-
-
 # -- fuzzing ------------------------------------------------------------------------------------
 
 edits = st.lists(
@@ -318,7 +253,7 @@ edits = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(changes=edits, keep=st.floats(0, 1))
-def test_a_spoilt_instrument_is_refused_or_read(
+def test_a_damaged_survey_is_refused_or_read(
     tmp_path: Path, changes: list[tuple[float, int, bytes]], keep: float
 ) -> None:
     for name, text, read in (

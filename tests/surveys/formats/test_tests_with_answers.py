@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxalign.core.errors import UserError
-from jaxalign.surveys.formats import ChoiceTest, read_survey, recognise
+from jaxalign.surveys import ChoiceTest, Survey
+from jaxalign.surveys.formats import read_any, recognise
 from jaxalign.surveys.formats.cultural_bench import EASY_COLUMNS, HARD_COLUMNS
 from jaxalign.surveys.formats.opinion_qa import read_opinion_qa
-from jaxalign.surveys.survey import Survey
 
 Rows = list[list[str]]
 
@@ -89,13 +89,13 @@ def write(folder: Path, name: str, text: str) -> Path:
 def test_each_format_is_recognised(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path, *FILES[kind])
     assert recognise(path) == kind.split(" ")[0]
-    survey = read_survey(path)
-    assert survey.sha256 == read_survey(path, kind.split(" ")[0]).sha256
+    survey = read_any(path)
+    assert survey.sha256 == read_any(path, kind.split(" ")[0]).sha256
     assert all(item.scale == "nominal" for item in survey.items)
 
 
 def read_test(folder: Path, kind: str) -> ChoiceTest:
-    test = read_survey(write(folder, *FILES[kind]))
+    test = read_any(write(folder, *FILES[kind]))
     assert isinstance(test, ChoiceTest)
     return test
 
@@ -132,7 +132,7 @@ def test_mmlu_in_every_spelling(tmp_path: Path) -> None:
 
 
 def test_opinions(tmp_path: Path) -> None:
-    survey = read_survey(write(tmp_path, *FILES["opinion-qa"]))
+    survey = read_any(write(tmp_path, *FILES["opinion-qa"]))
     assert isinstance(survey, Survey)
     assert [item.topic for item in survey.items] == ["GAS", "WVS"]
     assert survey.items[0].options == ("Yes", "No, it isn't", "DK/Refused")
@@ -144,7 +144,7 @@ def test_opinions(tmp_path: Path) -> None:
 def test_questions_that_disagree_are_refused_or_left_out(tmp_path: Path) -> None:
     rows = [*OPINIONS, ["More?", selections(Chile=[0.3, 0.7]), "['a', 'b', 'c']", "WVS"]]
     path = write(tmp_path, "opinions.csv", table(rows))
-    message = "row 4, column 'selections': 2 shares of Chile for 3 options; mend the row"
+    message = "row 4, column 'selections': 2 shares of Chile for 3 options; correct the row"
     with pytest.raises(UserError, match=message):
         read_opinion_qa(path)
     assert [item.id for item in read_opinion_qa(path, skip_disagreeing=True).items] == ["q1", "q2"]
@@ -178,7 +178,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "mmlu: column twice": ("mmlu.csv", table(MMLU).replace("B,C", "B,B"), "column 'B': .*twice"),
     "mmlu: headerless width": ("m.csv", table([*MMLU[1:], ["a", "b"]]), "row 3: 2 cells .*has 6"),
     "lines: not JSON": ("m.jsonl", json.dumps(LINES[0]) + "\n{", "row 2: not JSON"),
-    "lines: no object": ("m.jsonl", "[1]", r"row 1: \[1\] is no JSON object"),
+    "lines: no object": ("m.jsonl", "[1]", r"row 1: \[1\] is not a JSON object"),
     "lines: no answer": ("m.jsonl", '{"question": "a"}', "row 1, column 'answer': .*absent"),
     "lines: index": ("m.jsonl", json.dumps(LINES[0] | {"answer": 3}), "row 1, .*3 is no answer"),
     "lines: truth": ("m.jsonl", json.dumps(LINES[0] | {"answer": True}), "True is no answer"),
@@ -188,13 +188,13 @@ BAD: dict[str, tuple[str, str, str]] = {
         "o.csv", cell(OPINIONS, 1, "selections", f"defaultdict(<class 'list'>, {{'a': {CODE}}})"),
         "row 2, column 'selections'",
     ),
-    "opinions: no dictionary": ("o.csv", cell(OPINIONS, 1, "selections", "[1]"), "no printed dict"),
+    "opinions: no dictionary": ("o.csv", cell(OPINIONS, 1, "selections", "[1]"), "not a printed"),
     "opinions: options": ("o.csv", cell(OPINIONS, 1, "options", "{1: 2}"), "'options': .*list"),
     "opinions: sum": (
         "o.csv", cell(OPINIONS, 1, "selections", "{'Chile': [0.1, 0.1, 0.1]}"), "sum to 0.3",
     ),
     "opinions: below zero": (
-        "o.csv", cell(OPINIONS, 1, "selections", "{'Chile': [-0.1, 0.6, 0.5]}"), "are no numbers",
+        "o.csv", cell(OPINIONS, 1, "selections", "{'Chile': [-0.1, 0.6, 0.5]}"), "are not numbers",
     ),
     "opinions: doubled": ("o.csv", table([*OPINIONS, OPINIONS[1]]), "row 4: .*row 2"),
     "empty": ("o.csv", "", "the file is empty"),
@@ -207,7 +207,7 @@ BAD: dict[str, tuple[str, str, str]] = {
 def test_bad_files_are_one_clear_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     path = write(tmp_path, name, text)
     with pytest.raises(UserError, match=message) as caught:
-        read_survey(path)
+        read_any(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -216,21 +216,21 @@ def test_wrong_encoding_says_where(tmp_path: Path) -> None:
     path = tmp_path / "easy.csv"
     path.write_bytes(table(EASY).replace("dark", "dårk").encode("latin-1"))
     with pytest.raises(UserError, match="row 2: byte 0xe5 is not UTF-8; save the file as UTF-8"):
-        read_survey(path)
+        read_any(path)
     path.write_bytes(table(EASY).encode("utf-16"))
     with pytest.raises(UserError, match="UTF-16"):
-        read_survey(path)
+        read_any(path)
     path.write_bytes(b"\xef\xbb\xbf" + table(EASY).encode())
-    assert read_survey(path).items[0].id == "7"
+    assert read_any(path).items[0].id == "7"
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        read_survey(tmp_path / "absent.csv")
+        read_any(tmp_path / "absent.csv")
     with pytest.raises(UserError, match="a folder without"):
-        read_survey(tmp_path)
-    with pytest.raises(UserError, match="format='word'; one of auto, wvs"):
-        read_survey(tmp_path, "word")  # type: ignore[arg-type]
+        read_any(tmp_path)
+    with pytest.raises(UserError, match="`format` 'word': choose from auto, cultural-bench-easy"):
+        read_any(tmp_path, "word")
 
 
 # -- fuzzing --------------------------------------------------------------------------------------
@@ -271,8 +271,8 @@ def test_a_spoilt_file_is_refused_or_read(
     path = tmp_path / name
     for spoilt in (content, text.encode()[: int(keep * len(text))]):
         path.write_bytes(spoilt)
-        only_user_errors(lambda: read_survey(path, kind.split(" ")[0]))
-        only_user_errors(lambda: read_survey(path))
+        only_user_errors(lambda: read_any(path, kind.split(" ")[0]))
+        only_user_errors(lambda: read_any(path))
 
 
 @FUZZ
@@ -280,7 +280,7 @@ def test_a_spoilt_file_is_refused_or_read(
 def test_random_cells_and_bytes(tmp_path: Path, content: bytes, text: str, shares: str) -> None:
     path = tmp_path / "any.csv"
     path.write_bytes(content)
-    only_user_errors(lambda: read_survey(path))
+    only_user_errors(lambda: read_any(path))
     rows = [OPINIONS[0], [text, "{" + shares + "}", "[" + text + "]", "GAS"]]
     path.write_text(table(rows), encoding="utf-8", errors="replace", newline="")
     only_user_errors(lambda: read_opinion_qa(path))

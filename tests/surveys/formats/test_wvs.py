@@ -62,7 +62,7 @@ def check_by_hand(survey: Survey) -> None:
 
 
 def test_weights_missing_codes_and_order_of_options(tmp_path: Path) -> None:
-    survey = read(csv_file(tmp_path), instrument=OWN)
+    survey = read(csv_file(tmp_path), wording=OWN)
     check_by_hand(survey)
     assert survey.items == OWN.items
 
@@ -107,7 +107,7 @@ SPELLINGS = {
 @pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
 def test_other_spellings_of_the_same_file(tmp_path: Path, spell: Any) -> None:
     path = csv_file(tmp_path, spell("\n".join([HEADER, *ROWS])))
-    check_by_hand(read(path, instrument=OWN))
+    check_by_hand(read(path, wording=OWN))
 
 
 def test_an_empty_cell_is_missing_wherever_it_stands(tmp_path: Path) -> None:
@@ -144,9 +144,9 @@ def test_a_cell_with_few_respondents_is_absent(tmp_path: Path) -> None:
 
 def test_unknown_codes_may_be_dropped(tmp_path: Path) -> None:
     narrow = items((1, 2), (2, 1), (1, 2, 3, 4))
-    with pytest.raises(UserError, match=r"code 4 is none of .*\[1, 2\]; .*drop_unknown_codes"):
-        read(csv_file(tmp_path), instrument=narrow)
-    survey = read(csv_file(tmp_path), instrument=narrow, drop_unknown_codes=True)
+    with pytest.raises(UserError, match=r"code 4 is not one of .*\[1, 2\]; .*drop_unknown_codes"):
+        read(csv_file(tmp_path), wording=narrow)
+    survey = read(csv_file(tmp_path), wording=narrow, drop_unknown_codes=True)
     assert survey.distributions["CHN"]["Q1"] == (1, 0)
     np.testing.assert_allclose(survey.distributions["USA"]["Q1"], [1.5 / 4, 2.5 / 4])
 
@@ -191,9 +191,9 @@ BAD = {
     "country a number": (replaced("CHN,1", "156,1"), "row 5, column 'B_COUNTRY_ALPHA': '156'"),
     "joined": (replaced("", "") + HEADER + "\n", "row 7, column 'B_COUNTRY_ALPHA': the header"),
     "doubled": (replaced("", "") + ROWS[0] + "\n", "row 7, column 'D_INTERVIEW': .*row 2"),
-    "code a word": (replaced("1.5,1,2", "1.5,no,2"), "row 2, column 'Q1': 'no' is no code"),
-    "code a half": (replaced("1.5,1,2", "1.5,1.5,2"), "row 2, column 'Q1': '1.5' is no code"),
-    "a year": (replaced("1.5,1,2", "1.5,1962,2"), "row 2, column 'Q1': '1962' is no code"),
+    "code a word": (replaced("1.5,1,2", "1.5,no,2"), "row 2, column 'Q1': 'no' is not a code"),
+    "code a half": (replaced("1.5,1,2", "1.5,1.5,2"), "row 2, column 'Q1': '1.5' is not a code"),
+    "a year": (replaced("1.5,1,2", "1.5,1962,2"), "row 2, column 'Q1': '1962' is not a code"),
     "unknown code": (replaced("1,4,1,3", "1,7,1,3"), r"row 5, .*'Q1': code 7 .*\[1, 2, 3, 4\]"),
 }  # fmt: skip
 
@@ -204,7 +204,7 @@ def test_bad_csv_is_one_clear_line(tmp_path: Path, text: str, message: str) -> N
     if message == "UTF-16":
         path.write_bytes(text.encode("utf-16"))
     with pytest.raises(UserError, match=message) as caught:
-        read(path, instrument=OWN, use_cache=True, cache_folder=tmp_path / "cache")
+        read(path, wording=OWN, use_cache=True, cache_folder=tmp_path / "cache")
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache").exists(), "nothing half-written"
@@ -214,10 +214,10 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
     path = csv_file(tmp_path)
     for options, message in (
         ({"min_respondents": 0}, "min_respondents=0; at least 1"),
-        ({"instrument": OWN, "items": ["Q1", "Q2", "Q9"]}, "item 'Q9' is not in"),
+        ({"wording": OWN, "items": ["Q1", "Q2", "Q9"]}, "item 'Q9' is not in"),
         ({"items": []}, "no items asked for"),
-        ({"items": ["Q9"], "instrument": OWN}, "item 'Q9' is not in instrument 'own'"),
-        ({"instrument": items((1, 70))}, r"codes \[1, 70\] of item 'Q1'"),
+        ({"items": ["Q9"], "wording": OWN}, "item 'Q9' is not in survey 'own'"),
+        ({"wording": items((1, 70))}, r"codes \[1, 70\] of item 'Q1'"),
     ):
         with pytest.raises(UserError, match=message):
             read(path, **({"items": None} | options))
@@ -225,7 +225,7 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         read(csv_file(tmp_path, replaced(",Q1,Q2,Q3", ",P,A,R")), items=None)
     with pytest.raises(UserError, match="cannot be read"):
         read(tmp_path / "absent.csv")
-    with pytest.raises(UserError, match=r"ending '\.xlsx'"):
+    with pytest.raises(UserError, match=r"file type '\.xlsx'"):
         read(csv_file(tmp_path, name="wvs.xlsx"))
 
 
@@ -237,17 +237,17 @@ def test_the_cache_answers_for_the_same_file_and_settings_only(
 ) -> None:
     monkeypatch.setenv("JAXALIGN_CACHE", str(tmp_path / "cache" / "xla"))
     path, kept = csv_file(tmp_path), tmp_path / "cache" / "surveys"
-    first = read(path, use_cache=True, instrument=OWN)
+    first = read(path, use_cache=True, wording=OWN)
     assert len(list(kept.iterdir())) == 1
     with monkeypatch.context() as patch:
         patch.setattr(wvs_csv, "iter_blocks", None)  # would raise: nothing is parsed again
-        again = read(path, use_cache=True, instrument=OWN)
-        fewer = read(path, use_cache=True, instrument=OWN, min_respondents=2)
+        again = read(path, use_cache=True, wording=OWN)
+        fewer = read(path, use_cache=True, wording=OWN, min_respondents=2)
     assert again.sha256 == first.sha256
     assert "Q3" not in fewer.distributions["CHN"]
     assert read(path, use_cache=True).items != first.items
     path.write_text(replaced("1.5", "2.5"), encoding="utf-8")
-    assert read(path, use_cache=True, instrument=OWN).sha256 != first.sha256
+    assert read(path, use_cache=True, wording=OWN).sha256 != first.sha256
     assert len(list(kept.iterdir())) == 3
     for file in kept.iterdir():
         file.write_bytes(file.read_bytes()[:50])
@@ -334,7 +334,7 @@ def test_sav_without_compression_and_with_declared_missing_values(tmp_path: Path
     survey = read(plain_sav(tmp_path / "wvs.sav", rows), items=["Q1"])
     assert survey.items[0].codes == (4, 5)
     np.testing.assert_allclose(survey.distributions["USA"]["Q1"], [1 / 3, 2 / 3])
-    with pytest.raises(UserError, match=r"row 4, column 'Q1': 4\.5 is no code"):
+    with pytest.raises(UserError, match=r"row 4, column 'Q1': 4\.5 is not a code"):
         read(plain_sav(tmp_path / "wvs.sav", [*rows[3:5], ("USA", 1.0, 4.5)]), items=["Q1"])
     with pytest.raises(UserError, match="row 3, column 'B_COUNTRY_ALPHA': ''"):
         read(plain_sav(tmp_path / "wvs.sav", [rows[3], ("", 1.0, 4)]), items=["Q1"])
@@ -351,7 +351,7 @@ def test_dta(tmp_path: Path) -> None:
     for wrong, message in (
         (("usa", 1.0, 1, 1), "row 2, column 'B_COUNTRY_ALPHA'"),
         (("USA", -1.0, 1, 1), "row 2, column 'W_WEIGHT'"),
-        (("USA", 1.0, 900, 1), "row 2, column 'Q1': 900 is no code"),
+        (("USA", 1.0, 900, 1), "row 2, column 'Q1': 900 is not a code"),
     ):
         with pytest.raises(UserError, match=message):
             read(dta_file(path, [wrong, *rows], names), items=["Q1"])
@@ -426,7 +426,7 @@ FUZZ = settings(
 def test_a_spoilt_csv_is_refused_or_read(tmp_path: Path, changes: Any, keep: float) -> None:
     content = mutated(("\n".join([HEADER, *ROWS]) + "\n").encode(), changes)
     only_user_errors(tmp_path / "wvs.csv", content)
-    only_user_errors(tmp_path / "wvs.csv", content[: int(keep * len(content))], instrument=OWN)
+    only_user_errors(tmp_path / "wvs.csv", content[: int(keep * len(content))], wording=OWN)
 
 
 @FUZZ

@@ -1,8 +1,8 @@
-"""From a compiled program to what it will need: memory, FLOPs, exchanges, a roofline time.
+"""What a compiled program will need: memory, FLOPs, exchanges, and a roofline time.
 
-A roofline (Williams, Waterman and Patterson 2009) says what cannot be undercut: each of products,
-memory traffic and exchanges at the chip's peak. They may overlap, so the time lies between the
-longest of the three and their sum, at peak rates that nothing reaches.
+A roofline (Williams, Waterman and Patterson 2009) is a lower bound of the time: matrix products,
+memory traffic and exchanges each at the peak rate of the chip. The three may overlap, so at peak
+rates the time lies between the longest of them and their sum. No program reaches peak rates.
 """
 
 from __future__ import annotations
@@ -24,17 +24,30 @@ class DoesNotFitError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """All collectives of one kind among groups of one size, per chip and unit of work."""
+    """All collectives of one kind, in groups of one size, per chip and unit of work."""
 
     kind: str
     group_size: int
-    bytes: float  # what is exchanged
-    sent_bytes: float  # what a ring sends out of each chip for it
+    bytes: float  # the larger of what goes in and what comes out
+    sent_bytes: float  # what leaves each chip if the group forms a ring
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What one chip needs for one unit of work (a generation, a batch, a step)."""
+    """What one chip needs for one unit of work.
+
+    Attributes:
+        topology: The chips.
+        program: "population", "decode" or "train".
+        unit: Unit of work: "generation", "batch" or "step".
+        mesh: How the chips are arranged.
+        memory: What the compiler reports.
+        flops: FLOPs of matrix products in the compiled program.
+        formula_flops: The same by formula.
+        traffic_bytes: Bytes moved between the chip and its memory.
+        exchanges: Exchanges with other chips.
+        compile_seconds: Time it took to compile.
+    """
 
     topology: Topology
     program: str
@@ -49,12 +62,13 @@ class Estimate:
 
     @property
     def needed_bytes(self) -> int:
+        """Memory that the program holds at once."""
         m = self.memory
         return m.arguments + m.outputs - m.aliased + m.temporaries
 
     @property
     def seconds(self) -> dict[str, float]:
-        """At the chip's peak rates, by what takes the time."""
+        """Seconds at the chip's peak rates, by what they are spent on."""
         chip, sent = self.topology.chip, sum(e.sent_bytes for e in self.exchanges)
         return {
             "matrix products": self.flops / chip.flops_per_second,
@@ -64,20 +78,26 @@ class Estimate:
 
     @property
     def bound_by(self) -> str:
+        """What takes the most time."""
         return max(self.seconds, key=self.seconds.__getitem__)
 
     @property
     def least_seconds(self) -> float:
-        """Everything overlaps."""
+        """Seconds if everything overlaps."""
         return max(self.seconds.values())
 
     @property
     def most_seconds(self) -> float:
-        """Nothing overlaps, still at peak rates."""
+        """Seconds if nothing overlaps, still at peak rates."""
         return sum(self.seconds.values())
 
     def chip_hours(self, units: int, efficiency: float) -> float:
-        """Chips x hours for `units` of work at a share of the roofline."""
+        """Return chips times hours for `units` of work.
+
+        Args:
+            units: Number of generations, batches or steps.
+            efficiency: Fraction of the roofline that is reached.
+        """
         return self.topology.num_chips * units * self.least_seconds / efficiency / 3600
 
 
@@ -92,7 +112,22 @@ def make_estimate(
     formula_flops: float,
     compile_seconds: float,
 ) -> Estimate:
-    """Of one unit where the program does `units`. DoesNotFitError where memory is short."""
+    """Return the estimate for one unit of work, from a program that does `units` of them.
+
+    Args:
+        topology: The chips.
+        program: Name of the program.
+        unit: Unit of work.
+        units: Number of units that the program does.
+        mesh: How the chips are arranged.
+        facts: What the compiled program does.
+        traffic_bytes: Bytes that the program moves between a chip and its memory.
+        formula_flops: FLOPs of one unit by formula.
+        compile_seconds: Time it took to compile.
+
+    Raises:
+        DoesNotFitError: The program needs more memory than a chip has.
+    """
     estimate = Estimate(
         topology=topology,
         program=program,
@@ -112,22 +147,21 @@ def make_estimate(
 
 
 def read_refusal(topology: Topology, program: str, message: str) -> UserError:
-    """The compiler's message as one readable line; DoesNotFitError where it is about memory."""
+    """Return the compiler's message as an error of one line: DoesNotFitError if it is on memory."""
     amount = r"([\d.]+)([KMGT]?)"
     for pattern in (
         rf"total memory required for (?P<what>[\w ]+?) \({amount}\) exceeds available "
         rf"\w+ \({amount}\)",
         rf"Used {amount} of {amount} \w+",
     ):
-        if found := re.search(pattern, message):
-            needed, unit, available, available_unit = found.groups()[-4:]
-            what = found.groupdict().get("what") or "the program"
+        if match := re.search(pattern, message):
+            needed, unit, available, available_unit = match.groups()[-4:]
+            needed_bytes = int(float(needed) * _UNITS[unit])
+            available_bytes = int(float(available) * _UNITS[available_unit])
+            what = match.groupdict().get("what") or "the program"
             return DoesNotFitError(
-                _too_much(
-                    topology, program, int(float(needed) * _UNITS[unit]),
-                    int(float(available) * _UNITS[available_unit]), what,
-                )
-            )  # fmt: skip
+                _too_much(topology, program, needed_bytes, available_bytes, what)
+            )
     first = message.strip().splitlines()[0] if message.strip() else "no message"
     return UserError(f"{topology.name}, {program}: the compiler refuses it: {first}")
 
@@ -137,24 +171,31 @@ def _too_much(
 ) -> str:
     return (
         f"{topology.name}, {program}: out of memory: {what} needs {needed / 2**30:.2f} GiB on each "
-        f"chip, which has {available / 2**30:.2f} GiB for programs; a longer --mesh-model, a "
-        "smaller --chunk or --population, a --prompt.projection, or more memory a chip"
+        f"chip, which has {available / 2**30:.2f} GiB for programs; give a larger "
+        "`model_parallel`, a smaller `chunk` or `population`, a `prompt.projection`, or chips with "
+        "more memory"
     )
 
 
 def _exchanges(collectives: tuple[Collective, ...], units: int) -> tuple[Exchange, ...]:
-    found: dict[tuple[str, int], float] = {}
+    """Add up the exchanges of one kind and group size, per unit of work."""
+    exchanged: dict[tuple[str, int], float] = {}
     for c in collectives:
         key = (c.kind, c.group_size)
-        found[key] = found.get(key, 0) + c.bytes * (1 if c.times is None else c.times) / units
+        times = 1 if c.times is None else c.times
+        exchanged[key] = exchanged.get(key, 0) + c.bytes * times / units
     return tuple(
         Exchange(kind, group, size, size * _ring(kind, group))
-        for (kind, group), size in sorted(found.items())
+        for (kind, group), size in sorted(exchanged.items())
     )
 
 
 def _ring(kind: str, group_size: int) -> float:
-    """Bytes that leave each chip per byte exchanged, around a ring."""
+    """Return the bytes that leave each chip per byte exchanged, if the group forms a ring.
+
+    Each chip of N sends (N - 1) / N of the data once around; an all-reduce goes round twice, to add
+    up and to hand out the sums.
+    """
     if kind == "collective-permute":
         return 1.0
     around = (group_size - 1) / group_size
@@ -162,7 +203,13 @@ def _ring(kind: str, group_size: int) -> float:
 
 
 def report_rows(estimate: Estimate, units: int, efficiency: float) -> list[tuple[str, str]]:
-    """What the command prints, as (what, value)."""
+    """Return what the command prints, as pairs of a name and a value.
+
+    Args:
+        estimate: The plan.
+        units: Number of units of work to give chip-hours for.
+        efficiency: Fraction of the roofline that a run is expected to reach.
+    """
     m, seconds = estimate.memory, estimate.seconds
     ratio = estimate.flops / estimate.formula_flops
     hours, unit = estimate.chip_hours(units, 1.0), estimate.unit
@@ -201,26 +248,45 @@ def report_rows(estimate: Estimate, units: int, efficiency: float) -> list[tuple
 
 
 TABLE_COLUMNS = (
-    "model", "topology", "population × data × model", "arguments", "temporaries", "of memory",
-    "TFLOP", "by the formula", "exchanged", "roofline", "bound by",
-)  # fmt: skip
+    "model",
+    "topology",
+    "population × data × model",
+    "arguments",
+    "temporaries",
+    "of memory",
+    "TFLOP",
+    "by the formula",
+    "exchanged",
+    "roofline",
+    "bound by",
+)
 
 
 def table_row(model: str, estimate: Estimate) -> str:
-    """One line of the table in tpu/README.md: no clock readings, so that it can be made again."""
+    """Return one row of the table in tpu/README.md.
+
+    It holds no clock readings, so that the same row can be made again.
+    """
     e, mesh = estimate, estimate.mesh
     share = e.needed_bytes / e.topology.chip.memory_bytes
     cells = (
-        model, e.topology.name, f"{mesh.population} × {mesh.data} × {mesh.model}",
-        _gib(e.memory.arguments), _gib(e.memory.temporaries), f"{share:.0%}",
-        f"{e.flops / 1e12:.1f}", f"{e.formula_flops / 1e12:.1f}",
-        _amount(sum(x.bytes for x in e.exchanges)), f"{e.least_seconds:.3f} s", e.bound_by,
-    )  # fmt: skip
+        model,
+        e.topology.name,
+        f"{mesh.population} × {mesh.data} × {mesh.model}",
+        _gib(e.memory.arguments),
+        _gib(e.memory.temporaries),
+        f"{share:.0%}",
+        f"{e.flops / 1e12:.1f}",
+        f"{e.formula_flops / 1e12:.1f}",
+        _amount(sum(x.bytes for x in e.exchanges)),
+        f"{e.least_seconds:.3f} s",
+        e.bound_by,
+    )
     return f"| {' | '.join(cells)} |"
 
 
 def _amount(count: float) -> str:
-    """Bytes in the largest unit of which there is at least one."""
+    """Return a number of bytes in the largest unit of which there is at least one."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:,.2f} {unit}"

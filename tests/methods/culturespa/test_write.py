@@ -12,20 +12,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxalign.commands import write_questions as experiment
+from jaxalign.commands import write_questions as command
 from jaxalign.core.errors import UserError
+from jaxalign.core.progress import Progress
 from jaxalign.lm.generate import Sampling
-from jaxalign.methods.culturespa import writer
-from jaxalign.methods.culturespa.parsing import Written, from_item
-from jaxalign.methods.culturespa.questions import (
-    QuestionSet,
+from jaxalign.lm.model import LM, open_model
+from jaxalign.methods.culturespa import write as writing_module
+from jaxalign.methods.culturespa.questions import Question, from_item, to_survey
+from jaxalign.methods.culturespa.write import (
     Writer,
-    load_prompt,
-    make_instrument,
-    render,
-    write_questions,
+    WritingSettings,
+    WrittenQuestions,
+    collect_questions,
+    load_request,
+    make_topics,
+    model_writer,
+    request_text,
 )
-from jaxalign.methods.culturespa.topics import Writing, make_topics
 from jaxalign.pocket import corpus
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.prompts import Message
@@ -46,7 +49,7 @@ def seeds(*sizes: int) -> Survey:
 
 
 SURVEY = seeds(7, 5, 6)
-WRITING = Writing(per_topic=12, per_round=4)
+WRITING = WritingSettings(per_topic=12, per_round=4)
 
 
 class Fake:
@@ -72,9 +75,13 @@ class Fake:
 
 
 def ask(
-    path: Path, write: Writer, writing: Writing = WRITING, survey: Survey = SURVEY, **more: int
-) -> QuestionSet:
-    return write_questions(survey, write, load_prompt(), writing, path, **more)
+    path: Path,
+    write: Writer,
+    writing: WritingSettings = WRITING,
+    survey: Survey = SURVEY,
+    **more: int,
+) -> WrittenQuestions:
+    return collect_questions(survey, write, load_request(), writing, path, **more)
 
 
 def shown(conversation: list[Message]) -> list[str]:
@@ -94,18 +101,18 @@ def test_every_topic_gets_its_questions_and_refusals_are_counted(tmp_path: Path)
     assert sum(t.requests for t in found.topics) == len(fake.asked)
     assert sum(sum(t.refused.values()) for t in found.topics) > 0
     assert found.notes == ()
-    assert [q.id for q in found.written[:13]] == [
+    assert [q.id for q in found.questions[:13]] == [
         *(f"social_values-{n:04d}" for n in range(1, 13)), "science-0001",
     ]  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
     assert len(rows) == len(fake.asked)
-    assert sum(row["refused"] is None for row in rows) == len(found.written) == 36
+    assert sum(row["refused"] is None for row in rows) == len(found.questions) == 36
 
 
 def test_examples_are_seeds_first_and_then_three_with_two_own(tmp_path: Path) -> None:
     fake = Fake()
     found = ask(tmp_path / "replies.jsonl", fake)
-    own_of = {t: {q.question for q in found.written if q.topic == t} for t in TOPICS}
+    own_of = {t: {q.question for q in found.questions if q.topic == t} for t in TOPICS}
     assert fake.sizes[0] == 2 * len(TOPICS)  # before a topic has two, it asks for two
     drawn, mixed = set(), 0
     for id, conversation in fake.asked.items():
@@ -150,7 +157,7 @@ def test_the_set_depends_on_the_seed_and_not_on_how_it_was_asked_for(tmp_path: P
     assert max(fake.sizes) == 3
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     other = ask(tmp_path / "c.jsonl", Fake(), dataclasses.replace(WRITING, seed=1))
-    assert {q.question for q in other.written}.isdisjoint(q.question for q in found.written)
+    assert {q.question for q in other.questions}.isdisjoint(q.question for q in found.questions)
 
 
 def test_a_topic_is_asked_the_same_alone(tmp_path: Path) -> None:
@@ -187,7 +194,7 @@ def test_replies_to_other_requests_are_not_taken_for_ours(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="give another `out`"):
         ask(path, Fake(), dataclasses.replace(WRITING, seed=1))
     with pytest.raises(UserError, match="give another `out`"):
-        write_questions(SURVEY, Fake(), "Another text on {{ topic }}.", WRITING, path)
+        collect_questions(SURVEY, Fake(), "Another text on {{ topic }}.", WRITING, path)
     path.write_text('{"request": 1, "topic": 2}\n')
     with pytest.raises(UserError, match="not a file of replies"):
         ask(path, Fake())
@@ -201,7 +208,7 @@ def test_a_model_that_never_writes_a_question_ends_short(tmp_path: Path) -> None
         return [None if id % 2 else "I cannot do that." for id in ids]
 
     found = ask(tmp_path / "replies.jsonl", write, dataclasses.replace(WRITING, attempts=1.5))
-    assert found.written == ()
+    assert found.questions == ()
     assert [t.requests for t in found.topics] == [18, 18, 18]
     assert sum(calls) == 3 * 18
     assert found.topics[0].refused == {
@@ -211,18 +218,19 @@ def test_a_model_that_never_writes_a_question_ends_short(tmp_path: Path) -> None
         f"{t}: 0 of 12 questions after 18 requests" for t in TOPICS
     ]
     with pytest.raises(UserError, match="no question is left"):
-        make_instrument(found.written, "generated", "nobody")
+        to_survey(found.questions, "generated", "nobody")
 
 
 def test_progress_says_how_many_are_there(tmp_path: Path) -> None:
-    seen: list[tuple[int, dict[str, str]]] = []
-
-    def tell(done: int, fields: dict[str, str]) -> None:
-        seen.append((done, fields))
-
-    ask(tmp_path / "replies.jsonl", Fake(), on_save=tell)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1][0] == 36
+    seen: list[Progress] = []
+    ask(tmp_path / "replies.jsonl", Fake(), on_progress=seen.append)
+    done = [progress.done for progress in seen]
+    assert done == sorted(done)
+    assert (done[0], done[-1]) == (0, 36)
+    assert all(progress.total == 36 for progress in seen)
+    again: list[Progress] = []
+    ask(tmp_path / "replies.jsonl", Fake(), on_progress=again.append)
+    assert [progress.done for progress in again] == [36]
 
 
 @settings(
@@ -248,7 +256,7 @@ def test_no_reply_stops_the_run(
         return [given.setdefault(id, data.draw(hostile)) for id in ids]
 
     path = tmp_path_factory.mktemp("hostile") / "replies.jsonl"
-    writing = Writing(per_topic=3, per_round=2, attempts=2)
+    writing = WritingSettings(per_topic=3, per_round=2, attempts=2)
     found = ask(path, write, writing, seeds(2, 1))
     assert all(t.accepted + sum(t.refused.values()) == t.requests <= 6 for t in found.topics)
     assert ask(path, Fake(stop_after=0), writing, seeds(2, 1)) == found
@@ -259,32 +267,32 @@ def test_the_request_is_what_the_pocket_model_was_trained_on() -> None:
     for topic in make_topics(survey):
         examples = [item for item in survey.items if item.topic == topic.name][:4]
         trained = [corpus.REQUESTS[0].format(topic=topic.name), *map(corpus.as_json, examples)]
-        asked = render(load_prompt(), topic.name, list(map(from_item, examples)))
+        asked = request_text(load_request(), topic.name, list(map(from_item, examples)))
         assert asked == "\n".join(trained)
 
 
 def test_prompt_files_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "own.jinja"
     path.write_text("{{ topic }} ({{ examples | length }}): ☂", "utf-8-sig")
-    assert render(load_prompt(path), "rain", [Written("a?", ("b", "c"))]) == "rain (1): ☂"
+    assert request_text(load_request(path), "rain", [Question("a?", ("b", "c"))]) == "rain (1): ☂"
     for bad in ("{{ nobody }}", "{% if %}"):
         path.write_text(bad)
         with pytest.raises(UserError, match=r"prompt text question\.jinja"):
-            render(load_prompt(path), "rain", [])
+            request_text(load_request(path), "rain", [])
     path.write_bytes(b"\xff")
     for unreadable in (path, tmp_path / "absent.jinja", tmp_path):
         with pytest.raises(UserError, match="cannot be read"):
-            load_prompt(unreadable)
+            load_request(unreadable)
 
 
 def test_questions_become_a_survey_that_reads_back() -> None:
     written = [
-        Written("How much?", ("little", "much"), "trust", "trust-0001"),
-        Written("On a scale of 0 to 2?", ("0", "1", "2"), "trust", "trust-0002"),
-        Written("On a scale of 3 to 1?", ("3", "2", "1"), "science", "science-0001"),
-        Written("On a scale of 1 to 3, mixed?", ("1", "3", "2"), "science", "science-0002"),
+        Question("How much?", ("little", "much"), "trust", "trust-0001"),
+        Question("On a scale of 0 to 2?", ("0", "1", "2"), "trust", "trust-0002"),
+        Question("On a scale of 3 to 1?", ("3", "2", "1"), "science", "science-0001"),
+        Question("On a scale of 1 to 3, mixed?", ("1", "3", "2"), "science", "science-0002"),
     ]
-    survey = make_instrument(written, "generated", "the model in a folder")
+    survey = to_survey(written, "generated", "the model in a folder")
     assert from_json(json.loads(json.dumps(to_json(survey)))) == survey
     assert [i.codes for i in survey.items] == [(1, 2), (0, 1, 2), (3, 2, 1), (1, 2, 3)]
     assert {i.scale for i in survey.items} == {"ordinal"}
@@ -294,13 +302,13 @@ def test_questions_become_a_survey_that_reads_back() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Writing(per_topic=0), "--per-topic 0"),
-        (lambda: Writing(per_round=0), "--per-round 0"),
-        (lambda: Writing(attempts=0.5), "--attempts 0.5"),
-        (lambda: Writing(attempts=float("nan")), "--attempts nan"),
-        (lambda: Writing(attempts=float("inf")), "--attempts inf"),
-        (lambda: Writing(own_examples=6), "--own-examples 6"),
-        (lambda: Writing(seed=-1), "--seed -1"),
+        (lambda: WritingSettings(per_topic=0), "`per_topic` 0"),
+        (lambda: WritingSettings(per_round=0), "`per_round` 0"),
+        (lambda: WritingSettings(attempts=0.5), "`attempts` 0.5"),
+        (lambda: WritingSettings(attempts=float("nan")), "`attempts` nan"),
+        (lambda: WritingSettings(attempts=float("inf")), "`attempts` inf"),
+        (lambda: WritingSettings(own_examples=6), "`own_examples` 6"),
+        (lambda: WritingSettings(seed=-1), "`seed` -1"),
         (lambda: make_topics(untitled("")), "needs a topic"),
         (lambda: make_topics(untitled("a b", "a-b")), "too alike"),
     ],
@@ -321,12 +329,12 @@ def test_the_pocket_model_writes_questions_and_a_killed_run_goes_on(
     survey = tmp_path / "seeds.json"
     ids = {item.id for item in held_out_survey().items if item.topic in ("trust", "science")}
     survey.write_text(json.dumps(to_json(held_out_survey().subset(ids))))
-    config = experiment.Config(
+    config = command.Settings(
         out=tmp_path / "run", survey=survey, quiet=True, batch_size=8,
-        writing=Writing(per_topic=3, examples=2, own_examples=1),
+        writing=WritingSettings(per_topic=3, examples=2, own_examples=1),
         sampling=Sampling(64, temperature=0.9, top_p=0.95),
     )  # fmt: skip
-    experiment.run(config)
+    command.run(config)
     assert "Filters" in capsys.readouterr().out
     files = ("questions.json", "result.json", "replies.jsonl")
     before = {name: (config.out / name).read_bytes() for name in files}
@@ -334,19 +342,19 @@ def test_the_pocket_model_writes_questions_and_a_killed_run_goes_on(
     assert [topic["accepted"] for topic in result["topics"]] == [3, 3]
     assert result["filters"]["repeated_options"]["left"] == len(load(config.out / files[0]).items)
     with pytest.raises(UserError, match="`resume`"):
-        experiment.run(config)
+        command.run(config)
     for bad in ({"sampling": Sampling(5000)}, {"survey": tmp_path / "none"}, {"batch_size": 0}):
         with pytest.raises(UserError):
-            experiment.run(dataclasses.replace(config, out=tmp_path / "bad", **bad))
+            command.run(dataclasses.replace(config, out=tmp_path / "bad", **bad))
     assert not (tmp_path / "bad").exists()
     (config.out / "replies.jsonl").write_bytes(before["replies.jsonl"][:-30])
-    experiment.run(dataclasses.replace(config, resume=True, batch_size=3))
+    command.run(dataclasses.replace(config, resume=True, batch_size=3))
     assert {name: (config.out / name).read_bytes() for name in files} == before
 
 
 def test_a_setting_changed_since_is_named_as_its_option(tmp_path):
-    """By its full name, which the command line spells --per-topic."""
-    first = experiment.Config(out=tmp_path / "run")
+    """`writing.per_topic`, which the command line spells --per-topic."""
+    first = command.Settings(out=tmp_path / "run")
     Run.create(first.out, first, {}).close()
     other = dataclasses.replace(first, writing=dataclasses.replace(first.writing, per_topic=3))
     with pytest.raises(UserError, match=r": `writing\.per_topic` was 20 and is 3 now"):
@@ -355,19 +363,21 @@ def test_a_setting_changed_since_is_named_as_its_option(tmp_path):
 
 def test_a_writer_fills_its_batches_and_skips_what_has_no_room(monkeypatch):
     """Every number of rows is another program; a copy is no further reply."""
-    study = experiment.read_study(experiment.Config())
+    lm = LM(open_model(), {}, None)
     rows, done = [], []
 
-    def generate(llama, params, prompts, sampling, stop, seed, ids, batch_size, mesh, on_batch):
+    def generate(config, params, prompts, sampling, stop, seed, ids, batch_size, mesh, on_batch):
         rows.append(len(prompts))
         on_batch(len(prompts))
-        return [study.tokens.encode(str(n)) for n in ids]
+        return [lm.tokenizer.encode(str(n)) for n in ids]
 
-    monkeypatch.setattr(writer, "generate", generate)
-    write = writer.make_writer(
-        study.llama, {}, study.tokens, Sampling(max_new_tokens=8), 0, 4, on_batch=done.append
-    )
+    monkeypatch.setattr(writing_module, "generate", generate)
+    write = model_writer(lm, Sampling(max_new_tokens=8), 0, 4, on_replies=done.append)
     said = [[{"role": "user", "content": text}] for text in ("one", "word " * 5000, "two", "three")]
     assert write(said, [5, 6, 7, 8]) == ["5", None, "7", "8"]
     assert rows == [4]
     assert done == [3]
+
+
+def test_questions_can_be_written_without_a_file():
+    assert ask(None, Fake()).questions == ask(None, Fake(), save_every=7).questions

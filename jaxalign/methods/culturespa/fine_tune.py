@@ -1,0 +1,181 @@
+"""Step 4 of CultureSPA: the adapters of all seeds, trained side by side in two programs.
+
+    OUT/training/shared/, specific/             checkpoints, from which a killed run continues
+                /shared.jsonl, specific.jsonl   loss, gradient norm and learning rate of each step
+    OUT/seed0/adapters/joint, cct, rds, cds, specific-USA, ...   adapters for PEFT
+
+"shared" models are trained on all groups, "specific" models on one group each. A group without a
+single selected pair has no specific model; the unchanged model stands in for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxalign.core.files import MetricsFile
+from jaxalign.lm.lora import Adapter
+from jaxalign.methods.culturespa.dataset import to_examples
+from jaxalign.methods.culturespa.inputs import Experiment, seed_folder
+from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
+from jaxalign.runs.checkpoints import Checkpoints
+from jaxalign.surveys.survey import Survey
+from jaxalign.training.packing import Example
+from jaxalign.training.trainer import HeldOutLoss, Trainer, adapters, fit
+
+ModelName = tuple[int, str]  # the seed, and "joint", "cct", "rds", "cds" or "specific-USA"
+Program = Literal["shared", "specific"]
+
+_SPECIFIC = "specific-"
+_log = logging.getLogger("jaxalign")
+
+
+def specific(group: str) -> str:
+    """Return the name of the model that is trained on one group."""
+    return _SPECIFIC + group
+
+
+def group_of(model: str) -> str | None:
+    """Return the group of a specific model, None for a model of all groups."""
+    return model.removeprefix(_SPECIFIC) if model.startswith(_SPECIFIC) else None
+
+
+def label(name: ModelName) -> str:
+    """Return what training logs and results call a model, such as "seed0 joint"."""
+    seed, model = name
+    return f"seed{seed} {model}"
+
+
+def adapter_folder(out: Path, name: ModelName) -> Path:
+    """Return the folder of an adapter. A group's name may hold any character, a file's may not."""
+    seed, model = name
+    return seed_folder(out, seed) / "adapters" / urllib.parse.quote(model, safe=" ")
+
+
+def adapter_names(out: Path) -> list[ModelName]:
+    """Return the names of all adapters in a run's directory."""
+    return [
+        (int(folder.parents[1].name.removeprefix("seed")), urllib.parse.unquote(folder.name))
+        for folder in sorted(out.glob("seed*/adapters/*"))
+    ]
+
+
+def fine_tune_all(
+    experiment: Experiment,
+    questions: Mapping[int, Survey],
+    selected: Mapping[int, Mapping[str, Selection]],
+) -> dict[ModelName, Adapter]:
+    """Fine-tune the models of every seed.
+
+    Args:
+        experiment: The run.
+        questions: The written questions by seed.
+        selected: The pairs to train on, by seed and model.
+
+    Returns:
+        The adapters of all models that have any pairs.
+    """
+    shared, specifics = {}, {}
+    for seed, selections in selected.items():
+        for model in TRAINED_UNDER:
+            selection = selections[model]
+            shared[seed, model] = training_examples(experiment, questions[seed], selection, model)
+        for group, selection in selections["joint"].by_group().items():
+            specifics[seed, specific(group)] = training_examples(
+                experiment, questions[seed], selection, "joint"
+            )
+    _log.info("4 fine-tune: joint, CCT and the selection's controls")
+    adapters_of = fine_tune(experiment, "shared", shared)
+    _log.info("4 fine-tune: one model for each country")
+    return adapters_of | fine_tune(experiment, "specific", specifics)
+
+
+def training_examples(
+    experiment: Experiment, questions: Survey, selection: Selection, model: str
+) -> list[Example]:
+    """Return selected pairs as tokens, under the style that the model is trained on."""
+    return to_examples(
+        selection.pairs,
+        questions.items,
+        experiment.inputs.prompts,
+        experiment.inputs.files.tokenizer,
+        TRAINED_UNDER[model],
+        experiment.settings.end_of_turn,
+    )
+
+
+def fine_tune(
+    experiment: Experiment, program: Program, examples: Mapping[ModelName, Sequence[Example]]
+) -> dict[ModelName, Adapter]:
+    """Return adapters trained on `examples`, read from the run's directory if they are there.
+
+    Models without examples are left out. `program` names the folder of checkpoints and decides how
+    many examples a step has.
+    """
+    examples = {name: rows for name, rows in examples.items() if rows}
+    folders = {name: adapter_folder(experiment.out, name) for name in examples}
+    if not examples:
+        return {}
+    if not all((folder / "adapter_config.json").exists() for folder in folders.values()):
+        trained = train(experiment, program, examples)
+        for name, folder in folders.items():
+            trained[name].save_peft(folder)
+    return {name: Adapter.load(folder, experiment.lm) for name, folder in folders.items()}
+
+
+def train(
+    experiment: Experiment,
+    program: Program,
+    examples: Mapping[ModelName, Sequence[Example]],
+    rates: Mapping[ModelName, float] | None = None,
+    held_out: Mapping[ModelName, Sequence[Example]] | None = None,
+) -> dict[ModelName, Adapter]:
+    """Train several models at once, from the last checkpoint.
+
+    Args:
+        experiment: The run.
+        program: The folder of checkpoints; decides how many examples a step has.
+        examples: Training data of each model.
+        rates: Highest learning rate of each model. Given rates, the models of a seed start alike
+            and see their examples in one order, so that they differ in nothing else.
+        held_out: Examples of each model whose loss is logged beside that of the training data.
+    """
+    settings = experiment.settings
+    batch = settings.specific_batch if program == "specific" else settings.train.batch
+    drawn_as = {name: label((name[0], program)) for name in rates or {}}
+    trainer = Trainer(
+        experiment.lm.config,
+        dataclasses.replace(settings.train, batch=batch),
+        settings.lora,
+        _by_label(examples),
+        experiment.lm.mesh,
+        _by_label(rates or {}),
+        _by_label(drawn_as),
+    )
+    folder = experiment.out / "training"
+    folder.mkdir(exist_ok=True)
+    log = MetricsFile(folder / f"{program}.jsonl", "step")
+    with Checkpoints(folder / program) as checkpoints:
+        state = fit(
+            trainer,
+            experiment.lm.params,
+            checkpoints,
+            settings.save_every,
+            begin=lambda step: log.rewind(step or -1),
+            log=log.append,
+            quiet=True,
+            held_out=HeldOutLoss(trainer, _by_label(held_out)) if held_out else None,
+        )
+    weights, lm = adapters(trainer, state), experiment.lm
+    return {
+        name: Adapter(weights[label(name)], settings.lora, lm.config, str(lm.folder))
+        for name in examples
+    }
+
+
+def _by_label(values: Mapping[ModelName, Any]) -> dict[str, Any]:
+    return {label(name): value for name, value in values.items()}

@@ -1,0 +1,235 @@
+"""What the settings of a CultureSPA run name, read and checked.
+
+Nothing here takes long or writes a file, so that bad input is refused before the work starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxalign.core.errors import UserError
+from jaxalign.core.progress import OnProgress, ignore
+from jaxalign.lm.model import LM, ModelFiles, open_model
+from jaxalign.methods.culturespa.dataset import longest_examples
+from jaxalign.methods.culturespa.settings import CultureSPASettings, check_settings
+from jaxalign.methods.culturespa.styles import StylePrompts, group_name, load_texts
+from jaxalign.methods.culturespa.write import WritingSettings, check_requests_fit, load_request
+from jaxalign.pocket.general import general_questions
+from jaxalign.pocket.society import held_out_survey, society_values_module
+from jaxalign.surveys.formats import read_answered
+from jaxalign.surveys.formats.multiple_choice import read_multiple_choice
+from jaxalign.surveys.survey import Item, Survey
+from jaxalign.surveys.tables import Tables, make_tables
+
+# The paper's 18 cultures. P2 looks for neighbours of a group among those of them that the survey
+# has, and among all groups of the survey if these are too few.
+CULTURES = (
+    *("USA", "CAN", "BOL", "BRA"),  # America
+    *("GBR", "NLD", "DEU", "UKR"),  # Europe
+    *("CHN", "RUS", "IND", "THA"),  # Asia
+    *("KEN", "NGA", "ETH", "ZWE"),  # Africa
+    *("AUS", "NZL"),  # Oceania
+)
+GUARD_QUESTIONS = 300  # of the pocket model's own tasks
+
+_log = logging.getLogger("jaxalign")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the settings name, read and checked; everything but the weights.
+
+    Attributes:
+        files: The model's config and tokenizer.
+        survey: The survey to test on; its questions are the seeds of new ones.
+        tables: The answers of the groups of the run to the survey, as arrays.
+        prompts: The messages of every prompt style.
+        request: Text of a request for a question, as a jinja source.
+        guard: Questions that fine-tuning should not break, with the right option's position.
+        guard_name: Name and hash of the guard's questions.
+    """
+
+    files: ModelFiles
+    survey: Survey
+    tables: Tables
+    prompts: StylePrompts
+    request: str
+    guard: tuple[tuple[Item, int], ...]
+    guard_name: str
+
+    def facts(self) -> dict[str, object]:
+        """Return hashes and texts that a resumed run must find unchanged."""
+        return {
+            "model_sha256": self.files.sha256,
+            "tokenizer_sha256": self.files.tokenizer.sha256,
+            "survey_sha256": self.survey.sha256,
+            "survey": self.survey.name,
+            "shown_sha256": self.prompts.shown.sha256,
+            "simulated": self.survey.simulated,
+            "prompt": self.request,
+            "texts": dataclasses.asdict(self.prompts.texts),
+            "guard": self.guard_name,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What every step of a run needs.
+
+    Attributes:
+        settings: The run's settings.
+        inputs: What they name.
+        lm: The unchanged model.
+        out: Directory of the run.
+        on_progress: Called by long steps.
+    """
+
+    settings: CultureSPASettings
+    inputs: Inputs
+    lm: LM
+    out: Path
+    on_progress: OnProgress = ignore
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that the model is aligned to."""
+        return self.settings.countries
+
+
+def seed_folder(out: Path, seed: int) -> Path:
+    """Return the folder of what a run keeps of one seed."""
+    return out / f"seed{seed}"
+
+
+def read_inputs(settings: CultureSPASettings) -> Inputs:
+    """Read and check everything that is quick to check.
+
+    Raises:
+        UserError: For a setting that cannot be, a file that cannot be used, a survey that lacks a
+            group, texts that cannot be rendered, and requests or examples that do not fit.
+    """
+    check_settings(settings)
+    files = open_model(settings.model, settings.dtype)
+    survey = held_out_survey()
+    if settings.survey is not None:
+        survey = read_answered(settings.survey, "survey", settings.distributions)
+    tables = make_tables(survey, settings.countries)
+    guard_name, guard = read_guard(settings.guard)
+    inputs = Inputs(
+        files=files,
+        survey=survey,
+        tables=tables,
+        prompts=_style_prompts(settings, survey),
+        request=load_request(),
+        guard=guard,
+        guard_name=guard_name,
+    )
+    advice = "lower `writing.max_new_tokens`"
+    writing = WritingSettings(per_topic=settings.per_topic)
+    check_requests_fit(files, survey, inputs.request, writing, settings.writing, advice)
+    _check_row_length(settings, inputs)
+    return inputs
+
+
+def _style_prompts(settings: CultureSPASettings, survey: Survey) -> StylePrompts:
+    source = None
+    if settings.examples == "leak_free":
+        source = society_values_module()
+        if settings.source is not None:
+            shares = settings.source_distributions
+            source = read_answered(settings.source, "source", shares, "source_distributions")
+    shown = survey if source is None else source
+    if missing := [group for group in settings.countries if group not in shown.distributions]:
+        raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
+    groups = _possible_neighbours(settings.countries, shown)
+    prompts = StylePrompts(load_texts(settings.texts), survey, groups, settings.examples, source)
+    _check_texts(prompts, settings.countries)
+    for note in _notes(prompts, settings.countries):
+        _log.info(note)
+    return prompts
+
+
+def _possible_neighbours(groups: tuple[str, ...], shown: Survey) -> tuple[str, ...]:
+    """Return the run's groups and those among which P2 may find neighbours; see `CULTURES`."""
+    others = [g for g in CULTURES if g not in groups and g in shown.distributions]
+    if len(groups) + len(others) <= 2 * StylePrompts.neighbours:
+        others = [g for g in shown.distributions if g not in groups]
+    return (*groups, *others)
+
+
+def _notes(prompts: StylePrompts, groups: tuple[str, ...]) -> list[str]:
+    """Return what a small survey makes different from the paper."""
+    notes = []
+    others, wanted = len(prompts.groups) - 1, 2 * prompts.neighbours
+    if others < wanted:
+        notes.append(
+            f"P2 names {others} other countries instead of {wanted}: {prompts.shown.name!r} has "
+            "no more"
+        )
+    examples = min(len(prompts.examples_for(item)) for item in prompts.survey.items)
+    if examples < prompts.count:
+        notes.append(
+            f"P3 shows {examples} examples before some questions instead of {prompts.count}: "
+            f"{prompts.shown.name!r} has no more"
+        )
+    if unnamed := [group for group in groups if group_name(group) == group]:
+        notes.append(
+            "groups that are not countries known to the package, called in prompts as the survey "
+            f"calls them: {', '.join(unnamed)}"
+        )
+    return notes
+
+
+def _check_texts(prompts: StylePrompts, groups: tuple[str, ...]) -> None:
+    """Render every text once and find examples for every item, to fail now and not after hours."""
+    items = prompts.survey.items
+    for group in groups:
+        for style in ("unaware", "p2p3"):  # the second uses every other text
+            prompts.conversation(style, group, items[0])
+    for item in items:
+        prompts.examples_for(item)
+
+
+def read_guard(path: Path | None) -> tuple[str, tuple[tuple[Item, int], ...]]:
+    """Read the questions of the guard.
+
+    Args:
+        path: An MMLU-style file; None takes 300 questions of the pocket model's own tasks.
+
+    Returns:
+        Name of the questions, and the questions with the position of the right option.
+    """
+    if path is None:
+        return "pocket tasks", tuple(general_questions(GUARD_QUESTIONS, seed=1))
+    test = read_multiple_choice(path)
+    return f"{test.name} {test.sha256}", tuple(zip(test.items, test.answers, strict=True))
+
+
+def example_lengths(
+    settings: CultureSPASettings, inputs: Inputs, items: Sequence[Item]
+) -> list[int]:
+    """Return the number of tokens of the longest training example that each item can become."""
+    return longest_examples(
+        items,
+        settings.countries,
+        inputs.prompts,
+        inputs.files.tokenizer,
+        styles=("p1", "p2"),
+        end_of_turn=settings.end_of_turn,
+    )
+
+
+def _check_row_length(settings: CultureSPASettings, inputs: Inputs) -> None:
+    """Raise UserError if the survey's own questions, the models of new ones, do not fit a row."""
+    row_length = settings.train.row_length
+    if row_length is None:
+        return
+    longest = max(example_lengths(settings, inputs, inputs.survey.items))
+    if row_length < longest:
+        raise UserError(
+            f"`train.row_length` {row_length}: an example like the survey's own questions has "
+            f"{longest} tokens; give more, or leave the option out"
+        )

@@ -1,0 +1,219 @@
+"""Step 5 of CultureSPA: how every method answers the survey, and how every model does in the guard.
+
+A prompting method is the unchanged model under a style. A fine-tuned model answers under the style
+that it was trained with: `joint`, `specific`, `rds` and `cds` under p1, `cct` under p2. A specific
+model answers for its own group alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxalign.core.progress import Progress
+from jaxalign.lm.lora import Adapter
+from jaxalign.methods.base import FINE_TUNED
+from jaxalign.methods.culturespa.answer import (
+    BASE,
+    Replies,
+    StyledConversations,
+    ask,
+    in_styles,
+    right_answers,
+)
+from jaxalign.methods.culturespa.fine_tune import ModelName, group_of, label, specific
+from jaxalign.methods.culturespa.inputs import Experiment
+from jaxalign.methods.culturespa.select import TRAINED_UNDER
+from jaxalign.methods.culturespa.styles import STYLES, Style
+
+TUNED = tuple(method.key for method in FINE_TUNED)
+
+# float32 positions of options [R, N, C, Q]: seeds (1 where they cannot matter), runs, groups, items
+Answers = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What every method answers, and which models fine-tuning left unchanged.
+
+    Attributes:
+        answers: Answers by method.
+        right: The guard's accuracies in [0, 1] by method and seed; one value under "before".
+        counts: By method, the number of replies and of those without an answer.
+        untrained: Methods with models that fine-tuning did not change; see `untrained_models`.
+    """
+
+    answers: dict[str, Answers]
+    right: dict[str, list[float]]
+    counts: dict[str, dict[str, int]]
+    untrained: dict[str, dict[str, Any]]
+
+
+def measure(
+    experiment: Experiment,
+    adapters: Mapping[ModelName, Adapter],
+    survey: Sequence[Mapping[Style, Replies]],
+) -> Measured:
+    """Ask every fine-tuned model the survey and the guard, and collect what is reported.
+
+    Args:
+        experiment: The run.
+        adapters: The adapters by seed and model.
+        survey: What the unchanged model answers by style, for each group of equivalent seeds.
+    """
+    replies, right = _ask_each(experiment, adapters)
+    prompted = prompted_answers(experiment.groups, survey)
+    counts = {style: _sum(each[style] for each in survey) for style in STYLES}
+    counts |= {
+        method: _sum(r for name, r in replies.items() if _method(name) == method)
+        for method in TUNED
+    }
+    return Measured(
+        answers=prompted | _tuned_answers(experiment, replies, prompted),
+        right=_right_by_method(experiment, right),
+        counts=counts,
+        untrained=untrained_models(experiment, adapters),
+    )
+
+
+def prompted_answers(
+    groups: Sequence[str], survey: Sequence[Mapping[Style, Replies]]
+) -> dict[str, Answers]:
+    """Return the unchanged model's answers by style; its unaware ones stand for every group."""
+    answers = {}
+    for style in STYLES:
+        answers_RxNxCxQ = np.stack([replies[style].answers_NxCxQ for replies in survey])
+        seeds, runs, _, items = answers_RxNxCxQ.shape
+        answers[style] = np.broadcast_to(answers_RxNxCxQ, (seeds, runs, len(groups), items))
+    return answers
+
+
+def _ask_each(
+    experiment: Experiment, adapters: Mapping[ModelName, Adapter]
+) -> tuple[dict[ModelName, Replies], dict[ModelName | None, float]]:
+    """Return every adapted model's replies, and the guard's accuracies, the unchanged one's under
+    None."""
+    lm, on_progress = experiment.lm, experiment.on_progress
+    replies: dict[ModelName, Replies] = {}
+    right: dict[ModelName | None, float] = {None: float(right_answers(experiment, lm, BASE).mean())}
+    conversations: dict[tuple[Style, tuple[str, ...]], StyledConversations] = {}
+    on_progress(Progress("5 measure: model", 0, len(adapters), "models"))
+    for done, (name, adapter) in enumerate(adapters.items(), 1):
+        adapted = adapter.merge(lm)
+        style, groups = style_of(name[1]), _groups_of(experiment, name[1])
+        # Models that are asked alike share their conversations.
+        if (style, groups) not in conversations:
+            items = experiment.inputs.survey.items
+            conversations[style, groups] = in_styles(experiment.inputs, (style,), groups, items)
+        asked = conversations[style, groups]
+        replies[name] = ask(experiment, adapted, label(name), asked, name[0])[style]
+        right[name] = float(right_answers(experiment, adapted, label(name)).mean())
+        on_progress(Progress("5 measure: model", done, len(adapters), "models"))
+    return replies, right
+
+
+def style_of(model: str) -> Style:
+    """Return the style that a fine-tuned model is asked under."""
+    return TRAINED_UNDER["joint" if group_of(model) else model]
+
+
+def _groups_of(experiment: Experiment, model: str) -> tuple[str, ...]:
+    """Return the groups that a fine-tuned model answers for."""
+    group = group_of(model)
+    return (group,) if group else experiment.groups
+
+
+def _method(name: ModelName) -> str:
+    return "specific" if group_of(name[1]) else name[1]
+
+
+def model_names(groups: Sequence[str], method: str) -> list[str]:
+    """Return the names of the models that a method has for each seed."""
+    return list(map(specific, groups)) if method == "specific" else [method]
+
+
+def _tuned_answers(
+    experiment: Experiment,
+    replies: Mapping[ModelName, Replies],
+    prompted: Mapping[str, Answers],
+) -> dict[str, Answers]:
+    """Return the fine-tuned models' answers by method.
+
+    Where there is no adapter, the unchanged model's answers under the same style take its place.
+    """
+    seeds = experiment.settings.seed_numbers
+    plain = {s: np.broadcast_to(a, (len(seeds), *a.shape[1:])) for s, a in prompted.items()}
+    answers = {}
+    for method in TUNED:
+        answers_RxNxCxQ = plain[TRAINED_UNDER.get(method, "p1")].copy()
+        for r, seed in enumerate(seeds):
+            if (seed, method) in replies:
+                answers_RxNxCxQ[r] = replies[seed, method].answers_NxCxQ
+            if method == "specific":
+                for c, group in enumerate(experiment.groups):
+                    if (name := (seed, specific(group))) in replies:
+                        answers_RxNxCxQ[r, :, c] = replies[name].answers_NxCxQ[:, 0]
+        answers[method] = answers_RxNxCxQ
+    return answers
+
+
+def _right_by_method(
+    experiment: Experiment, right: Mapping[ModelName | None, float]
+) -> dict[str, list[float]]:
+    """Return accuracies by method and seed (of specific models their mean), one under "before"."""
+    before = right[None]
+    return {"before": [before]} | {
+        method: [
+            float(
+                np.mean(
+                    [
+                        right.get((seed, model), before)
+                        for model in model_names(experiment.groups, method)
+                    ]
+                )
+            )
+            for seed in experiment.settings.seed_numbers
+        ]
+        for method in TUNED
+    }
+
+
+def untrained_models(
+    experiment: Experiment, adapters: Mapping[ModelName, Adapter]
+) -> dict[str, dict[str, Any]]:
+    """Find the models that fine-tuning did not change.
+
+    Nothing was selected for such a model, or no step was taken.
+
+    Returns:
+        For each method that has such models, their labels under "models", and under "all" whether
+        they are all the models that it has.
+    """
+    found = {}
+    for method in TUNED:
+        models = model_names(experiment.groups, method)
+        names = [(seed, model) for seed in experiment.settings.seed_numbers for model in models]
+        same = [name for name in names if name not in adapters or not _changes(adapters[name])]
+        if same:
+            found[method] = {"models": list(map(label, same)), "all": len(same) == len(names)}
+    return found
+
+
+def _changes(adapter: Adapter) -> bool:
+    """Return whether an adapter changes the model; training starts with B at zero."""
+    return any(
+        np.any(np.asarray(tensor))
+        for tensors in adapter.weights.values()
+        for name, tensor in tensors.items()
+        if name.endswith("_b")
+    )
+
+
+def _sum(replies: Iterable[Replies]) -> dict[str, int]:
+    total = {"replies": 0, "unreadable": 0, "out_of_range": 0}
+    for each in replies:
+        total = {name: count + each.counts[name] for name, count in total.items()}
+    return total

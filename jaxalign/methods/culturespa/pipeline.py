@@ -1,0 +1,247 @@
+"""CultureSPA from start to end: `run_culturespa`.
+
+    1 write      questions on the survey's topics, for every seed, and filters them
+    2 answer     the survey in every style, and the written questions in those that are compared
+    3 select     the pairs of question and group whose answer changes when the group is named
+    4 fine-tune  one adapter on all groups' pairs, one per group, and the controls
+    5 measure    how every method answers the survey, and whether fine-tuning broke anything
+
+Every step keeps its output in the run's directory:
+
+    OUT/seed0/replies.jsonl        1: every reply, with the reason if it was refused
+             /questions.json       1: what the filters left, as a survey
+             /written.json         1: counts of requests, refusals and what each filter removed
+       /answers/                   2, 5: answers
+       /seed0/selected/            3: the training data (`dataset.write_selected`)
+       /training/, seed0/adapters/ 4: checkpoints and adapters (`fine_tune`)
+       /answers.json, result.json  5: every method's answers, and the result (`result`)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.core.errors import UserError
+from jaxalign.core.files import write_json
+from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.model import load_model
+from jaxalign.methods.culturespa.answer import Replies, answer_survey, answer_written
+from jaxalign.methods.culturespa.dataset import write_selected
+from jaxalign.methods.culturespa.filters import FilteredQuestions, filter_questions
+from jaxalign.methods.culturespa.fine_tune import fine_tune_all
+from jaxalign.methods.culturespa.inputs import (
+    Experiment,
+    example_lengths,
+    read_inputs,
+    seed_folder,
+)
+from jaxalign.methods.culturespa.measure import Answers, measure
+from jaxalign.methods.culturespa.questions import from_item, to_survey
+from jaxalign.methods.culturespa.result import CultureSPAResult, make_record
+from jaxalign.methods.culturespa.select import Selection, describe_selection, select_pairs
+from jaxalign.methods.culturespa.settings import CultureSPASettings
+from jaxalign.methods.culturespa.styles import Style
+from jaxalign.methods.culturespa.write import (
+    WritingSettings,
+    WrittenQuestions,
+    collect_questions,
+    model_writer,
+)
+from jaxalign.runs import Run, check_run
+from jaxalign.surveys.survey import Survey, load, to_json
+
+_log = logging.getLogger("jaxalign")
+
+
+def run_culturespa(
+    settings: CultureSPASettings, on_progress: OnProgress = ignore
+) -> CultureSPAResult:
+    """Run CultureSPA: write questions, answer, select, fine-tune and measure.
+
+    Every random step is repeated for each seed. Steps keep their output in the run's directory, and
+    a run with `settings.resume` continues there.
+
+    Args:
+        settings: All settings; their defaults run on the pocket model, about 4 minutes on 2 CPU
+            cores.
+        on_progress: Called by the long steps.
+
+    Returns:
+        The scores of all methods, the answers and the adapters.
+
+    Raises:
+        UserError: For bad settings or files, before any long step; for a directory that is in use
+            or holds something else.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import jaxalign as ja
+        >>> from jaxalign.methods.culturespa import CultureSPASettings
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> settings = CultureSPASettings(
+        ...     out=folder / "run", countries=("USA", "CHN"), per_topic=2, seeds=1, resamples=10
+        ... )
+        >>> result = ja.run_culturespa(settings)  # doctest: +SKIP
+        >>> result.scores["p1"]  # doctest: +SKIP
+        {'USA': 77.3, 'CHN': 70.9}
+    """
+    out = _directory(settings)
+    check_run(out, settings, settings.resume)
+    inputs = read_inputs(settings)
+    config, items = inputs.files.config, inputs.survey.items
+    _log.info(f"model {inputs.files.folder}: {config.num_hidden_layers} layers, {config.dtype}")
+    _log.info(f"survey: {inputs.survey.name}, {len(items)} items; {settings.seeds} seeds")
+    lm = load_model(inputs.files, model_parallel=settings.model_parallel)
+    facts = inputs.facts()
+    with Run.create(out, settings, facts, settings.resume) as run:
+        for note in run.notes:
+            _log.info(note)
+        experiment = Experiment(settings, inputs, lm, out, on_progress)
+        questions, written = write_all(experiment)
+        survey_replies = answer_survey(experiment)
+        replies = answer_written(experiment, questions)
+        selections, selected = select_all(experiment, questions, replies)
+        adapters = fine_tune_all(experiment, questions, selections)
+        measured = measure(experiment, adapters, survey_replies)
+        record = make_record(settings, inputs, measured, written, selected, facts)
+        write_json(out / "answers.json", _answers_record(experiment, measured.answers))
+        write_json(out / "result.json", record)
+    return CultureSPAResult(out, record, measured.answers, adapters)
+
+
+def _directory(settings: CultureSPASettings) -> Path:
+    if settings.out is not None:
+        return settings.out
+    if settings.resume:
+        raise UserError("`resume` needs `out`, the directory of the run to continue")
+    return Path("runs") / time.strftime("culturespa-%Y%m%d-%H%M%S")
+
+
+def write_all(experiment: Experiment) -> tuple[dict[int, Survey], dict[int, dict[str, Any]]]:
+    """Write and filter the questions of every seed (step 1).
+
+    Returns:
+        By seed, the questions left as a survey, and the counts of `written.json`.
+    """
+    settings = experiment.settings
+    topics = len({item.topic for item in experiment.inputs.survey.items})
+    per_seed = settings.per_topic * topics
+    questions, counts = {}, {}
+
+    def report(done: int, fields: Mapping[str, str]) -> None:
+        total = per_seed * settings.seeds
+        experiment.on_progress(
+            Progress("1 write: question", done, total, "questions", fields=fields)
+        )
+
+    for n, seed in enumerate(settings.seed_numbers):
+        done = n * per_seed
+        report(done, {})
+        folder = seed_folder(experiment.out, seed)
+        if not (folder / "questions.json").exists():
+            folder.mkdir(exist_ok=True)
+            _write_seed(experiment, seed, lambda p, done=done: report(done + p.done, p.fields))
+        questions[seed] = load(folder / "questions.json")
+        counts[seed] = json.loads((folder / "written.json").read_text("utf-8"))
+    report(per_seed * settings.seeds, {})
+    return questions, counts
+
+
+def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> None:
+    """Write the questions of one seed, filter them, and keep those that can be trained on."""
+    settings, inputs, lm = experiment.settings, experiment.inputs, experiment.lm
+    folder = seed_folder(experiment.out, seed)
+    written = collect_questions(
+        inputs.survey,
+        model_writer(lm, settings.writing, seed, settings.batch_size),
+        inputs.request,
+        WritingSettings(per_topic=settings.per_topic, seed=seed),
+        folder / "replies.jsonl",
+        save_every=4 * settings.batch_size,
+        on_progress=on_progress,
+    )
+    filtered = filter_questions(written.questions, map(from_item, inputs.survey.items))
+    source = f"written by a model, weights {lm.sha256[:12]}, seed {seed}"
+    survey = to_survey(filtered.questions, f"questions after {inputs.survey.name}", source)
+    fitting = _fitting(experiment, survey)
+    counts = _counts(settings, written, filtered, len(fitting.items))
+    write_json(folder / "written.json", counts)
+    write_json(folder / "questions.json", to_json(fitting))  # last: marks the step as done
+
+
+def _fitting(experiment: Experiment, questions: Survey) -> Survey:
+    """Drop the questions that would not fit a given row length.
+
+    Noticed in step 4 only, one of them would end a run whose long steps are done.
+
+    Raises:
+        UserError: If no question fits.
+    """
+    row_length = experiment.settings.train.row_length
+    if row_length is None:
+        return questions
+    lengths = example_lengths(experiment.settings, experiment.inputs, questions.items)
+    fitting = {i.id for i, n in zip(questions.items, lengths, strict=True) if n <= row_length}
+    if not fitting:
+        raise UserError(
+            f"`train.row_length` {row_length}: fits none of the {len(lengths)} questions written, "
+            f"whose examples have {min(lengths)} tokens or more; give more, or leave the option out"
+        )
+    return questions.subset(fitting)
+
+
+def _counts(
+    settings: CultureSPASettings, written: WrittenQuestions, filtered: FilteredQuestions, left: int
+) -> dict[str, Any]:
+    """Return `written.json`; `left` counts the questions that also fit a row."""
+    filters = filtered.counts
+    return {
+        "asked_for": settings.per_topic * len(written.topics),
+        "requests": written.requests,
+        "parsed": len(written.questions),
+        "refused": written.refused,
+        "removed": {name: count.removed for name, count in filters.items()}
+        | {"too_long": len(filtered.questions) - left},
+        "changed": {name: count.changed for name, count in filters.items()},
+        "left": left,
+        "notes": list(written.notes),
+    }
+
+
+def select_all(
+    experiment: Experiment,
+    questions: Mapping[int, Survey],
+    replies: Mapping[int, Mapping[Style, Replies]],
+) -> tuple[dict[int, dict[str, Selection]], dict[int, dict[str, Any]]]:
+    """Select the training data of every seed and write them to its folder (step 3).
+
+    Returns:
+        By seed, the pairs of each model, and the counts for `result.json`.
+    """
+    groups, prompts = experiment.groups, experiment.inputs.prompts
+    selections, counts = {}, {}
+    for seed, survey in questions.items():
+        answered = {style: given.answered for style, given in replies[seed].items()}
+        selections[seed] = select_pairs(answered, groups, survey.items, seed)
+        counts[seed] = describe_selection(answered, groups, selections[seed])
+        folder = seed_folder(experiment.out, seed) / "selected"
+        write_selected(folder, selections[seed], survey.items, prompts)
+    return selections, counts
+
+
+def _answers_record(experiment: Experiment, answers: Mapping[str, Answers]) -> dict[str, Any]:
+    """Return `answers.json`: positions of options [seeds][runs][countries][items] by method, -1
+    for no answer."""
+    return {
+        "countries": experiment.groups,
+        "items": [item.id for item in experiment.inputs.survey.items],
+        "methods": {name: np.nan_to_num(a, nan=-1).astype(int) for name, a in answers.items()},
+    }

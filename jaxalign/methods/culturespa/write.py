@@ -1,0 +1,517 @@
+"""Step 1 of CultureSPA: a model writes new survey questions, topic by topic, after examples.
+
+Every request shows five examples of its topic: only questions of the survey (seeds) until the model
+has written two questions on the topic, then three seeds and two of the model's own. A reply that is
+not a question (see `questions`) is counted, and another request is sent. All topics advance
+together, in rounds:
+
+    round    every unfinished topic sends up to `per_round` requests, all in one batch; while it has
+             fewer than two questions of its own, it sends no more requests than it lacks
+    request  request n of a topic draws its examples by (seed, topic, n) from the seeds and from the
+             questions that the topic had when the round started
+
+A reply therefore depends on seed, topic, request number and earlier replies of its topic alone, and
+the set of questions is the same whatever the batch size and however often the run was interrupted.
+Replies can be kept as JSON lines; those already in the file are not asked for again.
+
+Source: Xu et al. 2025 (CultureSPA, NAACL), the section on generating questions. The paper sends one
+request per topic at a time, so its examples are a little newer than ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.core.errors import UserError
+from jaxalign.core.files import MetricsFile
+from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.core.templates import render
+from jaxalign.lm.generate import Sampling, generate, padded_length
+from jaxalign.lm.model import LM, ModelFiles
+from jaxalign.methods.culturespa.questions import (
+    Question,
+    Refusal,
+    as_json,
+    as_text,
+    from_item,
+    parse_question,
+    topic_id,
+    with_ids,
+)
+from jaxalign.prompts import Message
+from jaxalign.surveys.survey import Survey
+
+# Takes conversations and, for each, a number below 2^32 that its randomness must follow; returns
+# the replies, None for a conversation that is too long to be asked.
+Writer = Callable[[list[list[Message]], list[int]], Sequence[str | bytes | None]]
+
+MOST_REQUESTS = 1 << 20  # per topic, so that topic and request number together fit into 32 bits
+_MOST_TOPICS = 1 << 11
+_TOO_LONG = Refusal("request too long for the model")
+
+PUBLISHED_SAMPLING = Sampling(max_new_tokens=256, temperature=0.9, top_p=0.95)
+
+
+@dataclasses.dataclass(frozen=True)
+class WritingSettings:
+    """How many questions are asked for, and after which examples."""
+
+    per_topic: int = 1000
+    """Number of questions to write on each topic."""
+    per_round: int = 32
+    """Number of requests per topic and round. Examples are drawn from the questions written before
+    the round."""
+    attempts: float = 5.0
+    """Largest number of requests per question wanted. A topic that uses them up ends short."""
+    examples: int = 5
+    """Number of examples in a request."""
+    own_examples: int = 2
+    """Number of examples that are the model's own questions, once it has written that many."""
+    seed: int = 0
+    """Seed of the choice of examples and of the replies."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.per_topic <= 100_000:
+            raise UserError(f"`per_topic` {self.per_topic}: give 1 to 100000")
+        if self.per_round < 1:
+            raise UserError(f"`per_round` {self.per_round}: give at least 1")
+        if not self.per_topic <= self.most_requests < MOST_REQUESTS:
+            raise UserError(
+                f"`attempts` {self.attempts}: give 1 to {MOST_REQUESTS // self.per_topic - 1} "
+                f"for {self.per_topic} questions a topic"
+            )
+        if not 1 <= self.examples <= 50:
+            raise UserError(f"`examples` {self.examples}: give 1 to 50")
+        if not 0 <= self.own_examples <= self.examples:
+            raise UserError(
+                f"`own_examples` {self.own_examples}: give 0 to {self.examples}, the number of all "
+                "examples"
+            )
+        if not 0 <= self.seed < 1 << 32:
+            raise UserError(f"`seed` {self.seed}: give 0 to {(1 << 32) - 1}")
+
+    @property
+    def most_requests(self) -> float:
+        """Largest number of requests on a topic."""
+        return self.per_topic * self.attempts
+
+
+@dataclasses.dataclass(frozen=True)
+class TopicCount:
+    """What became of the requests on one topic. `refused` counts replies by reason."""
+
+    topic: str
+    requests: int
+    accepted: int
+    refused: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenQuestions:
+    """Questions that a model wrote, before any filter.
+
+    Attributes:
+        questions: All questions, topic by topic, in the order written.
+        topics: What became of the requests, by topic.
+        notes: A sentence for every topic that ended short.
+    """
+
+    questions: tuple[Question, ...]
+    topics: tuple[TopicCount, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def requests(self) -> int:
+        """Number of requests on all topics."""
+        return sum(topic.requests for topic in self.topics)
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Replies that were not a question, by reason, the most frequent first."""
+        total = sum((Counter(topic.refused) for topic in self.topics), Counter())
+        return dict(total.most_common())
+
+
+def write_questions(
+    lm: LM,
+    survey: Survey,
+    *,
+    writing: WritingSettings = WritingSettings(per_topic=20),
+    sampling: Sampling = PUBLISHED_SAMPLING,
+    prompt: str | None = None,
+    batch_size: int = 64,
+    replies: Path | None = None,
+    on_progress: OnProgress = ignore,
+) -> WrittenQuestions:
+    """Have a model write new questions on each topic of a survey.
+
+    Args:
+        lm: The model that writes.
+        survey: Its questions are the seeds, shown as examples; every item needs a topic.
+        writing: How many questions, how many examples, and the seed.
+        sampling: How replies are sampled; by default as published.
+        prompt: Text of a request as a jinja source, see `load_request`; default: the package's.
+        batch_size: Number of replies written at a time. In float32 the questions do not depend on
+            it.
+        replies: A file that keeps every reply as a JSON line. Requests whose replies it already
+            holds are not sent again, so an interrupted call can be repeated.
+        on_progress: Called with the number of questions written so far.
+
+    Returns:
+        The questions by topic, and what became of the requests.
+
+    Raises:
+        UserError: If the survey has no topics, a request does not fit the model, or `replies` holds
+            replies to other requests.
+
+    Example:
+        >>> import jaxalign as ja
+        >>> from jaxalign.methods.culturespa import WritingSettings
+        >>> from jaxalign.pocket.society import held_out_survey
+        >>> survey = held_out_survey()
+        >>> trust = survey.subset({item.id for item in survey.items if item.topic == "trust"})
+        >>> written = ja.write_questions(
+        ...     ja.pocket_model(), trust, writing=WritingSettings(per_topic=2), batch_size=4
+        ... )
+        >>> len(written.questions), written.questions[0].topic
+        (2, 'trust')
+    """
+    check_batch_size(batch_size)
+    prompt = load_request() if prompt is None else prompt
+    check_requests_fit(lm.files, survey, prompt, writing, sampling)
+    last = Progress("question", 0, 1)
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        last = progress
+        on_progress(progress)
+
+    def report_replies(count: int) -> None:
+        # Between two saves the number of questions is not known yet, only that of replies.
+        fields = {**last.fields, "new replies": f"{count}"}
+        on_progress(dataclasses.replace(last, fields=fields))
+
+    writer = model_writer(lm, sampling, writing.seed, batch_size, report_replies)
+    return collect_questions(
+        survey, writer, prompt, writing, replies, save_every=4 * batch_size, on_progress=report
+    )
+
+
+def collect_questions(
+    survey: Survey,
+    writer: Writer,
+    prompt: str,
+    writing: WritingSettings,
+    replies: Path | None = None,
+    save_every: int = 256,
+    on_progress: OnProgress = ignore,
+) -> WrittenQuestions:
+    """Send requests to any writer until every topic has its questions; see the module's docstring.
+
+    Args:
+        survey: Its items are the seeds.
+        writer: Returns replies to conversations, such as `model_writer`.
+        prompt: Text of a request as a jinja source.
+        writing: How many questions, how many examples, and the seed.
+        replies: A file that keeps the replies, and holds those of an interrupted call.
+        save_every: Largest number of requests handed to `writer` at a time, after which their
+            replies are kept. The questions do not depend on it.
+        on_progress: Called with the number of questions written so far.
+
+    Raises:
+        UserError: If the survey has no topics, or `replies` holds replies to other requests.
+    """
+    topics = make_topics(survey)
+    wanted = writing.per_topic * len(topics)
+    file = None if replies is None else MetricsFile(replies, "request")
+    saved = {} if file is None else _read_saved(file)
+    on_progress(_progress(saved, wanted))
+    while requests := _next_round(topics, prompt, writing):
+        fresh = [request for request in requests if request.key not in saved]
+        for request in requests:
+            if request.key in saved:
+                _check_same_request(saved[request.key], request, replies)
+        for start in range(0, len(fresh), save_every):
+            saved |= _send(writer, fresh[start : start + save_every], file)
+            on_progress(_progress(saved, wanted))
+        for request in requests:
+            request.topic.take(_parse(saved[request.key]["reply"]))
+    return WrittenQuestions(
+        questions=tuple(q for topic in topics for q in with_ids(topic.accepted)),
+        topics=tuple(
+            TopicCount(t.name, t.requests, len(t.accepted), dict(t.refused.most_common()))
+            for t in topics
+        ),
+        notes=tuple(
+            f"{t.name}: {len(t.accepted)} of {writing.per_topic} questions after {t.requests} "
+            f"requests, the most that `attempts` {writing.attempts:g} allows"
+            for t in topics
+            if len(t.accepted) < writing.per_topic
+        ),
+    )
+
+
+@dataclasses.dataclass
+class Topic:
+    """The state of one topic: its seeds, the questions accepted so far, the requests sent."""
+
+    name: str
+    index: int
+    seeds: list[Question]
+    accepted: list[Question] = dataclasses.field(default_factory=list)
+    refused: Counter[str] = dataclasses.field(default_factory=Counter)
+    requests: int = 0
+
+    def next_requests(self, writing: WritingSettings) -> int:
+        """Return the number of requests in the next round, 0 if the topic has ended."""
+        missing = writing.per_topic - len(self.accepted)
+        before_own = writing.own_examples - len(self.accepted)
+        at_once = before_own if before_own > 0 else writing.per_round
+        return max(0, min(missing, at_once, int(writing.most_requests) - self.requests))
+
+    def examples(self, writing: WritingSettings, request: int) -> list[Question]:
+        """Draw the examples of a request.
+
+        The model's own questions are among them once there are enough. Where there are fewer seeds
+        than wanted, more of the model's own questions take their place.
+        """
+        random = np.random.default_rng([writing.seed, zlib.crc32(self.name.encode()), request])
+        own = writing.own_examples if len(self.accepted) >= writing.own_examples else 0
+        seeds = min(writing.examples - own, len(self.seeds))
+        if own:
+            own = min(writing.examples - seeds, len(self.accepted))
+        drawn = [*_draw(random, self.seeds, seeds), *_draw(random, self.accepted, own)]
+        return _draw(random, drawn, len(drawn))
+
+    def take(self, parsed: Question | Refusal) -> None:
+        """Record what the next reply was."""
+        self.requests += 1
+        if isinstance(parsed, Refusal):
+            self.refused[parsed.reason] += 1
+        else:
+            self.accepted.append(dataclasses.replace(parsed, topic=self.name))
+
+
+def _draw(random: np.random.Generator, questions: Sequence[Question], count: int) -> list[Question]:
+    return [questions[i] for i in random.permutation(len(questions))[:count]]
+
+
+def make_topics(survey: Survey) -> list[Topic]:
+    """Return the topics of a survey in its order, each with its items as seeds.
+
+    Raises:
+        UserError: If an item has no topic, or two topics would get the same ids.
+    """
+    by_name: dict[str, list[Question]] = {}
+    for item in survey.items:
+        if not item.topic.strip():
+            raise UserError(f"survey {survey.name!r}, item {item.id!r}: a seed needs a topic")
+        by_name.setdefault(item.topic, []).append(from_item(item))
+    if len(by_name) > _MOST_TOPICS or len(set(map(topic_id, by_name))) < len(by_name):
+        raise UserError(f"survey {survey.name!r}: topics {list(by_name)[:20]} are too alike")
+    return [Topic(name, i, seeds) for i, (name, seeds) in enumerate(by_name.items())]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    topic: Topic
+    number: int
+    messages: list[Message]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.topic.name, self.number
+
+    @property
+    def id(self) -> int:
+        """The number that the reply's randomness follows."""
+        return self.topic.index * MOST_REQUESTS + self.number
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the conversation, kept with the reply to recognise what it replied to."""
+        return hashlib.sha256(json.dumps(self.messages).encode()).hexdigest()[:16]
+
+
+def _next_round(topics: Sequence[Topic], prompt: str, writing: WritingSettings) -> list[_Request]:
+    requests = []
+    for topic in topics:
+        for n in range(topic.requests, topic.requests + topic.next_requests(writing)):
+            content = request_text(prompt, topic.name, topic.examples(writing, n))
+            requests.append(_Request(topic, n, [{"role": "user", "content": content}]))
+    return requests
+
+
+def _send(
+    writer: Writer, requests: Sequence[_Request], file: MetricsFile | None
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Send requests, append the replies to the file, and return their rows."""
+    replies = writer([request.messages for request in requests], [r.id for r in requests])
+    rows = {}
+    for request, reply in zip(requests, replies, strict=True):
+        text = None if reply is None else as_text(reply)
+        parsed = _parse(text)
+        rows[request.key] = {
+            "topic": request.topic.name,
+            "request": request.number,
+            "asked": request.sha256,
+            "reply": text,
+            "refused": parsed.reason if isinstance(parsed, Refusal) else None,
+        }
+        if file is not None:
+            file.append(rows[request.key])
+    return rows
+
+
+def _parse(reply: str | None) -> Question | Refusal:
+    return _TOO_LONG if reply is None else parse_question(reply)
+
+
+def _read_saved(file: MetricsFile) -> dict[tuple[str, int], dict[str, Any]]:
+    file.rewind(sys.maxsize)  # drops a last line that a kill has torn
+    rows = file.read()
+    for row in rows:
+        if not (
+            isinstance(row.get("topic"), str)
+            and isinstance(row.get("reply"), str | None)
+            and isinstance(row.get("refused", 0), str | None)
+        ):
+            raise UserError(f"{file.path}: not a file of replies; give another `out`")
+    return {(row["topic"], row["request"]): row for row in rows}
+
+
+def _check_same_request(row: Mapping[str, Any], request: _Request, path: Path | None) -> None:
+    """Refuse a saved reply to another conversation under the same number."""
+    if row.get("asked") != request.sha256:
+        raise UserError(
+            f"{path}: request {request.number} on {request.topic.name!r} was another one "
+            "(settings, seeds, prompt text or earlier replies differ); give another `out`"
+        )
+
+
+def _progress(saved: Mapping[Any, Mapping[str, Any]], wanted: int) -> Progress:
+    refused = sum(row["refused"] is not None for row in saved.values())
+    fields = {}
+    if saved:
+        share = f"{refused} ({100 * refused / len(saved):.0f} %)"
+        fields = {"requests": f"{len(saved)}", "refused": share}
+    return Progress("question", len(saved) - refused, wanted, "questions", fields=fields)
+
+
+def load_request(path: Path | None = None) -> str:
+    """Return the text of a request as a jinja source, from a file or from the package.
+
+    The source may use `topic`, and `examples`, a list of JSON objects as texts.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    try:
+        if path is not None:
+            return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompt {path}: cannot be read ({error})") from None
+    return resources.files("jaxalign.prompts").joinpath("question.jinja").read_text("utf-8")
+
+
+def request_text(prompt: str, topic: str, examples: Sequence[Question]) -> str:
+    """Return the user message of a request. Raises UserError for a faulty jinja source."""
+    return render("question.jinja", prompt, topic=topic, examples=list(map(as_json, examples)))
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise UserError for a batch size below 1."""
+    if batch_size < 1:
+        raise UserError(f"`batch_size` {batch_size}: give at least 1")
+
+
+def check_requests_fit(
+    files: ModelFiles,
+    survey: Survey,
+    prompt: str,
+    writing: WritingSettings,
+    sampling: Sampling,
+    advice: str = "lower `examples` or `max_new_tokens`",
+) -> None:
+    """Check that a first request on every topic, with its reply, fits the model.
+
+    Raises:
+        UserError: Ending with `advice`, if one does not fit.
+    """
+    limit = files.config.max_position_embeddings
+    for topic in make_topics(survey):
+        content = request_text(prompt, topic.name, topic.seeds[: writing.examples])
+        length = len(files.tokenizer.encode_chat([{"role": "user", "content": content}]))
+        if length > limit - sampling.max_new_tokens:
+            raise UserError(
+                f"a request on {topic.name!r} has {length} tokens and its reply up to "
+                f"{sampling.max_new_tokens}, but the model sees {limit}; {advice}"
+            )
+
+
+def model_writer(
+    lm: LM,
+    sampling: Sampling,
+    seed: int,
+    batch_size: int,
+    on_replies: Callable[[int], None] = lambda count: None,
+) -> Writer:
+    """Return a writer that samples its replies from a model.
+
+    Args:
+        lm: The model.
+        sampling: How replies are sampled.
+        seed: Seed of the replies.
+        batch_size: Number of replies written at a time.
+        on_replies: Called after each batch with the number of replies to the current requests.
+
+    Returns:
+        A function that takes conversations and ids and returns replies, None to a conversation
+        that has no room for a reply.
+    """
+    room = lm.config.max_position_embeddings - sampling.max_new_tokens
+
+    def write(conversations: list[list[Message]], ids: list[int]) -> list[str | None]:
+        prompts = [lm.tokenizer.encode_chat(messages) for messages in conversations]
+        asked = _in_full_batches(prompts, room, batch_size)
+        distinct = len(set(asked))
+        replies = generate(
+            lm.config,
+            lm.params,
+            [prompts[i] for i in asked],
+            sampling,
+            lm.tokenizer.stop_ids,
+            seed,
+            [ids[i] for i in asked],
+            batch_size,
+            mesh=lm.mesh,
+            on_batch=lambda done: on_replies(min(done, distinct)),
+        )
+        text_of = dict(zip(asked, map(lm.tokenizer.decode, replies), strict=True))
+        return [text_of.get(i) for i in range(len(prompts))]
+
+    return write
+
+
+def _in_full_batches(prompts: list[list[int]], room: int, batch: int) -> list[int]:
+    """Return the indices of the prompts that fit, those of a padded length filled to whole batches.
+
+    Prompts are repeated to fill a batch: a reply does not depend on its neighbours, and every other
+    number of rows would be another program to compile.
+    """
+    by_length: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        if len(prompt) <= room:
+            by_length.setdefault(padded_length(len(prompt)), []).append(i)
+    return [i for group in by_length.values() for i in [*group, *group[:1] * (-len(group) % batch)]]

@@ -1,0 +1,48 @@
+"""Questions with one right answer each, as multiple-choice tests have them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+
+from jaxalign.core.errors import UserError
+from jaxalign.surveys.survey import Item
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceTest:
+    """Items of which each has one right answer.
+
+    Attributes:
+        name: Name of the test.
+        source: Where the questions come from.
+        items: The questions.
+        answers: Position of the right option of each item.
+        countries: The place that each question is about, as the file spells it; "" where the file
+            does not say.
+        groups: A label for each item. Items with the same label count as one question, which is
+            right only when all of them are (CulturalBench Hard). Elsewhere labels differ.
+
+    Raises:
+        UserError: If there are no items, or the lengths differ.
+    """
+
+    name: str
+    source: str
+    items: tuple[Item, ...]
+    answers: tuple[int, ...]
+    countries: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        lengths = [len(x) for x in (self.items, self.answers, self.countries, self.groups)]
+        if len(set(lengths)) != 1 or not self.items:
+            raise UserError(f"test {self.name!r}: {lengths} items, answers, countries and groups")
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of everything that a score depends on."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

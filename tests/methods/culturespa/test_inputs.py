@@ -1,0 +1,232 @@
+"""What a CultureSPA run refuses before it works, and what it needs to find unchanged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import tyro
+
+import jaxalign.commands.culturespa as culturespa
+from jaxalign.commands import score as score_replies
+from jaxalign.core.errors import UserError
+from jaxalign.lm.model import LM
+from jaxalign.methods.culturespa import pipeline
+from jaxalign.methods.culturespa.fine_tune import adapter_folder, adapter_names, training_examples
+from jaxalign.methods.culturespa.inputs import (
+    CULTURES,
+    Experiment,
+    Inputs,
+    example_lengths,
+    read_inputs,
+)
+from jaxalign.methods.culturespa.select import Pair, Selection
+from jaxalign.methods.culturespa.settings import CultureSPASettings
+from jaxalign.pocket.society import held_out_survey, society_values_module
+from jaxalign.surveys.survey import Survey, to_json
+from jaxalign.training.packing import check_lengths
+from jaxalign.training.step import TrainConfig
+from tests.support.own_files import own_csv
+
+
+def write(path: Path, survey: Survey) -> Path:
+    path.write_text(json.dumps(to_json(survey)), "utf-8")
+    return path
+
+
+def inputs(**settings) -> Inputs:
+    return read_inputs(CultureSPASettings(**settings))
+
+
+def test_the_survey_whose_answers_are_shown_is_a_fact(tmp_path):
+    """A run that goes on after --source was edited would mix two sources."""
+    other = society_values_module()
+    source = write(tmp_path / "source.json", other)
+    first = inputs(examples="leak_free", source=source).facts()
+    write(source, other.subset({item.id for item in other.items[:-1]}))
+    assert first != inputs(examples="leak_free", source=source).facts()
+    assert inputs().facts()["shown_sha256"] == held_out_survey().sha256
+
+
+def test_made_up_answers_are_not_shown_for_a_survey_of_ones_own(tmp_path):
+    survey = write(tmp_path / "mine.json", held_out_survey())
+    with pytest.raises(
+        UserError, match=r"`examples` leak_free with `survey` .*mine.json.* `source`"
+    ):
+        inputs(survey=survey, examples="leak_free")
+
+
+def test_a_source_that_nothing_reads_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"`source` other.json: .* `examples` leak_free"):
+        inputs(source=Path("other.json"))
+
+
+def test_a_broken_text_is_named_before_any_work(tmp_path):
+    (tmp_path / "unaware.jinja").write_text("{{ country }}", "utf-8")
+    with pytest.raises(UserError, match=r"unaware\.jinja: 'country' is undefined"):
+        inputs(texts=tmp_path)
+    (tmp_path / "unaware.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"unaware\.jinja: not UTF-8"):
+        inputs(texts=tmp_path)
+
+
+def test_examples_are_looked_for_before_every_item(tmp_path):
+    """Of a source that has nothing but the last item's topic, nothing can be shown before it."""
+    other, survey = society_values_module(), held_out_survey()
+    topic = survey.items[-1].topic
+    assert survey.items[0].topic != topic
+    items = tuple(dataclasses.replace(item, topic=topic) for item in other.items)
+    source = write(tmp_path / "source.json", dataclasses.replace(other, items=items))
+    with pytest.raises(UserError, match="may be shown before it"):
+        inputs(examples="leak_free", source=source)
+
+
+def test_a_row_shorter_than_a_question_is_refused():
+    train = dataclasses.replace(CultureSPASettings().train, row_length=10)
+    with pytest.raises(UserError, match=r"`train.row_length` 10: .* tokens; give more"):
+        inputs(train=train)
+
+
+def written_with(found: Inputs, row_length: int, out: Path, monkeypatch) -> tuple[Survey, dict]:
+    """Questions and counts where every fifth question is a long one."""
+    train = dataclasses.replace(CultureSPASettings().train, row_length=row_length)
+    settings = CultureSPASettings(per_topic=10, seeds=1, countries=("USA", "CHN"), train=train)
+
+    def reply(_, ids: list[int]) -> list[str]:
+        words = ("Is it " + "very " * (100 * (n % 5 == 0)) + f"true that {n} is odd?" for n in ids)
+        return [json.dumps({"question": w, "options": ["Yes", "No"]}) for w in words]
+
+    monkeypatch.setattr(pipeline, "model_writer", lambda *_: reply)
+    out.mkdir()
+    experiment = Experiment(settings, found, LM(found.files, {}, None), out)
+    questions, counts = pipeline.write_all(experiment)
+    for model in ("joint", "cct"):  # as step 4 does, under p1 and p2
+        pairs = [Pair(c, i.id, 2) for c in settings.countries for i in questions[0].items]
+        selection = Selection(tuple(pairs))
+        examples = training_examples(experiment, questions[0], selection, model)
+        check_lengths(examples, row_length)
+    return questions[0], counts[0]
+
+
+def test_written_questions_too_long_for_a_row_are_left_out_and_counted(tmp_path, monkeypatch):
+    """Found out when fine-tuning begins, one of them ends a run whose long steps are done."""
+    found = inputs(countries=("USA", "CHN"))
+    room = max(
+        example_lengths(CultureSPASettings(countries=("USA", "CHN")), found, found.survey.items)
+    )
+    questions, counts = written_with(found, room, tmp_path / "short", monkeypatch)
+    assert all(item.text.startswith("Is it true") for item in questions.items)
+    assert counts["removed"]["too_long"] == counts["parsed"] // 5
+    assert counts["left"] == len(questions.items) == counts["parsed"] * 4 // 5
+    questions, counts = written_with(found, 10 * room, tmp_path / "long", monkeypatch)
+    assert counts["removed"]["too_long"] == 0
+    assert counts["left"] == len(questions.items) == counts["parsed"]
+    with pytest.raises(UserError, match=r"`train.row_length` 20: fits none of the \d+ questions"):
+        written_with(found, 20, tmp_path / "none", monkeypatch)
+
+
+def survey_of(tmp_path: Path, *countries: str, items: int | None = None) -> Path:
+    """The simulated survey of some countries and items; a name after "=" stands for the country."""
+    whole = held_out_survey()
+    whole = whole.subset({item.id for item in whole.items[:items]})
+    shares = {c.split("=")[-1]: whole.distributions[c.split("=")[0]] for c in countries}
+    return write(tmp_path / "survey.json", dataclasses.replace(whole, distributions=shares))
+
+
+def test_a_survey_of_few_countries_and_items_can_run(tmp_path, caplog):
+    survey = survey_of(tmp_path, "USA", "CHN", "SWE", "POL", items=3)
+    with caplog.at_level("INFO", "jaxalign"):
+        found = inputs(survey=survey, countries=("USA", "CHN"))
+    said = caplog.text
+    assert "P2 names 3 other countries instead of 6" in said
+    assert "P3 shows 2 examples before some questions instead of 5" in said
+    [p2] = found.prompts.lead_in("p2", "USA", found.survey.items[0])
+    assert all(name in p2["content"] for name in ("China", "Sweden", "Poland"))
+
+
+def test_neighbours_are_the_surveys_where_the_papers_are_too_few(tmp_path):
+    others = ("SWE", "POL", "FRA", "ITA", "ESP", "AUT", "FIN", "PRT")
+    survey = survey_of(tmp_path, *others)
+    assert inputs(survey=survey, countries=("SWE", "POL")).prompts.groups == others
+    assert "SWE" not in inputs().prompts.groups
+
+
+def test_countries_without_published_scores_have_a_name(tmp_path, caplog):
+    survey = survey_of(tmp_path, "USA", "CHN=TJK", "SWE=Kosovo")
+    with caplog.at_level("INFO", "jaxalign"):
+        found = inputs(survey=survey, countries=("USA", "TJK", "Kosovo"))
+    item = found.survey.items[0]
+    assert "from Tajikistan," in found.prompts.lead_in("p1", "TJK", item)[0]["content"]
+    assert "from Kosovo," in found.prompts.lead_in("p1", "Kosovo", item)[0]["content"]
+    assert "as the survey calls them: Kosovo" in caplog.text
+
+
+def test_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
+    files = own_csv(tmp_path, ("USA", "CHN", "NGA"))
+    found = inputs(**files, countries=("USA", "CHN"))
+    assert set(found.survey.distributions) == {"USA", "CHN", "NGA"}
+    targets = score_replies.read_targets(files["survey"], files["distributions"])
+    assert targets.distributions == found.survey.distributions
+    for refuse in (lambda: inputs(survey=files["survey"]),
+                   lambda: score_replies.read_targets(files["survey"])):  # fmt: skip
+        with pytest.raises(UserError, match=r"own\.csv: it does not say .* `distributions`"):
+            refuse()
+
+
+def test_shares_that_nothing_reads_are_refused(tmp_path):
+    files = own_csv(tmp_path, ("USA", "CHN"))
+    with pytest.raises(UserError, match=r"`distributions` .*shares\.csv: goes with a `survey`"):
+        inputs(distributions=files["distributions"])
+    json_file = survey_of(tmp_path, "USA", "CHN")
+    with pytest.raises(UserError, match=r"`distributions` .*shares\.csv: .* is own-json"):
+        inputs(survey=json_file, distributions=files["distributions"], countries=("USA", "CHN"))
+
+
+def test_a_source_in_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
+    files = own_csv(tmp_path, ("USA", "CHN", "NGA"))
+    source, shares = files["survey"], files["distributions"]
+    survey = survey_of(tmp_path, "USA", "CHN", items=3)
+    settings = {"survey": survey, "countries": ("USA", "CHN"), "examples": "leak_free"}
+    found = inputs(**settings, source=source, source_distributions=shares)
+    assert set(found.prompts.shown.distributions) == {"USA", "CHN", "NGA"}
+    assert set(found.survey.distributions) == {"USA", "CHN"}
+    with pytest.raises(UserError, match=r"`source` .*own\.csv: .* `source_distributions`"):
+        inputs(**settings, source=source)
+    with pytest.raises(UserError, match=r"`source_distributions` .*shares\.csv: .* is own-json"):
+        inputs(**settings, source=survey, source_distributions=shares)
+    with pytest.raises(UserError, match=r"`source_distributions` .*: goes with a `source` of"):
+        inputs(source_distributions=shares)
+
+
+def test_groups_need_not_be_countries(tmp_path):
+    """Any name that the survey has; an adapter's folder can be made of it and read back."""
+    survey = survey_of(tmp_path, "USA=men", "CHN=women", "SWE=Asian/Pacific Islander")
+    groups = ("men", "Asian/Pacific Islander")
+    found = inputs(survey=survey, countries=groups)
+    item = found.survey.items[0]
+    assert "from men," in found.prompts.lead_in("p1", "men", item)[0]["content"]
+    [p2] = found.prompts.lead_in("p2", "men", item)
+    assert "Asian/Pacific Islander" in p2["content"]
+    names = [(0, f"specific-{group}") for group in groups] + [(0, "joint")]
+    for name in names:
+        adapter_folder(tmp_path, name).mkdir(parents=True)
+    assert sorted(adapter_names(tmp_path)) == sorted(names)
+    assert adapter_folder(tmp_path, (0, "specific-USA")).name == "specific-USA"
+
+
+def command_for_8b(text: str) -> list[str]:
+    """The words of the command that names a model, up to the line without a backslash."""
+    lines = text[text.index("jaxalign culturespa --model") :].splitlines()
+    last = next(i for i, line in enumerate(lines) if not line.endswith("\\"))
+    return " ".join(line.rstrip("\\").strip() for line in lines[: last + 1]).split()
+
+
+def test_the_documented_command_for_8b_is_the_modules_and_undoes_the_pockets_settings():
+    command = command_for_8b(culturespa.__doc__)
+    settings = tyro.cli(CultureSPASettings, args=command[2:])
+    assert settings.countries == CULTURES
+    paper = TrainConfig(tokens_per_pass=settings.train.tokens_per_pass)
+    assert settings.train == paper
+    assert settings.end_of_turn
