@@ -44,7 +44,8 @@ from jaxalign.runs import MetricsFile, Run
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.sharding import make_mesh
 
-EXAMPLE = Path(module.__file__).with_name("example.toml")
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "experiments" / "sweep" / "example.toml"
 TINY = LlamaConfig(
     1792, 16, 24, 2, 2, 1, 8, dtype="float32", param_dtype="float32", initializer_range=0.3
 )
@@ -166,7 +167,7 @@ def test_a_bad_file_is_refused_in_one_line(text, said, tmp_path):
         ("models = ['/nowhere/llama']", "no config.json there"),
         ("models = ['/a/llama', '/b/llama']", "would both be called 'llama'"),
         ("generations = 0", "must be at least 1"),
-        ("[[strategies]]\npopulation = 3", "population 3 is too small"),
+        ("[[strategies]]\npopulation = 3", "`population` 3 is too small"),
         ("[[strategies]]\nalgorithm = 'SNES'\noptions = {sdt = 1}", "SNES has no option 'sdt'"),
         ("prompt_lengths = [0]", "length=0"),
         ("prompt_lengths = [8, 5]\nprompt.projection = 'principal'", "length=5"),
@@ -499,7 +500,7 @@ def test_status_starts_no_device(file, unbroken):
     with Run.create(unbroken, described, module.facts(make_plan(described, 2)), resume=True):
         done = subprocess.run(
             [sys.executable, "-c", program, file, unbroken],
-            capture_output=True, text=True, cwd=EXAMPLE.parents[2], timeout=120,
+            capture_output=True, text=True, cwd=ROOT, timeout=120,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "4 of 4 cells done" in done.stdout

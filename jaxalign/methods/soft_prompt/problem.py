@@ -60,7 +60,8 @@ class Problem:
 
     def group_name(self, group: str) -> str:
         """Return what prompts call a group: a country's English name, or a group's own."""
-        return country_name(group)
+        groups = self.answered_survey.distributions
+        return country_name(group, self.settings.edition, groups)
 
     def in_context(self, group: str) -> InContext:
         """Return the condition of the ICL baseline for a group."""
