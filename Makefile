@@ -53,7 +53,7 @@ docs:
 	@$(MAKE) --no-print-directory .docs EXTRAS=docs
 
 .docs: $(INSTALLED_TEST)
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(INSTALLED_TEST)
 	$(BIN)/python -m ruff check .
@@ -78,5 +78,5 @@ $(INSTALLED_TEST): pyproject.toml | $(BIN)/python
 
 clean:
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
-	rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
 	find $(wildcard experiments jaxalign tests tpu) -name __pycache__ -type d -prune -exec rm -rf {} +

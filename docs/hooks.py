@@ -16,11 +16,26 @@ ROOT = Path(__file__).resolve().parents[1]
 # The groups of the API page. A public name that is in none of them ends in "Other".
 GROUPS = {
     "Models": ("LM", "load_model", "pocket_model", "generate", "Adapter"),
-    "Surveys": ("Survey", "Item", "read_survey", "check_survey", "country_scores"),
+    "Surveys": (
+        "surveys.vsm",
+        "read_survey",
+        "check_survey",
+        "Survey",
+        "Item",
+        "country_scores",
+    ),
     "Asking": ("ask", "Plain", "Persona", "InContext", "Responses"),
-    "Scores": ("vsm_scores", "alignment_score", "similarity", "score_replies", "Interval"),
+    "Scores": (
+        "vsm_scores",
+        "alignment_score",
+        "similarity",
+        "stats.ScoreTable",
+        "score_replies",
+        "Interval",
+    ),
     "Tuning prompts": (
         "tune_soft_prompt",
+        "methods.soft_prompt.SoftPromptConfig",
         "run_soft_prompt",
         "SoftPrompt",
         "DifferentialEvolution",
@@ -29,6 +44,19 @@ GROUPS = {
     "Fine-tuning": ("fine_tune", "run_culturespa", "write_questions", "filter_questions"),
     "Planning and errors": ("plan", "UserError"),
 }
+
+# Names that are reached through a room, as in `ja.surveys.vsm()`.
+ROOM_NAMES = ("surveys.vsm", "stats.ScoreTable", "methods.soft_prompt.SoftPromptConfig")
+
+_DEFINED_IN = """
+import functools, json, sys
+import jaxalign
+paths = {}
+for name in sys.argv[1:]:
+    value = functools.reduce(getattr, name.split("."), jaxalign)
+    paths[name] = f"{value.__module__}.{value.__qualname__}"
+print(json.dumps(paths))
+"""
 
 _HELP_OF_ALL = """
 import contextlib, io, json
@@ -65,28 +93,34 @@ def public_names() -> list[str]:
 
 def api_page() -> str:
     """Return the API page: one mkdocstrings block for each public name, in groups."""
-    names = public_names()
+    names = [*public_names(), *ROOM_NAMES]
+    paths = in_python(_DEFINED_IN, *names)
     grouped = {name for group in GROUPS.values() for name in group}
     groups = GROUPS | {"Other": tuple(name for name in names if name not in grouped)}
     lines = []
     for title, members in groups.items():
         if present := [name for name in members if name in names]:
-            lines += [f"## {title}", "", *(f"::: jaxalign.{name}\n" for name in present)]
+            lines += [f"## {title}", ""]
+            for name in present:
+                lines += [f"<!-- jaxalign.{name} -->", f"::: {paths[name]}", ""]
     return "\n".join(lines)
 
 
 def commands_page() -> str:
     """Return one section for each sub-command, made from its `--help`."""
+    help_texts = in_python(_HELP_OF_ALL)
+    return "\n".join(section(name, *texts) for name, texts in help_texts.items())
+
+
+def in_python(code: str, *arguments: str) -> Any:
+    """Return what a piece of Python prints as JSON, in a process that can import jaxalign."""
     environment = os.environ | {"COLUMNS": "100", "JAX_PLATFORMS": "cpu", "NO_COLOR": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", _HELP_OF_ALL], capture_output=True, text=True, env=environment
-    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise RuntimeError(f"the help of the commands could not be read: {done.stderr}")
-    return "\n".join(
-        section(name, summary, text) for name, (summary, text) in json.loads(done.stdout).items()
-    )
+        raise RuntimeError(f"jaxalign could not be read: {done.stderr}")
+    return json.loads(done.stdout)
 
 
 def section(name: str, summary: str, text: str) -> str:

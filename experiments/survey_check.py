@@ -1,4 +1,4 @@
-"""Whether a survey file can be used, and everything that is wrong with it.
+"""Say whether a survey file can be used, and what is wrong with it.
 
 The command itself is `jaxalign check` (`jaxalign.commands.check`).
 """

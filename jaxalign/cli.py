@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.metadata
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Where a sub-command lives; its module is imported only when it is run."""
+    """Where a sub-command lives. Its module is imported only when it is run.
 
-    module: str  # below jaxalign.commands
-    function: str  # takes the settings, a dataclass, as its only argument
+    Attributes:
+        module: Name of the module, below `jaxalign.commands`.
+        function: Name of the function, whose only argument is a dataclass with the settings.
+        summary: What the command does, in one sentence.
+    """
+
+    module: str
+    function: str
     summary: str
 
 
@@ -25,17 +33,24 @@ COMMANDS = {
     "fine-tune": Command("fine_tune", "tune", "Fine-tune a model on your own conversations."),
     "write-questions": Command("write_questions", "run", "Let a model write survey questions."),
     "filter-questions": Command("filter_questions", "run", "Filter generated survey questions."),
-    "score": Command("score", "score_replies", "Score replies from any tool against a survey."),
+    "score": Command("score", "score", "Score replies from any tool against a survey."),
     "check": Command("check", "run", "Check whether a survey file can be used."),
     "plan": Command("plan.command", "run", "Plan a program for hardware you do not have."),
 }
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run `jaxalign COMMAND ...`; without a command, list them."""
+    """Run `jaxalign COMMAND ...`; without a command, list the commands.
+
+    Args:
+        args: Command-line arguments; default: those of the process.
+    """
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
         print(usage())
+        return
+    if args[0] == "--version":
+        print(f"jaxalign {importlib.metadata.version('jaxalign')}")
         return
     name, rest = args[0], args[1:]
     if name not in COMMANDS:
@@ -49,7 +64,7 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
     head = "usage: jaxalign COMMAND [options]   (jaxalign COMMAND --help lists the options)"
-    return "\n".join([head, "", *lines])
+    return "\n".join([head, "       jaxalign --version", "", *lines])
 
 
 def run_command(name: str, args: Sequence[str] | None = None, program: str | None = None) -> None:
@@ -62,10 +77,14 @@ def run_command(name: str, args: Sequence[str] | None = None, program: str | Non
     """
     from jaxalign.runs import console
 
-    command = COMMANDS[name]
+    function, config_class = load(COMMANDS[name])
+    console.main(function, config_class, args, program=program)
+
+
+def load(command: Command) -> tuple[Callable[[Any], Any], type]:
+    """Import a sub-command; return its function and the dataclass of its settings."""
     module = importlib.import_module(f"jaxalign.commands.{command.module}")
     function = getattr(module, command.function)
-    (config_class,) = [
-        kind for key, kind in typing.get_type_hints(function).items() if key != "return"
-    ]
-    console.main(function, config_class, args, program=program)
+    hints = typing.get_type_hints(function)
+    (config_class,) = (kind for name, kind in hints.items() if name != "return")
+    return function, config_class

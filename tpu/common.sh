@@ -1,16 +1,16 @@
 # shellcheck shell=bash disable=SC2034
-# Read by the other scripts: settings, --dry-run, and how a command reaches the workers.
+# Sourced by the other scripts: settings, --dry-run, and running commands on the workers.
 #
 # Settings come from the environment:
 #   NAME      of the slice                             (default jaxalign)
 #   TOPOLOGY  chips, as tpu.plan takes them            (default v5e:16x16)
-#   ZONE      where they are                           (needed)
+#   ZONE      their zone                               (required)
 #   PROJECT   Google Cloud project                     (default: gcloud's own)
-#   BUCKET    gs://bucket for results and checkpoints  (needed to set up and run)
-#   SPOT      1: cheaper, may be taken away; 0: not    (default 1)
+#   BUCKET    gs://bucket for results and checkpoints  (required to set up and run)
+#   SPOT      1: cheaper, may be preempted; 0: not     (default 1)
 #   SECRETS   file of NAME=value lines, mode 600, that programs find in their environment
-#   TRIES     failures in a row to make the slice that run.sh puts up with   (default 20)
-#   RESULTS   local directory for what comes back      (default runs)
+#   TRIES     failures in a row after which run.sh gives up on a slice   (default 20)
+#   RESULTS   local directory for fetched results      (default runs)
 
 set -euo pipefail
 
@@ -28,7 +28,7 @@ fail() {
     exit 2
 }
 
-# Takes --dry-run and --help off the front of the arguments; the rest is in ARGS.
+# Handles --dry-run and --help at the front of the arguments; the rest goes to ARGS.
 read_options() {
     ARGS=()
     while (($#)); do
@@ -51,10 +51,10 @@ read_options() {
 
 need_bucket() {
     [[ ${BUCKET:-} =~ ^gs://[a-z0-9][a-z0-9._-]*$ ]] ||
-        fail "BUCKET=${BUCKET:-} is not like gs://my-bucket; what a lost slice leaves is kept there"
+        fail "BUCKET=${BUCKET:-}: give gs://my-bucket, where results outlive a lost slice"
 }
 
-# Prints a command as it could be typed, and runs it unless this is a dry run.
+# Prints a command in a form that can be typed, and runs it unless this is a dry run.
 run() {
     printf '+'
     printf ' %q' "$@"
@@ -66,7 +66,7 @@ on_worker() { # WORKER COMMAND
     run gcloud compute tpus tpu-vm ssh "$NAME" "${PLACE[@]}" --worker="$1" --command="$2"
 }
 
-# What a command answers. In a dry run it is printed and the answer is made up.
+# Prints the output of a command. In a dry run prints the command, and a made-up answer.
 ask() { # MADE-UP-ANSWER COMMAND...
     local made_up=$1
     shift
@@ -78,7 +78,8 @@ ask() { # MADE-UP-ANSWER COMMAND...
     fi
 }
 
-# ACTIVE, PROVISIONING, WAITING_FOR_RESOURCES, SUSPENDED, FAILED ...; NONE where there is no slice.
+# Prints the state of the slice: ACTIVE, PROVISIONING, WAITING_FOR_RESOURCES, SUSPENDED, FAILED ...,
+# or NONE if there is no slice.
 state() { # MADE-UP-ANSWER
     ask "$1" gcloud compute tpus queued-resources describe "$NAME" "${PLACE[@]}" \
         --format='value(state.state)' || echo NONE

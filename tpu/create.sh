@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Asks for a slice (queued resource) and waits until it is there.
+# Requests a slice (as a queued resource) and waits until it is active.
 #
 #     ZONE=us-west4-a TOPOLOGY=v5e:16x16 tpu/create.sh [--dry-run]
 #
@@ -12,7 +12,7 @@ read_options "$@"
 chip=${TOPOLOGY%%:*}
 shape=${TOPOLOGY#*:}
 chips=$((${shape//x/*}))
-case $chip in # Google counts v4 and v5p in cores, two a chip
+case $chip in # Google counts v4 and v5p in cores, two per chip
     v4) type=v4-$((2 * chips)) image=tpu-ubuntu2204-base ;;
     v5e) type=v5litepod-$chips image=v2-alpha-tpuv5-lite ;;
     v5p) type=v5p-$((2 * chips)) image=v2-alpha-tpuv5 ;;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Gives the slice back. Results are in the bucket and stay.
+# Deletes the slice. Results are in the bucket and stay there.
 #
 #     ZONE=us-west4-a tpu/delete.sh [--dry-run]
 #

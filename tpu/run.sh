@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Runs an experiment on all workers until it is done, making the slice again whenever it is lost.
+# Runs an experiment on all workers until it is done, and recreates the slice whenever it is lost.
 #
 #     ZONE=us-west4-a BUCKET=gs://my-bucket tpu/run.sh [--dry-run] RUN MODULE [OPTIONS...]
 #     ... tpu/run.sh values experiments.soft_prompt --model '~/shared/Meta-Llama-3-8B-Instruct'
 #
-# The module gets --out ~/shared/RUN, in the bucket, and --resume where it has that option, so that
-# it continues where the lost slice stopped. Every worker's log is in the bucket too; all of it but
-# the checkpoints comes back to $RESULTS/RUN. Interrupting this script leaves the slice running:
-# call it again. A slice that is there is set up again where another commit is on it, unless RUN is
-# running; where another run is, this one is refused.
+# The module gets --out ~/shared/RUN, in the bucket, and --resume if it has that option, so that it
+# continues where the lost slice stopped. Every worker's log is in the bucket too; everything but the
+# checkpoints is fetched to $RESULTS/RUN. Interrupting this script leaves the slice running: call it
+# again. An existing slice is set up again if another commit is on it, unless RUN is running there; if
+# another run is, this one is refused.
 #
 # shellcheck source=tpu/common.sh
 source "$(dirname "$0")/common.sh"
@@ -17,8 +17,8 @@ need_bucket
 ((${#ARGS[@]} >= 2)) || fail "give the run's name and a module, such as values experiments.sweep"
 name=${ARGS[0]}
 [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || fail "run $name: letters, digits, . _ - only"
-# ~/ in front, or behind --option=, is the worker's home, not this machine's; it was quoted on its
-# way here, and of the two a shell knows only the first.
+# ~/ at the start of a word, or after --option=, means the home directory of the worker. It was quoted
+# for this shell, and a shell would expand only the first of the two.
 command=
 tilde='^(--[A-Za-z0-9._-]+=)?~/(.*)$'
 for word in "${ARGS[@]}"; do
@@ -32,7 +32,7 @@ done
 here=$(dirname "$0")
 export DRY_RUN
 
-# A slice with this commit on it, whatever was there before; a dry run takes it that nothing was.
+# Makes a slice with this commit on it, whatever was there before. A dry run assumes nothing was.
 make_slice() {
     case $(state NONE) in
         ACTIVE) renew ;;
@@ -41,8 +41,8 @@ make_slice() {
     esac
 }
 
-# Sets up a slice that is there, unless every worker has this commit (and the bucket: a restart
-# loses it). Each says so, and whose program is running: code is not replaced under it.
+# Sets up an existing slice, unless every worker has this commit and the bucket, which a restart
+# unmounts. Each worker also reports which run is busy on it: code is not replaced under a program.
 renew() {
     local look found busy
     look="mountpoint -q ~/shared && cat ~/jaxalign/.commit || echo none; "
@@ -59,7 +59,7 @@ renew() {
     fi
 }
 
-# The program's exit code, "running", or nothing where the first worker does not answer.
+# Prints the exit code of the program, "running", or nothing if the first worker does not answer.
 exit_code() {
     ask 0 gcloud compute tpus tpu-vm ssh "$NAME" "${PLACE[@]}" --worker=0 \
         --command="cat ~/shared/$name/exit || echo running" || true
@@ -70,7 +70,7 @@ while :; do
     code=0
     make_slice && on_worker all "bash ~/jaxalign/tpu/worker.sh start$command" || code=$?
     if ((code)); then
-        ((code != 2)) || exit 2 # bad input, and whoever found it said so
+        ((code != 2)) || exit 2 # bad input, which has been explained already
         ((++failures < TRIES)) || fail "no slice to run on after $failures failures"
         sleep "$POLL_SECONDS"
         continue

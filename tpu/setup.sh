@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts Python 3.11, this package (as committed) and the bucket on every worker.
+# Installs Python 3.11 and this package (as committed) on every worker, and mounts the bucket.
 #
 #     ZONE=us-west4-a BUCKET=gs://my-bucket tpu/setup.sh [--dry-run]
 #
@@ -14,7 +14,7 @@ if [[ -n ${SECRETS:-} ]]; then
     [[ $mode == 600 || $mode == 400 ]] || fail "SECRETS=$SECRETS has mode $mode; chmod 600 it"
 fi
 
-commit=$(git -C "$ROOT" rev-parse HEAD) || exit 2 # git said why
+commit=$(git -C "$ROOT" rev-parse HEAD) || exit 2 # git has printed the reason
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 archive=$work/jaxalign.tar.gz

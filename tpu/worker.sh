@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs on every worker (called by run.sh): starts an experiment that outlives the connection.
+# Runs on every worker, called by run.sh: starts an experiment that outlives the connection.
 #
-#     worker.sh start RUN MODULE [OPTIONS...]    once per worker; nothing where it is running,
-#                                              an error where another run is
+#     worker.sh start RUN MODULE [OPTIONS...]    once per worker; does nothing if RUN is running
+#                                              there, and fails if another run is
 #     worker.sh run   RUN MODULE [OPTIONS...]    what `start` starts
 set -euo pipefail
 action=$1 name=$2 module=$3
@@ -12,12 +12,12 @@ log=$out/logs/$(hostname).log
 python=$HOME/jaxalign/.venv/bin/python
 lock=$HOME/.jaxalign-running
 
-# The first worker speaks for all: where another fails, it fails too.
+# The first worker reports for all: if another fails, it fails too.
 first() { [[ $(hostname) == *-w-0 ]]; }
 
 if [[ $action == start ]]; then
-    # Opened to append, so that the name of the run that holds it stays. What is started below
-    # inherits the open file and with it the lock.
+    # Opened to append, to keep the name of the run that holds it. The program started below
+    # inherits the open file, and with it the lock.
     exec 9>>"$lock"
     if ! flock --nonblock 9; then
         holder=$(cat "$lock")
@@ -40,9 +40,9 @@ if [[ -f $HOME/.jaxalign-secrets ]]; then
     set +a
 fi
 options=(--out "$out")
-# No pipe into grep -q: it leaves at the first match, and the help still being written fails.
+# Not piped into grep -q, which exits at the first match and makes the writer of the help fail.
 if [[ $("$python" -m "$module" --help) == *--resume* ]]; then options+=(--resume); fi
-export JAXALIGN_HOSTS=auto # the workers of a slice find one another
+export JAXALIGN_HOSTS=auto # JAX finds the other workers of the slice
 code=0
 "$python" -m "$module" "$@" "${options[@]}" || code=$?
 ! first || echo "$code" >"$out/exit"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs on every worker (sent by setup.sh): unpacks and installs the package, mounts the bucket.
+# Runs on every worker, sent by setup.sh: unpacks and installs the package, mounts the bucket.
 #
 #     bash worker_setup.sh BUCKET-WITHOUT-gs:// COMMIT
 set -euo pipefail
-# tar and uv end with 2 as well, which run.sh takes for bad input and does not try again.
+# tar and uv may exit with 2 as well, which run.sh takes for bad input and does not retry.
 trap 'exit 1' ERR
 bucket=$1 commit=$2
 cd ~
@@ -12,7 +12,7 @@ if ! flock --nonblock .jaxalign-running true; then
     exit 2
 fi
 
-# The images' own Python is older than 3.11; uv brings one along.
+# The Python of the images is older than 3.11; uv installs a newer one.
 python3 -m pip install --quiet --user uv
 export PATH=$HOME/.local/bin:$PATH
 rm -rf jaxalign.old
@@ -33,4 +33,4 @@ fi
 mkdir -p shared
 mountpoint -q shared || gcsfuse --implicit-dirs --rename-dir-limit 100000 "$bucket" shared
 jaxalign/.venv/bin/python -c 'import jaxalign, jax; print("ready: jax", jax.__version__)'
-echo "$commit" >jaxalign/.commit # last: what is here is whole, and run.sh need not repeat it
+echo "$commit" >jaxalign/.commit # last: setup is complete, and run.sh need not repeat it

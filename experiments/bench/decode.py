@@ -25,12 +25,13 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
+from jaxalign.core.progress import Progress
 from jaxalign.lm.checkpoint import save_checkpoint
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.generate import Sampling, generate
 from jaxalign.lm.weights import init_params
 from jaxalign.runs import write_json
-from jaxalign.runs.console import Progress, main, print_table
+from jaxalign.runs.console import main, print_table, progress_bars
 
 MODEL = LlamaConfig(
     4096, 256, 688, 6, 8, 4, 32, dtype="float32", param_dtype="float32", initializer_range=0.1
@@ -110,13 +111,15 @@ def _take_turns(
     seconds: dict[str, list[float]] = {tool: [] for tool in tools}
     replies: dict[str, Replies] = {}
     # One round more than is counted: the first one compiles.
-    with Progress((repeats + 1) * len(tools), step="call", unit="calls") as bar:
-        for turn in range((repeats + 1) * len(tools)):
+    calls = (repeats + 1) * len(tools)
+    with progress_bars() as on_progress:
+        on_progress(Progress("call", 0, calls, "calls"))
+        for turn in range(calls):
             tool = list(tools)[turn % len(tools)]
             started = time.perf_counter()
             replies[tool] = tools[tool]()
             seconds[tool].append(time.perf_counter() - started)
-            bar.update(turn + 1)
+            on_progress(Progress("call", turn + 1, calls, "calls"))
     return {tool: taken[1:] for tool, taken in seconds.items()}, replies
 
 

@@ -26,13 +26,14 @@ from jaxalign.answering.options import PreparedItems, option_log_probs, prepare_
 from jaxalign.answering.plan import Layout, plan_layout
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
+from jaxalign.core.progress import Progress
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.weights import init_params
 from jaxalign.optim.evolve import Evolution, make_evolution
 from jaxalign.optim.strategy import Strategy
 from jaxalign.report.palette import BLUE, GREEN, ORANGE
 from jaxalign.runs import write_json
-from jaxalign.runs.console import Progress, main, print_table
+from jaxalign.runs.console import main, print_table, progress_bars
 from jaxalign.runtime.program_facts import read_program
 from jaxalign.runtime.sharding import make_mesh
 
@@ -111,10 +112,12 @@ def bench(config: Config) -> None:
     if min(config.candidates) < 4:
         raise UserError(f"--candidates {min(config.candidates)}: the search needs 4 or more")
     points = []
-    with Progress(len(sizes), step="program", unit="programs") as bar:
+    with progress_bars() as on_progress:
+        on_progress(Progress("program", 0, len(sizes), "programs"))
         for axis, size in sizes:
             points.append(measure(axis, size, config.chunk, config.repeats))
-            bar.update(len(points), {"last": axis})
+            fields = {"last": axis}
+            on_progress(Progress("program", len(points), len(sizes), "programs", fields=fields))
     slopes_by_axis = {axis: slopes([p for p in points if p.axis == axis]) for axis in AXES}
     show(points, slopes_by_axis)
     if config.json:

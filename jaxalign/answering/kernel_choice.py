@@ -1,9 +1,9 @@
-"""Which attention kernel a device runs: the one that is fastest there, measured before the run.
+"""Which attention kernel a run uses: the fastest one on this device, measured before the run.
 
-Float32 is the exact mode and stays with plain XLA, as do CPUs, weights split over devices (XLA
-cannot split a kernel for us) and prompts behind the question. Elsewhere every kernel that the
-device has attends once as in the run; one that fails, or that disagrees with XLA, is left out and
-said so, and the fastest of the rest is taken.
+Some cases leave no choice but plain XLA: float32, which is exact there; CPUs; weights split over
+devices, for which XLA cannot split a kernel; and prompts behind the question. Otherwise every
+kernel that is made for the device attends once as in the run. One that fails or disagrees with XLA
+is left out, and the reason names it; the fastest of the others is taken.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.answering.kernels import KERNELS
 from jaxalign.answering.options import Kernel, attend, attention_tables
 from jaxalign.answering.plan import Layout
 from jaxalign.answering.plan_suffix import SuffixLayout
@@ -24,10 +25,9 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.runtime.hosts import agreed_choice
 
-KernelOption = Literal["auto", "xla", "cudnn", "pallas", "splash"]
-KERNEL_OPTIONS: tuple[KernelOption, ...] = get_args(KernelOption)
+KERNEL_OPTIONS: tuple[str, ...] = ("auto", "xla", *KERNELS.names())
+KernelOption = Literal[KERNEL_OPTIONS]  # read at run time by the command line
 
-_ON = {"gpu": ("xla", "cudnn", "pallas"), "tpu": ("xla", "splash")}
 _REPEATS = 5
 # Outputs are means of values of unit variance; this many roundings of the largest may differ.
 _ROUNDINGS = 4
@@ -41,7 +41,11 @@ class KernelChoice:
     reason: str
 
     def describe(self) -> str:
-        """One line to print before a run."""
+        """Return one line to show before a run.
+
+        >>> KernelChoice("xla", "cpu has xla alone").describe()
+        'attention by xla: cpu has xla alone'
+        """
         return f"attention by {self.kernel}: {self.reason}"
 
 
@@ -50,19 +54,27 @@ def choose_kernel(
     layout: Layout | SuffixLayout,
     chunk: int,
     model_devices: int,
-    asked: KernelOption = "auto",
+    option: KernelOption = "auto",
 ) -> KernelChoice:
-    """The kernel for a layout, `chunk` prompts at a time on the first device here.
+    """Choose the kernel for a layout on this process's first device.
 
-    model_devices: how many share one copy of the weights. UserError where `asked` cannot be had.
+    Args:
+        config: the model's shapes and dtypes.
+        layout: the plan of the items.
+        chunk: prompts computed at a time.
+        model_devices: number of devices that share one copy of the weights.
+        option: a kernel by name, or "auto" to measure.
+
+    Raises:
+        UserError: if the kernel named in `option` cannot be used here.
     """
     platform = jax.local_devices()[0].platform
-    there, why = available(config, layout, model_devices, platform, asked)
-    if asked != "auto":
-        return KernelChoice(asked, "as asked")
-    if len(there) == 1:
-        return KernelChoice(there[0], why)
-    return fastest(config, layout, chunk, there)
+    kernels, reason = available(config, layout, model_devices, platform, option)
+    if option != "auto":
+        return KernelChoice(option, "as asked")
+    if len(kernels) == 1:
+        return KernelChoice(kernels[0], reason)
+    return fastest(config, layout, chunk, kernels)
 
 
 def available(
@@ -70,57 +82,83 @@ def available(
     layout: Layout | SuffixLayout,
     model_devices: int,
     platform: str,
-    asked: KernelOption = "auto",
+    option: KernelOption = "auto",
 ) -> tuple[tuple[Kernel, ...], str]:
-    """Kernels that may be asked for, and why these. UserError where `asked` is not among them."""
+    """Return the kernels that may be used, and the reason why it is these.
+
+    Args:
+        config: the model's shapes and dtypes.
+        layout: the plan of the items.
+        model_devices: number of devices that share one copy of the weights.
+        platform: the platform's name in JAX: "cpu", "gpu" or "tpu".
+        option: a kernel by name, or "auto".
+
+    Raises:
+        UserError: if the kernel named in `option` is not among them.
+    """
     kernels, reason = _available(config, layout, model_devices, platform)
-    if asked not in ("auto", *kernels):
-        raise UserError(f"--attention {asked}: {reason}")
+    if option not in ("auto", *kernels):
+        raise UserError(f"`attention` {option}: {reason}")
     return kernels, reason
 
 
 def _available(
     config: LlamaConfig, layout: Layout | SuffixLayout, model_devices: int, platform: str
 ) -> tuple[tuple[Kernel, ...], str]:
-    for ruled_out, why in (
-        (platform not in _ON, f"{platform} has xla alone"),
+    fused = tuple(name for name in KERNELS.names() if platform in KERNELS[name].platforms)
+    for ruled_out, reason in (
+        (not fused, f"{platform} has xla alone"),
         (isinstance(layout, SuffixLayout), "prompts behind the question have xla alone"),
         (config.dtype != "bfloat16", "float32 is exact with xla alone"),
         (model_devices > 1, "weights split over devices leave xla alone"),
     ):
         if ruled_out:
-            return ("xla",), why
-    return _ON[platform], f"{platform} has {', '.join(_ON[platform])}"
+            return ("xla",), reason
+    kernels = ("xla", *fused)
+    return kernels, f"{platform} has {', '.join(kernels)}"
 
 
 def fastest(
     config: LlamaConfig, layout: Layout, chunk: int, kernels: Sequence[Kernel], **options: Any
 ) -> KernelChoice:
-    """Try `kernels` on random numbers; process 0's choice holds for all processes.
+    """Time the kernels on random numbers and choose the fastest, the same on all processes.
 
-    The first, XLA, is what the others are held against; where it fails, so does the run.
+    Args:
+        config: the model's shapes and dtypes.
+        layout: the plan of the items.
+        chunk: prompts computed at a time.
+        kernels: names of kernels. The others are held against the first, XLA; where that fails, so
+            does the run.
+        options: passed on to `attention_tables`.
+
+    Returns:
+        Process 0's choice, with the times of all kernels as the reason.
     """
-    numbers = random_numbers(config, layout, chunk)
-    expected, taken = _try(config, layout, kernels[0], numbers, **options)
-    seconds, said = {kernels[0]: taken}, []
+    arrays = random_arrays(config, layout, chunk)
+    expected, xla_seconds = _time(config, layout, kernels[0], arrays, **options)
+    seconds, left_out = {kernels[0]: xla_seconds}, []
     for kernel in kernels[1:]:
         try:
-            out, taken = _try(config, layout, kernel, numbers, **options)
+            out, kernel_seconds = _time(config, layout, kernel, arrays, **options)
         except Exception as error:  # whatever a compiler or driver may raise
-            said.append(f"{kernel} fails ({' '.join(str(error).split())[:80]})")
+            left_out.append(f"{kernel} fails ({' '.join(str(error).split())[:80]})")
             continue
         if not agree(out, expected):
-            said.append(f"{kernel} disagrees with {kernels[0]}")
+            left_out.append(f"{kernel} disagrees with {kernels[0]}")
             continue
-        seconds[kernel] = taken
+        seconds[kernel] = kernel_seconds
     order = sorted(seconds, key=seconds.get)
     best = agreed_choice(kernels, order[0])
     times = (f"{kernel} {1e3 * seconds[kernel]:.3f}" for kernel in order)
-    return KernelChoice(best, "; ".join([f"ms a layer: {', '.join(times)}", *said]))
+    return KernelChoice(best, "; ".join([f"ms a layer: {', '.join(times)}", *left_out]))
 
 
-def random_numbers(config: LlamaConfig, layout: Layout, chunk: int) -> tuple[jax.Array, ...]:
-    """q [B, T, N, H], then k and v [B, T, K, H], then those before the prompt [S, K, H]."""
+def random_arrays(config: LlamaConfig, layout: Layout, chunk: int) -> tuple[jax.Array, ...]:
+    """Return standard normal arrays of the shapes that a layer's attention gets in the run.
+
+    Returns:
+        q [B, T, N, H], then k and v [B, T, K, H], then those before the prompt [S, K, H].
+    """
     N, K, H = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     own, before = (chunk, layout.tokens_computed), (len(layout.before),)
     shapes = (*own, N, H), *[(*own, K, H)] * 2, *[(*before, K, H)] * 2
@@ -130,24 +168,24 @@ def random_numbers(config: LlamaConfig, layout: Layout, chunk: int) -> tuple[jax
 
 
 def agree(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Equal to a few roundings of bfloat16, relative to the largest."""
+    """Return whether two outputs are equal to a few roundings of bfloat16 of the largest value."""
     bound = _ROUNDINGS * float(jnp.finfo(jnp.bfloat16).eps) * np.abs(expected).max()
     return bool(np.isfinite(found).all() and np.abs(found - expected).max() <= bound)
 
 
-def _try(
+def _time(
     config: LlamaConfig,
     layout: Layout,
     kernel: Kernel,
-    numbers: tuple[jax.Array, ...],
+    arrays: tuple[jax.Array, ...],
     **options: Any,
 ) -> tuple[np.ndarray, float]:
-    """What all tokens of a layer get, and the least seconds that it took."""
+    """Return what all tokens of a layer get, and the least seconds of several runs."""
     tables, _ = attention_tables(config, layout, kernel, **options)
     run = jax.jit(lambda tables, q, k, v, *before: attend(tables, q, k, v, before))
-    out, taken = jax.block_until_ready(run(tables, *numbers)), []
+    out, seconds = jax.block_until_ready(run(tables, *arrays)), []  # the first run compiles
     for _ in range(_REPEATS):
-        began = time.perf_counter()
-        jax.block_until_ready(run(tables, *numbers))
-        taken.append(time.perf_counter() - began)
-    return np.asarray(out, np.float32), min(taken)
+        start = time.perf_counter()
+        jax.block_until_ready(run(tables, *arrays))
+        seconds.append(time.perf_counter() - start)
+    return np.asarray(out, np.float32), min(seconds)

@@ -4,21 +4,23 @@ For P prompts x Q items only a handful of next-token logits are wanted. The text
 is computed once for all prompts; a prompt's keys and values once for all its items; text that
 items share once per prompt (`jaxalign.answering.plan`). In the last layer only answer positions are
 computed, and of the output head only the rows of option tokens. Prompts that stand after the items'
-text are another method, with layout and context of their own (`jaxalign.answering.options_suffix`).
+text are another method with its own layout and tables (`jaxalign.answering.options_suffix`).
+
+Letters: P prompts, B prompts of a chunk, M prompt token, D model width, W common token, T tree
+token, A answer node, Y token read there, Q item, O option, S text token, K key-value head, H head
+width, L layer, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jaxalign.answering.attention import RowTables, row_tables, tree_attention
-from jaxalign.answering.kernels.fused import FusedKernel, FusedTables, fused_attention, fused_tables
-from jaxalign.answering.kernels.spans import all_tokens, answers_only
 from jaxalign.answering.options_suffix import (
     PreparedSuffixItems,
     prepare_suffix_items,
@@ -30,15 +32,19 @@ from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.transformer import KeyValue, Llama, causal_mask, masked_attention, rope_tables
 from jaxalign.lm.weights import Params
 
-Kernel = Literal["xla"] | FusedKernel
-Tables = RowTables | FusedTables
+if TYPE_CHECKING:
+    from jaxalign.answering.kernels.fused import FusedTables
+
+Kernel = str
+"""What computes the attention: "xla", or a name in `jaxalign.answering.kernels.KERNELS`."""
 
 
 @struct.dataclass
 class PreparedItems:
-    """What scoring reads besides the prompts: an argument of compiled programs, never a constant.
+    """A model and a survey's items, ready to be scored: all that scoring reads besides the prompts.
 
-    Same shapes, same program: other items of the same layout shape do not recompile.
+    It is an argument of compiled programs, never a constant in them: other items whose layout has
+    the same shapes reuse the program.
     """
 
     params: Params
@@ -46,11 +52,11 @@ class PreparedItems:
     trunk: jax.Array  # int32 token ids
     tree: jax.Array  # int32 token ids [T]
     positions: jax.Array  # int32 [W + T]
-    attention: Tables  # of all tokens
-    answer_attention: Tables  # of the answer nodes
+    attention: RowTables | FusedTables  # of all tokens
+    answer_attention: RowTables | FusedTables  # of the answer nodes
     answers: jax.Array  # int32 [A], tree index
-    scored_AxY: jax.Array
-    inner: jax.Array
+    scored_AxY: jax.Array  # int32, token ids whose logits are read
+    inner: jax.Array  # int32, answer nodes inside an option
     sequences: jax.Array  # int32 [Q, O, spellings, tokens]
 
 
@@ -59,7 +65,11 @@ def prepare_items(
 ) -> PreparedItems | PreparedSuffixItems:
     """Put a layout's tables on the device and compute what stands before the prompt.
 
-    kernel: of the attention (`jaxalign.answering.kernels`); a SuffixLayout has "xla" alone.
+    Args:
+        config: the model's shapes.
+        params: its weights.
+        layout: the plan of the items, from `plan_layout` or `plan_suffix_layout`.
+        kernel: what computes the attention; a `SuffixLayout` is always computed by "xla".
     """
     if isinstance(layout, SuffixLayout):
         return prepare_suffix_items(config, params, layout)
@@ -81,12 +91,22 @@ def prepare_items(
 
 def attention_tables(
     config: LlamaConfig, layout: Layout, kernel: Kernel, interpret: bool = False
-) -> tuple[Tables, Tables]:
-    """Who sees whom, for `attend`: of all tokens, and of the answer nodes alone."""
+) -> tuple[RowTables | FusedTables, RowTables | FusedTables]:
+    """Return which token sees which, for `attend`: of all tokens, and of the answer nodes alone.
+
+    Args:
+        config: the model's shapes.
+        layout: the plan of the items.
+        kernel: what computes the attention.
+        interpret: compute a device's kernel on any device, slowly; for tests.
+    """
     common = layout.common_length
     if kernel == "xla":
         rows = ((layout.rows, False), (layout.answer_rows, True))
         return tuple(row_tables(rows, common, only_tree) for rows, only_tree in rows)
+    from jaxalign.answering.kernels.fused import fused_tables
+    from jaxalign.answering.kernels.spans import all_tokens, answers_only
+
     heads = config.num_attention_heads
     return tuple(
         fused_tables(spans, common, kernel, heads, interpret)
@@ -94,32 +114,61 @@ def attention_tables(
     )
 
 
-def attend(tables: Tables, q: jax.Array, k: jax.Array, v: jax.Array, before: KeyValue) -> jax.Array:
-    """Attention over [before | common | ancestors in the tree] by the tables' own kernel."""
-    own = tree_attention if isinstance(tables, RowTables) else fused_attention
-    return own(tables, q, k, v, before)
+def attend(
+    tables: RowTables | FusedTables, q: jax.Array, k: jax.Array, v: jax.Array, before: KeyValue
+) -> jax.Array:
+    """Return attention over [before | common | ancestors in the tree] by the tables' own kernel.
+
+    Args:
+        tables: from `attention_tables`.
+        q: queries [B, W + T, N, H], or [B, A, N, H] where only answer nodes ask.
+        k: keys [B, W + T, K, H] of the common tokens and the tree.
+        v: values alike.
+        before: keys and values [S, K, H] of the text before the prompt.
+    """
+    if isinstance(tables, RowTables):
+        return tree_attention(tables, q, k, v, before)
+    from jaxalign.answering.kernels.fused import fused_attention
+
+    return fused_attention(tables, q, k, v, before)
 
 
 def option_log_probs(
     config: LlamaConfig,
-    context: PreparedItems | PreparedSuffixItems,
+    prepared: PreparedItems | PreparedSuffixItems,
     prompts_PxMxD: jax.Array,
     chunk: int = 8,
 ) -> jax.Array:
-    """Log-probabilities of each item's options, normalised over its options.
+    """Return the log-probabilities of each item's options, normalised over its options.
 
-    prompts: embeddings [P, M, D]; `chunk` prompts are computed at a time, so memory does not
-    grow with P and a prompt's result does not depend on how many others there are.
-    Returns float32 [P, Q, O]; -inf for options an item does not have. Differentiable.
+    Differentiable.
+
+    Args:
+        config: the model's shapes.
+        prepared: the model and the items, from `prepare_items`.
+        prompts_PxMxD: embeddings of P prompts of M tokens; M may be 0.
+        chunk: prompts computed at a time, so that memory does not grow with P and a prompt's
+            result does not depend on how many others there are.
+
+    Returns:
+        float32 [P, Q, O], natural logarithms; -inf for options that an item does not have.
     """
-    return in_chunks(lambda some: chunk_log_probs(config, context, some), prompts_PxMxD, chunk)
+    return in_chunks(lambda part: chunk_log_probs(config, prepared, part), prompts_PxMxD, chunk)
 
 
 def in_chunks(function: Callable, tree: Any, chunk: int) -> Any:
-    """`function` of `chunk` rows of the tree's arrays at a time, its results laid end to end.
+    """Apply a function to `chunk` rows of the tree's arrays at a time; join the results.
 
     The last chunk is filled up with zeros. Memory does not grow with the number of rows, and a
     row's bits do not depend on how many others there are.
+
+    Args:
+        function: takes a tree of arrays with `chunk` rows, returns a tree of arrays with as many.
+        tree: arrays with P rows each.
+        chunk: rows computed at a time.
+
+    Returns:
+        What the function returns, with P rows.
     """
     P = jax.tree.leaves(tree)[0].shape[0]
     steps = -(-P // chunk)
@@ -133,16 +182,22 @@ def in_chunks(function: Callable, tree: Any, chunk: int) -> Any:
 
 
 def valid_mass(
-    config: LlamaConfig, context: PreparedItems | PreparedSuffixItems, prompts_PxMxD: jax.Array
+    config: LlamaConfig, prepared: PreparedItems | PreparedSuffixItems, prompts_PxMxD: jax.Array
 ) -> jax.Array:
-    """Probability that the next token begins one of the options, float32 [P, Q] in [0, 1].
+    """Return the probability that the reply begins with one of the options, float32 [P, Q].
 
-    Needs the full output head at every item's last token: for reports, not for the hot loop.
+    Needs the full output head at every item's last token: for reports, not for a search.
+
+    Args:
+        config: the model's shapes.
+        prepared: the model and the items, from `prepare_items`.
+        prompts_PxMxD: embeddings of the prompts; they are computed one at a time.
     """
-    model, bound = Llama(config), {"params": context.params}
-    first_QxS = context.sequences[..., 0].reshape(context.sequences.shape[0], -1)
-    nodes_Q = first_QxS[:, 0] // context.scored_AxY.shape[1]
-    tokens_QxS = context.scored_AxY.reshape(-1)[jnp.maximum(first_QxS, 0)]
+    model, bound = Llama(config), {"params": prepared.params}
+    # Where the first token of each spelling is read: an index into the flat [A * Y] table.
+    first_QxS = prepared.sequences[..., 0].reshape(prepared.sequences.shape[0], -1)
+    nodes_Q = first_QxS[:, 0] // prepared.scored_AxY.shape[1]
+    tokens_QxS = prepared.scored_AxY.reshape(-1)[jnp.maximum(first_QxS, 0)]
     # One past the vocabulary where there is no spelling: `mode="drop"` then marks nothing.
     tokens_QxS = jnp.where(first_QxS >= 0, tokens_QxS, config.vocab_size)
 
@@ -152,70 +207,78 @@ def valid_mass(
         return jnp.sum(probabilities_V, where=begins_V)
 
     def prompt(prompt_MxD: jax.Array) -> jax.Array:
-        x_AxD = _answer_stream(config, context, prompt_MxD[None])[0]
+        x_AxD = _answer_stream(config, prepared, prompt_MxD[None])[0]
         return jax.lax.map(lambda q: item(*q), (x_AxD[nodes_Q], tokens_QxS), batch_size=32)
 
     return jax.lax.map(prompt, prompts_PxMxD)
 
 
 def chunk_log_probs(
-    config: LlamaConfig, context: PreparedItems | PreparedSuffixItems, prompts_BxMxD: jax.Array
+    config: LlamaConfig, prepared: PreparedItems | PreparedSuffixItems, prompts_BxMxD: jax.Array
 ) -> jax.Array:
-    """`option_log_probs` of prompts [B, M, D] all at once: float32 [B, Q, O]."""
-    x_BxAxD = _answer_stream(config, context, prompts_BxMxD)
-    model, bound = Llama(config), {"params": context.params}
-    rows_AxYxD = model.apply(bound, context.scored_AxY, method=Llama.head_rows)
+    """Compute `option_log_probs` of prompts [B, M, D] all at once: float32 [B, Q, O]."""
+    x_BxAxD = _answer_stream(config, prepared, prompts_BxMxD)
+    model, bound = Llama(config), {"params": prepared.params}
+    # Of the output head only the rows of the tokens that are read: [A, Y, D].
+    rows_AxYxD = model.apply(bound, prepared.scored_AxY, method=Llama.head_rows)
     precision = "highest" if config.dtype == "float32" else "default"
     logits_BxAxY = jnp.einsum(
-        "bad,ayd->bay", x_BxAxD, rows_AxYxD.astype(x_BxAxD.dtype),
-        precision=precision, preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    if context.inner.shape[0]:  # an option of several tokens: its later tokens are normalised
-        full = model.apply(bound, x_BxAxD[:, context.inner], method=Llama.logits)
+        "bad,ayd->bay",
+        x_BxAxD,
+        rows_AxYxD.astype(x_BxAxD.dtype),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    # Later tokens of an option are probabilities given the earlier ones, so they need the full
+    # normaliser; a first token's cancels between the options.
+    if prepared.inner.shape[0]:
+        full = model.apply(bound, x_BxAxD[:, prepared.inner], method=Llama.logits)
         normaliser = jax.nn.logsumexp(full, axis=-1)[..., None]
-        logits_BxAxY = logits_BxAxY.at[:, context.inner].add(-normaliser)
-    return _options_from_tokens(context.sequences, logits_BxAxY)
+        logits_BxAxY = logits_BxAxY.at[:, prepared.inner].add(-normaliser)
+    return _options_from_tokens(prepared.sequences, logits_BxAxY)
 
 
 def _options_from_tokens(sequences: jax.Array, logits_BxAxY: jax.Array) -> jax.Array:
-    """Add up tokens of a spelling, then spellings of an option; normalise over options.
+    """Return option log-probabilities [B, Q, O] from the logits of their tokens.
 
-    The first token's own normaliser is the same for all options of an item and cancels.
+    A spelling's tokens are added up, then an option's spellings (as probabilities), and options are
+    normalised. The first token's own normaliser is the same for all options of an item and cancels.
     """
     flat = logits_BxAxY.reshape(logits_BxAxY.shape[0], -1)
-    parts = jnp.where(sequences >= 0, flat[:, jnp.maximum(sequences, 0)], 0.0)
-    there = sequences[..., 0] >= 0
-    spellings = jnp.where(there, parts.sum(axis=-1), -jnp.inf)
-    return jax.nn.log_softmax(_logsumexp(spellings, there), axis=-1)
+    terms = jnp.where(sequences >= 0, flat[:, jnp.maximum(sequences, 0)], 0.0)
+    exists = sequences[..., 0] >= 0
+    spellings = jnp.where(exists, terms.sum(axis=-1), -jnp.inf)
+    return jax.nn.log_softmax(_logsumexp(spellings, exists), axis=-1)
 
 
-def _logsumexp(values: jax.Array, there: jax.Array) -> jax.Array:
-    """logsumexp over the last axis; -inf, with a zero gradient, where nothing is there."""
-    some = there.any(axis=-1)
-    safe = jnp.where(some[..., None], values, 0.0)
-    return jnp.where(some, jax.nn.logsumexp(safe, axis=-1), -jnp.inf)
+def _logsumexp(values: jax.Array, exists: jax.Array) -> jax.Array:
+    """Return logsumexp over the last axis; -inf, with a zero gradient, where nothing exists."""
+    any_exists = exists.any(axis=-1)
+    safe = jnp.where(any_exists[..., None], values, 0.0)  # all -inf would give NaN gradients
+    return jnp.where(any_exists, jax.nn.logsumexp(safe, axis=-1), -jnp.inf)
 
 
 def _answer_stream(
-    config: LlamaConfig, context: PreparedItems | PreparedSuffixItems, prompts_BxMxD: jax.Array
+    config: LlamaConfig, prepared: PreparedItems | PreparedSuffixItems, prompts_BxMxD: jax.Array
 ) -> jax.Array:
-    """Normed residual stream at the answer nodes, [B, A, D]."""
-    if isinstance(context, PreparedSuffixItems):
-        return suffix_stream(config, context, prompts_BxMxD)
-    model, bound = Llama(config), {"params": context.params}
+    """Return the normed residual stream at the answer nodes, [B, A, D]."""
+    if isinstance(prepared, PreparedSuffixItems):
+        return suffix_stream(config, prepared, prompts_BxMxD)
+    model, bound = Llama(config), {"params": prepared.params}
     B = prompts_BxMxD.shape[0]
-    tokens = jnp.concatenate([context.trunk, context.tree])
+    # Each prompt, then the trunk and the tree, which are the same for all prompts of the chunk.
+    tokens = jnp.concatenate([prepared.trunk, prepared.tree])
     embedded = model.apply(bound, tokens, method=Llama.embed)
     shared = jnp.broadcast_to(embedded[None], (B, *embedded.shape))
     x = jnp.concatenate([prompts_BxMxD.astype(config.dtype), shared], axis=1)
     x, _ = model.apply(
         bound,
         x,
-        rope_tables(config, context.positions),
-        jax.tree_util.Partial(attend, context.attention),
-        jax.tree_util.Partial(attend, context.answer_attention),
-        context.before,
-        context.answers + context.attention.common,
+        rope_tables(config, prepared.positions),
+        jax.tree_util.Partial(attend, prepared.attention),
+        jax.tree_util.Partial(attend, prepared.answer_attention),
+        prepared.before,
+        prepared.answers + prepared.attention.common,
         method=Llama.blocks,
     )
     return x
@@ -224,7 +287,10 @@ def _answer_stream(
 def _encode_before(
     config: LlamaConfig, params: Params, tokens_S: jax.Array
 ) -> tuple[KeyValue, KeyValue]:
-    """Keys and values of the text before the prompt: ([L-1, S, K, H] x 2, [S, K, H] x 2)."""
+    """Return keys and values of the text before the prompt: of the stacked layers, of the last.
+
+    ([L-1, S, K, H] x 2, [S, K, H] x 2); S is 0 where there is no such text.
+    """
 
     @jax.jit
     def encode(params: Params, tokens: jax.Array) -> tuple[KeyValue, KeyValue]:
@@ -244,6 +310,6 @@ def _encode_before(
 
 
 def embed_tokens(config: LlamaConfig, params: Params, tokens: Any) -> jax.Array:
-    """Embeddings [..., D] of token ids, in float32 (the dtype that prompts are tuned in)."""
+    """Return the embeddings [..., D] of token ids, in float32 (the dtype prompts are tuned in)."""
     out = Llama(config).apply({"params": params}, jnp.asarray(tokens), method=Llama.embed)
     return out.astype(jnp.float32)

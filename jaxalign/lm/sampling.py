@@ -1,8 +1,8 @@
-"""Choosing the next token: temperature, top-k and top-p, as transformers composes them.
+"""Choose the next token: temperature, top-k and top-p, composed as in transformers.
 
-The least logit that top-k or top-p keeps is found bit by bit: among the 2^32 float32 values it is
-the largest one at which enough tokens (or enough probability) lie at or above it. That is 32 passes
-over the logits where sorting 128,000 of them takes many more, and it needs no gather.
+The least logit that top-k or top-p keeps is found bit by bit: of the 2^32 float32 values it is the
+largest one at or above which there are enough tokens (or enough probability). That takes 32 passes
+over the logits and no gather; sorting 128,000 logits takes many more passes.
 
 Source: top-k, Fan et al. 2018; top-p, Holtzman et al. 2020; order and conventions, transformers.
 """
@@ -20,32 +20,41 @@ from jaxalign.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How replies are drawn."""
+    """How the tokens of replies are drawn."""
 
     max_new_tokens: int = 256
-    """Tokens after which a reply is cut off."""
+    """Largest number of tokens of a reply."""
     temperature: float = 1.0
-    """What logits are divided by; 0 takes the most likely token."""
+    """Divisor of the logits; 0 always takes the most likely token."""
     top_p: float = 1.0
-    """Draw from the fewest most likely tokens whose probabilities add up to this; 1 is all."""
+    """Sample only from the fewest most likely tokens whose probabilities reach this sum (1
+    disables)."""
     top_k: int = 0
-    """Draw from so many most likely tokens; 0 is all. Applied before top-p."""
+    """Sample only from the k most likely tokens (0 disables); applied before top-p."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
+            raise UserError(f"`max_new_tokens` {self.max_new_tokens}: must be at least 1")
         if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature={self.temperature}: must be 0 (most likely) or more")
+            raise UserError(f"`temperature` {self.temperature}: must be 0 (most likely) or more")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p}: must be above 0 and at most 1 (all tokens)")
+            raise UserError(f"`top_p` {self.top_p}: must be above 0 and at most 1 (all tokens)")
         if self.top_k < 0:
-            raise UserError(f"top_k={self.top_k}: must be 0 (all tokens) or more")
+            raise UserError(f"`top_k` {self.top_k}: must be 0 (all tokens) or more")
 
 
 def next_tokens(sampling: Sampling, keys_B: jax.Array, logits_BxV: jax.Array) -> jax.Array:
-    """One token a sequence, int32 [B], each drawn by its own key from float32 logits [B, V].
+    """Draw one token for each sequence, by its own key.
 
-    Equal logits: greedy takes the lowest token id.
+    At temperature 0 the largest logit wins, and the lowest token id of several that are equal.
+
+    Args:
+        sampling: How to draw.
+        keys_B: Random keys of the sequences.
+        logits_BxV: float32.
+
+    Returns:
+        int32 [B].
     """
     if sampling.temperature == 0:
         return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
@@ -54,10 +63,11 @@ def next_tokens(sampling: Sampling, keys_B: jax.Array, logits_BxV: jax.Array) ->
 
 
 def kept_logits(sampling: Sampling, logits_BxV: jax.Array) -> jax.Array:
-    """Logits over the temperature (above 0), -inf for tokens that top-k or top-p leaves out.
+    """Return the logits divided by the temperature, with -inf for tokens that are left out.
 
-    Tokens that tie with the least likely one kept are kept too. (transformers does so for top-k;
-    in its top-p the order of sorting decides.) At least one token is kept.
+    The temperature must be above 0. Tokens that tie with the least likely one kept are kept too.
+    (transformers does so for top-k; in its top-p the sorting order decides.) At least one token is
+    kept.
     """
     logits = logits_BxV / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
@@ -68,7 +78,7 @@ def kept_logits(sampling: Sampling, logits_BxV: jax.Array) -> jax.Array:
 
 
 def _keep(logits_BxV: jax.Array, weights_BxV: jax.Array, enough: float) -> jax.Array:
-    """Keep the largest logits, as few as have `enough` weight together."""
+    """Keep the fewest largest logits whose weights add up to `enough`; others become -inf."""
     order_BxV = _ordered_bits(logits_BxV)
 
     def suffices(bits_Bx1: jax.Array) -> jax.Array:
@@ -80,17 +90,23 @@ def _keep(logits_BxV: jax.Array, weights_BxV: jax.Array, enough: float) -> jax.A
 
 
 def _ordered_bits(x: jax.Array) -> jax.Array:
-    """float32 -> uint32 in the same order (-0.0 counts as 0.0)."""
+    """Map float32 to uint32 values of the same order (-0.0 counts as 0.0)."""
     bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32)
+    # Negative floats grow in magnitude with their bits, so theirs are inverted; positive ones are
+    # moved above them by setting the top bit.
     negative = bits >> 31 == 1
     return jnp.where(negative, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def _largest_bits(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:
-    """The largest uint32 [rows, 1] that `holds`, which is true up to there; 0 if none."""
+    """Return the largest uint32 [rows, 1] that `holds`, by bisection; 0 if none does.
 
-    def settle(i: jax.Array, found: jax.Array) -> jax.Array:
-        candidate = found | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
-        return jnp.where(holds(candidate), candidate, found)
+    `holds` must be true up to some value and false above it.
+    """
+
+    def settle(i: jax.Array, settled: jax.Array) -> jax.Array:
+        # Bits from the highest on: each is set if the value still holds with it.
+        candidate = settled | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+        return jnp.where(holds(candidate), candidate, settled)
 
     return jax.lax.fori_loop(0, 32, settle, jnp.zeros((rows, 1), jnp.uint32))

@@ -1,9 +1,9 @@
-"""Every weight of a LLaMA-3, declared once: shape, logical axes, initial scale, Hugging Face name.
+"""Declare every weight of a LLaMA-3 once: shape, logical axes, initial scale, Hugging Face name.
 
-Abstract shapes, shardings, initialisation and checkpoint reading and writing all derive from the
-two tables here. Layers 0...L-2 are stacked along a leading axis for `nn.scan`; the last layer is
-kept apart, because slicing a stack inside `jit` copies it and the last layer is used differently
-(only answer positions leave it).
+Abstract shapes, shardings, initialisation, and reading and writing of checkpoints all derive from
+the two tables in this module. Layers 0...L-2 are stacked along a leading axis for `nn.scan`. The
+last layer is kept separately, because slicing a stack inside `jit` copies it and the last layer is
+used differently (only answer positions leave it).
 """
 
 from __future__ import annotations
@@ -24,20 +24,27 @@ Params = dict[str, Any]  # {"embed", "layers": stacked, "last", "norm", "head"?}
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One tensor. `axes` are logical names (see `jaxalign.runtime.sharding`), one per dimension.
+    """One tensor of the model.
 
-    Hugging Face stores linear weights [out, in]; here inputs come first and heads are split, so
-    `ours = theirs.T.reshape(shape)` where `transposed`, else `ours = theirs`.
+    Hugging Face stores linear weights as [out, in]. Here inputs come first and heads are split, so
+    `ours = theirs.T.reshape(shape)` if `transposed`, else `ours = theirs`.
+
+    Attributes:
+        shape: Shape of the tensor.
+        axes: Logical name of each dimension (see `jaxalign.runtime.sharding`).
+        hf_name: Name in a Hugging Face checkpoint, relative to the layer if it is in one.
+        transposed: Whether Hugging Face stores it the other way round.
+        fan_in: Number of inputs that are summed over; None for the scale of a norm.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     hf_name: str
     transposed: bool
-    fan_in: int | None  # number of inputs summed over; None: a norm scale, initialised to one
+    fan_in: int | None
 
     def init(self, key: jax.Array, c: LlamaConfig) -> jax.Array:
-        """A random value in `param_dtype`: normal with `initializer_range`; a norm scale is one."""
+        """Return initial values in `param_dtype`: normal, or ones for the scale of a norm."""
         if self.fan_in is None:
             return jnp.ones(self.shape, c.param_dtype)
         values = c.initializer_range * jax.random.normal(key, self.shape, jnp.float32)
@@ -45,19 +52,22 @@ class Weight:
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
+        """Shape in a Hugging Face checkpoint."""
         if not self.transposed:
             return self.shape
         return int(np.prod(self.shape)) // self.fan_in, self.fan_in  # [out, in]
 
 
 def input_dims(shape: tuple[int, ...], fan_in: int) -> int:
-    """How many leading dimensions of an unstacked matrix are inputs: their sizes multiply to
-    `fan_in`."""
+    """Return how many leading dimensions of an unstacked matrix are inputs.
+
+    Their sizes multiply to `fan_in`.
+    """
     return next(i for i in range(len(shape)) if math.prod(shape[:i]) == fan_in)
 
 
 def block_weights(c: LlamaConfig) -> dict[str, Weight]:
-    """One decoder layer; `hf_name` is relative to `model.layers.{i}.`."""
+    """Return the weights of one decoder layer; `hf_name` is relative to `model.layers.{i}.`."""
     D, F, H = c.hidden_size, c.intermediate_size, c.head_dim
     N, K = c.num_attention_heads, c.num_key_value_heads
     kv = ("embed", "kv_heads", "head_dim")
@@ -77,7 +87,7 @@ def block_weights(c: LlamaConfig) -> dict[str, Weight]:
 
 
 def outer_weights(c: LlamaConfig) -> dict[str, Weight]:
-    """What stands outside the layers; a tied model has no `head`."""
+    """Return the weights outside the layers; a model with tied embeddings has no `head`."""
     D, V = c.hidden_size, c.vocab_size
     weights = {
         "embed": Weight((V, D), ("vocab", "embed"), "model.embed_tokens.weight", False, D),
@@ -89,12 +99,12 @@ def outer_weights(c: LlamaConfig) -> dict[str, Weight]:
 
 
 def stacked(weight: Weight, layers: int) -> Weight:
-    """The same weight for `layers` layers along a leading, never sharded axis."""
+    """Return the weight for `layers` layers, along a leading axis that is never sharded."""
     return dataclasses.replace(weight, shape=(layers, *weight.shape), axes=("layers", *weight.axes))
 
 
 def weight_tree(c: LlamaConfig) -> Params:
-    """The table as a tree with the parameters' structure; leaves are `Weight`."""
+    """Return all weights as a tree with the structure of the parameters; leaves are `Weight`."""
     block = block_weights(c)
     return {
         **outer_weights(c),
@@ -104,11 +114,12 @@ def weight_tree(c: LlamaConfig) -> Params:
 
 
 def is_weight(leaf: object) -> bool:
+    """Whether a node of `weight_tree` is a leaf, for `jax.tree.map`."""
     return isinstance(leaf, Weight)
 
 
 def abstract_params(c: LlamaConfig) -> Params:
-    """`jax.ShapeDtypeStruct` of every parameter; allocates nothing."""
+    """Return `jax.ShapeDtypeStruct` of every parameter; allocates nothing."""
     dtype = jnp.dtype(c.param_dtype)
     return jax.tree.map(
         lambda w: jax.ShapeDtypeStruct(w.shape, dtype), weight_tree(c), is_leaf=is_weight
@@ -116,19 +127,20 @@ def abstract_params(c: LlamaConfig) -> Params:
 
 
 def param_shardings(c: LlamaConfig, mesh: jax.sharding.Mesh) -> Params:
-    """The sharding of every parameter. UserError where a dimension does not divide."""
+    """Return the sharding of every parameter; UserError if a mesh axis does not divide one."""
     return jax.tree.map(
         lambda w: named_sharding(mesh, w.axes, w.shape), weight_tree(c), is_leaf=is_weight
     )
 
 
 def init_params(c: LlamaConfig, key: jax.Array) -> Params:
-    """Random parameters, each weight by its own `Weight.init`."""
+    """Return random parameters, each weight by its own `Weight.init`."""
     leaves, tree = jax.tree.flatten(weight_tree(c), is_leaf=is_weight)
     keys = jax.random.split(key, len(leaves))
     return tree.unflatten([w.init(k, c) for k, w in zip(keys, leaves, strict=True)])
 
 
 def count_params(c: LlamaConfig) -> int:
+    """Return the number of parameters."""
     leaves = jax.tree.leaves(weight_tree(c), is_leaf=is_weight)
     return sum(int(np.prod(w.shape)) for w in leaves)

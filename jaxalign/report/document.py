@@ -97,7 +97,7 @@ class Table:
 class Key:
     """An entry of a legend: the name of a series in words, and how it looks."""
 
-    words: str
+    label: str
     colour: str
     line: str = ""  # matplotlib's line style, "" for none
     marker: str = ""  # matplotlib's marker, "" for none

@@ -66,8 +66,9 @@ def save_png(path: Path, panels: Sequence[Panel], keys: Sequence[Key] = ()) -> N
     from matplotlib.figure import Figure
 
     width, height = (max(panel.size[side] for panel in panels) for side in (0, 1))
-    columns = min(len(panels), max(1, int(_MOST_INCHES / width)))
-    rows = -(-len(panels) // columns)
+    # As few rows as fit into the width, filled evenly: four panels are two rows of two, not 3 + 1.
+    rows = -(-len(panels) // max(1, int(_MOST_INCHES / width)))
+    columns = -(-len(panels) // rows)
     across = max(width * columns, _LEAST_INCHES)
     keys_in_a_row = max(2, int(across / _KEY_INCHES))
     legend = 0.3 * -(-len(keys) // keys_in_a_row)
@@ -137,7 +138,7 @@ def _handle(key: Key) -> Line2D:
     from matplotlib.lines import Line2D
 
     style = {"linestyle": key.line or "none", "marker": key.marker or None}
-    return Line2D([], [], color=key.colour, label=plain(key.words), linewidth=key.width, **style)
+    return Line2D([], [], color=key.colour, label=plain(key.label), linewidth=key.width, **style)
 
 
 def inline_svg(document: str, prefix: str) -> str:

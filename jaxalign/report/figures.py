@@ -184,6 +184,7 @@ def _side(angle: float) -> str:
 
 def _round_steps(low: float, high: float) -> list[float]:
     """Return about four round values above `low`, up to `high`."""
+    # The smallest round step that is not shorter than a quarter of the range.
     span = high - low
     raw = span / 4
     step = next(s * 10**e for e in range(-4, 6) for s in (1, 2, 2.5, 5) if s * 10**e >= raw * 0.99)
@@ -245,6 +246,7 @@ def heat_map(
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
 
+    # Rows are a little lower than columns are wide; names need room in proportion to their length.
     cell = 0.36 if digits < 2 else 0.46  # inches, for the number
     aside, above = (0.85 + 0.08 * max(map(len, names)) for names in (rows, columns))
     size = (aside + cell * len(columns), above + 0.8 * cell * len(rows))

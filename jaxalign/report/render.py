@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from jaxalign.core.files import write_text
 from jaxalign.core.templates import make_environment
-from jaxalign.report import words
+from jaxalign.report import wording
 from jaxalign.report.document import Block, Cell, Document, Estimate, Key, Table
 from jaxalign.report.palette import THEMED
 
@@ -95,15 +95,15 @@ def cell_html(cell: Cell, table: Table, column: int) -> Markup:
     """Return a cell as HTML; an interval is set in smaller type under its mean."""
     digits, signed = table.digits_of(column), table.columns[column] in table.signed
     if isinstance(cell, Estimate) and cell.has_interval:
-        mean, span = words.number(cell.mean, digits, signed), words.bounds(cell, digits, signed)
+        mean, span = wording.number(cell.mean, digits, signed), wording.bounds(cell, digits, signed)
         return Markup("{} <small>{}</small>").format(mean, span)
-    return Markup.escape(words.cell_text(cell, digits, signed))
+    return Markup.escape(wording.cell_text(cell, digits, signed))
 
 
 def cell_markdown(cell: Cell, table: Table, column: int) -> str:
     """Return a cell as Markdown."""
     digits, signed = table.digits_of(column), table.columns[column] in table.signed
-    return markdown_text(words.cell_text(cell, digits, signed))
+    return markdown_text(wording.cell_text(cell, digits, signed))
 
 
 def markdown_text(text: str) -> str:

@@ -30,6 +30,7 @@ class Shape:
 
     @property
     def bytes(self) -> int:
+        # The digits of "f32" or "bf16" are bits; "pred" is a byte, a token or opaque value nothing.
         digits = re.match(r"[a-z]+(\d+)", self.dtype)
         bits = int(digits[1]) if digits else 8 * (self.dtype == "pred")
         return -(-math.prod(self.dims) * bits // 8)
@@ -94,9 +95,11 @@ class Module:
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.roots: dict[str, str] = {}
         self.entry, current = "", ""
+        # The first line states how many partitions and replicas the program was compiled for.
         sizes = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.split("\n", 1)[0])
         self.devices = math.prod(map(int, sizes))
         for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+            # A computation begins with its signature and ends with a brace.
             if header := re.match(r"(ENTRY )?(%[\w.\-]+) \(.*\) -> .*\{$", line):
                 current = header[2]
                 self.computations[current] = {}
@@ -128,6 +131,7 @@ class Module:
             if i.opcode == "while":
                 trips = self._trip_count(name, i)
                 inner = None if times is None or trips is None else times * trips
+            # A fusion, a reduction or an asynchronous call runs what it calls once per execution.
             in_fusion = fused or i.opcode == "fusion"
             for called in _CALLED.findall(i.attributes):
                 for callee in called[1].replace(" ", "").split(","):
@@ -194,6 +198,7 @@ class Module:
         """
         made = self._source(computation, name)
         operands = [self._source(computation, o) for o in made.operands]
+        # Callers unpack two operands; None stands for one that is missing.
         if made.opcode != "fusion":
             return made, [*operands, None, None][: max(2, len(operands))]
         callee = _CALLED.search(made.attributes)[2]

@@ -32,6 +32,7 @@ def available_bytes(device: jax.Device) -> int | None:
 
     The devices of a CPU share what the host has free, in equal parts.
     """
+    # GPUs and TPUs report what their allocator may use.
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
@@ -44,6 +45,7 @@ def _free_host_bytes(meminfo: Path, devices: int) -> int | None:
     if not meminfo.exists():
         return None
     for line in meminfo.read_text().splitlines():
+        # What Linux can give without swapping, in kB.
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024 // devices
     return None
@@ -91,7 +93,7 @@ def fitting_chunk(
         needed = needed_bytes(build(chunk))
         if needed <= available:
             return chunk, needed
-        chunk //= 2
+        chunk //= 2  # activations, most of what a program needs, shrink with the chunk
     return chunk, check_fits(build(chunk), device, remedy)
 
 

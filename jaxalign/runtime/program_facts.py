@@ -172,6 +172,7 @@ def read_hlo(text: str, trips: Mapping[str, int] = MappingProxyType({})) -> Prog
     executed = tuple(module.execute(_cost))
     dots, collectives, other = [], [], []
     for i in executed:
+        # An asynchronous exchange is a pair of instructions: count its start, not its end.
         flops = _flops(i)
         kind = i.opcode.removesuffix("-start")
         if flops is not None:
@@ -207,6 +208,7 @@ def _flops(i: Instruction) -> int | None:
     elif i.opcode == "custom-call" and _target(i).startswith("__cublas$"):
         contracted = _numbers(r'"lhs_contracting_dimensions":\[([\d,"]*)\]', i.attributes)
     elif i.opcode == "custom-call" and _target(i).startswith("__onednn$matmul"):
+        # oneDNN multiplies over the last dimension, or over the one before it if transposed.
         last = 2 if re.search(r'"transpose_a":true', i.attributes) else 1
         contracted = [len(operands[0]) - last]
     else:

@@ -68,6 +68,7 @@ def make_mesh(
     devices = jax.devices() if devices is None else list(devices)
     if min(data, model) < 1 or (population is not None and population < 1):
         raise UserError(f"mesh sizes must be at least 1: {population=}, {data=}, {model=}")
+    # At least one, so that too few devices are refused below with the numbers.
     if population is None:
         population = max(1, len(devices) // (data * model))
     shape = (population, data, model)
@@ -97,6 +98,7 @@ def partition_spec(axes: LogicalAxes) -> PartitionSpec:
             raise UserError(f"unknown logical axis {axis!r}; known are {', '.join(PHYSICAL)}")
     physical = [None if axis is None else PHYSICAL[axis] for axis in axes]
     used = [axis for axis in physical if axis is not None]
+    # An array cannot be split twice over the same devices.
     for axis in used:
         if used.count(axis) > 1:
             raise UserError(f"logical axes {tuple(axes)} use mesh axis {axis!r} more than once")
@@ -142,6 +144,7 @@ def place_whole(tree: Any, sharding: NamedSharding) -> Any:
     def place(x: Any) -> jax.Array:
         if isinstance(x, jax.Array) and x.sharding.device_set == sharding.device_set:
             return x
+        # One process can copy to all of its devices; of several, each fills its own devices.
         if sharding.is_fully_addressable:
             return jax.device_put(x, sharding)
         host = np.asarray(x)

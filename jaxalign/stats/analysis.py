@@ -1,35 +1,42 @@
-"""Everything a report says about personas and countries, as one plain dictionary.
+"""Score answers to a survey against how countries answered it: the analysis behind a report.
 
-All scores are in points, 100 × a score in [0, 1]; None is "cannot be had". `COUNTRY`, `LINE` and
-`METRIC` stand for keys; lines are named in `culture_lines.LINES`, metrics in `bootstrap.METRICS`.
+`score_replies` reads files of free-text replies and analyses them; `analyse` takes responses that
+are in memory. Both return one plain dictionary, which `jaxalign score` writes as `result.json`. All
+scores in it are in points, 100 × a score in [0, 1], and None means that there is no value. COUNTRY,
+LINE and METRIC stand for keys: lines are those of `jaxalign.stats.alignment.LINES`, metrics those
+of `jaxalign.stats.metrics`. "aware" replies were given as a person of a country (a persona),
+"unaware" ones without a country named.
 
     format         "jaxalign analysis 1"
-    instrument     name, version, source, wording, sha256, items, ordinal_items, nominal_items
+    instrument     the survey: name, version, source, wording, simulated, sha256, items,
+                   ordinal_items, nominal_items
     settings       level (of intervals), resamples, seed
     countries      [COUNTRY] in the survey; personas: those of them with aware replies
     labels         lines {LINE: text}, metrics {METRIC: text}
     scores         {COUNTRY: {aware, unaware, aware_ordinal, unaware_ordinal, items, unaware_items,
-                   lines {LINE}, best_neighbour}}: alignment with all items as published, and
+                   lines {LINE}, best_neighbour}}: alignment over all items as published, and over
                    ordinal items only; items: how many enter `aware` (else `unaware`) in the first
-                   run, unaware_items: `unaware`
+                   run; unaware_items: how many enter `unaware`
     means          all, personas: {countries, aware, unaware, lines {LINE}} over all countries, and
                    over those with a persona; None where one of them has no value
     intervals      {aware, unaware, difference: {COUNTRY or "mean": {METRIC: {value, low, high}}}}:
-                   question bootstrap; difference: aware − unaware, paired, with a `verdict`; "mean"
-                   is over the countries that are there. Paired: over the items that both answered
-                   in each of their runs, so it need not be the difference of their scores
+                   bootstrap over items; difference: aware − unaware, paired, with a `verdict`;
+                   "mean" is over the countries that are there. A difference is over the items that
+                   both answered in each of their runs, so it need not be the difference of their
+                   scores
     against_lines  {COUNTRY or "mean": {LINE: {value, low, high, verdict}}}: aware − line, paired,
-                   in alignment; lines that are one set of answers per country
+                   in alignment; for lines that are one set of answers per country
     seeds          {aware, unaware: {COUNTRY: {runs, values [..], mean, low, high}}}: Student's
                    interval over runs; mean, low and high are None with one run
     identification rows, columns: {hits, of, percent, nearest {COUNTRY: COUNTRY}}; rows: is a
-                   persona closest to its own country; columns: is a country closest to its own
+                   persona nearest to its own country; columns: is a country nearest to its own
                    persona; chance_percent of each
     dispersion     personas, humans: {agreement, pairs}: mean alignment between two personas, and
                    between two countries' majority answers; humans_same: of the personas' countries;
-                   homogenising: personas agree more than humans_same
-    long_items     count, share_of_denominator, share_of_error {COUNTRY} (percent), and alignment on
-                   them and on the others: long {COUNTRY}, short {COUNTRY}
+                   homogenising: whether personas agree more than humans_same
+    long_items     items of ten options or more: count, share_of_denominator, share_of_error
+                   {COUNTRY} (percent), and alignment on them and on the others: long {COUNTRY},
+                   short {COUNTRY}
     unreadable     {aware: {COUNTRY: U}, unaware: U} with U {runs, replies, unreadable,
                    out_of_range, items [id]} over all runs; total: {replies, unreadable,
                    out_of_range}
@@ -38,45 +45,163 @@ All scores are in points, 100 × a score in [0, 1]; None is "cannot be had". `CO
     items          [{id, topic, scale, options (number of), majority {COUNTRY}, aware {COUNTRY},
                    unaware, error {COUNTRY}}] with answers in the survey's codes, means over runs,
                    and error |aware − majority| in percent of the range, None for nominal items
-    alignment      countries: {rows, columns, values [[..]]}, personas: the same with personas as
+    alignment      countries: {rows, columns, values [[..]]}; personas: the same with personas as
                    rows and countries as columns
     map            points [{label, kind: country | persona | unaware, country, x, y}], explained
                    (percent of squared distances): classical scaling of 1 − alignment
 
-"verdict" is "no clear difference" where zero lies in it, else "above" or "below".
+"verdict" is "no clear difference" where zero lies in the interval, else "above" or "below".
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxalign.report.words import NO_DIFFERENCE
-from jaxalign.stats import analysis_tables as describe
+from jaxalign.core.errors import UserError
+from jaxalign.report.wording import NO_DIFFERENCE
+from jaxalign.stats import analysis_tables as sections
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis_case import (
     Case,
     Runs,
-    average,
+    complete_mean,
     make_case,
     mean_over_runs,
     points,
     run_scores,
-)  # fmt: skip
+)
 from jaxalign.stats.comparison import Comparison, compare, item_stats
-from jaxalign.stats.intervals import seed_interval
+from jaxalign.stats.intervals import Interval, seed_interval
 from jaxalign.stats.metrics import DEFAULT_METRICS, Metric, select
+from jaxalign.surveys.formats import read_answered
+from jaxalign.surveys.replies import Numbering, ReaderName, read_answers
+from jaxalign.surveys.reply_files import Mode, Replies, read_replies
+from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import make_tables
 
 FORMAT = "jaxalign analysis 1"
 
 
+def score_replies(
+    survey: Survey | Path | str,
+    replies: Sequence[Path | str],
+    *,
+    distributions: Path | str | None = None,
+    reader: ReaderName = "first_integer",
+    numbering: Numbering = "codes",
+    country: str | None = None,
+    mode: Mode | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score free-text replies, from any tool, against how countries answered a survey.
+
+    Args:
+        survey: a survey that says how countries, or other groups, answered, or its file or folder.
+        replies: files of replies in one of the layouts of `jaxalign.surveys.reply_files`. Several
+            files of the same country and mode are runs.
+        distributions: where `survey` is a CSV file: the CSV file with the columns country, item,
+            code and share.
+        reader: how a reply is read. "first_integer" takes the first integer, wherever it stands, as
+            published; with "strict" the reply must be the number.
+        numbering: what a number means: "codes" are the survey's own, some of which start at 0;
+            "positions" means the options were shown as 1, 2, ...
+        country: the country or other group of all files; default: what the files say.
+        mode: whether the model was told to answer as a person of the country ("aware") or not
+            ("unaware"); default: what the files say.
+        metrics: names of metrics to compute; see `jaxalign.stats.metrics`.
+        resamples: number of resamples of the bootstrap over items, 1 to 1,000,000.
+        level: level of all intervals.
+        seed: seed of the bootstrap.
+
+    Returns:
+        The analysis that the module `jaxalign.stats.analysis` describes.
+
+    Raises:
+        UserError: a file is not what it should be, no reply can be read, or a country is not in the
+            survey.
+
+    Source:
+        Score: Xu et al. 2025 (CultureSPA, arXiv 2410.12971).
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> from jaxalign.stats import score_replies
+        >>> from jaxalign.surveys import Item, Survey
+        >>> item = Item("q1", "Is the sky blue?", ("yes", "perhaps", "no"), (1, 2, 3))
+        >>> shares = {"USA": {"q1": (0.7, 0.2, 0.1)}, "CHN": {"q1": (0.1, 0.2, 0.7)}}
+        >>> survey = Survey("sky", "1", "made up", "official", (item,), shares)
+        >>> row = {"Q_id": "q1", "question": item.text, "option_lst": item.options}
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "replies_culture_aware_USA_0.json"
+        >>> _ = file.write_text(json.dumps([row | {"answer": "I would say 2."}]))
+        >>> analysis = score_replies(survey, [file], resamples=100)
+        >>> analysis["scores"]["USA"]["aware"], analysis["scores"]["USA"]["lines"]["midpoint"]
+        (50.0, 50.0)
+    """
+    if not replies:
+        raise UserError("`replies`: name at least one file")
+    if not 1 <= resamples <= 1_000_000:
+        raise UserError(f"`resamples` {resamples}: give 1 to 1000000")
+    if repeated := {str(path) for path in replies if list(replies).count(path) > 1}:
+        raise UserError(f"`replies`: {min(repeated)} is named twice")
+    select(metrics)  # an unknown name must not be found after the files have been read
+    if not isinstance(survey, Survey):
+        survey = read_answered(survey, "survey", distributions, worded=False)
+    runs = _read_runs(survey, replies, country, mode)
+    responses = [read_answers(run, survey, reader, numbering) for run in runs]
+    if all(np.isnan(r.answers()).all() for r in responses):
+        count = sum(r.counts()["replies"] for r in responses)
+        raise UserError(
+            f"`replies` {replies[0]}: no answer in {count} replies to {survey.name}; is it the "
+            f"right survey, `reader` ({reader}) and `numbering` ({numbering})?"
+        )
+    aware: dict[str, list[Responses]] = {name: [] for name in survey.distributions}
+    unaware: list[Responses] = []
+    for run, answers in zip(runs, responses, strict=True):
+        (unaware if run.country is None else aware[run.country]).append(answers)
+    personas = {name: answers for name, answers in aware.items() if answers}
+    return analyse(
+        survey,
+        personas,
+        unaware,
+        resamples=resamples,
+        level=level,
+        seed=seed,
+        metrics=metrics,
+    )
+
+
+def _read_runs(
+    survey: Survey, paths: Sequence[Path | str], country: str | None, mode: Mode | None
+) -> list[Replies]:
+    """Read all runs of all files. Raise UserError for a run given twice and an unknown country."""
+    runs: list[Replies] = []
+    for path in paths:
+        for run in read_replies(Path(path), country, mode):
+            # The same replies under another file's name are one run copied, not two runs.
+            for other in runs:
+                if run == dataclasses.replace(other, source=run.source):
+                    raise UserError(f"{run.source}: holds the same replies as {other.source}")
+            if run.country is not None and run.country not in survey.distributions:
+                raise UserError(
+                    f"{run.source}: country {run.country!r} is not in the survey; it has "
+                    f"{' '.join(survey.distributions)}"
+                )
+            runs.append(run)
+    return runs
+
+
 def analyse(
-    instrument: Survey,
+    survey: Survey,
     aware: Mapping[str, Runs],
     unaware: Runs = (),
     countries: Sequence[str] | None = None,
@@ -85,19 +210,32 @@ def analyse(
     seed: int = 0,
     metrics: Sequence[str] = DEFAULT_METRICS,
 ) -> dict[str, Any]:
-    """The dictionary described above, from each persona's runs and those of the unaware model.
+    """Analyse the answers of personas and of the model without a persona.
 
-    `countries` are those to compare with, by default all of the instrument's. Raises UserError for
-    a persona of no such country, and without any answers.
+    Args:
+        survey: a survey that says how countries, or other groups, answered.
+        aware: each persona's runs; a run is `Responses` under one condition.
+        unaware: the runs without a persona.
+        countries: the countries to compare with; default: all of the survey.
+        resamples: number of resamples of the bootstrap over items.
+        level: level of all intervals, in (0, 1).
+        seed: seed of the bootstrap.
+        metrics: names of metrics; the headline metric is always included.
+
+    Returns:
+        The dictionary described in the module's docstring.
+
+    Raises:
+        UserError: a persona's country is not among those compared with, or there are no answers.
     """
-    tables = make_tables(instrument, countries)
-    case = make_case(instrument, tables, aware, unaware)
+    tables = make_tables(survey, countries)
+    case = make_case(survey, tables, aware, unaware)
     chosen = select(metrics)
-    intervals = _bootstrap(case, [m.name for m in chosen], resamples, level, seed)
+    comparison = _compare(case, chosen, resamples, level, seed)
     scores = _scores(case)
     return {
         "format": FORMAT,
-        "instrument": describe.about(instrument),
+        "instrument": sections.about(survey),
         "settings": {"level": level, "resamples": resamples, "seed": seed},
         "countries": list(tables.countries),
         "personas": list(case.personas),
@@ -107,42 +245,46 @@ def analyse(
             "all": _means(scores, tables.countries),
             "personas": _means(scores, case.personas),
         },
-        "intervals": _intervals(case, chosen, intervals),
-        "against_lines": _against_lines(case, intervals),
+        "intervals": _intervals(case, chosen, comparison),
+        "against_lines": _against_lines(case, comparison),
         "seeds": _seeds(case, level),
-        "identification": describe.identification(case),
-        "dispersion": describe.dispersion(case),
-        "long_items": describe.long_items(case),
-        "unreadable": describe.unreadable(aware, unaware),
-        "topics": describe.topics(case),
-        "items": describe.items(case),
-        "alignment": describe.alignments(case),
-        "map": describe.plane(case),
+        "identification": sections.identification(case),
+        "dispersion": sections.dispersion(case),
+        "long_items": sections.long_items(case),
+        "unreadable": sections.unreadable(aware, unaware),
+        "topics": sections.topics(case),
+        "items": sections.items(case),
+        "alignment": sections.alignments(case),
+        "map": sections.plane(case),
     }
 
 
 def _scores(case: Case) -> dict[str, Any]:
-    every = [mean_over_runs(s) for s in run_scores(case)]
-    ordinal = [mean_over_runs(s) for s in run_scores(case, case.tables.ordinal_Q)]
-    out = {}
+    """Return the scores per country over all items and over ordinal ones, means over runs."""
+    aware_C, unaware_C = (mean_over_runs(s) for s in run_scores(case))
+    aware_ordinal_C, unaware_ordinal_C = (
+        mean_over_runs(s) for s in run_scores(case, case.tables.ordinal_Q)
+    )
+    scores = {}
     for c, country in enumerate(case.tables.countries):
-        unaware_items = _entered(case, c, case.unaware_RxQ[0])
+        unaware_items = _items_scored(case, c, case.unaware_RxQ[0])
         has_persona = country in case.personas
-        out[country] = {
-            "aware": points(every[0][c]),
-            "unaware": points(every[1][c]),
-            "aware_ordinal": points(ordinal[0][c]),
-            "unaware_ordinal": points(ordinal[1][c]),
-            "items": _entered(case, c, case.aware_RxCxQ[0, c]) if has_persona else unaware_items,
+        aware_items = _items_scored(case, c, case.aware_RxCxQ[0, c])
+        scores[country] = {
+            "aware": points(aware_C[c]),
+            "unaware": points(unaware_C[c]),
+            "aware_ordinal": points(aware_ordinal_C[c]),
+            "unaware_ordinal": points(unaware_ordinal_C[c]),
+            "items": aware_items if has_persona else unaware_items,
             "unaware_items": unaware_items,
             "lines": {name: points(values[c]) for name, values in case.lines.scores.items()},
             "best_neighbour": case.lines.best_neighbour[c] or None,
         }
-    return out
+    return scores
 
 
-def _entered(case: Case, c: int, answers_Q: np.ndarray) -> int:
-    """How many items have an answer from both sides."""
+def _items_scored(case: Case, c: int, answers_Q: np.ndarray) -> int:
+    """Return how many items both the country and the model answered."""
     return int((case.tables.asked_CxQ[c] & ~np.isnan(answers_Q)).sum())
 
 
@@ -150,82 +292,106 @@ def _means(scores: Mapping[str, Any], countries: Sequence[str]) -> dict[str, Any
     rows = [scores[c] for c in countries]
     return {
         "countries": len(rows),
-        "aware": average([r["aware"] for r in rows]),
-        "unaware": average([r["unaware"] for r in rows]),
-        "lines": {name: average([r["lines"][name] for r in rows]) for name in LINES},
+        "aware": complete_mean([r["aware"] for r in rows]),
+        "unaware": complete_mean([r["unaware"] for r in rows]),
+        "lines": {name: complete_mean([r["lines"][name] for r in rows]) for name in LINES},
     }
 
 
-def _bootstrap(
-    case: Case, metrics: Sequence[str], resamples: int, level: float, seed: int
+def _compare(
+    case: Case, metrics: Sequence[Metric], resamples: int, level: float, seed: int
 ) -> Comparison:
-    """Systems: aware, unaware, then the lines that are one set of answers per country."""
+    """Compare the systems aware, unaware, then the lines that are one set of answers each."""
     shape = case.aware_RxCxQ.shape
-    unaware = np.broadcast_to(case.unaware_RxQ[:, None], shape)
+    unaware_RxCxQ = np.broadcast_to(case.unaware_RxQ[:, None], shape)
     lines = [np.full(shape, np.nan, np.float32) for _ in case.lines.answers]
-    for filled, answers in zip(lines, case.lines.answers.values(), strict=True):
-        filled[0] = answers
-    answers_SxRxCxQ = np.stack([case.aware_RxCxQ, unaware, *lines])
-    stats = item_stats(case.tables, answers_SxRxCxQ, metrics)
-    found = compare(stats, jax.random.key(seed), resamples, level, min(resamples, 500))
-    return jax.tree.map(np.asarray, found)
+    for line_RxCxQ, answers_CxQ in zip(lines, case.lines.answers.values(), strict=True):
+        line_RxCxQ[0] = answers_CxQ  # a line has one run
+    answers_SxRxCxQ = np.stack([case.aware_RxCxQ, unaware_RxCxQ, *lines])
+    stats = item_stats(case.tables, answers_SxRxCxQ, [m.name for m in metrics])
+    comparison = compare(stats, jax.random.key(seed), resamples, level, min(resamples, 500))
+    return jax.tree.map(np.asarray, comparison)
 
 
-def _intervals(case: Case, metrics: Sequence[Metric], found: Comparison) -> dict[str, Any]:
-    """Differences are to system 0, aware: their sign is turned."""
+def _intervals(
+    case: Case, metrics: Sequence[Metric], comparison: Comparison
+) -> dict[str, dict[str, Any]]:
+    """Return the intervals of every metric per country and of the mean over countries."""
 
-    def table(countries: Any, mean: Any, system: int, sign: int, verdicts: bool) -> dict[str, Any]:
-        parts = [[x[system, c] for x in countries] for c in range(len(case.tables.countries))]
-        rows = dict(zip(case.tables.countries, parts, strict=True))
-        rows["mean"] = [x[system] for x in mean]
+    def table(
+        by_country: Interval, mean: Interval, system: int, write: Callable[[Interval], dict]
+    ) -> dict[str, Any]:
+        rows = {
+            country: Interval(*(bound[system, c] for bound in by_country))
+            for c, country in enumerate(case.tables.countries)
+        }
+        rows["mean"] = Interval(*(bound[system] for bound in mean))
         return {
-            name: {m.name: _interval([x[i] for x in row], sign, verdicts)
-                   for i, m in enumerate(metrics)}
-            for name, row in rows.items() if not np.isnan(row[0]).all()
-        }  # fmt: skip
+            name: {
+                m.name: write(Interval(*(bound[i] for bound in row))) for i, m in enumerate(metrics)
+            }
+            for name, row in rows.items()
+            if not np.isnan(row.mean).all()
+        }
 
+    c = comparison
     return {
-        "aware": table(found.countries, found.country_mean, 0, 1, False),
-        "unaware": table(found.countries, found.country_mean, 1, 1, False),
-        "difference": table(found.differences, found.mean_difference, 0, -1, True),
+        "aware": table(c.countries, c.country_mean, 0, _record),
+        "unaware": table(c.countries, c.country_mean, 1, _record),
+        "difference": table(c.differences, c.mean_difference, 0, _aware_minus),
     }
 
 
-def _against_lines(case: Case, found: Comparison) -> dict[str, Any]:
-    def row(select: Any) -> dict[str, Any]:
+def _against_lines(case: Case, comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Return aware − line in the headline metric, per persona and on average."""
+
+    def row(interval_SxM: Interval) -> dict[str, Any]:
+        # Differences start with unaware; the lines follow. The headline metric is the first.
         return {
-            name: _interval([select(x, 1 + n) for x in found_in], -1, True)
+            name: _aware_minus(Interval(*(bound[1 + n, 0] for bound in interval_SxM)))
             for n, name in enumerate(case.lines.answers)
         }
 
-    found_in = found.differences
-    out = {
-        country: row(lambda x, s, c=c: x[s, c, 0])
+    rows = {
+        country: row(Interval(*(bound[:, c] for bound in comparison.differences)))
         for country, c in zip(case.personas, case.rows_P, strict=True)
     }
-    found_in = found.mean_difference
-    return out | ({"mean": row(lambda x, s: x[s, 0])} if case.personas else {})
+    return rows | ({"mean": row(comparison.mean_difference)} if case.personas else {})
 
 
 def _seeds(case: Case, level: float) -> dict[str, Any]:
+    """Return the score of each run, and Student's interval over runs, per country."""
     out: dict[str, Any] = {}
     for name, scores_RxC in zip(("aware", "unaware"), run_scores(case), strict=True):
         out[name] = {}
         for c, country in enumerate(case.tables.countries):
             values = scores_RxC[~np.isnan(scores_RxC[:, c]), c]
             if len(values):
-                bounds = seed_interval(values, level) or (float("nan"),) * 3
+                interval = seed_interval(values, level) or Interval(np.nan, np.nan, np.nan)
                 out[name][country] = {
                     "runs": len(values),
                     "values": [points(v) for v in values],
-                    **dict(zip(("mean", "low", "high"), map(points, bounds), strict=True)),
+                    **{bound: points(value) for bound, value in interval._asdict().items()},
                 }
     return out
 
 
-def _interval(bounds: Sequence[float], sign: int, verdict: bool) -> dict[str, Any]:
-    value, low, high = bounds if sign > 0 else (-bounds[0], -bounds[2], -bounds[1])
-    out: dict[str, Any] = {"value": points(value), "low": points(low), "high": points(high)}
-    if verdict and out["low"] is not None:
-        out["verdict"] = "above" if low > 0 else "below" if high < 0 else NO_DIFFERENCE
-    return out
+def _record(interval: Interval) -> dict[str, Any]:
+    """Return an interval of a score in points."""
+    return {
+        "value": points(interval.mean),
+        "low": points(interval.low),
+        "high": points(interval.high),
+    }
+
+
+def _aware_minus(interval: Interval) -> dict[str, Any]:
+    """Return the interval of aware − other in points with its verdict, from that of other − aware.
+
+    A comparison gives differences from the first system, which is aware; so the sign is turned.
+    """
+    low, high = interval.negated().bounds
+    record = _record(interval.negated())
+    if record["low"] is not None:
+        record["verdict"] = "above" if low > 0 else "below" if high < 0 else NO_DIFFERENCE
+    return record

@@ -1,5 +1,4 @@
-"""Sections of an analysis that describe: identification, dispersion, unreadable replies, topics,
-items, alignments, the map. Their keys are documented in `jaxalign.stats.analysis`."""
+"""The descriptive sections of an analysis, whose keys `jaxalign.stats.analysis` documents."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.stats.alignment import (
+    Identification,
     agreement,
     alignment,
     between_countries,
@@ -26,33 +26,55 @@ from jaxalign.stats.analysis_case import (
     persona_scores,
     points,
     run_scores,
-)  # fmt: skip
+)
 from jaxalign.surveys.survey import Survey
 
 
+def about(survey: Survey) -> dict[str, Any]:
+    """Describe the survey."""
+    ordinal = sum(item.scale == "ordinal" for item in survey.items)
+    return {
+        "name": survey.name,
+        "version": survey.version,
+        "source": survey.source,
+        "wording": survey.wording,
+        "simulated": survey.simulated,
+        "sha256": survey.sha256,
+        "items": len(survey.items),
+        "ordinal_items": ordinal,
+        "nominal_items": len(survey.items) - ordinal,
+    }
+
+
 def identification(case: Case) -> dict[str, Any]:
+    """Count the personas nearest to their own country, and the countries nearest to their own
+    persona."""
     scores_PxC, countries = persona_scores(case), case.tables.countries
     n = len(case.personas)
     rows = identify(scores_PxC, case.rows_P)
     columns = identify(scores_PxC[:, case.rows_P].T, np.arange(n))
 
-    def part(found: Any, names: Sequence[str]) -> dict[str, Any]:
-        near = [names[i] if i >= 0 else None for i in found.nearest]
+    def record(result: Identification, names: Sequence[str]) -> dict[str, Any]:
+        nearest = [names[i] if i >= 0 else None for i in result.nearest]
         return {
-            "hits": found.hits,
-            "of": found.of,
-            "percent": points(found.hits / found.of) if found.of else None,
-            "nearest": dict(zip(case.personas, near, strict=True)),
+            "hits": result.hits,
+            "of": result.of,
+            "percent": points(result.hits / result.of) if result.of else None,
+            "nearest": dict(zip(case.personas, nearest, strict=True)),
         }
 
     return {
-        "rows": part(rows, countries) | {"chance_percent": points(1 / len(countries))},
-        "columns": part(columns, case.personas) | {"chance_percent": points(1 / n if n else None)},
+        "rows": record(rows, countries) | {"chance_percent": points(1 / len(countries))},
+        "columns": record(columns, case.personas)
+        | {"chance_percent": points(1 / n if n else None)},
     }
 
 
 def dispersion(case: Case) -> dict[str, Any]:
-    """Runs are compared with runs of the same number, so that one run is compared with one."""
+    """Compare how alike personas are with how alike people are.
+
+    Personas are compared within a run: means over runs would be more alike than single runs.
+    """
     per_run = [agreement(run[case.rows_P], case.tables) for run in case.aware_RxCxQ]
     per_run = [(value, pairs) for value, pairs in per_run if pairs]
     personas = float(np.mean([v for v, _ in per_run])) if per_run else float("nan")
@@ -68,67 +90,83 @@ def dispersion(case: Case) -> dict[str, Any]:
 
 
 def long_items(case: Case) -> dict[str, Any]:
+    """Describe the weight of items with ten options or more, and the scores with and without."""
     tables, long_Q = case.tables, case.tables.long_Q
-    long, short = (mean_over_runs(run_scores(case, counts)[0]) for counts in (long_Q, ~long_Q))
-    persona_rows = list(zip(case.personas, case.rows_P, strict=True))
-    share = {p: [long_error_share(run[c], tables.gold_CxQ[c], tables) for run in case.aware_RxCxQ]
-             for p, c in persona_rows}  # fmt: skip
+    long_C, short_C = (
+        mean_over_runs(run_scores(case, counts_Q)[0]) for counts_Q in (long_Q, ~long_Q)
+    )
+    persona_rows = _persona_rows(case)
+    shares = {
+        persona: [long_error_share(run[c], tables.gold_CxQ[c], tables) for run in case.aware_RxCxQ]
+        for persona, c in persona_rows
+    }
     return {
         "count": int(long_Q.sum()),
         "share_of_denominator": points(long_item_share(tables)),
-        "share_of_error": {p: points(mean_over_runs(np.array(s))) for p, s in share.items()},
-        "long": {p: points(long[c]) for p, c in persona_rows},
-        "short": {p: points(short[c]) for p, c in persona_rows},
+        "share_of_error": {
+            persona: points(mean_over_runs(np.array(share))) for persona, share in shares.items()
+        },
+        "long": {persona: points(long_C[c]) for persona, c in persona_rows},
+        "short": {persona: points(short_C[c]) for persona, c in persona_rows},
     }
 
 
 def unreadable(aware: Mapping[str, Runs], unaware: Runs) -> dict[str, Any]:
-    def part(runs: Runs) -> dict[str, Any]:
+    """Count the replies that name no option."""
+
+    def record(runs: Runs) -> dict[str, Any]:
+        counts = [responses.counts() for responses in runs]
         return {
             "runs": len(runs),
-            "replies": sum(a.counts()["replies"] for a in runs),
-            "unreadable": sum(a.counts()["unreadable"] for a in runs),
-            "out_of_range": sum(a.counts()["out_of_range"] for a in runs),
-            "items": sorted({i for a in runs for i in a.unreadable_items()}),
+            "replies": sum(c["replies"] for c in counts),
+            "unreadable": sum(c["unreadable"] for c in counts),
+            "out_of_range": sum(c["out_of_range"] for c in counts),
+            "items": sorted({i for responses in runs for i in responses.unreadable_items()}),
         }
 
-    parts = {country: part(runs) for country, runs in aware.items()}
-    own = part(unaware)
-    counted = ("replies", "unreadable", "out_of_range")
-    total = {k: sum(p[k] for p in (*parts.values(), own)) for k in counted}
-    return {"aware": parts, "unaware": own, "total": total}
+    personas = {country: record(runs) for country, runs in aware.items()}
+    without = record(unaware)
+    total = {
+        key: sum(r[key] for r in (*personas.values(), without))
+        for key in ("replies", "unreadable", "out_of_range")
+    }
+    return {"aware": personas, "unaware": without, "total": total}
 
 
 def topics(case: Case) -> list[dict[str, Any]]:
-    topic_Q = np.array([item.topic for item in case.instrument.items])
-    persona_rows = list(zip(case.personas, case.rows_P, strict=True))
-    others = case.lines.answers["mean_of_others"]
+    """Score each topic of the survey by itself."""
+    topic_Q = np.array([item.topic for item in case.survey.items])
+    persona_rows = _persona_rows(case)
+    others_CxQ = case.lines.answers["mean_of_others"]
     out = []
     for name in dict.fromkeys(topic_Q.tolist()):
         counts_Q = topic_Q == name
-        aware, unaware = (mean_over_runs(s) for s in run_scores(case, counts_Q))
-        line = alignment(others, case.tables.gold_CxQ, case.tables, counts_Q)
-        out.append({
+        aware_C, unaware_C = (mean_over_runs(s) for s in run_scores(case, counts_Q))
+        others_C = alignment(others_CxQ, case.tables.gold_CxQ, case.tables, counts_Q)
+        record = {
             "topic": name,
             "items": int(counts_Q.sum()),
             "long_items": int((counts_Q & case.tables.long_Q).sum()),
-            "aware": {p: points(aware[c]) for p, c in persona_rows},
-            "unaware": {p: points(unaware[c]) for p, c in persona_rows},
-            "mean_of_others": {p: points(line[c]) for p, c in persona_rows},
-        })  # fmt: skip
+            "aware": {persona: points(aware_C[c]) for persona, c in persona_rows},
+            "unaware": {persona: points(unaware_C[c]) for persona, c in persona_rows},
+            "mean_of_others": {persona: points(others_C[c]) for persona, c in persona_rows},
+        }
+        out.append(record)
     return out
 
 
 def items(case: Case) -> list[dict[str, Any]]:
+    """Describe the answers to each item, in the survey's codes."""
     gold_CxQ, aware_CxQ = case.tables.gold_CxQ, mean_over_runs(case.aware_RxCxQ)
     unaware_Q = mean_over_runs(case.unaware_RxQ)
+    # The mean of the distances, which is not the distance of the mean answer.
     gap_RxCxQ = np.abs(case.aware_RxCxQ - gold_CxQ)
     error_CxQ = mean_over_runs(gap_RxCxQ) / case.tables.range_Q
-    persona_rows = list(zip(case.personas, case.rows_P, strict=True))
+    persona_rows = _persona_rows(case)
     out = []
-    for q, item in enumerate(case.instrument.items):
+    for q, item in enumerate(case.survey.items):
         ordinal = item.scale == "ordinal"
-        out.append({
+        record = {
             "id": item.id,
             "topic": item.topic,
             "scale": item.scale,
@@ -137,48 +175,42 @@ def items(case: Case) -> list[dict[str, Any]]:
             "aware": {p: code(aware_CxQ[c, q], item.codes) for p, c in persona_rows},
             "unaware": code(unaware_Q[q], item.codes),
             "error": {p: points(error_CxQ[c, q]) if ordinal else None for p, c in persona_rows},
-        })  # fmt: skip
+        }
+        out.append(record)
     return out
 
 
 def alignments(case: Case) -> dict[str, Any]:
+    """Return the alignment of countries and of personas with every country, as matrices."""
     countries = list(case.tables.countries)
 
-    def part(rows: Sequence[str], values: np.ndarray) -> dict[str, Any]:
-        shown = [[points(v) for v in row] for row in values]
-        return {"rows": list(rows), "columns": countries, "values": shown}
+    def matrix(rows: Sequence[str], values: np.ndarray) -> dict[str, Any]:
+        cells = [[points(v) for v in row] for row in values]
+        return {"rows": list(rows), "columns": countries, "values": cells}
 
     return {
-        "countries": part(countries, between_countries(case.tables)),
-        "personas": part(case.personas, persona_scores(case)),
+        "countries": matrix(countries, between_countries(case.tables)),
+        "personas": matrix(case.personas, persona_scores(case)),
     }
 
 
 def plane(case: Case) -> dict[str, Any]:
-    """Countries by their majority answers, personas and the unaware model by their first run."""
+    """Place countries by their majority answers in a plane, personas and the model without a
+    persona by their first run."""
     rows = [(c, "country", c) for c in case.tables.countries]
     rows += [(f"{p} persona", "persona", p) for p in case.personas]
     answers = [*case.tables.gold_CxQ, *case.aware_RxCxQ[0, case.rows_P]]
     if not np.isnan(case.unaware_RxQ[0]).all():
         rows.append(("unaware", "unaware", None))
         answers.append(case.unaware_RxQ[0])
-    found = classical_scaling(np.stack(answers), case.tables)
+    scaled = classical_scaling(np.stack(answers), case.tables)
     placed = [
         {"label": label, "kind": kind, "country": country, "x": round(x, 6), "y": round(y, 6)}
-        for (label, kind, country), (x, y) in zip(rows, found.xy_Px2.tolist(), strict=True)
+        for (label, kind, country), (x, y) in zip(rows, scaled.xy_Px2.tolist(), strict=True)
     ]
-    return {"points": placed, "explained": points(found.explained)}
+    return {"points": placed, "explained": points(scaled.explained)}
 
 
-def about(instrument: Survey) -> dict[str, Any]:
-    ordinal = sum(item.scale == "ordinal" for item in instrument.items)
-    return {
-        "name": instrument.name,
-        "version": instrument.version,
-        "source": instrument.source,
-        "wording": instrument.wording,
-        "sha256": instrument.sha256,
-        "items": len(instrument.items),
-        "ordinal_items": ordinal,
-        "nominal_items": len(instrument.items) - ordinal,
-    }
+def _persona_rows(case: Case) -> list[tuple[str, int]]:
+    """Return each persona with the row of its country."""
+    return list(zip(case.personas, case.rows_P, strict=True))

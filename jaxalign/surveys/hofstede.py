@@ -105,8 +105,8 @@ def edition_scores(edition: str | Path = DEFAULT_EDITION) -> dict[str, Scores]:
         >>> sorted(edition_scores("legacy_estimate_pre2021"))
         ['SAU']
     """
-    if is_own_edition(edition):
-        return {group: dict(scores) for group, (_, scores) in _own_edition(Path(edition)).items()}
+    if is_score_file(edition):
+        return {group: dict(scores) for group, (_, scores) in _read_scores(Path(edition)).items()}
     return {
         row["iso3"]: {d: float(row[d]) for d in DIMENSIONS if row[d]} for row in _edition(edition)
     }
@@ -134,7 +134,7 @@ def country_name(
         >>> country_name("night owls", groups=["night owls"])
         'night owls'
     """
-    if is_own_edition(edition) and country in (own := _own_edition(Path(edition))):
+    if is_score_file(edition) and country in (own := _read_scores(Path(edition))):
         return own[country][0] or _names().get(country, country)
     if country in _names():
         return _names()[country]
@@ -171,6 +171,7 @@ def targets(
                [80., 20.]], dtype=float32)
     """
     used_6 = _used(dimensions)
+    # Refuse what is unknown or missing before any array is made.
     scores = edition_scores(edition)
     for country in countries:
         if country not in scores:
@@ -178,15 +179,17 @@ def targets(
     lacking = {c: [d for d in dimensions if d not in scores[c]] for c in countries}
     if any(lacking.values()):
         raise UserError(_incomplete(lacking, edition, dimensions))
+    # Every dimension has a column, also those that do not count, so that scores line up with them.
     rows = [[scores[c].get(d, np.nan) for d in DIMENSIONS] for c in countries]
     return np.array(rows, np.float32).reshape(len(rows), len(DIMENSIONS)), used_6
 
 
-def is_own_edition(edition: str | Path) -> bool:
-    """Return whether `edition` is a file of the user's own, not the name of a published edition."""
+def is_score_file(edition: str | Path) -> bool:
+    """Return whether `edition` is a file of the user's own, not the name of an edition."""
     if isinstance(edition, Path):
         return True
-    return edition not in EDITIONS and (edition.lower().endswith(".csv") or os.sep in edition)
+    looks_like_path = edition.lower().endswith(".csv") or os.sep in edition
+    return edition not in EDITIONS and (looks_like_path or os.path.isfile(edition))
 
 
 def _used(dimensions: Sequence[str]) -> np.ndarray:
@@ -203,7 +206,7 @@ def _used(dimensions: Sequence[str]) -> np.ndarray:
 
 def _unknown(country: str, edition: str | Path, scores: Mapping[str, object]) -> str:
     """Return why `country` has no scores: another edition has it, or it is misspelt."""
-    if is_own_edition(edition):
+    if is_score_file(edition):
         return f"country {country!r} is not in {edition}; it has {', '.join(scores)}"
     if others := [e for e in EDITIONS if country in edition_scores(e)]:
         return f"country {country!r} is not in edition {edition!r}; it is in {', '.join(others)}"
@@ -213,6 +216,7 @@ def _unknown(country: str, edition: str | Path, scores: Mapping[str, object]) ->
 def _suggestion(wanted: str, known: tuple[str, ...]) -> str:
     """Return the codes nearest to `wanted`, by code or by name; all codes if none is near."""
     spelled = {**{_names()[c].lower(): c for c in known}, **{c.lower(): c for c in known}}
+    # Names and codes are compared with one list, so that "saudi arabia" finds SAU.
     near = difflib.get_close_matches(wanted.lower(), spelled, n=3, cutoff=0.6)
     if near:
         codes = dict.fromkeys(spelled[n] for n in near)
@@ -232,6 +236,7 @@ def _incomplete(
     ways = []
     if kept := [d for d in dimensions if d not in absent]:
         ways.append(f"leave them out with `dimensions` {' '.join(kept)}")
+    # Only editions that have all missing scores of all these countries help.
     if complete := [
         e
         for e in EDITIONS
@@ -267,7 +272,7 @@ def _names() -> dict[str, str]:
     return {row["iso3"]: row["name"] for e in EDITIONS for row in _edition(e)} | _SPELLED_OUT
 
 
-def _own_edition(path: Path) -> dict[str, tuple[str, Scores]]:
+def _read_scores(path: Path) -> dict[str, tuple[str, Scores]]:
     """Return the name ("" if there is none) and the scores of each group in the user's file."""
     groups: dict[str, tuple[str, Scores]] = {}
     row_of: dict[str, int] = {}

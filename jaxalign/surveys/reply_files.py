@@ -3,12 +3,13 @@
 Three layouts are recognised by their content:
 
 - CultureSPA result files: a JSON list of {"Q_id", "question", "option_lst", "answer"};
-- lm-evaluation-harness 0.4 (`--log_samples`): one JSON object a line, with "doc" and "resps", a
-  list of lists of texts, or else "filtered_resps". The item's id is one of ID_FIELDS in "doc". If a
-  task has several filters, only the lines of the first one are read. Repeats count as runs;
-- inspect_ai logs, version 2, written as `.json` (`inspect log convert --to json` makes one from an
-  `.eval` archive): "samples" with "output". The item's id is one of ID_FIELDS in a sample's
-  "metadata", or else the sample's "id". Epochs count as runs.
+- samples that lm-evaluation-harness 0.4 writes with its option log_samples: one JSON object a line,
+  with "doc" and "resps", a list of lists of texts, or else "filtered_resps". The item's id is one
+  of ID_FIELDS in "doc". If a task has several filters, only the lines of the first one are read.
+  Repeats count as runs;
+- inspect_ai logs, version 2, written as `.json` (`inspect log convert` makes one from an `.eval`
+  archive): "samples" with "output". The item's id is one of ID_FIELDS in a sample's "metadata", or
+  else the sample's "id". Epochs count as runs.
 
 An id may be a whole number if no field holds a text; it is then read as text.
 
@@ -125,7 +126,7 @@ def _run_of(
 def _rows(path: Path) -> Iterator[_Row]:
     """Yield the replies of a file that holds a list, an object with samples, or JSON lines."""
     if path.suffix == ".eval":
-        raise bad(path, "an archive; convert it to JSON: inspect log convert --to json")
+        raise bad(path, "an archive; convert it to JSON with `inspect log convert`")
     if path.suffix == ".jsonl":
         return _harness_rows(path)
     value = parse_json(read_text(path), str(path))

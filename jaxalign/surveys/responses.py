@@ -100,6 +100,7 @@ class Responses:
             >>> Responses.from_positions(vsm(), ["persona"], replies).expected()[0, :2]
             array([1.3333334, 1.3333334], dtype=float32)
         """
+        # An item's valid mass is the share of its replies that name an option; NaN without replies.
         shares_AxQxO = _shares(survey, positions)
         replies_AxQ = (positions != NO_REPLY).sum(axis=0)
         readable_AxQ = (positions >= 0).sum(axis=0)
@@ -195,6 +196,7 @@ class Responses:
 
 def _shares(survey: Survey, positions_RxAxQ: np.ndarray) -> np.ndarray:
     """Return float32 [A, Q, O]: the share of replies that name each option, NaN where none does."""
+    # Marks such as UNREADABLE are negative, so they equal no option and are not counted.
     options = np.arange(max(len(item.options) for item in survey.items))
     counts = (positions_RxAxQ[..., None] == options).sum(axis=0)
     readable = counts.sum(axis=-1, keepdims=True)

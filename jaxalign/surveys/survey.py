@@ -183,6 +183,7 @@ class Survey:
 
     def majority(self, group: str) -> dict[str, int]:
         """Return the position of the majority answer to each item that `group` answered."""
+        # argmax takes the first of equal shares; `majorities` overrides it.
         most_chosen = {i: int(np.argmax(s)) for i, s in self.distributions.get(group, {}).items()}
         return most_chosen | self.majorities.get(group, {})
 
@@ -190,8 +191,8 @@ class Survey:
         """Return the shares of one group as an array.
 
         Returns:
-            float32 [Q, O], where O is the largest number of options: 0 past an item's options, and
-            a row of NaN where the group did not answer the item.
+            float32 [Q, O], where O is the largest number of options: 0 past an item's options, NaN
+            before that if the group did not answer the item.
         """
         most = max(len(item.options) for item in self.items)
         out = np.zeros((len(self.items), most), np.float32)

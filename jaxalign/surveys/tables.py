@@ -76,6 +76,7 @@ def option_table(survey: Survey) -> tuple[np.ndarray, np.ndarray]:
                 f"survey {survey.name!r}: item {item.id} has code {str(huge[0])[:20]}...; "
                 f"codes must lie between -{2**24:,} and {2**24:,}, where float32 is exact"
             )
+        # Items are padded to the longest one; `valid` says which entries are real options.
         valid[q, : len(item.codes)] = True
         codes[q, : len(item.codes)] = item.codes
     return valid, codes
@@ -111,12 +112,14 @@ def make_tables(survey: Survey, countries: Sequence[str] | None = None) -> Table
     if unknown := [c for c in chosen if c not in known]:
         raise UserError(f"country {unknown[0]!r} is not in the survey; it has {' '.join(known)}")
     valid_QxO, _ = option_table(survey)
+    # A country's gold answer to an item is its majority answer; NaN where it was not asked.
     majorities = [survey.majority(c) for c in chosen]
     gold = [[m.get(item.id, np.nan) for item in survey.items] for m in majorities]
     return Tables(
         countries=chosen,
         truth_CxQxO=np.stack([survey.truth_QxO(c) for c in chosen]),
         gold_CxQ=np.array(gold, np.float32),
+        # The distance between the ends of an item's scale, in options.
         range_Q=(valid_QxO.sum(axis=-1) - 1).astype(np.float32),
         valid_QxO=valid_QxO,
         ordinal_Q=ordinal_items(survey),

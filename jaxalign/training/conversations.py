@@ -1,106 +1,173 @@
-"""Conversations of one's own, as JSON lines, as examples to train on.
+"""Conversations as examples to train on, and which of them are held out.
 
-Every line is {"messages": [{"role": "user", "content": "..."}, ..., {"role": "assistant",
-"content": "..."}]}, as the trainers of Hugging Face read them; the last message is the answer.
+A conversation is a list of messages, {"role": "user", "content": "..."}, of which the last is the
+assistant's reply. A file holds one per line as {"messages": [...]}, as the trainers of Hugging Face
+read them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.tokenizer import Message, Tokenizer
 from jaxalign.training.packing import Example
-from jaxalign.training.split import held_out_questions
 
 _ROLES = ("system", "user", "assistant", "tool", "ipython")
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """`question` is the message that the last one answers."""
+    """An example, and the message that its answer replies to."""
 
     question: str
     example: Example
 
 
 def read_conversations(
-    path: Path, tokens: Tokenizer, longest: int
+    path: Path, tokenizer: Tokenizer, longest: int
 ) -> tuple[list[Conversation], int]:
-    """The conversations of a file, and how many were of more than `longest` tokens.
+    """Read a file of conversations.
 
-    Raises UserError with the line's number for one that is not a conversation.
+    Args:
+        path: File of JSON lines.
+        tokenizer: Tokenizer of the model to be trained.
+        longest: Number of tokens; longer conversations are left out.
+
+    Returns:
+        The conversations, and the number of those left out.
+
+    Raises:
+        UserError: If a line is not a conversation (the message has its number), or all are too
+            long.
     """
     if not path.is_file():
-        raise UserError(f"--data {path}: no such file")
+        raise UserError(f"`data` {path}: no such file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"--data {path}: not UTF-8 ({error.reason} at byte {error.start})"
+            f"`data` {path}: not UTF-8 ({error.reason} at byte {error.start})"
         ) from None
-    found = []
-    # Not splitlines: JSON may hold other line separators, as they are.
+    conversations = []
+    # Not splitlines: a JSON text may contain other line separators unescaped.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        where = f"--data {path}, line {number}"
-        messages = _messages(line, where)
-        try:
-            found.append(Conversation(messages[-2]["content"], to_example(tokens, messages)))
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-    kept = [c for c in found if len(c.example.tokens) <= longest]
-    left_out = len(found) - len(kept)
+        where = f"`data` {path}, line {number}"
+        conversations.append(to_conversation(tokenizer, _parse(line, where), where))
+    kept = [c for c in conversations if len(c.example.tokens) <= longest]
+    left_out = len(conversations) - len(kept)
     if not kept:
         raise UserError(
-            f"--data {path}: no conversation of at most {longest} tokens, and {left_out} longer"
+            f"`data` {path}: no conversation of at most {longest} tokens, and {left_out} longer"
         )
     return kept, left_out
 
 
-def _messages(line: str, where: str) -> list[Message]:
+def _parse(line: str, where: str) -> Any:
+    """Return the messages of a line of JSON."""
     try:
-        messages = json.loads(line)["messages"]
-        fields = [(m["role"], m["content"]) for m in messages]
+        return json.loads(line)["messages"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f'{where}: not {{"messages": [...]}} ({error!r})') from None
+
+
+def to_conversation(tokenizer: Tokenizer, messages: Any, where: str) -> Conversation:
+    """Check messages from outside and tokenise them.
+
+    Args:
+        tokenizer: Tokenizer of the model to be trained.
+        messages: What should be a list of messages that ends with the assistant's reply.
+        where: What error messages call it, such as a file and a line.
+
+    Raises:
+        UserError: If it is not a conversation.
+    """
+    try:
+        fields = [(m["role"], m["content"]) for m in messages]
+    except (KeyError, TypeError) as error:
         raise UserError(f'{where}: not {{"messages": [...]}} ({error!r})') from None
     if not all(isinstance(value, str) for field in fields for value in field):
         raise UserError(f"{where}: role and content must be text")
     if unknown := [role for role, _ in fields if role not in _ROLES]:
         raise UserError(f"{where}: role {unknown[0]!r}; one of {', '.join(_ROLES)}")
     if len(fields) < 2 or fields[-1][0] != "assistant" or not fields[-1][1].strip():
-        raise UserError(f"{where}: a conversation ends with what the assistant replies")
-    return [{"role": role, "content": content} for role, content in fields]
+        raise UserError(f"{where}: a conversation must end with a reply of the assistant")
+    checked = [{"role": role, "content": content} for role, content in fields]
+    try:
+        return Conversation(checked[-2]["content"], to_example(tokenizer, checked))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
-def to_example(tokens: Tokenizer, messages: Sequence[Message]) -> Example:
-    """The conversation, its last reply being the answer.
+def to_example(tokenizer: Tokenizer, messages: Sequence[Message]) -> Example:
+    """Tokenise a conversation whose last message is the answer.
 
-    Prompt and reply are tokenised apart, as they are when the model replies. Raises UserError for a
-    chat template that writes the beginning of a conversation otherwise once it has been replied to.
+    Prompt and answer are tokenised separately, as they are when the model replies.
+
+    Raises:
+        UserError: If the chat template writes a prompt differently once it has been replied to, so
+            that the answer cannot be told from the prompt.
     """
-    asked = tokens.render(messages[:-1])
-    whole = tokens.render(messages, add_generation_prompt=False)
-    if not whole.startswith(asked):
+    prompt_text = tokenizer.render(messages[:-1])
+    whole_text = tokenizer.render(messages, add_generation_prompt=False)
+    if not whole_text.startswith(prompt_text):
         raise UserError(
-            f"{tokens.folder}: the chat template writes a prompt otherwise once it has a reply, so "
-            "where the reply begins cannot be told"
+            f"{tokenizer.folder}: the chat template writes a prompt differently once it has a "
+            "reply, so the beginning of the reply cannot be found"
         )
-    prompt = tokens.encode(asked)
-    return Example((*prompt, *tokens.encode(whole[len(asked) :])), len(prompt))
+    prompt = tokenizer.encode(prompt_text)
+    return Example((*prompt, *tokenizer.encode(whole_text[len(prompt_text) :])), len(prompt))
 
 
 def hold_out(
     conversations: Sequence[Conversation], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """(examples to train on, examples held out), in the order given: `share` of the questions with
-    all that was answered to them; none for 0. UserError where a side would be empty."""
-    apart = held_out_questions((c.question for c in conversations), share, seed) if share else ()
+    """Split conversations by their questions, so that no question is on both sides.
+
+    Args:
+        conversations: What to split.
+        share: Share of the distinct questions to hold out; 0 holds out none.
+        seed: Seed of the choice.
+
+    Returns:
+        Examples to train on and examples held out, each in the order given.
+
+    Raises:
+        UserError: If one side would be empty.
+    """
+    held_out: Iterable[str] = ()
+    if share:
+        held_out = held_out_questions((c.question for c in conversations), share, seed)
     sides: tuple[list[Example], list[Example]] = ([], [])
     for conversation in conversations:
-        sides[conversation.question in apart].append(conversation.example)
+        sides[conversation.question in held_out].append(conversation.example)
     return sides
+
+
+def held_out_questions(questions: Iterable[str], share: float, seed: int) -> frozenset[str]:
+    """Choose a fraction `share` of the distinct questions at random.
+
+    The choice depends only on the seed and the texts of the questions, not on their order.
+
+    Raises:
+        UserError: If the share rounds to none or to all of the questions.
+    """
+    distinct = set(questions)
+    count = round(share * len(distinct))
+    if not 0 < count < len(distinct):
+        raise UserError(
+            f"share {share} of {len(distinct)} different questions holds out {count}; both sides "
+            "need one"
+        )
+
+    def random_order(text: str) -> bytes:
+        return hashlib.sha256(f"hold out {seed}\n{text}".encode()).digest()
+
+    return frozenset(sorted(distinct, key=random_order)[:count])

@@ -1,9 +1,9 @@
-"""Which examples an optimiser step sees: a pure function of the key and the step's number.
+"""Decide which examples an optimiser step sees: a pure function of the key and the step's number.
 
-Every adapter has its own examples, in its own order, with its own number of steps; a step of all of
-them is one `Batch` [K, G, B, T]: K adapters, G passes whose gradients are summed, B rows of T
-tokens in each. A step is cut by examples, as papers state it, and packed into as many rows as it
-needs. Nothing is remembered between steps, so to resume is to go on counting.
+Every adapter has its own examples, in its own order, with its own number of steps. One step of all
+of them is a `Batch` [K, G, B, T]: K adapters, G passes whose gradients are summed, B rows of T
+tokens in each. A step is a number of examples, as papers state it, packed into as many rows as it
+needs. No state is kept between steps, so a resumed run only has to continue counting.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ import numpy as np
 from jaxalign.core.errors import UserError
 from jaxalign.training.packing import Batch, Example, answer_count, check_lengths, fill, pack
 
-_START, _ORDER = 1, 2  # what a key is used for; folded in, so that the uses are independent
-_MULTIPLE = 64  # of tokens, that a row's length is rounded up to
-_SHORT = 2048  # a row of so many tokens spends as much on attention as on the rest, or less
-_SAMPLE = 40  # steps that row lengths are compared on
+_START, _ORDER = 1, 2  # uses of an adapter's key; folded in, so that they are independent
+_MULTIPLE = 64  # row lengths are multiples of this many tokens
+# A row of this many tokens spends about as much on attention as on everything else.
+_ATTENTION_BALANCE = 2048
+_SAMPLED_STEPS = 40  # number of steps that row lengths are compared on
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The sizes of a `Batch`: [adapters, passes, rows, row_length], `answers` a row. `passes` is
-    the most that a step needs; a step that needs fewer does fewer."""
+    """The sizes of a `Batch`: [adapters, passes, rows, row_length], with `answers` per row.
+
+    `passes` is the most that any step needs; a step that needs fewer runs fewer.
+    """
 
     adapters: int
     passes: int
@@ -39,7 +42,7 @@ class Shape:
 
     @property
     def batch(self) -> Batch:
-        """`jax.ShapeDtypeStruct`s of a step's batch."""
+        """The batch of a step, as `jax.ShapeDtypeStruct`s."""
         lead = (self.adapters, self.passes, self.rows)
         token = jax.ShapeDtypeStruct((*lead, self.row_length), np.int32)
         answer = jax.ShapeDtypeStruct((*lead, self.answers), np.int32)
@@ -48,52 +51,50 @@ class Shape:
 
 
 def adapter_key(seed: int, name: str) -> jax.Array:
-    """The key of the adapter `name`, whatever other adapters are trained beside it."""
+    """Return the key of the adapter `name`; it does not depend on other adapters beside it."""
     key = jax.random.key(seed, impl="threefry2x32")
     return jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
 
 
 def start_key(key: jax.Array) -> jax.Array:
-    """What an adapter's initial values are drawn with."""
+    """Return the key that an adapter's initial values are drawn with."""
     return jax.random.fold_in(key, _START)
 
 
 def epoch_order(key: jax.Array, epoch: int, count: int) -> np.ndarray:
-    """The order of `count` examples in an epoch, int [count]."""
+    """Return the order of `count` examples in an epoch, int [count]."""
     key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
     return np.asarray(jax.random.permutation(key, count))
 
 
 class Stream:
-    """The examples of one adapter, `batch` of them a step; an epoch's last step may have fewer."""
+    """The examples of one adapter, `batch` per step; an epoch's last step may have fewer."""
 
     def __init__(self, examples: Sequence[Example], key: jax.Array, batch: int, epochs: int):
+        """Use `key` for the order of the examples in each epoch."""
         self._examples, self._batch = examples, batch
-        self._per_epoch = math.ceil(len(examples) / batch)
-        self.steps = epochs * self._per_epoch
+        self._steps_per_epoch = math.ceil(len(examples) / batch)
+        self.steps = epochs * self._steps_per_epoch
+        # The current and the next epoch's order are kept, at most.
         self._order = functools.lru_cache(2)(lambda n: epoch_order(key, n, len(examples)))
 
     def step(self, step: int) -> list[Example]:
-        """The examples of step `step`, counted from 0; none after the last."""
+        """Return the examples of a step, counted from 0; none after the last step."""
         if step >= self.steps:
             return []
-        epoch, place = divmod(step, self._per_epoch)
-        chosen = self._order(epoch)[place * self._batch : (place + 1) * self._batch]
+        epoch, index = divmod(step, self._steps_per_epoch)
+        chosen = self._order(epoch)[index * self._batch : (index + 1) * self._batch]
         return [self._examples[i] for i in chosen]
 
 
 class TrainData:
-    """Examples of several adapters by name, as steps of one shape.
+    """The examples of several adapters, as steps of one shape.
 
-    Args:
-      examples: at least one for every adapter.
-      keys: of the adapters, in the same order.
-      batch: examples per step and adapter.
-      row_length: tokens; None takes the length that wastes the fewest.
-      tokens_per_pass: how many an adapter's pass may hold on one device of `data_devices`; sets
-        what a pass needs in memory, and not the result.
-
-    Raises UserError for no examples, and for some longer than a row.
+    Attributes:
+        names: Names of the adapters.
+        steps_K: int32, number of steps of each adapter.
+        steps: Number of steps of the longest.
+        shape: Sizes of the batch of a step.
     """
 
     def __init__(
@@ -106,53 +107,76 @@ class TrainData:
         tokens_per_pass: int = 8192,
         data_devices: int = 1,
     ):
-        for name, some in examples.items():
-            if not some:
+        """Choose the shape that every step fits in.
+
+        Args:
+            examples: Examples of each adapter by its name, at least one each.
+            keys: Keys of the adapters, in the same order.
+            batch: Examples per step and adapter.
+            epochs: Number of times that each example is seen.
+            row_length: Tokens of a row; None: the length that wastes the fewest.
+            tokens_per_pass: Tokens of an adapter that a pass may hold on one device; determines how
+                much memory a pass needs, and does not change the result.
+            data_devices: Devices that the rows of a pass are spread over.
+
+        Raises:
+            UserError: If an adapter has no examples, or one of them is longer than a row.
+        """
+        for name, sequence in examples.items():
+            if not sequence:
                 raise UserError(f"no examples to train {name!r} on")
         self.names = tuple(examples)
         self._streams = [
-            Stream(some, key, batch, epochs)
-            for some, key in zip(examples.values(), keys, strict=True)
+            Stream(sequence, key, batch, epochs)
+            for sequence, key in zip(examples.values(), keys, strict=True)
         ]
         self.steps_K = np.array([stream.steps for stream in self._streams], np.int32)
         self.steps = int(self.steps_K.max())
-        everything = [example for some in examples.values() for example in some]
+        all_examples = [example for sequence in examples.values() for example in sequence]
         if row_length is None:
-            row_length = self._best_length(max(len(e.tokens) for e in everything))
-        check_lengths(everything, row_length)
+            row_length = self._best_length(max(len(e.tokens) for e in all_examples))
+        check_lengths(all_examples, row_length)
         self.shape = self._shape(row_length, tokens_per_pass, data_devices)
 
     def examples(self, step: int) -> list[list[Example]]:
-        """Of each adapter, those of step `step`; none where the adapter has finished."""
+        """Return each adapter's examples of a step; none for an adapter that has finished."""
         return [stream.step(step) for stream in self._streams]
 
     def batch(self, step: int) -> tuple[Batch, int]:
-        """numpy arrays [K, G, B, T or A] of step `step`, and how many of the G passes it needs."""
+        """Return a step's numpy arrays [K, G, B, T or A], and how many of the G passes it needs."""
         s = self.shape
         packed = [pack(examples, s.row_length) for examples in self.examples(step)]
         filled = [fill(rows, s.passes * s.rows, s.row_length, s.answers) for rows in packed]
+        # Per adapter, rows [G * B, ...] become passes [G, B, ...].
         shaped = jax.tree.map(
             lambda *xs: np.stack([x.reshape(s.passes, s.rows, -1) for x in xs]), *filled
         )
         return shaped, math.ceil(max(map(len, packed)) / s.rows)
 
     def _best_length(self, longest: int) -> int:
-        """Of a few lengths from the longest example's on, the one whose rows cost the least."""
+        """Return the cheapest of a few row lengths that hold the longest example.
+
+        Candidates are 1, 1.25, 1.5, 2, 3 and 4 times the longest example, rounded up.
+        """
         shortest = math.ceil(longest / _MULTIPLE) * _MULTIPLE
         lengths = [
             math.ceil(shortest * n / (4 * _MULTIPLE)) * _MULTIPLE for n in (4, 5, 6, 8, 12, 16)
         ]
-        steps = range(0, self.steps, math.ceil(self.steps / _SAMPLE))
+        steps = range(0, self.steps, math.ceil(self.steps / _SAMPLED_STEPS))
         chunks = [examples for step in steps for examples in self.examples(step)]
 
         def cost(length: int) -> float:
             rows = sum(len(pack(examples, length)) for examples in chunks)
-            return rows * length * (1 + length / _SHORT)
+            # Attention grows with the square of the length, everything else linearly.
+            return rows * length * (1 + length / _ATTENTION_BALANCE)
 
         return min(lengths, key=cost)
 
     def _shape(self, row_length: int, tokens_per_pass: int, data_devices: int) -> Shape:
-        """Room for the largest step. Rows of a pass are a multiple of the devices they are on."""
+        """Return the shape that the largest step fits in.
+
+        The rows of a pass are a multiple of the devices that they are spread over.
+        """
         most_rows = most_answers = 0
         for step in range(self.steps):
             for examples in self.examples(step):

@@ -1,8 +1,8 @@
-"""Examples of unequal length side by side in rows of equal length, without cross-talk.
+"""Pack examples of unequal length side by side into rows of equal length.
 
-Every example keeps its own segment number and its own RoPE positions from 0 on, so in a row it is
-computed exactly as if it stood alone. Only positions whose next token is scored go through the
-output head: the answers of a survey are a token or two of a hundred.
+Every example has its own segment number and its own RoPE positions from 0 on, so it is computed in
+a row exactly as if it stood alone. Only positions whose next token is scored go through the output
+head: the answers of a survey are one or two tokens of a hundred.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from jaxalign.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Token ids of one conversation. `tokens[prompt_length:]` is the answer, which the loss counts;
-    the prompt has at least one token, and so has the answer."""
+    """Token ids of one conversation, of which `tokens[prompt_length:]` is the answer.
+
+    The loss counts the answer only. Prompt and answer have at least one token each.
+    """
 
     tokens: tuple[int, ...]
     prompt_length: int
@@ -34,6 +36,7 @@ class Example:
 
     @property
     def answer(self) -> tuple[int, ...]:
+        """Token ids of the answer."""
         return self.tokens[self.prompt_length :]
 
 
@@ -44,8 +47,8 @@ Row = Sequence[Example]  # side by side, in this order
 class Batch:
     """Rows of packed examples; leading axes may stand before B.
 
-    A is the most answer tokens of a row; a row with fewer has `weight` 0 in the places left over,
-    and a row without examples is padding altogether.
+    A is the largest number of answer tokens in a row. A row with fewer has `weight` 0 in the
+    remaining places, and a row without examples is all padding.
     """
 
     tokens_BxT: jax.Array  # int32
@@ -61,19 +64,26 @@ jax.tree_util.register_dataclass(Batch, _FIELDS, meta_fields=[])
 
 
 def pack(examples: Sequence[Example], row_length: int) -> list[list[Example]]:
-    """Rows of at most `row_length` tokens that hold every example once.
+    """Distribute examples over rows of at most `row_length` tokens.
 
-    Best fit, longest first (Johnson 1973): each example goes where it leaves the least room, and
-    examples of equal length in the order given. Raises UserError where some are too long.
+    Best fit, longest first (Johnson 1973): each example goes into the row where it leaves the least
+    room. Examples of equal length keep the order given.
+
+    Returns:
+        Rows that together hold every example once.
+
+    Raises:
+        UserError: If an example is longer than a row.
     """
     check_lengths(examples, row_length)
     rows: list[list[Example]] = []
     room: list[tuple[int, int]] = []  # (tokens left, row), sorted
     for example in sorted(examples, key=lambda e: -len(e.tokens)):
         length = len(example.tokens)
-        found = bisect.bisect_left(room, (length, -1))
-        if found < len(room):
-            left, row = room.pop(found)
+        # The fullest row that still has room, or a new one.
+        tightest = bisect.bisect_left(room, (length, -1))
+        if tightest < len(room):
+            left, row = room.pop(tightest)
         else:
             left, row = row_length, len(rows)
             rows.append([])
@@ -83,7 +93,7 @@ def pack(examples: Sequence[Example], row_length: int) -> list[list[Example]]:
 
 
 def check_lengths(examples: Sequence[Example], row_length: int) -> None:
-    """UserError that counts the examples longer than a row."""
+    """Raise UserError, with their number, if examples are longer than a row."""
     lengths = [len(example.tokens) for example in examples]
     if too_long := sum(length > row_length for length in lengths):
         raise UserError(
@@ -93,17 +103,21 @@ def check_lengths(examples: Sequence[Example], row_length: int) -> None:
 
 
 def answer_count(row: Row) -> int:
-    """Answer tokens of a row, which is what `Batch.at_BxA` must have room for."""
+    """Return the number of answer tokens of a row, which `Batch.at_BxA` must have room for."""
     return sum(len(example.answer) for example in row)
 
 
 def fill(rows: Sequence[Row], row_count: int, row_length: int, answers: int) -> Batch:
-    """numpy arrays [row_count, row_length or answers] of these rows; rows left over are padding.
+    """Write packed rows into numpy arrays [row_count, row_length or answers].
 
-    Raises ValueError where rows, tokens or answers do not fit.
+    Rows that are left over are padding.
+
+    Raises:
+        ValueError: If rows, tokens or answers do not fit.
     """
     if len(rows) > row_count:
         raise ValueError(f"{len(rows)} rows in a batch of {row_count}")
+    # Zeros are padding: segment 0 is seen by nobody, and weight 0 is not scored.
     tokens, positions, segments = np.zeros((3, row_count, row_length), np.int32)
     at, targets = np.zeros((2, row_count, answers), np.int32)
     weight = np.zeros((row_count, answers), np.float32)
@@ -114,6 +128,7 @@ def fill(rows: Sequence[Row], row_count: int, row_length: int, answers: int) -> 
             tokens[b, start:end] = example.tokens
             positions[b, start:end] = np.arange(end - start)
             segments[b, start:end] = segment
+            # The token before an answer token predicts it.
             at[b, scored : scored + count] = np.arange(end - count, end) - 1
             targets[b, scored : scored + count] = example.answer
             weight[b, scored : scored + count] = 1

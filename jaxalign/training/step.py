@@ -1,13 +1,13 @@
-"""One optimiser step of supervised fine-tuning, for one adapter or for several side by side.
+"""One optimiser step of supervised fine-tuning, for one adapter or several side by side.
 
 The loss is the mean cross-entropy over the answer tokens of the whole step, however many passes it
-is summed over. AdamW (Loshchilov and Hutter 2019) after clipping by the gradient's norm, with a
-linear warm-up and a cosine to zero; every default is the one of transformers' `Trainer`, and a test
-holds a step equal to PyTorch's with PEFT.
+is summed over. The optimiser is AdamW (Loshchilov and Hutter 2019) after clipping by the gradient's
+norm, with a linear warm-up and a cosine decay to zero. Every default is that of transformers'
+`Trainer`, and a test holds a step equal to that of PyTorch with PEFT.
 
-Several adapters are one program mapped over them: the frozen weights are there once, each matrix
-product with them sees the tokens of all adapters, and an adapter whose examples are used up stays
-as it is, to the bit.
+Several adapters are one program mapped over them: the frozen weights are held once, each matrix
+product with them covers the tokens of all adapters, and an adapter whose examples are used up keeps
+its bits.
 """
 
 from __future__ import annotations
@@ -35,66 +35,75 @@ Trained = dict[str, Any]  # an adapter, or all parameters; float32
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How to fine-tune. The optimiser's settings are those of CultureSPA where it states them."""
+    """How to fine-tune. The optimiser's settings are those of CultureSPA where the paper states
+    them."""
 
     method: Literal["lora", "full"] = "lora"
-    """Train low-rank adapters of frozen weights, or all weights."""
+    """What to train: low-rank adapters of frozen weights, or all weights."""
     batch: int = 128
     """Examples per optimiser step."""
     epochs: int = 1
+    """Number of times that each example is seen."""
     learning_rate: float = 1e-4
-    """The highest, at the end of the warm-up."""
+    """Highest learning rate, which is reached at the end of the warm-up."""
     warm_up: float = 0.1
-    """Share of the steps over which the learning rate rises; it falls as a cosine after."""
+    """Share of the steps over which the learning rate rises; afterwards it falls as a cosine."""
     clip: float = 1.0
-    """Gradients of a larger norm are scaled to it."""
+    """Largest norm of the gradient; larger gradients are scaled down to it."""
     weight_decay: float = 0.0
+    """Weight decay of AdamW; scales of norms are exempt."""
     beta1: float = 0.9
+    """Decay rate of Adam's first moment."""
     beta2: float = 0.999
+    """Decay rate of Adam's second moment."""
     epsilon: float = 1e-8
+    """Constant in the denominator of Adam's update."""
     row_length: int | None = None
-    """Tokens of a row that examples are packed into; by default what wastes the fewest."""
+    """Tokens of a row that examples are packed into; default: the length that wastes the fewest."""
     tokens_per_pass: int = 8192
-    """Tokens of an adapter that one device takes at a time; changes memory, not the result."""
+    """Tokens of an adapter that one device computes at a time; affects memory, not the result."""
     remat: bool = True
-    """Compute each layer again in the backward pass instead of keeping its activations."""
+    """Recompute each layer in the backward pass instead of keeping its activations."""
     unroll: bool = False
     """Unroll the layers: faster on a CPU for small models, slower to compile."""
     seed: int = 0
-    """Of the adapter's start and the order of examples."""
+    """Seed of an adapter's initial values and of the order of examples."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "tokens_per_pass", "row_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{name}={value}; at least 1")
+                raise UserError(f"`{name}` {value}: must be at least 1")
         for name in ("learning_rate", "clip", "epsilon"):
             if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name}={getattr(self, name)}; a number above 0")
+                raise UserError(f"`{name}` {getattr(self, name)}: must be above 0 and finite")
         if not 0 <= self.warm_up <= 1:
-            raise UserError(f"warm_up={self.warm_up}; a share between 0 and 1")
+            raise UserError(f"`warm_up` {self.warm_up}: must be a share between 0 and 1")
         if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"weight_decay={self.weight_decay}; 0 or more")
+            raise UserError(f"`weight_decay` {self.weight_decay}: must be 0 or more and finite")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}; from 0 to below 1")
+                raise UserError(f"`{name}` {getattr(self, name)}: must be at least 0 and below 1")
         if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed={self.seed}; from 0 to 2^32 - 1")
+            raise UserError(f"`seed` {self.seed}: must be at least 0 and below 2^32")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a run must remember; every leaf has a leading axis K of adapters."""
+    """All that a run must keep; every leaf has a leading axis K of adapters."""
 
     trained: Trained  # float32
-    optimizer: Any  # of optax
+    optimizer: Any  # state of optax
     step_K: jax.Array  # int32: steps taken
-    key_Kx2: jax.Array  # uint32: the adapter's key, by which its examples are ordered
+    key_Kx2: jax.Array  # uint32: key data of the adapters, which order their examples
 
 
 def make_rule(config: LlamaConfig, train: TrainConfig) -> optax.GradientTransformation:
-    """AdamW for a learning rate of 1. Weight decay leaves the scales of norms alone."""
+    """Return AdamW for a learning rate of 1, whose updates are then scaled by the schedule.
+
+    Weight decay leaves the scales of norms alone.
+    """
 
     def decays(trained: Trained) -> Any:
         if train.method == "lora":
@@ -109,9 +118,19 @@ def make_rule(config: LlamaConfig, train: TrainConfig) -> optax.GradientTransfor
 def schedule(
     train: TrainConfig, steps_K: Sequence[int], rates_K: Sequence[float] | None = None
 ) -> np.ndarray:
-    """float32 [K, 3]: the highest learning rate (`train`'s where none are given), steps of warm-up
-    and steps in all, counted as transformers' `Trainer` does. But a single step is no warm-up: its
-    rate would be 0, and nothing trained."""
+    """Return the learning-rate schedule of each adapter.
+
+    Counted as transformers' `Trainer` does, with one exception: a run of a single step has no
+    warm-up, because the step would have rate 0 and train nothing.
+
+    Args:
+        train: Learning rate and share of warm-up.
+        steps_K: Steps of each adapter.
+        rates_K: Highest learning rate of each adapter; default: that of `train`.
+
+    Returns:
+        float32 [K, 3]: highest learning rate, steps of warm-up, steps in total.
+    """
     rise = lambda n: math.ceil(n * train.warm_up) if n > 1 else 0  # noqa: E731
     rates_K = [train.learning_rate] * len(steps_K) if rates_K is None else rates_K
     rows = [(rate, rise(n), n) for rate, n in zip(rates_K, map(int, steps_K), strict=True)]
@@ -119,9 +138,12 @@ def schedule(
 
 
 def learning_rate(step: jax.Array, schedule_3: jax.Array) -> jax.Array:
-    """Of step `step`, counted from 0, float32: as `get_cosine_schedule_with_warmup` of
-    transformers, whose first step has rate 0 where there is a warm-up."""
-    highest, rise, steps = schedule_3
+    """Return the float32 learning rate of a step, counted from 0.
+
+    As `get_cosine_schedule_with_warmup` of transformers, whose first step has rate 0 if there is a
+    warm-up.
+    """
+    highest, rise, steps = schedule_3  # the cosine begins where the warm-up ends
     step = step.astype(jnp.float32)
     done = (step - rise) / jnp.maximum(1, steps - rise)
     fall = jnp.maximum(0, 0.5 * (1 + jnp.cos(jnp.pi * done)))
@@ -135,9 +157,14 @@ def init_state(
     key_Kx2: jax.Array,
     params: Params | None = None,
 ) -> TrainState:
-    """The state before the first step; `key_Kx2` is `jax.random.key_data` of the adapters' keys.
+    """Return the state before the first step.
 
-    Trains all of `params` with method "full", and new adapters otherwise.
+    Args:
+        config: The model.
+        train: Method "full" trains all of `params`, in float32; "lora" trains new adapters.
+        lora: Settings of the adapters.
+        key_Kx2: `jax.random.key_data` of the adapters' keys, uint32.
+        params: The weights, for method "full".
     """
 
     def init(key_2: jax.Array) -> TrainState:
@@ -153,17 +180,19 @@ def init_state(
 
 
 def loss_sum(model: Llama, params: Params, batch: Batch) -> jax.Array:
-    """Sum over a batch [B, T] of the answer tokens' weighted cross-entropies, in nats.
+    """Return the sum of the answer tokens' weighted cross-entropies over a batch [B, T], in nats.
 
-    Rows are mapped over, so that each keeps its own positions in the last layer.
+    The function maps over rows, so that each row selects its own positions in the last layer.
     """
     bound = {"params": params}
 
     def of_row(row: Batch) -> jax.Array:
         tokens_T, at_A = row.tokens_BxT, row.at_BxA
+        # Positions and segments are those of each example, so examples do not see each other.
         x = model.apply(bound, tokens_T[None], method=Llama.embed)
         rope = rope_tables(model.config, row.positions_BxT)
         mask = causal_mask(row.segments_BxT[None])
+        # In the last layer, only the positions before answer tokens are computed.
         attend, attend_last = (
             jax.tree_util.Partial(masked_attention, m) for m in (mask, mask[:, :, at_A])
         )
@@ -184,19 +213,23 @@ def gradient(
     batch: Batch,
     passes: jax.Array,
 ) -> tuple[jax.Array, Trained, jax.Array]:
-    """Of the first `passes` of one adapter's batch [G, B, T]: mean loss, its gradient, and the
-    number of answer tokens."""
+    """Compute loss and gradient of the first `passes` passes of one adapter's batch [G, B, T].
+
+    Returns:
+        The mean loss per answer token, its gradient, and the number of answer tokens.
+    """
     model = Llama(config, unroll=train.unroll, remat=train.remat)
 
-    def loss(trained: Trained, some: Batch) -> jax.Array:
+    def loss(trained: Trained, one_pass: Batch) -> jax.Array:
         full = trained if train.method == "full" else attach(params, trained, lora)
-        return loss_sum(model, full, some)
+        return loss_sum(model, full, one_pass)
 
     def add(i: jax.Array, total: tuple[jax.Array, Trained]) -> tuple[jax.Array, Trained]:
-        some = jax.tree.map(lambda x: x[i], batch)
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(trained, some))
+        one_pass = jax.tree.map(lambda x: x[i], batch)
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(trained, one_pass))
 
     nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
+    # Sums over the passes first, then one division: the mean over the whole step.
     total, grads = jax.lax.fori_loop(0, passes, add, nothing)
     answers = jnp.sum(batch.weight_BxA)
     count = jnp.maximum(1, answers)
@@ -204,9 +237,12 @@ def gradient(
 
 
 def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
-    """loss(trained, params, batch, passes) -> mean cross-entropy of an answer token, nats [K]: what
-    `make_step` minimises, without its gradient. Its arguments are described there."""
-    model = Llama(config, unroll=train.unroll)
+    """Return what `make_step` minimises, without its gradient, as a function.
+
+    `loss(trained, params, batch, passes)` is the mean cross-entropy per answer token, in nats [K].
+    `make_step` describes its arguments.
+    """
+    model = Llama(config, unroll=train.unroll)  # no backward pass, so nothing to recompute
 
     def one(trained: Trained, params: Params, batch: Batch, passes: jax.Array) -> jax.Array:
         full = trained if train.method == "full" else attach(params, trained, lora)
@@ -221,10 +257,11 @@ def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
 
 
 def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
-    """step(state, params, batch, passes, schedule_Kx3) -> (state, metrics of shape [K]).
+    """Return one optimiser step, as a pure function to be jitted with its state donated.
 
-    `passes` int32 is how many of the batch's G passes hold anything. Pure; `jax.jit` it with the
-    state donated. Method "full" reads the weights from the state, and `params` is None.
+    `step(state, params, batch, passes, schedule_Kx3)` returns (state, metrics of shape [K]).
+    `passes` (int32) is the number of the batch's G passes that hold any examples. Method "full"
+    reads the weights from the state, and `params` is None.
     """
     rule = make_rule(config, train)
 
@@ -233,14 +270,16 @@ def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, grads, answers = gradient(config, train, lora, state.trained, params, batch, passes)
         norm = optax.tree.norm(grads)
-        # As torch.nn.utils.clip_grad_norm_ has it, down to the constant.
+        # The formula of torch.nn.utils.clip_grad_norm_, including its constant.
         scale = jnp.minimum(1.0, train.clip / (norm + 1e-6))
         rate = learning_rate(state.step_K, schedule_3)
+        # The rule has a learning rate of 1; its updates are scaled by the rate of this step.
         updates, optimizer = rule.update(
             jax.tree.map(lambda g: g * scale, grads), state.optimizer, state.trained
         )
         trained = jax.tree.map(lambda w, u: w + rate * u, state.trained, updates)
         new = TrainState(trained, optimizer, state.step_K + 1, state.key_Kx2)
+        # An adapter without examples in this step has finished and keeps its state.
         active = answers > 0
         new = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, state)
         metrics = {"loss": loss, "gradient_norm": norm, "learning_rate": rate, "answers": answers}

@@ -1,11 +1,12 @@
-"""Supervised fine-tuning of a LLaMA-3 on answers: joint (one adapter), specific (one per country,
-trained side by side in one program), or of all weights.
+"""Fine-tune a Llama on answers: one adapter, several side by side, or all weights.
 
-What a step computes is in `train_step`, which examples it sees in `train_data`. Here both meet the
-mesh and the disk: examples are spread over the data axis and weights over the model axis, and a run
-that was killed goes on from its last checkpoint to the same bits.
+`jaxalign.training.step` says what a step computes, `jaxalign.training.data` which examples it sees.
+This module brings both onto a mesh and keeps checkpoints: examples are spread over the data axis
+and weights over the model axis, and a run that was killed continues from its last checkpoint to the
+same bits.
 
-Source: CultureSPA (Xu et al. 2025, arXiv 2410.12971), step 4; LoRA (Hu et al. 2021).
+Source: CultureSPA (Xu et al. 2025, arXiv 2410.12971), step 4, where "joint" is one adapter for all
+countries and "specific" one for each country; LoRA (Hu et al. 2021).
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import jax
 import numpy as np
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import AdapterWeights, LoraConfig
 from jaxalign.lm.weights import Params
 from jaxalign.runs.checkpoints import Checkpoints
-from jaxalign.runs.console import Progress
 from jaxalign.runtime.memory import check_fits
 from jaxalign.runtime.sharding import DATA
 from jaxalign.training.data import TrainData, adapter_key
@@ -35,16 +36,18 @@ from jaxalign.training.step import TrainConfig, TrainState, init_state, schedule
 __all__ = ["HeldOutLoss", "LoraConfig", "TrainConfig", "Trainer", "adapters", "fit"]
 
 Metrics = dict[str, np.ndarray]  # "loss", "gradient_norm", "learning_rate", "answers": float32 [K]
-LOOKS = 10  # how often a run looks at held-out examples, after its first look
+Row = dict[str, Any]  # {"step": 1, name of an adapter: {"loss": ...}, ...}
+# The loss on held-out examples is measured before training and this many times on the way.
+HELD_OUT_MEASUREMENTS = 10
+_SHOWN_LOSSES = 6  # adapters whose loss a progress event shows
 
 
 class Trainer:
-    """Adapters by name with their examples, on a mesh: one compiled step and what feeds it.
+    """Adapters by name, their examples, and the compiled step that trains them on a mesh.
 
-    `rates[name]` is an adapter's highest learning rate, `train.learning_rate` where none is given,
-    and `drawn_as[name]` the name that its start and the order of its examples are drawn by, its own
-    where none is given: so several rates are compared side by side in one program. Raises UserError
-    for examples that cannot be trained on and for a program that does not fit.
+    Attributes:
+        data: The examples of each step.
+        needed_bytes: Memory per device that the compiled step needs.
     """
 
     def __init__(
@@ -57,31 +60,63 @@ class Trainer:
         rates: Mapping[str, float] | None = None,
         drawn_as: Mapping[str, str] | None = None,
     ):
+        """Pack the examples and compile the step.
+
+        Args:
+            config: The model.
+            train: How to train.
+            lora: Which layers are adapted; not used by method "full".
+            examples: Examples of each adapter, by the adapter's name.
+            mesh: The devices.
+            rates: Highest learning rate of an adapter; default: that of `train`.
+            drawn_as: Name from which an adapter's initial values and the order of its examples are
+                drawn; default: its own. Adapters that share one differ in nothing but their rates.
+
+        Raises:
+            UserError: If there are no examples for a name, if one is longer than a row, or if the
+                compiled step needs more memory than a device has.
+        """
         if train.method == "full" and len(examples) > 1:
             raise UserError(
-                f"method 'full' trains one model, not {len(examples)} side by side; use 'lora'"
+                f"`method` full trains one model, not {len(examples)} side by side; use lora"
             )
         self.config, self.train, self.lora, self.mesh = config, train, lora, mesh
         keys = [adapter_key(train.seed, (drawn_as or {}).get(name, name)) for name in examples]
         self._key_Kx2 = np.stack([jax.random.key_data(key) for key in keys])
         self.data = TrainData(
-            examples, keys, train.batch, train.epochs, train.row_length, train.tokens_per_pass,
+            examples,
+            keys,
+            train.batch,
+            train.epochs,
+            train.row_length,
+            train.tokens_per_pass,
             mesh.shape[DATA],
-        )  # fmt: skip
+        )
+        # The schedule is an argument of the step, so that rates do not recompile it.
         rates_K = [(rates or {}).get(name, train.learning_rate) for name in examples]
         self._schedule_Kx3 = schedule(train, self.data.steps_K, rates_K)
+        # Compiled ahead of time: whether it fits is known before anything is loaded.
         step, self._arguments = train_program(config, train, lora, mesh, self.data.shape)
         self._step = step.lower(*self._arguments).compile()
-        self.needed_bytes = check_fits(
-            self._step, mesh.local_devices[0], "lower --train.tokens-per-pass"
-        )
+        self.needed_bytes = check_fits(self._step, mesh.local_devices[0], "lower `tokens_per_pass`")
 
     @property
     def abstract_state(self) -> TrainState:
+        """Shapes and shardings of the state, for restoring a checkpoint."""
         return self._arguments[0]
 
+    def describe(self) -> str:
+        """Return one line with the number of steps, their shape and the memory they need."""
+        shape = self.data.shape
+        return (
+            f"{self.data.steps} steps of up to {shape.passes} x {shape.rows} rows of "
+            f"{shape.row_length} tokens; the compiled step needs "
+            f"{self.needed_bytes / 2**20:,.0f} MiB per device"
+        )
+
     def start(self, params: Params) -> TrainState:
-        """The state before the first step."""
+        """Return the state before the first step."""
+        # Initialised where it is kept, never whole on one device.
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         init = jax.jit(
             lambda key, params: init_state(self.config, self.train, self.lora, key, params),
@@ -90,7 +125,7 @@ class Trainer:
         return init(self._key_Kx2, params)
 
     def batches(self, start: int) -> Iterator[tuple[int, Batch, np.ndarray]]:
-        """(step, batch on the mesh, its passes) from step `start` to the last."""
+        """Yield (step, batch on the mesh, number of passes) from step `start` to the last."""
         for step in range(start, self.data.steps):
             batch, passes = self.data.batch(step)
             yield step, place(batch, self._arguments[2]), np.int32(passes)
@@ -98,29 +133,39 @@ class Trainer:
     def advance(
         self, state: TrainState, params: Params, batch: Batch, passes: np.ndarray
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One step. `state` is used up."""
+        """Take one step. The buffers of `state` are reused and must not be read afterwards."""
         params = None if self.train.method == "full" else params
         return self._step(state, params, batch, passes, self._schedule_Kx3)
 
 
 class HeldOutLoss:
-    """Of each adapter of a trainer, the mean loss on examples of its own that it is not trained on:
-    `held_out(state, params)` -> {name: nats an answer token}.
+    """The mean loss of each adapter on examples that it is not trained on.
 
-    Raises UserError for an adapter without such examples, and for some longer than a row.
+    `held_out(state, params)` returns {name: nats per answer token}.
     """
 
     def __init__(self, trainer: Trainer, examples: Mapping[str, Sequence[Example]]):
+        """Pack the held-out examples of each adapter of `trainer` and compile the loss.
+
+        Raises:
+            UserError: If an adapter has no held-out examples, or one is longer than a row.
+        """
         train, mesh = trainer.train, trainer.mesh
         self._names, self._full = trainer.data.names, train.method == "full"
-        mine = {name: examples.get(name, ()) for name in self._names}
-        if lacking := [name for name, some in mine.items() if not some]:
+        held_out = {name: examples.get(name, ()) for name in self._names}
+        if lacking := [name for name, sequence in held_out.items() if not sequence]:
             raise UserError(f"no examples held out for {lacking[0]!r}")
-        keys = [adapter_key(train.seed, name) for name in mine]
+        keys = [adapter_key(train.seed, name) for name in held_out]
+        # All examples are one step, so that a single call measures them.
         data = TrainData(
-            mine, keys, max(map(len, mine.values())), 1, train.row_length, train.tokens_per_pass,
+            held_out,
+            keys,
+            max(map(len, held_out.values())),
+            1,
+            train.row_length,
+            train.tokens_per_pass,
             mesh.shape[DATA],
-        )  # fmt: skip
+        )
         loss, arguments = loss_program(trainer.config, train, trainer.lora, mesh, data.shape)
         batch, passes = data.batch(0)
         self._batch, self._passes = place(batch, arguments[2]), np.int32(passes)
@@ -138,78 +183,98 @@ def fit(
     checkpoints: Checkpoints | None = None,
     save_every: int = 100,
     begin: Callable[[int], None] = lambda step: None,
-    log: Callable[[dict[str, Any]], None] = lambda row: None,
-    quiet: bool = False,
+    log: Callable[[Row], None] = lambda row: None,
     held_out: HeldOutLoss | None = None,
+    on_progress: OnProgress = ignore,
 ) -> TrainState:
-    """Train to the last step, from the latest of `checkpoints` where there is one.
+    """Train to the last step, from the latest checkpoint if there is one.
 
-    `begin` is told the number of steps that were done before, and `log` a row for every step:
-    {"step": 1, name of adapter: {"loss", "gradient_norm", "learning_rate", "answers"}, ...}, where
-    an adapter that has finished is left out. Rows come before the checkpoint of their step. While
-    the devices compute a step, the host reads the last one's numbers and packs the next. With
-    `held_out`, rows of step 0 (before training) and of ten more steps up to the last have a
-    "held_out_loss" for every adapter, too.
+    While the devices compute a step, the host reads the numbers of the one before and packs the
+    next.
 
-    Raises UserError when a loss is not finite.
+    Args:
+        trainer: What to train.
+        params: Weights of the base model.
+        checkpoints: Where checkpoints are kept; None: nowhere.
+        save_every: Steps between checkpoints.
+        begin: Called once, before the first step, with the number of steps already done.
+        log: Called with a row for every step, {"step": 1, name of an adapter: {"loss",
+            "gradient_norm", "learning_rate", "answers"}, ...}. An adapter whose examples are used
+            up is left out. A row comes before the checkpoint of its step.
+        held_out: Measured before training and ten times on the way, the last time at the end. Those
+            rows have a "held_out_loss" for every adapter; the first one has step 0.
+        on_progress: Called with the progress in steps.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        UserError: If a loss is not finite.
     """
-    saved = checkpoints is not None and checkpoints.steps
-    done, state = (
-        checkpoints.restore(trainer.abstract_state) if saved else (0, trainer.start(params))
-    )
+    if checkpoints is not None and checkpoints.steps:
+        done, state = checkpoints.restore(trainer.abstract_state)
+    else:
+        done, state = 0, trainer.start(params)
     begin(done)
-    data, waiting = trainer.data, None
-    looks = looks_at(data.steps) if held_out is not None else set()
+    data = trainer.data
+    measured_at = measurement_steps(data.steps) if held_out is not None else set()
     if held_out is not None and done == 0:
         log(_with_held_out({"step": 0}, held_out(state, params)))
-    bar = Progress(data.steps, start=done, step="step", unit="examples",
-                   units_per_step=trainer.train.batch * len(data.names), quiet=quiet)  # fmt: skip
-    with bar:
-        for step, batch, passes in trainer.batches(done):
-            state, metrics = trainer.advance(state, params, batch, passes)
-            due = (step + 1) % save_every == 0 or step + 1 == data.steps
-            flush = due or step + 1 in looks
-            for at, ready in _ready(waiting, (step, metrics), flush):
-                row = _row(data, at, jax.device_get(ready))
-                if at + 1 in looks:
-                    row = _with_held_out(row, held_out(state, params))
-                log(row)
-                bar.update(at + 1, _shown(row))
-            waiting = None if flush else (step, metrics)
-            if due and checkpoints is not None:
-                checkpoints.save(step + 1, state)
+
+    def progress(done: int, fields: Mapping[str, str]) -> None:
+        examples_per_step = trainer.train.batch * len(data.names)
+        on_progress(Progress("step", done, data.steps, "examples", examples_per_step, fields))
+
+    progress(done, {})
+    waiting: list[tuple[int, dict[str, jax.Array]]] = []  # metrics that are not read yet
+    for step, batch, passes in trainer.batches(done):
+        state, metrics = trainer.advance(state, params, batch, passes)
+        save = (step + 1) % save_every == 0 or step + 1 == data.steps
+        # Usually one step's metrics wait, so that reading them does not stall the devices. All are
+        # read before the state is saved or measured.
+        waiting.append((step, metrics))
+        keep = 0 if save or step + 1 in measured_at else 1
+        while len(waiting) > keep:
+            ready, metrics = waiting.pop(0)
+            row = _row(data, ready, jax.device_get(metrics))
+            if ready + 1 in measured_at:
+                row = _with_held_out(row, held_out(state, params))
+            log(row)
+            progress(ready + 1, _shown_losses(row))
+        if save and checkpoints is not None:
+            checkpoints.save(step + 1, state)
     if checkpoints is not None:
         checkpoints.wait()
     return state
 
 
 def adapters(trainer: Trainer, state: TrainState) -> dict[str, AdapterWeights]:
-    """The trained adapter (or weights) of each name, without the leading axis; laid out as the
-    weights are. Every process must call this."""
+    """Return the trained adapter (or weights) of each name, without the leading axis.
+
+    They lie on the mesh as the weights do. Every process must call this.
+    """
     return {
         name: jax.tree.map(operator.itemgetter(k), state.trained)
         for k, name in enumerate(trainer.data.names)
     }
 
 
-def looks_at(steps: int) -> set[int]:
-    """Steps after which held-out examples are looked at; the last is one of them."""
-    return {math.ceil(steps * n / LOOKS) for n in range(1, LOOKS + 1)}
+def measurement_steps(steps: int) -> set[int]:
+    """Return the steps after which held-out examples are measured; the last is one of them."""
+    return {
+        math.ceil(steps * n / HELD_OUT_MEASUREMENTS) for n in range(1, HELD_OUT_MEASUREMENTS + 1)
+    }
 
 
-def _with_held_out(row: dict[str, Any], losses: Mapping[str, float]) -> dict[str, Any]:
+def _with_held_out(row: Row, losses: Mapping[str, float]) -> Row:
     return row | {name: row.get(name, {}) | {"held_out_loss": v} for name, v in losses.items()}
 
 
-def _ready(waiting: Any, latest: Any, flush: bool) -> list:
-    """Which steps' metrics to read now: the last one's, and the latest too before a checkpoint."""
-    return [*([waiting] if waiting else []), *([latest] if flush else [])]
-
-
-def _row(data: TrainData, step: int, metrics: Metrics) -> dict[str, Any]:
-    row: dict[str, Any] = {"step": step + 1}
+def _row(data: TrainData, step: int, metrics: Metrics) -> Row:
+    """Return the row of one step; UserError if a loss or gradient is not finite."""
+    row: Row = {"step": step + 1}
     for k, name in enumerate(data.names):
-        if step >= data.steps_K[k]:
+        if step >= data.steps_K[k]:  # the adapter has finished
             continue
         row[name] = {metric: values[k] for metric, values in metrics.items()}
         if not np.isfinite([metrics["loss"][k], metrics["gradient_norm"][k]]).all():
@@ -220,7 +285,7 @@ def _row(data: TrainData, step: int, metrics: Metrics) -> dict[str, Any]:
     return row
 
 
-def _shown(row: dict[str, Any]) -> dict[str, str]:
-    """A few adapters' losses for the progress bar."""
+def _shown_losses(row: Row) -> dict[str, str]:
+    """Return the losses of the first adapters, as text."""
     losses = {name: f"{m['loss']:.3f}" for name, m in row.items() if name != "step" and "loss" in m}
-    return dict(itertools.islice(losses.items(), 6))
+    return dict(itertools.islice(losses.items(), _SHOWN_LOSSES))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 
 from jaxalign.answering import kernel_choice as choose
-from jaxalign.answering.kernel_choice import available, choose_kernel, fastest, random_numbers
-from jaxalign.answering.kernels import pallas_gpu, splash_tpu
+from jaxalign.answering.kernel_choice import available, choose_kernel, fastest, random_arrays
+from jaxalign.answering.kernels import KERNELS, pallas_gpu, splash_tpu
 from jaxalign.answering.kernels.spans import all_tokens, answers_only
 from jaxalign.answering.options import attend, attention_tables, option_log_probs, prepare_items
 from jaxalign.answering.plan import plan_layout
@@ -86,7 +88,7 @@ def test_a_kernel_gives_what_xla_gives(kernel):
     layout = some_layout()
     assert layout.tokens_computed > 2 * pallas_gpu.BLOCK
     assert layout.tokens_computed > splash_tpu.BLOCK
-    numbers = random_numbers(CONFIG, layout, chunk=2)
+    numbers = random_arrays(CONFIG, layout, chunk=2)
     for found, expected in zip(
         attended(layout, kernel, numbers), attended(layout, "xla", numbers), strict=True
     ):
@@ -96,7 +98,7 @@ def test_a_kernel_gives_what_xla_gives(kernel):
 @pytest.mark.parametrize("kernel", FUSED)
 def test_in_bfloat16_to_its_rounding(kernel):
     layout = some_layout()
-    numbers = random_numbers(HALF, layout, chunk=2)
+    numbers = random_arrays(HALF, layout, chunk=2)
     for found, expected in zip(
         attended(layout, kernel, numbers, HALF), attended(layout, "xla", numbers, HALF), strict=True
     ):
@@ -129,7 +131,7 @@ def test_answers_are_those_of_the_plain_forward(kernel, before):
 def test_gradients_are_those_of_xla(kernel):
     """The gradient control reads the same objective as the search."""
     layout = some_layout(items=3, stem=4)
-    q, k, v, *before = random_numbers(CONFIG, layout, chunk=1)
+    q, k, v, *before = random_arrays(CONFIG, layout, chunk=1)
 
     def slope(kernel):
         tables, _ = attention_tables(CONFIG, layout, kernel, interpret=True)
@@ -152,11 +154,32 @@ def test_what_there_is_to_choose_from():
     assert kernels(HALF, after, 1, "gpu") == ("xla",)
 
 
+def test_a_new_kernel_is_offered_where_it_can_run(monkeypatch):
+    class Mine:
+        platforms = ("cpu", "gpu")
+
+    monkeypatch.setitem(KERNELS._entries, "mine", Mine)
+    layout = some_layout(items=2)
+    assert available(HALF, layout, 1, "gpu")[0] == ("xla", "cudnn", "mine", "pallas")
+    assert available(HALF, layout, 1, "cpu", "mine")[0] == ("xla", "mine")
+
+
+def test_kernels_are_imported_where_they_are_used():
+    """Scoring a survey on a laptop loads no kernel library, nor does listing the kernels."""
+    code = (
+        "import sys, jaxalign.methods.ask, jaxalign.answering.kernel_choice as choice\n"
+        "assert choice.KERNEL_OPTIONS == ('auto', 'xla', 'cudnn', 'pallas', 'splash')\n"
+        "print([name for name in sys.modules if name.startswith('jax.experimental.pallas')])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
 def test_on_cpu_it_is_xla_and_nothing_else_can_be_asked_for():
     layout = some_layout(items=2)
     assert choose_kernel(HALF, layout, 2, 1).kernel == "xla"
     assert choose_kernel(HALF, layout, 2, 1, "xla").describe() == "attention by xla: as asked"
-    with pytest.raises(UserError, match="--attention splash: cpu has xla alone"):
+    with pytest.raises(UserError, match="`attention` splash: cpu has xla alone"):
         choose_kernel(HALF, layout, 2, 1, "splash")
 
 
@@ -170,7 +193,7 @@ def tried(monkeypatch):
             raise found[kernel]
         return found[kernel]
 
-    monkeypatch.setattr(choose, "_try", attempt)
+    monkeypatch.setattr(choose, "_time", attempt)
     return found
 
 

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxalign.commands import fine_tune
+import jaxalign as ja
 from jaxalign.commands.fine_tune import Config, tune
 from jaxalign.core.errors import UserError
+from jaxalign.lm import model as model_module
 from jaxalign.lm.checkpoint import load_checkpoint
 from jaxalign.lm.config import read_config
+from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.training.conversations import Conversation, hold_out
@@ -57,8 +59,9 @@ def test_questions_held_out_are_not_trained_on(tmp_path, capsys):
     lines = [conversation(f"What is {n}?", str(reply)) for n in range(10) for reply in (n, n + 1)]
     path.write_text("\n".join(lines))
     train = TrainConfig(batch=4, learning_rate=1e-2)
-    config = Config(path, tmp_path / "out", train=train, held_out_share=0.2, data_parallel=1,
-                    quiet=True)  # fmt: skip
+    config = Config(
+        path, tmp_path / "out", train=train, held_out_share=0.2, data_parallel=1, quiet=True
+    )
     tune(config)
     said = capsys.readouterr().out
     assert "20 conversations, 0 left out" in said
@@ -68,6 +71,31 @@ def test_questions_held_out_are_not_trained_on(tmp_path, capsys):
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert all(row["joint"]["held_out_loss"] > 0 for row in rows)
     assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_and_the_function_give_the_same_bits(data, tmp_path):
+    """`ja.fine_tune` with the settings and conversations of a run."""
+    train, lora = TrainConfig(batch=2, learning_rate=1e-2), LoraConfig(rank=4)
+    tune(Config(data, tmp_path / "out", train=train, lora=lora, quiet=True))
+    lm = ja.pocket_model()
+    lines = data.read_text("utf-8-sig").splitlines()
+    talks, rows = [json.loads(line)["messages"] for line in lines], []
+    events = []
+    adapter = ja.fine_tune(
+        lm, talks, train=train, lora=lora, log=rows.append, on_progress=events.append
+    )
+    adapter.save_peft(tmp_path / "adapter")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        of_the_run = tmp_path / "out" / "adapter" / name
+        assert (tmp_path / "adapter" / name).read_bytes() == of_the_run.read_bytes()
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    logged = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [row["joint"]["loss"] for row in logged] == [float(r["joint"]["loss"]) for r in rows]
+    assert [(e.done, e.total) for e in events] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert events[0].task == "step"
+    assert events[0].unit == "examples"
+    assert events[0].units_per_step == 2
+    assert events[-1].fields == {"joint": f"{rows[-1]['joint']['loss']:.3f}"}
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5])
@@ -86,7 +114,7 @@ def test_a_side_without_a_question_is_refused(data):
     said = [Conversation("one", Example((1, 2), 1))] * 4
     with pytest.raises(UserError, match=r"share 0.4 of 1 different questions holds out 0"):
         hold_out(said, 0.4, seed=0)
-    with pytest.raises(UserError, match=r"--held-out-share 1.0: at least 0 and less than 1"):
+    with pytest.raises(UserError, match=r"`held_out_share` 1.0: must be in"):
         Config(data, Path("out"), held_out_share=1.0)
 
 
@@ -104,7 +132,7 @@ def test_a_whole_model_is_spoken_to_as_its_base(data, tmp_path, method, monkeypa
         loaded.append(load_checkpoint(*arguments))
         return loaded[-1]
 
-    monkeypatch.setattr(fine_tune, "load_checkpoint", load)
+    monkeypatch.setattr(model_module, "load_checkpoint", load)
     train = TrainConfig(method=method, learning_rate=1e-2)
     where = {"model": base, "dtype": "float32", "data_parallel": 1}
     tune(Config(data, out, train=train, merge=True, quiet=True, **where))
@@ -138,5 +166,5 @@ def test_a_bad_line_is_named(data, tmp_path, line, words):
 
 @pytest.mark.parametrize("name", ["save_every", "longest"])
 def test_settings_below_one_are_refused(data, name):
-    with pytest.raises(UserError, match=rf"--{name.replace('_', '-')} 0: at least 1"):
+    with pytest.raises(UserError, match=rf"`{name}` 0: must be at least 1"):
         Config(data, Path("out"), **{name: 0})

@@ -1,4 +1,4 @@
-"""`tpu.plan` without a TPU: its arithmetic, its messages; and, with libtpu, a row of its table."""
+"""Plans without a TPU: arithmetic and messages; and, with libtpu, a row of the table."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def traffic(function, *arguments) -> int:
 
 
 def test_traffic_of_layers_is_each_layers_weights_once() -> None:
-    """A loop over a stack reads a layer a round, not the stack a round."""
+    """A loop over a stack of layers reads one layer in each iteration, not the whole stack."""
     stack = jax.ShapeDtypeStruct((16, 256, 256), jnp.float32)
     x = jax.ShapeDtypeStruct((8, 256), jnp.float32)
 
@@ -209,7 +209,7 @@ ENTRY %main (a: f32[64,1024], i: s32[]) -> f32[64,1024] {
 
 
 def test_traffic_of_slices_updates_and_what_stays_on_the_chip() -> None:
-    """A row of 4 kB read into VMEM and from there written in place, and an index each time."""
+    """A row of 4 kB is read into VMEM and written from there in place, with an index each time."""
     assert memory_traffic_bytes(read_hlo(HLO), HLO) == 4096 + 4 + 4096 + 4
 
 
@@ -218,10 +218,17 @@ def test_traffic_of_slices_updates_and_what_stays_on_the_chip() -> None:
 
 def program(name: str, **sizes: int) -> tuple[Estimate, LlamaConfig]:
     settings = PlanSettings(
-        program=(name,), items=3, strategy=Strategy(population=16), chunk=2,
-        prompt=SoftPromptConfig(length=4), sampling=Sampling(max_new_tokens=4), decode_batch=2,
-        decode_prompt=16, train=TrainConfig(batch=4, tokens_per_pass=256), lora=LoraConfig(rank=2),
-    )  # fmt: skip
+        program=(name,),
+        items=3,
+        strategy=Strategy(population=16),
+        chunk=2,
+        prompt=SoftPromptConfig(length=4),
+        sampling=Sampling(max_new_tokens=4),
+        decode_batch=2,
+        decode_prompt=16,
+        train=TrainConfig(batch=4, tokens_per_pass=256),
+        lora=LoraConfig(rank=2),
+    )
     llama = TINY.replace(vocab_size=Tokenizer.load(MODEL_FOLDER).vocab_size)
     mesh = make_mesh(**sizes)
     choice = MeshChoice(mesh.shape["population"], mesh.shape["data"], mesh.shape["model"], "")
@@ -230,7 +237,7 @@ def program(name: str, **sizes: int) -> tuple[Estimate, LlamaConfig]:
 
 @pytest.mark.parametrize("model", [1, 2])
 def test_population_program(devices, model: int) -> None:
-    """Compiled FLOPs are the formula's; between candidates only their fitness is exchanged."""
+    """Compiled FLOPs match the formula; candidates exchange nothing but their fitness."""
     made, llama = program("population", model=model)
     assert made.flops == pytest.approx(made.formula_flops, rel=0.02)
     across = [e for e in made.exchanges if e.group_size != model]
@@ -262,7 +269,7 @@ def fake(population: int, bytes_each: int = 2**20, topology=V5E) -> Estimate:
 
 
 def test_largest_population(caplog) -> None:
-    """The edge is at 7,936 candidates of 1 MiB beside 8 GiB; found in a few compilations."""
+    """The limit is 7,936 candidates of 1 MiB beside 8 GiB; it is found in a few compilations."""
     caplog.set_level("INFO", "jaxalign")
     for start in (64, 4096, 100_000):
         tried: list[int] = []
@@ -317,10 +324,10 @@ def test_smallest_slice(caplog) -> None:
         ({"program": ("train",), "fit": "slice"}, "leave out `program`"),
         ({"model_parallel": 3}, "`model_parallel` 3 does not divide"),
         ({"prompt": SoftPromptConfig(placement="after")}, "cannot be planned yet"),
-        ({"attention": "pallas"}, "--attention pallas: weights split over devices leave"),
+        ({"attention": "pallas"}, "`attention` pallas: weights split over devices leave"),
         (
             {"topology": "v5p:2x2x1", "attention": "pallas"},
-            "--attention pallas: tpu has xla, splash",
+            "`attention` pallas: tpu has xla, splash",
         ),
     ],
 )
@@ -368,13 +375,27 @@ def test_defaults_are_the_command_in_the_documentation() -> None:
 def test_a_kernel_compiles_for_its_device() -> None:
     """Splash attention, in the search's own program, for one TPU chip."""
     command = [
-        sys.executable, "-m", "tpu.plan", "--topology", "v5e:1x1", "--model", str(MODEL_FOLDER),
-        "--population", "8", "--attention", "splash",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "tpu.plan",
+        "--topology",
+        "v5e:1x1",
+        "--model",
+        str(MODEL_FOLDER),
+        "--population",
+        "8",
+        "--attention",
+        "splash",
+    ]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        check=False,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert "by the formula (1.0" in done.stdout
 
@@ -388,9 +409,14 @@ def test_row_of_the_table_is_what_the_command_prints() -> None:
     """Compiles 8B for 64 chips of v5p: the README's own command and line."""
     command = [sys.executable, "-m", "tpu.plan", "--topology", "v5p:4x4x4", "--table"]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=900, check=False,
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=900,
+        check=False,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     row = done.stdout.splitlines()[-1]
     assert row.startswith("| llama3-8b | v5p:4x4x4 |")

@@ -12,7 +12,7 @@ import matplotlib
 import pytest
 
 from jaxalign.commands.reports import soft_prompt_report
-from jaxalign.report.words import NO_DIFFERENCE
+from jaxalign.report.wording import NO_DIFFERENCE
 from tests.support.pages import HOSTILE, check_page, check_report
 from tests.support.report_samples import soft_prompt_sample
 

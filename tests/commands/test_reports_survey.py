@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign.commands.reports import survey_report
 from jaxalign.commands.reports.survey_tables import metrics_table
-from jaxalign.report.words import NO_DIFFERENCE
+from jaxalign.report.wording import NO_DIFFERENCE
 from tests.support.pages import HOSTILE, check_markdown, check_page, check_report
 from tests.support.report_samples import analysis_sample
 

@@ -36,7 +36,21 @@ def clean_registries():
         registry._entries.update(entries)
 
 
-@pytest.mark.parametrize("page", [page for page, found in RUN.items() if found], ids=name)
+def cases() -> list:
+    """Return the pages with examples; those that tune prompts are long, except the README."""
+    pages = [page for page, found in RUN.items() if found]
+    tuning = [any("tune_soft_prompt(" in block.code for block in RUN[page]) for page in pages]
+    return [
+        pytest.param(
+            page,
+            marks=[pytest.mark.long] if tunes and page.name != "README.md" else [],
+            id=name(page),
+        )
+        for page, tunes in zip(pages, tuning, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("page", cases())
 def test_the_examples_of_a_page_run_in_order(page: Path, tmp_path, monkeypatch, clean_registries):
     monkeypatch.chdir(tmp_path)  # what an example writes
     # A real module, since dataclasses look theirs up.

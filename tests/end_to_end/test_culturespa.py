@@ -12,56 +12,35 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from experiments.culturespa.studies import topics
-from experiments.culturespa.studies.matrices import correlations, mantel
-from jaxalign.answering.batch import Answered
-from jaxalign.commands.reports.culturespa import write_culturespa_report
-from jaxalign.commands.reports.culturespa_plots import write_plots
-from jaxalign.commands.reports.culturespa_tables import show_result
-from jaxalign.core.errors import UserError
-from jaxalign.core.files import write_json
 from jaxalign.lm.lora import Adapter
 from jaxalign.lm.model import LM, open_model
 from jaxalign.methods.base import CULTURESPA_METHODS
-from jaxalign.methods.culturespa import CultureSPASettings
-from jaxalign.methods.culturespa.inputs import read_inputs
-from jaxalign.methods.culturespa.measure import Measured
-from jaxalign.methods.culturespa.result import (
-    SELECTION_MODELS,
-    difference,
-    guard_record,
-    make_record,
-    paired,
-)
-from jaxalign.methods.culturespa.select import Pair, Selection, describe_selection
 from jaxalign.pocket.society import held_out_survey
-from jaxalign.stats.bootstrap import count_draws
-from jaxalign.stats.paired_scores import drawn_scores
 from jaxalign.surveys.survey import to_json
-from jaxalign.surveys.tables import make_tables
 
 ROOT = Path(__file__).parents[2]
 METHODS = [method.key for method in CULTURESPA_METHODS]
 COUNTRIES = ["USA", "CHN", "NGA", "SWE"]
-SMALL = [
-    "--countries", *COUNTRIES, "--per-topic", "4", "--seeds", "2", "--resamples", "50",
-    "--writing.max-new-tokens", "96", "--batch-size", "8", "--block-tokens", "1024",
-    "--train.no-unroll", "--train.batch", "2", "--specific-batch", "2", "--save-every", "2",
-    "--quiet",
-]  # fmt: skip
+SMALL = (
+    f"--countries {' '.join(COUNTRIES)} --per-topic 4 --seeds 2 --resamples 50 "
+    "--writing.max-new-tokens 96 --batch-size 8 --block-tokens 1024 --train.no-unroll "
+    "--train.batch 2 --specific-batch 2 --save-every 2 --quiet"
+).split()
 
 
 def start(module: str, *arguments) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    )
 
 
 def run(module: str, *arguments) -> str:
@@ -252,132 +231,3 @@ def test_learning_rates_told_apart_on_questions_held_out(finished, tmp_path):
     assert still < 1e-5 < 1e-3 < moved
     assert record["lowest"] == min(record["rates"], key=lambda r: record["rates"][r]["held_out"])
     assert (folder / "learning_rate.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"countries": ("USA",)}, "`countries` USA"),
-        ({"countries": ("USA", "XXX")}, "XXX"),
-        ({"seeds": 0}, "`seeds` 0"),
-        ({"per_topic": 1}, "`per_topic` 1"),
-        ({"model": Path("/nowhere")}, "/nowhere"),
-        ({"survey": Path("/nowhere.json")}, "/nowhere.json"),
-        ({"guard": Path("/nowhere.csv")}, "/nowhere.csv"),
-    ],
-)
-def test_bad_settings_are_refused_before_any_work(change, said):
-    with pytest.raises(UserError, match=said):
-        read_inputs(CultureSPASettings(**change))
-
-
-def test_a_setting_that_fits_no_model_is_refused():
-    writing = dataclasses.replace(CultureSPASettings().writing, max_new_tokens=4000)
-    with pytest.raises(UserError, match=r"`writing\.max_new_tokens`"):
-        read_inputs(CultureSPASettings(writing=writing))
-
-
-def test_leak_free_examples_come_from_another_survey():
-    inputs = read_inputs(CultureSPASettings(examples="leak_free"))
-    tested = {item.text for item in inputs.survey.items}
-    messages = inputs.prompts.lead_in("p3", "CHN", inputs.survey.items[0])
-    assert not any(text in m["content"] for m in messages for text in tested)
-
-
-def test_mantel_counts_the_orders_that_do_as_well():
-    b = np.array([[0, 1, 2, 3], [1, 0, 4, 5], [2, 4, 0, 6], [3, 5, 6, 0]], float)
-    assert mantel(b, b) == pytest.approx(1 / 24)  # only the identity maps b onto itself
-    assert mantel(-b, b) == pytest.approx(1.0)
-    assert mantel(np.ones((4, 4)), b) is None
-    unknown = np.where(b == 6, np.nan, b)
-    assert mantel(unknown, b) is None
-    found = correlations(np.stack([unknown, unknown]), b)
-    assert found["pearson"]["mean"] is found["mantel_p"] is None
-
-
-def test_a_difference_is_over_the_items_that_both_answered():
-    """Two seeds of a method that leaves out what it would get wrong, and one that leaves nothing
-    out and cannot differ between seeds."""
-    inputs = SimpleNamespace(tables=make_tables(held_out_survey(), COUNTRIES))
-    gold_CxQ = inputs.tables.gold_CxQ
-    whole = np.zeros((1, 3, *gold_CxQ.shape), np.float32)
-    some = np.repeat(np.where(whole == gold_CxQ, whole, np.nan), 2, axis=0)
-    draws = count_draws(gold_CxQ.shape[1], 20, 0)
-    a, b = paired(some, whole, inputs, draws)
-    assert a.shape == b.shape == (21, 2, len(COUNTRIES))
-    assert difference(a, b)["value"] == 0
-    apart = [drawn_scores(x[:, 0], inputs.tables, draws)[0].mean() for x in (some, whole)]
-    assert apart[0] == 100 > apart[1] + 20, "each over its own items"
-
-
-def test_the_share_changed_is_of_the_questions_answered_both_ways():
-    """Three questions of four answered unaware, two of these by the persona, one changed."""
-
-    def answered(*answers):
-        shares = [[[np.nan] * 2 if a is None else np.eye(2)[a] for a in row] for row in answers]
-        return Answered(np.array(shares, np.float32))
-
-    groups = ("USA", "CHN")
-    given = {"unaware": answered((0, 0, 0, None)), "p1": answered((1, 0, None, 0), (None,) * 4)}
-    joint = Selection((Pair("USA", held_out_survey().items[0].id, 2),))
-    found = describe_selection(given, groups, {"joint": joint})
-    assert found["questions"] == 4
-    assert found["changed_share"] == {"USA": 0.5, "CHN": None}
-    assert found["noise"] == 0
-    nobody = given | {"unaware": answered((None,) * 4)}
-    assert describe_selection(nobody, groups, {"joint": joint})["noise"] is None
-
-
-def test_intervals_of_shares_end_where_shares_do():
-    bounds = topics._estimate(np.array([25.0, 50.0]))
-    assert (bounds["low"], bounds["mean"], bounds["high"]) == (0, 37.5, 100)
-
-
-@pytest.mark.parametrize(
-    ("seeds", "words"),
-    [([3.0], "higher, over questions only"), ([3.0, 3.1, 2.9], "higher"),
-     ([-3.0], "lower, over questions only"), ([9.0, 0.1], "not told apart"),
-     ([0.0], "not told apart, over questions only")],
-)  # fmt: skip
-def test_the_verdict_says_where_there_is_no_interval_over_seeds(seeds, words):
-    scores = np.tile(np.array(seeds)[None, :, None], (20, 1, 2))
-    assert difference(scores, np.zeros_like(scores))["verdict"] == words
-
-
-def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
-    """A small model sampled on a hard survey may say nothing that can be read."""
-    settings = CultureSPASettings(countries=("USA", "CHN"), resamples=20, seeds=2)
-    survey = held_out_survey()
-    tables = make_tables(survey, settings.countries)
-    inputs = SimpleNamespace(survey=survey, tables=tables, guard_name="", guard=())
-    random = np.random.default_rng(0)
-    answers = {m: random.integers(0, 2, (2, 1, 2, len(survey.items))).astype(np.float32)
-               for m in (*METHODS, "rds", "cds")}  # fmt: skip
-    answers["unaware"][1, :, 0] = np.nan
-    answers["joint"][:] = np.nan
-    right = {"before": [0.9], "joint": [0.9, 0.9]}
-    counts = {"asked_for": 1, "requests": 1, "parsed": 1, "left": 1, "removed": {}}
-    measured = Measured(answers, right, counts={}, untrained={})
-    selected = {0: {"pairs": {m: {} for m in SELECTION_MODELS.values()}}}
-    result = make_record(settings, inputs, measured, {0: counts}, selected, {"simulated": True})
-    write_json(tmp_path / "result.json", result)  # refuses NaN
-    unaware = result["methods"]["unaware"]
-    assert unaware["countries"]["USA"] is unaware["mean"] is unaware["interval"] is None
-    assert unaware["countries"]["CHN"] > 0
-    assert unaware["by_seed"][0] > 0
-    assert unaware["by_seed"][1] is None
-    assert result["differences"]["joint_minus_p1"]["verdict"] == "no answers"
-    assert result["personas"]["joint"]["agreement"] is None
-    show_result(result)
-    write_plots(tmp_path, result)
-    write_culturespa_report(result, tmp_path)
-    assert "joint − p1: no answers." in (tmp_path / "report.md").read_text("utf-8")
-
-
-def test_the_guard_speaks_of_the_mean_change():
-    record = guard_record({"before": [0.9], "joint": [0.9, 0.92], "cct": [0.8, 0.9]}, "test", 100)
-    assert record["change"]["joint"]["mean"] == pytest.approx(1.0)
-    assert record["change"]["joint"]["within"] or record["change"]["joint"]["mean"] > 1
-    assert not record["change"]["cct"]["within"]
-    low, high = record["change"]["cct"]["seed_interval"]
-    assert low < -5 < high

@@ -14,7 +14,7 @@ import pytest
 from jaxalign.report.document import Document, Estimate, Listing, Note, Table, Text, section
 from jaxalign.report.figures import place_labels
 from jaxalign.report.render import to_html, to_markdown
-from jaxalign.report.words import NO_DIFFERENCE, number, tally, verdict
+from jaxalign.report.wording import NO_DIFFERENCE, number, tally, verdict
 from tests.support.pages import HOSTILE, Page
 
 
@@ -60,10 +60,19 @@ def test_number(value: float | None, digits: int, signed: bool, text: str) -> No
 def test_texts_are_escaped_in_both_forms(tmp_path: Path) -> None:
     table = Table(HOSTILE, ("A", HOSTILE), ((HOSTILE, "x"), ("y", None)))
     document = Document(
-        HOSTILE, HOSTILE, (Note(HOSTILE, "label"),),
-        (section(HOSTILE, Text(HOSTILE), Listing((HOSTILE,), HOSTILE), table,
-                 Table(HOSTILE, ("A",), ((HOSTILE,),), folded=True)),),
-    )  # fmt: skip
+        HOSTILE,
+        HOSTILE,
+        (Note(HOSTILE, "label"),),
+        (
+            section(
+                HOSTILE,
+                Text(HOSTILE),
+                Listing((HOSTILE,), HOSTILE),
+                table,
+                Table(HOSTILE, ("A",), ((HOSTILE,),), folded=True),
+            ),
+        ),
+    )
     page, markdown = to_html(document), to_markdown(document, tmp_path)
     assert "<script" not in page
     assert Page(page).open == []

@@ -56,7 +56,8 @@ def test_convergence(tmp_path: Path, count: int) -> None:
     width, height = png_size(tmp_path / "c.png")
     assert 840 <= width <= 1950
     assert height <= 1000
-    assert [key.words for key in keys][:2] == [figures.BEST.words, figures.MEDIAN.words]
+    assert width == round(150 * {1: 5.6, 4: 2 * 3.7, 6: 3 * 3.7}[count])  # rows are filled evenly
+    assert [key.label for key in keys][:2] == [figures.BEST.label, figures.MEDIAN.label]
     assert len(keys) == 5
     largest = max(v for v in (*best, *median, 81.0) if np.isfinite(v))
     for panel in panels:  # one scale for all, so that groups compare
@@ -88,9 +89,13 @@ def test_generations_are_counted_from_one_and_each_is_seen(count: int) -> None:
 
 @pytest.mark.parametrize(
     "dimensions",
-    [("PDI", "IDV", "MAS", "UAI", "LTO", "IVR"), ("PDI", "IDV", "MAS", "UAI"), ("PDI", "IDV"),
-     ("PDI",)],
-)  # fmt: skip
+    [
+        ("PDI", "IDV", "MAS", "UAI", "LTO", "IVR"),
+        ("PDI", "IDV", "MAS", "UAI"),
+        ("PDI", "IDV"),
+        ("PDI",),
+    ],
+)
 def test_score_radars(tmp_path: Path, dimensions: tuple[str, ...]) -> None:
     six = np.linspace(-30, 130, len(dimensions))  # scores may leave 0 to 100
     profile = {"target": six, "naive": six + 3, "icl": six - 3, "unused": six}
@@ -113,7 +118,7 @@ def test_training_losses(tmp_path: Path) -> None:
     losses = {"trained on": {s: 9.0 / s for s in range(1, 31)}, "held out": {0: 2.0, 30: None}}
     panel, keys = figures.training_losses(losses)
     axes = drawn(panel)
-    assert [key.words for key in keys] == ["trained on", "held out"]
+    assert [key.label for key in keys] == ["trained on", "held out"]
     assert [line.get_marker() for line in axes.lines] == ["None", "o"]
     assert axes.get_yscale() == "log"  # 9 would hide 0.3
     np.testing.assert_array_equal(axes.lines[1].get_ydata(), [2.0, np.nan])

@@ -1,4 +1,4 @@
-"""A directory of checkpoints belongs to one run: no other run deletes them or takes them up."""
+"""A directory of checkpoints belongs to one run: no other run deletes or continues them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from jaxalign.runs import Run, recorded_run
 @pytest.fixture
 def kept(tmp_path) -> Path:
     """A directory where run "a" has saved two steps."""
-    place = tmp_path / "kept"
-    claim(place, "a")
-    with Checkpoints(place) as saved:
+    directory = tmp_path / "kept"
+    claim(directory, "a")
+    with Checkpoints(directory) as saved:
         for step in (1, 2):
             saved.save(step, {"x": jnp.float32(step)})
-    return place
+    return directory
 
 
-def test_its_own_run_takes_it_up_again(kept):
+def test_the_run_that_saved_there_may_continue(kept):
     assert check_owner(str(kept), "a")
     claim(kept, "a")
     with Checkpoints(kept) as saved:
@@ -37,14 +37,14 @@ def test_its_own_run_takes_it_up_again(kept):
 
 
 @pytest.mark.parametrize(("run", "said"), [(None, "a new run needs an empty"), ("b", "not this")])
-def test_others_are_refused_and_leave_it_as_it_was(kept, run, said):
+def test_other_runs_are_refused_and_change_nothing(kept, run, said):
     before = sorted(kept.rglob("*"))
     with pytest.raises(UserError, match=said):
         check_owner(str(kept), run)
     assert sorted(kept.rglob("*")) == before
 
 
-def test_two_that_found_it_empty_do_not_both_get_it(tmp_path):
+def test_only_one_of_two_runs_gets_an_empty_directory(tmp_path):
     claim(tmp_path / "new", "a")
     with pytest.raises(UserError, match="another run saves there"):
         claim(tmp_path / "new", "b")
@@ -57,7 +57,7 @@ def test_numbered_folders_of_anything_are_refused(tmp_path):
             check_owner(str(tmp_path), run)
 
 
-def test_places_that_cannot_hold_any(tmp_path, monkeypatch):
+def test_directories_that_cannot_hold_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (tmp_path / "file").write_text("mine")
     for place, said in {
@@ -73,14 +73,14 @@ def test_places_that_cannot_hold_any(tmp_path, monkeypatch):
 
 
 def begin(out: Path, config: Settings) -> None:
-    """As much of a run as there is before its first checkpoint."""
+    """Do what a run does before its first checkpoint."""
     place = checkpoint_directory(config, out)
     with Run.create(out, dataclasses.replace(config, checkpoints=place), {}, config.resume) as run:
         claim(place or out / "checkpoints", recorded_run(out)[0])
         run.log({"generation": 1})
 
 
-def test_another_run_does_not_take_a_search_up(tmp_path):
+def test_another_run_does_not_continue_a_search(tmp_path):
     begin(tmp_path / "a", Settings(checkpoints=str(tmp_path / "kept")))
     other = Settings(checkpoints=str(tmp_path / "kept"), seed=1, resume=True)
     with pytest.raises(UserError, match="a new run needs an empty directory"):
@@ -90,7 +90,7 @@ def test_another_run_does_not_take_a_search_up(tmp_path):
         begin(tmp_path / "b", other)
 
 
-def test_a_resumed_run_finds_its_checkpoints_without_being_told(tmp_path, monkeypatch):
+def test_a_resumed_run_finds_its_checkpoints(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     begin(Path("a"), Settings(checkpoints="kept"))
     (tmp_path / "elsewhere").mkdir()

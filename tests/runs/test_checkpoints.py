@@ -1,5 +1,5 @@
-"""Checkpoints come back with the same bits on any devices, in words when they do not fit, and
-after a kill in the middle of a save."""
+"""Checkpoints come back with the same bits on any devices and after a kill in the middle of a save;
+those that do not fit are refused with the reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 def tree(sharding, scale=1):
-    """Nested containers of several dtypes, with an empty and a missing part."""
+    """Return nested containers of several dtypes, with an empty and a missing part."""
     arrays = Pair(
         scale * jnp.arange(16.0), {"b": jnp.ones((8, 2), jnp.bfloat16), "n": jnp.int32(scale)}
     )
@@ -158,7 +158,7 @@ with Checkpoints(sys.argv[1]) as checkpoints:
 
 
 def test_kill_9_in_the_middle_of_a_save_leaves_the_step_before(tmp_path):
-    """Killed at four moments of a save, each life continuing from what the one before had left."""
+    """Killed at four moments of a save; each process continues from what the last one left."""
     abstract = abstract_tree({"x": jnp.zeros(1_000_000), "n": jnp.int32(0)})
     interrupted = []
     for wait_seconds in (0.0, 0.005, 0.015, 0.03):
@@ -176,7 +176,10 @@ def test_kill_9_in_the_middle_of_a_save_leaves_the_step_before(tmp_path):
 
 
 def _save_until_killed(directory, wait_seconds):
-    """The last steps that a process began and finished, killed soon after it began its second."""
+    """Run a process and kill it soon after its second save began.
+
+    Return the last step that it began to save, and the last that it finished.
+    """
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SAVER, str(directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -190,7 +193,7 @@ def _save_until_killed(directory, wait_seconds):
 
 
 def test_buckets_are_left_as_they_are(monkeypatch):
-    """No bucket here: only that its address is not made a local path, and what it needs is said."""
+    """Without a bucket: its address is not made a local path, and a missing package is named."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"gs://runs/a: .* gcsfs"):
         Checkpoints("gs://runs/a")

@@ -1,4 +1,4 @@
-"""Exit codes, one-line errors, progress with and without a terminal, tables."""
+"""Exit codes, one-line errors, notes, progress with and without a terminal, tables."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_help_says_how_to_call_and_may_be_cut_short() -> None:
 
 @pytest.mark.parametrize("country", ["WAIT", "DEAF"])
 def test_interrupt_is_one_line_and_exit_130(environment: dict[str, str], country: str) -> None:
-    """Also where the first is swallowed, as in a callback of a garbage collection."""
+    """Also if the first interrupt is swallowed, as in a callback of the garbage collector."""
     process = program(environment, "--country", country)
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
@@ -196,7 +196,7 @@ def test_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -318,7 +318,7 @@ def test_table_rounds_and_aligns() -> None:
 
 
 def test_square_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
-    """Topics, countries and paths of users; a stray [/tag] would end in an error otherwise."""
+    """Topics, countries and paths of users may hold them; rich would fail on a stray [/tag]."""
     print_table("runs [/a]", ["topic [b]"], [["[bold]A[/bold]"], ["x [/tmp/m] y"]])
     with Progress(1, every_seconds=0.0) as bar:
         bar.update(1, {"a[/b]": "[red]"})

@@ -1,4 +1,4 @@
-"""Run directories: what they keep, whom they refuse, and that a kill leaves nothing torn."""
+"""Run directories: what they keep, which runs they refuse, and that kills leave nothing torn."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_process_0_writes_and_all_heed_its_verdict(tmp_path: Path) -> None:
             stdout=subprocess.PIPE, text=True, cwd=root,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
     try:
         said = [member.communicate(timeout=60)[0].splitlines()[-2:] for member in members]
     finally:

@@ -1,4 +1,4 @@
-"""Many hosts: the same command as 2 processes x 4 devices, 1 x 8 and 1 x 1; killed and resumed."""
+"""The same command on 2 processes x 4 devices, 1 x 8 and 1 x 1; killed and resumed."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_the_variable():
     }
 
 
-@pytest.mark.parametrize("said", ["10.0.0.1/4/3", "10.0.0.1:1234", "a:1/2/2", "a:1/2/-1", "yes"])
-def test_a_variable_that_says_nothing(said):
+@pytest.mark.parametrize("setting", ["10.0.0.1/4/3", "10.0.0.1:1234", "a:1/2/2", "a:1/2/-1", "yes"])
+def test_a_setting_that_cannot_be_read(setting):
     with pytest.raises(UserError, match="JAXALIGN_HOSTS"):
-        read_hosts(said)
+        read_hosts(setting)
 
 
 def test_place_and_view(devices):
-    """Placed once, an array stays; its view is one device's own buffer."""
+    """An array is placed only once, and its view is the buffer of one device."""
     sharding = replicated(make_mesh(devices))
     placed = place_whole({"x": np.arange(6.0), "y": jax.numpy.ones(3)}, sharding)
     assert placed["x"].sharding == sharding
@@ -60,7 +60,7 @@ def make_split(devices) -> jax.sharding.Sharding:
 
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory) -> Path:
-    """Ten items of the held-out survey, so that what is not tested here takes no time."""
+    """Ten items of the held-out survey, to save time on what is not tested here."""
     whole = held_out_survey()
     path = tmp_path_factory.mktemp("survey") / "survey.json"
     few = whole.subset({item.id for item in whole.items[::8]})
@@ -70,14 +70,31 @@ def survey(tmp_path_factory) -> Path:
 
 def command(out: Path, survey: Path, *more: str) -> list[str]:
     return [
-        "-m", "experiments.soft_prompt", "--out", str(out), "--held-out", str(survey),
-        "--countries", "USA", "CHN", "--population", "4", "--generations", str(GENERATIONS),
-        "--save-every", "2", "--icl-examples", "2", "--gradient-steps", "0", *more,
-    ]  # fmt: skip
+        "-m",
+        "experiments.soft_prompt",
+        "--out",
+        str(out),
+        "--held-out",
+        str(survey),
+        "--countries",
+        "USA",
+        "CHN",
+        "--population",
+        "4",
+        "--generations",
+        str(GENERATIONS),
+        "--save-every",
+        "2",
+        "--icl-examples",
+        "2",
+        "--gradient-steps",
+        "0",
+        *more,
+    ]
 
 
 def results(out: Path) -> dict[str, bytes]:
-    """Everything that must not depend on where it ran, byte for byte."""
+    """Return the bytes of every file that must not depend on where the run took place."""
     prompts = {path.name: path.read_bytes() for path in sorted(out.glob("prompts/*"))}
     assert len(prompts) == 2
     return prompts | {name: (out / name).read_bytes() for name in ("metrics.jsonl", "result.json")}
@@ -92,7 +109,7 @@ def alone(tmp_path_factory, survey) -> dict[str, bytes]:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 4)])
-def test_soft_prompts_wherever_they_are_tuned(alone, survey, tmp_path, processes, devices):
+def test_tuning_does_not_depend_on_the_devices(alone, survey, tmp_path, processes, devices):
     out = tmp_path / "run"
     said = run(command(out, survey), processes, devices)
     assert "generation 12/12" in said
@@ -116,7 +133,7 @@ def test_killed_on_two_processes_resumed_on_one(alone, survey, tmp_path):
 
 @pytest.mark.long
 def test_weights_split_over_two_devices(alone, survey, tmp_path):
-    """Sums in another order, so the same answers to rounding, not to the bit."""
+    """Sums are taken in another order, so answers agree to rounding, not to the bit."""
     out = tmp_path / "run"
     said = run(command(out, survey, "--model-parallel", "2"), processes=1, devices=2)
     assert "model 2: model=2 as asked" in said
@@ -130,7 +147,7 @@ def test_weights_split_over_two_devices(alone, survey, tmp_path):
 
 
 def test_each_host_reads_only_what_it_keeps(tmp_path):
-    """Half of every split weight, the whole of the few that are not."""
+    """A process reads half of every split weight, and the few others as a whole."""
     job = Path(__file__).parents[1] / "support" / "read_job.py"
     run([str(job), str(MODEL_FOLDER), str(tmp_path)], processes=2, devices=1)
     for process in (0, 1):
@@ -155,7 +172,7 @@ def answered_alone(tmp_path_factory) -> bytes:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 4)])
-def test_answers_wherever_they_are_computed(answered_alone, tmp_path, processes, devices):
+def test_answers_do_not_depend_on_the_devices(answered_alone, tmp_path, processes, devices):
     run(answer(tmp_path), processes, devices)
     assert (tmp_path / "answers.npy").read_bytes() == answered_alone
 

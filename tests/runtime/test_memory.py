@@ -1,4 +1,4 @@
-"""Chunks by what keeps a device busy and by what fits; refusals before anything starts."""
+"""Chunks that keep a device busy and fit into memory; refusals before anything starts."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ def test_needed_bytes_are_the_compilers_own():
 
 def program(needed: int) -> SimpleNamespace:
     report = SimpleNamespace(
-        argument_size_in_bytes=needed, output_size_in_bytes=0, alias_size_in_bytes=0,
+        argument_size_in_bytes=needed,
+        output_size_in_bytes=0,
+        alias_size_in_bytes=0,
         temp_size_in_bytes=0,
-    )  # fmt: skip
+    )
     return SimpleNamespace(memory_analysis=lambda: report)
 
 

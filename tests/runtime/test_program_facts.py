@@ -26,7 +26,7 @@ def matmul_scan(x, w):
 
 
 def module(*lines, header=""):
-    """One ENTRY computation in the form of a module's text."""
+    """Return a module's text with one ENTRY computation."""
     body = "\n".join(f"  {line}" for line in lines)
     return f"HloModule jit_f{header}\n\nENTRY %main (a: f32[]) -> f32[] {{\n{body}\n}}\n"
 
@@ -44,8 +44,9 @@ def test_matrix_product(dtype):
 def test_einsum_with_batch_dimensions():
     facts = program(
         lambda q, k: jnp.einsum("brlkgh,brskh->bkgrls", q, k),
-        array(2, 3, 8, 2, 2, 16), array(2, 3, 40, 2, 16),
-    )  # fmt: skip
+        array(2, 3, 8, 2, 2, 16),
+        array(2, 3, 40, 2, 16),
+    )
     assert facts.dot_flops == 2 * (2 * 3 * 8 * 2 * 2) * 40 * 16
 
 
@@ -106,7 +107,7 @@ def test_unknown_loops_are_reported_and_can_be_given():
 
 
 def test_a_known_length_is_not_taken_for_a_given_one():
-    """Both loops have one name, as have the search's and the chunks' on a single chip."""
+    """Both loops share a name, like those over generations and chunks on a single chip."""
 
     def loops(x, n):
         for count in (n, 5):
@@ -132,8 +133,9 @@ def test_a_counter_that_the_body_bends_is_not_trusted():
 def test_of_a_conditional_the_dearest_branch():
     facts = program(
         lambda p, x: jax.lax.cond(p, lambda x: x @ x, lambda x: x @ x @ x, x),
-        array(dtype="bool"), array(16, 16),
-    )  # fmt: skip
+        array(dtype="bool"),
+        array(16, 16),
+    )
     assert facts.dot_flops == 2 * 2 * 16**3
 
 
@@ -147,8 +149,11 @@ def test_collectives_and_their_bytes(devices):
     facts = program(gather, jax.ShapeDtypeStruct((64,), "float32", sharding=split))
     (gathered,) = facts.collectives
     assert (gathered.kind, gathered.bytes, gathered.times, gathered.group_size) == (
-        "all-gather", 4 * 64, 1, 8,
-    )  # fmt: skip
+        "all-gather",
+        4 * 64,
+        1,
+        8,
+    )
     assert facts.collective_bytes == 4 * 64
     total = program(jnp.sum, jax.ShapeDtypeStruct((64,), "float32", sharding=split))
     assert [c.kind for c in total.collectives] == ["all-reduce"]
@@ -157,9 +162,11 @@ def test_collectives_and_their_bytes(devices):
 def test_memory_and_shapes():
     facts = program(lambda x, y: (x @ y, x.T + 1), array(32, 64), array(64, 48))
     assert facts.memory == Memory(
-        arguments=4 * (32 * 64 + 64 * 48), outputs=4 * (32 * 48 + 32 * 64) + 16, aliased=0,
+        arguments=4 * (32 * 64 + 64 * 48),
+        outputs=4 * (32 * 48 + 32 * 64) + 16,
+        aliased=0,
         temporaries=facts.memory.temporaries,
-    )  # fmt: skip
+    )
     assert [i.opcode for i in facts.instructions_shaped((32, 64))] == ["parameter"]
     assert not facts.instructions_shaped((32, 64), frozenset(("copy",)))
     copies = facts.copies_of_shape((32, 64))
@@ -179,33 +186,60 @@ def test_convolution_of_a_picture():
     ("line", "flops"),
     [
         # What libtpu's compiler (v5e) writes for products of known size.
-        ("%c = f32[256,256]{1,0:T(8,128)} convolution(%x, %y), dim_labels=bf_io->bf, "
-         "operand_precision={highest,highest}", 2 * 256 * 128 * 256),
-        ("%c = f32[2,2,3,40,8,2]{3,4,5,2,1,0:T(8,128)} convolution(%k, %q), window={size=2x2x3x2 "
-         "stride=1x1x2x1 pad=0_0x0_0x0_0x1_1 lhs_dilate=2x2x3x1 rhs_reversal=0x0x0x1}, "
-         "dim_labels=02b1f3_02o13i->012bf3", 2 * (2 * 3 * 8 * 2 * 2) * 40 * 128),
+        (
+            "%c = f32[256,256]{1,0:T(8,128)} convolution(%x, %y), dim_labels=bf_io->bf, "
+            "operand_precision={highest,highest}",
+            2 * 256 * 128 * 256,
+        ),
+        (
+            "%c = f32[2,2,3,40,8,2]{3,4,5,2,1,0:T(8,128)} convolution(%k, %q), "
+            "window={size=2x2x3x2 stride=1x1x2x1 pad=0_0x0_0x0_0x1_1 "
+            "lhs_dilate=2x2x3x1 rhs_reversal=0x0x0x1}, "
+            "dim_labels=02b1f3_02o13i->012bf3",
+            2 * (2 * 3 * 8 * 2 * 2) * 40 * 128,
+        ),
         # Grouped: 4 groups of features, each output feature sees 2 of 8; and 4 groups of batch.
-        ("%c = f32[5,6,8]{2,1,0} convolution(%g, %h), window={size=1}, dim_labels=b0f_0io->b0f, "
-         "feature_group_count=4", 2 * 5 * 6 * 2 * 8),
-        ("%c = f32[2,6,8]{2,1,0} convolution(%m, %n), window={size=1}, dim_labels=b0f_0io->b0f, "
-         "batch_group_count=4", 2 * 2 * 6 * 3 * 8),
+        (
+            "%c = f32[5,6,8]{2,1,0} convolution(%g, %h), window={size=1}, dim_labels=b0f_0io->b0f, "
+            "feature_group_count=4",
+            2 * 5 * 6 * 2 * 8,
+        ),
+        (
+            "%c = f32[2,6,8]{2,1,0} convolution(%m, %n), window={size=1}, dim_labels=b0f_0io->b0f, "
+            "batch_group_count=4",
+            2 * 2 * 6 * 3 * 8,
+        ),
         # GPU and CPU libraries.
-        ('%c = (f32[4,32,48]{2,1,0}, s8[4194304]{0}) custom-call(%u, %v), '
-         'custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{'
-         '"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],'
-         '"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":["0"],'
-         '"rhs_batch_dimensions":["0"]}}}', 2 * 4 * 32 * 64 * 48),
-        ('%c = f32[64,48]{1,0} custom-call(%s, %t), custom_call_target="__onednn$matmul", '
-         'backend_config={"onednn_matmul_config":{"transpose_a":true,"transpose_b":false}}',
-         2 * 64 * 32 * 48),
+        (
+            "%c = (f32[4,32,48]{2,1,0}, s8[4194304]{0}) custom-call(%u, %v), "
+            'custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{'
+            '"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],'
+            '"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":["0"],'
+            '"rhs_batch_dimensions":["0"]}}}',
+            2 * 4 * 32 * 64 * 48,
+        ),
+        (
+            '%c = f32[64,48]{1,0} custom-call(%s, %t), custom_call_target="__onednn$matmul", '
+            'backend_config={"onednn_matmul_config":{"transpose_a":true,"transpose_b":false}}',
+            2 * 64 * 32 * 48,
+        ),
     ],
-)  # fmt: skip
+)
 def test_products_of_other_compilers(line, flops):
     shapes = {
-        "x": (256, 128), "y": (128, 256), "q": (2, 3, 8, 2, 2, 128), "k": (2, 3, 40, 2, 128, 1),
-        "g": (5, 6, 8), "h": (1, 2, 8), "m": (8, 6, 3), "n": (1, 3, 8),
-        "u": (4, 32, 64), "v": (4, 64, 48), "s": (32, 64), "t": (32, 48),
-    }  # fmt: skip
+        "x": (256, 128),
+        "y": (128, 256),
+        "q": (2, 3, 8, 2, 2, 128),
+        "k": (2, 3, 40, 2, 128, 1),
+        "g": (5, 6, 8),
+        "h": (1, 2, 8),
+        "m": (8, 6, 3),
+        "n": (1, 3, 8),
+        "u": (4, 32, 64),
+        "v": (4, 64, 48),
+        "s": (32, 64),
+        "t": (32, 48),
+    }
     parameters = [
         f"%{name} = f32[{','.join(map(str, dims))}]{{0}} parameter({i})"
         for i, (name, dims) in enumerate(shapes.items())

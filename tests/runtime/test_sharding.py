@@ -1,4 +1,4 @@
-"""The mesh and the axis table, and a model that is really split over devices."""
+"""The mesh, the table of axes, and a model that is split over simulated devices."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def analysis_inputs(
         for c in countries
     }
     survey = Survey(
-        "a survey", "1", "made up, simulated", "paraphrase", tuple(items), distributions
+        "a survey", "1", "made up", "paraphrase", tuple(items), distributions, simulated=True
     )
     with_persona = countries[: len(countries) - 1 if personas is None else personas]
     aware = {c: [_answers(random, survey), _answers(random, survey)] for c in with_persona}

@@ -64,7 +64,7 @@ def main(out: Path, data: int | None = None, model: int = 1) -> None:
         print("step", row["step"], flush=True)
 
     with Checkpoints(out / "checkpoints", asynchronous=True) as checkpoints:
-        state = fit(trainer, params, checkpoints, SAVE_EVERY, begin, log, quiet=True)
+        state = fit(trainer, params, checkpoints, SAVE_EVERY, begin, log)
     whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(state)
     if writes:
         np.savez(out / "final.npz", *[np.asarray(x) for x in jax.tree.leaves(whole)])

@@ -1,4 +1,4 @@
-"""Instruments: the file format read back, and one clear line for whatever is wrong with a file."""
+"""Surveys: the file format survives a round trip, and a bad file is refused in one clear line."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.core.errors import UserError
-from jaxalign.surveys import survey as ins
 from jaxalign.surveys.formats import read_survey
+from jaxalign.surveys.survey import Item, Survey, from_json, load, to_json
 from jaxalign.surveys.tables import make_tables
 
 GOOD: dict[str, Any] = {
@@ -47,13 +47,15 @@ GOOD: dict[str, Any] = {
 }
 
 options = st.lists(
-    st.tuples(st.integers(-20, 20), st.text(min_size=1)), min_size=2, max_size=6,
+    st.tuples(st.integers(-20, 20), st.text(min_size=1)),
+    min_size=2,
+    max_size=6,
     unique_by=lambda pair: pair[0],
-)  # fmt: skip
+)
 
 
 @st.composite
-def instruments(draw: st.DrawFn) -> ins.Survey:
+def surveys(draw: st.DrawFn) -> Survey:
     ids = draw(st.lists(st.text(min_size=1), min_size=1, max_size=4, unique=True))
     items = []
     for i in ids:
@@ -61,51 +63,51 @@ def instruments(draw: st.DrawFn) -> ins.Survey:
         text = "? " + draw(st.text())
         scale = draw(st.sampled_from(["ordinal", "nominal"]))
         codes = tuple(sorted(codes)) if scale == "ordinal" else codes
-        items.append(ins.Item(i, text, labels, codes, scale, draw(st.text()), draw(st.text())))
+        items.append(Item(i, text, labels, codes, scale, draw(st.text()), draw(st.text())))
     shares = {item.id: (1.0,) + (0.0,) * (len(item.codes) - 1) for item in items}
-    return ins.Survey(
+    return Survey(
         draw(st.text(min_size=1)), "1", draw(st.text()), "paraphrase", tuple(items), {"USA": shares}
-    )  # fmt: skip
+    )
 
 
 @settings(deadline=None, max_examples=80, derandomize=True)
-@given(instrument=instruments())
-def test_round_trip_through_json(instrument: ins.Survey) -> None:
-    again = ins.from_json(json.loads(json.dumps(ins.to_json(instrument))))
-    assert again == instrument
-    assert again.distributions == instrument.distributions
-    assert again.sha256 == instrument.sha256
+@given(survey=surveys())
+def test_round_trip_through_json(survey: Survey) -> None:
+    again = from_json(json.loads(json.dumps(to_json(survey))))
+    assert again == survey
+    assert again.distributions == survey.distributions
+    assert again.sha256 == survey.sha256
 
 
 def test_round_trip_through_a_file(tmp_path: Path) -> None:
     path = tmp_path / "pair.json"
     path.write_text(json.dumps(GOOD), encoding="utf-8")
-    read = ins.load(path)
-    assert read == ins.from_json(GOOD)
+    read = load(path)
+    assert read == from_json(GOOD)
     assert [item.codes for item in read.items] == [(1, 2, 3), (0, 7)]
     assert read.items[1].stem == ""
 
 
-def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
-    """Windows editors write one; what survey_check calls right, `load` reads."""
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
+    """Windows editors write one; `load` reads whatever `check_survey` accepts."""
     path = tmp_path / "pair.json"
     path.write_text(json.dumps(GOOD), encoding="utf-8-sig")
-    assert ins.load(path) == read_survey(path) == ins.from_json(GOOD)
+    assert load(path) == read_survey(path) == from_json(GOOD)
 
 
 def test_the_hash_covers_wording_codes_and_distributions() -> None:
-    base = ins.from_json(GOOD)
-    assert base.sha256 == ins.from_json(copy.deepcopy(GOOD)).sha256
+    base = from_json(GOOD)
+    assert base.sha256 == from_json(copy.deepcopy(GOOD)).sha256
     changed = [copy.deepcopy(GOOD) for _ in range(4)]
     changed[0]["items"][0]["text"] += " "
     changed[1]["items"][1]["options"][0]["code"] = 1
     changed[2]["distributions"]["CHN"]["b"] = [0.8, 0.2]
     changed[3]["items"].reverse()
-    assert len({base.sha256, *(ins.from_json(c).sha256 for c in changed)}) == 5
+    assert len({base.sha256, *(from_json(c).sha256 for c in changed)}) == 5
 
 
 def test_truth_majority_and_subset() -> None:
-    pair = ins.from_json(GOOD)
+    pair = from_json(GOOD)
     np.testing.assert_allclose(pair.truth_QxO("USA"), [[0.5, 0.3, 0.2], [0.4, 0.6, 0]])
     china = pair.truth_QxO("CHN")
     assert china.dtype == np.float32
@@ -122,15 +124,33 @@ def test_truth_majority_and_subset() -> None:
 def test_a_source_may_say_which_of_tied_options_is_the_majority() -> None:
     tied = copy.deepcopy(GOOD)
     tied["distributions"]["USA"]["b"] = [0.5, 0.5]
-    plain = ins.from_json(tied)
-    assert "majorities" not in ins.to_json(plain), "the hash of other instruments stays"
-    second = ins.from_json(tied | {"majorities": {"USA": {"b": 1}}})
+    plain = from_json(tied)
+    assert "majorities" not in to_json(plain), "the hash of other surveys stays the same"
+    second = from_json(tied | {"majorities": {"USA": {"b": 1}}})
     assert plain.majority("USA") == {"a": 0, "b": 0}
     assert second.majority("USA") == {"a": 0, "b": 1}
     np.testing.assert_array_equal(make_tables(second).gold_CxQ, [[0, 1], [np.nan, 0]])
     assert second.sha256 != plain.sha256
-    assert ins.from_json(ins.to_json(second)).majorities == second.majorities
+    assert from_json(to_json(second)).majorities == second.majorities
     assert second.subset({"a"}).majorities == {"USA": {}}
+
+
+def test_simulated_answers_are_marked_and_change_no_hash() -> None:
+    plain = from_json(GOOD)
+    simulated = from_json(GOOD | {"simulated": True})
+    assert (plain.simulated, simulated.simulated) == (False, True)
+    assert simulated.sha256 == plain.sha256
+    assert "simulated" not in to_json(plain)
+    assert from_json(to_json(simulated)).simulated
+    assert simulated.subset({"a"}).simulated
+
+
+def test_any_named_group_may_have_answered() -> None:
+    groups = copy.deepcopy(GOOD)
+    groups["distributions"] = {"night owls": {"b": [0.5, 0.5]}, "Gen Z": {"b": [0.1, 0.9]}}
+    survey = from_json(groups)
+    assert make_tables(survey).countries == ("night owls", "Gen Z")
+    assert survey.majority("Gen Z") == {"b": 1}
 
 
 # -- bad input ------------------------------------------------------------------------------------
@@ -191,6 +211,8 @@ BAD = {
     "majority a word": (edit("majorities", to={"USA": {"a": "x"}}), "'x' is not the position"),
     "majorities a list": (edit("majorities", to=[1]), "malformed"),
     "country a list": (edit("distributions", "USA", to=[1]), "malformed"),
+    "group without a name": (edit("distributions", " ", to={}), "has no name"),
+    "simulated a word": (edit("simulated", to="yes"), "must be true or false, not 'yes'"),
     "wording": (edit("wording", to="translated"), "'translated'"),
     "code not whole": (edit("items", 0, "options", 1, "code", to=2.5), "2.5"),
     "code infinite": (edit("items", 0, "options", 1, "code", to=float("inf")), "inf"),
@@ -213,7 +235,7 @@ def test_a_bad_file_is_refused_in_one_line_that_names_it(case: str, tmp_path: Pa
 
 def check_refusal(path: Path, part: str) -> None:
     with pytest.raises(UserError) as caught:
-        ins.load(path)
+        load(path)
     message = str(caught.value)
     assert message.startswith(str(path))
     assert part in message
@@ -257,18 +279,35 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-places = st.sampled_from([
-    (), ("name",), ("version",), ("source",), ("wording",), ("items",), ("items", 0),
-    ("items", 0, "id"), ("items", 0, "text"), ("items", 0, "stem"), ("items", 0, "scale"),
-    ("items", 0, "topic"), ("items", 0, "options"), ("items", 0, "options", 1),
-    ("items", 0, "options", 1, "code"), ("items", 0, "options", 1, "label"), ("distributions",),
-    ("distributions", "USA"), ("distributions", "USA", "a"), ("distributions", "USA", "a", 0),
-])  # fmt: skip
+places = st.sampled_from(
+    [
+        (),
+        ("name",),
+        ("version",),
+        ("source",),
+        ("wording",),
+        ("items",),
+        ("items", 0),
+        ("items", 0, "id"),
+        ("items", 0, "text"),
+        ("items", 0, "stem"),
+        ("items", 0, "scale"),
+        ("items", 0, "topic"),
+        ("items", 0, "options"),
+        ("items", 0, "options", 1),
+        ("items", 0, "options", 1, "code"),
+        ("items", 0, "options", 1, "label"),
+        ("distributions",),
+        ("distributions", "USA"),
+        ("distributions", "USA", "a"),
+        ("distributions", "USA", "a", 0),
+    ]
+)
 
 
 @settings(deadline=None, max_examples=400, derandomize=True)
 @given(where=places, junk=anything)
-def test_junk_anywhere_gives_an_instrument_or_a_user_error(where: tuple, junk: Any) -> None:
+def test_junk_anywhere_gives_a_survey_or_a_user_error(where: tuple, junk: Any) -> None:
     fields = copy.deepcopy(GOOD)
     if where:
         edit(*where, to=junk)(fields)
@@ -279,20 +318,20 @@ def test_junk_anywhere_gives_an_instrument_or_a_user_error(where: tuple, junk: A
         assert str(made).startswith("fuzz.json")
         assert len(str(made).splitlines()) == 1
     else:
-        assert ins.from_json(ins.to_json(made)).sha256 == made.sha256
-        json.dumps(ins.to_json(made), allow_nan=False)
+        assert from_json(to_json(made)).sha256 == made.sha256
+        json.dumps(to_json(made), allow_nan=False)
 
 
-def attempt(fields: Any) -> ins.Survey | UserError:
+def attempt(fields: Any) -> Survey | UserError:
     try:
-        return ins.from_json(fields, "fuzz.json")
+        return from_json(fields, "fuzz.json")
     except UserError as error:
         return error
 
 
 def test_an_item_built_in_code_is_checked_too() -> None:
     with pytest.raises(UserError, match="3 options and 2 codes"):
-        ins.Item("a", "?", ("x", "y", "z"), (1, 2))
-    item = ins.Item("a", "?", ("x", "y"), (1, 2))
+        Item("a", "?", ("x", "y", "z"), (1, 2))
+    item = Item("a", "?", ("x", "y"), (1, 2))
     with pytest.raises(dataclasses.FrozenInstanceError):
         item.id = "b"  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The pod scripts without a cloud: what a dry run prints, and the loop against a made-up gcloud."""
+"""The pod scripts without a cloud: what dry runs print, and run.sh against a fake gcloud."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stub(path: Path, text: str) -> None:
 
 @pytest.fixture(autouse=True)
 def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the checkout, it is at commit c0ffee."""
+    """An environment in which git says that any checkout is at commit c0ffee."""
     stub(tmp_path / "git" / "git", "echo c0ffee")
     monkeypatch.setenv("PATH", f"{tmp_path / 'git'}:{os.environ['PATH']}")
 
@@ -39,12 +39,16 @@ def call(script: str, *arguments: str, **environment: str) -> subprocess.Complet
     clean = {name: value for name, value in os.environ.items() if name not in settings}
     return subprocess.run(
         ["bash", str(ROOT / "tpu" / script), *arguments],
-        capture_output=True, text=True, env=clean | environment, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=clean | environment,
+        timeout=60,
+        check=False,
+    )
 
 
 def printed(done: subprocess.CompletedProcess) -> list[str]:
-    """The commands of a dry run, unquoted, with its temporary directory and root left out."""
+    """Return the commands of a dry run, unquoted, without its temporary directory and root."""
     assert done.returncode == 0, done.stderr
     lines = [line[2:] for line in done.stdout.splitlines() if line.startswith("+ ")]
     words = (" ".join(shlex.split(line)) for line in lines)
@@ -108,7 +112,7 @@ def test_checkpoints_are_not_fetched(path: str, left_out: bool) -> None:
     assert bool(re.match(pattern, path)) == left_out
 
 
-def test_run_prints_everything_it_would_do() -> None:
+def test_a_dry_run_of_run_prints_every_command() -> None:
     arguments = ["values", "experiments.soft_prompt", "--model", "~/shared/Llama 3"]
     start = (
         f"{GCLOUD} tpu-vm ssh jaxalign {WHERE} --worker=all --command=bash "
@@ -120,8 +124,8 @@ def test_run_prints_everything_it_would_do() -> None:
     assert "cat\\ ~/shared/values/exit" in done.stderr  # what it would ask while waiting
 
 
-def test_a_home_directory_is_the_workers(tmp_path: Path) -> None:
-    """However it is written; and nothing else is changed on its way."""
+def test_a_home_directory_is_that_of_the_worker(tmp_path: Path) -> None:
+    """`~` expands on the worker in every spelling; no other argument is changed."""
     stub(tmp_path / "jaxalign" / "tpu" / "worker.sh", 'printf "%s\\n" "$@"')
     kept = ["", "a b", "~", "x~/y", "--note=see ~/y", "$HOME", "'\""]
     homes = ["~/shared/L 3", "--model=~/shared/L 3", "~/"]
@@ -129,13 +133,16 @@ def test_a_home_directory_is_the_workers(tmp_path: Path) -> None:
     [start] = [line for line in printed(done) if "worker.sh start" in line]
     said = subprocess.run(
         ["bash", "-c", start.partition("--command=")[2]],
-        capture_output=True, text=True, check=True, env={**os.environ, "HOME": str(tmp_path)},
-    ).stdout.splitlines()  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "HOME": str(tmp_path)},
+    ).stdout.splitlines()
     there = [word.replace("~", str(tmp_path)) for word in homes]
     assert said == ["start", "values", "experiments.x", *there, *kept]
 
 
-def test_recipes_without_a_cloud() -> None:
+def test_dry_runs_of_slurm_and_multi_gpu() -> None:
     gpus = call(
         "multi_gpu.sh", "--dry-run", "runs/x", "experiments.sweep", "my file.toml", GPUS="0,1"
     )
@@ -154,7 +161,7 @@ def test_recipes_without_a_cloud() -> None:
             ("create.sh", [], {"TOPOLOGY": wrong}, f"TOPOLOGY={wrong}: v4, v5e, v5p or v6e")
             for wrong in ("v9:2x2", "v5e", "v5e:", "v5e:4x", "v5e:axb", "v5e:08x8", "v5e:0x4")
         ],
-        ("setup.sh", [], {"BUCKET": "my-bucket"}, "BUCKET=my-bucket is not like gs://"),
+        ("setup.sh", [], {"BUCKET": "my-bucket"}, "BUCKET=my-bucket: give gs://"),
         ("setup.sh", [], {"SECRETS": "/no/such/file"}, "no such file"),
         ("run.sh", ["values"], {}, "give the run's name and a module"),
         ("run.sh", ["../values", "experiments.sweep"], {}, "run ../values"),
@@ -208,24 +215,36 @@ esac
 def loop(
     folder: Path, states: list[str], code: int = 0, workers: str = "none", **changes: str
 ) -> tuple[subprocess.CompletedProcess, list]:
-    """run.sh, and what it called, where the workers of an ACTIVE slice say `workers`."""
+    """Run run.sh; return it and the calls it made. Workers of an ACTIVE slice print `workers`."""
     stub(folder / "bin" / "gcloud", FAKE)
     (folder / "states").write_text("".join(f"{state}\n" for state in states))
     (folder / "workers").write_text(f"{workers}\n")
     done = call(
-        "run.sh", "values", "experiments.sweep", **CLOUD | changes,
-        FAKE=str(folder), CODE=str(code),
-        PATH=f"{folder / 'bin'}:{os.environ['PATH']}", POLL_SECONDS="0.01",
-        RESULTS=str(folder / "runs"), TRIES="3",
-    )  # fmt: skip
+        "run.sh",
+        "values",
+        "experiments.sweep",
+        **CLOUD | changes,
+        FAKE=str(folder),
+        CODE=str(code),
+        PATH=f"{folder / 'bin'}:{os.environ['PATH']}",
+        POLL_SECONDS="0.01",
+        RESULTS=str(folder / "runs"),
+        TRIES="3",
+    )
     verbs = (
-        "create", "delete", ".commit", "worker_setup.sh my", "worker.sh start", "rsync", "exit ||"
-    )  # fmt: skip
+        "create",
+        "delete",
+        ".commit",
+        "worker_setup.sh my",
+        "worker.sh start",
+        "rsync",
+        "exit ||",
+    )
     calls = (folder / "calls").read_text().splitlines()
     return done, [verb for call in calls for verb in verbs if verb in call]
 
 
-def test_a_slice_taken_away_is_made_again_and_the_program_started_again(tmp_path: Path) -> None:
+def test_a_preempted_slice_is_recreated_and_the_program_restarted(tmp_path: Path) -> None:
     made, lost = ["ACTIVE", "ACTIVE"], ["SUSPENDED", "SUSPENDED"]
     done, calls = loop(tmp_path, ["NONE", "PROVISIONING", *made, *lost, *made])
     assert done.returncode == 0, done.stderr
@@ -233,7 +252,7 @@ def test_a_slice_taken_away_is_made_again_and_the_program_started_again(tmp_path
     assert calls == [*make, "delete", *make, "rsync"]
 
 
-def test_a_program_that_fails_is_not_started_again(tmp_path: Path) -> None:
+def test_a_program_that_fails_is_not_restarted(tmp_path: Path) -> None:
     done, calls = loop(tmp_path, ["ACTIVE", "ACTIVE"], code=3, workers="c0ffee")
     assert done.returncode == 2
     assert "ended with exit code 3" in done.stderr
@@ -250,7 +269,7 @@ def test_a_program_that_fails_is_not_started_again(tmp_path: Path) -> None:
         ("01d\nbusy values", False),  # never under a running program
     ],
 )
-def test_a_slice_that_is_there_gets_this_commit(tmp_path: Path, workers: str, setup: bool) -> None:
+def test_an_existing_slice_gets_this_commit(tmp_path: Path, workers: str, setup: bool) -> None:
     done, calls = loop(tmp_path, ["ACTIVE", "ACTIVE"], workers=workers)
     assert done.returncode == 0, done.stderr
     again = ["worker_setup.sh my"] * setup
@@ -273,7 +292,7 @@ def test_a_slice_busy_with_another_run_is_left_alone(tmp_path: Path) -> None:
     assert calls == [".commit"]
 
 
-def test_what_a_worker_says_of_itself(tmp_path: Path) -> None:
+def test_what_a_worker_reports(tmp_path: Path) -> None:
     loop(tmp_path, ["ACTIVE", "ACTIVE"])
     [look] = [
         call.partition("--command=")[2]
@@ -303,14 +322,14 @@ def test_what_a_worker_says_of_itself(tmp_path: Path) -> None:
     assert says() == ["c0ffee"]
 
 
-def test_no_slice_to_be_had(tmp_path: Path) -> None:
+def test_it_gives_up_when_no_slice_is_available(tmp_path: Path) -> None:
     done, calls = loop(tmp_path, ["NONE", "FAILED"] * 3)
     assert done.returncode == 2
     assert "no slice to run on after 3 failures" in done.stderr
     assert "worker.sh start" not in calls
 
 
-def test_bad_input_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
+def test_bad_input_is_reported_once_and_not_retried(tmp_path: Path) -> None:
     done, calls = loop(tmp_path, ["NONE", "NONE"], TOPOLOGY="v5e:4x")
     assert done.returncode == 2
     assert "TOPOLOGY=v5e:4x" in done.stderr
@@ -319,7 +338,7 @@ def test_bad_input_is_told_once_and_not_tried_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "starts"), [(0, 1), (1, 3), (2, 1)])
-def test_gpu_recipe_starts_again_after_a_crash_only(tmp_path: Path, code: int, starts: int) -> None:
+def test_multi_gpu_restarts_only_after_a_crash(tmp_path: Path, code: int, starts: int) -> None:
     stub(tmp_path / "python", f'[[ $* == *--help* ]] && echo none && exit\necho "$*"; exit {code}')
     out = tmp_path / "out"
     done = call("multi_gpu.sh", str(out), "experiments.x", "--a", PYTHON=str(tmp_path / "python"))
@@ -328,7 +347,7 @@ def test_gpu_recipe_starts_again_after_a_crash_only(tmp_path: Path, code: int, s
     assert logs == f"-m experiments.x --a --out {out}\n" * starts
 
 
-def test_slurm_recipe_shows_what_it_runs(tmp_path: Path) -> None:
+def test_slurm_runs_what_it_prints(tmp_path: Path) -> None:
     stub(tmp_path / "python", "echo --resume")
     stub(tmp_path / "bin" / "srun", 'printf "%s\\n" "JAXALIGN_HOSTS=$JAXALIGN_HOSTS" srun "$@"')
     environment = {
@@ -343,10 +362,10 @@ def test_slurm_recipe_shows_what_it_runs(tmp_path: Path) -> None:
     assert shlex.split(shown.partition("   (")[0]) == ["+", *ran.stdout.splitlines()]
 
 
-def test_gpu_recipe_takes_paths_from_where_it_is_called(
+def test_multi_gpu_takes_paths_relative_to_the_caller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The module is this package's all the same, whatever lies where it is called."""
+    """The module is this package's even if the current directory has one of the same name."""
     (tmp_path / "tpu").mkdir()
     (tmp_path / "tpu" / "__init__.py").write_text("raise SystemExit('not this one')")
     find = "import os, tpu; print(os.getcwd(), tpu.__file__)"
@@ -359,7 +378,7 @@ def test_gpu_recipe_takes_paths_from_where_it_is_called(
 
 
 @pytest.mark.parametrize("tries", ["0", "-1", "two"])
-def test_gpu_recipe_refuses_to_try_never(tmp_path: Path, tries: str) -> None:
+def test_multi_gpu_refuses_bad_numbers_of_tries(tmp_path: Path, tries: str) -> None:
     done = call("multi_gpu.sh", str(tmp_path / "out"), "experiments.x", TRIES=tries, PYTHON="true")
     assert done.returncode == 2
     assert done.stderr == f"error: TRIES={tries}: give 1 or more\n"
@@ -368,29 +387,34 @@ def test_gpu_recipe_refuses_to_try_never(tmp_path: Path, tries: str) -> None:
 
 @pytest.mark.parametrize("script", ["multi_gpu.sh", "slurm.sbatch", "worker.sh"])
 def test_a_long_help_does_not_hide_resume(tmp_path: Path, script: str) -> None:
-    """Without --resume a preempted run is refused or begins anew. More than a pipe holds follows
-    the word, so that a reader who leaves early is noticed."""
+    """Without --resume a preempted run would be refused or begin anew.
+
+    The help goes on for more than a pipe holds, so that a reader that exits early makes it fail.
+    """
     python = tmp_path / "jaxalign" / ".venv" / "bin" / "python"
     stub(python, 'if [[ $* == *--help* ]]; then printf "%s\\n%99999s" --resume; else echo "$*"; fi')
     stub(tmp_path / "bin" / "srun", 'while [[ $1 == --* ]]; do shift; done; "$@"')
     out, command = str(tmp_path / "shared" / "values"), ["experiments.x", "--a"]
     done = call(
-        script, *(["run", "values"] if script == "worker.sh" else [out]), *command,
-        PYTHON=str(python), HOME=str(tmp_path),
+        script,
+        *(["run", "values"] if script == "worker.sh" else [out]),
+        *command,
+        PYTHON=str(python),
+        HOME=str(tmp_path),
         PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"-m experiments.x --a --out {out} --resume\n"
 
 
 def exit_code(out: Path) -> str:
-    """Nothing before it is written; the file is there a moment earlier."""
+    """Wait for the content of a file, which exists a moment before it has any."""
     return (out / "exit").read_text() if (out / "exit").exists() else ""
 
 
 @pytest.mark.parametrize("worker", [0, 3])
-def test_worker_logs_and_says_how_it_ended(tmp_path: Path, worker: int) -> None:
-    """`start` returns at once; the program has its options, its secrets and its hosts."""
+def test_a_worker_logs_and_writes_its_exit_code(tmp_path: Path, worker: int) -> None:
+    """`start` returns at once; the program gets its options, its secrets and its hosts."""
     if shutil.which("flock") is None or shutil.which("setsid") is None:
         pytest.fail("worker.sh needs flock and setsid (util-linux)")
     python = tmp_path / "jaxalign" / ".venv" / "bin" / "python"
@@ -417,7 +441,7 @@ def test_worker_logs_and_says_how_it_ended(tmp_path: Path, worker: int) -> None:
 
 
 def test_a_worker_has_one_run_at_a_time(tmp_path: Path) -> None:
-    """Another run is told at once who is there, not left to wait for what never begins."""
+    """Another run is refused at once with the name of the running one."""
     run = "[[ $* == *--help* ]] || { echo began; until [[ -e ~/go ]]; do sleep 0.02; done; }"
     stub(tmp_path / "jaxalign" / ".venv" / "bin" / "python", run)
     stub(tmp_path / "bin" / "python3", "exit 1")  # nothing is installed
@@ -447,8 +471,8 @@ def test_a_worker_has_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", ["", "uv", "gcsfuse"])
-def test_a_worker_has_the_commit_once_all_of_setup_went_well(tmp_path: Path, failing: str) -> None:
-    """Code 2, with which uv ends too, would tell run.sh that another try is of no use."""
+def test_a_worker_records_the_commit_only_if_setup_succeeds(tmp_path: Path, failing: str) -> None:
+    """run.sh does not retry after exit code 2, which uv uses as well."""
     (tmp_path / "packed" / "jaxalign").mkdir(parents=True)
     subprocess.run(
         ["tar", "-czf", tmp_path / "jaxalign.tar.gz", "-C", tmp_path / "packed", "jaxalign"],

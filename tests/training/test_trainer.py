@@ -23,7 +23,14 @@ from jaxalign.training.data import Shape, Stream, TrainData, adapter_key, epoch_
 from jaxalign.training.packing import Example, answer_count, fill, pack
 from jaxalign.training.program import train_program
 from jaxalign.training.step import gradient, loss_sum
-from jaxalign.training.trainer import HeldOutLoss, TrainConfig, Trainer, adapters, fit, looks_at
+from jaxalign.training.trainer import (
+    HeldOutLoss,
+    TrainConfig,
+    Trainer,
+    adapters,
+    fit,
+    measurement_steps,
+)
 
 CONFIG = LlamaConfig(
     62, 32, 48, 3, 4, 2, 8, dtype="float32", param_dtype="float32", initializer_range=0.15
@@ -141,7 +148,7 @@ def train(names: tuple[str, ...], mesh, **changes):
     trainer = Trainer(CONFIG, settings, LORA, {name: DATA[name] for name in names}, mesh)
     rows: list[dict] = []
     params = jax.device_put(PARAMS, param_shardings(CONFIG, mesh))
-    state = fit(trainer, params, log=rows.append, quiet=True)
+    state = fit(trainer, params, log=rows.append)
     return jax.device_get(adapters(trainer, state)), rows
 
 
@@ -154,8 +161,10 @@ def test_beside_others_an_adapter_becomes_what_it_does_alone(side_by_side):
     """China has fewest examples: its adapter, moments and schedule stop after its own steps."""
     together, rows = side_by_side
     assert [sorted(row.keys() - {"step"}) for row in rows] == [
-        ["CHN", "IND", "USA"], ["CHN", "IND", "USA"], ["USA"]
-    ]  # fmt: skip
+        ["CHN", "IND", "USA"],
+        ["CHN", "IND", "USA"],
+        ["USA"],
+    ]
     alone, alone_rows = train(("CHN",), make_mesh(jax.devices()[:1]))
     assert len(alone_rows) == 2
     for mine, row in zip(alone_rows, rows, strict=False):
@@ -185,11 +194,11 @@ def test_rates_side_by_side_are_those_tried_alone():
     rates = {"low": 1e-4, "high": 3e-2}
     mesh = make_mesh(jax.devices()[:1])
     trainer = Trainer(CONFIG, TRAIN, LORA, dict.fromkeys(rates, DATA["CHN"]), mesh, rates)
-    both = adapters(trainer, fit(trainer, PARAMS, quiet=True))
+    both = adapters(trainer, fit(trainer, PARAMS))
     for name, rate in rates.items():
         config = dataclasses.replace(TRAIN, learning_rate=rate)
         single = Trainer(CONFIG, config, LORA, {name: DATA["CHN"]}, mesh)
-        alone = adapters(single, fit(single, PARAMS, quiet=True))[name]
+        alone = adapters(single, fit(single, PARAMS))[name]
         start = adapters(single, single.start(PARAMS))[name]
         assert largest_difference(both[name], alone) < 1e-5 + 1e-3 * rate
         assert largest_difference(alone, start) > rate / 2
@@ -201,7 +210,7 @@ def test_adapters_drawn_alike_differ_in_their_rate_alone():
     trainer = Trainer(
         CONFIG, TRAIN, LORA, dict.fromkeys(names, DATA["CHN"]), mesh, {"c": 1e-4}, drawn_as
     )
-    found = adapters(trainer, fit(trainer, PARAMS, quiet=True))
+    found = adapters(trainer, fit(trainer, PARAMS))
     jax.tree.map(np.testing.assert_array_equal, found["a"], found["b"])
     assert largest_difference(found["a"], found["c"]) > 1e-4
 
@@ -214,7 +223,7 @@ def held_out_rows(checkpoints=None, sizes=None, method="lora", **more) -> list[d
     params = jax.device_put(PARAMS, param_shardings(CONFIG, mesh))
     held_out, rows = HeldOutLoss(trainer, {"CHN": DATA["IND"][:6]}), []
     more = {"log": rows.append} | more
-    fit(trainer, params, checkpoints, quiet=True, held_out=held_out, **more)
+    fit(trainer, params, checkpoints, held_out=held_out, **more)
     return rows
 
 
@@ -254,10 +263,13 @@ def test_held_out_loss_on_a_mesh(devices):
         assert a["CHN"]["held_out_loss"] == pytest.approx(b["CHN"]["held_out_loss"], rel=1e-4)
 
 
-def test_a_run_is_looked_at_ten_times():
-    assert sorted(looks_at(100)) == list(range(10, 101, 10))
-    assert sorted(looks_at(3)) == [1, 2, 3]
-    assert all(max(looks_at(n)) == n and len(looks_at(n)) == min(n, 10) for n in range(1, 300))
+def test_held_out_examples_are_measured_ten_times():
+    assert sorted(measurement_steps(100)) == list(range(10, 101, 10))
+    assert sorted(measurement_steps(3)) == [1, 2, 3]
+    assert all(
+        max(measurement_steps(n)) == n and len(measurement_steps(n)) == min(n, 10)
+        for n in range(1, 300)
+    )
 
 
 def test_an_adapter_without_held_out_examples_is_refused():
@@ -283,7 +295,7 @@ def test_all_weights_can_be_trained_on_a_mesh(devices):
     many, _ = train(("IND",), make_mesh(devices, data=4, model=2), method="full")
     assert largest_difference(one, many) < 2e-4
     assert largest_difference(one["IND"], PARAMS) > 1e-3
-    with pytest.raises(UserError, match="'full' trains one model, not 2 side by side"):
+    with pytest.raises(UserError, match="`method` full trains one model, not 2 side by side"):
         train(("IND", "USA"), make_mesh(devices[:1]), method="full")
 
 
@@ -291,7 +303,7 @@ def test_bfloat16_keeps_float32_adapters():
     config = CONFIG.replace(dtype="bfloat16", param_dtype="bfloat16")
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
     trainer = Trainer(config, TRAIN, LORA, {"IND": DATA["IND"]}, make_mesh(jax.devices()[:1]))
-    state = fit(trainer, params, quiet=True)
+    state = fit(trainer, params)
     assert {x.dtype for x in jax.tree.leaves(state.trained)} == {jnp.dtype("float32")}
     exact, _ = train(("IND",), make_mesh(jax.devices()[:1]))
     moved = largest_difference(exact["IND"], adapters(trainer, trainer.start(params))["IND"])
@@ -345,9 +357,12 @@ def test_the_compiled_step_leaves_frozen_weights_alone():
     the products with frozen weights see the tokens of both adapters at once."""
     config = LlamaConfig(97, 64, 160, 4, 4, 2, 16, dtype="float32", param_dtype="float32")
     step, arguments = train_program(
-        config, dataclasses.replace(TRAIN, remat=True), LORA, make_mesh(jax.devices()[:1]),
+        config,
+        dataclasses.replace(TRAIN, remat=True),
+        LORA,
+        make_mesh(jax.devices()[:1]),
         Shape(adapters=2, passes=2, rows=3, row_length=24, answers=5),
-    )  # fmt: skip
+    )
     compiled = step.lower(*arguments).compile()
     facts = read_program(compiled)
     for shape in [(3, 64, 160), (3, 160, 64), (3, 64, 4, 16), (97, 64), (64, 97)]:
@@ -381,7 +396,7 @@ def test_the_loss_falls():
     settings = dataclasses.replace(TRAIN, batch=16, epochs=3)
     trainer = Trainer(CONFIG, settings, LORA, {"all": examples}, make_mesh(jax.devices()[:1]))
     rows: list[dict] = []
-    state = fit(trainer, PARAMS, log=rows.append, quiet=True)
+    state = fit(trainer, PARAMS, log=rows.append)
     losses = [row["all"]["loss"] for row in rows]
     assert np.mean(losses[-4:]) < 0.5 * losses[0]
     tuned = attach(PARAMS, adapters(trainer, state)["all"], LORA)
@@ -398,20 +413,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_words():
     params = PARAMS | {"norm": PARAMS["norm"] * jnp.nan}
     trainer = Trainer(CONFIG, TRAIN, LORA, {"IND": DATA["IND"]}, make_mesh(jax.devices()[:1]))
     with pytest.raises(UserError, match=r"step 1: the loss of 'IND' is nan .* lower the learning"):
-        fit(trainer, params, quiet=True)
+        fit(trainer, params)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batch": 0}, "batch=0; at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0; a number above 0"),
-        ({"warm_up": 1.5}, "warm_up=1.5; a share"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan; a number above 0"),
-        ({"weight_decay": -1.0}, "weight_decay=-1.0; 0 or more"),
-        ({"beta1": 2.0}, "beta1=2.0; from 0 to below 1"),
-        ({"row_length": 0}, "row_length=0; at least 1"),
-        ({"seed": 10**20}, "from 0 to 2"),
+        ({"batch": 0}, "`batch` 0: must be at least 1"),
+        ({"learning_rate": 0.0}, "`learning_rate` 0.0: must be above 0"),
+        ({"warm_up": 1.5}, "`warm_up` 1.5: must be a share"),
+        ({"learning_rate": float("nan")}, "`learning_rate` nan: must be above 0"),
+        ({"weight_decay": -1.0}, "`weight_decay` -1.0: must be 0 or more"),
+        ({"beta1": 2.0}, "`beta1` 2.0: must be at least 0 and below 1"),
+        ({"row_length": 0}, "`row_length` 0: must be at least 1"),
+        ({"seed": 10**20}, r"`seed` 1\d+: must be at least 0 and below 2"),
     ],
 )
 def test_bad_settings_are_refused(changes, words):

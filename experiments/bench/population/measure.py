@@ -14,7 +14,8 @@ import numpy as np
 
 from experiments.bench.population.worker import Answer, Method, Work, Worker
 from jaxalign.core.errors import UserError
-from jaxalign.runs.console import Progress
+from jaxalign.core.progress import OnProgress, Progress
+from jaxalign.runs.console import progress_bars
 
 _MODULES = {
     "jax": "experiments.bench.population.worker_jax",
@@ -94,17 +95,18 @@ def measure(work: Work, against: Sequence[Method], repeats: int, scratch: Path) 
     """
     methods = ("ours", *against)
     calls, load = len(methods) * (1 + repeats), os.getloadavg()[0]
-    with _workers(methods, scratch) as workers, Progress(calls, step="call", unit="calls") as bar:
+    with _workers(methods, scratch) as workers, progress_bars() as on_progress:
+        on_progress(Progress("call", 0, calls, "calls"))
         facts = _prepare(work, workers)
         warm_up, answers = {}, {}
         for done, method in enumerate(methods, 1):
             worker = workers[framework(method)]
             warm_up[method] = worker.call("compile", method).value
             answers[method] = worker.call("run", method).value["log_probs"]
-            bar.update(done, {"warm-up": method})
+            on_progress(Progress("call", done, calls, "calls", fields={"warm-up": method}))
         reference, differences = _compare(work, answers, workers)
         check(work.llama.dtype, reference, differences)
-        turns = list(_turns(methods, workers, repeats, work.seed, bar))
+        turns = list(_turns(methods, workers, repeats, work.seed, on_progress))
         by_name = lambda name: [answer for key, answer in turns if key == name]  # noqa: E731
         return Measured(
             facts=facts,
@@ -205,7 +207,11 @@ def check(dtype: str, reference: str, differences: dict[str, Difference]) -> Non
 
 
 def _turns(
-    methods: Sequence[Method], workers: dict[str, Worker], repeats: int, seed: int, bar: Progress
+    methods: Sequence[Method],
+    workers: dict[str, Worker],
+    repeats: int,
+    seed: int,
+    on_progress: OnProgress,
 ) -> Iterator[tuple[str, Answer]]:
     """Yield each method's run and each framework's matrix product, once per repeat.
 
@@ -222,5 +228,7 @@ def _turns(
             answer = workers[framework(name)].call("run", name)
             done += 1
             seconds = f"{answer.value['seconds']:.1f} s"
-            bar.update(done, {"repeat": str(repeat + 1), name: seconds})
+            fields = {"repeat": str(repeat + 1), name: seconds}
+            total = len(methods) * (1 + repeats)  # the warm-up included
+            on_progress(Progress("call", done, total, "calls", fields=fields))
             yield name, answer

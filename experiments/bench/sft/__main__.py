@@ -34,13 +34,14 @@ from matplotlib.figure import Figure
 from experiments.bench.population.worker import Worker
 from experiments.bench.sft.work import Work
 from jaxalign.core.errors import UserError
+from jaxalign.core.progress import Progress
 from jaxalign.lm.checkpoint import save_checkpoint
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.peft import save_lora
 from jaxalign.lm.weights import init_params
 from jaxalign.runs import settings_of, write_json
-from jaxalign.runs.console import Progress, main, print_table
+from jaxalign.runs.console import main, print_table, progress_bars
 from jaxalign.training.packing import Example
 
 FRAMEWORKS = ("jax", "torch")
@@ -240,7 +241,8 @@ def repeats(
     flops = training_flops(config.llama, examples)
     order = np.random.default_rng(config.seed)
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in FRAMEWORKS}
-    with Progress(config.repeats, step="repeat", unit="repeats", quiet=config.json) as bar:
+    with progress_bars(quiet=config.json) as on_progress:
+        on_progress(Progress("repeat", 0, config.repeats, "repeats"))
         for repeat in range(config.repeats):
             for name in order.permutation(FRAMEWORKS).tolist():
                 # Measured right before the run, because the machine's speed drifts.
@@ -253,7 +255,7 @@ def repeats(
                         "fraction_of_peak": flops / seconds / peak,
                     }
                 )
-            bar.update(repeat + 1)
+            on_progress(Progress("repeat", repeat + 1, config.repeats, "repeats"))
     return rows
 
 

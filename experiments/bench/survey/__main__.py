@@ -26,7 +26,8 @@ from typing import Any
 from experiments.bench.survey.synthetic_wvs import COLUMNS, ROWS, write_csv, write_sav
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file, write_json
-from jaxalign.runs.console import Progress, main, print_table
+from jaxalign.core.progress import OnProgress, Progress
+from jaxalign.runs.console import main, print_table, progress_bars
 from jaxalign.surveys.formats.wvs import ITEMS
 
 MOST_SECONDS, MOST_MB = 20.0, 1500.0
@@ -88,8 +89,14 @@ def _generate(config: Config, folder: Path) -> dict[str, Path]:
     """Write the survey as CSV and .sav; return the paths by kind."""
     files = {"csv": folder / "wvs.csv", "sav": folder / "wvs.sav"}
     for kind, write in (("csv", write_csv), ("sav", write_sav)):
-        with Progress(config.rows, step=f"writing {kind}: row", unit="rows") as bar:
-            write(files[kind], config.rows, config.columns, config.seed, bar.update)
+        task = f"writing {kind}: row"
+        with progress_bars() as on_progress:
+            on_progress(Progress(task, 0, config.rows, "rows"))
+
+            def on_rows(done: int, task: str = task, show: OnProgress = on_progress) -> None:
+                show(Progress(task, done, config.rows, "rows"))
+
+            write(files[kind], config.rows, config.columns, config.seed, on_rows)
     return files
 
 
@@ -102,11 +109,13 @@ def _read(
     """
     turns = [(k, t) for _ in range(config.repeats) for k in files for t in tools]
     readings: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    with Progress(len(turns), step="reading", unit="readings") as bar:
+    with progress_bars() as on_progress:
+        on_progress(Progress("reading", 0, len(turns), "readings"))
         for done, (kind, tool) in enumerate(turns, 1):
             readings.setdefault((kind, tool), []).append(_child(tool, files[kind], config.columns))
             last = readings[kind, tool][-1]
-            bar.update(done, {f"{kind} with {tool}": f"{last['seconds']:.1f} s"})
+            fields = {f"{kind} with {tool}": f"{last['seconds']:.1f} s"}
+            on_progress(Progress("reading", done, len(turns), "readings", fields=fields))
     return readings
 
 

@@ -1,43 +1,26 @@
 """Tree attention by a fused kernel, in the place of `jaxalign.answering.attention`.
 
-    cudnn    NVIDIA's own, under a mask of all queries and keys; GPU, bfloat16
-    pallas   ours, which skips what nobody sees; GPU
-    splash   JAX's block-sparse kernel; TPU
-
-All compute what `tree_attention` computes, to rounding. Gradients are those of plain attention.
+Every kernel computes what `tree_attention` computes, up to rounding. Gradients are those of plain
+attention. Letters: B batch, W common token, T query, S key, N query head, K key-value head, H head
+width.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxalign.answering.kernels import pallas_gpu, splash_tpu
+from jaxalign.answering.kernels import KERNELS
 from jaxalign.answering.kernels.spans import Spans, sees
 from jaxalign.lm.transformer import KeyValue, masked_attention
-
-FusedKernel = Literal["cudnn", "pallas", "splash"]
-
-
-@struct.dataclass
-class CudnnKernel:
-    """Attention under a mask: (q [B, T, N, H], k [B, S, K, H], v alike) -> [B, T, N, H]."""
-
-    mask_1x1xTxS: jax.Array
-    interpret: bool = struct.field(pytree_node=False)  # by XLA, for tests
-
-    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(
-            q, k, v, mask=self.mask_1x1xTxS, implementation="xla" if self.interpret else "cudnn"
-        )
 
 
 @struct.dataclass
 class FusedTables:
-    """A layout's attention by one kernel; takes the place of `tree_attention.RowTables`."""
+    """A layout's attention by one kernel; takes the place of `attention.RowTables`."""
 
     kernel: Any
     asks_T: jax.Array
@@ -46,24 +29,32 @@ class FusedTables:
 
 
 def fused_tables(
-    spans: Spans, common: int, kernel: FusedKernel, heads: int, interpret: bool = False
+    spans: Spans, common: int, kernel: str, heads: int, interpret: bool = False
 ) -> FusedTables:
-    """What a kernel needs for these queries and keys. `interpret` (tests): on any device."""
-    if kernel == "cudnn":
-        made = CudnnKernel(jnp.asarray(spans.mask())[None, None], interpret)
-    elif kernel == "pallas":
-        made = pallas_gpu.make_kernel(spans, interpret)
-    else:
-        made = splash_tpu.make_kernel(spans, heads, interpret)
+    """Return what a kernel needs for these queries and keys.
+
+    Args:
+        spans: which query sees which keys.
+        common: W, tokens before the tree.
+        kernel: name of the kernel, registered in `jaxalign.answering.kernels.KERNELS`.
+        heads: query heads of the model.
+        interpret: compute the same on any device, slowly; for tests.
+    """
+    made = KERNELS[kernel].make(spans, heads, interpret)
     return FusedTables(made, jnp.asarray(spans.asks_T), jnp.asarray(spans.until_S), common)
 
 
 def fused_attention(
     tables: FusedTables, q: jax.Array, k: jax.Array, v: jax.Array, before: KeyValue
 ) -> jax.Array:
-    """Attention over [before | common | ancestors in the tree]; softmax in float32.
+    """Return attention over [before | common | ancestors in the tree]; softmax in float32.
 
-    q [B, T, N, H], for every query of the spans; k, v [B, W + T, K, H]; before [S, K, H] each.
+    Args:
+        tables: the kernel and what it needs.
+        q: queries [B, T, N, H], one for every query of the spans.
+        k: keys [B, W + T, K, H] of the common tokens and the tree.
+        v: values alike.
+        before: keys and values [S, K, H] of the text before the prompt, the same for the batch.
     """
     k, v = (
         jnp.concatenate([jnp.broadcast_to(past[None], (own.shape[0], *past.shape)), own], axis=1)
@@ -72,6 +63,8 @@ def fused_attention(
     return _attend(tables, q, k, v)
 
 
+# The kernels have no gradients of their own, or none for a tree's mask. The backward pass is that
+# of plain attention under the same mask, which recomputes the weights.
 @jax.custom_vjp
 def _attend(tables: FusedTables, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return tables.kernel(q, k, v)

@@ -64,11 +64,13 @@ class Estimate:
     def needed_bytes(self) -> int:
         """Memory that the program holds at once."""
         m = self.memory
+        # Outputs that take over the buffer of an argument need no memory of their own.
         return m.arguments + m.outputs - m.aliased + m.temporaries
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds at the chip's peak rates, by what they are spent on."""
+        # Exchanges are counted along one link in one direction, the slowest case.
         chip, sent = self.topology.chip, sum(e.sent_bytes for e in self.exchanges)
         return {
             "matrix products": self.flops / chip.flops_per_second,
@@ -128,6 +130,7 @@ def make_estimate(
     Raises:
         DoesNotFitError: The program needs more memory than a chip has.
     """
+    # The compiled program does several units in a loop: divide its work, but not its memory.
     estimate = Estimate(
         topology=topology,
         program=program,
@@ -149,6 +152,7 @@ def make_estimate(
 def read_refusal(topology: Topology, program: str, message: str) -> UserError:
     """Return the compiler's message as an error of one line: DoesNotFitError if it is on memory."""
     amount = r"([\d.]+)([KMGT]?)"
+    # The two forms in which the TPU's compiler states that memory is short.
     for pattern in (
         rf"total memory required for (?P<what>[\w ]+?) \({amount}\) exceeds available "
         rf"\w+ \({amount}\)",
@@ -210,6 +214,7 @@ def report_rows(estimate: Estimate, units: int, efficiency: float) -> list[tuple
         units: Number of units of work to give chip-hours for.
         efficiency: Fraction of the roofline that a run is expected to reach.
     """
+    # How far the compiled program is from the formula; 1 if nothing is computed twice.
     m, seconds = estimate.memory, estimate.seconds
     ratio = estimate.flops / estimate.formula_flops
     hours, unit = estimate.chip_hours(units, 1.0), estimate.unit

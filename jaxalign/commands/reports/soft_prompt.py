@@ -11,7 +11,7 @@ from jaxalign.commands.reports.soft_prompt_search import convergence_figure
 from jaxalign.report.common import provenance
 from jaxalign.report.document import Document, Estimate, Listing, Note, Section, Text, section
 from jaxalign.report.render import write_report
-from jaxalign.report.words import chance_of_many, joined, tally
+from jaxalign.report.wording import chance_of_many, joined, tally
 
 _POCKET = (
     "Simulated: the model is the pocket Llama, a small model trained on a made-up society. No "

@@ -13,7 +13,7 @@ from jaxalign.report.common import FIGURES, make_figure, matrix_table
 from jaxalign.report.document import Estimate, Figure, Key, Table, is_number
 from jaxalign.report.figures import Series
 from jaxalign.report.palette import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILION, YELLOW
-from jaxalign.report.words import joined, number, verdict
+from jaxalign.report.wording import joined, number, verdict
 
 KEYS = {
     "naive": Key("plain question", ORANGE, "--", "o"),
@@ -48,8 +48,8 @@ def methods(result: Mapping[str, Any]) -> dict[str, Key]:
 def _gradient(result: Mapping[str, Any]) -> dict[str, Key]:
     """The control by its name, which says so where it was tuned in another reading."""
     key, (tuned, _) = KEYS["gradient"], readings(result)
-    words = key.words if tuned == "expected" else f"{key.words} (expected reading)"
-    return {"gradient": dataclasses.replace(key, words=words)}
+    label = key.label if tuned == "expected" else f"{key.label} (expected reading)"
+    return {"gradient": dataclasses.replace(key, label=label)}
 
 
 def used_dimensions(result: Mapping[str, Any]) -> list[str]:
@@ -82,7 +82,7 @@ def loss_table(result: Mapping[str, Any], reading: str) -> Table:
         )
         for country, entry in result["countries"].items()
     )
-    return Table(caption, ("Country", *(key.words for key in keys)), rows)
+    return Table(caption, ("Country", *(key.label for key in keys)), rows)
 
 
 def headline_table(result: Mapping[str, Any]) -> Table:
@@ -136,7 +136,7 @@ def valid_table(result: Mapping[str, Any]) -> Table:
     )
     caption = "Chance that a reply begins with an option at all, in per cent"
     return Table(
-        caption, ("Country", *(key.words for key in methods(result).values())), rows, folded=True
+        caption, ("Country", *(key.label for key in methods(result).values())), rows, folded=True
     )
 
 
@@ -158,7 +158,7 @@ def radar_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
     panels = figures.score_radars(names, profiles, shown)
     words = {"target": figures.TARGET, **methods(result)}
     rows = tuple(
-        (f"{c}, {key.words}", *p[name]) for c, p in profiles.items() for name, key in words.items()
+        (f"{c}, {key.label}", *p[name]) for c, p in profiles.items() for name, key in words.items()
     )
     table = Table(f"Scores, {reading_words(tuned)} reading", ("Country and method", *names), rows)
     return make_figure(
@@ -182,7 +182,7 @@ def held_out_figure(result: Mapping[str, Any], out: Path) -> Figure:
         if any(name in e["held_out"] for e in entries.values())
     ]
     rows = tuple((c, *(s.values[i] for s in series)) for i, c in enumerate(entries))
-    columns = ("Country", *(s.key.words for s in series))
+    columns = ("Country", *(s.key.label for s in series))
     return make_figure(
         out / FIGURES / "held_out.png",
         [figures.dots("", list(entries), series, "held-out score, 1 is best")],

@@ -14,7 +14,7 @@ from jaxalign.commands.reports import survey_tables as tables
 from jaxalign.report.common import provenance
 from jaxalign.report.document import Document, Estimate, Listing, Note, Section, Text, section
 from jaxalign.report.render import write_report
-from jaxalign.report.words import chance_of_many, joined, number, tally, verdict, with_bounds
+from jaxalign.report.wording import chance_of_many, joined, number, tally, verdict, with_bounds
 
 _SIMULATED = (
     "Simulated: nobody was asked. A program made up the countries' answers to this survey, so no "
@@ -49,9 +49,8 @@ def survey_report(analysis: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
     """Write `report.md`, `report.html` and `figures/*.png` into a folder.
 
     Args:
-        analysis: what `jaxalign.stats.analysis.analyse` returns. A key "simulated" added to it says
-            whether the countries' answers are made up; without it the survey's own source does.
-            Keys "settings" and "versions" are printed at the end.
+        analysis: what `jaxalign.stats.analysis.analyse` returns. A key "versions" that is added to
+            it is printed at the end.
         out: the folder; it is created.
 
     Returns:
@@ -64,16 +63,10 @@ def survey_report(analysis: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
         title="How close the answers come to countries",
         summary=f"{who if personas else 'A model without a persona'}, compared with the people of "
         f"{count} countries on the {survey['items']} questions of {survey['name']}.",
-        labels=(Note(_SIMULATED, "label"),) if is_simulated(analysis) else (),
+        labels=(Note(_SIMULATED, "label"),) if survey["simulated"] else (),
         sections=tuple(s for s in _sections(analysis, out) if s.blocks),
     )
     return write_report(document, out)
-
-
-def is_simulated(analysis: Mapping[str, Any]) -> bool:
-    """Return whether the countries' answers are made up."""
-    stated = analysis.get("simulated")
-    return "simulated" in analysis["instrument"]["source"].lower() if stated is None else stated
 
 
 def _sections(analysis: Mapping[str, Any], out: Path) -> list[Section]:
@@ -218,7 +211,7 @@ def _what_was_measured(analysis: Mapping[str, Any]) -> tuple[str, ...]:
         f"{wording.get(survey['wording'], survey['wording'])}; {survey['ordinal_items']} questions "
         f"with ordered options and {survey['nominal_items']} without an order.",
         f"Source: {survey['source']}",
-        "Countries' answers: " + ("simulated." if is_simulated(analysis) else "real."),
+        "Countries' answers: " + ("simulated." if survey["simulated"] else "real."),
         f"Intervals: {figures.level_text(analysis)}, from {number(settings.get('resamples'), 0)} "
         "resamples of the questions (bootstrap).",
         _run_statement(analysis),

@@ -12,7 +12,7 @@ from jaxalign.report.common import FIGURES, make_figure, matrix_table
 from jaxalign.report.document import Estimate, Figure, Key, Table, is_number
 from jaxalign.report.figures import Series
 from jaxalign.report.palette import BLUE, INK, MUTED, ORANGE, VERMILION
-from jaxalign.report.words import countries
+from jaxalign.report.wording import countries
 
 # The two ways of asking, under their keys in an analysis.
 MODES = {
@@ -62,7 +62,7 @@ def some_lack_a_persona(analysis: Mapping[str, Any]) -> bool:
 def mean_entries(analysis: Mapping[str, Any]) -> list[tuple[str, bool, Estimate]]:
     """Return (name, is it the model, mean score) of modes and baselines, lowest score first."""
     group = "personas" if analysis["personas"] else "all"
-    entries = [(key.words, True, mean_estimate(analysis, mode)) for mode, key in MODES.items()]
+    entries = [(key.label, True, mean_estimate(analysis, mode)) for mode, key in MODES.items()]
     entries += [
         (baseline_name(analysis, line), False, Estimate.read(value))
         for line, value in analysis["means"][group]["lines"].items()
@@ -135,8 +135,8 @@ def scores_table(analysis: Mapping[str, Any]) -> Table:
     )
     columns = (
         "Country",
-        *(key.words.capitalize() for key in MODES.values()),
-        *(f"Questions answered, {key.words}" for key in MODES.values()),
+        *(key.label.capitalize() for key in MODES.values()),
+        *(f"Questions answered, {key.label}" for key in MODES.values()),
         *(f"Baseline: {baseline_name(analysis, line)}" for line in lines),
     )
     return Table("Scores in points beside the baselines", columns, rows, digits=2)
@@ -209,7 +209,7 @@ def map_figure(analysis: Mapping[str, Any], out: Path) -> Figure | None:
         (key, {p["country"] or p["label"]: (p["x"], p["y"]) for p in points if p["kind"] == kind})
         for kind, key in keys.items()
     ]
-    rows = tuple((p["label"], keys[p["kind"]].words, p["x"], p["y"]) for p in points)
+    rows = tuple((p["label"], keys[p["kind"]].label, p["x"], p["y"]) for p in points)
     explained = analysis["map"].get("explained")
     note = (
         f" The plane keeps {explained:.0f} % of the squared distances."
@@ -279,6 +279,6 @@ def topics_table(
         )
         for t in topics
     )
-    columns = [f"{country}, {key.words}" for country in personas for key in series.values()]
+    columns = [f"{country}, {key.label}" for country in personas for key in series.values()]
     head = ("Topic", "Questions", "With ten options or more")
     return Table("Score in points by topic", (*head, *columns), rows)

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxalign.commands.reports.survey_figures import MODES, baseline_name, some_lack_a_persona
 from jaxalign.report.document import Estimate, Table, is_number
-from jaxalign.report.words import countries, verdict
+from jaxalign.report.wording import countries, verdict
 from jaxalign.stats.metrics import METRICS
 
 _MEAN = "Mean of these countries"
@@ -73,7 +73,7 @@ def metrics_table(analysis: Mapping[str, Any]) -> Table | None:
         cells = (aware, _unaware_mean(analysis, metric), difference, verdict(difference))
         if any(c is not None for c in cells[:3]):
             rows.append((label, *cells))
-    columns = ("Metric", *(k.words.capitalize() for k in MODES.values()), _DIFFERENCE, _VERDICT)
+    columns = ("Metric", *(k.label.capitalize() for k in MODES.values()), _DIFFERENCE, _VERDICT)
     count = len(analysis["personas"] or analysis["countries"])
     caption = f"Every metric, mean over {countries(count)}, × 100 (100 is best)"
     return Table(caption, columns, tuple(rows), 2, (_DIFFERENCE,)) if rows else None
@@ -117,7 +117,7 @@ def metrics_by_country(analysis: Mapping[str, Any], mode: str) -> Table | None:
         for country, row in intervals.items()
         if country != "mean"
     )
-    caption = f"Every metric per country, × 100: {MODES[mode].words}"
+    caption = f"Every metric per country, × 100: {MODES[mode].label}"
     return Table(caption, ("Country", *metrics.values()), rows, folded=True) if rows else None
 
 
@@ -127,7 +127,7 @@ def runs_table(analysis: Mapping[str, Any]) -> Table | None:
     for mode, by_country in analysis["seeds"].items():
         for country, record in by_country.items():
             values = ", ".join(f"{v:.2f}" for v in record["values"])
-            name = f"{country}, {MODES[mode].words}"
+            name = f"{country}, {MODES[mode].label}"
             rows.append((name, record["runs"], values, Estimate.read(record)))
     columns = ("Country and way of asking", "Runs", "Score of each run", "Mean over runs")
     caption = "Scores of single runs in points, and their mean with Student's interval over runs"
@@ -183,7 +183,7 @@ def long_items_table(analysis: Mapping[str, Any]) -> Table | None:
 def unreadable_table(analysis: Mapping[str, Any]) -> Table:
     """Return how many replies gave no answer, and to which questions."""
     unreadable = analysis["unreadable"]
-    groups = [*unreadable["aware"].items(), (MODES["unaware"].words, unreadable["unaware"])]
+    groups = [*unreadable["aware"].items(), (MODES["unaware"].label, unreadable["unaware"])]
     rows = tuple(
         (
             name,
@@ -227,7 +227,7 @@ def answers_table(analysis: Mapping[str, Any]) -> Table | None:
         "Topic",
         "Scale",
         "Options",
-        MODES["unaware"].words.capitalize(),
+        MODES["unaware"].label.capitalize(),
         *(f"{p}: people → persona" for p in personas),
     )
     caption = (

@@ -167,8 +167,8 @@ def train(
             settings.save_every,
             begin=lambda step: log.rewind(step or -1),
             log=log.append,
-            quiet=True,
             held_out=HeldOutLoss(trainer, _by_label(held_out)) if held_out else None,
+            on_progress=experiment.on_progress,
         )
     weights, lm = adapters(trainer, state), experiment.lm
     return {

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.core.errors import UserError
-from jaxalign.core.files import write_json
+from jaxalign.core.files import plain, write_json
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.model import load_model
 from jaxalign.methods.culturespa.answer import Replies, answer_survey, answer_written
@@ -81,17 +81,16 @@ def run_culturespa(
             or holds something else.
 
     Example:
-        >>> import tempfile
-        >>> from pathlib import Path
+        A run takes minutes. Settings that cannot be are refused at once:
+
         >>> import jaxalign as ja
         >>> from jaxalign.methods.culturespa import CultureSPASettings
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> settings = CultureSPASettings(
-        ...     out=folder / "run", countries=("USA", "CHN"), per_topic=2, seeds=1, resamples=10
-        ... )
+        >>> settings = CultureSPASettings(countries=("USA", "CHN"), per_topic=4, seeds=1)
         >>> result = ja.run_culturespa(settings)  # doctest: +SKIP
-        >>> result.scores["p1"]  # doctest: +SKIP
-        {'USA': 77.3, 'CHN': 70.9}
+        >>> print(result)  # doctest: +SKIP
+        >>> ja.run_culturespa(CultureSPASettings(countries=("USA",)))
+        Traceback (most recent call last):
+        jaxalign.core.errors.UserError: `countries` USA: give two or more, each once
     """
     out = _directory(settings)
     check_run(out, settings, settings.resume)
@@ -111,7 +110,7 @@ def run_culturespa(
         selections, selected = select_all(experiment, questions, replies)
         adapters = fine_tune_all(experiment, questions, selections)
         measured = measure(experiment, adapters, survey_replies)
-        record = make_record(settings, inputs, measured, written, selected, facts)
+        record = plain(make_record(settings, inputs, measured, written, selected, facts))
         write_json(out / "answers.json", _answers_record(experiment, measured.answers))
         write_json(out / "result.json", record)
     return CultureSPAResult(out, record, measured.answers, adapters)

@@ -95,7 +95,7 @@ class CultureSPAResult:
     """
 
     out: Path
-    record: dict[str, Any]
+    record: dict[str, Any] = dataclasses.field(repr=False)
     answers: dict[str, Answers] = dataclasses.field(repr=False)
     adapters: dict[ModelName, Adapter] = dataclasses.field(repr=False)
 
@@ -103,6 +103,19 @@ class CultureSPAResult:
     def scores(self) -> dict[str, dict[str, float | None]]:
         """Alignment score in points by method and country, mean over seeds."""
         return {name: dict(row["countries"]) for name, row in self.record["methods"].items()}
+
+    def __str__(self) -> str:
+        """The scores as a table, a row per method and a column per country, with the mean."""
+        rows = self.record["methods"]
+        lines = [("method", *self.record["settings"]["countries"], "mean")]
+        for name, row in rows.items():
+            scores = (*row["countries"].values(), row["mean"])
+            lines.append((name, *("–" if s is None else f"{s:.1f}" for s in scores)))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+            for line in lines
+        )
 
 
 def make_record(

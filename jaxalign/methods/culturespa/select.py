@@ -32,7 +32,7 @@ from jaxalign.stats.distances import (
     total_variation,
 )
 from jaxalign.surveys.survey import Item
-from jaxalign.training.split import held_out_questions
+from jaxalign.training.conversations import held_out_questions
 
 Divergence = Literal["jensen_shannon", "total_variation", "wasserstein"]
 

@@ -10,8 +10,8 @@ CSV: one item a row, with the columns `id`, `text` and `options`, and optionally
     q1,How often do you read?,1=never|2=sometimes|3=often,leisure
 
 How groups of people answered is in a second CSV, `distributions`, one share a row, with the columns
-`country` (or any other group), `item`, `code` and `share`. The shares of a group and item sum to 1.
-A code that is left out has share 0.
+`country` (or `group`; either may hold any name), `item`, `code` and `share`. The shares of a group
+and item sum to 1. A code that is left out has share 0.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from typing import Any
 
 from jaxalign.core.errors import UserError
 from jaxalign.surveys.formats.base import FORMATS, Format
-from jaxalign.surveys.formats.files import FileStart, read_table, read_text, shown
+from jaxalign.surveys.formats.files import FileStart, bad, read_table, read_text, shown
 from jaxalign.surveys.formats.json_places import Places, broken_rules
 from jaxalign.surveys.survey import Item, Survey, from_json
 
 COLUMNS = ("id", "text", "options")
 OPTIONAL_COLUMNS = ("stem", "scale", "topic")
-SHARE_COLUMNS = ("country", "item", "code", "share")
+SHARE_COLUMNS = ("item", "code", "share")
+GROUP_COLUMNS = ("country", "group")  # one of them names the group
 _TOLERANCE = 1e-3  # how far a sum of shares may be from 1, as in `Survey`
 
 
@@ -239,8 +240,15 @@ def _check_shares(
     problems: list[Problem] = []
     shares: dict[tuple[str, str], dict[int, float]] = {}
     last_row: dict[tuple[str, str], int] = {}
-    for row, cells in read_table(path, SHARE_COLUMNS, others=()).rows:
-        group, id = cells["country"].strip(), cells["item"].strip()
+    table = read_table(path, SHARE_COLUMNS, others=GROUP_COLUMNS)
+    names = [name for name in GROUP_COLUMNS if name in table.columns]
+    if len(names) != 1:
+        raise bad(path, f"give one of the columns {' and '.join(GROUP_COLUMNS)}", row=1)
+    for row, cells in table.rows:
+        group, id = cells[names[0]].strip(), cells["item"].strip()
+        if not group:
+            problems.append(_in(path, row, names[0], "the cell is empty"))
+            continue
         problem = _share_problem(path, row, cells, items, row_of, shares.get((group, id), {}))
         if problem is not None:
             problems.append(problem)
@@ -249,6 +257,7 @@ def _check_shares(
             last_row[group, id] = row
     distributions: dict[str, dict[str, tuple[float, ...]]] = {}
     for (group, id), by_code in shares.items():
+        # A sum can only be judged if no row was left out of it.
         total = math.fsum(by_code.values())
         if abs(total - 1) > _TOLERANCE and not problems:
             message = f"the shares of {group} and {id} sum to {total:g}, not to 1"
@@ -266,10 +275,11 @@ def _share_problem(
     row_of: dict[str, int],
     earlier: dict[int, float],
 ) -> Problem | None:
-    """Return what is wrong with one row of shares, None if nothing is."""
-    group, id = cells["country"].strip(), cells["item"].strip()
-    if not group:
-        return _in(path, row, "country", "the cell is empty")
+    """Return what is wrong with one row of shares, None if nothing is.
+
+    `earlier` holds the shares of the same group and item so far, by code.
+    """
+    id = cells["item"].strip()
     if id not in row_of:
         return _in(path, row, "item", f"there is no item {shown(id)}")
     if id not in items:
@@ -282,7 +292,7 @@ def _share_problem(
         message = f"code {code} is not one of item {id}'s codes {list(items[id].codes)}"
         return _in(path, row, "code", message)
     if code in earlier:
-        return _in(path, row, "code", f"country {group}, item {id} has code {code} already")
+        return _in(path, row, "code", f"code {code} of item {id} is there already")
     try:
         share = float(cells["share"])
     except ValueError:

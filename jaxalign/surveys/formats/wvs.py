@@ -214,6 +214,7 @@ def _survey(
     min_respondents: int,
     wording: Survey | None,
 ) -> Survey:
+    # Without wording, the codes that anybody gave are an item's options.
     seen_QxK = tally.respondents_CxQxK.any(axis=0)
     items = [
         item or _plain_item(name, np.flatnonzero(seen_QxK[q]).tolist())
@@ -262,6 +263,7 @@ def _shares(
     tally: Tally, c: int, items: Sequence[tuple[int, Item]], min_respondents: int
 ) -> dict[str, tuple[float, ...]]:
     """Return the weighted shares of one country by item, in the order of the item's options."""
+    # Codes that an item does not have (and those dropped as unknown) do not count.
     asked_QxK = np.zeros(tally.weight_CxQxK.shape[1:], bool)
     for q, item in items:
         asked_QxK[q, list(item.codes)] = True

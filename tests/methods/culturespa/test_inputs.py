@@ -10,7 +10,6 @@ import pytest
 import tyro
 
 import jaxalign.commands.culturespa as culturespa
-from jaxalign.commands import score as score_replies
 from jaxalign.core.errors import UserError
 from jaxalign.lm.model import LM
 from jaxalign.methods.culturespa import pipeline
@@ -25,6 +24,7 @@ from jaxalign.methods.culturespa.inputs import (
 from jaxalign.methods.culturespa.select import Pair, Selection
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.pocket.society import held_out_survey, society_values_module
+from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.survey import Survey, to_json
 from jaxalign.training.packing import check_lengths
 from jaxalign.training.step import TrainConfig
@@ -38,6 +38,36 @@ def write(path: Path, survey: Survey) -> Path:
 
 def inputs(**settings) -> Inputs:
     return read_inputs(CultureSPASettings(**settings))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"countries": ("USA",)}, "`countries` USA"),
+        ({"countries": ("USA", "XXX")}, "XXX"),
+        ({"seeds": 0}, "`seeds` 0"),
+        ({"per_topic": 1}, "`per_topic` 1"),
+        ({"model": Path("/nowhere")}, "/nowhere"),
+        ({"survey": Path("/nowhere.json")}, "/nowhere.json"),
+        ({"guard": Path("/nowhere.csv")}, "/nowhere.csv"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(change, said):
+    with pytest.raises(UserError, match=said):
+        inputs(**change)
+
+
+def test_a_setting_that_fits_no_model_is_refused():
+    writing = dataclasses.replace(CultureSPASettings().writing, max_new_tokens=4000)
+    with pytest.raises(UserError, match=r"`writing\.max_new_tokens`"):
+        inputs(writing=writing)
+
+
+def test_leak_free_examples_come_from_another_survey():
+    found = inputs(examples="leak_free")
+    tested = {item.text for item in found.survey.items}
+    messages = found.prompts.lead_in("p3", "CHN", found.survey.items[0])
+    assert not any(text in m["content"] for m in messages for text in tested)
 
 
 def test_the_survey_whose_answers_are_shown_is_a_fact(tmp_path):
@@ -167,10 +197,12 @@ def test_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
     files = own_csv(tmp_path, ("USA", "CHN", "NGA"))
     found = inputs(**files, countries=("USA", "CHN"))
     assert set(found.survey.distributions) == {"USA", "CHN", "NGA"}
-    targets = score_replies.read_targets(files["survey"], files["distributions"])
+    targets = read_answered(files["survey"], "survey", files["distributions"], worded=False)
     assert targets.distributions == found.survey.distributions
-    for refuse in (lambda: inputs(survey=files["survey"]),
-                   lambda: score_replies.read_targets(files["survey"])):  # fmt: skip
+    for refuse in (
+        lambda: inputs(survey=files["survey"]),
+        lambda: read_answered(files["survey"], "survey", worded=False),
+    ):
         with pytest.raises(UserError, match=r"own\.csv: it does not say .* `distributions`"):
             refuse()
 

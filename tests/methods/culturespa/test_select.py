@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import wasserstein_distance
 
+from jaxalign.answering.batch import Answered
 from jaxalign.core.errors import UserError
 from jaxalign.methods.culturespa.select import (
     Pair,
@@ -16,6 +17,7 @@ from jaxalign.methods.culturespa.select import (
     cds,
     changed,
     crqpc,
+    describe_selection,
     diverged,
     divergence,
     expected_noise,
@@ -175,8 +177,8 @@ def test_divergences_equal_scipys():
     items = make_items(16)
     unaware_QxO = random_distributions(items, 0)
     aware_CxQxO = np.stack([random_distributions(items, c) for c in (1, 2, 3)])
-    found = {m: divergence(unaware_QxO, aware_CxQxO, items, m)
-             for m in ("jensen_shannon", "total_variation", "wasserstein")}  # fmt: skip
+    measures = ("jensen_shannon", "total_variation", "wasserstein")
+    found = {m: divergence(unaware_QxO, aware_CxQxO, items, m) for m in measures}
     for c in range(3):
         for q, item in enumerate(items):
             n = len(item.options)
@@ -214,3 +216,21 @@ def test_expected_noise_is_how_often_two_draws_differ():
     random = np.random.default_rng(0)
     first, second = random.choice(3, p=p[0], size=(2, 40_000))
     assert abs(changed(first, second).mean() - expected_noise(p)[0]) < 0.01
+
+
+def test_the_share_changed_is_of_the_questions_answered_both_ways():
+    """Three questions of four answered unaware, two of these by the persona, one changed."""
+
+    def answered(*answers):
+        shares = [[[np.nan] * 2 if a is None else np.eye(2)[a] for a in row] for row in answers]
+        return Answered(np.array(shares, np.float32))
+
+    groups = ("USA", "CHN")
+    given = {"unaware": answered((0, 0, 0, None)), "p1": answered((1, 0, None, 0), (None,) * 4)}
+    joint = Selection((Pair("USA", "q1", 2),))
+    found = describe_selection(given, groups, {"joint": joint})
+    assert found["questions"] == 4
+    assert found["changed_share"] == {"USA": 0.5, "CHN": None}
+    assert found["noise"] == 0
+    nobody = given | {"unaware": answered((None,) * 4)}
+    assert describe_selection(nobody, groups, {"joint": joint})["noise"] is None

@@ -33,7 +33,7 @@ from jaxalign.pocket import corpus
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.prompts import Message
 from jaxalign.runs import Run
-from jaxalign.surveys.survey import Item, Survey, from_json, load, to_json
+from jaxalign.surveys.survey import Item, Survey, load, to_json
 
 TOPICS = ("social values", "science", "trust")
 
@@ -102,8 +102,9 @@ def test_every_topic_gets_its_questions_and_refusals_are_counted(tmp_path: Path)
     assert sum(sum(t.refused.values()) for t in found.topics) > 0
     assert found.notes == ()
     assert [q.id for q in found.questions[:13]] == [
-        *(f"social_values-{n:04d}" for n in range(1, 13)), "science-0001",
-    ]  # fmt: skip
+        *(f"social_values-{n:04d}" for n in range(1, 13)),
+        "science-0001",
+    ]
     rows = [json.loads(line) for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
     assert len(rows) == len(fake.asked)
     assert sum(row["refused"] is None for row in rows) == len(found.questions) == 36
@@ -212,8 +213,9 @@ def test_a_model_that_never_writes_a_question_ends_short(tmp_path: Path) -> None
     assert [t.requests for t in found.topics] == [18, 18, 18]
     assert sum(calls) == 3 * 18
     assert found.topics[0].refused == {
-        "does not begin with a JSON object": 9, "request too long for the model": 9,
-    }  # fmt: skip
+        "does not begin with a JSON object": 9,
+        "request too long for the model": 9,
+    }
     assert [note.split(",")[0] for note in found.notes] == [
         f"{t}: 0 of 12 questions after 18 requests" for t in TOPICS
     ]
@@ -234,22 +236,31 @@ def test_progress_says_how_many_are_there(tmp_path: Path) -> None:
 
 
 @settings(
-    deadline=None, max_examples=30, derandomize=True,
+    deadline=None,
+    max_examples=30,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 @given(data=st.data())
 def test_no_reply_stops_the_run(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     hostile = st.one_of(
-        st.text(max_size=20), st.binary(max_size=20), st.none(),
-        st.sampled_from([
-            b'{"question": "\xff", "options": ["a", "b"]}', '{"question": "\ud800", "options": []}',
-            '{"question": "a?", "options": ["a", "b"]}', '{"a":' * 2000, "[" * 5000,
-            json.dumps({"question": "a?", "options": list(map(str, range(40)))}),
-            json.dumps({"question": "<|eot_id|>", "options": ["a", "\u2028b"]}),
-        ]),
-    )  # fmt: skip
+        st.text(max_size=20),
+        st.binary(max_size=20),
+        st.none(),
+        st.sampled_from(
+            [
+                b'{"question": "\xff", "options": ["a", "b"]}',
+                '{"question": "\ud800", "options": []}',
+                '{"question": "a?", "options": ["a", "b"]}',
+                '{"a":' * 2000,
+                "[" * 5000,
+                json.dumps({"question": "a?", "options": list(map(str, range(40)))}),
+                json.dumps({"question": "<|eot_id|>", "options": ["a", "\u2028b"]}),
+            ]
+        ),
+    )
     given: dict[int, str | bytes | None] = {}
 
     def write(conversations: list[list[Message]], ids: list[int]) -> list[str | bytes | None]:
@@ -285,20 +296,6 @@ def test_prompt_files_of_ones_own(tmp_path: Path) -> None:
             load_request(unreadable)
 
 
-def test_questions_become_a_survey_that_reads_back() -> None:
-    written = [
-        Question("How much?", ("little", "much"), "trust", "trust-0001"),
-        Question("On a scale of 0 to 2?", ("0", "1", "2"), "trust", "trust-0002"),
-        Question("On a scale of 3 to 1?", ("3", "2", "1"), "science", "science-0001"),
-        Question("On a scale of 1 to 3, mixed?", ("1", "3", "2"), "science", "science-0002"),
-    ]
-    survey = to_survey(written, "generated", "the model in a folder")
-    assert from_json(json.loads(json.dumps(to_json(survey)))) == survey
-    assert [i.codes for i in survey.items] == [(1, 2), (0, 1, 2), (3, 2, 1), (1, 2, 3)]
-    assert {i.scale for i in survey.items} == {"ordinal"}
-    assert [from_item(item) for item in survey.items] == written
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -330,10 +327,13 @@ def test_the_pocket_model_writes_questions_and_a_killed_run_goes_on(
     ids = {item.id for item in held_out_survey().items if item.topic in ("trust", "science")}
     survey.write_text(json.dumps(to_json(held_out_survey().subset(ids))))
     config = command.Settings(
-        out=tmp_path / "run", survey=survey, quiet=True, batch_size=8,
+        out=tmp_path / "run",
+        survey=survey,
+        quiet=True,
+        batch_size=8,
         writing=WritingSettings(per_topic=3, examples=2, own_examples=1),
         sampling=Sampling(64, temperature=0.9, top_p=0.95),
-    )  # fmt: skip
+    )
     command.run(config)
     assert "Filters" in capsys.readouterr().out
     files = ("questions.json", "result.json", "replies.jsonl")

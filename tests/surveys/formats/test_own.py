@@ -69,6 +69,8 @@ def test_csv(tmp_path: Path) -> None:
     }
     assert recognise(path) == "own-csv"
     assert read_survey(path, distributions=shares).sha256 == survey.sha256
+    groups = put(tmp_path, SHARES.replace("country", "group").replace("USA", "Gen Z"), "groups.csv")
+    assert read_survey(path, groups).distributions.keys() == {"Gen Z", "CHN"}
     semicolons = put(tmp_path, CSV.replace('"Which one, if any?"', "Which one?").replace(",", ";"))
     assert len(read_survey(semicolons).items) == 3
     left_by_a_spreadsheet = put(tmp_path, CSV + ",,,,,\n   \n")
@@ -122,8 +124,12 @@ def test_every_fault_of_the_shares(tmp_path: Path) -> None:
         "row 4, column 'code': 'x' is not a whole",
         "row 5, column 'code': code 9 is not one ",
         "row 6, column 'share': '-1' is not a num",
-        "row 8, column 'code': country USA, item ",
+        "row 8, column 'code': code 2 of item a i",
     ]
+    for columns in ("item,code,share", "country,group,item,code,share"):
+        rows = [columns, ",".join("1" for _ in columns.split(","))]
+        with pytest.raises(UserError, match="row 1: give one of the columns country and group"):
+            check_csv(put(tmp_path, CSV), put(tmp_path, "\n".join(rows), "shares.csv"))
     shares = put(tmp_path, SHARES.replace("USA,b,7,1", "USA,b,7,0.9"), "shares.csv")
     with pytest.raises(UserError, match=r"row 4, column 'share': .*USA and b sum to 0\.9"):
         read_own_csv(put(tmp_path, CSV), shares)
@@ -171,27 +177,47 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, str], str]] 
     "empty text": (lambda f: f["items"][1].update(text=" "), ('" "', ""), "the text is empty"),
     "scale": (lambda f: f["items"][1].update(scale="x"), ('"x"', ""), "'x' is not one of ordinal"),
     "code true": (
-        lambda f: f["items"][0]["options"][1].update(code=True), ("true", ""), "not of type integer"
+        lambda f: f["items"][0]["options"][1].update(code=True),
+        ("true", ""),
+        "not of type integer",
     ),
     "codes unordered": (
-        lambda f: f["items"][1].pop("scale"), ("[", '"Which?"'), "neither rise nor fall",
+        lambda f: f["items"][1].pop("scale"),
+        ("[", '"Which?"'),
+        "neither rise nor fall",
     ),
+    "group without a name": (
+        lambda f: f["distributions"].update({" ": {}}),
+        ("{}", ""),
+        "the group has no name",
+    ),
+    "simulated a word": (lambda f: f.update(simulated=1), ("1", "simulated"), "of type boolean"),
     "share above 1": (
-        lambda f: f["distributions"]["USA"]["a"].__setitem__(1, 1.5), ("1.5", ""), "above 1"
+        lambda f: f["distributions"]["USA"]["a"].__setitem__(1, 1.5),
+        ("1.5", ""),
+        "above 1",
     ),
     "share no number": (
-        lambda f: f["distributions"]["USA"]["a"].__setitem__(1, float("nan")), ("NaN", ""), "nan"
+        lambda f: f["distributions"]["USA"]["a"].__setitem__(1, float("nan")),
+        ("NaN", ""),
+        "nan",
     ),
     "shares too few": (
-        lambda f: f["distributions"]["USA"]["b"].pop(), ("[", '"b": ['), "2 shares for 3 options"
+        lambda f: f["distributions"]["USA"]["b"].pop(),
+        ("[", '"b": ['),
+        "2 shares for 3 options",
     ),
     "shares sum": (
-        lambda f: f["distributions"]["USA"].update(a=[0.5, 0.4]), ("[", '"USA"'), "sum to 0.9"
+        lambda f: f["distributions"]["USA"].update(a=[0.5, 0.4]),
+        ("[", '"USA"'),
+        "sum to 0.9",
     ),
     "no such item": (
-        lambda f: f["distributions"]["USA"].update(z=[0.5, 0.5]), ("[", '"z"'), "no item 'z'"
+        lambda f: f["distributions"]["USA"].update(z=[0.5, 0.5]),
+        ("[", '"z"'),
+        "no item 'z'",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("change", "place", "message"), FAULTS.values(), ids=FAULTS)
@@ -228,8 +254,12 @@ def test_places_of_everything() -> None:
     text = ' {"a": [1,\n  {"b": "x,]}"}], "c": {}\n}'
     places = Places(text)
     assert [places.of(p) for p in ((), ("a",), ("a", 0), ("a", 1, "b"), ("c",))] == [
-        (1, 2), (1, 8), (1, 9), (2, 9), (2, 24),
-    ]  # fmt: skip
+        (1, 2),
+        (1, 8),
+        (1, 9),
+        (2, 9),
+        (2, 24),
+    ]
     assert places.of(("a", 1, "absent")) == (2, 3)
 
 

@@ -1,4 +1,4 @@
-"""World Values Survey files, written by the tests: shares as counted by hand, and every refusal."""
+"""World Values Survey files written by the tests: shares counted by hand, and every refusal."""
 
 from __future__ import annotations
 
@@ -99,9 +99,12 @@ def with_texts(text: str) -> str:
 
 
 SPELLINGS = {
-    "semicolons and decimal commas": semicolons, "quoted": quoted, "codes as floats": floats,
-    "texts with line breaks": with_texts, "byte order mark": lambda text: "\ufeff" + text,
-}  # fmt: skip
+    "semicolons and decimal commas": semicolons,
+    "quoted": quoted,
+    "codes as floats": floats,
+    "texts with line breaks": with_texts,
+    "byte order mark": lambda text: "\ufeff" + text,
+}
 
 
 @pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
@@ -110,7 +113,7 @@ def test_other_spellings_of_the_same_file(tmp_path: Path, spell: Any) -> None:
     check_by_hand(read(path, wording=OWN))
 
 
-def test_an_empty_cell_is_missing_wherever_it_stands(tmp_path: Path) -> None:
+def test_an_empty_cell_is_missing_in_any_column(tmp_path: Path) -> None:
     text = "Q1,B_COUNTRY_ALPHA,W_WEIGHT\n,USA,1\n2,USA,1\n,USA,12\n1,USA,1\n,USA,1\n"
     path = csv_file(tmp_path, text)
     header = wvs_csv.read_header(path)
@@ -151,7 +154,7 @@ def test_unknown_codes_may_be_dropped(tmp_path: Path) -> None:
     np.testing.assert_allclose(survey.distributions["USA"]["Q1"], [1.5 / 4, 2.5 / 4])
 
 
-def test_countries_that_are_not_there(tmp_path: Path) -> None:
+def test_countries_that_the_file_lacks(tmp_path: Path) -> None:
     assert set(read(csv_file(tmp_path), countries=["CHN"]).distributions) == {"CHN"}
     with pytest.raises(UserError, match="no respondents in 'FRA'; the file has CHN USA"):
         read(csv_file(tmp_path), countries=["FRA"])
@@ -195,7 +198,7 @@ BAD = {
     "code a half": (replaced("1.5,1,2", "1.5,1.5,2"), "row 2, column 'Q1': '1.5' is not a code"),
     "a year": (replaced("1.5,1,2", "1.5,1962,2"), "row 2, column 'Q1': '1962' is not a code"),
     "unknown code": (replaced("1,4,1,3", "1,7,1,3"), r"row 5, .*'Q1': code 7 .*\[1, 2, 3, 4\]"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD)
@@ -210,7 +213,7 @@ def test_bad_csv_is_one_clear_line(tmp_path: Path, text: str, message: str) -> N
     assert not (tmp_path / "cache").exists(), "nothing half-written"
 
 
-def test_settings_that_cannot_be(tmp_path: Path) -> None:
+def test_impossible_settings_are_refused(tmp_path: Path) -> None:
     path = csv_file(tmp_path)
     for options, message in (
         ({"min_respondents": 0}, "min_respondents=0; at least 1"),
@@ -255,7 +258,7 @@ def test_the_cache_answers_for_the_same_file_and_settings_only(
     assert not list(kept.glob("*.tmp"))
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     survey = read(csv_file(tmp_path), use_cache=True, cache_folder=tmp_path / "file")
     assert survey.distributions
@@ -423,7 +426,7 @@ FUZZ = settings(
 
 @FUZZ
 @given(changes=edits, keep=st.floats(0, 1))
-def test_a_spoilt_csv_is_refused_or_read(tmp_path: Path, changes: Any, keep: float) -> None:
+def test_a_damaged_csv_is_refused_or_read(tmp_path: Path, changes: Any, keep: float) -> None:
     content = mutated(("\n".join([HEADER, *ROWS]) + "\n").encode(), changes)
     only_user_errors(tmp_path / "wvs.csv", content)
     only_user_errors(tmp_path / "wvs.csv", content[: int(keep * len(content))], wording=OWN)
@@ -439,7 +442,7 @@ def test_random_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
 
 @settings(FUZZ, max_examples=40)
 @given(changes=edits, keep=st.floats(0, 1))
-def test_a_spoilt_sav_or_dta_is_refused_or_read(tmp_path: Path, changes: Any, keep: float) -> None:
+def test_a_damaged_sav_or_dta_is_refused_or_read(tmp_path: Path, changes: Any, keep: float) -> None:
     write_sav(tmp_path / "wvs.sav", 64, 8)
     names = ("B_COUNTRY_ALPHA", "W_WEIGHT", "Q1", "Q2")
     dta_file(tmp_path / "wvs.dta", [("USA", 1.0, 1, 2), ("USA", 1.0, 2, 2)], names)

@@ -1,5 +1,7 @@
-"""Questions with a right answer (CulturalBench, MMLU-style) and GlobalOpinionQA: files written by
-these tests in own words, what is read from them, and every refusal."""
+"""Questions with a right answer (CulturalBench, MMLU-style) and GlobalOpinionQA.
+
+The tests write files in their own words, and check what is read from them and every refusal.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,12 @@ EASY: Rows = [
 EASY[2][7] = "B"
 HARD: Rows = [
     list(HARD_COLUMNS),
-    *([q, f"Question {q}?", f"proposal {i}", str(i == right), "Peru"]
-      for q, right in (("1", 2), ("2", 0)) for i in range(4)),
-]  # fmt: skip
+    *(
+        [q, f"Question {q}?", f"proposal {i}", str(i == right), "Peru"]
+        for q, right in (("1", 2), ("2", 0))
+        for i in range(4)
+    ),
+]
 MMLU: Rows = [
     ["question", "A", "B", "C", "D", "answer"],
     ["What is 2 + 2?", "3", "4", "5", "22", "B"],
@@ -61,10 +66,14 @@ def selections(**shares: list[float]) -> str:
 
 OPINIONS: Rows = [
     ["question", "selections", "options", "source"],
-    ["Is it so?", selections(Britain=[0.2, 0.7, 0.1], Atlantis=[0, 0.5, 0.48]),
-     "['Yes', \"No, it isn't\", 'DK/Refused']", "GAS"],
+    [
+        "Is it so?",
+        selections(Britain=[0.2, 0.7, 0.1], Atlantis=[0, 0.5, 0.48]),
+        "['Yes', \"No, it isn't\", 'DK/Refused']",
+        "GAS",
+    ],
     ["How much?", selections(Chile=[30, 70], United_States=[0, 0]), "['a lot', 'little']", "WVS"],
-]  # fmt: skip
+]
 
 FILES: dict[str, tuple[str, str]] = {
     "opinion-qa": ("opinions.csv", table(OPINIONS)),
@@ -185,22 +194,27 @@ BAD: dict[str, tuple[str, str, str]] = {
     "lines: one choice": ("m.jsonl", json.dumps(LINES[0] | {"choices": ["a"], "answer": 0}), "at"),
     "opinions: code": ("o.csv", cell(OPINIONS, 1, "options", CODE), "row 2, column 'options'"),
     "opinions: more code": (
-        "o.csv", cell(OPINIONS, 1, "selections", f"defaultdict(<class 'list'>, {{'a': {CODE}}})"),
+        "o.csv",
+        cell(OPINIONS, 1, "selections", f"defaultdict(<class 'list'>, {{'a': {CODE}}})"),
         "row 2, column 'selections'",
     ),
     "opinions: no dictionary": ("o.csv", cell(OPINIONS, 1, "selections", "[1]"), "not a printed"),
     "opinions: options": ("o.csv", cell(OPINIONS, 1, "options", "{1: 2}"), "'options': .*list"),
     "opinions: sum": (
-        "o.csv", cell(OPINIONS, 1, "selections", "{'Chile': [0.1, 0.1, 0.1]}"), "sum to 0.3",
+        "o.csv",
+        cell(OPINIONS, 1, "selections", "{'Chile': [0.1, 0.1, 0.1]}"),
+        "sum to 0.3",
     ),
     "opinions: below zero": (
-        "o.csv", cell(OPINIONS, 1, "selections", "{'Chile': [-0.1, 0.6, 0.5]}"), "are not numbers",
+        "o.csv",
+        cell(OPINIONS, 1, "selections", "{'Chile': [-0.1, 0.6, 0.5]}"),
+        "are not numbers",
     ),
     "opinions: doubled": ("o.csv", table([*OPINIONS, OPINIONS[1]]), "row 4: .*row 2"),
     "empty": ("o.csv", "", "the file is empty"),
     "unknown": ("o.csv", "a,b\n1,2\n", "not recognised: the first row reads 'a, b'; .*own-csv"),
     "a spreadsheet": ("o.csv", "PK\x03\x04", "spreadsheet; .*export it as CSV"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "text", "message"), BAD.values(), ids=BAD)
@@ -224,7 +238,7 @@ def test_wrong_encoding_says_where(tmp_path: Path) -> None:
     assert read_any(path).items[0].id == "7"
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_what_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_any(tmp_path / "absent.csv")
     with pytest.raises(UserError, match="a folder without"):
@@ -260,7 +274,7 @@ def only_user_errors(read: Callable[[], Any]) -> None:
 @pytest.mark.parametrize("kind", FILES)
 @FUZZ
 @given(changes=edits, keep=st.floats(0, 1))
-def test_a_spoilt_file_is_refused_or_read(
+def test_a_damaged_file_is_refused_or_read(
     tmp_path: Path, kind: str, changes: list[tuple[float, int, bytes]], keep: float
 ) -> None:
     name, text = FILES[kind]
@@ -269,8 +283,8 @@ def test_a_spoilt_file_is_refused_or_read(
         at = int(where * len(content))
         content = content[:at] + new + content[at + cut :]
     path = tmp_path / name
-    for spoilt in (content, text.encode()[: int(keep * len(text))]):
-        path.write_bytes(spoilt)
+    for damaged in (content, text.encode()[: int(keep * len(text))]):
+        path.write_bytes(damaged)
         only_user_errors(lambda: read_any(path, kind.split(" ")[0]))
         only_user_errors(lambda: read_any(path))
 

@@ -1,0 +1,91 @@
+"""Tables, pictures and report of `jaxalign culturespa`, from results made up for the purpose."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+
+from jaxalign.commands.reports.culturespa import write_culturespa_report
+from jaxalign.commands.reports.culturespa_plots import write_plots
+from jaxalign.commands.reports.culturespa_tables import show_result
+from jaxalign.core.files import plain, write_json
+from jaxalign.methods.culturespa import CultureSPAResult, CultureSPASettings
+from jaxalign.methods.culturespa.inputs import read_inputs
+from jaxalign.methods.culturespa.measure import TUNED, Measured
+from jaxalign.methods.culturespa.result import SELECTION_MODELS, make_record
+from jaxalign.methods.culturespa.styles import STYLES
+from jaxalign.pocket.society import held_out_survey
+from jaxalign.surveys.tables import make_tables
+
+COUNTRIES = ("USA", "CHN", "NGA")
+SETTINGS = CultureSPASettings(countries=COUNTRIES, seeds=2, reading="sampled", runs=3, resamples=20)
+
+
+def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
+    """A small model sampled on a hard survey may say nothing that can be read."""
+    settings = CultureSPASettings(countries=("USA", "CHN"), resamples=20, seeds=2)
+    survey = held_out_survey()
+    tables = make_tables(survey, settings.countries)
+    inputs = SimpleNamespace(survey=survey, tables=tables, guard_name="", guard=())
+    random = np.random.default_rng(0)
+    shape = (2, 1, 2, len(survey.items))
+    answers = {m: random.integers(0, 2, shape).astype(np.float32) for m in (*STYLES, *TUNED)}
+    answers["unaware"][1, :, 0] = np.nan
+    answers["joint"][:] = np.nan
+    right = {"before": [0.9], "joint": [0.9, 0.9]}
+    counts = {"asked_for": 1, "requests": 1, "parsed": 1, "left": 1, "removed": {}}
+    measured = Measured(answers, right, counts={}, untrained={})
+    selected = {0: {"pairs": {m: {} for m in SELECTION_MODELS.values()}}}
+    result = make_record(settings, inputs, measured, {0: counts}, selected, {"simulated": True})
+    write_json(tmp_path / "result.json", result)  # refuses NaN
+    unaware = result["methods"]["unaware"]
+    assert unaware["countries"]["USA"] is unaware["mean"] is unaware["interval"] is None
+    assert unaware["countries"]["CHN"] > 0
+    assert unaware["by_seed"][0] > 0
+    assert unaware["by_seed"][1] is None
+    assert result["differences"]["joint_minus_p1"]["verdict"] == "no answers"
+    assert result["personas"]["joint"]["agreement"] is None
+    show_result(result)
+    write_plots(tmp_path, result)
+    write_culturespa_report(result, tmp_path)
+    assert "joint − p1: no answers." in (tmp_path / "report.md").read_text("utf-8")
+    text = str(CultureSPAResult(tmp_path, plain(result), {}, {})).splitlines()
+    assert text[0].split() == ["method", "USA", "CHN", "mean"]
+    assert text[1].split()[:2] == ["unaware", "–"]
+    assert len({len(line) for line in text}) == 1
+
+
+def test_a_report_tells_lost_replies_pairs_and_what_was_not_trained(tmp_path):
+    whole = read_inputs(SETTINGS)
+    small = whole.survey.subset({item.id for item in whole.survey.items[:6]})
+    inputs = dataclasses.replace(whole, survey=small, tables=make_tables(small, COUNTRIES))
+    random = np.random.default_rng(2)
+    shape = (2, 3, len(COUNTRIES), 6)
+    answers = {m: random.integers(0, 2, shape).astype(np.float32) for m in (*STYLES, *TUNED)}
+    counts = {m: {"replies": 108, "unreadable": 5, "out_of_range": 7} for m in answers}
+    counts["cct"] = {"replies": 0, "unreadable": 0, "out_of_range": 0}
+    same = {"cct": {"models": ["seed0 cct", "seed1 cct"], "all": True}}
+    right = {"before": [0.9]} | {m: [0.9, 0.8] for m in TUNED}
+    written = {"asked_for": 8, "requests": 9, "parsed": 8, "left": 8, "removed": {}}
+    pairs = {"joint": {"USA": 31, "CHN": 10}, "rds": {"USA": 41}, "cds": {}, "cct": {}}
+    result = make_record(
+        SETTINGS,
+        inputs,
+        Measured(answers, right, counts, same),
+        {s: written for s in (0, 1)},
+        {s: {"pairs": pairs} for s in (0, 1)},
+        inputs.facts(),
+    )
+    assert result["replies"]["p1"] == counts["p1"]
+    assert result["untrained"] == same
+    assert "cct" not in result["methods"]
+    assert "cct_minus_p2" not in result["differences"]
+    result = plain(result | {"versions": {}})
+    write_plots(tmp_path, result)
+    report = write_culturespa_report(result, tmp_path)[0].read_text("utf-8")
+    assert "cct: untrained" in report
+    assert "| CultureSPA CCT" not in report
+    assert any("CRQPC" in line and "| 82 |" in line for line in report.splitlines())
+    assert any("P1" in line and "| 108 | 5 | 7 |" in line for line in report.splitlines())

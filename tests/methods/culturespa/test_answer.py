@@ -1,0 +1,52 @@
+"""Asking a model in several styles, with sampled replies: seeds, runs and lost replies."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jaxalign.answering.batch import OUT_OF_RANGE, UNREADABLE
+from jaxalign.lm.model import LM
+from jaxalign.methods.culturespa import CultureSPASettings, answer
+from jaxalign.methods.culturespa.inputs import Experiment, read_inputs
+from jaxalign.methods.culturespa.measure import prompted_answers
+from jaxalign.methods.culturespa.result import method_record, run_scores
+from jaxalign.stats.bootstrap import count_draws
+from jaxalign.surveys.tables import make_tables
+
+COUNTRIES = ("USA", "CHN", "NGA")
+SETTINGS = CultureSPASettings(countries=COUNTRIES, seeds=2, reading="sampled", runs=3, resamples=20)
+
+
+def test_every_seed_samples_anew(monkeypatch, tmp_path):
+    """Prompting has a value for each seed where replies are drawn, one where they are exact."""
+    whole = read_inputs(SETTINGS)
+    small = whole.survey.subset({item.id for item in whole.survey.items[:6]})
+    inputs = dataclasses.replace(whole, survey=small, tables=make_tables(small, COUNTRIES))
+    lm = LM(inputs.files, {}, None)
+
+    def drawn(config, params, prompts, sampling, stop, seed, ids, *_, **__):
+        return [lm.tokenizer.encode(str(1 + (seed + id) % 2)) for id in ids]
+
+    monkeypatch.setattr(answer, "generate", drawn)
+    questions = {seed: inputs.survey for seed in SETTINGS.seed_numbers}
+    experiment = Experiment(SETTINGS, inputs, lm, tmp_path)
+    survey = answer.answer_survey(experiment)
+    written = answer.answer_written(experiment, questions)
+    answers = prompted_answers(COUNTRIES, survey)
+    for style in ("unaware", "p1", "p2p3"):
+        assert answers[style].shape == (2, 3, len(COUNTRIES), 6)
+        assert (answers[style][0] != answers[style][1]).all()
+    positions = [written[seed]["p1"].position_NxCxQ for seed in SETTINGS.seed_numbers]
+    assert (positions[0] != positions[1]).all()
+    scores = run_scores(answers["p1"], inputs, count_draws(6, 20, 0))
+    assert len(method_record(COUNTRIES, scores)["by_seed"]) == 2
+    exact = dataclasses.replace(SETTINGS, reading="exact")
+    assert exact.seed_groups == (SETTINGS.seed_numbers,)
+
+
+def test_lost_replies_are_counted_by_kind():
+    position = np.array([0, 1, UNREADABLE, OUT_OF_RANGE, OUT_OF_RANGE, 0]).reshape(1, 2, 3)
+    counts = answer.Replies(None, position).counts
+    assert counts == {"replies": 6, "unreadable": 1, "out_of_range": 2}

@@ -1,0 +1,32 @@
+"""What is measured of models that fine-tuning left unchanged."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxalign.lm.lora import Adapter
+from jaxalign.methods.culturespa import CultureSPASettings
+from jaxalign.methods.culturespa.inputs import Experiment
+from jaxalign.methods.culturespa.measure import untrained_models
+
+COUNTRIES = ("USA", "CHN", "NGA")
+SETTINGS = CultureSPASettings(countries=COUNTRIES, seeds=2)
+
+
+def adapter(value: float) -> Adapter:
+    weights = {"layers": {"q_a": np.ones((2, 2)), "q_b": np.full((2, 2), value)}}
+    return Adapter(weights, SETTINGS.lora, None, "")
+
+
+def test_models_that_nothing_changed_are_named(tmp_path):
+    """Without data there is no adapter; one that took no step adds nothing."""
+    adapters = {(0, "joint"): adapter(0.1), (1, "joint"): adapter(0.0)}
+    adapters |= {(s, f"specific-{c}"): adapter(0.1) for s in (0, 1) for c in COUNTRIES[:2]}
+    adapters |= {(s, "rds"): adapter(0.1) for s in (0, 1)}
+    experiment = Experiment(SETTINGS, None, None, tmp_path)
+    found = untrained_models(experiment, adapters)
+    assert found["joint"] == {"models": ["seed1 joint"], "all": False}
+    assert found["specific"]["models"] == ["seed0 specific-NGA", "seed1 specific-NGA"]
+    assert not found["specific"]["all"]
+    assert found["cct"]["all"]
+    assert "rds" not in found

@@ -1,0 +1,53 @@
+"""What a CultureSPA result says: paired differences, verdicts, the guard, missing answers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from jaxalign.methods.culturespa.result import difference, guard_record, paired
+from jaxalign.pocket.society import held_out_survey
+from jaxalign.stats.bootstrap import count_draws
+from jaxalign.stats.paired_scores import drawn_scores
+from jaxalign.surveys.tables import make_tables
+
+
+def test_a_difference_is_over_the_items_that_both_answered():
+    """Two seeds of a method that leaves out what it would get wrong, and one that leaves nothing
+    out and cannot differ between seeds."""
+    inputs = SimpleNamespace(tables=make_tables(held_out_survey(), ("USA", "CHN", "NGA", "SWE")))
+    gold_CxQ = inputs.tables.gold_CxQ
+    whole = np.zeros((1, 3, *gold_CxQ.shape), np.float32)
+    some = np.repeat(np.where(whole == gold_CxQ, whole, np.nan), 2, axis=0)
+    draws = count_draws(gold_CxQ.shape[1], 20, 0)
+    a, b = paired(some, whole, inputs, draws)
+    assert a.shape == b.shape == (21, 2, 4)
+    assert difference(a, b)["value"] == 0
+    apart = [drawn_scores(x[:, 0], inputs.tables, draws)[0].mean() for x in (some, whole)]
+    assert apart[0] == 100 > apart[1] + 20, "each over its own items"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [
+        ([3.0], "higher, over questions only"),
+        ([3.0, 3.1, 2.9], "higher"),
+        ([-3.0], "lower, over questions only"),
+        ([9.0, 0.1], "not told apart"),
+        ([0.0], "not told apart, over questions only"),
+    ],
+)
+def test_the_verdict_says_where_there_is_no_interval_over_seeds(seeds, words):
+    scores = np.tile(np.array(seeds)[None, :, None], (20, 1, 2))
+    assert difference(scores, np.zeros_like(scores))["verdict"] == words
+
+
+def test_the_guard_speaks_of_the_mean_change():
+    record = guard_record({"before": [0.9], "joint": [0.9, 0.92], "cct": [0.8, 0.9]}, "test", 100)
+    assert record["change"]["joint"]["mean"] == pytest.approx(1.0)
+    assert record["change"]["joint"]["within"] or record["change"]["joint"]["mean"] > 1
+    assert not record["change"]["cct"]["within"]
+    low, high = record["change"]["cct"]["seed_interval"]
+    assert low < -5 < high
