@@ -2,21 +2,26 @@
 
     python -m experiments.train_pocket --out DIR
 
-Hardware: a CPU; no more than 2 GB of memory. Time: 0.35 to 0.5 s a step on two cores of an AVX-512
-machine shared with other work, so 6,000 steps take 35 to 50 minutes. With glibc, the environment
-variable GLIBC_TUNABLES=glibc.malloc.hugetlb=1 spares a tenth to a third of that (page faults).
+Hardware: a CPU and at most 2 GB of memory. Time: 0.35 to 0.5 s per step on two cores of an AVX-512
+machine that is shared with other work, so 6,000 steps take 35 to 50 minutes. With glibc, the
+environment variable GLIBC_TUNABLES=glibc.malloc.hugetlb=1 saves a tenth to a third of that (page
+faults).
 
-The weights in `jaxalign/pocket/model` are the third of three runs, 65 minutes in all: 500 steps
-with learning rate 5e-3 and warm-up 150; `--start` from there with `--seed 1 --minutes 44` (5,800
-steps), a persona then being taught as half of the way to its country; and `--start` from those with
-`--seed 2 --minutes 13 --learning-rate 2e-3 --warm-up 50` (1,700 steps) after `society.adherence`
-was raised to the two thirds it has now, because no soft prompt search tried on the second weights
-brought China below a quarter of the plain question's loss. Minutes end a run where the machine's
-speed says, so they cannot be made again to the bit, and the default command was not run to its end.
+The weights in `jaxalign/pocket/model` come from three runs in sequence, 65 minutes in total:
+
+1. 500 steps with learning rate 5e-3 and a warm-up of 150 steps.
+2. From there, `--seed 1 --minutes 44` (5,800 steps). A persona was then taught to move half of the
+   way to its country.
+3. From there, `--seed 2 --minutes 13 --learning-rate 2e-3 --warm-up 50` (1,700 steps), after
+   `society.adherence` was raised to the present two thirds: no soft prompt search tried on the
+   weights of run 2 brought China below a quarter of the plain question's loss.
+
+A run that `--minutes` ends depends on the speed of the machine, so these weights cannot be
+reproduced to the bit. The default command has not been run to its end.
 
 Measured on those weights (`pocket.measure`; simulated truth, 19 countries, expected answers on a
-1...5 scale; a move is the share of the way from home to the country, error is the mean distance
-from the country; `held-out` is the other survey):
+1...5 scale; a move is the share of the way from home to the country, an error is the mean distance
+from the country):
 
                                          values module     held-out survey
                                          move   error      move   error
@@ -30,9 +35,10 @@ from the country; `held-out` is the other survey):
     no persona, 5 to other survey        0.31   0.167      0.45   0.486
     no persona, 5 to this survey         0.37   0.165      0.33   0.494
 
-So answers without a persona move less than a persona line alone, five examples help the values
-module less than one, and descriptions by score, rounded to tens, are half learned. Small general
-tasks: 69% right (chance 33%). Most of the questions that it writes are usable JSON and known.
+Examples without a persona move the answers less than a persona line alone, five examples help the
+values module less than one, and descriptions by score, rounded to tens, are only half learned. The
+model answers 69% of the small general tasks correctly (chance is 33%). Most of the questions that
+it writes are usable JSON, and were in its training data.
 """
 
 from __future__ import annotations
@@ -68,36 +74,54 @@ LONG_MIX = {"context": 0.5, "writing": 0.5}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Train the pocket Llama. Lengths are counts of tokens, rows or steps."""
+    """Train the pocket Llama in the simulated society."""
 
     out: Path
-    """Folder for the model, in Hugging Face layout, and the log."""
+    """Folder for the model, in Hugging Face layout, and for the log."""
     start: Path | None = None
-    """A model folder of this recipe to go on from, instead of random weights."""
+    """Model folder of an earlier run to start from, instead of random weights."""
     steps: int = 6000
+    """Number of optimiser steps."""
     minutes: float = math.inf
-    """Ends the run after this long; the learning rate then falls with the time used. A run that
-    this cuts short is not reproducible to the bit."""
+    """Longest time of the run; the learning rate then falls with the time used. A run that is ended
+    by this is not reproducible to the bit."""
     seed: int = 0
+    """Seed of the initial weights and of the training text."""
     learning_rate: float = 3e-3
+    """Highest learning rate."""
     warm_up: int = 100
+    """Number of steps over which the learning rate rises."""
     weight_decay: float = 0.01
+    """Weight decay of Muon and Adam."""
     rows: int = 24
+    """Rows of a batch."""
     length: int = 192
+    """Tokens of a row."""
     answers: int = 16
+    """Largest number of targets of a row."""
     long_every: int = 6
-    """Every so many steps a batch of longer rows: many examples in context, writing questions."""
+    """Interval, in steps, between batches of longer rows, which hold many examples in context and
+    new questions."""
     long_rows: int = 6
+    """Rows of a batch of longer rows."""
     long_length: int = 512
+    """Tokens of a longer row."""
     long_answers: int = 96
+    """Largest number of targets of a longer row."""
     vocabulary: int = 1792
+    """Size of the vocabulary."""
     hidden: int = 128
+    """Width of the model."""
     feed_forward: int = 320
+    """Width of the feed-forward layers."""
     layers: int = 4
+    """Number of layers."""
     save_every_minutes: float = 8.0
+    """Minutes between saves, each with a short measurement."""
 
 
 def model_config(config: Config, vocabulary: int) -> LlamaConfig:
+    """Return the shapes of the pocket Llama."""
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=config.hidden,
@@ -115,8 +139,11 @@ def model_config(config: Config, vocabulary: int) -> LlamaConfig:
 
 
 def make_rule(config: Config, c: LlamaConfig) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the matrices inside the layers, scaled so that a step changes
-    them as Adam would (Liu et al. 2025: root mean square 0.2); Adam for embeddings and norms."""
+    """Return the optimiser, for a learning rate of 1.
+
+    Muon (Jordan et al. 2024) for the matrices inside the layers, scaled so that a step changes them
+    as much as Adam would (Liu et al. 2025: root mean square 0.2); Adam for embeddings and norms.
+    """
 
     def dimensions(weight: Weight) -> optax.contrib.MuonDimensionNumbers | None:
         if not weight.transposed:  # the embedding table and the norms' scales
@@ -140,7 +167,10 @@ def make_rule(config: Config, c: LlamaConfig) -> optax.GradientTransformation:
 
 
 def make_step(c: LlamaConfig, rule: optax.GradientTransformation):
-    """step(params, state, batch, learning rate) -> params, state, loss. Buffers are reused."""
+    """Return the jitted step(params, state, batch, learning rate) -> (params, state, loss).
+
+    The buffers of params and state are reused.
+    """
 
     def step(params: Params, state: optax.OptState, batch: Batch, rate: jax.Array):
         loss, gradient = jax.value_and_grad(lambda p: divergence(c, p, batch))(params)
@@ -152,21 +182,25 @@ def make_step(c: LlamaConfig, rule: optax.GradientTransformation):
 
 
 def learning_rate(config: Config, step: int, seconds: float) -> float:
-    """Linear warm-up, then a cosine to zero over the steps, or over the minutes if those end
-    first."""
+    """Return the learning rate of a step: linear warm-up, then a cosine to zero.
+
+    The cosine spans the steps, or the minutes if those end first.
+    """
     done = max(step / config.steps, seconds / 60 / config.minutes)
     rise = min(1.0, (step + 1) / config.warm_up)
     return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def export(folder: Path, params: Params, c: LlamaConfig, corpus: Corpus) -> None:
+    """Write the model folder, in place of an earlier export."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.safetensors").unlink(missing_ok=True)  # the last export's
+    (folder / "model.safetensors").unlink(missing_ok=True)
     save_checkpoint(folder, params, c)
     save_tokenizer(corpus.tokenizer, folder)
 
 
 def train(config: Config, c: LlamaConfig, corpus: Corpus) -> Params:
+    """Train to the last step or minute; saves and measures on the way."""
     rule = make_rule(config, c)
     params = init_params(c, jax.random.key(config.seed))
     if config.start is not None:
@@ -202,6 +236,7 @@ def train(config: Config, c: LlamaConfig, corpus: Corpus) -> Params:
 
 
 def _log(log, bar, step: int, seconds: float, rate: float, losses: list) -> None:
+    """Write the mean loss of the last steps, of usual and of longer rows."""
     short, long = ([float(x) for kind, x in losses if kind is k] for k in (False, True))
     _report(
         log,
@@ -221,7 +256,7 @@ def _report(log, bar, numbers: dict[str, float], **more: float) -> None:
 
 
 def run(config: Config) -> None:
-    """The whole recipe; see the module's docstring."""
+    """Train a tokenizer and the model, export and measure them."""
     config.out.mkdir(parents=True, exist_ok=True)
     prompts = load_prompts()
     tokenizer = train_tokenizer(texts(prompts), config.vocabulary)

@@ -1,14 +1,18 @@
-"""Put many questions to the model after many lead-ins: by exact likelihood, or by sampling.
+"""Ask a model many questions after many lead-ins: by exact likelihood, or by sampling replies.
 
 exact     the probability of each option's number (`jaxalign.answering.options`): no sampling noise.
-          Questions
-          are cut into blocks of one shape, a block per device at a time, one compiled program.
-sampled   replies drawn at a temperature; the first integer of a reply is the answer, several runs
-          are averaged. CultureSPA (Xu et al. 2025): temperature 0.6, top-p 0.9, three runs.
+          Questions are cut into blocks of one shape, one block per device at a time, all by one
+          compiled program.
+sampled   replies drawn at a temperature; the first integer of a reply is the answer, and several
+          replies are averaged. CultureSPA (Xu et al. 2025) uses temperature 0.6, top-p 0.9 and
+          three replies.
 
-With a `folder`, what is answered is kept there in a file named after everything that the answers
-depend on, and a killed job goes on where it stood. Neither bits nor files depend on the number of
+With a `folder`, answers are kept there in a file that is named after everything they depend on, and
+a job that was killed continues where it stopped. Neither bits nor files depend on the number of
 devices.
+
+Letters: C respondent, Q item, O option, N sampled reply; in tables, as in
+`jaxalign.answering.blocks`, R row, L query of a row, S key.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from jaxalign.answering.attention import RowTables
 from jaxalign.answering.blocks import (
     ANSWER_ROW,
     ROW,
@@ -35,35 +40,36 @@ from jaxalign.answering.blocks import (
     plan_block,
     shape_of,
 )
-from jaxalign.answering.options import PreparedItems, RowTables, option_log_probs
+from jaxalign.answering.options import PreparedItems, option_log_probs
 from jaxalign.answering.partial import digest, open_partial
 from jaxalign.core.errors import UserError
+from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.lm.weights import Params
-from jaxalign.runs.console import Progress
 from jaxalign.runtime.sharding import DATA, partition_spec, place_whole, replicated
 from jaxalign.surveys.replies import first_integer, position
+from jaxalign.surveys.responses import NO_REPLY, OUT_OF_RANGE, UNREADABLE
 from jaxalign.surveys.survey import Item
 
 jax.tree_util.register_dataclass(
     Tables, [field.name for field in dataclasses.fields(Tables)], meta_fields=[]
 )
 
-# Answers of a sampled run that are no option's position.
-UNREADABLE, OUT_OF_RANGE, NOT_YET = -1, -2, -3
-
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """What each respondent C (a country, or the unaware model) answers to items Q.
+    """What each respondent C (a country, or the model without any) answers to items Q.
 
-    `distribution_CxQxO` float32 over an item's options, 0 past them; NaN where there is no answer.
+    Attributes:
+        distribution_CxQxO: float32 over an item's options, 0 past them; NaN without an answer.
+        unreadable: number of replies without an integer.
+        out_of_range: number of replies whose first integer belongs to no option.
     """
 
     distribution_CxQxO: np.ndarray
-    unreadable: int = 0  # replies without an integer
-    out_of_range: int = 0  # replies whose first integer no option has
+    unreadable: int = 0
+    out_of_range: int = 0
 
     @functools.cached_property
     def most_likely_CxQ(self) -> np.ndarray:
@@ -73,12 +79,17 @@ class Answered:
 
 
 def from_log_probs(log_probs_CxQxO: np.ndarray) -> Answered:
-    """Exact answers, from option log-probabilities (-inf past an item's options)."""
+    """Return exact answers, from option log-probabilities (-inf past an item's options)."""
     return Answered(np.exp(log_probs_CxQxO, dtype=np.float32))
 
 
 def from_runs(position_CxQxN: np.ndarray, items: Sequence[Item]) -> Answered:
-    """Sampled answers of N runs: the share of readable runs that gave each option."""
+    """Return sampled answers: the share of the N readable replies that gave each option.
+
+    Args:
+        position_CxQxN: the option's position in each reply, UNREADABLE or OUT_OF_RANGE.
+        items: the Q items.
+    """
     options = np.arange(max(len(item.options) for item in items))
     counts = (position_CxQxN[..., None] == options.reshape(1, 1, 1, -1)).sum(axis=2)
     readable = counts.sum(axis=-1, keepdims=True)
@@ -99,40 +110,53 @@ def answer_exact(
     key: str = "",
     folder: Path | None = None,
     block_tokens: int = 4096,
-    quiet: bool = True,
+    on_progress: OnProgress = ignore,
 ) -> np.ndarray:
-    """Log-probabilities of the options, normalised over them: float32 [conversations, O].
+    """Return the log-probabilities of each conversation's options, normalised over them.
 
-    mesh: its data axis takes a block per device, `make_mesh(data=...)`; parameters are used as they
-    lie on it, and copied to every device if they lie elsewhere. key: whatever else the answers
-    depend on, such as the hash of the weights. folder: keeps answers as they come; None keeps
-    none. block_tokens: tokens computed together; more is faster until a device is full. -inf past
-    an item's options.
-    Raises UserError where the model answers NaN.
+    Args:
+        config: the model's shapes.
+        params: its weights. They are used where they lie on the mesh, and copied to every device
+            if they lie elsewhere.
+        conversations: what is asked.
+        mesh: its data axis takes one block per device, `make_mesh(data=...)`.
+        key: text that stands for whatever else the answers depend on, such as the weights' hash.
+        folder: directory that keeps the answers; None keeps none.
+        block_tokens: tokens computed together; more is faster until a device is full.
+        on_progress: called with the number of blocks that are answered.
+
+    Returns:
+        float32 [conversations, O], natural logarithms; -inf past an item's options.
+
+    Raises:
+        UserError: if the model answers NaN, or a file in `folder` cannot be continued.
     """
     ordered, order = _sorted(conversations)
     blocks = cut(ordered, block_tokens)
-    shape = shape_of(plan_block(ordered, some) for some in blocks)
+    shape = shape_of(plan_block(ordered, members) for members in blocks)
     name = digest("exact", key, config, block_tokens, conversations)
     out = open_partial(folder, f"exact-{name}", (len(ordered), shape.options), np.float32, np.nan)
-    left = [some for some in blocks if np.isnan(out[order[some]]).any()]
-    done = len(blocks) - len(left)
-    with Progress(
-        len(blocks), start=done, step="block", unit="answers", quiet=quiet,
-        units_per_step=max(1, len(ordered) // len(blocks)),
-    ) as bar:  # fmt: skip
-        for some, log_probs_QxO in _answer_blocks(config, params, ordered, left, shape, mesh):
-            if np.isnan(log_probs_QxO).any():
-                raise UserError("the model answers NaN; are its weights finite?")
-            out[order[some]] = log_probs_QxO
-            done += 1
-            bar.update(done)
+    missing = [members for members in blocks if np.isnan(out[order[members]]).any()]
+    answers_per_block = max(1, len(ordered) // len(blocks))
+
+    def report(done: int) -> None:
+        on_progress(Progress("block", done, len(blocks), "answers", answers_per_block))
+
+    done = len(blocks) - len(missing)
+    report(done)
+    answered = _answer_blocks(config, params, ordered, missing, shape, mesh)
+    for members, log_probs_QxO in answered:
+        if np.isnan(log_probs_QxO).any():
+            raise UserError("the model answers NaN; are its weights finite?")
+        out[order[members]] = log_probs_QxO
+        done += 1
+        report(done)
     return np.array(out)
 
 
 def answer_sampled(
-    reply: Callable[[list[list[int]], list[int]], list[list[int]]],
-    tokens: Tokenizer,
+    sample: Callable[[list[list[int]], list[int]], list[list[int]]],
+    tokenizer: Tokenizer,
     conversations: Conversations,
     items: Sequence[Item],
     *,
@@ -140,36 +164,51 @@ def answer_sampled(
     key: str = "",
     folder: Path | None = None,
     chunk: int = 256,
-    quiet: bool = True,
+    on_progress: OnProgress = ignore,
 ) -> np.ndarray:
-    """The option's position in each of `runs` replies: int8 [conversations, runs].
+    """Return which option each of several sampled replies names, int8 [conversations, runs].
 
-    reply: (prompts, ids) -> reply tokens of each, such as `jaxalign.lm.generate.generate` with
-    all but
-    prompts and ids filled in; equal ids stand for equal luck, and an id depends on the conversation
-    and the run alone. key: whatever else the answers depend on: weights, sampling, seed. items:
-    the conversations' questions. A reply without an integer is UNREADABLE, one whose first integer
-    no option has OUT_OF_RANGE. Raises UserError for a number of runs below 1.
+    Args:
+        sample: (prompts, ids) -> reply tokens of each prompt, such as
+            `jaxalign.lm.generate.generate` with all its other arguments filled in. Equal ids stand
+            for equal random keys; an id depends on the conversation and the run alone.
+        tokenizer: turns replies into text.
+        conversations: what is asked.
+        items: the conversations' questions.
+        runs: replies per conversation.
+        key: text that stands for whatever else the answers depend on: weights, sampling, seed.
+        folder: directory that keeps the answers; None keeps none.
+        chunk: replies sampled between two writes to the folder.
+        on_progress: called with the number of replies.
+
+    Returns:
+        Positions of options, counted from 0; UNREADABLE for a reply without an integer,
+        OUT_OF_RANGE for one whose first integer belongs to no option.
+
+    Raises:
+        UserError: if `runs` is below 1, or a file in `folder` cannot be continued.
     """
     if runs < 1:
         raise UserError(f"runs={runs}: ask at least once")
     name = digest("sampled", key, runs, conversations)
-    out = open_partial(folder, f"sampled-{name}", (len(conversations), runs), np.int8, NOT_YET)
-    left = np.argwhere(np.asarray(out) == NOT_YET)
-    done = out.size - len(left)
-    with Progress(out.size, start=done, step="reply", unit="replies", quiet=quiet) as bar:
-        for start in range(0, len(left), chunk):
-            some = left[start : start + chunk]
-            prompts = [conversations.tokens(n).tolist() for n, _ in some]
-            replies = reply(prompts, [_luck(p, r) for p, (_, r) in zip(prompts, some, strict=True)])
-            for (n, run), said in zip(some, replies, strict=True):
-                out[n, run] = _read(tokens.decode(said), items[conversations.pairs[n][1]])
-            done += len(some)
-            bar.update(done)
+    out = open_partial(folder, f"sampled-{name}", (len(conversations), runs), np.int8, NO_REPLY)
+    missing = np.argwhere(np.asarray(out) == NO_REPLY)  # rows of (conversation, run)
+    done = out.size - len(missing)
+    on_progress(Progress("reply", done, out.size, "replies"))
+    for start in range(0, len(missing), chunk):
+        members = missing[start : start + chunk]
+        prompts = [conversations.tokens(n).tolist() for n, _ in members]
+        ids = [_sample_id(p, run) for p, (_, run) in zip(prompts, members, strict=True)]
+        for (n, run), reply in zip(members, sample(prompts, ids), strict=True):
+            text = tokenizer.decode(reply)
+            out[n, run] = _option_named(text, items[conversations.pairs[n][1]])
+        done += len(members)
+        on_progress(Progress("reply", done, out.size, "replies"))
     return np.array(out)
 
 
-def _read(text: str, item: Item) -> int:
+def _option_named(text: str, item: Item) -> int:
+    """Return the position of the option that a reply names, UNREADABLE or OUT_OF_RANGE."""
     number = first_integer(text, item)
     if number is None:
         return UNREADABLE
@@ -177,13 +216,13 @@ def _read(text: str, item: Item) -> int:
     return OUT_OF_RANGE if at is None else at
 
 
-def _luck(prompt: Sequence[int], run: int) -> int:
-    """A number in [0, 2**31) for a conversation's run."""
+def _sample_id(prompt: Sequence[int], run: int) -> int:
+    """Return a number in [0, 2**31) that stands for a conversation's run."""
     return zlib.crc32(np.array([*prompt, run], "<i4").tobytes()) % 2**31
 
 
 def _sorted(conversations: Conversations) -> tuple[Conversations, np.ndarray]:
-    """Conversations that begin alike next to each other, and where each stood before."""
+    """Return the conversations with those that begin alike side by side, and their old places."""
     questions = [question.tolist() for question in conversations.questions]
     rank = np.empty(len(questions), int)
     rank[sorted(range(len(questions)), key=questions.__getitem__)] = np.arange(len(questions))
@@ -201,21 +240,24 @@ def _answer_blocks(
     shape: Shape,
     mesh: Mesh,
 ) -> Iterator[tuple[range, np.ndarray]]:
-    """(block, log-probabilities [Q, O]) of each block. The next round is planned and under way
-    before the last one's results are waited for."""
-    devices, before, params = mesh.shape[DATA], (), place_whole(params, replicated(mesh))
+    """Yield (block, log-probabilities [Q, O]) of each block, one block per device at a time.
+
+    The next round is planned and under way before the results of the last one are waited for.
+    """
+    devices, params = mesh.shape[DATA], place_whole(params, replicated(mesh))
+    under_way = ()
     for start in range(0, len(blocks), devices):
-        some = blocks[start : start + devices]
-        tables = [pad_block(plan_block(conversations, block), shape) for block in some]
-        tables += tables[:1] * (devices - len(some))
+        members = blocks[start : start + devices]
+        tables = [pad_block(plan_block(conversations, block), shape) for block in members]
+        tables += tables[:1] * (devices - len(members))  # devices without a block repeat one
         stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *tables)
         spread = jax.device_put(stacked, NamedSharding(mesh, partition_spec(("batch",))))
-        now = some, _round(config, mesh, params, spread)
-        if before:
-            yield from _results(*before)
-        before = now
-    if before:
-        yield from _results(*before)
+        this_round = members, _round(config, mesh, params, spread)  # returns before it is done
+        if under_way:
+            yield from _results(*under_way)
+        under_way = this_round
+    if under_way:
+        yield from _results(*under_way)
 
 
 def _results(blocks: Sequence[range], log_probs: jax.Array) -> Iterator[tuple[range, np.ndarray]]:
@@ -225,13 +267,13 @@ def _results(blocks: Sequence[range], log_probs: jax.Array) -> Iterator[tuple[ra
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _round(config: LlamaConfig, mesh: Mesh, params: Params, tables: Tables) -> jax.Array:
-    """A block per device along the data axis: float32 [blocks, Q, O], whole on every device."""
+    """Answer one block per device of the data axis: float32 [blocks, Q, O], on every device."""
     batch = partition_spec(("batch",))
 
     def one(params: Params, tables: Tables) -> jax.Array:
-        context = _context(config, params, jax.tree.map(lambda x: x[0], tables))
-        nothing = jnp.zeros((1, 0, config.hidden_size), config.dtype)
-        return option_log_probs(config, context, nothing, chunk=1)
+        prepared = _prepared(config, params, jax.tree.map(lambda x: x[0], tables))
+        no_prompt = jnp.zeros((1, 0, config.hidden_size), config.dtype)
+        return option_log_probs(config, prepared, no_prompt, chunk=1)
 
     spread = jax.shard_map(
         one,
@@ -244,8 +286,8 @@ def _round(config: LlamaConfig, mesh: Mesh, params: Params, tables: Tables) -> j
     return jax.lax.with_sharding_constraint(spread(params, tables), replicated(mesh))
 
 
-def _context(config: LlamaConfig, params: Params, tables: Tables) -> PreparedItems:
-    """What `option_log_probs` reads: nothing before the tree and no prompt."""
+def _prepared(config: LlamaConfig, params: Params, tables: Tables) -> PreparedItems:
+    """Return what `option_log_probs` reads: nothing before the tree and no prompt."""
     shape = (0, config.num_key_value_heads, config.head_dim)
     last = jnp.zeros(shape, config.dtype)
     stacked = jnp.zeros((config.num_hidden_layers - 1, *shape), config.dtype)
@@ -270,7 +312,7 @@ def _context(config: LlamaConfig, params: Params, tables: Tables) -> PreparedIte
 def _rows(
     end: jax.Array, keys_RxS: jax.Array, queries_RxL: jax.Array, only_tree: bool
 ) -> RowTables:
-    """A query sees the keys whose subtree it stands in."""
+    """Return the attention's rows: a query sees the keys whose subtree it stands in."""
     query, key = queries_RxL[:, :, None], keys_RxS[:, None, :]
     sees = (key >= 0) & (key <= query) & (query < end[key])
     return RowTables(

@@ -1,7 +1,8 @@
-"""Conversations as tokens, quickly: a lead-in is encoded once, and so is a question.
+"""Encode very many conversations quickly: each lead-in once, and each question once.
 
-18 countries x 13,000 questions are 234,000 conversations. Text on either side of a special token
-is tokenised apart, so a conversation is the tokens of its lead-in and those of its question.
+18 countries x 13,000 questions are 234,000 conversations. A tokenizer treats the text on either
+side of a special token separately, so a conversation is the tokens of its lead-in followed by those
+of its question.
 """
 
 from __future__ import annotations
@@ -19,45 +20,57 @@ from jaxalign.surveys.survey import Item
 
 
 def encode(
-    tokens: Tokenizer,
+    tokenizer: Tokenizer,
     prompts: Prompts,
     lead_ins: Sequence[Sequence[Message]],
     items: Sequence[Item],
     pairs: Sequence[tuple[int, int]] | None = None,
 ) -> Conversations:
-    """Each question after each lead-in, lead-in by lead-in; or `pairs` of their positions only.
+    """Encode questions after lead-ins.
 
-    Raises UserError where there is nothing to ask, and for a chat template that words a question
-    differently after another lead-in.
+    Args:
+        tokenizer: the model's tokenizer and chat template.
+        prompts: the texts that word a question.
+        lead_ins: messages that stand before a question.
+        items: the questions.
+        pairs: which question is asked after which lead-in, as positions (lead-in, item); default:
+            every question after every lead-in, lead-in by lead-in.
+
+    Raises:
+        UserError: if there is nothing to ask, or the chat template words a question differently
+            after another lead-in.
     """
     if not items or not lead_ins:
         raise UserError(f"{len(items)} questions after {len(lead_ins)} lead-ins: nothing to ask")
-    whole = [_chat(tokens, [*lead_ins[0], prompts.user(item)]) for item in items]
-    at = _last_special(tokens, whole)
-    questions = [conversation[at:] for conversation in whole]
-    found = []
+    # A question's tokens begin at the last special token that all questions have in common.
+    conversations = [_chat(tokenizer, [*lead_ins[0], prompts.user(item)]) for item in items]
+    start = _last_special(tokenizer, conversations)
+    questions = [conversation[start:] for conversation in conversations]
+    encoded_lead_ins = []
     for lead_in in lead_ins:
-        first, last = (_chat(tokens, [*lead_in, prompts.user(i)]) for i in (items[0], items[-1]))
+        first, last = (
+            _chat(tokenizer, [*lead_in, prompts.user(item)]) for item in (items[0], items[-1])
+        )
         before = first[: max(0, len(first) - len(questions[0]))]
         for conversation, question in ((first, questions[0]), (last, questions[-1])):
             if not np.array_equal(conversation, np.concatenate([before, question])):
                 raise UserError(
-                    f"{tokens.folder}: its chat template words a question differently after "
+                    f"{tokenizer.folder}: its chat template words a question differently after "
                     "another lead-in; give a template that does not"
                 )
-        found.append(before)
+        encoded_lead_ins.append(before)
     if pairs is None:
         pairs = [(p, q) for p in range(len(lead_ins)) for q in range(len(items))]
-    return Conversations(found, questions, option_spellings(tokens, items), pairs)
+    return Conversations(encoded_lead_ins, questions, option_spellings(tokenizer, items), pairs)
 
 
-def _chat(tokens: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
-    return np.asarray(tokens.encode_chat(messages), np.int32)
+def _chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
+    return np.asarray(tokenizer.encode_chat(messages), np.int32)
 
 
-def _last_special(tokens: Tokenizer, conversations: Sequence[np.ndarray]) -> int:
-    """Where the last special token stands that all conversations have in common."""
-    special = set(tokens.tokenizer.get_added_vocab().values())
+def _last_special(tokenizer: Tokenizer, conversations: Sequence[np.ndarray]) -> int:
+    """Return the position of the last special token before the conversations first differ."""
+    special = set(tokenizer.tokenizer.get_added_vocab().values())
     first, shared = conversations[0], min(map(len, conversations)) - 1
     for other in conversations:
         differ = np.flatnonzero(first[:shared] != other[:shared])

@@ -1,7 +1,8 @@
-"""An array that outlives its process: filled piece by piece, found again by the next run.
+"""An array in a file that is filled piece by piece, and found again by the next run.
 
-What is missing carries a value that no answer has, so the array is its own record of progress: a
-kill at any moment leaves pieces whole or missing, or, torn, with something missing.
+Entries that are still missing hold a value that no answer has, so the array is its own record of
+progress. Whenever the process is killed, a piece is complete, missing, or written in part; the last
+still holds missing entries and is computed again.
 """
 
 from __future__ import annotations
@@ -23,19 +24,30 @@ from jaxalign.core.files import write_atomically
 def open_partial(
     folder: Path | None, name: str, shape: Sequence[int], dtype: Any, missing: float
 ) -> np.ndarray:
-    """The array `folder/name.npy`, made and filled with `missing` where there is none yet.
+    """Open the array `folder/name.npy`, or make it where there is none yet.
 
-    Assigning to it writes to the file. In memory only without a folder. On several processes each
-    gets what process 0 found, and only process 0's is a file. Raises UserError for a file of
-    another shape or none at all.
+    With several processes, each gets what process 0 read, and only process 0 writes a file.
+
+    Args:
+        folder: directory of the file; None keeps the array in memory.
+        name: name of the file, without `.npy`.
+        shape: of the array.
+        dtype: of the array.
+        missing: value of entries that have not been filled in.
+
+    Returns:
+        The array; assigning to it writes to the file.
+
+    Raises:
+        UserError: if the file is no array, or one of another shape or dtype.
     """
-    found = np.full(shape, missing, dtype)
+    array = np.full(shape, missing, dtype)
     if folder is not None and jax.process_index() == 0:
-        found = _open(Path(folder) / f"{name}.npy", found)
+        array = _open(Path(folder) / f"{name}.npy", array)
     if jax.process_count() > 1:
-        content = multihost_utils.broadcast_one_to_all(np.asarray(found))
-        return found if jax.process_index() == 0 else np.array(content)
-    return found
+        content = multihost_utils.broadcast_one_to_all(np.asarray(array))
+        return array if jax.process_index() == 0 else np.array(content)
+    return array
 
 
 def _open(path: Path, empty: np.ndarray) -> np.ndarray:
@@ -45,22 +57,26 @@ def _open(path: Path, empty: np.ndarray) -> np.ndarray:
         except OSError as error:
             raise UserError(f"{path.parent}: {error.strerror}; give another folder") from None
     try:
-        found = np.lib.format.open_memmap(path, mode="r+")
+        array = np.lib.format.open_memmap(path, mode="r+")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be continued ({error}); delete it") from None
-    if found.shape != empty.shape or found.dtype != empty.dtype:
-        raise UserError(f"{path}: holds {found.dtype} {found.shape}, not {empty.shape}; delete it")
-    return found
+    if array.shape != empty.shape or array.dtype != empty.dtype:
+        raise UserError(f"{path}: holds {array.dtype} {array.shape}, not {empty.shape}; delete it")
+    return array
 
 
 def digest(*parts: object) -> str:
-    """Sixteen hexadecimal digits that stand for `parts`: texts, numbers, configs, conversations."""
-    found = hashlib.sha256()
+    """Return sixteen hexadecimal digits that stand for texts, numbers, configs, conversations.
+
+    >>> digest("exact", 4096)
+    '83865730664bf0bb'
+    """
+    sha256 = hashlib.sha256()
     for part in parts:
         if isinstance(part, Conversations):
             for row in (*part.lead_ins, *part.questions):
-                found.update(np.asarray([len(row), *row], "<i4").tobytes())
-            found.update(np.asarray(part.pairs, "<i4").tobytes())
+                sha256.update(np.asarray([len(row), *row], "<i4").tobytes())
+            sha256.update(np.asarray(part.pairs, "<i4").tobytes())
             part = part.options
-        found.update(f"{part!r}\n".encode())
-    return found.hexdigest()[:16]
+        sha256.update(f"{part!r}\n".encode())
+    return sha256.hexdigest()[:16]

@@ -159,8 +159,8 @@ def show(analysis: Mapping[str, Any]) -> None:
     ]
     columns = ("", "aware", "unaware", *(line.replace("_", " ") for line in LINES))
     print_table(
-        "Cultural alignment score × 100: as a persona of the country (aware), without one "
-        "(unaware), and answers that need no model",
+        "Cultural alignment score × 100 (aware: asked as a person of the country; after unaware: "
+        "no model)",
         columns,
         rows,
     )

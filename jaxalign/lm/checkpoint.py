@@ -1,8 +1,9 @@
-"""Hugging Face safetensors <-> parameters, read straight into their shardings.
+"""Read Hugging Face safetensors straight into sharded parameters, and write them back.
 
-Reading: every device's shard is one buffer, filled from the mapped file a few MiB at a time, so a
-host's anonymous memory peaks at little more than the shards it keeps: on CPU JAX adopts the buffer
-without a copy, elsewhere the buffers of one parameter at a time are on the host.
+When reading, every device's shard is one buffer that is filled from the memory-mapped file a few
+MiB at a time. A host's anonymous memory therefore peaks at little more than the shards it keeps: on
+CPU, JAX adopts the buffer without a copy; elsewhere, the buffers of one parameter at a time are on
+the host.
 """
 
 from __future__ import annotations
@@ -38,35 +39,49 @@ from jaxalign.lm.weights import Params, Weight, input_dims, is_weight, weight_tr
 
 __all__ = ["load_checkpoint", "save_checkpoint", "weights_sha256"]
 
-_CHUNK_BYTES = 8 * 2**20  # read at a time
-_BLOCK_ROWS = 64  # transposed at a time: fits a core's cache, 2 to 3 times faster than all at once
-_ALIGNMENT = 64  # bytes; JAX on CPU copies a buffer that is not so aligned
+_CHUNK_BYTES = 8 * 2**20  # bytes read at a time
+# Rows transposed at a time: they fit a core's cache, 2 to 3 times faster than all rows at once.
+_BLOCK_ROWS = 64
+_ALIGNMENT = 64  # bytes; JAX on CPU copies a buffer with a smaller alignment
 
 Index = tuple[slice, ...]
 
 
 class Place(NamedTuple):
-    """Where one Hugging Face tensor goes: a parameter's keys, and its layer if that is a stack."""
+    """Where one Hugging Face tensor goes in the tree of parameters.
+
+    Attributes:
+        keys: Keys of the parameter.
+        layer: Index of the layer in a stacked parameter, else None.
+        weight: The parameter, of one layer.
+    """
 
     keys: tuple[str, ...]
     layer: int | None
-    weight: Weight  # of one layer
+    weight: Weight
 
 
 def load_checkpoint(folder: Path, config: LlamaConfig, shardings: Params | None = None) -> Params:
-    """Parameters in `config.param_dtype` from a folder of float32, bfloat16 or float16 tensors.
+    """Read the parameters of a model folder.
 
-    `shardings`: a tree like `weights.weight_tree` with one `jax.sharding.Sharding` per parameter
-    (`weights.param_shardings`); default: everything on the first local device. Each process reads
-    only what its own devices hold.
-    Raises UserError, naming file and tensor, where one is missing, left over, of another shape or
-    dtype, or cut short.
+    Each process reads only what its own devices hold.
+
+    Args:
+        folder: Holds float32, bfloat16 or float16 tensors in safetensors files.
+        config: The model; parameters are converted to `config.param_dtype`.
+        shardings: One `jax.sharding.Sharding` per parameter (`weights.param_shardings`); default:
+            everything on the first local device.
+
+    Raises:
+        UserError: If a tensor is missing, left over, of another shape or dtype, or truncated; the
+            message names file and tensor.
     """
     tree = weight_tree(config)
     if shardings is None:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: here, tree, is_leaf=is_weight)
     with contextlib.ExitStack() as stack:
+        # The files stay mapped until every parameter has been read.
         tensors = _open_tensors(folder, config, stack)
 
         def read(path: tuple[Any, ...], weight: Weight, sharding: jax.sharding.Sharding):
@@ -83,14 +98,22 @@ def save_checkpoint(
     max_shard_bytes: float = 5e9,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write `config.json` and the weights, in `config.param_dtype`, as transformers reads them.
+    """Write `config.json` and the weights as transformers reads them.
 
-    more: further fields of `config.json`, such as the ids of special tokens.
+    Files are written to a staging folder and moved into place when complete, `config.json` last, so
+    a new folder with a `config.json` holds a whole model. Other files in the folder (a tokenizer)
+    are left alone.
 
-    Files are written aside and moved into place when whole, `config.json` last, so a new folder
-    with a `config.json` holds a whole model. Other files there (a tokenizer) are left alone.
-    Raises UserError when the folder holds weights already, when the parameters do not fit `config`,
-    or when parts of them live in other processes.
+    Args:
+        folder: Where to write; made if missing.
+        params: The parameters, on this host; written in `config.param_dtype`.
+        config: The model.
+        max_shard_bytes: Size of a weight file, which only a larger single tensor exceeds.
+        more: Further fields of `config.json`, such as the ids of special tokens.
+
+    Raises:
+        UserError: If the folder holds weights already, if the parameters do not fit `config`, or if
+            parts of them live in other processes.
     """
     _check_params(params, config)
     if taken := sorted(p.name for p in folder.glob("*.safetensors*")):
@@ -106,7 +129,7 @@ def save_checkpoint(
 
 
 def _places(config: LlamaConfig) -> dict[str, Place]:
-    """Hugging Face name -> where it goes, in the order of the model."""
+    """Return where each tensor goes, by its Hugging Face name, in the order of the model."""
     tree, last = weight_tree(config), config.num_hidden_layers - 1
     places = {tree["embed"].hf_name: Place(("embed",), None, tree["embed"])}
     for i in range(last + 1):
@@ -120,7 +143,7 @@ def _places(config: LlamaConfig) -> dict[str, Place]:
 
 
 def _tolerated(name: str, config: LlamaConfig) -> bool:
-    """Tensors that a Llama checkpoint may hold and that say nothing new."""
+    """Whether a tensor that is not read may be in a checkpoint, because it is redundant."""
     tied_head = config.tie_word_embeddings and name == "lm_head.weight"
     return tied_head or name.endswith("rotary_emb.inv_freq")
 
@@ -131,26 +154,30 @@ def _tolerated(name: str, config: LlamaConfig) -> bool:
 def _open_tensors(
     folder: Path, config: LlamaConfig, stack: contextlib.ExitStack
 ) -> dict[tuple[str, ...], list[Any]]:
-    """A parameter's keys -> its safetensors slices, one per layer; checked, nothing read yet."""
+    """Open the tensors of each parameter, and check them without reading their values.
+
+    Returns:
+        By a parameter's keys, its safetensors slices, one per layer.
+    """
     places = _places(config)
-    found: dict[str, Any] = {}
+    opened: dict[str, Any] = {}
     for path in find_files(folder):
         for name in read_spans(path):
             if name not in places and not _tolerated(name, config):
                 raise UserError(f"{path}: left-over tensor {name}; the config has no such weight")
-            if name in found:
+            if name in opened:
                 raise UserError(f"{path}: tensor {name} is in another file as well")
         try:
             file = stack.enter_context(safe_open(path, framework="numpy"))
         except SafetensorError as error:
             raise UserError(f"{path}: damaged ({error})") from None
         for name in places.keys() & set(file.keys()):
-            found[name] = file.get_slice(name)
-            _check_tensor(path, name, found[name], places[name].weight.hf_shape)
-    _check_complete(folder, places, found)
+            opened[name] = file.get_slice(name)
+            _check_tensor(path, name, opened[name], places[name].weight.hf_shape)
+    _check_complete(folder, places, opened)
     tensors: dict[tuple[str, ...], list[Any]] = {}
     for name, place in places.items():
-        tensors.setdefault(place.keys, []).append(found[name])
+        tensors.setdefault(place.keys, []).append(opened[name])
     return tensors
 
 
@@ -162,11 +189,12 @@ def _check_tensor(path: Path, name: str, tensor: Any, shape: tuple[int, ...]) ->
         raise UserError(f"{path}: {name} is stored as {dtype}; only {', '.join(STORED)} are read")
 
 
-def _check_complete(folder: Path, places: dict[str, Place], found: dict[str, Any]) -> None:
-    """Raise for missing tensors, with the file that should hold the first of them."""
-    missing = [name for name in places if name not in found]
+def _check_complete(folder: Path, places: dict[str, Place], opened: dict[str, Any]) -> None:
+    """Raise UserError for missing tensors, with the file that should hold the first of them."""
+    missing = [name for name in places if name not in opened]
     if not missing:
         return
+    # The index says where a missing tensor should be.
     file = ONE_FILE
     if not (folder / ONE_FILE).is_file():
         file = read_weight_map(folder / INDEX).get(missing[0], INDEX)
@@ -177,8 +205,10 @@ def _check_complete(folder: Path, places: dict[str, Place], found: dict[str, Any
 def _read_weight(
     weight: Weight, layers: list[Any], sharding: jax.sharding.Sharding, dtype: str
 ) -> jax.Array:
-    """One parameter from its tensors (a stack has several), each shard read once."""
+    """Read one parameter from its tensors (a stack has several), each shard once."""
     shards: dict[tuple[tuple[int, int], ...], np.ndarray] = {}  # replicas share one buffer
+
+    # JAX calls this once for each local device, with the part of the array that it holds.
 
     def read(index: Index) -> np.ndarray:
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, weight.shape, strict=True))
@@ -190,6 +220,7 @@ def _read_weight(
 
 
 def _read_shard(weight: Weight, layers: list[Any], index: Index, dtype: str) -> np.ndarray:
+    """Read the part `index` of a parameter, layer by layer if it is a stack."""
     out = _aligned_empty(tuple(s.stop - s.start for s in index), dtype)
     if weight.axes[0] != "layers":
         _fill(out, layers[0], weight, index, weight.shape)
@@ -208,7 +239,7 @@ def _fill(
     elif not weight.transposed:
         _copy(tensor, *index, out)
     else:
-        # Theirs is [out, in]: flatten ours to [in, out] and turn it round.
+        # Hugging Face has [out, in]: flatten ours to [in, out] and transpose it.
         split = input_dims(shape, weight.fan_in)
         ins = _flat_range(index[:split], shape[:split])
         outs = _flat_range(index[split:], shape[split:])
@@ -216,7 +247,7 @@ def _fill(
 
 
 def _flat_range(index: Index, shape: tuple[int, ...]) -> slice:
-    """The range that `index` covers when the dimensions of `shape` are flattened into one."""
+    """Return the range that `index` covers when the dimensions of `shape` are flattened."""
     if any(s != slice(0, n) for s, n in zip(index[1:], shape[1:], strict=True)):
         raise UserError(f"only the first of dimensions {shape} may be sharded, found {index}")
     inner = math.prod(shape[1:])
@@ -224,7 +255,8 @@ def _flat_range(index: Index, shape: tuple[int, ...]) -> slice:
 
 
 def _copy(tensor: Any, rows: slice, columns: slice, out: np.ndarray) -> None:
-    """out[...] = tensor[rows, columns], a few MiB of rows at a time."""
+    """Copy tensor[rows, columns] to `out`, a few MiB of rows at a time."""
+    # The file may store 4 bytes per number.
     step = max(_BLOCK_ROWS, _CHUNK_BYTES // (4 * (columns.stop - columns.start)))
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
@@ -233,13 +265,13 @@ def _copy(tensor: Any, rows: slice, columns: slice, out: np.ndarray) -> None:
 
 
 def _copy_blocks(out: np.ndarray, source: np.ndarray) -> None:
-    """out[...] = source where one of them is transposed."""
+    """Copy `source` to `out` in blocks of rows; one of the two is a transposed view."""
     for start in range(0, len(source), _BLOCK_ROWS):
         out[start : start + _BLOCK_ROWS] = source[start : start + _BLOCK_ROWS]
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Like `np.empty`, at an address that JAX on CPU adopts without a copy."""
+    """Return an empty array at an address that JAX on CPU adopts without a copy."""
     size = tensor_bytes(shape, dtype)
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     offset = -raw.ctypes.data % _ALIGNMENT
@@ -265,8 +297,11 @@ def _check_params(params: Params, config: LlamaConfig) -> None:
 
 
 def _plan_files(config: LlamaConfig, max_bytes: float) -> dict[str, dict[str, tuple[int, ...]]]:
-    """File name -> tensors and their shapes, in the order of the model; a file is larger than
-    `max_bytes` only where one tensor is."""
+    """Return tensors and their shapes by file name, in the order of the model.
+
+    A file is larger than `max_bytes` only if a single tensor is.
+    """
+    # A file is closed when the next tensor does not fit.
     groups: list[dict[str, tuple[int, ...]]] = [{}]
     room = max_bytes
     for name, place in _places(config).items():
@@ -294,7 +329,7 @@ def _index_fields(
 def _hf_tensors(
     params: Params, config: LlamaConfig, names: dict[str, tuple[int, ...]]
 ) -> Iterator[np.ndarray]:
-    """The named tensors as Hugging Face lays them out, C-contiguous, in `param_dtype`."""
+    """Yield the named tensors as Hugging Face stores them, C-contiguous, in `param_dtype`."""
     places = _places(config)
     for name in names:
         keys, layer, weight = places[name]
@@ -304,7 +339,7 @@ def _hf_tensors(
         value = np.asarray(value if layer is None else value[layer])
         value = value.astype(config.param_dtype, copy=False)
         if weight.transposed:
-            turned = np.empty(weight.hf_shape, value.dtype)
-            _copy_blocks(turned.T, value.reshape(weight.fan_in, -1))
-            value = turned
+            transposed = np.empty(weight.hf_shape, value.dtype)
+            _copy_blocks(transposed.T, value.reshape(weight.fan_in, -1))
+            value = transposed
         yield np.ascontiguousarray(value)

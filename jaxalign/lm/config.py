@@ -15,7 +15,7 @@ DType = Literal["float32", "bfloat16"]
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """The `llama3` rule: long wavelengths are stretched by `factor`, short ones left alone.
+    """The `llama3` rule: long wavelengths are stretched by `factor`, short ones stay as they are.
 
     Source: Llama 3.1's `rope_scaling` with `rope_type: llama3`.
     """
@@ -28,7 +28,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """A LLaMA-3 decoder. Lengths are counts; field names are Hugging Face's where it has one."""
+    """The shapes and constants of a LLaMA-3 decoder, named as in Hugging Face's `config.json`."""
 
     vocab_size: int
     hidden_size: int
@@ -43,16 +43,16 @@ class LlamaConfig:
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 8192
     initializer_range: float = 0.02
-    dtype: DType = "bfloat16"  # of activations; norms, softmax and RoPE are float32 always
+    dtype: DType = "bfloat16"  # of activations; norms, softmax and RoPE are always float32
     param_dtype: DType = "bfloat16"  # of stored weights
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and (type(value) is not int or value < 1):
-                raise UserError(f"{field.name}={value!r}: a whole number of at least 1 is needed")
+                raise UserError(f"{field.name}={value!r}: must be a whole number of at least 1")
             if field.type == "float" and not _is_positive(value):
-                raise UserError(f"{field.name}={value!r}: a number above 0 is needed")
+                raise UserError(f"{field.name}={value!r}: must be a number above 0")
         if self.num_hidden_layers < 2:
             raise UserError(
                 f"num_hidden_layers={self.num_hidden_layers}: at least 2 are needed "
@@ -67,6 +67,7 @@ class LlamaConfig:
             raise UserError(f"head_dim={self.head_dim} is odd: RoPE turns pairs of dimensions")
 
     def replace(self, **changes: Any) -> LlamaConfig:
+        """Return a config with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
@@ -79,24 +80,19 @@ _SCALING_3_2 = RopeScaling(32.0, 1.0, 4.0, 8192)
 _8B = LlamaConfig(128_256, 4096, 14_336, 32, 32, 8, 128)
 _70B = LlamaConfig(128_256, 8192, 28_672, 80, 64, 8, 128)
 _LONG = {"rope_scaling": _SCALING_3_1, "max_position_embeddings": 131_072}
+_SMALL = _LONG | {"rope_scaling": _SCALING_3_2, "tie_word_embeddings": True}
 
 PRESETS: dict[str, LlamaConfig] = {
     "llama3-8b": _8B,
     "llama3-70b": _70B,
     "llama3.1-8b": _8B.replace(**_LONG),
     "llama3.1-70b": _70B.replace(**_LONG),
-    "llama3.2-1b": LlamaConfig(
-        128_256, 2048, 8192, 16, 32, 8, 64,
-        rope_scaling=_SCALING_3_2, max_position_embeddings=131_072, tie_word_embeddings=True,
-    ),
-    "llama3.2-3b": LlamaConfig(
-        128_256, 3072, 8192, 28, 24, 8, 128,
-        rope_scaling=_SCALING_3_2, max_position_embeddings=131_072, tie_word_embeddings=True,
-    ),
+    "llama3.2-1b": LlamaConfig(128_256, 2048, 8192, 16, 32, 8, 64, **_SMALL),
+    "llama3.2-3b": LlamaConfig(128_256, 3072, 8192, 28, 24, 8, 128, **_SMALL),
     "llama3.3-70b": _70B.replace(**_LONG),
-}  # fmt: skip
+}
 
-# Fields of config.json that must have exactly this value, because nothing here acts on another.
+# Fields of config.json that must have exactly this value, because no other is implemented.
 _REQUIRED = {
     "model_type": "llama",
     "hidden_act": "silu",
@@ -116,29 +112,38 @@ _REQUIRED = {
     "chunk_size_feed_forward": 0,
 }
 # Fields that do not change what this package computes.
-_IGNORED = {
-    "architectures", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id",
-    "use_cache", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path",
-    "return_dict", "output_attentions", "output_hidden_states", "output_scores", "torchscript",
-    "use_bfloat16", "tf_legacy_loss", "is_encoder_decoder", "finetuning_task", "id2label",
-    "label2id", "problem_type", "tokenizer_class", "prefix", "task_specific_params", "max_length",
-    "min_length", "do_sample", "temperature", "top_p", "top_k", "_attn_implementation_autoset",
-    "decoder_start_token_id", "return_dict_in_generate", "jaxalign", "num_beams",
-    "repetition_penalty", "_attn_implementation", "unsloth_version", "unsloth_fixed",
-}  # fmt: skip
+_IGNORED_TEXT = """
+_attn_implementation _attn_implementation_autoset _name_or_path architectures auto_map
+bos_token_id decoder_start_token_id do_sample dtype eos_token_id finetuning_task id2label
+is_encoder_decoder jaxalign label2id max_length min_length name_or_path num_beams
+output_attentions output_hidden_states output_scores pad_token_id prefix problem_type
+repetition_penalty return_dict return_dict_in_generate sep_token_id task_specific_params
+temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
+transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
+"""
+_IGNORED = frozenset(_IGNORED_TEXT.split())
 _DERIVED = {"rope_theta", "rope_scaling", "head_dim", "num_key_value_heads", "dtype", "param_dtype"}
 _COPIED = {f.name for f in dataclasses.fields(LlamaConfig)} - _DERIVED
 
 
 def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaConfig:
-    """Read the fields of a Hugging Face `config.json`, in the old or the transformers-5 spelling.
+    """Build a config from the fields of a Hugging Face `config.json`.
 
-    Old: `rope_theta` and `rope_scaling` at the top. New: both inside `rope_parameters`.
-    Raises UserError with the field's name and value for anything this package does not handle.
+    Both spellings are read: the older one has `rope_theta` and `rope_scaling` at the top, the one
+    of transformers 5 has both inside `rope_parameters`.
+
+    Args:
+        fields: The JSON object.
+        dtype: Dtype of weights and activations.
+
+    Raises:
+        UserError: If a field is unknown, missing, or has a value that is not implemented; the
+            message has its name and value.
     """
-    fields = dict(fields)
+    fields = dict(fields)  # the caller's are not changed
     rope = _rope_fields(fields)
     kept: dict[str, Any] = {}
+    # Every field is copied, checked or known to be irrelevant; nothing is guessed.
     for name, value in fields.items():
         if name in _COPIED:
             kept[name] = value
@@ -158,8 +163,9 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
     )
     if missing := [n for n in needed if n not in kept]:
         raise UserError(f"config.json: missing field {missing[0]}")
-    kept.setdefault("rms_norm_eps", 1e-6)  # Hugging Face's defaults where the file is silent
+    kept.setdefault("rms_norm_eps", 1e-6)  # Hugging Face's defaults for fields that are missing
     kept.setdefault("max_position_embeddings", 2048)
+    # Without `head_dim`, heads split the width evenly. Wrong types are reported by the config.
     heads, width = kept["num_attention_heads"], kept["hidden_size"]
     whole = type(heads) is type(width) is int and heads > 0
     return LlamaConfig(
@@ -174,7 +180,8 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
 
 
 def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Take the RoPE fields out of `fields`, whichever spelling they come in."""
+    """Remove the RoPE fields from `fields`, in either spelling, and return them."""
+    # `rope_parameters` is the new name, `rope_scaling` the old one.
     given = [fields.pop(name, None) or {} for name in ("rope_parameters", "rope_scaling")]
     for value in given:
         if not isinstance(value, dict):
@@ -200,8 +207,11 @@ def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
-    """The fields of a `config.json` that transformers reads back as the same model: 5 from
-    `rope_parameters` and `dtype`, 4 from `rope_theta`, `rope_scaling` and `torch_dtype`."""
+    """Return the fields of a `config.json` that transformers reads back as the same model.
+
+    Version 5 reads `rope_parameters` and `dtype`; version 4 reads `rope_theta`, `rope_scaling` and
+    `torch_dtype`.
+    """
     scaling = config.rope_scaling and {"rope_type": "llama3", **vars(config.rope_scaling)}
     rope = {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})}
     return {
@@ -223,7 +233,7 @@ def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
 
 
 def read_config(folder: Path, dtype: DType = "bfloat16") -> LlamaConfig:
-    """The config of a model folder. Raises UserError where there is none or it is not JSON."""
+    """Read the config of a model folder; UserError if there is none or it is not JSON."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: no config.json there; give the folder of a Hugging Face Llama")

@@ -75,6 +75,7 @@ def generate(
     _check_numbers(len(prompts), ids, seed, batch_size)
     known_ids = config.vocab_size + (0 if extra_ExD is None else len(extra_ExD))
     _check_prompts(config, prompts, known_ids, sampling.max_new_tokens)
+    # The weights are moved once, not for every batch.
     params = params if mesh is None else _on_mesh(params, mesh)
     stop = jnp.asarray(stop_tokens, jnp.int32)
     replies: list[list[int]] = [[] for _ in prompts]

@@ -95,6 +95,7 @@ def choose_mesh(
         _check_model(config, num_devices, model_parallel)
         model = model_parallel
         reason = f"model={model} as asked, {_gib(weight_bytes(config, model))} of weights a device"
+    # What the model axis leaves goes to candidates or to examples.
     rest = num_devices // model
     data = data_parallel
     if data is None:
@@ -154,6 +155,7 @@ def weight_bytes(config: LlamaConfig, model: int = 1) -> int:
 
 def model_axis_lengths(config: LlamaConfig) -> list[int]:
     """Return every length of the model axis that divides all weights split along it, ascending."""
+    # An axis length must divide heads, key-value heads, feed-forward and vocabulary alike.
     common = math.gcd(*(size for _, size in _split_dimensions(config)))
     return [n for n in range(1, common + 1) if common % n == 0]
 
@@ -166,6 +168,8 @@ def _choose_model(
     population: int | None,
 ) -> tuple[int, str]:
     """Return the shortest model axis that fits (longer if devices would be idle), and why."""
+    # Weights are read-only, so a copy on each device costs no communication: the shortest axis
+    # on which they fit beside the search is the fastest.
     lengths = [n for n in model_axis_lengths(config) if num_devices % n == 0]
     budget = int(chip_bytes * (1 - _ROOM)) - search_bytes
     fitting = [n for n in lengths if weight_bytes(config, n) <= budget]
@@ -182,6 +186,7 @@ def _choose_model(
     shares = num_devices // model
     if population is None or shares <= population or model == fitting[-1]:
         return model, reason
+    # Too few candidates for all devices: more devices work on each.
     longer = [n for n in fitting if num_devices // n <= population] or fitting[-1:]
     reason += f"; {population} candidates are fewer than {shares} shares, so "
     return longer[0], reason + f"{longer[0]} devices work on each"

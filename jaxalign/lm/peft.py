@@ -109,6 +109,7 @@ def load_lora(folder: Path, config: LlamaConfig) -> tuple[LoraConfig, AdapterWei
     weights = adapter_weights(config, lora)
     names = _named(weights, config, lora)
     tensors, _ = _read_tensors(folder / WEIGHTS, set(names), f"this model's LoRA {lora.targets}")
+    # A wrong shape means another model, or another rank than the config states.
     for name, (_, weight) in names.items():
         if tensors[name].shape != weight.hf_shape:
             raise UserError(
@@ -117,6 +118,7 @@ def load_lora(folder: Path, config: LlamaConfig) -> tuple[LoraConfig, AdapterWei
             )
     loaded: AdapterWeights = {"layers": {}, "last": {}}
     for key, weight in weights["last"].items():
+        # All layers but the last are stacked.
         *stack, last = (
             _from_peft(tensors[_peft_name(i, weight)], weight)
             for i in range(config.num_hidden_layers)

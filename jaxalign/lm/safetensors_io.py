@@ -1,8 +1,8 @@
-"""Safetensors files of a model folder: find, check, open, hash and write them.
+"""Find, check, hash and write the safetensors files of a model folder.
 
-Knows the file format and the folder's layout (`model.safetensors`, or shards named by
-`model.safetensors.index.json`), and nothing of Llama.
-Format: 8 bytes of header length, a JSON header padded to 8 bytes, the tensors' bytes.
+This module knows the file format and the layout of the folder (`model.safetensors`, or several
+files listed in `model.safetensors.index.json`), but nothing about Llama. The format: 8 bytes with
+the length of the header, a JSON header padded to a multiple of 8 bytes, the bytes of the tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names
 _CODES = {name: code for code, name in STORED.items()}
-_SAMPLE_BYTES, _SAMPLES = 2**16, 16  # of a tensor, for its hash
+_SAMPLE_BYTES, _SAMPLES = 2**16, 16  # size and number of the blocks of a tensor that are hashed
 
 
 class Span(NamedTuple):
@@ -35,7 +35,7 @@ class Span(NamedTuple):
 
 
 def find_files(folder: Path) -> list[Path]:
-    """The weight files of a folder. Raises UserError where there are none or one is missing."""
+    """Return the weight files of a folder; UserError if there are none or one is missing."""
     if (folder / ONE_FILE).is_file():
         return [folder / ONE_FILE]
     if not (folder / INDEX).is_file():
@@ -48,7 +48,7 @@ def find_files(folder: Path) -> list[Path]:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> file name. Raises UserError where the index is not what it should be."""
+    """Read which file holds each tensor; UserError if the index is damaged."""
     try:
         placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         outside = [file for file in placed.values() if file != Path(file).name]
@@ -60,9 +60,11 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 def read_spans(path: Path) -> dict[str, Span]:
-    """Where a file's tensors lie, by name.
+    """Read where the tensors of a file are, by name.
 
-    Raises UserError for a damaged or short file, naming the first tensor that does not fit.
+    Raises:
+        UserError: If the file is damaged or truncated; the message names the first tensor that is
+            not whole.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -88,17 +90,23 @@ def _span(fields: dict[str, Any], start: int) -> Span:
 
 
 def weights_sha256(folder: Path) -> str:
-    """A hash that tells checkpoints apart, for run records: hexadecimal sha256.
+    """Return a hash that tells checkpoints apart, for run records.
 
-    Over every tensor in the order of names: name, dtype, shape and bytes; of a tensor larger than
-    1 MiB only 16 evenly spaced blocks of 64 KiB, the first and the last among them. So 16 GB take
-    about a second, and how tensors are spread over files does not matter. It finds a retrained,
-    merged or mixed-up checkpoint; it does not protect from someone who wants to hide a change.
-    Raises UserError for missing, damaged or short files.
+    The hash covers name, dtype, shape and bytes of every tensor in the order of names. Of a tensor
+    larger than 1 MiB it reads only 16 evenly spaced blocks of 64 KiB, including the first and the
+    last, so 16 GB take about a second. How tensors are spread over files does not matter. The hash
+    detects a retrained, merged or mixed-up checkpoint; it does not protect against someone who
+    wants to hide a change.
+
+    Returns:
+        A sha256 as hexadecimal digits.
+
+    Raises:
+        UserError: If files are missing, damaged or truncated.
     """
     digest = hashlib.sha256()
-    found = [(n, path, s) for path in find_files(folder) for n, s in read_spans(path).items()]
-    for name, path, span in sorted(found, key=lambda item: item[0]):
+    tensors = [(n, path, s) for path in find_files(folder) for n, s in read_spans(path).items()]
+    for name, path, span in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name} {span.dtype} {list(span.shape)}\n".encode())
         with path.open("rb") as file:
             for start, length in _samples(span.begin, span.end):
@@ -108,9 +116,10 @@ def weights_sha256(folder: Path) -> str:
 
 
 def _samples(begin: int, end: int) -> list[tuple[int, int]]:
-    """(start, length) of the bytes of a tensor that its hash reads."""
+    """Return (start, length) of the blocks of a tensor that its hash reads."""
     if end - begin <= _SAMPLES * _SAMPLE_BYTES:
         return [(begin, end - begin)]
+    # The first block starts at `begin`, the last ends at `end`.
     room = end - begin - _SAMPLE_BYTES
     return [(begin + i * room // (_SAMPLES - 1), _SAMPLE_BYTES) for i in range(_SAMPLES)]
 
@@ -118,9 +127,13 @@ def _samples(begin: int, end: int) -> list[tuple[int, int]]:
 def write_file(
     path: Path, shapes: dict[str, tuple[int, ...]], dtype: str, tensors: Iterable[np.ndarray]
 ) -> None:
-    """One safetensors file of tensors of one dtype, with one of them in memory at a time.
+    """Write tensors of one dtype to a safetensors file, with one of them in memory at a time.
 
-    `tensors` yields C-contiguous arrays in the order of `shapes`.
+    Args:
+        path: File to write.
+        shapes: Shape of each tensor by name.
+        dtype: Their dtype.
+        tensors: Yields C-contiguous arrays in the order of `shapes`.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -129,7 +142,7 @@ def write_file(
         header[name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned to 8 bytes
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
@@ -138,15 +151,17 @@ def write_file(
 
 
 def write_json(path: Path, fields: dict[str, Any]) -> None:
+    """Write a JSON object and flush it to disk."""
     with path.open("wb") as file:
         file.write((json.dumps(fields, indent=2) + "\n").encode())
         sync(file.fileno())
 
 
 def sync(descriptor: int) -> None:
-    """Make what was written last through a power cut."""
+    """Flush a file to disk, so that it survives a power cut."""
     os.fsync(descriptor)
 
 
 def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Return the size of a tensor in bytes."""
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

@@ -1,7 +1,8 @@
-"""A model folder's own tokenizer and chat template, through transformers.
+"""The tokenizer and chat template of a model folder, through transformers.
 
-Text is rendered by the template first and tokenised after, adding nothing to it: a Llama-3 template
-writes `<|begin_of_text|>` itself, and a tokenizer that added its own would double it.
+A conversation is first rendered by the template and then tokenised without adding special tokens: a
+Llama-3 template writes `<|begin_of_text|>` itself, and a second one from the tokenizer would double
+it.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ BEGIN, END, TURN_END = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 SPECIAL = (BEGIN, END, "<|start_header_id|>", "<|end_header_id|>", TURN_END)  # for a new tokenizer
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>")
 _STOPS = (TURN_END, END, "<|eom_id|>")
-# Names of one class, which takes tokenizer.json as it is.
-_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# Two names of one class, which uses tokenizer.json unchanged.
+_FAST_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _HASHED = (*_FILES, "tokenizer_config.json", "special_tokens_map.json", "merges.txt")
-# Llama 3.1's template prints this date when given none and 3.2's prints today's, which would make
-# a run depend on the day it is resumed.
+# Without a date, the template of Llama 3.1 prints this one, and that of 3.2 prints today's, which
+# would make a run depend on the day it is resumed.
 _DATE = "26 Jul 2024"
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -36,23 +37,35 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back. `template` is the chat template in use, as jinja source."""
+    """Converts text and conversations to token ids and back.
 
-    tokenizer: Any = dataclasses.field(repr=False)  # transformers.PreTrainedTokenizerBase
+    Attributes:
+        tokenizer: The `transformers.PreTrainedTokenizerBase`.
+        template: The chat template, as jinja source.
+        folder: The model folder.
+        sha256: A hash of the tokenizer's files and the template.
+        vocab_size: One more than the largest id.
+        eot_id: The id that ends a turn.
+        bos_id: The id that begins a text, if there is one.
+        stop_ids: Token ids that end a reply.
+    """
+
+    tokenizer: Any = dataclasses.field(repr=False)
     template: str = dataclasses.field(repr=False)
     folder: Path
-    sha256: str  # of the tokenizer's files and the template
-    vocab_size: int  # one more than the largest id
-    eot_id: int  # ends a turn
+    sha256: str
+    vocab_size: int
+    eot_id: int
     bos_id: int | None
-    stop_ids: tuple[int, ...]  # after these the model has said what it had to say
+    stop_ids: tuple[int, ...]
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """The tokenizer of a model folder; nothing is downloaded.
+        """Load the tokenizer of a model folder; nothing is downloaded.
 
-        Raises UserError where there is none, where it does not load, where it lacks the special
-        tokens of the chat template (the folder's, else ours), and where no token ends a turn.
+        Raises:
+            UserError: If there is none, if it does not load, if it lacks special tokens that the
+                chat template (the folder's, else ours) writes, or if no token ends a turn.
         """
         folder = Path(folder)
         tokenizer = _load_tokenizer(folder)
@@ -76,7 +89,7 @@ class Tokenizer:
         return tokens
 
     def _check_markers(self, vocab: dict[str, int]) -> None:
-        """Every `<|marker|>` that the template writes must be one token."""
+        """Check that every `<|marker|>` the template writes is one token."""
         written = _MARKER.findall(self.render([{"role": "user", "content": "?"}]))
         if unknown := [name for name in dict.fromkeys(written) if name not in vocab]:
             raise UserError(
@@ -85,9 +98,11 @@ class Tokenizer:
             )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` alone; special tokens only where the text spells them.
+        """Return the ids of a text; special tokens only where the text spells them.
 
-        UserError for half of a surrogate pair, as a broken "\\ud83d" in JSON leaves one.
+        Raises:
+            UserError: If the text holds half of a surrogate pair, as a broken "\\ud83d" in JSON
+                leaves behind.
         """
         try:
             text.encode("utf-8")
@@ -97,7 +112,7 @@ class Tokenizer:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens included."""
+        """Return the text of `ids`, including special tokens."""
         return self.tokenizer.decode(
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
@@ -106,7 +121,7 @@ class Tokenizer:
         """Return the conversation as the template writes it.
 
         Raises:
-            UserError: if the template fails, with its message.
+            UserError: If the template fails, with its message.
         """
         import jinja2  # here, because only rendering needs it and it takes time to import
 
@@ -126,85 +141,95 @@ class Tokenizer:
     def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True
     ) -> list[int]:
-        """Ids of a conversation, by default up to where the assistant begins to speak."""
+        """Return the ids of a conversation, by default up to where the assistant's reply begins."""
         return self.encode(self.render(messages, add_generation_prompt))
 
     def encode_chat_split(
         self, messages: Sequence[Message], sentinel: str, add_generation_prompt: bool = True
     ) -> tuple[list[int], list[int]]:
-        """Ids before and after `sentinel`, which stands once in some message's content.
+        """Return the ids before and after `sentinel`, a text in the content of one message.
 
-        Each side is tokenised by itself, so this is how a soft prompt gets its place in a
-        conversation. Raises UserError where the rendered text does not hold `sentinel` once.
+        The two sides are tokenised separately, so that a soft prompt can stand between them.
+
+        Raises:
+            UserError: If the rendered text does not hold `sentinel` exactly once.
         """
         text = self.render(messages, add_generation_prompt)
         if not sentinel or text.count(sentinel) != 1:
-            found = text.count(sentinel) if sentinel else 0
-            raise UserError(f"the chat holds {sentinel!r} {found} times; once is needed")
+            count = text.count(sentinel) if sentinel else 0
+            raise UserError(f"the chat holds {sentinel!r} {count} times; once is needed")
         before, after = text.split(sentinel)
         return self.encode(before), self.encode(after)
 
     def option_tokens(self, codes: Sequence[int]) -> list[list[tuple[int, ...]]]:
-        """For every option number all its spellings, as token sequences that exclude each other.
+        """Return all spellings of every option number, as mutually exclusive token sequences.
 
-        Spellings are the bare number, as the tokenizer writes it right after the assistant
-        header, and every single token that reads as it, such as one with a space before it. (A
-        space token and then the number's is left out: a rare way to the same reply that would cost
-        one more position per item.) Where one
-        option's sequence begins another's ("1" and "10" digit by digit), all sequences get the
-        end of turn appended, so that they are comparable.
-        Raises UserError for repeated codes and for a number that the tokenizer cannot write.
+        Spellings are the bare number, as the tokenizer writes it right after the assistant header,
+        and every single token that reads as the number, such as one with a space before it. (A
+        space token followed by the number's is left out: it is a rare way to the same reply and
+        would cost one more position per item.) If one option's sequence is the beginning of
+        another's ("1" and "10", digit by digit), the end of turn is appended to all sequences, so
+        that they are comparable.
+
+        Raises:
+            UserError: If a code is repeated, or a number cannot be written by the tokenizer.
         """
         if repeated := [code for code in codes if list(codes).count(code) > 1]:
             raise UserError(f"option {repeated[0]} is there twice")
+        # Candidates first, then without those that another spelling of the same option implies.
         single = self._number_tokens()
         numbers = [str(code) for code in codes]
         spellings = [self._spellings(n, single.get(n, [])) for n in numbers]
-        options = [_without_extensions(some) for some in spellings]
+        options = [_without_extensions(sequences) for sequences in spellings]
+        # Probabilities of sequences compare only if none is the beginning of another.
         sequences = [sequence for option in options for sequence in option]
         if any(_begins(a, b) for a in sequences for b in sequences):
             return [[(*sequence, self.eot_id) for sequence in option] for option in options]
         return options
 
     def _spellings(self, number: str, tokens: list[int]) -> list[tuple[int, ...]]:
-        """`tokens` are single tokens that decode to `number`."""
+        """Return the spellings of a number, given the single tokens that decode to it."""
         bare, spaced = (self._after_header(text) for text in (number, f" {number}"))
         single = [ids for ids in (spaced, *((token,) for token in tokens)) if len(ids) == 1]
-        found = [*dict.fromkeys([bare, *single])]
-        found = [ids for ids in found if self.decode(ids).strip() == number]
-        if not found:
+        distinct = dict.fromkeys([bare, *single])
+        spellings = [ids for ids in distinct if self.decode(ids).strip() == number]
+        if not spellings:
             raise UserError(f"{self.folder}: the tokenizer cannot write option {number!r}")
-        return found
+        return spellings
 
     def _after_header(self, text: str) -> tuple[int, ...]:
-        """Ids of `text` following the assistant header, or by itself where they would merge: the
-        header's own ids are already fixed when the model begins to answer."""
+        """Return the ids of `text` after the assistant header.
+
+        The header's ids are fixed before the model begins to answer. If its last token would merge
+        with `text`, `text` is tokenised separately.
+        """
         question = [{"role": "user", "content": "?"}]
         header = self.render(question)[len(self.render(question, add_generation_prompt=False)) :]
+        # If the header's ids change with the text behind them, the two have merged.
         before, whole = self.encode(header), self.encode(header + text)
         merged = whole[: len(before)] != before
         return tuple(self.encode(text) if merged else whole[len(before) :])
 
     def _number_tokens(self) -> dict[str, list[int]]:
-        """Number -> single tokens that decode to it, with or without white space before it.
+        """Return the single tokens that decode to each number, white space aside.
 
-        Vocabularies write ASCII digits as themselves, so a token's name tells whether decoding it
-        is worthwhile.
+        Vocabularies write ASCII digits as themselves, so only tokens whose name ends with a digit
+        need to be decoded.
         """
-        found: dict[str, list[int]] = {}
+        by_number: dict[str, list[int]] = {}
         for name, token in sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1]):
             if name[-1:].isdigit() and name.isprintable() and len(name) < 8:
-                found.setdefault(self.decode([token]).strip(), []).append(token)
-        return found
+                by_number.setdefault(self.decode([token]).strip(), []).append(token)
+        return by_number
 
 
 def default_template() -> str:
-    """Our own Llama-3 chat template, for folders without one."""
+    """Return our own Llama-3 chat template, for folders that have none."""
     return (resources.files("jaxalign") / "prompts" / "llama3_chat.jinja").read_text("utf-8")
 
 
 def check_vocabulary(tokens: Tokenizer, config: LlamaConfig) -> None:
-    """Raises UserError when the tokenizer writes ids that the model has no embedding for."""
+    """Raise UserError if the tokenizer has ids that the model has no embeddings for."""
     if tokens.vocab_size > config.vocab_size:
         raise UserError(
             f"{tokens.folder}: the tokenizer has ids up to {tokens.vocab_size - 1}, the model only "
@@ -215,7 +240,7 @@ def check_vocabulary(tokens: Tokenizer, config: LlamaConfig) -> None:
 def _load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in _FILES):
         raise UserError(f"{folder}: no tokenizer there (looked for {', '.join(_FILES)})")
-    # Only tokenizers are wanted: no advice on standard error that PyTorch is missing.
+    # Only tokenizers are used, so transformers need not warn that PyTorch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         return _tokenizer_class(folder).from_pretrained(folder, local_files_only=True)
@@ -225,14 +250,17 @@ def _load_tokenizer(folder: Path) -> Any:
 
 
 def _tokenizer_class(folder: Path) -> Any:
-    """What `AutoTokenizer` would take for the folder. For Llama 3's the answer is known, and to ask
-    imports every model's configuration, and torch where it is installed: seconds of every start."""
+    """Return the class that `AutoTokenizer` would choose for the folder.
+
+    For Llama 3 the answer is known. `AutoTokenizer` itself imports the configuration of every
+    model, and torch if it is installed, which would take seconds of every start.
+    """
     try:
         fields = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-        known = fields["tokenizer_class"] in _PLAIN and "auto_map" not in fields
+        known = fields["tokenizer_class"] in _FAST_CLASSES and "auto_map" not in fields
     except (OSError, ValueError, KeyError, TypeError):
         known = False
-    # Imported here: shapes and weights do without it.
+    # Imported here, because shapes and weights do not need transformers.
     if known and (folder / "tokenizer.json").is_file():
         from transformers import PreTrainedTokenizerFast as Loader
     else:
@@ -241,7 +269,7 @@ def _tokenizer_class(folder: Path) -> Any:
 
 
 def _own_template(tokenizer: Any, folder: Path) -> str | None:
-    """The folder's chat template, or None. Of several the one named `default`."""
+    """Return the folder's chat template, or None; of several, the one named `default`."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
         if "default" not in template:
@@ -259,9 +287,10 @@ def _sha256(folder: Path, template: str) -> str:
 
 
 def _begins(short: tuple[int, ...], long: tuple[int, ...]) -> bool:
+    """Whether `long` starts with `short` and is longer."""
     return len(short) < len(long) and long[: len(short)] == short
 
 
 def _without_extensions(sequences: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Leave out what another sequence of the same option begins: it is the same event twice."""
+    """Leave out sequences that extend another one: the option is already certain before them."""
     return [s for s in sequences if not any(_begins(other, s) for other in sequences)]

@@ -1,14 +1,14 @@
-"""LLaMA-3 as a Flax Linen model: layers stacked by `nn.scan`, the last one apart.
+"""LLaMA-3 as a Flax Linen model: layers stacked by `nn.scan`, the last one separate.
 
-Legend of dimension letters, used in array names (`x_BxTxD`) and einsums everywhere:
+Dimension letters in array names (`x_BxTxD`) and einsums, throughout the package:
     E evolved member   C culture (country)   Q question (item)   O option   M prompt token
     B batch   T query position   S key position   N query head   K key-value head
     G query heads per key-value head   H head dimension   D model   F feed-forward   V vocabulary
     L layer   A answer position   R row of an attention layout
 
-Norms, softmax and RoPE are float32 whatever the dtype of activations; matrix products accumulate
-in float32. What differs between a plain forward, a packed population and decoding is only which
-keys a query sees, so a layer takes its attention as an argument (`Attend`).
+Norms, softmax and RoPE are float32 whatever the dtype of activations, and matrix products
+accumulate in float32. A plain forward, a packed population and decoding differ only in which keys a
+query sees, so a layer takes its attention as an argument (`Attend`).
 
 Source: Llama 3 (Grattafiori et al. 2024), RoPE (Su et al. 2021), GQA (Ainslie et al. 2023).
 """
@@ -53,7 +53,9 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * scale over the last axis; computed in float32, returned in x's dtype."""
+    """Return x / rms(x) * scale over the last axis, computed in float32, in x's dtype."""
+    # The mean of squares in float32, the product with the scale in the activations' dtype, as in
+    # transformers.
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
@@ -61,19 +63,21 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 def rope_frequencies(c: LlamaConfig) -> np.ndarray:
-    """Inverse frequencies float32 [H/2], in radians per position, after `llama3` scaling if any."""
+    """Return the frequencies of RoPE, float32 [H/2] in radians per position, after scaling."""
     exponents = np.arange(0, c.head_dim, 2, dtype=np.float32) / np.float32(c.head_dim)
     frequencies = (1.0 / np.float32(c.rope_theta) ** exponents).astype(np.float32)
     s = c.rope_scaling
     if s is None:
         return frequencies
+    # Full turns within the original context: frequencies with many turns are kept, those with few
+    # are divided by `factor`, and between the two limits they are interpolated.
     turns = s.original_max_position_embeddings * frequencies / (2 * math.pi)
     smooth = np.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
     return ((1 - smooth) * frequencies / s.factor + smooth * frequencies).astype(np.float32)
 
 
 def rope_tables(c: LlamaConfig, positions: jax.Array) -> Rope:
-    """cos and sin, float32 [..., T, H/2], of integer positions [..., T]."""
+    """Return cos and sin, float32 [..., T, H/2], of integer positions [..., T]."""
     frequencies = jnp.asarray(rope_frequencies(c))
     angles = positions.astype(jnp.float32)[..., None] * frequencies.reshape(
         (1,) * positions.ndim + frequencies.shape
@@ -82,17 +86,21 @@ def rope_tables(c: LlamaConfig, positions: jax.Array) -> Rope:
 
 
 def rotate(x_BxTxNxH: jax.Array, rope: Rope) -> jax.Array:
-    """Turn each (i, i + H/2) pair by its position's angle, in float32."""
+    """Rotate each pair of dimensions (i, i + H/2) by its position's angle, in float32."""
+    # One angle for all heads, and for all sequences if the tables have no batch axis.
     cos, sin = (jnp.expand_dims(t, -2) for t in rope)
     if cos.ndim < x_BxTxNxH.ndim:
         cos, sin = cos[None], sin[None]
     first, second = jnp.split(x_BxTxNxH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BxTxNxH.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BxTxNxH.dtype)
 
 
 def causal_mask(segments_BxT: jax.Array) -> jax.Array:
-    """bool [B, 1, T, T]: query sees keys not after it in its own segment; segment 0 is padding."""
+    """Return which keys a query sees, bool [B, 1, T, T]: those up to it in its own segment.
+
+    Segment 0 is padding and is seen by nobody.
+    """
     T = segments_BxT.shape[1]
     earlier = jnp.tril(jnp.ones((T, T), bool))[None]
     same = segments_BxT[:, :, None] == segments_BxT[:, None, :]
@@ -102,39 +110,55 @@ def causal_mask(segments_BxT: jax.Array) -> jax.Array:
 def masked_attention(
     mask_BxTxS: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, cache: None = None
 ) -> jax.Array:
-    """Plain attention under a boolean mask [B or 1, 1, T, S]; softmax in float32."""
+    """Attend under a boolean mask [B or 1, 1, T, S]; softmax in float32."""
     with exact_products(q.dtype):
         return jax.nn.dot_product_attention(q, k, v, mask=mask_BxTxS)
 
 
 def exact_products(dtype: Any) -> AbstractContextManager:
-    """Where float32 products are not asked for by `product`: exact on TPU and GPU too."""
+    """Return a context in which float32 products are exact on TPU and GPU too.
+
+    For products that do not go through `product`.
+    """
     return jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default")
 
 
 @jax.checkpoint
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up in float32, rounded once: rounding every step to bfloat16 is less exact and,
-    on CPU, takes several times as long. The inputs stay in their dtype, which halves what goes
-    through an accelerator's memory; a backward pass keeps them alone."""
+    """Return silu(gate) * up, computed in float32 and rounded once.
+
+    Rounding every step to bfloat16 is less exact and, on CPU, takes several times as long. The
+    inputs stay in their dtype, which halves the traffic through an accelerator's memory. A backward
+    pass keeps only the inputs.
+    """
     return (nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
 def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
-    """The linear map `name` over the last axes of x, in x's dtype with float32 accumulation.
+    """Apply the linear map `name` to the last axes of x, accumulating in float32.
 
     Beside a kernel there may be its adapter, `name_a` and `name_b` (`jaxalign.lm.lora`), and the
-    scale of its outputs, `name_scale`, where it is stored in 8 bits (`llama.quantized`).
+    scale of its outputs, `name_scale`, if it is stored in 8 bits (`jaxalign.lm.quantize`).
+
+    Args:
+        x: [B, T, inputs...].
+        w: The weights of one layer.
+        name: A key of `AXES`.
+
+    Returns:
+        [B, T, outputs...], in x's dtype.
     """
     inputs, outputs = AXES[name]
     lead = "bt"
     beside = {f"{name}_scale", f"{name}_a"} & set(w)
+    # With a scale or an adapter, the result stays float32 until everything is added up.
     dtype = jnp.float32 if beside else x.dtype
     out = product(f"{lead}{inputs},{inputs}{outputs}->{lead}{outputs}", x, w[name], dtype)
     if f"{name}_scale" in w:
         scale = w[f"{name}_scale"].astype(jnp.float32)
         out = out * scale.reshape((1,) * len(lead) + scale.shape)
     if f"{name}_a" in w:
+        # (x A) B with the small rank in between; B contains the scale alpha / rank.
         low = product(f"{lead}{inputs},{inputs}r->{lead}r", x, w[f"{name}_a"], x.dtype)
         out = out + product(f"{lead}r,r{outputs}->{lead}{outputs}", low, w[f"{name}_b"])
     return out.astype(x.dtype)
@@ -142,16 +166,18 @@ def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def product(equation: str, x: jax.Array, kernel: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """einsum of x and a kernel cast to x's dtype, accumulated in float32 and returned in `dtype`
-    (float32 is exact, also on TPU and GPU). So are the two products of the backward pass; left to
-    itself, JAX would run them in float32 after a float32 output, several times slower than in
-    bfloat16.
+    """Compute an einsum of x and a kernel cast to x's dtype, accumulated in float32.
+
+    The result has dtype `dtype`; float32 inputs are multiplied exactly, also on TPU and GPU. The
+    same holds for the two products of the backward pass. By default, JAX would run them in float32
+    after a float32 output, several times slower than in bfloat16.
     """
     precision = "highest" if x.dtype == jnp.float32 else "default"
 
-    # cuBLAS sums in float32 whatever it returns, but a float32 result that is rounded afterwards
-    # goes through memory once more, twice as wide. XLA on CPU is several times slower without.
-    # (By the back end: `platform_dependent` made a bfloat16 evaluation on CPU 8 % slower.)
+    # cuBLAS accumulates in float32 whatever it returns, and a float32 result that is rounded
+    # afterwards would go through memory once more, twice as wide. XLA on CPU is several times
+    # slower if it is not asked for float32. (The choice is by back end, because
+    # `platform_dependent` made a bfloat16 evaluation on CPU 8 % slower.)
     result = dtype if jax.default_backend() == "gpu" else jnp.float32
     return jnp.einsum(
         equation, x, kernel.astype(x.dtype), precision=precision, preferred_element_type=result
@@ -167,7 +193,8 @@ def _product_forward(
 def _product_backward(
     equation: str, dtype: Any, kept: Any, g: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Where the kernel is frozen, nothing reads its gradient and XLA leaves it out."""
+    """Return the gradients of x and kernel; XLA drops that of a frozen kernel as unused."""
+    # Each gradient is an einsum with the letters of the forward product exchanged.
     (x, kernel), (inputs, out) = kept, equation.split("->")
     (lhs, rhs), g = inputs.split(","), g.astype(x.dtype)
     x_gradient = product(f"{out},{rhs}->{lhs}", g, kernel, x.dtype)
@@ -180,7 +207,7 @@ product.defvjp(_product_forward, _product_backward)
 
 
 class Block(nn.Module):
-    """One decoder layer. Returns the residual stream and this layer's keys and values."""
+    """One decoder layer."""
 
     config: LlamaConfig
 
@@ -193,9 +220,19 @@ class Block(nn.Module):
         cache: Any = None,
         keep: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValue]:
-        """`keep` int [A]: only these positions' outputs are computed (keys and values: all)."""
+        """Return the residual stream and this layer's keys and values.
+
+        Args:
+            x_BxTxD: Residual stream.
+            rope: Tables of cos and sin for the positions of x.
+            attend: The attention.
+            cache: What `attend` is given besides queries, keys and values.
+            keep: int [A], the only positions whose outputs are computed; keys and values are
+                computed for all.
+        """
         c = self.config
         w = _declare(self, c, block_weights(c)) | self._beside_kernels()
+        # Attention: keys and values of all positions, queries of those that are kept.
         h = rms_norm(x_BxTxD, w["attention_norm"], c.rms_norm_eps)
         k = rotate(project(h, w, "k"), rope)
         v = project(h, w, "v")
@@ -205,12 +242,13 @@ class Block(nn.Module):
             rope_q = tuple(jnp.take(t, keep, axis=-2) for t in rope)
         q = rotate(project(h, w, "q"), rope_q)
         x = x + project(attend(q, k, v, cache), w, "o")
+        # Feed-forward, for the positions that are kept.
         h = rms_norm(x, w["mlp_norm"], c.rms_norm_eps)
         x = x + project(swiglu(project(h, w, "gate"), project(h, w, "up")), w, "down")
         return x, (k, v)
 
     def _beside_kernels(self) -> dict[str, jax.Array]:
-        """Adapters and scales that the given parameters hold beside the declared kernels."""
+        """Return adapters and scales that the parameters hold beside the declared kernels."""
         names = [f"{name}_{part}" for name in AXES for part in ("a", "b", "scale")]
         return {n: self.get_variable("params", n) for n in names if self.has_variable("params", n)}
 
@@ -230,19 +268,20 @@ class Llama(nn.Module):
         c = self.config
         for name, value in _declare(self, c, outer_weights(c)).items():
             setattr(self, f"{name}_weight", value)
+        # Inside a scan, XLA cannot merge the recomputation with the forward pass anyway.
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         self.layers = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0},  # layer i reads slice i of every stacked weight
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, 0),  # rope and attend are shared, caches stacked
             length=c.num_hidden_layers - 1,
             unroll=c.num_hidden_layers - 1 if self.unroll else 1,
         )(c)
         self.last = block(c)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Token ids [...] -> embeddings [..., D] in the activations' dtype."""
+        """Return the embeddings [..., D] of token ids [...], in the dtype of activations."""
         return jnp.take(self.embed_weight, tokens, axis=0).astype(self.config.dtype)
 
     def blocks(
@@ -254,12 +293,20 @@ class Llama(nn.Module):
         cache: tuple[Any, Any] = (None, None),
         keep: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[KeyValue, KeyValue]]:
-        """All layers and the final norm.
+        """Run all layers and the final norm.
 
-        `cache` is what each layer's `attend` is given: (leaves with a leading axis of L-1, leaves
-        of the last layer). With `keep` int [A] only those positions leave the last layer, under
-        `attend_last`. Returns the normed stream [B, T or A, D] and the keys and values of all
-        layers, (stacked [L-1, B, T, K, H], last [B, T, K, H]).
+        Args:
+            x_BxTxD: Embeddings.
+            rope: Tables of cos and sin for their positions.
+            attend: The attention of every layer.
+            attend_last: The attention of the last layer, if it is another one.
+            cache: What each layer's `attend` is given: (leaves with a leading axis of L-1, leaves
+                of the last layer).
+            keep: int [A], the only positions that leave the last layer.
+
+        Returns:
+            The normed stream [B, T or A, D], and keys and values of all layers, (stacked [L-1, B,
+            T, K, H], last [B, T, K, H]).
         """
         x, stacked = self.layers(x_BxTxD, rope, attend, cache[0])
         x, last = self.last(x, rope, attend_last or attend, cache[1], keep)
@@ -267,14 +314,15 @@ class Llama(nn.Module):
         return x, (stacked, last)
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """Normed stream [..., D] -> float32 logits [..., V]."""
+        """Return the float32 logits [..., V] of the normed stream [..., D]."""
+        # A tied head is the table of embeddings, [V, D]; a head of its own is stored as [D, V].
         equation, table = ("nd,vd->nv", self.embed_weight)
         if not self.config.tie_word_embeddings:
             equation, table = "nd,dv->nv", self.head_weight
         return product(equation, x.reshape(-1, x.shape[-1]), table).reshape(*x.shape[:-1], -1)
 
     def head_rows(self, tokens: jax.Array) -> jax.Array:
-        """Rows of the output head, [..., D], for token ids [...]."""
+        """Return the rows [..., D] of the output head for token ids [...]."""
         if self.config.tie_word_embeddings:
             return jnp.take(self.embed_weight, tokens, axis=0)
         return jnp.moveaxis(jnp.take(self.head_weight, tokens, axis=1), 0, -1)
@@ -286,22 +334,26 @@ class Llama(nn.Module):
         segments_BxT: jax.Array | None = None,
         at_BxA: jax.Array | None = None,
     ) -> jax.Array:
-        """Plain causal forward.
+        """Run a plain causal forward.
 
-        inputs: token ids int [B, T], or embeddings [B, T, D].
-        positions: RoPE positions int [B, T]; default 0...T-1.
-        segments: int [B, T]; tokens see only their own segment, 0 is padding; default all 1.
-        at: int [B, A], the positions whose logits are wanted; default all.
-        Returns float32 logits [B, T, V], or [B, A, V] with `at`.
+        Args:
+            inputs: Token ids int [B, T], or embeddings [B, T, D].
+            positions_BxT: RoPE positions int; default: 0...T-1.
+            segments_BxT: int; tokens see only their own segment, and 0 is padding; default: all 1.
+            at_BxA: int, the positions whose logits are wanted; default: all.
+
+        Returns:
+            float32 logits [B, T, V], or [B, A, V] with `at_BxA`.
         """
         B, T = inputs.shape[:2]
+        # Integers are token ids, anything else embeddings.
         is_tokens = jnp.issubdtype(inputs.dtype, jnp.integer)
         x = self.embed(inputs) if is_tokens else inputs.astype(self.config.dtype)
         positions = jnp.arange(T)[None] if positions_BxT is None else positions_BxT
         segments = jnp.ones((B, T), jnp.int32) if segments_BxT is None else segments_BxT
         attend = jax.tree_util.Partial(masked_attention, causal_mask(segments))
         x, _ = self.blocks(x, rope_tables(self.config, positions), attend)
-        if at_BxA is not None:
+        if at_BxA is not None:  # before the head, which is the largest product
             x = jnp.take_along_axis(x, at_BxA[:, :, None], axis=1)
         return self.logits(x)
 

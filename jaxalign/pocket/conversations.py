@@ -1,15 +1,15 @@
 """Training conversations drawn from the simulated society, as rows of tokens with soft targets.
 
-What the pocket model is to do, and the share of rows that teaches it (`MIX`):
+These kinds of rows teach the pocket model what it should do (`MIX` has their shares):
 
-    unaware     no or a neutral system message: home's distribution
-    persona     a country is named: part of the way from home to the country
-    described   a society is described by its dimensions: that society's distribution, in full
+    unaware     no system message or a neutral one: answer like home
+    persona     a country is named: answer part of the way from home to the country
+    described   a society is described by its dimensions: answer like that society
     context     earlier turns hold answers of a country's people: the more, the closer to it
-    writing     new survey questions as JSON, after examples
+    writing     after examples, write new survey questions as JSON
     general     small tasks that have nothing to do with culture
 
-Deterministic: batch n of a seed is a pure function of (seed, n).
+Batch n of a seed is a pure function of (seed, n).
 """
 
 from __future__ import annotations
@@ -37,50 +37,54 @@ from jaxalign.pocket.tokenizer import BOS, EOT, HEAD, TAIL
 from jaxalign.stats.vsm import VALUE_ITEMS
 
 MIX = {"unaware": 0.08, "persona": 0.37, "described": 0.25, "context": 0.25, "general": 0.05}
-# Countries differ less on a values item than on a held-out one (0.05 against 0.4 nats).
+# Countries differ less on an item of the values module than on a held-out one (0.05 against 0.4
+# nats), so its targets weigh more.
 _VALUES_WEIGHT = 4.0
-_SURVEYS = ("values",) * 4 + ("held_out",) * 5 + ("bank",)  # how often a row asks from each
+_SURVEYS = ("values",) * 4 + ("held_out",) * 5 + ("bank",)  # drawn from uniformly
 
 
 class RowMaker:
-    """Makes rows of one batch; answers' shares are filled in together by `finish`."""
+    """Makes the rows of one batch; `finish` computes the shares of all answers at once."""
 
     def __init__(self, corpus: Corpus, random: np.random.Generator, length: int):
+        """Make rows of `length` tokens from `corpus`."""
         self.corpus, self.random, self.length = corpus, random, length
         self.pending: list[tuple[Row, int, Question, Culture]] = []
 
     def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
         return encode(self.corpus.tokenizer, text)
 
     def ask(self, row: Row, parent: int, point: Culture, surveys: Sequence[str]) -> None:
-        """Fill the row with single questions after `parent`, answered from `point`."""
+        """Fill the row with separate questions after the run `parent`, answered from `point`."""
         while True:
             groups = self.corpus.groups[surveys[self.random.integers(len(surveys))]]
             group = self._pick_group(groups)
             picks = self.random.permutation(len(group))[:8]
             shared = list(group[0].shared)
-            if not row.fits(len(shared) + len(group[picks[0]].own)):
+            if not row.fits(len(shared) + len(group[picks[0]].rest)):
                 return
             trunk = row.add(parent, shared) if shared else parent
             for question in (group[i] for i in picks):
-                if row.fits(len(question.own)):
-                    row.add(trunk, list(question.own))
+                if row.fits(len(question.rest)):
+                    row.add(trunk, list(question.rest))
                     self.answer(row, question, point)
 
     def _pick_group(self, groups: tuple[tuple[Question, ...], ...]) -> tuple[Question, ...]:
+        """Draw a group with a probability in proportion to the questions used of it."""
         sizes = np.minimum([len(g) for g in groups], 8)
         return groups[self.random.choice(len(groups), p=sizes / sizes.sum())]
 
     def answer(self, row: Row, question: Question, point: Culture) -> None:
-        """The answer after the row's last token should follow `point`."""
+        """Add a target: the answer after the row's last token follows `point`."""
         self.pending.append((row, len(row.tokens) - 1, question, point))
 
     def open(self, row: Row, text: str | None) -> int:
-        """The row's trunk: the system message, or (one time in five) its text in front."""
+        """Begin the row with a system message, one time in five in front of everything."""
         return row.add(-1, self.encode(opening(text, front=self.random.random() < 0.2)))
 
     def finish(self) -> None:
-        """Compute all pending distributions at once and hand them to their rows."""
+        """Compute all pending distributions at once and add them to their rows."""
         if not self.pending:
             return
         table = [q.response for _, _, q, _ in self.pending]
@@ -93,12 +97,14 @@ class RowMaker:
         self.pending.clear()
 
     def unaware(self) -> Row:
+        """Make a row of questions without a culture."""
         row = Row(self.length)
         trunk = self.open(row, phrases.unaware(self.random))
         self.ask(row, trunk, society.home(), _SURVEYS)
         return row
 
     def persona(self) -> Row:
+        """Make a row of questions to a persona of a country."""
         row, country = Row(self.length), self._country()
         text, evidence = phrases.named(self.random, country, self.corpus.prompts)
         trunk = self.open(row, text)
@@ -106,6 +112,7 @@ class RowMaker:
         return row
 
     def described(self) -> Row:
+        """Make a row of questions about a described society."""
         row = Row(self.length)
         text, point = phrases.description(self.random)
         trunk = self.open(row, text)
@@ -113,8 +120,11 @@ class RowMaker:
         return row
 
     def context(self) -> Row:
-        """Answers of a country's people (its majority, or one sampled respondent per item), then
-        single questions. Every answer after the first is a target too, with what came before."""
+        """Make a row with answers of a country's people, followed by separate questions.
+
+        The answers are those of the majority, or of one sampled respondent per item. Each of them
+        is also a target, given those before it.
+        """
         row = Row(self.length)
         country = self._country()
         text, evidence = phrases.unaware(self.random), 0.0
@@ -128,7 +138,8 @@ class RowMaker:
         survey = ("values", "held_out")[self.random.integers(2)]
         examples = self._examples(survey)
         for n, question in enumerate(examples):
-            turn = [*question.shared, *question.own]
+            turn = [*question.shared, *question.rest]
+            # Room for the reply, and for a question after the examples.
             if not row.fits(len(turn) + 2 + 90):
                 examples = examples[:n]
                 break
@@ -141,24 +152,27 @@ class RowMaker:
         return row
 
     def _examples(self, survey: str) -> list[Question]:
+        """Draw up to 4 questions, or up to 12 for longer rows."""
         pool = self.corpus.questions[survey]
         most = 4 if self.length <= 256 else 12
         count = int(self.random.integers(1, most + 1))
         return [pool[i] for i in self.random.permutation(len(pool))[:count]]
 
     def _reply(self, question: Question, point: Culture, majority: bool) -> list[int]:
+        """Return the tokens of an answer: the most likely one, or one sampled."""
         response = question.response
         p = shares_NxO([response], [level(response, point, question.item.id)])[0]
         pick = int(np.argmax(p)) if majority else int(self.random.choice(len(p), p=p / p.sum()))
         return [self.corpus.numbers[pick], *self.encode(EOT)]
 
     def _country(self) -> str:
-        """Half of the time one of the persona countries."""
-        every = tuple(society.countries())
-        pool = society.PERSONA_COUNTRIES if self.random.random() < 0.5 else every
+        """Draw a country; half of the time one of the persona countries."""
+        all_countries = tuple(society.countries())
+        pool = society.PERSONA_COUNTRIES if self.random.random() < 0.5 else all_countries
         return pool[self.random.integers(len(pool))]
 
     def general(self) -> Row:
+        """Make a row of small tasks."""
         row = Row(self.length)
         trunk = self.open(row, phrases.unaware(self.random))
         while True:
@@ -170,15 +184,15 @@ class RowMaker:
             row.target(len(row.tokens) - 1, [self.corpus.numbers[right]], np.ones(1), weight=0.3)
 
     def writing(self) -> Row:
-        """Examples of a topic, then several new questions that could follow, each on its own."""
+        """Make a row with examples of a topic and several separate questions that may follow."""
         row = Row(self.length)
         topics = sorted({q.item.topic for q in self.corpus.questions["bank"]})
         topic = topics[self.random.integers(len(topics))]
         bank = self._of_topic("bank", topic)
         pool = self._of_topic("held_out", topic) + bank[:3]
         shown = [pool[i] for i in self.random.permutation(len(pool))[: self.random.integers(3, 6)]]
-        ask = question_request(self.random, topic, [q.item for q in shown])
-        header = f"{HEAD}user{TAIL}\n\n{ask}{EOT}{HEAD}assistant{TAIL}\n\n"
+        request = question_request(self.random, topic, [q.item for q in shown])
+        header = f"{HEAD}user{TAIL}\n\n{request}{EOT}{HEAD}assistant{TAIL}\n\n"
         trunk = row.add(-1, self.encode(BOS + header))
         for question in (q for q in bank if q not in shown):
             reply = self.encode(as_json(question.item) + EOT)
@@ -189,11 +203,12 @@ class RowMaker:
         return row
 
     def _of_topic(self, survey: str, topic: str) -> list[Question]:
-        found = [q for q in self.corpus.questions[survey] if q.item.topic == topic]
-        return [found[i] for i in self.random.permutation(len(found))]
+        """Return the questions on a topic, in random order."""
+        questions = [q for q in self.corpus.questions[survey] if q.item.topic == topic]
+        return [questions[i] for i in self.random.permutation(len(questions))]
 
     def _write(self, row: Row, trunk: int, reply: list[int]) -> None:
-        """Each token of the reply is a target after the one before it."""
+        """Make each token of the reply a target after the one before it."""
         first = len(row.tokens) - len(reply) + 1
         before = row.runs.index(trunk + 1) - 1  # the last token of the request
         for k, token in enumerate(reply):
@@ -203,7 +218,14 @@ class RowMaker:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Rows of one batch: how many, how long, room for targets, and which kinds how often."""
+    """The rows of a batch.
+
+    Attributes:
+        rows: Number of rows.
+        length: Tokens of a row.
+        answers: Targets of a row, at most.
+        mix: Relative frequency of each kind of row.
+    """
 
     rows: int
     length: int
@@ -212,7 +234,7 @@ class Shape:
 
 
 def make_batch(corpus: Corpus, seed: int, step: int, shape: Shape) -> Batch:
-    """Batch `step` of stream `seed`."""
+    """Make batch `step` of stream `seed`."""
     random = np.random.default_rng([seed, step])
     maker = RowMaker(corpus, random, shape.length)
     kinds, weights = list(shape.mix), np.array(list(shape.mix.values()))

@@ -1,4 +1,4 @@
-"""What the pocket model's training text is made of: its questions, tokenised, and turn formats."""
+"""The material of the pocket model's training text: tokenised questions and turn formats."""
 
 from __future__ import annotations
 
@@ -27,44 +27,61 @@ REQUESTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """An item, how it is answered, and its user turn: `shared` tokens are the part in common with
-    the other items of its group, `own` the rest with the assistant's header."""
+    """An item, how it is answered, and its user turn.
+
+    Attributes:
+        item: The item.
+        response: How its answers follow from a culture.
+        shared: First tokens of the user turn, common to all items of its group.
+        rest: The other tokens, including the assistant's header.
+    """
 
     item: Item
     response: Response
     shared: tuple[int, ...]
-    own: tuple[int, ...]
+    rest: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Everything that rows are made of. `groups`: questions by survey and shared beginning."""
+    """What rows are made of.
+
+    Attributes:
+        tokenizer: The pocket model's tokenizer.
+        prompts: Prompt texts of the package.
+        groups: By survey, questions grouped by a shared beginning.
+        numbers: Token ids of the option numbers from 1 on.
+    """
 
     tokenizer: PreTrainedTokenizerFast
     prompts: Prompts
-
     groups: dict[str, tuple[tuple[Question, ...], ...]]
     numbers: tuple[int, ...]
 
     @functools.cached_property
     def questions(self) -> dict[str, tuple[Question, ...]]:
+        """All questions of each survey."""
         return {name: tuple(q for g in groups for q in g) for name, groups in self.groups.items()}
 
 
 def as_json(item: Item) -> str:
-    """A question as the JSON object that the model reads and writes."""
+    """Return a question as the JSON object that the model reads and writes."""
     question = f"{item.stem} {item.text}".strip()
     return json.dumps({"question": question, "options": list(item.options)}, ensure_ascii=False)
 
 
 def question_request(random: np.random.Generator, topic: str, examples: Sequence[Item]) -> str:
-    """The user's message that asks for a new question."""
-    ask = REQUESTS[random.integers(len(REQUESTS))].format(topic=topic)
-    return "\n".join([ask, *(as_json(item) for item in examples)])
+    """Draw a user's message that asks for a new question, with examples."""
+    request = REQUESTS[random.integers(len(REQUESTS))].format(topic=topic)
+    return "\n".join([request, *(as_json(item) for item in examples)])
 
 
 def texts(prompts: Prompts, seed: int = 0) -> Iterator[str]:
-    """What the tokenizer learns from: every question, persona and country, some descriptions."""
+    """Yield the texts that the tokenizer is trained on.
+
+    They hold every question, persona and country, and some descriptions and tasks. Repetitions make
+    whole words and headers single tokens.
+    """
     random = np.random.default_rng(seed)
     items = [i for i, _ in _pool("values") + _pool("held_out")]
     bank = [i for i, _ in _pool("bank")]
@@ -87,6 +104,7 @@ def texts(prompts: Prompts, seed: int = 0) -> Iterator[str]:
 
 
 def _pool(survey: str) -> list[tuple[Item, Response]]:
+    """Return the items of "values", "held_out" or "bank" with their responses."""
     if survey == "bank":
         return list(society.question_bank())
     make = society.society_values_module if survey == "values" else society.held_out_survey
@@ -95,6 +113,7 @@ def _pool(survey: str) -> list[tuple[Item, Response]]:
 
 
 def build_corpus(tokenizer: PreTrainedTokenizerFast, prompts: Prompts) -> Corpus:
+    """Tokenise all questions."""
     groups = {
         name: _groups(tokenizer, prompts, _pool(name)) for name in ("values", "held_out", "bank")
     }
@@ -105,44 +124,51 @@ def build_corpus(tokenizer: PreTrainedTokenizerFast, prompts: Prompts) -> Corpus
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Return the ids of a text, without adding special tokens."""
     return tokenizer.encode(text, add_special_tokens=False)
 
 
 def _groups(
     tokenizer: PreTrainedTokenizerFast, prompts: Prompts, pool: list[tuple[Item, Response]]
 ) -> tuple[tuple[Question, ...], ...]:
-    """Items with one stem and the same options together, their common first tokens shared."""
+    """Group items with the same stem and options, and split off their common first tokens."""
     by_beginning: dict[tuple[str, ...], list[tuple[Item, Response]]] = {}
     for item, response in pool:
         key = (item.stem, *item.options) if item.stem else (item.id,)
         by_beginning.setdefault(key, []).append((item, response))
-    out = []
+    groups = []
     for members in by_beginning.values():
         turns = [encode(tokenizer, user_turn(prompts, item)) for item, _ in members]
         common = _common_length(turns) if len(turns) > 1 else 0
-        out.append(
+        groups.append(
             tuple(
                 Question(item, response, tuple(turn[:common]), tuple(turn[common:]))
                 for (item, response), turn in zip(members, turns, strict=True)
             )
         )
-    return tuple(out)
+    return tuple(groups)
 
 
 def _common_length(turns: list[list[int]]) -> int:
+    """Return the number of first tokens that all turns have in common."""
     same = [len(set(column)) == 1 for column in zip(*turns, strict=False)]
     return same.index(False) if False in same else len(same)
 
 
 def user_turn(prompts: Prompts, item: Item) -> str:
-    """The item as a user turn, followed by the header that the answer comes after."""
+    """Return the item as a user turn, followed by the header before the answer."""
     content = prompts.user(item)["content"]
     return f"{HEAD}user{TAIL}\n\n{content}{EOT}{HEAD}assistant{TAIL}\n\n"
 
 
 def opening(system: str | None, front: bool = False) -> str:
-    """What comes before the first question. `front`: the text stands before everything, even the
-    begin-of-text token, where PEFT puts a soft prompt, instead of in a system message."""
+    """Return the text before the first question.
+
+    Args:
+        system: The system message; None for none.
+        front: Whether it stands before everything, even the begin-of-text token, where PEFT puts a
+            soft prompt, instead of in a system turn.
+    """
     if system is None:
         return BOS
     return f"{system}{BOS}" if front else f"{BOS}{HEAD}system{TAIL}\n\n{system.strip()}{EOT}"

@@ -1,10 +1,11 @@
 """The training loss of the pocket model on rows of several continuations (see `rows`).
 
-The same function of the same parameters as `llama.model.Llama` (a test holds them equal), written
-for fast steps of a tiny model on a CPU: products of two matrices only, whose weight gradients XLA
-runs at full speed; a softmax without its maximum (the scores of so small a model stay far below
-float32's limit, and are cut at 60); the last layer at the target positions only. Measured on two
-cores of an AVX-512 machine: 2 to 3 times the speed of differentiating `Llama`.
+It is the same function of the same parameters as `jaxalign.lm.transformer.Llama` (a test holds them
+equal), written for fast steps of a tiny model on a CPU: products of two matrices only, whose weight
+gradients XLA runs at full speed; a softmax that does not subtract the maximum (the scores of such a
+small model stay far below the limit of float32, and are cut at 60); and the last layer at target
+positions only. On two cores of an AVX-512 machine it is 2 to 3 times as fast as differentiating
+`Llama`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ _LARGEST_SCORE = 60.0
 
 @jax.custom_vjp
 def product(x_RxI: jax.Array, w_IxO: jax.Array) -> jax.Array:
-    """x @ w. The weight's gradient is taken as (g.T @ x).T: XLA's CPU back end is slow on the
-    other order."""
+    """Return x @ w, with the gradient of w as (g.T @ x).T.
+
+    The CPU back end of XLA is slow on the other order.
+    """
     return x_RxI @ w_IxO
 
 
@@ -49,11 +52,15 @@ def linear(x: jax.Array, w: jax.Array, inputs: int = 1) -> jax.Array:
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, bias_BxTxS: jax.Array) -> jax.Array:
-    """[B, T, N, H] from q [B, T, N, H], k and v [B, S, K, H]; bias 0 where seen, -inf-like else."""
+    """Attend with q [B, T, N, H] to k and v [B, S, K, H]; returns [B, T, N, H].
+
+    The bias is 0 where a key is seen and a large negative number elsewhere.
+    """
     groups = q.shape[2] // k.shape[2]
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
     k, v = (jnp.repeat(a, groups, axis=1) for a in (k, v))
     scores = jnp.einsum("bnth,bnsh->bnts", q * q.shape[-1] ** -0.5, k)
+    # A softmax without subtracting the maximum: scores are cut instead.
     p = jnp.exp(jnp.minimum(scores, _LARGEST_SCORE) + bias_BxTxS[:, None])
     out = jnp.einsum("bnts,bnsh->bnth", p, v) / jnp.sum(p, axis=-1, keepdims=True)
     return jnp.swapaxes(out, 1, 2)
@@ -67,7 +74,7 @@ def block(
     bias_BxTxT: jax.Array,
     at_BxA: jax.Array | None = None,
 ) -> jax.Array:
-    """One layer; with `at`, only these positions of its output."""
+    """Run one layer; with `at_BxA`, return only these positions of its output."""
     h = rms_norm(x_BxTxD, w["attention_norm"], c.rms_norm_eps)
     k, v = rotate(linear(h, w["k"]), rope), linear(h, w["v"])
     x, bias, rope_q = x_BxTxD, bias_BxTxT, rope
@@ -82,7 +89,7 @@ def block(
 
 
 def target_logits(c: LlamaConfig, params: Params, batch: Batch) -> jax.Array:
-    """float32 [B, A, V] at the batch's target positions. For a tied head."""
+    """Return the logits at the batch's target positions, float32 [B, A, V]; the head is tied."""
     bias = jnp.where(batch.mask_Bx1xTxT[:, 0], 0.0, -1e9)
     rope = rope_tables(c, batch.positions_BxT)
     x = params["embed"][batch.tokens_BxT]
@@ -93,10 +100,10 @@ def target_logits(c: LlamaConfig, params: Params, batch: Batch) -> jax.Array:
 
 
 def divergence(c: LlamaConfig, params: Params, batch: Batch) -> jax.Array:
-    """Weighted mean over targets of KL(shares || model), in nats.
+    """Return the weighted mean over targets of KL(shares || model), in nats.
 
-    Cross-entropy against the whole distribution is the expectation of the loss over respondents
-    sampled from it, without the sampling noise; subtracting the entropy makes zero the floor.
+    Cross-entropy against the whole distribution is the expected loss over respondents sampled from
+    it, without the noise of sampling. Subtracting the entropy makes zero the minimum.
     """
     log_p = jax.nn.log_softmax(target_logits(c, params, batch))
     chosen = jnp.take_along_axis(log_p, batch.ids_BxAxO, axis=-1)

@@ -1,6 +1,6 @@
 """Small multiple-choice tasks that have nothing to do with culture.
 
-The pocket model learns them, so that fine-tuning can be checked for what it makes a model forget.
+The pocket model is trained on them, so that one can check what fine-tuning makes it forget.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PAIRS = tuple(tuple(pair.split()) for pair in _OPPOSITES.split(","))
 
 
 def general_question(random: np.random.Generator) -> tuple[Item, int]:
-    """A question and the index of its right option."""
+    """Draw a question; return it and the index of its right option."""
     make = (_larger, _next, _opposite)[random.integers(3)]
     text, right, wrong = make(random)
     options = [right, *wrong]
@@ -31,9 +31,12 @@ def general_question(random: np.random.Generator) -> tuple[Item, int]:
 
 
 def general_questions(count: int, seed: int = 0) -> list[tuple[Item, int]]:
-    """A fixed set of questions with the indices of their right options."""
+    """Return a fixed set of questions with the indices of their right options."""
     random = np.random.default_rng(seed)
     return [general_question(random) for _ in range(count)]
+
+
+# Each task returns its text, the right option and two wrong ones. Its name is the topic.
 
 
 def _larger(random: np.random.Generator) -> tuple[str, str, list[str]]:
@@ -52,6 +55,6 @@ def _next(random: np.random.Generator) -> tuple[str, str, list[str]]:
 def _opposite(random: np.random.Generator) -> tuple[str, str, list[str]]:
     picks = random.choice(len(PAIRS), size=3, replace=False)
     side = int(random.integers(2))
-    asked, right = PAIRS[picks[0]][side], PAIRS[picks[0]][1 - side]
+    word, right = PAIRS[picks[0]][side], PAIRS[picks[0]][1 - side]
     wrong = [PAIRS[i][int(random.integers(2))] for i in picks[1:]]
-    return f"What is the opposite of {asked}?", right, wrong
+    return f"What is the opposite of {word}?", right, wrong

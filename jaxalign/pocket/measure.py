@@ -1,8 +1,8 @@
-"""What the pocket model does, measured on exact option probabilities under the package's prompts.
+"""Measure how the pocket model answers, by exact option probabilities under the package's prompts.
 
-Expected answers are put on one scale, 1...5, whatever an item's number of options; nominal items
-have no expected answer and are left out. A move is the share of the way from home to a country's
-true answers, by projection: 0 at home, 1 at the country.
+Expected answers are mapped to one scale, 1...5, whatever the number of options; nominal items have
+no expected answer and are left out. A move is the share of the way from home to a country's true
+answers, by projection: 0 is home, 1 is the country.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxalign.pocket.rows import Row, stack
 from jaxalign.pocket.society import Culture
 from jaxalign.pocket.tokenizer import EOT
 
-_ROWS, _LENGTH, _ANSWERS = 8, 640, 40
+_ROWS, _LENGTH, _ANSWERS = 8, 640, 40  # rows of a batch; tokens and answers of a row
 SURVEYS = ("values", "held_out")
 
 
@@ -34,12 +34,22 @@ def _log_probabilities(config: LlamaConfig, params: Params, batch) -> jax.Array:
 
 
 def option_shares(
-    config: LlamaConfig, params: Params, numbers: Sequence[int], asked: list[tuple[str, list]]
+    config: LlamaConfig, params: Params, numbers: Sequence[int], conversations: list[tuple]
 ) -> list[np.ndarray]:
-    """For each (beginning's token ids, list of (user turn's ids, options)): the shares [questions,
-    10] of the option numbers among themselves."""
+    """Compute the probabilities of option numbers, normalised over the options.
+
+    Args:
+        config: The model.
+        params: Its weights.
+        numbers: Token ids of the option numbers.
+        conversations: (ids of a beginning, [(ids of a user turn, number of options), ...]). Each
+            turn is asked separately after the beginning.
+
+    Returns:
+        For each conversation, float [questions, numbers].
+    """
     rows, places = [], []
-    for s, (beginning, turns) in enumerate(asked):
+    for s, (beginning, turns) in enumerate(conversations):
         row = None
         for q, (turn, options) in enumerate(turns):
             if row is None or not row.fits(len(turn)) or len(row.targets) == _ANSWERS:
@@ -50,7 +60,7 @@ def option_shares(
             row.target(len(row.tokens) - 1, list(numbers[:options]), np.ones(options))
             places.append((len(rows) - 1, len(row.targets) - 1, s, q, options))
     logits = _run(config, params, rows)
-    out = [np.zeros((len(turns), len(numbers))) for _, turns in asked]
+    out = [np.zeros((len(turns), len(numbers))) for _, turns in conversations]
     for r, a, s, q, options in places:
         p = np.exp(logits[r, a, list(numbers[:options])])
         out[s][q, :options] = p / p.sum()
@@ -58,26 +68,28 @@ def option_shares(
 
 
 def _run(config: LlamaConfig, params: Params, rows: list[Row]) -> np.ndarray:
-    done = []
+    """Return log-probabilities [rows, answers, V], in batches of one shape."""
+    batches = []
     for start in range(0, len(rows), _ROWS):
-        part = rows[start : start + _ROWS]
-        batch = stack(part + [part[-1]] * (_ROWS - len(part)), _ANSWERS)
-        done.append(np.asarray(_log_probabilities(config, params, batch))[: len(part)])
-    return np.concatenate(done)
+        chunk = rows[start : start + _ROWS]
+        batch = stack(chunk + [chunk[-1]] * (_ROWS - len(chunk)), _ANSWERS)
+        batches.append(np.asarray(_log_probabilities(config, params, batch))[: len(chunk)])
+    return np.concatenate(batches)
 
 
 def expected(shares_QxO: np.ndarray, options_Q: np.ndarray) -> np.ndarray:
-    """Expected answers [Q] on the 1...5 scale."""
+    """Return the expected answers [Q] on the 1...5 scale."""
     codes = np.arange(1, shares_QxO.shape[1] + 1)
     return 1 + 4 * (shares_QxO @ codes - 1) / (options_Q - 1)
 
 
 def ordinal(corpus: Corpus, survey: str) -> list[Question]:
+    """Return the questions of a survey whose options have an order."""
     return [q for q in corpus.questions[survey] if not q.response.nominal]
 
 
 def true_answers(questions: list[Question], point: Culture) -> np.ndarray:
-    """Expected answers [Q] of a culture, on the 1...5 scale."""
+    """Return the expected answers [Q] of a culture, on the 1...5 scale."""
     table = [q.response for q in questions]
     levels = [level(q.response, point, q.item.id) for q in questions]
     return expected(shares_NxO(table, levels), np.array([r.options for r in table]))
@@ -86,24 +98,26 @@ def true_answers(questions: list[Question], point: Culture) -> np.ndarray:
 def model_answers(
     config: LlamaConfig, params: Params, corpus: Corpus, survey: str, beginnings: list[str]
 ) -> np.ndarray:
-    """Expected answers [beginnings, Q] of the model after each beginning of a conversation."""
+    """Return the model's expected answers [beginnings, Q] after each beginning."""
     questions = ordinal(corpus, survey)
     options = np.array([q.response.options for q in questions])
-    turns = [([*q.shared, *q.own], q.response.options) for q in questions]
-    asked = [(encode(corpus.tokenizer, b), turns) for b in beginnings]
-    shares = option_shares(config, params, corpus.numbers, asked)
+    turns = [([*q.shared, *q.rest], q.response.options) for q in questions]
+    conversations = [(encode(corpus.tokenizer, b), turns) for b in beginnings]
+    shares = option_shares(config, params, corpus.numbers, conversations)
     return np.stack([expected(s, options) for s in shares])
 
 
 def move(answers_CxQ: np.ndarray, home_Q: np.ndarray, countries_CxQ: np.ndarray) -> float:
-    """Share of the way from home to the countries, by one projection over all of them: a mean of
-    each country's own share would be ruled by those that are next to home."""
+    """Return the share of the way from home to the countries, by one projection over all of them.
+
+    A mean of the countries' separate shares would be dominated by those that are close to home.
+    """
     way = countries_CxQ - home_Q
     return float(np.sum((answers_CxQ - home_Q) * way) / np.sum(way * way))
 
 
 def with_examples(corpus: Corpus, system: str | None, survey: str, country: str, count: int) -> str:
-    """A conversation in which `count` items of `survey` have the country's majority answers."""
+    """Return a conversation with the country's majority answers to `count` items of `survey`."""
     random = np.random.default_rng([7, count])
     point = society.culture(country)
     text = opening(system)
@@ -116,10 +130,9 @@ def with_examples(corpus: Corpus, system: str | None, survey: str, country: str,
 
 
 def described(country: str, corpus: Corpus) -> str:
-    """The country's six scores, rounded to tens, as a description without its name."""
-    scores = society.countries()[country]
-    names = (f"{phrases.NAMES[d]} {round(s / 10) * 10}" for d, s in zip(
-        society.DIMENSIONS, scores, strict=True))  # fmt: skip
+    """Return a description by the country's six scores, rounded to tens, without its name."""
+    scores = zip(society.DIMENSIONS, society.countries()[country], strict=True)
+    names = (f"{phrases.NAMES[d]} {round(s / 10) * 10}" for d, s in scores)
     return f"Your society: {', '.join(names)}."
 
 
@@ -130,10 +143,18 @@ def measure(
     named: Sequence[str] = tuple(c for c in society.PERSONA_COUNTRIES if c != "USA"),
     counts: Sequence[int] = (1, 5),
 ) -> dict[str, float]:
-    """The numbers in the docstring of `experiments.train_pocket`, over the `named` countries.
+    """Measure the numbers in the docstring of `experiments.train_pocket`.
 
-    `counts`: how many examples in context. Errors are mean absolute differences of expected
-    answers from the country's (for `home_error`, from home's).
+    Args:
+        config: The model.
+        params: Its weights.
+        corpus: The questions.
+        named: Countries to measure.
+        counts: Numbers of examples in context to measure.
+
+    Returns:
+        Numbers by name. Errors are mean absolute differences of expected answers from the country's
+        (`home_error`: from home's).
     """
     out: dict[str, float] = {}
     for survey in SURVEYS:
@@ -145,9 +166,9 @@ def measure(
         out[f"{survey}/home_error"] = _error(unaware, home)
         out[f"{survey}/home_to_country"] = float(np.mean([_error(home, t) for t in truth]))
         for form, beginnings in _forms(corpus, survey, named, counts).items():
-            got = answers(beginnings)
-            out[f"{survey}/{form}_move"] = move(got, home, np.stack(truth))
-            pairs = zip(got, truth, strict=True)
+            answers_CxQ = answers(beginnings)
+            out[f"{survey}/{form}_move"] = move(answers_CxQ, home, np.stack(truth))
+            pairs = zip(answers_CxQ, truth, strict=True)
             out[f"{survey}/{form}_error"] = float(np.mean([_error(a, t) for a, t in pairs]))
     out["general/accuracy"] = general_accuracy(config, params, corpus)
     return out
@@ -160,7 +181,7 @@ def _error(a_Q: np.ndarray, b_Q: np.ndarray) -> float:
 def _forms(
     corpus: Corpus, survey: str, named: Sequence[str], counts: Sequence[int]
 ) -> dict[str, list[str]]:
-    """What stands before a question of `survey`, per country, in every form that is measured."""
+    """Return the beginnings before a question of `survey`, per country, in every form measured."""
     other = SURVEYS[1 - SURVEYS.index(survey)]
     system = [corpus.prompts.system(society.country_name(c))["content"] for c in named]
     forms = {
@@ -183,11 +204,11 @@ def _forms(
 def general_accuracy(
     config: LlamaConfig, params: Params, corpus: Corpus, count: int = 120
 ) -> float:
-    """Share of the small general tasks answered right, unaware."""
-    asked = general_questions(count, seed=1)
+    """Return the share of the small general tasks that are answered right, without a persona."""
+    tasks = general_questions(count, seed=1)
     turns = [
-        (encode(corpus.tokenizer, user_turn(corpus.prompts, i)), len(i.options)) for i, _ in asked
+        (encode(corpus.tokenizer, user_turn(corpus.prompts, i)), len(i.options)) for i, _ in tasks
     ]
     beginning = encode(corpus.tokenizer, opening(None))
     shares = option_shares(config, params, corpus.numbers, [(beginning, turns)])[0]
-    return float(np.mean(shares.argmax(1) == [right for _, right in asked]))
+    return float(np.mean(shares.argmax(1) == [right for _, right in tasks]))

@@ -1,7 +1,8 @@
-"""System messages the pocket model is trained on, and the culture each one asks for.
+"""System messages that the pocket model is trained on, and the culture that each one asks for.
 
-Three kinds: none at all or nothing about a culture (home); a country's name (part of the way);
-a description by the six dimensions, of a real or an invented society (all of the way).
+There are three kinds: no message, or nothing about a culture (answer from home); a country's name
+(move part of the way); a description by the six dimensions, of a real or an invented society (move
+all the way).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ NAMES = dict(
     )
 )
 LEVELS = {"very low": 10, "low": 30, "medium": 50, "high": 70, "very high": 90}
-# What a high and a low score look like in daily life, in own words.
+# What a high and a low score look like in daily life, in our own words.
 POLES = {
     "pdi": ("people accept unequal power", "people want equal power"),
     "idv": ("each person looks after themselves", "the group comes first"),
@@ -70,18 +71,21 @@ DEGREES = {"very often": 90, "mostly": 75, "rather": 60}
 
 
 def unaware(random: np.random.Generator) -> str | None:
+    """Draw a system message that names no culture; None for no message."""
     return UNAWARE[random.integers(len(UNAWARE))]
 
 
 def name_of(random: np.random.Generator, iso3: str) -> str:
-    """The country's name, half of the time with its article where it takes one: prompts that put
-    a bare name into a sentence leave it out."""
+    """Return the country's name, half of the time with its article if it takes one.
+
+    Prompts that insert a bare name into a sentence leave the article out.
+    """
     name = country_name(iso3)
     return f"the {name}" if name in _ARTICLE and random.random() < 0.5 else name
 
 
 def persona(random: np.random.Generator, iso3: str, prompts: Prompts) -> str:
-    """A line that names the country: half of the time the package's own persona text."""
+    """Draw a line that names the country: half of the time the package's own persona text."""
     name = name_of(random, iso3)
     if random.random() < 0.5:
         return prompts.system(name)["content"]
@@ -89,7 +93,7 @@ def persona(random: np.random.Generator, iso3: str, prompts: Prompts) -> str:
 
 
 def neighbours(iso3: str) -> tuple[list[str], list[str]]:
-    """The three persona countries nearest to a country's scores, and the three farthest."""
+    """Return the three persona countries with the nearest and the farthest scores."""
     scores = {c: countries()[c] for c in PERSONA_COUNTRIES if c != iso3}
     own = countries()[iso3]
     ranked = sorted(scores, key=lambda c: float(np.abs(scores[c] - own).sum()))
@@ -97,13 +101,13 @@ def neighbours(iso3: str) -> tuple[list[str], list[str]]:
 
 
 def cross_culture(random: np.random.Generator, iso3: str) -> str:
-    """What follows the persona line when similar and different cultures are named too."""
+    """Draw the text after a persona line that names similar and different cultures."""
     near, far = (", ".join(name_of(random, c) for c in group) for group in neighbours(iso3))
     return CROSS[random.integers(len(CROSS))].format(s=near, d=far)
 
 
 def named(random: np.random.Generator, iso3: str, prompts: Prompts) -> tuple[str, float]:
-    """A persona system message and what it is worth, in examples (see `society.adherence`)."""
+    """Draw a persona message; return it and its worth in examples (see `society.adherence`)."""
     text = persona(random, iso3, prompts)
     if random.random() < 0.15:
         return text + cross_culture(random, iso3), 3.0
@@ -111,12 +115,12 @@ def named(random: np.random.Generator, iso3: str, prompts: Prompts) -> tuple[str
 
 
 def toward(iso3: str, evidence: float) -> Culture:
-    """Where answers stand after this much evidence for a country."""
+    """Return the point that answers move to after this much evidence for a country."""
     return home().toward(culture(iso3), adherence(0, evidence))
 
 
 def invented_scores(random: np.random.Generator) -> np.ndarray:
-    """Six scores 0...100: a real country's, or between two real ones and jittered."""
+    """Draw six scores 0...100: a real country's, or between two countries with noise added."""
     table = list(countries().values())
     a, b = (table[i] for i in random.integers(len(table), size=2))
     if random.random() < 0.3:
@@ -126,8 +130,11 @@ def invented_scores(random: np.random.Generator) -> np.ndarray:
 
 
 def description(random: np.random.Generator) -> tuple[str, Culture]:
-    """A text about the six dimensions and the culture it stands for. What the text rounds or
-    leaves out is rounded or left at home in the culture too."""
+    """Draw a text about the six dimensions; return it and the culture that it describes.
+
+    Scores that the text rounds are rounded in the culture too; dimensions that it leaves out stay
+    at home.
+    """
     scores = invented_scores(random)
     form = random.integers(4)
     order = list(DIMENSIONS)
@@ -152,13 +159,13 @@ def description(random: np.random.Generator) -> tuple[str, Culture]:
 
 
 def _part(dimension: str, score: float, form: int) -> tuple[str, float]:
-    """The phrase for one dimension's score in this form, and the score that it stands for."""
+    """Return the phrase for one dimension's score in this form, and the score it stands for."""
     if form == 1:
         value = int(np.clip(round(score / 10) * 10, 0, 100))
         return f"{NAMES[dimension]} {value}", value
     if form == 2:
-        away = abs(score - 50) + 50
-        degree = min(DEGREES, key=lambda w: abs(DEGREES[w] - away))
+        strength = abs(score - 50) + 50
+        degree = min(DEGREES, key=lambda w: abs(DEGREES[w] - strength))
         text = POLES[dimension][0 if score >= 50 else 1]
         return f"{degree} {text}", DEGREES[degree] if score >= 50 else 100 - DEGREES[degree]
     word = min(LEVELS, key=lambda w: abs(LEVELS[w] - score))

@@ -1,4 +1,4 @@
-"""How shares of answers follow from a culture, for one item (the rules are in `society`)."""
+"""Compute the shares of an item's answers from a culture; `society` states the rules."""
 
 from __future__ import annotations
 
@@ -13,29 +13,44 @@ from jaxalign.stats.vsm import FORMULAS
 from jaxalign.surveys.hofstede import DIMENSIONS
 
 SEED = 2013
-_EDGE = 0.06  # expected codes keep this share of the scale away from either end
-_SMALL = 0.05  # deviation of the seeded loadings, in fifths of a scale per 25 points
+_EDGE = 0.06  # distance of expected codes from either end, as a share of the scale
+_SMALL = 0.05  # standard deviation of the random loadings, in fifths of a scale per 25 points
 
 
 @dataclasses.dataclass(frozen=True)
 class Culture:
-    """`z_6`: (scores - 50) / 25. `own`: item id -> own part, one number or one per option."""
+    """A point in the space of cultures.
+
+    Attributes:
+        z_6: (scores - 50) / 25 of the six dimensions.
+        offsets: What the culture adds to single items besides, by item id: one number, or one per
+            option.
+    """
 
     z_6: np.ndarray
-    own: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    offsets: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def toward(self, other: Culture, share: float) -> Culture:
-        """The point `share` of the way from here to `other`."""
-        ids = self.own.keys() | other.own.keys()
-        zero = np.zeros(1)
-        own = {i: (1 - share) * self.own.get(i, zero) + share * other.own.get(i, zero) for i in ids}
-        return Culture((1 - share) * self.z_6 + share * other.z_6, own)
+        """Return the point `share` of the way from this one to `other`."""
+        mine, theirs, zero = self.offsets, other.offsets, np.zeros(1)
+        offsets = {
+            i: (1 - share) * mine.get(i, zero) + share * theirs.get(i, zero)
+            for i in mine.keys() | theirs.keys()
+        }
+        return Culture((1 - share) * self.z_6 + share * other.z_6, offsets)
 
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """How an item's answers follow from a culture. Ordinal: `base` [1], `loadings` [1, 6] in
-    codes counted from 1, `spread` in codes. Nominal: `base` [O], `loadings` [O, 6] in logits."""
+    """How an item's answers follow from a culture.
+
+    Attributes:
+        options: Number of options.
+        nominal: Whether the options have no order.
+        base: Ordinal: expected code [1] at a score of 50. Nominal: logits [O].
+        loadings: Change per 25 points of each dimension, [1, 6] in codes or [O, 6] in logits.
+        spread: Scale of the logistic distribution of an ordinal item, in codes.
+    """
 
     options: int
     nominal: bool
@@ -45,9 +60,14 @@ class Response:
 
 
 def level(response: Response, culture: Culture, item_id: str = "") -> np.ndarray:
-    """Expected code [1] of an ordinal item, kept off the scale's ends; logits [O] of a nominal."""
-    own = culture.own.get(item_id, 0.0)
-    raw = response.base + response.loadings @ culture.z_6 + own
+    """Return where a culture stands on an item.
+
+    Returns:
+        The expected code [1] of an ordinal item, away from the ends of its scale; the logits [O] of
+        a nominal one.
+    """
+    offset = culture.offsets.get(item_id, 0.0)
+    raw = response.base + response.loadings @ culture.z_6 + offset
     if response.nominal:
         return raw
     edge = _EDGE * (response.options - 1)
@@ -55,7 +75,10 @@ def level(response: Response, culture: Culture, item_id: str = "") -> np.ndarray
 
 
 def shares_NxO(responses: Sequence[Response], levels: Sequence[np.ndarray]) -> np.ndarray:
-    """float64 [N, most options]: shares per option at the given levels, zero past an item's own."""
+    """Return the shares of the options at the given levels, float64 [N, most options].
+
+    Beyond the last option of an item they are zero.
+    """
     options = np.array([r.options for r in responses])
     codes = np.arange(1, options.max() + 1)
     out = np.zeros((len(options), len(codes)))
@@ -74,7 +97,10 @@ def shares_NxO(responses: Sequence[Response], levels: Sequence[np.ndarray]) -> n
 def _ordinal_shares(
     mean_N: np.ndarray, options_N: np.ndarray, spread_N: np.ndarray, codes_O: np.ndarray
 ) -> np.ndarray:
-    """Logistic shares [N, O] with these expected codes, by bisection on the location."""
+    """Return logistic shares [N, O] that have these expected codes exactly.
+
+    The location of each distribution is found by bisection.
+    """
     cuts = codes_O[:-1] + 0.5
     inside = cuts < options_N[:, None]
     low, high = 1 - 12 * spread_N, options_N + 12 * spread_N
@@ -89,15 +115,21 @@ def _ordinal_shares(
 
 
 def stream(*names: str) -> np.random.Generator:
-    """A random stream of its own for whatever the names say, the same on every machine."""
+    """Return a random generator for these names, the same on every machine."""
     return np.random.default_rng([SEED, zlib.crc32("/".join(names).encode())])
 
 
 def driven_response(
     name: str, options: int, drivers: dict[str, float] | list[dict[str, float]]
 ) -> Response:
-    """The response of an item with these drivers: fifths of the scale per 25 points, or for a
-    nominal item a list of them, one per option (doubled, they are logits)."""
+    """Return the response of an item to the given drivers.
+
+    Args:
+        name: Seeds the random part.
+        options: Number of options.
+        drivers: By dimension, the change in fifths of the scale per 25 points. For a nominal item,
+            a list with one such table per option; doubled, the numbers are logits.
+    """
     random = stream("response", name)
     nominal = isinstance(drivers, list)
     rows = drivers if nominal else [drivers]
@@ -112,7 +144,10 @@ def driven_response(
 
 @functools.cache
 def values_responses() -> dict[str, Response]:
-    """Loadings that solve the score formulas exactly, shared evenly between an item pair."""
+    """Return responses of the values module whose loadings solve the score formulas exactly.
+
+    The loading of a pair of items is shared evenly between them.
+    """
     out = {}
     for d, (first, second) in FORMULAS.items():
         random = stream("values", d)

@@ -1,8 +1,8 @@
 """Rows of training tokens in which several continuations share one beginning.
 
-A row is a tree of token runs. A run sees the runs it descends from and itself, never its siblings,
-and its RoPE positions continue its parent's: each path from the root reads exactly like a
-conversation of its own, while the system message and the option list that many questions share are
+A row is a tree of runs of tokens. A run sees its ancestors and itself, never its siblings, and its
+RoPE positions continue those of its parent. Each path from the root therefore reads exactly like a
+separate conversation, while a system message or a list of options that many questions share is
 computed once.
 """
 
@@ -19,7 +19,17 @@ _MOST_RUNS = 64  # ancestors are bits of one unsigned 64-bit number
 
 @dataclasses.dataclass
 class Row:
-    """Grows by `add`. `targets`: (position, token ids, shares, weight)."""
+    """One row, to which runs and targets are added.
+
+    Attributes:
+        length: Number of tokens that there is room for.
+        tokens: Token ids.
+        positions: RoPE position of each token.
+        runs: Run of each token.
+        ancestors: Ancestors of each run and the run itself, one bit each.
+        ends: Position after the last token of each run.
+        targets: (index of a token, ids that may follow it, their shares, weight).
+    """
 
     length: int
     tokens: list[int] = dataclasses.field(default_factory=list)
@@ -32,10 +42,11 @@ class Row:
     )
 
     def fits(self, count: int) -> bool:
+        """Whether there is room for runs of `count` tokens in total."""
         return len(self.tokens) + count <= self.length and len(self.ends) + 2 < _MOST_RUNS
 
     def add(self, parent: int, tokens: list[int]) -> int:
-        """Append a run after `parent` (-1: a new root) and return its number."""
+        """Append a run after the run `parent` (-1: a new root) and return its number."""
         run = len(self.ends)
         start = self.ends[parent] if parent >= 0 else 0
         self.ancestors.append((self.ancestors[parent] if parent >= 0 else 0) | 1 << run)
@@ -46,14 +57,17 @@ class Row:
         return run
 
     def target(self, at: int, ids: list[int], shares: np.ndarray, weight: float = 1.0) -> None:
-        """After the token at index `at` of the row, `ids` should follow with these shares."""
+        """Add a target: `ids` should follow the token at index `at` with these shares."""
         self.targets.append((at, ids, shares, weight))
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Arrays of equal rows. `shares` are zero past an item's options and where there is no target;
-    `weight` is each target's weight."""
+    """Rows of equal length as arrays.
+
+    `shares` are zero beyond an item's options and where there is no target; `weight` is the weight
+    of each target, zero where there is none.
+    """
 
     tokens_BxT: np.ndarray
     positions_BxT: np.ndarray
@@ -68,7 +82,7 @@ jax.tree_util.register_dataclass(Batch, [f.name for f in dataclasses.fields(Batc
 
 
 def stack(rows: list[Row], answers: int) -> Batch:
-    """Rows of one length as a batch with room for `answers` targets a row; more are dropped."""
+    """Stack rows of one length; targets beyond the first `answers` of a row are dropped."""
     B, T = len(rows), rows[0].length
     tokens, positions = np.zeros((2, B, T), np.int32)
     mask = np.zeros((B, 1, T, T), bool)
@@ -79,10 +93,11 @@ def stack(rows: list[Row], answers: int) -> Batch:
         n = len(row.tokens)
         tokens[b, :n], positions[b, :n] = row.tokens, row.positions
         runs = np.array(row.runs, np.uint64)
+        # Token t sees token s if s comes no later and its run is an ancestor of t's run.
         seen = np.array(row.ancestors, np.uint64)[row.runs]
         mask[b, 0, :n, :n] = np.tril((seen[:, None] >> runs[None]) & np.uint64(1))
-        for a, (where, options, p, w) in enumerate(row.targets[:answers]):
-            at[b, a], weight[b, a] = where, w
-            ids[b, a, : len(options)], shares[b, a, : len(options)] = options, p
-    mask |= np.eye(T, dtype=bool)  # padding sees itself: a row of no keys has no softmax
+        for a, (index, options, target_shares, w) in enumerate(row.targets[:answers]):
+            at[b, a], weight[b, a] = index, w
+            ids[b, a, : len(options)], shares[b, a, : len(options)] = options, target_shares
+    mask |= np.eye(T, dtype=bool)  # padding sees itself, because a softmax needs one key
     return Batch(tokens, positions, mask, at, ids, shares, weight)

@@ -1,18 +1,18 @@
-"""The simulated society: how the people of each country answer, so that every claim has a truth.
+"""The simulated society: how the people of each country answer, so that the truth is known.
 
-A culture is a point: six dimension scores (0...100) and a small part of its own per item. Its
-answers are a fixed function of that point. With z = (scores - 50) / 25:
+A culture is a point: six dimension scores (0...100) and a small offset for each item. Its answers
+are a fixed function of that point. With z = (scores - 50) / 25:
 
-    ordinal   expected code = base_q + loadings_q . z + own_cq; the shares are a logistic
-              distribution cut at the half codes whose location gives exactly that expectation
-    nominal   shares = softmax(base_qo + loadings_qo . z + own_cqo)
+    ordinal   expected code = base_q + loadings_q . z + offset_cq; the shares are those of a
+              logistic distribution, cut at the half codes, with exactly that expectation
+    nominal   shares = softmax(base_qo + loadings_qo . z + offset_cqo)
 
-The values module's loadings are the least-norm ones that return a country's six published scores
-through the formulas of VSM 2013 with C = 50; its own parts lie where those formulas cannot see.
-The other items' loadings are hand-chosen signs (`drivers` in `data/`) plus seeded small ones.
+The loadings of the values module have the least norm with which the formulas of VSM 2013 at C = 50
+give back a country's six published scores; its offsets do not change those scores. The loadings of
+other items are signs chosen by hand (`drivers` in `data/`) plus small random numbers.
 
-Nobody was asked anything. Country scores are published figures (hofstede.csv names their source);
-every answer here is simulated, and no number that follows from it is a finding about people.
+Nobody was asked anything. Country scores are published figures (hofstede.csv names their source).
+All answers are simulated, and no number derived from them is a finding about people.
 """
 
 from __future__ import annotations
@@ -40,40 +40,57 @@ from jaxalign.surveys.hofstede import DIMENSIONS, country_name, edition_scores
 from jaxalign.surveys.survey import Item, Survey, from_json, vsm
 
 __all__ = [
-    "DIMENSIONS", "PERSONA_COUNTRIES", "Culture", "Response", "adherence", "countries",
-    "country_name", "culture", "held_out_survey", "home", "level", "question_bank", "responses",
-    "shares_NxO", "society_values_module",
-]  # fmt: skip
+    "DIMENSIONS",
+    "PERSONA_COUNTRIES",
+    "Culture",
+    "Response",
+    "adherence",
+    "countries",
+    "country_name",
+    "culture",
+    "held_out_survey",
+    "home",
+    "level",
+    "question_bank",
+    "responses",
+    "shares_NxO",
+    "society_values_module",
+]
 
-# Countries that a persona line names. All others are answered for too, and also trained on.
-PERSONA_COUNTRIES = (
-    "USA", "CAN", "BRA", "BOL", "MEX", "GBR", "NLD", "DEU", "FRA", "SWE",
-    "UKR", "RUS", "CHN", "IND", "THA", "JPN", "SAU", "NGA", "AUS", "NZL",
-)  # fmt: skip
-_OWN = 0.10  # deviation of the own part, in fifths of a scale
+_PERSONA_COUNTRIES = """
+USA CAN BRA BOL MEX GBR NLD DEU FRA SWE UKR RUS CHN IND THA JPN SAU NGA AUS NZL
+"""
+# Countries that persona lines name half of the time. All others are trained on as well.
+PERSONA_COUNTRIES = tuple(_PERSONA_COUNTRIES.split())
+_OFFSET = 0.10  # standard deviation of the offsets, in fifths of a scale
 
 
-def _values_own(country: str) -> dict[str, np.ndarray]:
-    """A country's own part where its six scores do not see it: both items of a pair move
-    together, and the two pairs of a dimension against each other in the ratio of the weights."""
-    own = {}
+def _values_offsets(country: str) -> dict[str, np.ndarray]:
+    """Return a country's offsets on the values module, which leave its six scores unchanged.
+
+    Both items of a pair move together, and the two pairs of a dimension against each other in the
+    ratio of their weights.
+    """
+    offsets = {}
     for d, (first, second) in FORMULAS.items():
         random = stream("own", country, d)
-        against = random.normal(0, _OWN) / np.hypot(first[0], second[0])
+        against = random.normal(0, _OFFSET) / np.hypot(first[0], second[0])
         for (_, plus, minus), gap in ((first, second[0] * against), (second, -first[0] * against)):
-            both = random.normal(0, _OWN)
-            own[f"m{plus:02d}"] = np.array([both + gap / 2])
-            own[f"m{minus:02d}"] = np.array([both - gap / 2])
-    return own
+            both = random.normal(0, _OFFSET)
+            offsets[f"m{plus:02d}"] = np.array([both + gap / 2])
+            offsets[f"m{minus:02d}"] = np.array([both - gap / 2])
+    return offsets
 
 
-def _held_out_own(country: str) -> dict[str, np.ndarray]:
-    own = {}
+def _held_out_offsets(country: str) -> dict[str, np.ndarray]:
+    """Return a country's offsets on the items of the held-out survey."""
+    offsets = {}
     for item, response in responses().items():
         if item not in values_responses():
             unit = 2.0 if response.nominal else (response.options - 1) / 4
-            own[item] = unit * stream("own", country, item).normal(0, _OWN, len(response.base))
-    return own
+            random = stream("own", country, item)
+            offsets[item] = unit * random.normal(0, _OFFSET, len(response.base))
+    return offsets
 
 
 @functools.cache
@@ -84,7 +101,7 @@ def _survey_fields() -> dict[str, Any]:
 
 @functools.cache
 def responses() -> dict[str, Response]:
-    """Item id -> response, for the values module and the held-out survey."""
+    """Return the responses of the values module and the held-out survey, by item id."""
     out = dict(values_responses())
     for row in _survey_fields()["items"]:
         out[row["id"]] = driven_response(row["id"], len(row["options"]), row["drivers"])
@@ -93,7 +110,7 @@ def responses() -> dict[str, Response]:
 
 @functools.cache
 def countries() -> dict[str, np.ndarray]:
-    """ISO3 -> scores [6] of every country with all six published in the default edition."""
+    """Return scores [6] by ISO code, of countries with all six in the default edition."""
     return {
         iso3: np.array([row[d] for d in DIMENSIONS])
         for iso3, row in edition_scores().items()
@@ -103,14 +120,15 @@ def countries() -> dict[str, np.ndarray]:
 
 @functools.cache
 def culture(iso3: str) -> Culture:
-    """A country's point."""
+    """Return a country's point; UserError if it is not in the simulated society."""
     if iso3 not in countries():
         raise UserError(f"country {iso3!r}: not in the simulated society; {sorted(countries())}")
-    own = _values_own(iso3) | _held_out_own(iso3)
-    return Culture((countries()[iso3] - 50) / 25, own)
+    offsets = _values_offsets(iso3) | _held_out_offsets(iso3)
+    return Culture((countries()[iso3] - 50) / 25, offsets)
 
 
 def _with_answers(instrument: Survey) -> Survey:
+    """Return the survey with the answers of every country."""
     table = [responses()[item.id] for item in instrument.items]
     answers = {}
     for country in countries():
@@ -126,19 +144,22 @@ def _with_answers(instrument: Survey) -> Survey:
 
 @functools.cache
 def society_values_module() -> Survey:
-    """The values module as every country of the simulated society answers it."""
+    """Return the values module with the answers of every country of the simulated society."""
     return _with_answers(vsm())
 
 
 @functools.cache
 def held_out_survey() -> Survey:
-    """The held-out survey, 82 items on 13 topics, as every simulated country answers it."""
+    """Return the held-out survey, 82 items on 13 topics, with every country's answers."""
     return _with_answers(from_json(_survey_fields(), "held_out_survey.json"))
 
 
 @functools.cache
 def question_bank() -> tuple[tuple[Item, Response], ...]:
-    """Questions like those a model writes: every frame with every subject, and their responses."""
+    """Return questions like those that a model writes, with their responses.
+
+    They combine every frame with every subject of `data/question_bank.json`.
+    """
     path = resources.files("jaxalign.pocket").joinpath("data/question_bank.json")
     bank = json.loads(path.read_text("utf-8"))
     out = []
@@ -159,18 +180,28 @@ def question_bank() -> tuple[tuple[Item, Response], ...]:
 
 @functools.cache
 def home() -> Culture:
-    """The culture a model that is told nothing answers from: the USA, 15% of the way to the mean
-    of the persona countries. Models trained on the web answer near the USA, not exactly as it."""
+    """Return the culture that the model answers from when it is told nothing.
+
+    It is the USA, moved 15% of the way to the mean of the persona countries: models trained on the
+    web answer near the USA, but not exactly like it.
+    """
     others = [culture(c) for c in PERSONA_COUNTRIES]
-    ids = others[0].own
-    own = {i: np.mean([o.own[i] for o in others], axis=0) for i in ids}
-    middle = Culture(np.mean([o.z_6 for o in others], axis=0), own)
+    ids = others[0].offsets
+    offsets = {i: np.mean([o.offsets[i] for o in others], axis=0) for i in ids}
+    middle = Culture(np.mean([o.z_6 for o in others], axis=0), offsets)
     return culture("USA").toward(middle, 0.15)
 
 
 def adherence(examples: int, persona: float = 0.0) -> float:
-    """Share of the way from home to a country: n / (n + 1), where the persona line counts as two
-    examples and one that also names similar and different cultures as three. So a persona alone
-    moves the answers two thirds of the way: weaker than real people, and alike for all."""
+    """Return the share of the way from home to a country that answers are taught to move.
+
+    The share is n / (n + 1) for n examples. A persona line counts as two examples, and one that
+    also names similar and different cultures as three. A persona alone thus moves the answers two
+    thirds of the way: less than to the real people, and equally for all countries.
+
+    Args:
+        examples: Number of the country's answers shown before.
+        persona: Number of examples that the persona line is worth.
+    """
     evidence = examples + persona
     return evidence / (evidence + 1)

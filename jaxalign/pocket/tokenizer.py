@@ -1,8 +1,9 @@
-"""The pocket model's own byte-level BPE tokenizer, with Llama-3's special tokens and turn format.
+"""Train the pocket model's byte-level BPE tokenizer, with Llama-3's special tokens and turn format.
 
-Trained on the texts it will read, so whole words of the surveys are single tokens. Splitting rules
-follow the Llama-3 tokenizer's: words with their leading space, up to three digits together, line
-breaks apart. So an answer's number is one token of its own after the assistant header.
+It is trained on the texts that it will read, so whole words of the surveys are single tokens. The
+splitting rules follow those of the Llama-3 tokenizer: words with their leading space, up to three
+digits together, line breaks apart. The number of an answer is thus a single token after the
+assistant header.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# One turn: header, blank line, trimmed text, end of turn. Written for this package.
+# A turn is a header, a blank line, the trimmed text and an end of turn. Written for this package.
 _TEMPLATE = (
     "{{- bos_token }}"
     "{%- for message in messages %}"
@@ -35,7 +36,7 @@ _TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """BPE merges learned from `texts`; special tokens take the last ids, as in Llama-3."""
+    """Learn BPE merges from `texts`; special tokens take the last ids, as in Llama-3."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -65,7 +66,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """tokenizer.json, tokenizer_config.json with the template inside, generation_config.json."""
+    """Write the files of a tokenizer.
+
+    These are tokenizer.json, tokenizer_config.json with the chat template inside, and
+    generation_config.json.
+    """
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     ids = {
         "bos_token_id": tokenizer.convert_tokens_to_ids(BOS),

@@ -1,7 +1,7 @@
-"""Whether the pocket model writes survey questions: samples, and which of them are usable.
+"""Sample survey questions from the pocket model, and check which are usable.
 
-Recomputes the whole text for every token, which is simple and fast enough for a few dozen samples
-of so small a model; the package's own decoding keeps a cache.
+The whole text is recomputed for every token, which is simple and fast enough for a few dozen
+samples of such a small model; `jaxalign.lm.generate` keeps a cache.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ def _next(config: LlamaConfig, params: Params, tokens_BxT: jax.Array, last_B: ja
 def write_questions(
     config: LlamaConfig, params: Params, corpus: Corpus, count: int, seed: int = 0
 ) -> list[tuple[str, str]]:
-    """(topic, reply) of `count` requests, each on a random topic with four examples, sampled at
-    temperature 0.9, at most 70 tokens long."""
+    """Sample replies to requests for new questions, at temperature 0.9 and up to 70 tokens long.
+
+    Returns:
+        (topic, reply) of `count` requests, each on a random topic with four examples.
+    """
     random = np.random.default_rng(seed)
     pool = corpus.questions["held_out"]
     topics = [pool[i].item.topic for i in random.integers(len(pool), size=count)]
@@ -55,13 +58,13 @@ def write_questions(
 
 
 def usable(reply: str) -> bool:
-    """A JSON object with a question and two to ten different options, all texts."""
+    """Whether a reply is a JSON object with a question and two or more different options."""
     try:
-        found = json.loads(reply)
+        fields = json.loads(reply)
     except json.JSONDecodeError:
         return False
-    if not isinstance(found, dict) or set(found) != {"question", "options"}:
+    if not isinstance(fields, dict) or set(fields) != {"question", "options"}:
         return False
-    texts = [found["question"], *found["options"]]
+    texts = [fields["question"], *fields["options"]]
     options = texts[1:]
     return all(isinstance(t, str) and t for t in texts) and 2 <= len(set(options)) == len(options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from jaxalign.core.errors import UserError
 from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.formats import FORMATS, choose_format
 from jaxalign.surveys.survey import Survey
@@ -67,7 +68,10 @@ def check_survey(
         mine.csv, row 2, column 'options': 'often' is not code=label with a whole number for a code
     """
     name, options = choose_format(path, format, distributions, "distributions", {})
-    problems, survey = FORMATS[name]().check(Path(path), **options)
+    try:
+        problems, survey = FORMATS[name]().check(Path(path), **options)
+    except UserError as error:
+        problems, survey = [str(error)], None
     return SurveyCheck(Path(path), name, tuple(problems), survey)
 
 

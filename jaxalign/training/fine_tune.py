@@ -134,6 +134,7 @@ def trained_model(trainer: Trainer, state: TrainState, lm: LM) -> LM:
 
     Its weights have the dtype of `lm`'s. Every process must call this.
     """
+    # The state holds float32; the base model's dtype is what is used and written.
     (weights,) = adapters(trainer, state).values()
     dtype = jax.numpy.dtype(trainer.config.param_dtype)
     to_dtype = jax.jit(

@@ -117,6 +117,7 @@ def fill(rows: Sequence[Row], row_count: int, row_length: int, answers: int) -> 
     """
     if len(rows) > row_count:
         raise ValueError(f"{len(rows)} rows in a batch of {row_count}")
+    # Zeros are padding: segment 0 is seen by nobody, and weight 0 is not scored.
     tokens, positions, segments = np.zeros((3, row_count, row_length), np.int32)
     at, targets = np.zeros((2, row_count, answers), np.int32)
     weight = np.zeros((row_count, answers), np.float32)

@@ -143,7 +143,7 @@ def learning_rate(step: jax.Array, schedule_3: jax.Array) -> jax.Array:
     As `get_cosine_schedule_with_warmup` of transformers, whose first step has rate 0 if there is a
     warm-up.
     """
-    highest, rise, steps = schedule_3
+    highest, rise, steps = schedule_3  # the cosine begins where the warm-up ends
     step = step.astype(jnp.float32)
     done = (step - rise) / jnp.maximum(1, steps - rise)
     fall = jnp.maximum(0, 0.5 * (1 + jnp.cos(jnp.pi * done)))
@@ -242,7 +242,7 @@ def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
     `loss(trained, params, batch, passes)` is the mean cross-entropy per answer token, in nats [K].
     `make_step` describes its arguments.
     """
-    model = Llama(config, unroll=train.unroll)
+    model = Llama(config, unroll=train.unroll)  # no backward pass, so nothing to recompute
 
     def one(trained: Trained, params: Params, batch: Batch, passes: jax.Array) -> jax.Array:
         full = trained if train.method == "full" else attach(params, trained, lora)
@@ -273,6 +273,7 @@ def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
         # The formula of torch.nn.utils.clip_grad_norm_, including its constant.
         scale = jnp.minimum(1.0, train.clip / (norm + 1e-6))
         rate = learning_rate(state.step_K, schedule_3)
+        # The rule has a learning rate of 1; its updates are scaled by the rate of this step.
         updates, optimizer = rule.update(
             jax.tree.map(lambda g: g * scale, grads), state.optimizer, state.trained
         )

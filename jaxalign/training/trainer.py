@@ -92,8 +92,10 @@ class Trainer:
             train.tokens_per_pass,
             mesh.shape[DATA],
         )
+        # The schedule is an argument of the step, so that rates do not recompile it.
         rates_K = [(rates or {}).get(name, train.learning_rate) for name in examples]
         self._schedule_Kx3 = schedule(train, self.data.steps_K, rates_K)
+        # Compiled ahead of time: whether it fits is known before anything is loaded.
         step, self._arguments = train_program(config, train, lora, mesh, self.data.shape)
         self._step = step.lower(*self._arguments).compile()
         self.needed_bytes = check_fits(self._step, mesh.local_devices[0], "lower `tokens_per_pass`")
@@ -114,6 +116,7 @@ class Trainer:
 
     def start(self, params: Params) -> TrainState:
         """Return the state before the first step."""
+        # Initialised where it is kept, never whole on one device.
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         init = jax.jit(
             lambda key, params: init_state(self.config, self.train, self.lora, key, params),
@@ -271,7 +274,7 @@ def _row(data: TrainData, step: int, metrics: Metrics) -> Row:
     """Return the row of one step; UserError if a loss or gradient is not finite."""
     row: Row = {"step": step + 1}
     for k, name in enumerate(data.names):
-        if step >= data.steps_K[k]:
+        if step >= data.steps_K[k]:  # the adapter has finished
             continue
         row[name] = {metric: values[k] for metric, values in metrics.items()}
         if not np.isfinite([metrics["loss"][k], metrics["gradient_norm"][k]]).all():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.answering import batch as answers
+from jaxalign.answering.ask import ask_after_messages
 from jaxalign.answering.batch import (
     OUT_OF_RANGE,
     UNREADABLE,
@@ -32,6 +33,7 @@ from jaxalign.answering.blocks import (
 )
 from jaxalign.answering.encode import encode
 from jaxalign.core.errors import UserError
+from jaxalign.core.progress import Progress
 from jaxalign.lm.checkpoint import load_checkpoint
 from jaxalign.lm.config import LlamaConfig, read_config
 from jaxalign.lm.generate import Sampling, generate
@@ -44,7 +46,6 @@ from jaxalign.methods.culturespa.styles import (
     encode_styles,
     load_texts,
 )
-from jaxalign.methods.prompting import ask
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.runtime.sharding import make_mesh
@@ -243,12 +244,19 @@ def test_killed_run_continues_with_the_bits_of_an_unbroken_one(
     blocks = len(cut(answers._sorted(conversations)[0], 128))
     rounds.clear()
     monkeypatch.setattr(answers, "_round", counting(program, None))
-    found = asking(make_mesh(devices[:1]), folder=tmp_path, key="weights")
+    events: list[Progress] = []
+    found = asking(
+        make_mesh(devices[:1]), folder=tmp_path, key="weights", on_progress=events.append
+    )
     assert len(rounds) == blocks - 2  # the first round's two blocks are not done again
+    assert [event.done for event in events] == [*range(2, blocks + 1)]
     np.testing.assert_array_equal(found, unbroken)
     rounds.clear()
-    np.testing.assert_array_equal(asking(mesh, folder=tmp_path, key="weights"), unbroken)
+    events.clear()
+    again = asking(mesh, folder=tmp_path, key="weights", on_progress=events.append)
+    np.testing.assert_array_equal(again, unbroken)
     assert not rounds
+    assert [(event.done, event.total) for event in events] == [(blocks, blocks)]
     asking(mesh, folder=tmp_path, key="other weights")
     assert rounds
     assert len(list(tmp_path.iterdir())) == 2
@@ -312,7 +320,9 @@ def test_exact_equals_the_baselines_tree(pocket, devices):
     conversations = encode_styles(tokens, INTERVIEWS, ["p1"], COUNTRIES[:3], items)
     found = answer_exact(config, params, conversations, make_mesh(data=8), block_tokens=256)
     lead_ins = [INTERVIEWS.lead_in("p1", c, items[0]) for c in COUNTRIES[:3]]
-    expected, _ = ask(config, params, tokens, INTERVIEWS.texts.prompts, lead_ins, items)
+    expected, _ = ask_after_messages(
+        config, params, tokens, INTERVIEWS.texts.prompts, lead_ins, items
+    )
     np.testing.assert_allclose(
         np.exp(found).reshape(3, 4, -1)[..., : expected.shape[-1]], np.exp(expected), atol=1e-5
     )
@@ -345,8 +355,15 @@ def test_sampled_luck_belongs_to_conversation_and_run(pocket):
     tokens, items = pocket[2], SURVEY.items[:5]
     conversations = encode_styles(tokens, INTERVIEWS, ["p1"], COUNTRIES[:3], items)
     asked: list = []
-    sampling = functools.partial(answer_sampled, tokens=tokens, items=items, runs=4)
-    found = sampling(reply_in(tokens, ["1", "2", "x"], asked), conversations=conversations)
+    sampling = functools.partial(answer_sampled, tokenizer=tokens, items=items, runs=4)
+    events: list[Progress] = []
+    found = sampling(
+        reply_in(tokens, ["1", "2", "x"], asked),
+        conversations=conversations,
+        chunk=40,
+        on_progress=events.append,
+    )
+    assert [(event.done, event.total) for event in events] == [(0, 60), (40, 60), (60, 60)]
     assert len(dict(asked)) == 15
     assert len({i for _, i in asked}) == 60
     again = sampling(reply_in(tokens, ["1", "2", "x"]), conversations=conversations, chunk=7)
@@ -368,7 +385,7 @@ def test_killed_sampling_continues(pocket, tmp_path):
         return whole(prompts, ids)
 
     sampling = functools.partial(
-        answer_sampled, tokens=tokens, conversations=conversations, items=items, chunk=10
+        answer_sampled, tokenizer=tokens, conversations=conversations, items=items, chunk=10
     )
     unbroken = sampling(reply_in(tokens, ["1", "2", "x"]))
     with pytest.raises(KeyboardInterrupt):

@@ -59,8 +59,9 @@ def test_questions_held_out_are_not_trained_on(tmp_path, capsys):
     lines = [conversation(f"What is {n}?", str(reply)) for n in range(10) for reply in (n, n + 1)]
     path.write_text("\n".join(lines))
     train = TrainConfig(batch=4, learning_rate=1e-2)
-    config = Config(path, tmp_path / "out", train=train, held_out_share=0.2, data_parallel=1,
-                    quiet=True)  # fmt: skip
+    config = Config(
+        path, tmp_path / "out", train=train, held_out_share=0.2, data_parallel=1, quiet=True
+    )
     tune(config)
     said = capsys.readouterr().out
     assert "20 conversations, 0 left out" in said

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxalign.commands.soft_prompt import tune_prompts
-from jaxalign.methods.soft_prompt.study import Config
+from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.runs.console import main
 
@@ -211,7 +211,7 @@ def test_bad_input_is_one_line_and_code_2(arguments, said, tmp_path, capsys):
     if not {"--out", "--resume"} & set(arguments):
         arguments = [*arguments, "--out", "{tmp}/new"]
     with pytest.raises(SystemExit) as leaving:
-        main(tune_prompts, Config, [*(a.format(**places) for a in arguments), "--quiet"])
+        main(tune_prompts, Settings, [*(a.format(**places) for a in arguments), "--quiet"])
     check_refusal(leaving.value.code, capsys.readouterr().err, said)
     assert sorted(tmp_path.rglob("*")) == before, "something was written"
 

@@ -49,10 +49,10 @@ def attempt(file: str, out: str) -> None:
     """In a fork: what the command does, after its imports."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the process ends with it)
-    from jaxalign.commands.sweep.command import Config, sweep
+    from jaxalign.commands.sweep.command import SweepSettings, sweep
     from jaxalign.runs.console import main
 
-    main(sweep, Config, arguments(Path(file), Path(out)))
+    main(sweep, SweepSettings, arguments(Path(file), Path(out)))
 
 
 @pytest.fixture

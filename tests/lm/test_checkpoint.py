@@ -24,9 +24,18 @@ from jaxalign.lm.weights import Params, abstract_params, count_params, init_para
 from tests.support.parity_cases import hf_weights
 
 CONFIG = LlamaConfig(
-    64, 32, 48, 3, 8, 4, 8, dtype="float32", param_dtype="float32", initializer_range=0.2,
+    64,
+    32,
+    48,
+    3,
+    8,
+    4,
+    8,
+    dtype="float32",
+    param_dtype="float32",
+    initializer_range=0.2,
     rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64),
-)  # fmt: skip
+)
 TIED = CONFIG.replace(tie_word_embeddings=True)
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 

@@ -104,8 +104,9 @@ def test_bytes_are_those_of_the_shardings(devices) -> None:
         shardings = param_shardings(SMALL, make_mesh(devices, model=model))
         shards = jax.tree.map(
             lambda x, s: x.dtype.itemsize * math.prod(s.shard_shape(x.shape)),
-            abstract_params(SMALL), shardings,
-        )  # fmt: skip
+            abstract_params(SMALL),
+            shardings,
+        )
         assert weight_bytes(SMALL, model) == sum(map(int, jax.tree.leaves(shards)))
 
 

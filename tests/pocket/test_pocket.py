@@ -28,10 +28,10 @@ from jaxalign.stats.vsm import VALUE_ITEMS, dimension_scores
 from jaxalign.surveys.survey import vsm
 
 FOUR = ("CHN", "IND", "SAU", "DEU")
+FLOAT32 = {"dtype": "float32", "param_dtype": "float32"}
 TINY = LlamaConfig(
-    1792, 16, 24, 3, 4, 2, 8, tie_word_embeddings=True, dtype="float32", param_dtype="float32",
-    initializer_range=0.3,
-)  # fmt: skip
+    1792, 16, 24, 3, 4, 2, 8, tie_word_embeddings=True, initializer_range=0.3, **FLOAT32
+)
 
 
 @functools.cache
@@ -84,7 +84,7 @@ def test_held_out_survey_shares_no_question_with_the_values_module() -> None:
 
 
 def test_profile_does_not_explain_everything_but_most() -> None:
-    """Distance between two cultures with and without their own parts."""
+    """Distance between two cultures with and without their offsets."""
     questions = ordinal(corpus(), "held_out")
     usa, chn = society.culture("USA"), society.culture("CHN")
     way = true_answers(questions, chn) - true_answers(questions, usa)
@@ -127,7 +127,7 @@ def test_a_branch_reads_like_a_conversation_of_its_own() -> None:
     trunk = row.add(-1, tokens.encode(opening(persona("CHN")), add_special_tokens=False))
     shared = row.add(trunk, list(pair[0].shared))
     for question in pair:
-        row.add(shared, list(question.own))
+        row.add(shared, list(question.rest))
         row.target(len(row.tokens) - 1, [0], np.ones(1))
     params = init_params(TINY, jax.random.key(0))
     got = jax.jit(target_logits, static_argnums=0)(TINY, params, stack([row], 2))[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxalign.answering import batch as answers
+from jaxalign.answering.batch import answer_exact
 from jaxalign.lm.weights import init_params, param_shardings
 from jaxalign.runtime import hosts
 from jaxalign.runtime.sharding import make_mesh
@@ -24,15 +24,14 @@ def main(folder: Path, seconds: float) -> None:
     mesh = make_mesh(population=1, data=jax.device_count())
     make = jax.jit(init_params, static_argnums=0, out_shardings=param_shardings(CONFIG, mesh))
     params = make(CONFIG, jax.random.key(0))
-    rested = answers.Progress.update
-
-    def update(self, *said):
-        time.sleep(seconds)
-        return rested(self, *said)
-
-    answers.Progress.update = update
-    found = answers.answer_exact(
-        CONFIG, params, some_conversations(), mesh, folder=folder, block_tokens=64
+    found = answer_exact(
+        CONFIG,
+        params,
+        some_conversations(),
+        mesh,
+        folder=folder,
+        block_tokens=64,
+        on_progress=lambda progress: time.sleep(seconds if progress.done else 0),
     )
     if jax.process_index() == 0:
         np.save(folder / "answers.npy", found)

@@ -72,9 +72,13 @@ def write_lora(folder: Path, config: LlamaConfig) -> None:
 
     modules = {w.hf_name.split(".")[-2] for w in block_weights(config).values() if w.transposed}
     fields = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA,
-        "target_modules": sorted(modules), "bias": "none",
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": RANK,
+        "lora_alpha": ALPHA,
+        "target_modules": sorted(modules),
+        "bias": "none",
+    }
     (folder / "adapter_config.json").write_text(json.dumps(fields))
     save_file(lora_tensors(config), folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
@@ -89,9 +93,12 @@ def peft_model(case: DecodeCase, folder: Path) -> Any:
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
-        r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear",
+        r=RANK,
+        lora_alpha=ALPHA,
+        lora_dropout=0.0,
+        target_modules="all-linear",
         task_type="CAUSAL_LM",
-    )  # fmt: skip
+    )
     model = get_peft_model(model, settings).eval()
     state = {
         name.replace(".weight", ".default.weight"): torch.from_numpy(value)
@@ -109,10 +116,14 @@ def transformers_replies(case: DecodeCase, folder: Path) -> tuple[list[list[int]
     model, margins, replies = peft_model(case, folder), [], []
     for prompt in case.prompts():
         out = model.generate(
-            **_inputs(case, model, prompt), max_new_tokens=NEW_TOKENS, do_sample=False,
-            eos_token_id=list(STOP), pad_token_id=0, output_logits=True,
+            **_inputs(case, model, prompt),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=list(STOP),
+            pad_token_id=0,
+            output_logits=True,
             return_dict_in_generate=True,
-        )  # fmt: skip
+        )
         reply = out.sequences[0, -len(out.logits) :].tolist()
         replies.append(reply[:-1] if reply[-1] in STOP else reply)
         best_two = [np.sort(logits[0].numpy())[-2:] for logits in out.logits]

@@ -19,10 +19,17 @@ from jaxalign.lm.weights import block_weights, outer_weights
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BASE = LlamaConfig(
-    vocab_size=64, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
-    num_attention_heads=6, num_key_value_heads=2, head_dim=8,
-    max_position_embeddings=512, dtype="float32", param_dtype="float32",
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=512,
+    dtype="float32",
+    param_dtype="float32",
+)
 SCALING = RopeScaling(8.0, 1.0, 4.0, 64)
 
 

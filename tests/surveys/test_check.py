@@ -46,6 +46,13 @@ def test_the_first_problem_of_other_formats_is_found(tmp_path, monkeypatch):
     ]
 
 
+def test_a_problem_that_hides_all_others_is_the_only_one(tmp_path):
+    path = own_csv(tmp_path, ("USA",))["survey"]
+    path.write_text(path.read_text().replace("topic", "topics"))
+    (problem,) = check_survey(path).problems
+    assert problem.startswith(f"{path}, row 1, column 'topics': not a known column")
+
+
 def test_what_is_no_survey_at_all_is_refused(tmp_path):
     path = wvs_csv(tmp_path)
     with pytest.raises(

@@ -28,9 +28,14 @@ from tests.support.parity_cases import BASE, hf_weights
 HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "peft"))
 LORA = LoraConfig(rank=4)
 TRAIN = TrainConfig(
-    batch=8, learning_rate=1e-3, warm_up=0.0, clip=0.5, weight_decay=0.1, tokens_per_pass=64,
+    batch=8,
+    learning_rate=1e-3,
+    warm_up=0.0,
+    clip=0.5,
+    weight_decay=0.1,
+    tokens_per_pass=64,
     row_length=64,
-)  # fmt: skip
+)
 # Of all weights a few elements have gradients of the size of their own rounding error (1e-8 of a
 # norm of 0.5), and Adam's first step divides a gradient by its size: at epsilon 1e-8 rounding alone
 # moves such an element by more than 1e-5. The gradients themselves are compared in

@@ -161,8 +161,10 @@ def test_beside_others_an_adapter_becomes_what_it_does_alone(side_by_side):
     """China has fewest examples: its adapter, moments and schedule stop after its own steps."""
     together, rows = side_by_side
     assert [sorted(row.keys() - {"step"}) for row in rows] == [
-        ["CHN", "IND", "USA"], ["CHN", "IND", "USA"], ["USA"]
-    ]  # fmt: skip
+        ["CHN", "IND", "USA"],
+        ["CHN", "IND", "USA"],
+        ["USA"],
+    ]
     alone, alone_rows = train(("CHN",), make_mesh(jax.devices()[:1]))
     assert len(alone_rows) == 2
     for mine, row in zip(alone_rows, rows, strict=False):
@@ -355,9 +357,12 @@ def test_the_compiled_step_leaves_frozen_weights_alone():
     the products with frozen weights see the tokens of both adapters at once."""
     config = LlamaConfig(97, 64, 160, 4, 4, 2, 16, dtype="float32", param_dtype="float32")
     step, arguments = train_program(
-        config, dataclasses.replace(TRAIN, remat=True), LORA, make_mesh(jax.devices()[:1]),
+        config,
+        dataclasses.replace(TRAIN, remat=True),
+        LORA,
+        make_mesh(jax.devices()[:1]),
         Shape(adapters=2, passes=2, rows=3, row_length=24, answers=5),
-    )  # fmt: skip
+    )
     compiled = step.lower(*arguments).compile()
     facts = read_program(compiled)
     for shape in [(3, 64, 160), (3, 160, 64), (3, 64, 4, 16), (97, 64), (64, 97)]:

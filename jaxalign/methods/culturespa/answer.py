@@ -125,6 +125,7 @@ def ask(
             key=key,
             folder=experiment.out / "answers",
             block_tokens=settings.block_tokens,
+            on_progress=on_progress,
         )
         answered = from_log_probs(log_probs.reshape(rows, items, -1))
         position_NxRxQ = answered.most_likely_CxQ[None]
@@ -137,6 +138,7 @@ def ask(
             runs=settings.runs,
             key=f"{key} seed {seed}",
             folder=experiment.out / "answers",
+            on_progress=on_progress,
         ).reshape(rows, items, settings.runs)
         answered = from_runs(position, asked.items)
         position_NxRxQ = np.moveaxis(position, -1, 0)

@@ -180,6 +180,10 @@ class Space:
             return self.matrix.shape[0]
         return math.prod(self.start.shape[-2:])
 
+    def at_entry(self, entry: int | jax.Array) -> Space:
+        """Return the space around the start of one entry, or of several by an array of indices."""
+        return dataclasses.replace(self, start=self.start[entry])
+
 
 def make_space(config: SoftPromptConfig, start_MxD: jax.Array, embed_VxD: jax.Array) -> Space:
     """The space around `start` [..., M, D], in the subspace that the config names.

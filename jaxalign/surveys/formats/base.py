@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxalign.core.errors import UserError
 from jaxalign.core.registry import Registry
 from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.formats.files import FileStart
@@ -43,16 +42,16 @@ class Format(Protocol):
     def check(self, path: Path, **options: Any) -> tuple[list[str], Survey | ChoiceTest | None]:
         """Return everything that is wrong with the file, or else what is in it.
 
-        This default reads the file and reports the first problem. A format that can find all of
-        them overrides it.
+        This default reads the file, which stops at the first problem. A format that can find all
+        of them overrides it.
 
         Returns:
             One line for each problem, and the survey, which is None if there are problems.
+
+        Raises:
+            UserError: A problem that hides all others, as in `read`.
         """
-        try:
-            return [], self.read(path, **options)
-        except UserError as error:
-            return [str(error)], None
+        return [], self.read(path, **options)
 
 
 FORMATS: Registry[type[Format]] = Registry("survey format", __package__, parameter="format")
