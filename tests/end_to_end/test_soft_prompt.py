@@ -23,9 +23,20 @@ from jaxalign.runs.console import main
 
 COUNTRIES = ["USA", "CHN"]
 SMALL = [
-    "--countries", *COUNTRIES, "--population", "6", "--generations", "8", "--save-every", "2",
-    "--gradient-steps", "2", "--icl-examples", "2", "--quiet",
-]  # fmt: skip
+    "--countries",
+    *COUNTRIES,
+    "--population",
+    "6",
+    "--generations",
+    "8",
+    "--save-every",
+    "2",
+    "--gradient-steps",
+    "2",
+    "--icl-examples",
+    "2",
+    "--quiet",
+]
 
 
 def command(*arguments) -> list[str]:
@@ -35,9 +46,13 @@ def command(*arguments) -> list[str]:
 def start(*arguments) -> subprocess.Popen:
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    )
 
 
 def run(*arguments) -> tuple[int, str, str]:

@@ -32,10 +32,19 @@ from jaxalign.lm.peft import load_prompt_tuning as load_peft
 from jaxalign.lm.peft import save_prompt_tuning as save_peft
 
 __all__ = [
-    "SoftPromptConfig", "Space", "country_key", "decode",
-    "initial_population", "initial_prompt", "load_peft", "load_prompt", "make_space",
-    "prompt_text", "save_peft", "save_prompt",
-]  # fmt: skip
+    "SoftPromptConfig",
+    "Space",
+    "country_key",
+    "decode",
+    "initial_population",
+    "initial_prompt",
+    "load_peft",
+    "load_prompt",
+    "make_space",
+    "prompt_text",
+    "save_peft",
+    "save_prompt",
+]
 
 
 _START, _MEMBERS = 1, 2  # what a key is used for; folded in, so that the uses are independent
@@ -227,9 +236,12 @@ def _principal(embed_VxD: jax.Array, Z: int, M: int) -> jax.Array:
 def _covariance(embed_VxD: jax.Array) -> jax.Array:
     """Covariance of the table's rows, float32 [D, D], without a float32 copy of the table."""
     second = jnp.einsum(
-        "vd,ve->de", embed_VxD, embed_VxD,
-        precision="highest", preferred_element_type=jnp.float32,
-    )  # fmt: skip
+        "vd,ve->de",
+        embed_VxD,
+        embed_VxD,
+        precision="highest",
+        preferred_element_type=jnp.float32,
+    )
     mean_D, _ = _moments(embed_VxD)
     return second / embed_VxD.shape[0] - mean_D[:, None] * mean_D[None]
 

@@ -20,7 +20,7 @@ from jaxalign.methods.soft_prompt.space import (
     decode,
     initial_population,
     make_space,
-)  # fmt: skip
+)
 from jaxalign.optim.evolve import entries_of, make_evolution
 from jaxalign.optim.gradient import make_descent
 from jaxalign.optim.strategy import Strategy

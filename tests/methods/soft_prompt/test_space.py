@@ -450,13 +450,24 @@ def written_by_peft(folder: Path) -> np.ndarray:
 def written_as_peft_does(folder: Path) -> np.ndarray:
     """The same files by hand, with the fields PEFT 0.21.2 was seen to write."""
     fields = {
-        "auto_mapping": None, "base_model_name_or_path": None, "inference_mode": True,
-        "modules_to_save": None, "num_attention_heads": 4, "num_layers": 2,
-        "num_transformer_submodules": 1, "num_virtual_tokens": 3, "peft_type": "PROMPT_TUNING",
-        "peft_version": "0.21.2", "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None,
-        "revision": None, "task_type": "CAUSAL_LM", "token_dim": 16, "tokenizer_kwargs": None,
+        "auto_mapping": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "modules_to_save": None,
+        "num_attention_heads": 4,
+        "num_layers": 2,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": 3,
+        "peft_type": "PROMPT_TUNING",
+        "peft_version": "0.21.2",
+        "prompt_tuning_init": "RANDOM",
+        "prompt_tuning_init_text": None,
+        "revision": None,
+        "task_type": "CAUSAL_LM",
+        "token_dim": 16,
+        "tokenizer_kwargs": None,
         "tokenizer_name_or_path": None,
-    }  # fmt: skip
+    }
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(fields))
     weights = {"prompt_embeddings": TINY_PROMPT}
