@@ -130,7 +130,7 @@ def test_what_is_left_out_is_soft_prompts_default(tmp_path):
         ("qqq = 1", "known are anchor"),
         ("[prompt]\nspred = 1", "unknown key prompt.spred; did you mean spread?"),
         ("[prompt]\nlength = 8", "give them as prompt_lengths"),
-        ("[prompt]\nspread = -1", "spread=-1.0: must be a positive number"),
+        ("[prompt]\nspread = -1", "`spread` -1.0 must be a positive number"),
         ("[[strategies]]\npopulaton = 8", "strategies[0].populaton; did you mean population?"),
         ("[[strategies]]\npopulation = 8.5", "strategies[0].population = 8.5 must be a whole"),
         ("[[strategies]]\nname = 'a/b'", "strategies[0].name = 'a/b'"),
@@ -169,11 +169,11 @@ def test_a_bad_file_is_refused_in_one_line(text, said, tmp_path):
         ("generations = 0", "must be at least 1"),
         ("[[strategies]]\npopulation = 3", "`population` 3 is too small"),
         ("[[strategies]]\nalgorithm = 'SNES'\noptions = {sdt = 1}", "SNES has no option 'sdt'"),
-        ("prompt_lengths = [0]", "length=0"),
-        ("prompt_lengths = [8, 5]\nprompt.projection = 'principal'", "length=5"),
+        ("prompt_lengths = [0]", "`length` 0"),
+        ("prompt_lengths = [8, 5]\nprompt.projection = 'principal'", "tokens of `length`"),
         (
             "prompt_lengths = [8]\nprompt.projection = 'random'\nprompt.projection_dims = 2000",
-            "projection_dims=2000 is not below",
+            "`projection_dims` 2000 is not below",
         ),
     ],
 )

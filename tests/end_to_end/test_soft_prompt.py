@@ -210,7 +210,7 @@ def without_special_tokens(tmp_path: Path) -> Path:
         (["--instrument", "{tmp}/nothing.json"], "nothing.json"),
         (["--icl-examples", "1000"], "--icl-examples 1000"),
         (["--resume"], "--resume needs --out"),
-        (["--prompt.length", "0"], "length=0"),
+        (["--prompt.length", "0"], "--prompt.length 0"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(arguments, said, tmp_path, capsys):
