@@ -129,15 +129,13 @@ def tune_soft_prompt(
         >>> tuned = ja.tune_soft_prompt(
         ...     ja.pocket_model(),
         ...     ja.surveys.vsm(),
-        ...     countries=("USA", "CHN"),
+        ...     countries=("CHN",),
         ...     optimizer=ja.DifferentialEvolution(population=4),
-        ...     generations=2,
-        ...     prompt={"length": 4},
+        ...     generations=1,
+        ...     prompt={"length": 2},
         ... )
-        >>> tuned["CHN"]
-        SoftPrompt(placement='front', group='CHN', ...)
-        >>> tuned["CHN"].embeddings_MxD.shape
-        (4, 128)
+        >>> tuned["CHN"].name, tuned["CHN"].embeddings_MxD.shape
+        ('tuned CHN', (2, 128))
     """
     known = [field.name for field in dataclasses.fields(Settings)]
     for name in settings:
