@@ -47,8 +47,8 @@ from jaxalign.methods.soft_prompt.problem import Problem, start_text
 from jaxalign.methods.soft_prompt.space import (
     SoftPromptConfig,
     Space,
-    country_key,
     decode,
+    group_key,
     initial_population,
     initial_prompt,
     make_space,
@@ -232,7 +232,7 @@ class Search:
 
     def first_generation(self) -> jax.Array:
         """Return the initial populations, float32 [C, E, Z], each from its entry's own key."""
-        keys = [country_key(jax.random.key(seed), group) for group, seed in self.entries]
+        keys = [group_key(jax.random.key(seed), group) for group, seed in self.entries]
         space, population = self.local_inputs.space, self.evolution.population
         return jnp.stack([initial_population(space, key, population) for key in keys])
 
@@ -402,7 +402,7 @@ def initial_prompts(problem: Problem, embed_VxD: jax.Array, entries: Sequence[En
     prompt, starts = problem.settings.prompt, []
     for group, seed in entries:
         text = problem.model.tokenizer.encode(start_text(problem, group))
-        key = country_key(jax.random.key(seed), group)
+        key = group_key(jax.random.key(seed), group)
         starts.append(initial_prompt(prompt, embed_VxD, text, key))
     return jnp.stack(starts)
 

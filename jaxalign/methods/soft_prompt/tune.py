@@ -10,6 +10,7 @@ Method: Masoud, Ferianc, Treleaven and Rodrigues 2025 (arXiv 2503.16094).
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -128,16 +129,20 @@ def tune_soft_prompt(
         >>> tuned = ja.tune_soft_prompt(
         ...     ja.pocket_model(),
         ...     ja.surveys.vsm(),
-        ...     countries=("USA", "CHN"),
+        ...     countries=("CHN",),
         ...     optimizer=ja.DifferentialEvolution(population=4),
-        ...     generations=2,
-        ...     prompt={"length": 4},
+        ...     generations=1,
+        ...     prompt={"length": 2},
         ... )
-        >>> tuned["CHN"]
-        SoftPrompt(placement='front', group='CHN', ...)
-        >>> tuned["CHN"].embeddings_MxD.shape
-        (4, 128)
+        >>> tuned["CHN"].name, tuned["CHN"].embeddings_MxD.shape
+        ('tuned CHN', (2, 128))
     """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else "see jaxalign.methods.soft_prompt"
+            raise UserError(f"`{name}`: no such setting; {hint}")
     if optimizer is None:
         optimizer = DifferentialEvolution(population=16)
     if not isinstance(prompt, SoftPromptConfig):
