@@ -69,7 +69,8 @@ class Adapter:
         >>> import jaxalign as ja
         >>> lm = ja.pocket_model()
         >>> talk = [{"role": "user", "content": "1 or 2?"}, {"role": "assistant", "content": "2"}]
-        >>> adapter = ja.fine_tune(lm, [talk], rank=4)
+        >>> lora = ja.training.LoraConfig(rank=4, targets=("q", "v"))
+        >>> adapter = ja.fine_tune(lm, [talk], lora=lora)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     adapter.save_peft(folder)
         ...     again = ja.Adapter.load(folder, lm)

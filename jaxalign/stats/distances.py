@@ -40,6 +40,8 @@ def ordinal_wasserstein(p_xO: jax.Array, q_xO: jax.Array, valid_xO: jax.Array) -
     Returns:
         [...] in [0, 1]: 0 if the distributions are equal, 1 from one end of the scale to the other.
     """
+    # Moving one unit of share across one step costs 1, and what has to cross the step after option
+    # o is the difference of the shares up to o.
     p, q, valid = jnp.broadcast_arrays(p_xO, q_xO, valid_xO)
     steps = jnp.abs(jnp.cumsum(p, axis=-1) - jnp.cumsum(q, axis=-1))[..., :-1]
     between = valid[..., 1:]  # the step from option o to o + 1 exists
@@ -87,6 +89,7 @@ def cultural_alignment(
         [...] in [0, 1]: 1 if the answers are equal, 0 at opposite ends of every scale.
         Source: Xu et al. 2025 (CultureSPA, arXiv 2410.12971).
     """
+    # Sums over items rather than norms of vectors, so that items can be left out under jit.
     a, g, r, counts = jnp.broadcast_arrays(answers_Q, gold_Q, range_Q, counts_Q)
     error = jnp.sum((a - g) ** 2, axis=-1, where=counts)
     return 1 - jnp.sqrt(error / jnp.sum(r.astype(jnp.float32) ** 2, axis=-1, where=counts))
@@ -107,6 +110,7 @@ def item_similarities(
         [..., Q] in [0, 1]: 1 − `ordinal_wasserstein` for ordinal items, 1 − `total_variation` for
         nominal ones; NaN where the truth is NaN.
     """
+    # Both are computed for every item: a branch per item would not be traceable.
     ordered = ordinal_wasserstein(p_QxO, truth_QxO, valid_QxO)
     unordered = total_variation(p_QxO, truth_QxO)
     return 1 - jnp.where(jnp.broadcast_to(ordinal_Q, ordered.shape), ordered, unordered)

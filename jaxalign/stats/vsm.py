@@ -50,6 +50,7 @@ FORMULAS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 def weights() -> np.ndarray:
     """Return float32 [6, 24]: points of score per unit of an item's mean answer, m01 to m24."""
     out = np.zeros((len(DIMENSIONS), len(VALUE_ITEMS)), np.float32)
+    # No item enters a dimension twice, so each weight is simply written to its place.
     for row, dimension in zip(out, DIMENSIONS, strict=True):
         for weight, plus, minus in FORMULAS[dimension]:
             row[plus - 1], row[minus - 1] = weight, -weight

@@ -35,13 +35,16 @@ def convergence_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
     }
     panels, legend = figures.convergence(losses, levels, shown, f"{words} in points")
     return make_figure(
-        out / "convergence.png", panels,
+        out / "convergence.png",
+        panels,
         f"{words.capitalize()} over generations, {reading_words(tuned)} reading, with the "
         "baselines' losses as lines across.",
         f"One panel per country: the best {words} so far and the median of the population over the "
         "generations.",
-        _convergence_table(rows, list(losses), words), legend, drawn=True,
-    )  # fmt: skip
+        _convergence_table(rows, list(losses), words),
+        legend,
+        drawn=True,
+    )
 
 
 def _metrics(path: Path, countries: Sequence[str]) -> list[dict[str, Any]]:
