@@ -28,6 +28,7 @@ from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import param_shardings
 from jaxalign.methods.conditions import Persona, Plain
 from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_directory
+from jaxalign.methods.soft_prompt.control import make_control
 from jaxalign.methods.soft_prompt.problem import (
     Problem,
     check_comparison,
@@ -42,7 +43,6 @@ from jaxalign.methods.soft_prompt.search import (
     build_search,
     choose_execution,
     choose_search_mesh,
-    make_control,
     store_in_int8,
 )
 from jaxalign.methods.soft_prompt.settings import Settings
