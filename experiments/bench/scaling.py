@@ -16,26 +16,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from jaxalign.answering.conversations import soft_prompt_layout
 from jaxalign.answering.cost import candidate_flops
-from jaxalign.answering.options import prepare_items
 from jaxalign.answering.plan import Layout
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
 from jaxalign.lm.config import PRESETS, DType, LlamaConfig
 from jaxalign.lm.tokenizer import Tokenizer
-from jaxalign.lm.weights import abstract_params
-from jaxalign.methods.soft_prompt.objective import Objective, make_fitness
-from jaxalign.methods.soft_prompt.space import Space
-from jaxalign.optim.evolve import make_evolution
+from jaxalign.methods.soft_prompt import search
+from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.prompts import load_prompts
@@ -43,9 +39,8 @@ from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table
 from jaxalign.runtime.program_facts import ProgramFacts, read_program
-from jaxalign.runtime.sharding import make_mesh, replicated
+from jaxalign.runtime.sharding import make_mesh
 from jaxalign.runtime.topology import described_devices, parse_topology
-from jaxalign.stats.vsm import make_scorer
 from jaxalign.surveys.survey import vsm
 
 SMALL = LlamaConfig(32_000, 512, 1536, 8, 8, 4, 64)
@@ -120,6 +115,7 @@ def bench(config: Config) -> None:
     for series in ("weak", "strong"):
         for n in config.devices:
             mesh = make_mesh(devices[:n])
+            # Weak: the same share for every device. Strong: the same total for every mesh.
             population = config.per_device * (n if series == "weak" else max(config.devices))
             points.append(scaling_point(series, llama, layout, mesh, population, config))
     for name, mesh in zip(config.topologies, described, strict=True):
@@ -164,6 +160,7 @@ def read_point(
     """
     # What one device would do if the formula's work were divided evenly.
     share = population * candidate_flops(llama, layout).total / mesh.devices.size
+    # The program is one device's; its loop over generations is counted as often as it runs.
     flops = facts.dot_flops / generations
     return Point(
         series=series,
@@ -182,34 +179,14 @@ def lower_search(
     llama: LlamaConfig, layout: Layout, mesh: Mesh, population: int, generations: int, chunk: int
 ) -> jax.stages.Lowered:
     """Lower the search of `experiments.soft_prompt` for one country from shapes alone."""
-    M, D = layout.prompt_length, llama.hidden_size
-    fitness = make_fitness(llama, "expected", chunk)
-    strategy = Strategy(population=population)
-    evolution = make_evolution(strategy, M * D, fitness, mesh, [("USA", 0)])
-    objective = abstract_objective(llama, layout)
-    whole = replicated(mesh)
-    on_mesh = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), objective
-    )
-    return evolution.lower(generations, on_mesh)
-
-
-def abstract_objective(llama: LlamaConfig, layout: Layout) -> Objective:
-    """Return the objective of one country in the full space as `jax.ShapeDtypeStruct` leaves."""
-
-    def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    def context(params):
-        return prepare_items(llama, params, layout)
-
-    return Objective(
-        interview=jax.eval_shape(context, abstract_params(llama)),
-        scorer=jax.eval_shape(lambda: make_scorer(vsm())),
-        space=Space(array(1, layout.prompt_length, llama.hidden_size), array(), None),
-        target_Cx6=array(1, 6),
-        used_6=array(6, dtype=bool),
-        penalty=array(),
+    return search.lower_search(
+        llama,
+        layout,
+        Strategy(population=population),
+        SoftPromptConfig(length=layout.prompt_length),
+        mesh,
+        chunk=chunk,
+        generations=generations,
     )
 
 
@@ -273,6 +250,7 @@ def plot(path: Path, points: list[Point]) -> None:
         line = [p for p in points if p.series == series]
         n = [p.devices for p in line]
         left.loglog(n, [p.device_flops / 1e9 for p in line], "o-", color=colour, label=series)
+        # The dotted line is the formula's work, divided evenly.
         even_share = [p.device_flops / p.times_perfect / 1e9 for p in line]
         label = "even share" if colour == COLOURS[0] else ""
         left.loglog(n, even_share, ":", color="black", label=label)

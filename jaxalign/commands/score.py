@@ -158,11 +158,10 @@ def show(analysis: Mapping[str, Any]) -> None:
         for name, row in named
     ]
     columns = ("", "aware", "unaware", *(line.replace("_", " ") for line in LINES))
-    print_table(
-        "Cultural alignment score × 100: as a persona of the country (aware), without one "
-        "(unaware), and answers that need no model",
-        columns,
-        rows,
+    print_table("Cultural alignment score × 100", columns, rows)
+    print(
+        "aware: asked as a person of the country; unaware: no country named; the other columns "
+        "need no model"
     )
     _show_items(analysis)
     _show_unreadable(analysis)

@@ -4,273 +4,154 @@
     python -m experiments.soft_prompt --model /path/to/Meta-Llama-3-8B-Instruct \\
         --countries USA CHN IND SAU --population 256 --generations 200
 
-One soft prompt per country, against the model asked plainly (naive), in character (persona) and by
-example (ICL). Method: Masoud, Ferianc, Treleaven and Rodrigues 2025 (arXiv 2503.16094).
+One soft prompt per country, compared with the model asked plainly (naive), in character (persona)
+and by example (ICL). Method: Masoud, Ferianc, Treleaven and Rodrigues 2025 (arXiv 2503.16094).
 
 The default run takes two minutes on two idle CPU cores with nothing compiled before, for 10,304
-candidates, and ends at a loss of 0.1 (USA), 30.2 (CHN), 7.0 (IND) and 16.0 (SAU), where plain
-questions have 18.6, 227.6, 145.0 and 151.7; its prompts score 0.982, 0.911, 0.960 and 0.952 on the
+candidates. It ends at a loss of 0.1 (USA), 30.2 (CHN), 7.0 (IND) and 16.0 (SAU), where plain
+questions have 18.6, 227.6, 145.0 and 151.7. Its prompts score 0.982, 0.911, 0.960 and 0.952 on the
 held-out survey. Model and survey are simulated: the numbers describe the software, not people.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import time
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from jaxalign.answering.options import option_log_probs, prepare_items, valid_mass
 from jaxalign.commands.reports import soft_prompt_report
-from jaxalign.core.errors import UserError
-from jaxalign.lm.checkpoint import load_checkpoint, weights_sha256
-from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.weights import Params, param_shardings
-from jaxalign.methods.prompting import BASELINES, ask, lead_in
-from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_place
-from jaxalign.methods.soft_prompt.objective import Objective
-from jaxalign.methods.soft_prompt.result import Answers, make_result, show_result, write_plots
-from jaxalign.methods.soft_prompt.search import (
-    STEPS_AT_A_TIME,
-    Control,
-    build,
-    choose_how,
-    choose_mesh_here,
-    constants,
-    in_int8,
-    search_space,
-)
-from jaxalign.methods.soft_prompt.space import (
-    Space,
-    country_key,
-    decode,
-    initial_population,
-    prompt_text,
-    save_peft,
-    save_prompt,
-)
-from jaxalign.methods.soft_prompt.study import (
-    Config,
-    Study,
-    check_comparison,
-    make_layout,
-    read_study,
-)
-from jaxalign.optim.evolve import Evolution, State
-from jaxalign.runs import Run, check_run, recorded_run
-from jaxalign.runs.checkpoints import Checkpoints, claim
-from jaxalign.runs.console import Progress
-from jaxalign.runtime.sharding import local_view
-from jaxalign.stats.vsm import Scorer, make_scorer
-from jaxalign.surveys.hofstede import country_name
+from jaxalign.methods.base import ICL, NAIVE, PERSONA, TUNED, soft_prompt_methods
+from jaxalign.methods.soft_prompt.result import reading_words, readings
+from jaxalign.methods.soft_prompt.settings import Settings
+from jaxalign.methods.soft_prompt.tune import run_soft_prompt
+from jaxalign.report import figures
+from jaxalign.report.drawing import save_png
+from jaxalign.runs.console import print_table, progress_bars
+from jaxalign.surveys.hofstede import DIMENSIONS
+
+# Columns of the held-out table: an entry of `result.json`, and the method whose label it has.
+_HELD_OUT = {
+    "before": "naive",
+    "persona": "persona",
+    "icl": "icl",
+    "start": "start",
+    "after": "tuned",
+}
 
 
-def tune_prompts(config: Config) -> None:
-    """The whole experiment; see the module's docstring."""
-    out = _directory(config)
-    began = check_run(out, config, config.resume)
-    config = dataclasses.replace(config, checkpoints=checkpoint_place(config, out))
-    study = read_study(config)
-    check_comparison(config, study)
-    mesh = choose_mesh_here(config, study)
-    how = choose_how(config, study, mesh, began)
-    print(f"model {study.folder}: {study.llama.num_hidden_layers} layers, {study.llama.dtype}")
-    print(f"compiled programs are kept in {jax.config.jax_compilation_cache_dir}")
-    if config.prompt.placement == "after":
-        print("placement after: another method than front and system, not the same one faster")
-    everywhere = load_checkpoint(study.folder, study.llama, param_shardings(study.llama, mesh))
-    if config.weights == "int8":
-        everywhere = in_int8(config, study, everywhere)
-    params = local_view(everywhere)
-    scorer = make_scorer(study.module, constants(config, study, params))
-    space = search_space(config, study, params)
-    program = build(config, study, everywhere, scorer, space, mesh, how)
-    evolution, objective = program.evolution, program.objective
-    facts = study.facts() | {"search": evolution.settings} | program.facts
-    print("search: " + "  ".join(f"{name} {value}" for name, value in evolution.settings.items()))
-    with Run.create(out, config, facts, config.resume) as run:
-        for note in run.notes:
-            print(note)
-        module, held_out = ask_baselines(config, study, params)
-        state, seconds = evolve(config, run, evolution, objective, space)
-        best = evolution.best(state)
-        z_CxZ = jnp.stack([z_Z for z_Z, _ in best])
-        tuned = {"start": space.start, "tuned": decode_each(space, z_CxZ)}
-        if program.control is not None:
-            z_CxZ = descend(config, program.control, local_view(objective))
-            tuned["gradient"] = decode_each(space, z_CxZ)
-        interview = local_view(objective.interview)
-        for method, prompts_CxMxD in tuned.items():
-            module[method] = ask_prompts(study.llama, interview, prompts_CxMxD)
-        interview = prepare_items(
-            study.llama, params, make_layout(config, study.tokens, study.prompts, study.held_out)
-        )
-        for method, prompts_CxMxD in tuned.items():
-            held_out[method] = ask_prompts(study.llama, interview, prompts_CxMxD)
-        save_prompts(config, study, run, tuned["tuned"])
-        finish(config, study, facts, run, scorer, module, held_out, seconds)
-
-
-def _directory(config: Config) -> Path:
-    if config.out is not None:
-        return config.out
-    if config.resume:
-        raise UserError("--resume needs --out, the directory of the run to continue")
-    return Path("runs") / time.strftime("soft_prompt-%Y%m%d-%H%M%S")
-
-
-def ask_baselines(
-    config: Config, study: Study, params: Params
-) -> tuple[dict[str, Answers], dict[str, Answers]]:
-    """Answers of each baseline for each country to the module and to the held-out survey."""
-    lead_ins, slots = [[]], {"naive": [0] * len(config.countries)}
-    for baseline in BASELINES[1:]:
-        slots[baseline] = list(range(len(lead_ins), len(lead_ins) + len(config.countries)))
-        lead_ins += [
-            lead_in(baseline, study.prompts, country, study.survey, study.examples)
-            for country in config.countries
-        ]
-    items = (*study.module.items, *study.held_out.items)
-    log_probs, mass = ask(study.llama, params, study.tokens, study.prompts, lead_ins, items)
-    cut, answers = len(study.module.items), []
-    for part, asked in ((slice(None, cut), study.module), (slice(cut, None), study.held_out)):
-        most = max(len(item.options) for item in asked.items)
-        answers.append(
-            {
-                n: Answers(log_probs[rows, part, :most], mass[rows, part])
-                for n, rows in slots.items()
-            }
-        )
-    return answers[0], answers[1]
-
-
-def evolve(
-    config: Config, run: Run, evolution: Evolution, objective: Objective, space: Space
-) -> tuple[State, float]:
-    """Run or resume the search; returns the last state and the seconds it took this time."""
-    place = config.checkpoints or run.out / "checkpoints"
-    if run.writes:
-        claim(place, recorded_run(run.out)[0])
-    with Checkpoints(place) as saved:
-        if run.resumed and not saved.steps:
-            print(f"no checkpoint found in {saved.directory}; starting at generation 0")
-        if run.resumed and saved.steps:
-            done, state = saved.restore(evolution.abstract_state())
-            run.rewind(done)
-        else:
-            done, state = 0, evolution.init(first_generation(config, space), objective)
-            run.rewind(-1)
-        began, start = time.monotonic(), done
-        members = len(config.countries) * config.strategy.population
-        with Progress(
-            config.generations, start=done, units_per_step=members, quiet=config.quiet
-        ) as bar:
-            while done < config.generations:
-                steps = min(config.save_every, config.generations - done)
-                state, metrics = evolution.run(state, steps, objective)
-                log_generations(run, config.countries, done, jax.device_get(metrics))
-                done += steps
-                saved.save(done, state)
-                bar.update(done, _shown(config.countries, metrics))
-    seconds = time.monotonic() - began
-    return state, seconds if done > start else 0.0
-
-
-def descend(config: Config, control: Control, objective: Objective) -> jax.Array:
-    """The best search vectors that the gradient control finds, float32 [C, Z]."""
-    descent = control.first
-    where = "" if config.reading == "expected" else ", expected reading"
-    bar = Progress(
-        config.gradient_steps, step=f"gradient step{where}", unit="candidates",
-        units_per_step=len(config.countries), quiet=config.quiet,
-    )  # fmt: skip
-    with bar:
-        for done in range(0, config.gradient_steps, STEPS_AT_A_TIME):
-            steps = min(STEPS_AT_A_TIME, config.gradient_steps - done)
-            descent = jax.block_until_ready(control.advance(descent, objective, steps))
-            losses = zip(config.countries, np.asarray(descent.best_fitness_C), strict=True)
-            bar.update(done + steps, {country: f"{loss:.1f}" for country, loss in losses})
-    return control.finish(descent, objective).best_CxZ
-
-
-def decode_each(space: Space, z_CxZ: jax.Array) -> jax.Array:
-    """One prompt per country, float32 [C, M, D]."""
-    return jax.jit(decode)(space, z_CxZ[:, None])[:, 0]
-
-
-def first_generation(config: Config, space: Space) -> jax.Array:
-    """float32 [C, E, Z], each country's from its own key."""
-    keys = [country_key(jax.random.key(config.seed), c) for c in config.countries]
-    return jnp.stack([initial_population(space, k, config.strategy.population) for k in keys])
-
-
-def log_generations(run: Run, countries: tuple[str, ...], done: int, metrics: dict) -> None:
-    """One line per generation; no clock readings, so that a resumed run's file is the same."""
-    for t in range(len(metrics["best"])):
-        row = {
-            country: {name: values[t, c] for name, values in metrics.items()}
-            for c, country in enumerate(countries)
-        }
-        run.log({"generation": done + t + 1, **row})
-
-
-def _shown(countries: tuple[str, ...], metrics: dict) -> dict[str, str]:
-    best, median = np.asarray(metrics["best_so_far"][-1]), np.asarray(metrics["median"][-1])
-    return {c: f"{best[i]:.1f} (median {median[i]:.1f})" for i, c in enumerate(countries)}
-
-
-def ask_prompts(llama: LlamaConfig, interview, prompts_CxMxD: jax.Array) -> Answers:
-    """Answers under one soft prompt per country."""
-    log_probs = jax.jit(option_log_probs, static_argnums=(0, 3))(llama, interview, prompts_CxMxD, 1)
-    mass = jax.jit(valid_mass, static_argnums=0)(llama, interview, prompts_CxMxD)
-    return Answers(*jax.device_get((log_probs, mass)))
-
-
-def save_prompts(config: Config, study: Study, run: Run, prompts_CxMxD: jax.Array) -> None:
-    """The tuned prompts as safetensors and, where the placement is PEFT's, as PEFT adapters."""
-    if not run.writes:
-        return
-    for country, prompt_MxD in zip(config.countries, np.asarray(prompts_CxMxD), strict=True):
-        metadata = {
-            "country": country,
-            "placement": config.prompt.placement,
-            "start": prompt_text(config.prompt, country_name(country)),
-            "seed": config.seed,
-            "model_sha256": weights_sha256(study.folder),
-        }
-        save_prompt(run.out / "prompts" / f"{country}.safetensors", prompt_MxD, metadata)
-        if config.prompt.placement == "front":
-            folder = run.out / "peft" / country
-            save_peft(folder, prompt_MxD, str(study.folder), study.llama.hidden_size)
-
-
-def finish(
-    config: Config,
-    study: Study,
-    facts: dict[str, Any],
-    run: Run,
-    scorer: Scorer,
-    module: dict[str, Answers],
-    held_out: dict[str, Answers],
-    seconds: float,
-) -> None:
-    """`result.json`, the plots, the report, and the tables on the screen."""
-    # Not among the settings that a resumed run must keep, yet what the result was made with.
-    facts = facts | {"gradient_steps": config.gradient_steps}
-    result = make_result(
-        config, facts, scorer, study.target_Cx6, study.used_6, module, study.held_out, held_out
-    )
-    run.write("result.json", result)
-    if run.writes:
-        write_plots(run.out, result)
-        soft_prompt_report(result, run.out)
-    show_result(result)
-    first_too = config.generations + 1
-    candidates = first_too * config.strategy.population * len(config.countries)
-    if seconds:
-        print(f"search: {seconds:.0f} s for up to {candidates:,} candidates")
+def tune_prompts(settings: Settings) -> None:
+    """Run the experiment; write its plots and its report, and print its tables."""
+    with progress_bars(settings.quiet) as on_progress:
+        run = run_soft_prompt(settings, on_progress)
+    if jax.process_index() == 0:
+        write_plots(run.out, run.result)
+        soft_prompt_report(run.result, run.out)
+    print_result(run.result)
+    if run.seconds:
+        print(f"search: {run.seconds:.0f} s for up to {run.candidates:,} candidates")
     print(f"everything is in {run.out}")
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Print losses and held-out scores as two tables, and the result of the permutation test."""
+    reading, other = readings(result)
+    methods = soft_prompt_methods(result["settings"]["strategy.algorithm"], reading)
+    tuned, rows = methods["tuned"].label, []
+    for country, entry in result["countries"].items():
+        losses = [entry[key][reading]["loss"] if key in entry else None for key in methods]
+        trivial = result["trivial"][country]
+        rows.append(
+            [
+                country,
+                *losses,
+                entry["tuned"][other]["loss"],
+                trivial.get("all_middle"),
+                trivial.get("smallest_integer"),
+            ]
+        )
+    labels = [method.label for method in methods.values()]
+    unit = "sum of score differences" if "dimensions" in result else result["settings"]["objective"]
+    print_table(
+        f"Loss on the tuned survey ({unit}; {reading_words(reading)} reading)",
+        ["", *labels, f"{tuned} {reading_words(other)}", "all 3", "best integers"],
+        rows,
+    )
+    survey = result["held_out"]
+    kind = "simulated" if survey["simulated"] else survey["survey"]
+    print_table(
+        f"Held-out survey ({kind}, {survey['items']} items; 1 is the country's own answers)",
+        [
+            "",
+            *(methods[name].label for name in _HELD_OUT.values()),
+            f"others' {tuned}",
+            f"{tuned} - naive [95 %]",
+        ],
+        [
+            [
+                country,
+                *(_mean(entry["held_out"][name]) for name in (*_HELD_OUT, "permuted")),
+                _interval(entry["held_out"]["after_minus_before"]),
+            ]
+            for country, entry in result["countries"].items()
+        ],
+    )
+    test = survey["permutation_test"]
+    others = "–" if test["others"] is None else f"{test['others']:.3f}"
+    print(
+        f"permutation test: own prompts {test['own']:.3f}, others' {others}, "
+        f"p = {test['p_value']:.3f} of {test['assignments']} assignments"
+    )
+
+
+def _mean(interval: Mapping[str, float] | None) -> str:
+    return "–" if interval is None else f"{interval['mean']:.3f}"
+
+
+def _interval(interval: Mapping[str, float] | None) -> str:
+    if interval is None:
+        return "–"
+    return f"{interval['mean']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
+
+
+def write_plots(out: Path, result: Mapping[str, Any]) -> None:
+    """Write `convergence.png` and `radar.png`, from the result and the run's `metrics.jsonl`."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    countries, reading = result["countries"], result["settings"]["reading"]
+    curves = {
+        country: tuple(_curve(rows, country, name) for name in ("best_so_far", "median"))
+        for country in countries
+    }
+    lines = {
+        country: {name: entry[name][reading]["loss"] for name in ("naive", "persona", "icl")}
+        for country, entry in countries.items()
+    }
+    keys = {method.key: method.legend().as_line() for method in (NAIVE, PERSONA, ICL, TUNED)}
+    minimised = "loss + penalty in points" if result["settings"]["penalty"] else "loss in points"
+    panels, legend = figures.convergence(curves, lines, keys, minimised)
+    save_png(out / "convergence.png", panels, legend)
+    target = next(iter(countries.values()))["target"] or ()
+    used = [d for d, value in enumerate(target) if value is not None]
+    if len(used) < 3:  # a radar of fewer axes has no area
+        return
+    profiles = {
+        country: {
+            "target": [entry["target"][d] for d in used],
+            **{
+                name: [entry[name][reading]["scores"][d] for d in used]
+                for name in ("naive", "icl", "tuned")
+            },
+        }
+        for country, entry in countries.items()
+    }
+    shown = {"target": figures.TARGET, **{n: keys[n] for n in ("naive", "icl", "tuned")}}
+    panels = figures.score_radars([DIMENSIONS[d].upper() for d in used], profiles, shown)
+    save_png(out / "radar.png", panels, list(shown.values()))
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], country: str, name: str) -> list[float]:
+    """Return a metric over generations; NaN, a gap in the line, where it was not finite."""
+    values = [row[country][name] for row in rows]
+    return [float("nan") if value is None else value for value in values]

@@ -138,21 +138,21 @@ UNAWARE = Method(
 )
 P1 = Method(
     key="p1",
-    label="culture-aware (P1)",
+    label="P1",
     title="culture-aware (P1)",
     description="The model asked to answer as a person of the country.",
     color=PURPLE,
 )
 P2 = Method(
     key="p2",
-    label="cross-culture thinking (P2)",
+    label="P2",
     title="cross-culture thinking (P2)",
     description="P1, with the most similar and the most different countries named as well.",
     color=SKY,
 )
 P3 = Method(
     key="p3",
-    label="self-alignment (P3)",
+    label="P3",
     title="self-alignment (P3)",
     description="Questions with the country's answers before the question.",
     color=GREEN,
@@ -175,21 +175,21 @@ P2_P3 = Method(
 )
 JOINT = Method(
     key="joint",
-    label="CultureSPA joint",
+    label="joint",
     title="CultureSPA joint",
     description="One model fine-tuned on all countries' changed answers, asked under P1.",
     color=BLUE,
 )
 SPECIFIC = Method(
     key="specific",
-    label="CultureSPA specific",
+    label="specific",
     title="CultureSPA specific",
     description="One model per country, fine-tuned on that country's changed answers alone.",
     color=VERMILION,
 )
 CCT = Method(
     key="cct",
-    label="CultureSPA CCT",
+    label="CCT",
     title="CultureSPA CCT",
     description="One model fine-tuned on answers that changed under P2, asked under P2.",
     color=INK,

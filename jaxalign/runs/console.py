@@ -12,15 +12,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import jax
 
 from jaxalign.core.errors import UserError
-from jaxalign.core.progress import OnProgress, Speed, ignore
-from jaxalign.core.progress import Progress as Event
+from jaxalign.core.progress import OnProgress, Progress, Speed, ignore
 from jaxalign.runs.settings import with_flags
 from jaxalign.runtime import hosts
 
@@ -219,14 +218,14 @@ def progress_bars(
 class _Task:
     """A task in progress: its latest event, and its speed from the second event on."""
 
-    progress: Event
+    progress: Progress
     speed: Speed
 
     @property
     def finished(self) -> bool:
         return self.progress.done >= self.progress.total
 
-    def is_continued_by(self, event: Event) -> bool:
+    def is_continued_by(self, event: Progress) -> bool:
         """Whether `event` belongs to this task, rather than beginning another of its name."""
         return not self.finished and 0 < event.done >= self.progress.done
 
@@ -256,7 +255,7 @@ class _Bars:
         self._last_line = -float("inf")
         self._live: Live | None = None
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Progress) -> None:
         """Show an event. The first of a task only opens its bar."""
         task = self._tasks.get(event.task)
         if task is None or not task.is_continued_by(event):
@@ -314,42 +313,6 @@ def _clock_text(seconds: int) -> str:
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-class Progress:
-    """The former bar, kept until every caller reports `jaxalign.core.progress.Progress`."""
-
-    def __init__(
-        self,
-        total: int,
-        *,
-        start: int = 0,
-        step: str = "generation",
-        unit: str = "candidates",
-        units_per_step: int = 1,
-        quiet: bool = False,
-        every_seconds: float = 5.0,
-        file: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._event = Event(step, start, total, unit, units_per_step)
-        self._bars = progress_bars(quiet, every_seconds, file, clock)
-        self._speed = Speed(clock)
-
-    def __enter__(self) -> Progress:
-        self._show = self._bars.__enter__()
-        self._show(self._event)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bars.__exit__(*error)
-
-    def update(self, done: int, fields: Mapping[str, str] | None = None) -> None:
-        self._speed.update(done)
-        self._show(dataclasses.replace(self._event, done=done, fields=fields or {}))
-
-    def steps_per_second(self) -> float | None:
-        return self._speed.per_second()
 
 
 # Tables

@@ -71,6 +71,7 @@ def _alignment(
     answers_xQ: jax.Array, gold_xQ: jax.Array, range_Q: jax.Array, counts_Q: jax.Array
 ) -> jax.Array:
     a, g = jnp.broadcast_arrays(answers_xQ, gold_xQ)
+    # An item enters where both sides answered it; elsewhere 0 stands in for NaN.
     counts = ~jnp.isnan(a) & ~jnp.isnan(g) & jnp.broadcast_to(counts_Q, a.shape)
     known = (jnp.where(counts, x, 0.0) for x in (a, g))
     return cultural_alignment(*known, range_Q, counts)
@@ -84,6 +85,7 @@ def between_countries(tables: Tables, counts_Q: np.ndarray | None = None) -> np.
         decimal it is CultureSPA's similarity of countries.
     """
     gold = tables.gold_CxQ
+    # Rows against columns by broadcasting: [C, 1, Q] and [1, C, Q] give [C, C].
     return alignment(gold[:, None], gold[None], tables, counts_Q)
 
 
@@ -113,8 +115,10 @@ def culture_lines(
             about 0.0003, and the same in every call.
         seed: seed of the random lines.
     """
+    # Lines that are one set of answers per country are scored like a model's answers.
     answers = line_answers(tables)
     scores = {name: alignment(a, tables.gold_CxQ, tables, counts_Q) for name, a in answers.items()}
+    # The lines made of other countries; a country is not its own neighbour.
     others_CxC = between_countries(tables, counts_Q).copy()
     np.fill_diagonal(others_CxC, np.nan)
     scores["another_country"] = _nan_mean(others_CxC, axis=1)
@@ -136,6 +140,7 @@ def culture_lines(
 def line_answers(tables: Tables) -> dict[str, np.ndarray]:
     """Return float32 [C, Q] for each line that is one set of answers, except `best_neighbour`."""
     steps_O = np.arange(tables.truth_CxQxO.shape[-1], dtype=np.float32)
+    # For each country, the majority answers of all the others: [C - 1, Q].
     others = [np.delete(tables.gold_CxQ, c, axis=0) for c in range(len(tables.countries))]
     return {
         "midpoint": np.broadcast_to(tables.range_Q / 2, tables.gold_CxQ.shape),
@@ -172,6 +177,7 @@ def _random_lines(
     gold = jnp.nan_to_num(jnp.asarray(tables.gold_CxQ))
     ranges, counts = jnp.asarray(tables.range_Q), jnp.asarray(counts_CxQ)
     truth = jnp.nan_to_num(jnp.asarray(tables.truth_CxQxO))
+    # "random option" draws from the uniform distribution over an item's options, the same for all.
     uniform_QxO = jnp.asarray(tables.valid_QxO) / (ranges + 1)[:, None]
     uniform = jnp.broadcast_to(uniform_QxO[None], truth.shape)
     return {
@@ -236,7 +242,9 @@ def identify(scores_AxB: np.ndarray, own_A: np.ndarray) -> Identification:
     nearest, hits = [], 0
     for row, own in zip(scores_AxB, own_A, strict=True):
         known = np.where(np.isnan(row), -np.inf, row)
+        # -1 stands for a row without any score.
         nearest.append(int(np.argmax(known)) if np.isfinite(known).any() else -1)
+        # Scores that differ by rounding only are a tie.
         best = np.flatnonzero(np.isclose(known, known.max(), rtol=0, atol=1e-6))
         hits += bool(nearest[-1] >= 0 and len(best) == 1 and best[0] == own)
     return Identification(hits, len(own_A), tuple(nearest))
@@ -252,6 +260,7 @@ def agreement(answers_PxQ: np.ndarray, tables: Tables) -> tuple[float, int]:
         The mean in [0, 1] and the number of pairs; NaN and 0 with fewer than two respondents.
     """
     matrix = alignment(answers_PxQ[:, None], answers_PxQ[None], tables)
+    # Each pair once: the triangle above the diagonal.
     pairs = matrix[np.triu_indices(len(matrix), k=1)]
     pairs = pairs[~np.isnan(pairs)]
     return (float(pairs.mean()) if len(pairs) else float("nan")), len(pairs)
@@ -307,6 +316,7 @@ def classical_scaling(answers_PxQ: np.ndarray, tables: Tables) -> Map:
     positive = np.maximum(values[::-1], 0.0)
     xy = np.zeros((n, 2))
     for axis in range(min(2, n)):
+        # eigh sorts eigenvalues in ascending order, so the last columns are the first axes.
         column = vectors[:, -1 - axis] * np.sqrt(positive[axis])
         farthest = column[np.argmax(np.round(np.abs(column), 9))]
         xy[:, axis] = column * (np.sign(farthest) or 1.0)

@@ -158,12 +158,14 @@ def score_replies(
         survey = read_answered(survey, "survey", distributions, worded=False)
     runs = _read_runs(survey, replies, country, mode)
     responses = [read_answers(run, survey, reader, numbering) for run in runs]
+    # If no reply is an answer, there is nothing to score, and a wrong setting is the likely cause.
     if all(np.isnan(r.answers()).all() for r in responses):
         count = sum(r.counts()["replies"] for r in responses)
         raise UserError(
             f"`replies` {replies[0]}: no answer in {count} replies to {survey.name}; is it the "
             f"right survey, `reader` ({reader}) and `numbering` ({numbering})?"
         )
+    # Group the runs by persona, in the survey's order of countries.
     aware: dict[str, list[Responses]] = {name: [] for name in survey.distributions}
     unaware: list[Responses] = []
     for run, answers in zip(runs, responses, strict=True):
@@ -289,6 +291,7 @@ def _items_scored(case: Case, c: int, answers_Q: np.ndarray) -> int:
 
 
 def _means(scores: Mapping[str, Any], countries: Sequence[str]) -> dict[str, Any]:
+    # The mean of values that were rounded to four decimals, so that it agrees with what is printed.
     rows = [scores[c] for c in countries]
     return {
         "countries": len(rows),
@@ -308,6 +311,7 @@ def _compare(
     for line_RxCxQ, answers_CxQ in zip(lines, case.lines.answers.values(), strict=True):
         line_RxCxQ[0] = answers_CxQ  # a line has one run
     answers_SxRxCxQ = np.stack([case.aware_RxCxQ, unaware_RxCxQ, *lines])
+    # Blocks of 500 resamples keep the memory small; the random numbers depend on the block.
     stats = item_stats(case.tables, answers_SxRxCxQ, [m.name for m in metrics])
     comparison = compare(stats, jax.random.key(seed), resamples, level, min(resamples, 500))
     return jax.tree.map(np.asarray, comparison)

@@ -52,6 +52,7 @@ def make_case(survey: Survey, tables: Tables, aware: Mapping[str, Runs], unaware
         raise UserError(
             "no replies to analyse: give those of at least one persona, or those without a persona"
         )
+    # Personas may have different numbers of runs; missing ones stay NaN.
     runs = max(len(r) for r in (*aware.values(), unaware))
     aware_RxCxQ = np.full((runs, *tables.gold_CxQ.shape), np.nan, np.float32)
     for country in personas:

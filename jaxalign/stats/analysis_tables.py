@@ -51,6 +51,7 @@ def identification(case: Case) -> dict[str, Any]:
     persona."""
     scores_PxC, countries = persona_scores(case), case.tables.countries
     n = len(case.personas)
+    # Rows: each persona among all countries. Columns: each persona's country among the personas.
     rows = identify(scores_PxC, case.rows_P)
     columns = identify(scores_PxC[:, case.rows_P].T, np.arange(n))
 
@@ -76,6 +77,7 @@ def dispersion(case: Case) -> dict[str, Any]:
     Personas are compared within a run: means over runs would be more alike than single runs.
     """
     per_run = [agreement(run[case.rows_P], case.tables) for run in case.aware_RxCxQ]
+    # Runs in which fewer than two personas answered have no pairs.
     per_run = [(value, pairs) for value, pairs in per_run if pairs]
     personas = float(np.mean([v for v, _ in per_run])) if per_run else float("nan")
     same = agreement(case.tables.gold_CxQ[case.rows_P], case.tables)
@@ -95,6 +97,7 @@ def long_items(case: Case) -> dict[str, Any]:
     long_C, short_C = (
         mean_over_runs(run_scores(case, counts_Q)[0]) for counts_Q in (long_Q, ~long_Q)
     )
+    # The share of the error is taken run by run and then averaged.
     persona_rows = _persona_rows(case)
     shares = {
         persona: [long_error_share(run[c], tables.gold_CxQ[c], tables) for run in case.aware_RxCxQ]
@@ -139,6 +142,7 @@ def topics(case: Case) -> list[dict[str, Any]]:
     persona_rows = _persona_rows(case)
     others_CxQ = case.lines.answers["mean_of_others"]
     out = []
+    # Topics in the order in which they first occur in the survey.
     for name in dict.fromkeys(topic_Q.tolist()):
         counts_Q = topic_Q == name
         aware_C, unaware_C = (mean_over_runs(s) for s in run_scores(case, counts_Q))

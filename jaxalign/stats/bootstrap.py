@@ -91,6 +91,7 @@ class ValueDraws:
         return statistic(known_first[picks], where=drawn)
 
     def quantiles(self, values: jax.Array, levels: tuple[float, float]) -> jax.Array:
+        # A single column, so sorting is cheap.
         return jnp.quantile(values, jnp.array(levels))
 
 
@@ -116,6 +117,7 @@ class CountDraws:
         return statistic(jnp.ones((1, self.items), jnp.float32))[0]
 
     def values(self, statistic: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        # Whole blocks are drawn, at least as many resamples as asked for; the surplus is cut off.
         blocks = -(-self.resamples // self.block)
 
         def one_block(key: jax.Array) -> jax.Array:
@@ -130,6 +132,7 @@ class CountDraws:
 
 def jax_count_draws(key: jax.Array, resamples: int, items: int) -> jax.Array:
     """Return float32 [resamples, Q]: how often each item was drawn in `items` draws."""
+    # Draw positions, then count how often each occurs by adding 1 at every drawn position.
     picks = jax.random.randint(key, (resamples, items), 0, items)
     rows = jnp.broadcast_to(jnp.arange(resamples)[:, None], picks.shape)
     return jnp.zeros((resamples, items), jnp.float32).at[rows, picks].add(1.0)
@@ -153,6 +156,7 @@ class ScoreDraws:
         return statistic(self.scores_NxR[1:])
 
     def quantiles(self, values: np.ndarray, levels: tuple[float, float]) -> tuple[float, ...]:
+        # In float64, and a resample without any item that counts is left out.
         return tuple(map(float, np.nanquantile(values, list(levels))))
 
 
@@ -173,6 +177,7 @@ def count_draws(items: int, resamples: int, seed: int) -> np.ndarray:
     if resamples < 1:
         raise UserError(f"`resamples` {resamples}: give at least 1")
     random = np.random.default_rng(seed)
+    # Counts of `items` draws from `items` equally likely items are multinomial.
     drawn = random.multinomial(items, np.full(items, 1 / items), size=resamples)
     return np.concatenate([np.ones((1, items)), drawn]).astype(np.float32)
 

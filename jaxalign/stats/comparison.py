@@ -216,7 +216,7 @@ def _known_mean(x: jax.Array, axis: int) -> jax.Array:
 
 def _flatten(parts: tuple[jax.Array, ...]) -> jax.Array:
     """Lay all estimates that need an interval side by side: [B, K]."""
-    return jnp.concatenate([part.reshape(part.shape[0], part[0].size) for part in parts], axis=-1)
+    return jnp.concatenate([x.reshape(x.shape[0], x[0].size) for x in parts], axis=-1)
 
 
 def _split(flat_K: jax.Array, shapes: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]:

@@ -39,6 +39,7 @@ def similarity_by_item(
         the scale; NaN for items that the country did not answer. See
         `jaxalign.stats.distances.item_similarities`.
     """
+    # Prompts against countries by broadcasting: [P, 1, Q, O] and [1, C, Q, O] give [P, C, Q].
     valid_QxO, _ = option_table(survey)
     truth_CxQxO = np.stack([survey.truth_QxO(country) for country in countries])
     p_PxQxO = answer_distributions(log_probs_PxQxO, valid_QxO[None])
@@ -88,8 +89,10 @@ def permutation_test(matrix_CxC: np.ndarray, seed: int) -> dict[str, Any]:
         assignments = np.array(list(itertools.permutations(range(C))))
     else:
         random = np.random.default_rng(seed)
+        # The true assignment is put first and counts as one of them.
         drawn = [random.permutation(C) for _ in range(_MOST_PERMUTATIONS - 1)]
         assignments = np.array([rows, *drawn])
+    # For each assignment, the mean score of the prompts with the countries assigned to them.
     means = matrix_CxC[rows[None], assignments].mean(axis=1)
     own = float(matrix_CxC[rows, rows].mean())
     return {
@@ -121,7 +124,9 @@ def held_out_record(
         `after_minus_…` are differences paired by item. None where there is nothing to compare.
     """
     c = list(countries).index(country)
+    # Similarity of each method's answers for this country to this country, by item.
     own = {method: values[c, c] for method, values in similarity.items()}
+    # The control: prompts tuned for the other countries, against this country.
     others = [similarity["tuned"][p, c] for p in range(len(countries)) if p != c]
     permuted = np.mean(others, axis=0) if others else np.full_like(own["tuned"], np.nan)
     gradient = {"gradient": item_interval(own["gradient"], seed)} if "gradient" in own else {}

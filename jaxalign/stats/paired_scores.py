@@ -70,7 +70,9 @@ def spread(scores_NxR: np.ndarray, level: float = 0.95) -> Spread:
     by_seed = tuple(map(float, scores_NxR[0]))
     if np.isnan(by_seed).any():
         return Spread(float("nan"), None, None, by_seed)
+    # In float64, because `result.json` records the mean with all its digits.
     mean_over_runs = functools.partial(np.mean, axis=-1, dtype=np.float64)
     questions = bootstrap(mean_over_runs, ScoreDraws(scores_NxR), level)
+    # Runs that agree exactly cannot differ, as when nothing random happened: no interval then.
     seeds = seed_interval(scores_NxR[0], level) if np.ptp(by_seed) > 0 else None
     return Spread(questions.mean, questions, seeds, by_seed)

@@ -100,6 +100,7 @@ def vsm_scores(
                   PDI   IDV   MAS   UAI   LTO   IVR
         always 3  50.0  50.0  50.0  50.0  50.0  50.0
     """
+    # The scorer works on log-probabilities, so that exact and sampled answers go the same way.
     scorer = make_scorer(responses.survey, np.asarray(constant, np.float32))
     values = np.asarray(scorer.scores(responses.log_probs, reading))
     same = len(set(np.ravel(constant).tolist())) == 1
@@ -145,6 +146,7 @@ def alignment_score(responses: Responses, countries: Sequence[str] | None = None
         model  75.0     25.0
     """
     tables = make_tables(responses.survey, countries)
+    # Conditions against countries by broadcasting: [R, A, 1, Q] and [1, 1, C, Q] give [R, A, C].
     answers_RxAxQ = responses.answers()
     score_RxAxC = alignment(answers_RxAxQ[:, :, None], tables.gold_CxQ[None, None], tables)
     # A reply without any answer has no score; the mean is over the others.

@@ -1,12 +1,16 @@
-"""From option log-probabilities to six scores and a loss: pure functions that know no model.
+"""The six scores of the Values Survey Module 2013: formulas, readings of answers, losses.
+
+Pure functions of an answer's log-probabilities, which know no model:
 
     log-probabilities --answer_distributions--> distributions --item_means or
     most_likely_answers--> 24 answers --dimension_scores--> six scores --loss--> one number
 
 Leading dimensions (members, countries) are arbitrary everywhere; only the last one or two are
-named. Everything is float32. Two readings of a model's answer to an item: "expected", the mean code
-under its distribution, is smooth in the log-probabilities; "most_likely", the code of its most
-probable option, is what one sampled integer at temperature 0 gives, and moves in steps.
+named. All values are float32. There are two readings of a model's answer to an item. "expected",
+the mean code under its distribution, is smooth in the log-probabilities. "most_likely", the code of
+its most probable option, is what one sampled integer at temperature 0 gives, and moves in steps.
+
+The last part computes what the loss amounts to without any model.
 
 Source of the formulas: Hofstede and Minkov, Values Survey Module 2013 Manual.
 """
@@ -31,8 +35,8 @@ READINGS: tuple[Reading, ...] = ("expected", "most_likely")
 VALUE_ITEMS = tuple(f"m{i:02d}" for i in range(1, 25))
 VALUE_CODES = (1, 2, 3, 4, 5)
 
-# score = first * (item - item) + second * (item - item) + constant, by item number. The manual
-# weighs both differences of MAS by 35; some papers print 25 for the second.
+# score = first * (item - item) + second * (item - item) + constant, with items by number. The
+# manual weighs both differences of MAS by 35; some papers print 25 for the second.
 FORMULAS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "pdi": ((35, 7, 2), (25, 20, 23)),
     "idv": ((35, 4, 1), (35, 9, 6)),
@@ -44,8 +48,9 @@ FORMULAS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 
 
 def weights() -> np.ndarray:
-    """float32 [6, 24]: points of score per unit of an item's mean answer, m01...m24."""
+    """Return float32 [6, 24]: points of score per unit of an item's mean answer, m01 to m24."""
     out = np.zeros((len(DIMENSIONS), len(VALUE_ITEMS)), np.float32)
+    # No item enters a dimension twice, so each weight is simply written to its place.
     for row, dimension in zip(out, DIMENSIONS, strict=True):
         for weight, plus, minus in FORMULAS[dimension]:
             row[plus - 1], row[minus - 1] = weight, -weight
@@ -53,11 +58,15 @@ def weights() -> np.ndarray:
 
 
 def answer_distributions(log_probs_QxO: jax.Array, valid_QxO: jax.Array) -> jax.Array:
-    """Probability of each option given that one of the item's options is answered.
+    """Compute the probability of each option, given that one of the item's options is answered.
 
-    `log_probs_QxO` float [..., Q, O] in nats, up to a constant per item; `valid_QxO` bool [Q, O]
-    (or with the same leading dimensions), false past an item's options, where the log-probability
-    may be anything. Returns float32 [..., Q, O]: rows sum to 1, and are 0 past the options.
+    Args:
+        log_probs_QxO: float [..., Q, O] in nats, up to a constant per item.
+        valid_QxO: bool [Q, O], or with the same leading dimensions; false past an item's options,
+            where the log-probability may be anything.
+
+    Returns:
+        float32 [..., Q, O]: rows sum to 1, and are 0 past the options.
     """
     x = log_probs_QxO.astype(jnp.float32)
     valid = jnp.broadcast_to(valid_QxO, x.shape)
@@ -66,19 +75,31 @@ def answer_distributions(log_probs_QxO: jax.Array, valid_QxO: jax.Array) -> jax.
 
 
 def item_means(distributions_QxO: jax.Array, codes_QxO: jax.Array) -> jax.Array:
-    """The "expected" reading: mean code of each item, float32 [..., Q] in units of the codes.
+    """Compute the mean code of each item, the "expected" reading.
 
-    `codes_QxO` [Q, O], anything finite past an item's options.
+    Args:
+        distributions_QxO: float32 [..., Q, O], 0 past an item's options.
+        codes_QxO: [Q, O], any finite number past an item's options.
+
+    Returns:
+        float32 [..., Q] in units of the codes.
     """
     codes = jnp.broadcast_to(codes_QxO, distributions_QxO.shape)
     return jnp.sum(distributions_QxO * codes.astype(jnp.float32), axis=-1)
 
 
 def most_likely_answers(distributions_QxO: jax.Array, codes_QxO: jax.Array) -> jax.Array:
-    """The "most_likely" reading: code of the most probable option, float32 [..., Q].
+    """Return the code of each item's most probable option, the "most_likely" reading.
 
-    The first of equally probable options. Gradient zero. A row with NaN gives NaN, so that a
-    broken candidate cannot look like a good one.
+    Of equally probable options the first counts. The gradient is zero. A row with NaN gives NaN, so
+    that a broken candidate cannot look like a good one.
+
+    Args:
+        distributions_QxO: float32 [..., Q, O], 0 past an item's options.
+        codes_QxO: [Q, O], any finite number past an item's options.
+
+    Returns:
+        float32 [..., Q] in units of the codes.
     """
     best = jnp.argmax(distributions_QxO, axis=-1, keepdims=True)
     codes = jnp.broadcast_to(codes_QxO, distributions_QxO.shape).astype(jnp.float32)
@@ -87,35 +108,50 @@ def most_likely_answers(distributions_QxO: jax.Array, codes_QxO: jax.Array) -> j
 
 
 def dimension_scores(means_24: jax.Array, constants_6: jax.Array) -> jax.Array:
-    """The six scores, float32 [..., 6] in points, in the order of DIMENSIONS.
+    """Compute the six scores by the formulas of the VSM 2013 manual (`FORMULAS`).
 
-    `means_24` float [..., 24]: answers to m01...m24 on 1...5; `constants_6` [..., 6] or [6]: the
-    free constant C of each dimension. Formulas of the VSM 2013 manual, see `FORMULAS`; without C a
-    score spans ±240 (PDI), ±280 (IDV, MAS), ±260 (UAI, LTO), ±300 (IVR).
+    Args:
+        means_24: float [..., 24], answers to m01 to m24 on 1 to 5.
+        constants_6: [..., 6] or [6], the free constant C of each dimension.
+
+    Returns:
+        float32 [..., 6] in points, in the order of `DIMENSIONS`. Without C a score spans ±240
+        (PDI), ±280 (IDV, MAS), ±260 (UAI, LTO), ±300 (IVR).
     """
-    # Full precision: at an accelerator's default an answer rounds by 0.01, a score by a point.
+    # An accelerator's default precision would round an answer by 0.01, and a score by a point.
     raw = jnp.einsum("...i,di->...d", means_24, weights(), precision="highest")
     return raw + jnp.broadcast_to(constants_6, raw.shape)
 
 
 def loss(scores_6: jax.Array, target_6: jax.Array, used_6: jax.Array) -> jax.Array:
-    """Sum over the dimensions used of |score − target|: float32 [...], in points, 0 at best.
+    """Compute the sum of |score − target| over the dimensions used.
 
-    `target_6` and `used_6` (bool) broadcast to `scores_6`; a target may be NaN where not used.
-    Source of the objective: Masoud et al. 2025 (arXiv 2503.16094).
+    Args:
+        scores_6: float32 [..., 6] in points.
+        target_6: published scores, broadcast to `scores_6`; may be NaN where not used.
+        used_6: bool, broadcast to `scores_6`.
+
+    Returns:
+        float32 [...] in points, at least 0. Source: Masoud et al. 2025 (arXiv 2503.16094).
     """
     used = jnp.broadcast_to(used_6, scores_6.shape)
-    # NaN of a dimension left out would pass through the gradient of a product or an outer where.
+    # NaN in a dimension that is left out would pass through the gradient of a product, or of a
+    # `where` around the difference. So both operands are replaced before they meet.
     target = jnp.where(used, jnp.broadcast_to(target_6, scores_6.shape), 0.0)
     return jnp.sum(jnp.abs(jnp.where(used, scores_6, 0.0) - target), axis=-1)
 
 
 def anchor_constants(raw_Rx6: jax.Array, published_Rx6: jax.Array) -> jax.Array:
-    """Least-squares C over reference countries: float32 [..., 6] in points.
+    """Compute the constants C that bring reference countries closest to their published scores.
 
-    `raw_Rx6` [..., R, 6]: scores of R reference countries computed with C = 0; `published_Rx6`:
-    what they should be, NaN where not published. The C that minimises the squared differences is
-    their mean. NaN for a dimension that no reference country has: it cannot be anchored.
+    The C that minimises the squared differences is the mean difference.
+
+    Args:
+        raw_Rx6: [..., R, 6], scores of R reference countries computed with C = 0.
+        published_Rx6: their published scores; NaN where there is none.
+
+    Returns:
+        float32 [..., 6] in points; NaN for a dimension that no reference country has.
     """
     gap = jnp.broadcast_to(published_Rx6, raw_Rx6.shape) - raw_Rx6
     return jnp.mean(gap, axis=-2, where=~jnp.isnan(gap))
@@ -124,61 +160,77 @@ def anchor_constants(raw_Rx6: jax.Array, published_Rx6: jax.Array) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """An instrument's options and the columns of its value items, as arrays. A pytree."""
+    """A survey that holds m01 to m24, as the arrays that its scores need. A pytree.
 
-    valid: jax.Array  # bool [Q, O], false past an item's options
-    codes: jax.Array  # float32 [Q, O], 0 past an item's options
-    columns: jax.Array  # int32 [24], where m01...m24 stand in Q
-    constants: jax.Array  # float32 [6], points
+    Attributes:
+        valid: bool [Q, O], false past an item's options.
+        codes: float32 [Q, O], 0 past an item's options.
+        columns: int32 [24], the positions of m01 to m24 among the Q items.
+        constants: float32 [6], the constant C of each dimension in points.
+    """
+
+    valid: jax.Array
+    codes: jax.Array
+    columns: jax.Array
+    constants: jax.Array
 
     def distributions(self, log_probs_QxO: jax.Array) -> jax.Array:
-        """float32 [..., Q, O]; see `answer_distributions`."""
+        """Return float32 [..., Q, O]; see `answer_distributions`."""
         return answer_distributions(log_probs_QxO, self.valid)
 
     def answers(self, log_probs_QxO: jax.Array, reading: Reading = "expected") -> jax.Array:
-        """float32 [..., Q] in units of the codes."""
+        """Return float32 [..., Q] in units of the codes."""
         read = {"expected": item_means, "most_likely": most_likely_answers}[reading]
         return read(self.distributions(log_probs_QxO), self.codes)
 
     def scores(self, log_probs_QxO: jax.Array, reading: Reading = "expected") -> jax.Array:
-        """The six scores, float32 [..., 6] in points."""
+        """Return the six scores, float32 [..., 6] in points."""
         answers_24 = jnp.take(self.answers(log_probs_QxO, reading), self.columns, axis=-1)
         return dimension_scores(answers_24, self.constants)
 
 
-def make_scorer(instrument: Survey, constants: float | np.ndarray = 0.0) -> Scorer:
-    """A Scorer for an instrument that holds m01...m24, in any order, maybe beside other items.
+def make_scorer(survey: Survey, constants: float | np.ndarray = 0.0) -> Scorer:
+    """Make the scorer of a survey.
 
-    `constants`: C, one number or six. Raises UserError if the formulas do not fit the instrument.
+    Args:
+        survey: a survey that holds m01 to m24, in any order and possibly beside other items.
+        constants: the constant C in points, one number or one per dimension.
+
+    Raises:
+        UserError: the formulas do not fit the survey, or the constants are not one or six finite
+            numbers.
     """
     constants_6 = np.asarray(constants, np.float32)
     if constants_6.shape not in ((), (len(DIMENSIONS),)):
-        raise UserError(f"C has {constants_6.size} values; give one, or one per dimension: 6")
+        raise UserError(
+            f"the constant C has {constants_6.size} values; give one, or one per dimension: 6"
+        )
     if not np.isfinite(constants_6).all():
-        raise UserError(f"C must be finite, not {constants_6.tolist()}")
-    valid_QxO, codes_QxO = option_table(instrument)
+        raise UserError(f"the constant C must be finite, not {constants_6.tolist()}")
+    valid_QxO, codes_QxO = option_table(survey)
     return Scorer(
         jnp.asarray(valid_QxO),
         jnp.asarray(codes_QxO),
-        jnp.asarray(value_columns(instrument)),
+        jnp.asarray(value_columns(survey)),
         jnp.asarray(np.broadcast_to(constants_6, (len(DIMENSIONS),))),
     )
 
 
-def value_columns(instrument: Survey) -> np.ndarray:
-    """int32 [24]: where m01...m24 stand among the instrument's items.
+def value_columns(survey: Survey) -> np.ndarray:
+    """Return int32 [24]: the positions of m01 to m24 among the survey's items.
 
-    Raises UserError naming missing ids, and items that are not ordinal with codes 1...5: the
-    formulas' weights hold for that scale only.
+    Raises:
+        UserError: items are missing, or are not ordinal with codes 1 to 5; the weights of the
+            formulas hold for that scale only.
     """
-    at = {item.id: q for q, item in enumerate(instrument.items)}
-    if missing := [i for i in VALUE_ITEMS if i not in at]:
-        raise UserError(f"instrument {instrument.name!r} lacks items {', '.join(missing)}")
-    columns = np.array([at[i] for i in VALUE_ITEMS], np.int32)
-    for item in (instrument.items[q] for q in columns):
+    position = {item.id: q for q, item in enumerate(survey.items)}
+    if missing := [i for i in VALUE_ITEMS if i not in position]:
+        raise UserError(f"survey {survey.name!r} lacks items {', '.join(missing)}")
+    columns = np.array([position[i] for i in VALUE_ITEMS], np.int32)
+    for item in (survey.items[q] for q in columns):
         if item.scale != "ordinal" or tuple(sorted(item.codes)) != VALUE_CODES:
             raise UserError(
-                f"instrument {instrument.name!r}: item {item.id} is {item.scale} with codes "
+                f"survey {survey.name!r}: item {item.id} is {item.scale} with codes "
                 f"{list(item.codes)}; the six scores need ordinal items with codes 1 to 5"
             )
     return columns

@@ -50,7 +50,7 @@ def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
     show_result(result)
     write_plots(tmp_path, result)
     write_culturespa_report(result, tmp_path)
-    assert "joint − p1: no answers." in (tmp_path / "report.md").read_text("utf-8")
+    assert "joint − P1: no answers." in (tmp_path / "report.md").read_text("utf-8")
     text = str(CultureSPAResult(tmp_path, plain(result), {}, {})).splitlines()
     assert text[0].split() == ["method", "USA", "CHN", "mean"]
     assert text[1].split()[:2] == ["unaware", "–"]
@@ -85,7 +85,7 @@ def test_a_report_tells_lost_replies_pairs_and_what_was_not_trained(tmp_path):
     result = plain(result | {"versions": {}})
     write_plots(tmp_path, result)
     report = write_culturespa_report(result, tmp_path)[0].read_text("utf-8")
-    assert "cct: untrained" in report
+    assert "CultureSPA CCT: untrained" in report
     assert "| CultureSPA CCT" not in report
     assert any("CRQPC" in line and "| 82 |" in line for line in report.splitlines())
     assert any("P1" in line and "| 108 | 5 | 7 |" in line for line in report.splitlines())

@@ -1,4 +1,4 @@
-"""Fine-tuning on one's own conversations, as a user runs it: what comes out, what is refused."""
+"""The command fine-tune on conversations of one's own: what it writes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def data(tmp_path) -> Path:
 
 
 def test_fewer_conversations_than_a_batch_are_trained_on(data, tmp_path, capsys):
-    """With a warm-up of one step out of one, nothing would be. Those beyond the model's context
-    are left out, whatever --longest says."""
+    """If the only step were a warm-up, nothing would be trained. Conversations beyond the model's
+    context are left out, whatever `longest` is."""
     with data.open("a", encoding="utf-8") as file:
         file.write("\n" + conversation("word " * 5000, "b"))
     tune(Config(data, tmp_path / "out", longest=100_000, data_parallel=1, quiet=True))
@@ -54,7 +54,7 @@ def test_fewer_conversations_than_a_batch_are_trained_on(data, tmp_path, capsys)
 
 
 def test_questions_held_out_are_not_trained_on(tmp_path, capsys):
-    """The loss on them is in the record, from before training on."""
+    """The loss on them is recorded, the first time before training."""
     path = tmp_path / "conversations.jsonl"
     lines = [conversation(f"What is {n}?", str(reply)) for n in range(10) for reply in (n, n + 1)]
     path.write_text("\n".join(lines))
@@ -120,7 +120,7 @@ def test_a_side_without_a_question_is_refused(data):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_whole_model_is_spoken_to_as_its_base(data, tmp_path, method, monkeypatch):
-    """Its template, what ends its replies, and its tokens' ids come along."""
+    """Its template, its stop tokens and the ids of its special tokens are copied."""
     base, out = tmp_path / "base", tmp_path / "out"
     shutil.copytree(MODEL_FOLDER, base)
     (base / "chat_template.jinja").write_text(TEMPLATE)

@@ -38,7 +38,7 @@ def test_survey_labels_and_statements(survey_run: Path) -> None:
         "held no number",
         "topic 2",
     ):
-        assert words in text  # fmt: skip
+        assert words in text
 
 
 def test_means_set_side_by_side_are_over_the_same_countries() -> None:

@@ -19,29 +19,33 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 
 import jaxalign.commands.sweep.command as module
 import jaxalign.runs.run
-from jaxalign.commands import soft_prompt
+from jaxalign.commands.soft_prompt import tune_prompts
 from jaxalign.commands.sweep import group as sweep_group
-from jaxalign.commands.sweep.command import Config, sweep
+from jaxalign.commands.sweep.command import SweepSettings, sweep
 from jaxalign.commands.sweep.file import Sweep, read_sweep
 from jaxalign.commands.sweep.plan import Cell, make_batches, make_plan, model_names
 from jaxalign.commands.sweep.result import make_result, show_result, write_plot
 from jaxalign.commands.sweep.status import show_status
 from jaxalign.core.errors import UserError
-from jaxalign.lm.checkpoint import load_checkpoint, save_checkpoint
+from jaxalign.lm.checkpoint import save_checkpoint
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.weights import init_params, param_shardings
+from jaxalign.lm.model import load_model
+from jaxalign.lm.weights import init_params
+from jaxalign.methods.soft_prompt.problem import read_problem
+from jaxalign.methods.soft_prompt.prompt import SoftPrompt
+from jaxalign.methods.soft_prompt.search import build_search, choose_execution
+from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.runs import MetricsFile, Run
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.sharding import make_mesh
-from jaxalign.stats.vsm import make_scorer
 
-EXAMPLE = Path(module.__file__).with_name("example.toml")
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "experiments" / "sweep" / "example.toml"
 TINY = LlamaConfig(
     1792, 16, 24, 2, 2, 1, 8, dtype="float32", param_dtype="float32", initializer_range=0.3
 )
@@ -73,7 +77,7 @@ def file(tmp_path_factory) -> Path:
 
 
 def run(file: Path, out: Path, **settings) -> None:
-    sweep(Config(file, out, quiet=True, **settings))
+    sweep(SweepSettings(file, out, quiet=True, **settings))
 
 
 def outcome(out: Path) -> dict[str, bytes]:
@@ -101,18 +105,19 @@ def test_the_example_is_read():
     found = read_sweep(EXAMPLE)
     assert found.seeds == (0, 1)
     assert [named.name for named in found.strategies] == ["de", "snes"]
-    config = found.config("pocket", found.strategies[0].strategy, 4)
-    assert (config.generations, config.prompt.length, config.strategy.population) == (20, 4, 16)
-    assert config.model is None
+    settings = found.settings("pocket", found.strategies[0].strategy, 4)
+    assert (settings.generations, settings.prompt.length) == (20, 4)
+    assert settings.strategy.population == 16
+    assert settings.model is None
 
 
 def test_what_is_left_out_is_soft_prompts_default(tmp_path):
     path = tmp_path / "sweep.toml"
     path.write_text('seeds = 3\n[[strategies]]\nalgorithm = "SNES"\noptions = {std_init = 1}\n')
-    found, default = read_sweep(path), soft_prompt.Config()
+    found, default = read_sweep(path), Settings()
     assert found.seeds == (0, 1, 2)
     assert (found.countries, found.models) == (default.countries, ("pocket",))
-    assert (found.prompt_lengths, found.study.penalty) == ((default.prompt.length,), 0.0)
+    assert (found.prompt_lengths, found.base_config.penalty) == ((default.prompt.length,), 0.0)
     strategy = Strategy("SNES", default.strategy.population, options=(("std_init", 1.0),))
     assert found.strategies[0].strategy == strategy
 
@@ -125,7 +130,7 @@ def test_what_is_left_out_is_soft_prompts_default(tmp_path):
         ("qqq = 1", "known are anchor"),
         ("[prompt]\nspred = 1", "unknown key prompt.spred; did you mean spread?"),
         ("[prompt]\nlength = 8", "give them as prompt_lengths"),
-        ("[prompt]\nspread = -1", "spread=-1.0: must be a positive number"),
+        ("[prompt]\nspread = -1", "`spread` -1.0 must be a positive number"),
         ("[[strategies]]\npopulaton = 8", "strategies[0].populaton; did you mean population?"),
         ("[[strategies]]\npopulation = 8.5", "strategies[0].population = 8.5 must be a whole"),
         ("[[strategies]]\nname = 'a/b'", "strategies[0].name = 'a/b'"),
@@ -162,14 +167,16 @@ def test_a_bad_file_is_refused_in_one_line(text, said, tmp_path):
         ("models = ['/nowhere/llama']", "no config.json there"),
         ("models = ['/a/llama', '/b/llama']", "would both be called 'llama'"),
         ("generations = 0", "must be at least 1"),
-        ("[[strategies]]\npopulation = 3", "population 3 is too small"),
+        ("[[strategies]]\npopulation = 3", "`population` 3 is too small"),
         ("[[strategies]]\nalgorithm = 'SNES'\noptions = {sdt = 1}", "SNES has no option 'sdt'"),
-        ("prompt_lengths = [0]", "length=0"),
-        ("prompt_lengths = [8, 5]\nprompt.projection = 'principal'", "length=5"),
-        ("prompt_lengths = [8]\nprompt.projection = 'random'\nprompt.projection_dims = 2000",
-         "projection_dims=2000 is not below"),
+        ("prompt_lengths = [0]", "`length` 0"),
+        ("prompt_lengths = [8, 5]\nprompt.projection = 'principal'", "tokens of `length`"),
+        (
+            "prompt_lengths = [8]\nprompt.projection = 'random'\nprompt.projection_dims = 2000",
+            "`projection_dims` 2000 is not below",
+        ),
     ],
-)  # fmt: skip
+)
 def test_impossible_cells_are_refused_before_anything_is_written(text, said, tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text(text)
@@ -201,8 +208,12 @@ def test_batches_hold_every_cell_once_and_are_of_one_size(countries, seeds, most
 def test_names_are_stable_and_fit_for_files(file):
     groups = make_plan(read_sweep(file), 3)
     ids = [cell.id for group in groups for batch in group.batches for cell in batch.cells]
-    assert ids == ["tiny-de-m2-USA-s3", "tiny-de-m2-CHN-s3", "tiny-de-m2-USA-s8",
-                   "tiny-de-m2-CHN-s8"]  # fmt: skip
+    assert ids == [
+        "tiny-de-m2-USA-s3",
+        "tiny-de-m2-CHN-s3",
+        "tiny-de-m2-USA-s8",
+        "tiny-de-m2-CHN-s8",
+    ]
     assert model_names(["pocket", "/a b/Llama 3: 8B/"])["/a b/Llama 3: 8B/"] == "Llama_3_8B"
 
 
@@ -218,31 +229,26 @@ def test_a_cell_gives_the_same_bits_whoever_runs_beside_it(file, unbroken, tmp_p
 
 def test_a_cell_is_a_soft_prompt_search(file, unbroken):
     """The same best fitness, to the bit, and the same prompt as the main job's."""
-    group = make_plan(read_sweep(file), 2)[0]
-    config = dataclasses.replace(group.config, seed=8)
-    mesh, study = make_mesh(), group.study
-    params = load_checkpoint(study.folder, study.llama, param_shardings(study.llama, mesh))
-    scorer = make_scorer(study.module, soft_prompt.constants(config, study, params))
-    space = soft_prompt.search_space(config, study, params)
-    how = soft_prompt.choose_how(config, study, mesh, {})
-    program = soft_prompt.build(config, study, params, scorer, space, mesh, how)
-    evolution = program.evolution
-    state = evolution.init(soft_prompt.first_generation(config, space), program.objective)
-    state, _ = evolution.run(state, config.generations, program.objective)
+    settings = dataclasses.replace(make_plan(read_sweep(file), 2)[0].problem.settings, seed=8)
+    problem, mesh = read_problem(settings), make_mesh()
+    lm = load_model(problem.model, mesh=mesh)
+    search = build_search(problem, lm, choose_execution(problem, mesh, {}))
+    outcome = search.run()
     rows = {row["id"]: row for row in cells_of(unbroken)}
-    prompts_CxMxD = np.asarray(soft_prompt.decode_each(space, state.best_CxZ))
-    for c, country in enumerate(config.countries):
+    prompts_CxMxD = np.asarray(search.prompts(outcome.best_CxZ))
+    for c, country in enumerate(settings.countries):
         name = f"tiny-de-m2-{country}-s8"
-        assert rows[name]["fitness"] == float(state.best_fitness_C[c])
+        assert rows[name]["fitness"] == float(outcome.fitness_C[c])
         assert rows[name]["loss"]["expected"] == pytest.approx(rows[name]["fitness"], abs=1e-2)
-        saved = load_file(unbroken / "prompts" / f"{name}.safetensors")["prompt"]
-        np.testing.assert_array_equal(saved, prompts_CxMxD[c])
+        saved = SoftPrompt.load(unbroken / "prompts" / f"{name}.safetensors")
+        np.testing.assert_array_equal(saved.embeddings_MxD, prompts_CxMxD[c])
+        assert (saved.group, saved.seed) == (country, 8)
 
 
 def test_the_result_says_which_c_and_edition(unbroken):
     result = json.loads((unbroken / "result.json").read_text("utf-8"))
     assert result["groups"][0]["constants"] == [50.0] * 6
-    assert result["edition"] == soft_prompt.Config().edition
+    assert result["edition"] == Settings().edition
 
 
 def test_records_say_what_was_done(unbroken):
@@ -292,7 +298,7 @@ def stop_at(patch: pytest.MonkeyPatch, moment: int) -> None:
     before(Checkpoints, "save")
     before(Run, "write")
     before(jaxalign.runs.run, "write_json")
-    before(module, "save_prompt")
+    before(SoftPrompt, "save")
     before(module, "write_plot")
     before(shutil, "rmtree")
     before(os, "fsync")
@@ -302,9 +308,9 @@ def note_batches(patch: pytest.MonkeyPatch) -> list:
     """The batches that are searched from now on."""
     searched, real = [], module.run_batch
 
-    def search(program, batch, *rest):
+    def search(search, group, batch, *rest):
         searched.append(batch)
-        return real(program, batch, *rest)
+        return real(search, group, batch, *rest)
 
     patch.setattr(module, "run_batch", search)
     return searched
@@ -317,10 +323,10 @@ def programs_once(monkeypatch):
 
     def make(group, *rest):
         if group.name not in made:
-            made[group.name] = sweep_group.make_program(group, *rest)
+            made[group.name] = sweep_group.make_search(group, *rest)
         return made[group.name]
 
-    monkeypatch.setattr(module, "make_program", make)
+    monkeypatch.setattr(module, "make_search", make)
     monkeypatch.setattr(module, "write_plot", lambda path, result: path.write_bytes(b"plot"))
 
 
@@ -360,12 +366,12 @@ def test_a_batch_goes_on_from_its_checkpoint(file, unbroken, programs_once, tmp_
             raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.Board, "tell", stop)
+        patch.setattr(module.StatusBoard, "update", stop)
         with pytest.raises(Stop):
             run(file, tmp_path, cells_per_program=2)
         assert len(cells_of(tmp_path)) == 2
         told.clear()
-        patch.setattr(module.Board, "tell", lambda *a: told.append((a[2].index, a[3])))
+        patch.setattr(module.StatusBoard, "update", lambda *a: told.append((a[2].index, a[3])))
         run(file, tmp_path, cells_per_program=2)
     assert told == [(1, 2), (1, 3)]  # neither the first batch nor two generations of the second
     assert outcome(tmp_path)["cells.jsonl"] == outcome(unbroken)["cells.jsonl"]
@@ -373,7 +379,7 @@ def test_a_batch_goes_on_from_its_checkpoint(file, unbroken, programs_once, tmp_
 
 def test_a_finished_sweep_loads_no_model(file, unbroken, tmp_path, monkeypatch):
     out = shutil.copytree(unbroken, tmp_path / "copy")
-    monkeypatch.setattr(module, "load_checkpoint", None)
+    monkeypatch.setattr(module, "load_model", None)
     (out / "result.json").unlink()
     run(file, out, save_prompts=True)
     assert outcome(out) == outcome(unbroken)
@@ -431,15 +437,15 @@ def test_records_of_something_else_are_refused(file, unbroken, tmp_path):
 def test_programs_of_something_else_are_refused(file, unbroken, tmp_path, text):
     out = shutil.copytree(unbroken, tmp_path / "copy")
     (out / "programs.json").write_text(text)
-    with pytest.raises(UserError, match=r"programs\.json: not a sweep's; delete it"):
+    with pytest.raises(UserError, match=r"programs\.json: not written by a sweep; delete it"):
         run(file, out)
 
 
 def test_a_sweep_and_a_search_do_not_take_each_other_up(file, unbroken, tmp_path):
-    asked = soft_prompt.Config(out=unbroken, resume=True)
+    asked = Settings(out=unbroken, resume=True)
     with pytest.raises(UserError, match="holds a run of another program"):
-        soft_prompt.tune_prompts(asked)
-    Run.create(tmp_path / "search", soft_prompt.Config(), {}).close()
+        tune_prompts(asked)
+    Run.create(tmp_path / "search", Settings(), {}).close()
     for status in (False, True):
         with pytest.raises(UserError, match="holds a run of another program"):
             run(file, tmp_path / "search", status=status)
@@ -455,19 +461,25 @@ def test_status_of_a_sweep_that_is_being_written(unbroken, tmp_path, capsys):
     lines = (out / "cells.jsonl").read_text("utf-8").splitlines(keepends=True)
     (out / "cells.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
     status = {
-        "done": 2, "cells": 4, "running": 2, "batch": "tiny-de-m2, batch 2 of 2",
-        "generation": 1, "generations": 3, "seconds_left": 80.0, "updated": 1000.0,
-    }  # fmt: skip
+        "done": 2,
+        "cells": 4,
+        "running": 2,
+        "batch": "tiny-de-m2, batch 2 of 2",
+        "generation": 1,
+        "generations": 3,
+        "seconds_left": 80.0,
+        "updated": 1000.0,
+    }
     (out / "status.json").write_text(json.dumps(status))
     settings = json.loads((out / "config.json").read_text("utf-8"))
-    settings["settings"]["study.reading"] = "most_likely"
+    settings["settings"]["base_config.reading"] = "most_likely"
     (out / "config.json").write_text(json.dumps(settings))
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     show_status(out, clock=lambda: 1010.0)
     said = capsys.readouterr().out
     assert "2 of 4 cells done, 2 running, 0 queued" in said
     assert "tiny-de-m2, batch 2 of 2, generation 1/3" in said
-    assert "time left 1 min 10 s; last sign of life 10 s ago" in said
+    assert "time left 1 min 10 s; last updated 10 s ago" in said
     losses = [json.loads(line)["loss"]["most_likely"] for line in lines[:2]]
     assert re.findall(r"loss (\S+)", said) == [f"{loss:.1f}" for loss in losses]
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
@@ -484,7 +496,7 @@ def test_status_of_a_finished_and_of_no_sweep(unbroken, tmp_path, capsys):
 def test_a_status_of_something_else_is_refused(unbroken, tmp_path, text):
     out = shutil.copytree(unbroken, tmp_path / "copy")
     (out / "status.json").write_text(text)
-    with pytest.raises(UserError, match=r"status\.json: not a sweep's; delete it"):
+    with pytest.raises(UserError, match=r"status\.json: not written by a sweep; delete it"):
         show_status(out)
 
 
@@ -492,38 +504,55 @@ def test_status_starts_no_device(file, unbroken):
     """In a process of its own, while a lock is held: it needs neither."""
     program = (
         "import sys, jax._src.xla_bridge as bridge; from pathlib import Path;"
-        "from jaxalign.commands.sweep.command import Config, sweep;"
-        "sweep(Config(Path(sys.argv[1]), Path(sys.argv[2]), status=True));"
+        "from jaxalign.commands.sweep.command import SweepSettings, sweep;"
+        "sweep(SweepSettings(Path(sys.argv[1]), Path(sys.argv[2]), status=True));"
         "assert not bridge.backends_are_initialized()"
     )
     described = read_sweep(file)
     with Run.create(unbroken, described, module.facts(make_plan(described, 2)), resume=True):
         done = subprocess.run(
             [sys.executable, "-c", program, file, unbroken],
-            capture_output=True, text=True, cwd=EXAMPLE.parents[2], timeout=120,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=120,
+        )
     assert done.returncode == 0, done.stderr
     assert "4 of 4 cells done" in done.stdout
 
 
 def made_up(country, seed, loss, strategy="de") -> dict:
     return {
-        "model": "m", "strategy": strategy, "prompt_length": 4, "country": country, "seed": seed,
-        "loss": {"expected": loss, "most_likely": 2.0}, "candidates": 10,
-    }  # fmt: skip
+        "model": "m",
+        "strategy": strategy,
+        "prompt_length": 4,
+        "country": country,
+        "seed": seed,
+        "loss": {"expected": loss, "most_likely": 2.0},
+        "candidates": 10,
+    }
 
 
 def test_the_result_by_hand(tmp_path, capsys):
-    rows = [made_up("USA", 0, 1.0), made_up("CHN", 0, 5.0), made_up("USA", 1, 3.0),
-            made_up("CHN", 1, 11.0), made_up("USA", 0, None, "es")]  # fmt: skip
-    config = soft_prompt.Config(dimensions=("pdi", "mas"), anchor=("DEU",))
+    rows = [
+        made_up("USA", 0, 1.0),
+        made_up("CHN", 0, 5.0),
+        made_up("USA", 1, 3.0),
+        made_up("CHN", 1, 11.0),
+        made_up("USA", 0, None, "es"),
+    ]
+    config = Settings(dimensions=("pdi", "mas"), anchor=("DEU",))
     constants = {"m-de-m4": [54.0, None, 31.5, None, None, None]}
     result = make_result(rows, config, constants)
     first, second = result["groups"]
     assert first["expected"] == {
-        "mean": 5.0, "seeds": pytest.approx(np.std([3, 7], ddof=1)), "low": 2.0, "high": 8.0,
-        "countries": {"USA": 2.0, "CHN": 8.0}, "failed": 0,
-    }  # fmt: skip
+        "mean": 5.0,
+        "seeds": pytest.approx(np.std([3, 7], ddof=1)),
+        "low": 2.0,
+        "high": 8.0,
+        "countries": {"USA": 2.0, "CHN": 8.0},
+        "failed": 0,
+    }
     assert (first["cells"], first["candidates"]) == (4, 40)
     assert (first["constants"], second["constants"]) == (constants["m-de-m4"], None)
     show_result(result)
@@ -537,7 +566,7 @@ def test_the_result_by_hand(tmp_path, capsys):
 
 def test_the_table_has_room_for_the_default_strategys_name(capsys):
     rows = [made_up("USA", 0, 123.4, "DifferentialEvolution") | {"model": "pocket"}]
-    show_result(make_result(rows, soft_prompt.Config(), {}))
+    show_result(make_result(rows, Settings(), {}))
     assert "DifferentialEvolution" in capsys.readouterr().out
 
 
@@ -545,7 +574,7 @@ def test_the_table_and_the_picture_are_in_the_reading_that_was_tuned(tmp_path, c
     rows = [made_up("USA", seed, 100.0 + 50 * seed) for seed in (0, 1)]
     pictures = []
     for reading in ("expected", "most_likely"):
-        result = make_result(rows, soft_prompt.Config(reading=reading), {})
+        result = make_result(rows, Settings(reading=reading), {})
         show_result(result)
         write_plot(tmp_path / "sweep.png", result)
         pictures.append((tmp_path / "sweep.png").read_bytes())

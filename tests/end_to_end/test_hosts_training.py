@@ -1,5 +1,5 @@
-"""Fine-tuning on many hosts: the same job as 2 processes x 4 devices, 1 x 8 and 1 x 1; killed on
-two processes and resumed on one."""
+"""Fine-tuning on many hosts: the same job on 2 processes x 4 devices, 1 x 8 and 1 x 1, and killed
+on two processes and resumed on one."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def alone(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 4)])
 def test_examples_spread_over_devices(alone, tmp_path, processes, devices):
-    """Gradients are sums over devices, in another order than on one: the largest difference found
-    in 30 steps was 1.6e-5 in the state and 3e-7 of a loss."""
+    """Gradients are summed over devices in another order than on one. In 30 steps the largest
+    difference was 1.6e-5 in the state and 3e-7 of a loss."""
     run([JOB, str(tmp_path)], processes, devices)
     np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=2e-6)
     assert 0 < largest_difference(trained(alone), trained(tmp_path)) < 1e-4
@@ -55,8 +55,8 @@ def losses(out: Path) -> list[float]:
 
 
 def test_killed_on_two_processes_resumed_on_one(alone, tmp_path):
-    """The program for several devices rounds otherwise than the one for one, even where no example
-    is split off so this too is equal to rounding."""
+    """The program for several devices rounds differently from the one for a single device, even if
+    examples are not spread, so this too is equal up to rounding."""
     job = [JOB, str(tmp_path), "1"]
     started = start(job, 2, 2)
     while (latest_step(tmp_path / "checkpoints") or 0) < 6:

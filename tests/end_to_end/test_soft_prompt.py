@@ -17,15 +17,26 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxalign.commands.soft_prompt import tune_prompts
-from jaxalign.methods.soft_prompt.study import Config
+from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.runs.console import main
 
 COUNTRIES = ["USA", "CHN"]
 SMALL = [
-    "--countries", *COUNTRIES, "--population", "6", "--generations", "8", "--save-every", "2",
-    "--gradient-steps", "2", "--icl-examples", "2", "--quiet",
-]  # fmt: skip
+    "--countries",
+    *COUNTRIES,
+    "--population",
+    "6",
+    "--generations",
+    "8",
+    "--save-every",
+    "2",
+    "--gradient-steps",
+    "2",
+    "--icl-examples",
+    "2",
+    "--quiet",
+]
 
 
 def command(*arguments) -> list[str]:
@@ -35,9 +46,13 @@ def command(*arguments) -> list[str]:
 def start(*arguments) -> subprocess.Popen:
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    )
 
 
 def run(*arguments) -> tuple[int, str, str]:
@@ -195,7 +210,7 @@ def without_special_tokens(tmp_path: Path) -> Path:
         (["--instrument", "{tmp}/nothing.json"], "nothing.json"),
         (["--icl-examples", "1000"], "--icl-examples 1000"),
         (["--resume"], "--resume needs --out"),
-        (["--prompt.length", "0"], "length=0"),
+        (["--prompt.length", "0"], "--prompt.length 0"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(arguments, said, tmp_path, capsys):
@@ -211,7 +226,7 @@ def test_bad_input_is_one_line_and_code_2(arguments, said, tmp_path, capsys):
     if not {"--out", "--resume"} & set(arguments):
         arguments = [*arguments, "--out", "{tmp}/new"]
     with pytest.raises(SystemExit) as leaving:
-        main(tune_prompts, Config, [*(a.format(**places) for a in arguments), "--quiet"])
+        main(tune_prompts, Settings, [*(a.format(**places) for a in arguments), "--quiet"])
     check_refusal(leaving.value.code, capsys.readouterr().err, said)
     assert sorted(tmp_path.rglob("*")) == before, "something was written"
 

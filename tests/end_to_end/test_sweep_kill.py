@@ -40,19 +40,22 @@ def arguments(file: Path, out: Path) -> list[str]:
 def command(file: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.sweep", *arguments(file, out)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
+    )
 
 
 def attempt(file: str, out: str) -> None:
     """In a fork: what the command does, after its imports."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (the process ends with it)
-    from jaxalign.commands.sweep.command import Config, sweep
+    from jaxalign.commands.sweep.command import SweepSettings, sweep
     from jaxalign.runs.console import main
 
-    main(sweep, Config, arguments(Path(file), Path(out)))
+    main(sweep, SweepSettings, arguments(Path(file), Path(out)))
 
 
 @pytest.fixture

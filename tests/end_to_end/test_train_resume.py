@@ -1,4 +1,4 @@
-"""A run killed with `kill -9`, anywhere, and resumed ends with the bits of an unbroken one."""
+"""A run that is killed with `kill -9` and resumed ends with the bits of an unbroken one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JOB = str(Path(__file__).parents[1] / "support" / "train_job.py")
 
 
 def run_until(out: Path, step: int | None) -> int:
-    """Kill after `step` has been logged (None: let it end). Returns the step it began after."""
+    """Kill the run after `step` is logged (None: let it end); return the step it started after."""
     (process,) = start([JOB, str(out)], processes=1, devices=1)
     said = []
     with process:

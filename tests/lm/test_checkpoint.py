@@ -56,7 +56,7 @@ def write_one_file(folder: Path, weights: dict[str, np.ndarray]) -> Path:
 
 
 def test_names_and_layout_are_hugging_faces(params: Params, tmp_path: Path) -> None:
-    """Written out by hand, so that the table of weights is checked against something else."""
+    """The names are written out here, so that the table of weights is checked independently."""
     save_checkpoint(tmp_path, params, CONFIG)
     stored = load_file(tmp_path / "model.safetensors")
     last, stack = params["last"], params["layers"]
@@ -127,7 +127,7 @@ def test_bfloat16_round_trip_keeps_every_bit(tmp_path: Path) -> None:
 
 
 def test_tolerated_tensors(tmp_path: Path) -> None:
-    """A tied checkpoint may repeat its embedding as a head; old ones hold RoPE's frequencies."""
+    """A tied checkpoint may store its embedding twice; old ones store the frequencies of RoPE."""
     weights = hf_weights(TIED)
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
@@ -213,7 +213,7 @@ def test_damaged_header(header: bytes, tmp_path: Path) -> None:
 
 
 def test_overlapping_tensors(tmp_path: Path) -> None:
-    """What safetensors itself refuses becomes one line, too."""
+    """An error of safetensors itself becomes one line, too."""
     fields = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     header = json.dumps({"model.norm.weight": fields, "lm_head.weight": fields}).encode()
     content = len(header).to_bytes(8, "little") + header + bytes(4)

@@ -1,4 +1,4 @@
-"""Presets, and `config.json` in both spellings: what is read, and that nothing is guessed."""
+"""Presets and `config.json` in both spellings: what is read, and that nothing is guessed."""
 
 from __future__ import annotations
 
@@ -77,8 +77,10 @@ def test_preset_has_the_published_size(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_shapes(name: str) -> None:
-    """The table, the initialiser and the Flax model agree; the forward pass has its shape. Nothing
-    is allocated, up to 70B."""
+    """The table of weights, the initialiser and the Flax model agree on shapes, up to 70B.
+
+    Nothing is allocated.
+    """
     config = PRESETS[name]
     params = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
     assert params == abstract_params(config)
@@ -129,7 +131,7 @@ def test_written_config_reads_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama3-8b", "llama3.2-1b"])
 def test_transformers_reads_and_writes_our_config(name: str) -> None:
-    """Through transformers' own class and back: every field it adds is known here."""
+    """A config written by transformers is read: every field that it adds is known."""
     from transformers import LlamaConfig as HFConfig
 
     theirs = HFConfig.from_dict(config_to_hf(PRESETS[name]))
@@ -193,10 +195,10 @@ def test_missing_field_raises_with_its_name(field: str) -> None:
         ({"num_hidden_layers": 1}, "num_hidden_layers=1"),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
         ({"head_dim": 7}, "head_dim=7"),
-        ({"num_attention_heads": 0}, "num_attention_heads=0: a whole number"),
-        ({"vocab_size": 97.0}, "vocab_size=97.0: a whole number"),
-        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5': a number above 0"),
-        ({"rope_theta": -1.0}, "rope_theta=-1.0: a number above 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0: must be a whole number"),
+        ({"vocab_size": 97.0}, "vocab_size=97.0: must be a whole number"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5': must be a number above 0"),
+        ({"rope_theta": -1.0}, "rope_theta=-1.0: must be a number above 0"),
     ],
 )
 def test_impossible_shapes_raise(changes: dict, words: str) -> None:
@@ -212,7 +214,7 @@ def test_fields_of_another_type_raise(field: str, value: object) -> None:
 
 
 def test_written_config_is_read_by_transformers_4() -> None:
-    """Which looks for the old names and would take RoPE's base to be 10,000 without them."""
+    """Version 4 reads the old names, and without them would assume a RoPE base of 10,000."""
     fields = config_to_hf(PRESETS["llama3.1-8b"])
     published = {name: LLAMA_3_1_8B[name] for name in ("rope_theta", "rope_scaling", "torch_dtype")}
     assert {name: fields[name] for name in published} == published

@@ -1,4 +1,4 @@
-"""Replies: greedy as transformers and PEFT, and independent of batches, neighbours and devices."""
+"""Replies equal those of transformers and PEFT, and do not depend on batches or devices."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def unstopped(params) -> list[list[int]]:
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("case", DECODE_CASES, ids=lambda case: case.name)
 def test_greedy_token_for_token(case: DecodeCase, source: str, tmp_path: Path) -> None:
-    """Prompts of 1 to 24 tokens in batches, theirs one at a time; both stop tokens happen."""
+    """Prompts of 1 to 24 tokens, in batches here, one at a time there; both stop tokens occur."""
     params, adapter = load(case.config, tmp_path), tmp_path / "adapter"
     if source == "live":
         theirs, _ = transformers_replies(case, adapter)
@@ -91,7 +91,7 @@ def test_greedy_token_for_token(case: DecodeCase, source: str, tmp_path: Path) -
 
 
 def test_embeddings_of_tokens_say_the_same_as_the_tokens(params) -> None:
-    """Each prompt has its own, before, inside and behind its tokens; to the bit."""
+    """Prompts in which some tokens are replaced by their embeddings get the same replies."""
     words = [[1, 2, 7], [8, 3, 4, 9, 10], [11] * 9 + [5, 6], [12, 13]]
     by_tokens = generate(BASE, params, words, DRAWN, NO_STOP, seed=3)
     table = params["embed"][jnp.arange(1, 7)]
@@ -105,7 +105,7 @@ def test_embeddings_of_tokens_say_the_same_as_the_tokens(params) -> None:
 
 @pytest.mark.parametrize("place", ["front", "inside"])
 def test_soft_prompts_as_in_a_plain_forward_on_embeddings(params, place: str) -> None:
-    """Random embeddings, other ones for each prompt: each new token is the most likely one after
+    """With random embeddings, different for each prompt, each new token is the most likely one of
     a plain forward over the whole sequence of embeddings."""
     random = np.random.default_rng(0)
     soft_ExD = random.normal(0, 0.3, (8, BASE.hidden_size)).astype(np.float32)
@@ -152,7 +152,7 @@ def test_soft_prompts_on_many_devices(params, devices) -> None:
 
 
 def test_bfloat16_takes_nearly_the_best_token(params) -> None:
-    """By the plain forward in bfloat16, which rounds otherwise."""
+    """Compared with a plain forward in bfloat16, whose rounding differs."""
     config, sampling = BASE.replace(dtype="bfloat16"), Sampling(NEW_TOKENS, 0.0)
     prompts = DECODE_CASES[1].prompts()
     replies = generate(config, params, prompts, sampling, NO_STOP)
@@ -191,7 +191,7 @@ def test_seed_and_id_change_replies(params, drawn) -> None:
 
 @pytest.mark.parametrize("model", [1, 2])
 def test_devices_change_nothing(params, drawn, devices, model: int) -> None:
-    """8 devices over the data axis; and 4, with heads and vocabulary over 2."""
+    """8 devices along the data axis; or 4, with heads and vocabulary split over 2."""
     mesh = make_mesh(devices, population=1, data=8 // model, model=model)
     placed = params if model == 1 else jax.device_put(params, param_shardings(BASE, mesh))
     assert generate(BASE, placed, PROMPTS, DRAWN, STOP, seed=3, mesh=mesh) == drawn

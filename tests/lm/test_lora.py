@@ -1,4 +1,4 @@
-"""LoRA: nothing at the start, merged as unmerged, the same logits as PEFT, files both ways."""
+"""LoRA: no change at first, merged equals attached, logits and files equal those of PEFT."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FROZEN = [[-0.598137, 3.350403, 1.505298, -2.132713], [-0.105838, -1.986367, 1.4
 
 
 def adapter_of(lora: LoraConfig) -> dict:
-    """Both matrices away from zero, by a formula that hangs on no random generator."""
+    """An adapter with both matrices away from zero, from a formula without random numbers."""
     leaves, tree = jax.tree.flatten(abstract_adapter(BASE, lora))
     wave = lambda x, i: 0.3 * np.sin(1.9 * np.arange(x.size) ** 1.05 + i)  # noqa: E731
     return tree.unflatten(
@@ -67,7 +67,7 @@ def logits(params) -> np.ndarray:
 
 
 def largest_difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Relative to the largest logit."""
+    """The largest difference, relative to the largest logit."""
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
@@ -96,7 +96,7 @@ def test_merged_equals_unmerged(params, lora):
 
 
 def test_gradients_reach_the_adapter_alone(params):
-    """And are those of the merged weights, by the chain rule: dL/dB = scale * A^T dL/dW."""
+    """They follow from those of the merged weights: dL/dB = scale * A^T dL/dW."""
     lora, adapter = SETTINGS[0], adapter_of(SETTINGS[0])
     loss = lambda p: jnp.mean(jnp.square(Llama(BASE).apply({"params": p}, TOKENS_BxT)))  # noqa: E731
     found = jax.grad(lambda a: loss(attach(params, a, lora)))(adapter)
@@ -154,7 +154,7 @@ def test_peft_gives_the_same_logits(folder, params, tmp_path, lora):
 
 
 def test_frozen_peft_logits(params):
-    """Without torch: the numbers it gave. A change means that the adapter is applied otherwise."""
+    """The numbers that torch gave. A change means that the adapter is applied differently."""
     lora = SETTINGS[0]
     found = logits(attach(params, adapter_of(lora), lora))[:, -1, :4]
     np.testing.assert_allclose(found, FROZEN, rtol=2e-4, atol=2e-4)
@@ -231,7 +231,7 @@ def test_unknown_targets_are_refused():
 
 
 def test_int8_kernels(params):
-    """Each weight within half a step of its scale; the model computes with the rounded ones."""
+    """Each weight is within half a step of its scale; the model uses the rounded weights."""
     small, rounded = quantize(BASE, params), dict(params)
     for part, name in [(p, n) for p in ("layers", "last") for n in AXES]:
         kernel = np.asarray(params[part][name])

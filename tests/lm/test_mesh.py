@@ -99,7 +99,7 @@ def test_what_is_refused(model, devices, chip_bytes, options, words) -> None:
 
 
 def test_bytes_are_those_of_the_shardings(devices) -> None:
-    """The table's arithmetic against what JAX would put on a device."""
+    """Bytes by the table of weights equal those that JAX would put on a device."""
     for model in model_axis_lengths(SMALL):
         shardings = param_shardings(SMALL, make_mesh(devices, model=model))
         shards = jax.tree.map(
@@ -130,8 +130,8 @@ def test_a_choice_uses_every_device_and_fits(devices, chip_gib, population, name
 
 
 def test_the_search_takes_its_share():
-    """70B in two parts was refused by the compiler at 96.95 of 95.74 GiB: a population of 4096 x
-    131,072 numbers stands beside the weights, several times over."""
+    """The compiler refused 70B in two parts at 96.95 of 95.74 GiB, because several copies of a
+    population of 4096 x 131,072 numbers are held beside the weights."""
     llama, chip = PRESETS["llama3-70b"], int(95.74 * 2**30)
     assert choose_mesh(llama, 128, chip, 4096).model == 2
     assert choose_mesh(llama, 128, chip, 4096, search_dims=131_072).model == 4

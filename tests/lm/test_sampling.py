@@ -1,4 +1,4 @@
-"""The kept logits are transformers'; draws follow their distribution."""
+"""The logits that are kept equal those of transformers; draws follow their distribution."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOGITS_BxV = (4 * np.random.RandomState(0).normal(size=(64, 50))).astype(np.floa
 
 
 def by_sorting(s: Sampling, logits_V: np.ndarray) -> np.ndarray:
-    """What the definitions say, for one row, in float64."""
+    """The logits kept by definition, for one row, in float64."""
     x = logits_V.astype(np.float64) / s.temperature
     order = np.argsort(-x)
     kept = order[: s.top_k or None]
@@ -50,7 +50,7 @@ if importlib.util.find_spec("torch") is not None:
 
     @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
     def test_kept_logits_equal_transformers(sampling: Sampling) -> None:
-        """By the processors that `generate` puts together from the same settings."""
+        """The logits kept by the processors that transformers uses for the same settings."""
         import torch
         from transformers import LogitsProcessorList, TemperatureLogitsWarper
         from transformers import TopKLogitsWarper as TopK

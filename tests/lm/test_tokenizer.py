@@ -15,7 +15,14 @@ from transformers import AutoTokenizer
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import PRESETS
-from jaxalign.lm.tokenizer import SPECIAL, Tokenizer, check_vocabulary, default_template
+from jaxalign.lm.tokenizer import (
+    BEGIN,
+    END,
+    TURN_END,
+    Tokenizer,
+    check_vocabulary,
+    default_template,
+)
 from jaxalign.pocket import MODEL_FOLDER
 
 CHAT = [
@@ -27,6 +34,7 @@ RENDERED = (
     "<|start_header_id|>user<|end_header_id|>\n\nHow important is it? 1, 2 or 3<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
+SPECIAL = (BEGIN, END, "<|start_header_id|>", "<|end_header_id|>", TURN_END)
 # Llama-3's way to cut text: words keep a space before them, numbers do not, up to three digits.
 CUT_LLAMA3 = r" ?[a-zA-Z]+|[0-9]{1,3}| ?[^\sa-zA-Z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?![^\s])|\s+"
 
@@ -39,7 +47,8 @@ def write_tokenizer(
     settings: dict | None = None,
     adds_bos: bool = True,
 ) -> Path:
-    """A byte-level BPE trained on `texts`; `cut` None: the plain GPT-2 way, " 1" is one piece."""
+    """A byte-level BPE trained on `texts`. With `cut` None, texts are split as for GPT-2, where
+    " 1" is one piece."""
     tokenizer = BackendTokenizer(models.BPE())
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cut is None)
     steps = [pre_tokenizers.Split(Regex(cut), "isolated")] if cut else []
@@ -68,7 +77,7 @@ def tokens(tmp_path: Path) -> Tokenizer:
 
 @pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "TokenizersBackend", None])
 def test_the_tokenizer_is_the_one_that_transformers_would_take(tmp_path: Path, name: str) -> None:
-    """Whether its class is written down, under either of its names, or found by `AutoTokenizer`."""
+    """Whether the folder states its class, under either name, or `AutoTokenizer` finds it."""
     for file in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         shutil.copy(MODEL_FOLDER / file, tmp_path)
     fields = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -85,7 +94,7 @@ def test_the_tokenizer_is_the_one_that_transformers_would_take(tmp_path: Path, n
 
 
 def test_reading_a_tokenizer_imports_no_torch() -> None:
-    """Nor every model's configuration: seconds of every start."""
+    """It does not import every model's configuration either, which would take seconds."""
     code = (
         "import sys; from jaxalign.lm.tokenizer import Tokenizer; from jaxalign.pocket import "
         "MODEL_FOLDER; Tokenizer.load(MODEL_FOLDER); print('torch' in sys.modules, "
@@ -102,7 +111,7 @@ def test_our_template_writes_llama3_conversations(tokens: Tokenizer) -> None:
 
 
 def test_chat_has_one_begin_of_text(tokens: Tokenizer) -> None:
-    """The tokenizer adds its own when asked to; the template has written one already."""
+    """The tokenizer would add a second one to the template's if it were asked to."""
     assert tokens.tokenizer("x")["input_ids"][0] == tokens.bos_id
     ids = tokens.encode_chat(CHAT)
     assert ids.count(tokens.bos_id) == 1
@@ -132,7 +141,7 @@ def test_split_needs_the_sentinel_once(tokens: Tokenizer, content: str) -> None:
 
 
 def test_options_as_llama3_writes_them(tokens: Tokenizer) -> None:
-    """A number is one token, and then a space before it, a second token, is left out."""
+    """If a number is one token, a space token followed by it is not counted as a spelling."""
     options = tokens.option_tokens([1, 2, 10])
     for code, spellings in zip([1, 2, 10], options, strict=True):
         number = tuple(tokens.encode(str(code)))
@@ -152,7 +161,7 @@ def test_options_where_a_space_belongs_to_the_number(tmp_path: Path) -> None:
 
 
 def test_options_of_several_tokens_are_made_comparable(tmp_path: Path) -> None:
-    """Digit by digit "1" begins "10": then every sequence ends with the end of turn."""
+    """Digit by digit, "1" is the beginning of "10", so every sequence gets the end of turn."""
     tokens = Tokenizer.load(write_tokenizer(tmp_path, texts=("none",)))
     one, ten = tokens.encode("1"), tokens.encode("10")
     assert ten == [*one, *tokens.encode("0")]
@@ -220,7 +229,7 @@ def test_own_template_of_the_folder_is_used(tmp_path: Path) -> None:
 
 
 def test_template_does_not_know_what_day_it_is(tmp_path: Path) -> None:
-    """Llama 3.2's template writes today's date where it is given none."""
+    """Without a date, the template of Llama 3.2 would write today's."""
     write_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(
         "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}"

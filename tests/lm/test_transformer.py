@@ -62,7 +62,7 @@ def frozen() -> dict[str, np.ndarray]:
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray, case: Case) -> float:
-    """Largest difference over real tokens, as a share of the largest logit."""
+    """The largest difference over real tokens, relative to the largest logit."""
     real = case.inputs()[2].astype(bool)
     return float(np.abs(ours - theirs)[real].max() / np.abs(theirs[real]).max())
 
@@ -85,8 +85,8 @@ def test_unrolled_equals_scanned(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gqa", "scaled_mqa_tied"])
 def test_bfloat16_is_as_close_as_bfloat16_is(name: str, tmp_path: Path) -> None:
-    """bfloat16 keeps 8 bits: three layers of it are a few percent off float32, in transformers as
-    here. Ours may be no further off than half as much again as theirs."""
+    """bfloat16 keeps 8 bits, so three layers differ from float32 by a few percent, in transformers
+    and here. Our error may be at most 1.5 times theirs."""
     case = next(case for case in CASES if case.name == name)
     off = difference(
         our_logits(case, tmp_path, dtype="bfloat16", param_dtype="bfloat16"), frozen()[name], case
@@ -98,7 +98,7 @@ def test_bfloat16_is_as_close_as_bfloat16_is(name: str, tmp_path: Path) -> None:
 
 
 def test_unequal_rows_equal_single_rows(tmp_path: Path) -> None:
-    """Padding changes nothing for the tokens beside it."""
+    """Padding does not change the logits of the tokens beside it."""
     case = next(case for case in CASES if case.name == "unequal")
     together = our_logits(case, tmp_path)
     params, model = load(case.config, tmp_path), Llama(case.config)
@@ -198,7 +198,7 @@ if HAS_TORCH:
     [("gpu", "bfloat16", "bf16"), ("gpu", "float32", "f32"), ("cpu", "bfloat16", "f32")],
 )
 def test_a_gpu_writes_products_in_the_dtype_that_is_read(platform, dtype, written, monkeypatch):
-    """Asked for float32 that is rounded afterwards, cuBLAS moves each result three times."""
+    """If float32 results were rounded afterwards, cuBLAS would move each of them three times."""
     x, w = jnp.ones((2, 4, 8), dtype), {"gate": jnp.ones((8, 16), dtype)}
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     text = jax.jit(lambda x, w: project(x, w, "gate")).lower(x, w).as_text()
@@ -209,7 +209,7 @@ def test_a_gpu_writes_products_in_the_dtype_that_is_read(platform, dtype, writte
 
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
 def test_every_product_of_a_float32_model_is_exact(dtype, precision):
-    """On a TPU or GPU, whose own float32 products are not; attention's among them."""
+    """On a TPU or GPU, where they are not exact by default; those of attention are included."""
     config = LlamaConfig(64, 32, 48, 2, 4, 2, 8, dtype=dtype, param_dtype=dtype)
     tokens = jnp.zeros((2, 7), jnp.int32)
     params = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))

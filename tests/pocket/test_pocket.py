@@ -1,4 +1,4 @@
-"""The pocket model and its society: the truth is exact, and the model behaves as it says."""
+"""The pocket model and its society: the truth is exact, and the model behaves as documented."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from jaxalign.lm.checkpoint import load_checkpoint
 from jaxalign.lm.config import LlamaConfig, read_config
-from jaxalign.lm.transformer import Llama, init_params, masked_attention, rope_tables
+from jaxalign.lm.transformer import Llama, masked_attention, rope_tables
+from jaxalign.lm.weights import init_params
 from jaxalign.pocket import MODEL_FOLDER, phrases, society
 from jaxalign.pocket.conversations import MIX, Shape, make_batch
 from jaxalign.pocket.corpus import Corpus, as_json, build_corpus, opening, user_turn
@@ -120,7 +121,7 @@ def test_training_loss_is_the_model_s_own(kind: str) -> None:
 
 
 def test_a_branch_reads_like_a_conversation_of_its_own() -> None:
-    """The answer in a shared row equals the one of the whole text alone."""
+    """The answer in a shared row equals that after the whole text alone."""
     tokens = corpus().tokenizer
     pair = corpus().groups["values"][0][:2]
     row = Row(256)
@@ -194,7 +195,7 @@ def test_folder_is_a_small_hugging_face_model() -> None:
 
 @pytest.mark.parametrize("survey", ["values", "held_out"])
 def test_unaware_answers_are_home_s(survey: str) -> None:
-    """Nearer to home than to any country far from it; the likes of the USA are neighbours."""
+    """They are nearer to home than to any country; neighbours of the USA are not compared."""
     questions = ordinal(corpus(), survey)
     got = answers(survey, [opening(None)])[0]
     distance = np.abs(got - true_answers(questions, society.home())).mean()

@@ -10,8 +10,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jaxalign.commands import soft_prompt
-from jaxalign.methods.soft_prompt.study import Config
+from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_directory
+from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.runs.checkpoints import check_owner, claim
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.core.errors import UserError
@@ -72,40 +72,40 @@ def test_directories_that_cannot_hold_checkpoints(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def begin(out: Path, config: Config) -> None:
+def begin(out: Path, config: Settings) -> None:
     """Do what a run does before its first checkpoint."""
-    place = soft_prompt.checkpoint_place(config, out)
+    place = checkpoint_directory(config, out)
     with Run.create(out, dataclasses.replace(config, checkpoints=place), {}, config.resume) as run:
         claim(place or out / "checkpoints", recorded_run(out)[0])
         run.log({"generation": 1})
 
 
 def test_another_run_does_not_continue_a_search(tmp_path):
-    begin(tmp_path / "a", Config(checkpoints=str(tmp_path / "kept")))
-    other = Config(checkpoints=str(tmp_path / "kept"), seed=1, resume=True)
+    begin(tmp_path / "a", Settings(checkpoints=str(tmp_path / "kept")))
+    other = Settings(checkpoints=str(tmp_path / "kept"), seed=1, resume=True)
     with pytest.raises(UserError, match="a new run needs an empty directory"):
         begin(tmp_path / "b", other)
-    begin(tmp_path / "b", Config(seed=1))
+    begin(tmp_path / "b", Settings(seed=1))
     with pytest.raises(UserError, match="is not this run's"):
         begin(tmp_path / "b", other)
 
 
 def test_a_resumed_run_finds_its_checkpoints(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    begin(Path("a"), Config(checkpoints="kept"))
+    begin(Path("a"), Settings(checkpoints="kept"))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    resumed = Config(resume=True)
-    assert soft_prompt.checkpoint_place(resumed, tmp_path / "a") == str(tmp_path / "kept")
+    resumed = Settings(resume=True)
+    assert checkpoint_directory(resumed, tmp_path / "a") == str(tmp_path / "kept")
     elsewhere = dataclasses.replace(resumed, checkpoints="nothing")
     with pytest.raises(UserError, match=f"began to keep them in {tmp_path}/kept"):
-        soft_prompt.checkpoint_place(elsewhere, tmp_path / "a")
+        checkpoint_directory(elsewhere, tmp_path / "a")
 
 
 def test_a_run_with_its_own_folder_may_be_moved(tmp_path):
-    begin(tmp_path / "a", Config())
+    begin(tmp_path / "a", Settings())
     (tmp_path / "a").rename(tmp_path / "b")
-    assert soft_prompt.checkpoint_place(Config(resume=True), tmp_path / "b") is None
+    assert checkpoint_directory(Settings(resume=True), tmp_path / "b") is None
     recorded = json.loads((tmp_path / "b" / "config.json").read_text("utf-8"))
     assert recorded["settings"]["checkpoints"] is None
 

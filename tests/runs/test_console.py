@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxalign.core.progress import Progress as Event
+from jaxalign.core.progress import Progress
 from jaxalign.runs.console import (
     Progress, enable_compilation_cache, main, print_table, progress_bars,
 )
@@ -210,47 +210,11 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_in_a_file_is_a_line_every_few_seconds() -> None:
-    file, clock = io.StringIO(), Clock()
-    with Progress(20, units_per_step=1000, file=file, clock=clock) as progress:
-        clock.now += 30  # compilation: no part of the rate
-        for done in range(1, 21):
-            clock.now += 2
-            progress.update(done, {"USA": f"{20 - done}.0 (median 40.1)", "CHN": "8.0"})
-    lines = file.getvalue().splitlines()
-    assert lines[0] == "generation 1/20  measuring  USA 19.0 (median 40.1)  CHN 8.0"
-    assert lines[1] == (
-        "generation 4/20  500 candidates/s  0:32 left  USA 16.0 (median 40.1)  CHN 8.0"
-    )
-    assert lines[-1].startswith("generation 20/20  500 candidates/s  0:00 left")
-    assert len(lines) == 8
-
-
-def test_progress_on_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    file, clock = Terminal(), Clock()
-    with Progress(200, start=100, file=file, clock=clock) as progress:
-        progress.update(110, {"USA": "12.3 (median 40.1)"})
-        clock.now += 10
-        progress.update(120, {"USA": "11.9 (median 39.0)"})
-    shown = file.getvalue()
-    for words in ("━", "generation 100/200", "compiling", "120/200", "1:20 left", "11.9 (median"):
-        assert words in shown
-
-
-def test_progress_can_be_quiet() -> None:
-    for file in (io.StringIO(), Terminal()):
-        with Progress(2, file=file, quiet=True) as progress:
-            progress.update(2)
-        assert file.getvalue() == ""
-
-
 def test_bars_in_a_file_are_a_line_every_few_seconds() -> None:
     file, clock = io.StringIO(), Clock()
     with progress_bars(file=file, clock=clock) as on_progress:
         event = functools.partial(
-            Event, "generation", total=20, unit="candidates", units_per_step=1000
+            Progress, "generation", total=20, unit="candidates", units_per_step=1000
         )
         on_progress(event(done=0))
         assert file.getvalue() == ""
@@ -273,11 +237,11 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     file, clock = Terminal(), Clock()
     with progress_bars(file=file, clock=clock) as on_progress:
-        on_progress(Event("generation", 100, 200))  # a resumed run
-        on_progress(Event("generation", 110, 200, fields={"USA": "12.3 (median 40.1)"}))
+        on_progress(Progress("generation", 100, 200))  # a resumed run
+        on_progress(Progress("generation", 110, 200, fields={"USA": "12.3 (median 40.1)"}))
         clock.now += 10
-        on_progress(Event("reply", 0, 7))  # within a generation
-        on_progress(Event("generation", 120, 200, fields={"USA": "11.9 (median 39.0)"}))
+        on_progress(Progress("reply", 0, 7))  # within a generation
+        on_progress(Progress("generation", 120, 200, fields={"USA": "11.9 (median 39.0)"}))
     shown = file.getvalue()
     for text in ("━", "generation 100/200", "compiling", "120/200", "1:20 left", "11.9 (median"):
         assert text in shown
@@ -288,11 +252,11 @@ def test_a_task_of_the_same_name_begins_anew() -> None:
     file, clock = io.StringIO(), Clock()
     with progress_bars(file=file, clock=clock, every_seconds=0.0) as on_progress:
         for _ in range(2):
-            on_progress(Event("reply", 0, 2))
+            on_progress(Progress("reply", 0, 2))
             clock.now += 100
             for done in (1, 2):
                 clock.now += 1
-                on_progress(Event("reply", done, 2))
+                on_progress(Progress("reply", done, 2))
     once = ["reply 1/2  measuring", "reply 2/2  1 steps/s  0:00 left"]
     assert file.getvalue().splitlines() == once * 2
 
@@ -300,11 +264,11 @@ def test_a_task_of_the_same_name_begins_anew() -> None:
 def test_bars_can_be_quiet_and_an_error_comes_through() -> None:
     for file in (io.StringIO(), Terminal()):
         with progress_bars(quiet=True, file=file) as on_progress:
-            on_progress(Event("step", 0, 2))
-            on_progress(Event("step", 2, 2))
+            on_progress(Progress("step", 0, 2))
+            on_progress(Progress("step", 2, 2))
         assert file.getvalue() == ""
     with pytest.raises(ZeroDivisionError), progress_bars(file=Terminal()) as on_progress:
-        on_progress(Event("step", 0, 2))
+        on_progress(Progress("step", 0, 2))
         raise ZeroDivisionError
 
 
@@ -320,8 +284,9 @@ def test_table_rounds_and_aligns() -> None:
 def test_square_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     """Topics, countries and paths of users may hold them; rich would fail on a stray [/tag]."""
     print_table("runs [/a]", ["topic [b]"], [["[bold]A[/bold]"], ["x [/tmp/m] y"]])
-    with Progress(1, every_seconds=0.0) as bar:
-        bar.update(1, {"a[/b]": "[red]"})
+    with progress_bars() as on_progress:
+        on_progress(Progress("step", 0, 1))
+        on_progress(Progress("step", 1, 1, fields={"a[/b]": "[red]"}))
     said = capsys.readouterr().out
     for text in ("runs [/a]", "topic [b]", "[bold]A[/bold]", "x [/tmp/m] y", "a[/b] [red]"):
         assert text in said

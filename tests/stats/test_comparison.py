@@ -30,8 +30,14 @@ def tables() -> Tables:
     truth /= truth.sum(-1, keepdims=True)
     truth[1, :5] = np.nan
     gold = np.where(np.isnan(truth[..., 0]), np.nan, np.nan_to_num(truth).argmax(-1))
-    return Tables(tuple("ABC"), truth, gold.astype(np.float32),
-                  (options_Q - 1).astype(np.float32), valid, np.arange(Q) % 4 != 0)  # fmt: skip
+    return Tables(
+        tuple("ABC"),
+        truth,
+        gold.astype(np.float32),
+        (options_Q - 1).astype(np.float32),
+        valid,
+        np.arange(Q) % 4 != 0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +72,7 @@ def one_by_one(tables: Tables, answers_Q: np.ndarray, c: int) -> dict[str, float
         "wasserstein": 1 - m.ordinal_wasserstein(p, q, valid)[ordinal].mean(),
         "js_divergence": 1 - m.jensen_shannon_divergence(p, q)[counts].mean(),
         "js_distance": 1 - m.jensen_shannon_distance(p, q)[counts].mean(),
-    }  # fmt: skip
+    }
 
 
 def test_point_values_are_the_metrics_themselves(tables, answers, found) -> None:
@@ -83,8 +89,9 @@ def test_point_values_are_the_metrics_themselves(tables, answers, found) -> None
 def test_means_and_differences_hang_together(found: Comparison) -> None:
     values = found.countries.mean
     np.testing.assert_allclose(found.country_mean.mean, values.mean(1), atol=1e-6)
-    np.testing.assert_allclose(found.mean_difference.mean, found.differences.mean.mean(1),
-                               atol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        found.mean_difference.mean, found.differences.mean.mean(1), atol=1e-6
+    )
     for part in found:
         assert (part.low <= part.mean + 1e-6).all()
         assert (part.mean <= part.high + 1e-6).all()
@@ -149,10 +156,13 @@ def test_nothing_answered_is_nan_and_leaves_the_others_alone(tables, answers) ->
 def test_the_order_of_items_does_not_matter(tables, answers, found) -> None:
     order = np.random.default_rng(4).permutation(Q)
     shuffled = dataclasses.replace(
-        tables, truth_CxQxO=tables.truth_CxQxO[:, order], gold_CxQ=tables.gold_CxQ[:, order],
-        range_Q=tables.range_Q[order], valid_QxO=tables.valid_QxO[order],
+        tables,
+        truth_CxQxO=tables.truth_CxQxO[:, order],
+        gold_CxQ=tables.gold_CxQ[:, order],
+        range_Q=tables.range_Q[order],
+        valid_QxO=tables.valid_QxO[order],
         ordinal_Q=tables.ordinal_Q[order],
-    )  # fmt: skip
+    )
     stats = item_stats(shuffled, answers[..., order])
     again = compare(stats, KEY, resamples=4000, block=500)
     np.testing.assert_allclose(again.countries.mean, found.countries.mean, atol=2e-6)

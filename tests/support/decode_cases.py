@@ -40,7 +40,7 @@ class DecodeCase:
         return [random.randint(0, self.config.vocab_size, n).tolist() for n in self.lengths]
 
     def soft_prompt(self) -> np.ndarray:
-        """float32 [M, D], as large as embeddings are."""
+        """A soft prompt float32 [M, D] of the size of embeddings."""
         shape = self.soft_tokens, self.config.hidden_size
         return _random(f"{self.name} soft").uniform(-0.4, 0.4, shape).astype(np.float32)
 
@@ -54,7 +54,7 @@ DECODE_CASES = [
 
 
 def lora_tensors(config: LlamaConfig) -> dict[str, np.ndarray]:
-    """A and B of every linear layer, both away from zero, by PEFT's names."""
+    """Return A and B of every linear layer by PEFT's names, both away from zero."""
     tensors = {}
     for layer in range(config.num_hidden_layers):
         for weight in (w for w in block_weights(config).values() if w.transposed):
@@ -67,7 +67,7 @@ def lora_tensors(config: LlamaConfig) -> dict[str, np.ndarray]:
 
 
 def write_lora(folder: Path, config: LlamaConfig) -> None:
-    """The folder that PEFT would write, without PEFT."""
+    """Write the folder that PEFT would write, without PEFT."""
     from safetensors.numpy import save_file
 
     modules = {w.hf_name.split(".")[-2] for w in block_weights(config).values() if w.transposed}
@@ -84,7 +84,7 @@ def write_lora(folder: Path, config: LlamaConfig) -> None:
 
 
 def peft_model(case: DecodeCase, folder: Path) -> Any:
-    """The case's torch model; with LoRA, wrapped by PEFT and its adapter saved to `folder`."""
+    """Return the case's torch model; with LoRA, save its adapter to `folder` as well."""
     import torch
 
     model = transformers_model(case.config, hf_weights(case.config), "float32")
@@ -111,8 +111,12 @@ def peft_model(case: DecodeCase, folder: Path) -> Any:
 
 
 def transformers_replies(case: DecodeCase, folder: Path) -> tuple[list[list[int]], float]:
-    """Greedy replies without their stop token, one prompt at a time, and the least distance of the
-    best from the second-best logit on the way."""
+    """Generate greedy replies with transformers, one prompt at a time.
+
+    Returns:
+        The replies without their stop token, and the smallest distance between the best and the
+        second-best logit.
+    """
     model, margins, replies = peft_model(case, folder), [], []
     for prompt in case.prompts():
         out = model.generate(

@@ -1,6 +1,6 @@
-"""Freeze the logits of transformers for `test_model_parity.py`. Needs torch; run from the root:
+"""Freeze the logits of transformers for `test_transformer.py`. Needs torch; run from the root:
 
-    python tests/make_parity_fixtures.py
+    python -m tests.support.make_parity_fixtures
 
 Run it again after a change of `parity_cases.py` only: the point of a frozen number is that it does
 not follow the code.

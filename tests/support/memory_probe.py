@@ -1,10 +1,10 @@
-"""Load a checkpoint in a fresh process and print how much anonymous memory that took.
+"""Load a checkpoint in a fresh process and print how much anonymous memory that takes.
 
-    python tests/memory_probe.py FOLDER DEVICES
+    python -m tests.support.memory_probe FOLDER DEVICES
 
-Prints JSON: `kept` bytes of the parameters on this host, `peak` anonymous bytes above what the
-process had before (RssAnon of /proc/self/status, sampled every millisecond; pages of the mapped
-file do not count).
+Prints JSON: `kept`, bytes of the parameters on this host, and `peak`, anonymous bytes beyond those
+that the process had before (RssAnon of /proc/self/status, sampled every millisecond; pages of the
+mapped file are not counted).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(folder: Path, devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
     config = read_config(folder, "bfloat16")
     shardings = param_shardings(config, make_mesh(model=devices))
-    jax.block_until_ready(jax.numpy.ones(8) + 1)  # what JAX takes for itself comes before
+    jax.block_until_ready(jax.numpy.ones(8) + 1)  # so that JAX's own memory is not counted
     before, seen, done = anonymous_bytes(), [0], threading.Event()
 
     def sample() -> None:

@@ -1,6 +1,6 @@
 """The small models and inputs that parity with transformers is tested on.
 
-Shared by `test_model_parity.py` and by `make_parity_fixtures.py`, which freezes the logits. Weights
+Shared by `test_transformer.py` and by `make_parity_fixtures.py`, which freezes the logits. Weights
 and tokens come from `numpy.random.RandomState`, whose stream never changes, so a fixture holds
 nothing but logits.
 """
@@ -35,8 +35,14 @@ SCALING = RopeScaling(8.0, 1.0, 4.0, 64)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """`lengths`: tokens of each row of 12; `left`: padding stands before them; `first`: position of
-    the first token; `stride`: of each next one (RoPE sees distances, so far needs both)."""
+    """Inputs of one comparison, in rows of 12.
+
+    Attributes:
+        lengths: Number of tokens in each row.
+        left: Whether padding stands before the tokens.
+        first: Position of the first token.
+        stride: Distance between positions. RoPE depends on distances, so far positions need both.
+    """
 
     name: str
     config: LlamaConfig
@@ -46,7 +52,7 @@ class Case:
     stride: int = 1
 
     def inputs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """tokens, positions and a 0/1 mask, int32 [B, 12]."""
+        """Return tokens, positions and a 0/1 mask, int32 [B, 12]."""
         width = 12
         shape = len(self.lengths), width
         tokens = _random(self.name).randint(0, self.config.vocab_size, shape)
@@ -86,7 +92,7 @@ CASES = [
 
 
 def hf_weights(config: LlamaConfig, seed: str = "weights") -> dict[str, np.ndarray]:
-    """Hugging Face tensors, float32, by name. Uniform values; norm scales around one."""
+    """Return float32 tensors by Hugging Face name: uniform values, norm scales around one."""
     outer, block = outer_weights(config), block_weights(config)
     shapes = {w.hf_name: w.hf_shape for w in outer.values()}
     for layer in range(config.num_hidden_layers):
@@ -96,7 +102,7 @@ def hf_weights(config: LlamaConfig, seed: str = "weights") -> dict[str, np.ndarr
 
 
 def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Of a size at which attention is far from uniform and logits are of order one."""
+    """Return the range of a weight: attention is then far from uniform, logits of order one."""
     values = _random(name).uniform(-1, 1, shape)
     scaled = 1 + 0.3 * values if len(shape) == 1 else values * 3 / np.sqrt(shape[-1])
     return scaled.astype(np.float32)
@@ -107,7 +113,7 @@ def _random(name: str) -> np.random.RandomState:
 
 
 def transformers_model(config: LlamaConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
-    """`LlamaForCausalLM` with these weights, attention written out (`eager`). Needs torch."""
+    """Return `LlamaForCausalLM` with these weights and `eager` attention. Needs torch."""
     import torch
     from transformers import LlamaConfig as HFConfig
     from transformers import LlamaForCausalLM
@@ -123,7 +129,7 @@ def transformers_model(config: LlamaConfig, weights: dict[str, np.ndarray], dtyp
 
 
 def transformers_logits(case: Case, dtype: str = "float32") -> np.ndarray:
-    """float32 [B, T, V]."""
+    """Return the logits of transformers, float32 [B, T, V]."""
     import torch
 
     tokens, positions, mask = (torch.from_numpy(a).long() for a in case.inputs())

@@ -1,5 +1,6 @@
-"""A job of several processes for `test_hosts`: read a model split over all devices, and say how
-much of it this process read.
+"""A job of several processes for `test_hosts`: read a model that is split over all devices.
+
+Each process writes how much of the model it has read.
 
     python read_job.py MODEL FOLDER    writes FOLDER/PROCESS.json
 """

@@ -1,4 +1,4 @@
-"""Made-up results in the shapes that the experiments write, for the report's tests."""
+"""Made-up results in the form that the commands write, for tests of the reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMPARED = ("before", "start", "permuted")
 
 
 def soft_prompt_sample(countries: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """`result.json` and the rows of `metrics.jsonl` of a soft-prompt run."""
+    """Return `result.json` and the rows of `metrics.jsonl` of a made-up soft-prompt run."""
     random = np.random.default_rng(0)
     matrix = random.uniform(0.5, 0.8, (len(countries),) * 2)
     result = {
@@ -26,25 +26,43 @@ def soft_prompt_sample(countries: Sequence[str]) -> tuple[dict[str, Any], list[d
             for c in countries
         },
         "held_out": {
-            "survey": "a survey", "simulated": True, "items": 80, "score": "a score",
-            "interval": "95 %", "matrix": matrix.tolist(),
+            "survey": "a survey",
+            "simulated": True,
+            "items": 80,
+            "score": "a score",
+            "interval": "95 %",
+            "matrix": matrix.tolist(),
             "permutation_test": {
-                "own": 0.7, "others": 0.6 if len(countries) > 1 else None, "p_value": 0.5,
-                "assignments": 2, "exhaustive": True,
+                "own": 0.7,
+                "others": 0.6 if len(countries) > 1 else None,
+                "p_value": 0.5,
+                "assignments": 2,
+                "exhaustive": True,
             },
         },
         "constants": [50.0] * 6,
         "dimensions": ["pdi", "idv", "mas", "uai", "lto", "ivr"],
-        "settings": {"model": None, "edition": "hofstede_2015", "anchor": [], "instrument": None,
-                     "countries": list(countries), "strategy.population": 64},
+        "settings": {
+            "model": None,
+            "edition": "hofstede_2015",
+            "anchor": [],
+            "instrument": None,
+            "countries": list(countries),
+            "strategy.population": 64,
+        },
         "facts": {"prompts": {"item": "{{ question }}\n| <b>", "persona": "x"}},
         "versions": {"python": "3.11"},
-    }  # fmt: skip
+    }
     metrics = [
-        {"generation": g, **{c: {"best": 99.0, "best_so_far": 80.0 / g,
-                                 "median": 160.0 / g if g > 1 else None} for c in countries}}
+        {
+            "generation": g,
+            **{
+                c: {"best": 99.0, "best_so_far": 80.0 / g, "median": 160.0 / g if g > 1 else None}
+                for c in countries
+            },
+        }
         for g in range(1, 31)
-    ]  # fmt: skip
+    ]
     return result, metrics
 
 
@@ -66,15 +84,17 @@ def interval(mean: float, half: float = 0.05) -> dict[str, float]:
 
 
 def analysis_sample(countries: Sequence[str], personas: int | None = None) -> dict[str, Any]:
-    """The analysis (`jaxalign.stats.analysis.analyse`) of `analysis_inputs`."""
+    """Return the analysis (`jaxalign.stats.analysis.analyse`) of `analysis_inputs`."""
     return analyse(*analysis_inputs(countries, personas), resamples=50)
 
 
 def analysis_inputs(
     countries: Sequence[str], personas: int | None = None
 ) -> tuple[Survey, dict[str, list[Responses]], list[Responses]]:
-    """A survey of `countries`, made-up answers of personas, and those without a persona. The first
-    `personas` countries, by default all but the last, have a persona."""
+    """Return a survey of `countries`, made-up answers of personas, and those without a persona.
+
+    The first `personas` countries, by default all but the last, have a persona.
+    """
     random = np.random.default_rng(0)
     items = [_item(i) for i in range(8)]
     distributions = {
@@ -97,7 +117,7 @@ def _item(i: int) -> Item:
 
 
 def _answers(random: np.random.Generator, survey: Survey) -> Responses:
-    """One answer is missing, another out of range."""
+    """Return random answers; one reply is unreadable, another names no option."""
     chosen = np.array([random.integers(len(i.options)) for i in survey.items])
     chosen[2:4] = UNREADABLE, OUT_OF_RANGE
     return Responses.from_positions(survey, ["-"], chosen[None, None])

@@ -1,10 +1,11 @@
-"""A job of several processes for `test_hosts_training` and `test_train_resume`: fine-tune two
-adapters, a small random Llama under them.
+"""A job of several processes for `test_hosts_training` and `test_train_resume`.
 
-python train_job.py OUT [DATA [MODEL]]    devices per axis of the mesh; DATA defaults to all
+It fine-tunes two adapters of a small random Llama:
 
-Writes OUT/metrics.jsonl, OUT/checkpoints, and last OUT/final.npz with every leaf of the state;
-prints "begin N" with the steps done before, and "step N" after each.
+    python train_job.py OUT [DATA [MODEL]]    devices per axis of the mesh; DATA defaults to all
+
+It writes OUT/metrics.jsonl, OUT/checkpoints, and at the end OUT/final.npz with every leaf of the
+state. It prints "begin N" with the number of steps already done, and "step N" after each step.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.core.errors import UserError
+from jaxalign.pocket import society
 from jaxalign.surveys.formats import read_survey
-from jaxalign.surveys.survey import Item, Survey, from_json, load, to_json
+from jaxalign.surveys.survey import Item, Survey, from_json, load, to_json, vsm
 from jaxalign.surveys.tables import make_tables
 
 GOOD: dict[str, Any] = {
@@ -335,3 +336,10 @@ def test_an_item_built_in_code_is_checked_too() -> None:
     item = Item("a", "?", ("x", "y"), (1, 2))
     with pytest.raises(dataclasses.FrozenInstanceError):
         item.id = "b"  # type: ignore[misc]
+
+
+def test_the_pocket_society_is_simulated_and_the_questionnaire_is_not() -> None:
+    assert society.held_out_survey().simulated
+    assert society.society_values_module().simulated
+    assert not vsm().simulated
+    assert society.society_values_module().items == vsm().items

@@ -10,7 +10,8 @@ from jaxalign.commands import write_questions
 from jaxalign.core.errors import UserError
 from jaxalign.methods.culturespa.inputs import read_inputs
 from jaxalign.methods.culturespa.settings import CultureSPASettings
-from jaxalign.methods.soft_prompt import study as soft_prompt
+from jaxalign.methods.soft_prompt.problem import read_problem
+from jaxalign.methods.soft_prompt.settings import Settings
 from tests.support.own_files import wvs_csv
 
 
@@ -29,4 +30,4 @@ def test_experiments_that_ask_a_model_refuse_it(codes_alone):
         write_questions.read_inputs(write_questions.Settings(survey=codes_alone))
     for parameter in ("held_out", "instrument"):
         with pytest.raises(UserError, match=message.replace("survey", parameter, 1)):
-            soft_prompt.read_study(soft_prompt.Config(**{parameter: codes_alone}))
+            read_problem(Settings(**{parameter: codes_alone}))

@@ -1,4 +1,4 @@
-"""Packing: every example once, in rows that are never too long, whatever the lengths."""
+"""Packing puts every example once into rows that are never too long."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxalign.training.packing import Example, answer_count, fill, pack
 
 @st.composite
 def examples(draw, longest=40):
-    """Up to 30 examples, each with tokens of its own."""
+    """Up to 30 examples with different tokens."""
     lengths = draw(st.lists(st.integers(2, longest), max_size=30))
     made = []
     for i, n in enumerate(lengths):
@@ -33,7 +33,7 @@ def test_every_example_once_and_no_row_too_long(some, row_length):
 @given(examples(), st.integers(40, 100))
 @settings(deadline=None)
 def test_best_fit_decreasing_is_within_its_bound(some, row_length):
-    """No two rows could be one, so more than half of all tokens computed are in use."""
+    """No two rows fit into one, so more than half of the computed tokens are used."""
     used = [sum(len(e.tokens) for e in row) for row in pack(some, row_length)]
     assert all(
         a + b > row_length for i, a in enumerate(used) for b in used[i + 1 :]
@@ -52,7 +52,7 @@ def test_rows_are_used_alike_in_any_order(some, row_length, random):
 @given(examples(), st.integers(40, 64))
 @settings(deadline=None)
 def test_arrays_say_what_the_examples_do(some, row_length):
-    """Segments, positions, targets and weights, read back into examples."""
+    """Read segments, positions, targets and weights back into examples."""
     rows = pack(some, row_length)
     answers = max(map(answer_count, rows), default=0)
     batch = fill(rows, len(rows) + 1, row_length, answers)

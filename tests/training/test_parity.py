@@ -1,5 +1,8 @@
-"""A few optimiser steps against PyTorch, transformers and PEFT: packed rows here, padded batches in
-two micro-batches there; and the same numbers frozen, for where torch is missing."""
+"""Optimiser steps equal those of PyTorch, transformers and PEFT.
+
+Here rows are packed; there batches are padded and split into two micro-batches. The same numbers
+are kept in this file for machines without torch.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ FROZEN = {
 
 
 def make_examples() -> list[Example]:
-    """24 of 5 to 30 tokens, 1 to 3 of them the answer."""
+    """24 examples of 5 to 30 tokens, 1 to 3 of which are the answer."""
     random = np.random.RandomState(5)
     lengths, answers = random.randint(5, 31, 24), random.randint(1, 4, 24)
     tokens = [tuple(random.randint(0, BASE.vocab_size, n).tolist()) for n in lengths]
@@ -57,7 +60,7 @@ def make_examples() -> list[Example]:
 
 
 def start_adapter() -> dict:
-    """Both matrices away from zero."""
+    """An adapter with both matrices away from zero."""
     leaves, tree = jax.tree.flatten(abstract_adapter(BASE, LORA))
     random = np.random.RandomState(6)
     return tree.unflatten(
@@ -74,8 +77,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 class Ours:
-    """Three steps: `metrics` of each, and the tensors by their Hugging Face or PEFT name after
-    the first and the last."""
+    """Our three steps: the `metrics` of each, and the tensors after each by their name in Hugging
+    Face or PEFT."""
 
     def __init__(self, method: str, folder: Path, scratch: Path):
         train = dataclasses.replace(TRAIN, method=method, epsilon=EPSILON[method])
@@ -139,7 +142,7 @@ if HAS_PEFT:
         return peft.PeftModel.from_pretrained(model, scratch, is_trainable=True)
 
     def padded(examples: list[Example]) -> dict:
-        """Right-padded ids, attention mask, and labels with -100 where nothing is scored."""
+        """Ids padded on the right, attention mask, and labels with -100 where nothing is scored."""
         width = max(len(e.tokens) for e in examples)
         ids, mask = np.zeros((2, len(examples), width), np.int64)
         labels = np.full((len(examples), width), -100)
@@ -160,7 +163,7 @@ if HAS_PEFT:
         return optimizer, rate, [p for _, p in named]
 
     def their_steps(method: str, folder: Path, scratch: Path, steps: list[list[Example]]):
-        """Per step (loss, gradient norm) and tensors by name."""
+        """Yield (loss, gradient norm) and tensors by name after each step."""
         model = their_model(method, folder, scratch).train()
         optimizer, rate, parameters = their_optimizer(method, model, len(steps))
         for examples in steps:
@@ -183,7 +186,7 @@ if HAS_PEFT:
     @pytest.mark.reference
     @pytest.mark.parametrize("method", ["lora", "full"])
     def test_steps_equal_those_of_torch(ours, folder, tmp_path, method):
-        """Every updated tensor within 1e-5 after one step and after three."""
+        """Every updated tensor differs by at most 1e-5 after each step."""
         mine = ours[method]
         steps = [mine.trainer.data.examples(step)[0] for step in range(3)]
         theirs = list(their_steps(method, folder, tmp_path, steps))
@@ -199,7 +202,7 @@ if HAS_PEFT:
         assert moved > 50e-5
 
     def their_gradients(folder: Path, dtype, examples: list[Example]) -> dict[str, np.ndarray]:
-        """Clipped gradients of all weights."""
+        """Return the clipped gradients of all weights."""
         model = their_model("full", folder, folder, dtype).train()
         model(**padded(examples)).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), TRAIN.clip)
@@ -207,8 +210,8 @@ if HAS_PEFT:
 
     @pytest.mark.reference
     def test_gradients_are_as_exact_as_those_of_torch(ours, folder):
-        """Both against float64. Where Adam at epsilon 1e-8 would take steps more than 1e-5 apart,
-        the gradients are no larger than what rounding leaves of them."""
+        """Both are compared with float64. Where the steps of Adam at epsilon 1e-8 would differ by
+        more than 1e-5, the gradients are no larger than their rounding errors."""
         mine, (examples,) = ours["full"].gradients, ours["full"].trainer.data.examples(0)
         single, exact = (
             their_gradients(folder, dtype, examples) for dtype in (torch.float32, torch.float64)

@@ -1,5 +1,5 @@
-"""Fine-tuning: packing and passes change nothing, an adapter trained beside others is the one
-trained alone, meshes agree, and the compiled step does no work for frozen weights."""
+"""Fine-tuning gives the same results packed or not, alone or beside others, and on any mesh; the
+compiled step does no work for frozen weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ DATA = {"USA": make_examples(1, 11), "CHN": make_examples(2, 5), "IND": make_exa
 
 
 def some_adapter() -> dict:
-    """Both matrices away from zero."""
+    """An adapter with both matrices away from zero."""
     leaves, tree = jax.tree.flatten(init_adapter(CONFIG, LORA, jax.random.key(7)))
     keys = jax.random.split(jax.random.key(8), len(leaves))
     return tree.unflatten(
@@ -73,7 +73,7 @@ def largest_difference(a, b) -> float:
 
 
 def test_the_loss_is_cross_entropy_of_the_answers():
-    """Against the logits of each example by itself, at every position."""
+    """Compared with the logits of each example alone, at every position."""
     expected = 0.0
     for e in DATA["USA"][:4]:
         logits = jax.jit(Llama(CONFIG).apply)({"params": PARAMS}, jnp.array([e.tokens]))[0]
@@ -85,7 +85,7 @@ def test_the_loss_is_cross_entropy_of_the_answers():
 
 
 def test_examples_in_a_row_do_not_see_each_other():
-    """A packed row's loss is the sum of its examples' own, whatever stands beside them."""
+    """The loss of a packed row is the sum of the losses of its examples alone."""
     alone = sum(packed_loss([e], 32) for e in DATA["CHN"])
     assert packed_loss(DATA["CHN"], 64) == pytest.approx(alone, rel=1e-5)
     assert packed_loss(DATA["CHN"] + DATA["IND"], 64) == pytest.approx(
@@ -129,7 +129,7 @@ def test_epochs_show_every_example_once_in_an_order_of_their_own():
 
 
 def test_the_frozen_order_of_an_epoch():
-    """The order is part of what a seed means: a change here breaks every recorded run."""
+    """The order is part of what a seed means: changing it would break every recorded run."""
     assert epoch_order(adapter_key(0, "USA"), 0, 8).tolist() == [6, 7, 4, 3, 2, 1, 0, 5]
 
 
@@ -143,7 +143,7 @@ def test_a_chosen_row_length_holds_the_longest_and_wastes_little():
 
 
 def train(names: tuple[str, ...], mesh, **changes):
-    """(adapters by name, rows of metrics)."""
+    """Return adapters by name, and the rows of metrics."""
     settings = dataclasses.replace(TRAIN, **changes)
     trainer = Trainer(CONFIG, settings, LORA, {name: DATA[name] for name in names}, mesh)
     rows: list[dict] = []
@@ -158,7 +158,7 @@ def side_by_side():
 
 
 def test_beside_others_an_adapter_becomes_what_it_does_alone(side_by_side):
-    """China has fewest examples: its adapter, moments and schedule stop after its own steps."""
+    """China has the fewest examples: its adapter, moments and schedule stop after two steps."""
     together, rows = side_by_side
     assert [sorted(row.keys() - {"step"}) for row in rows] == [
         ["CHN", "IND", "USA"],
@@ -175,7 +175,7 @@ def test_beside_others_an_adapter_becomes_what_it_does_alone(side_by_side):
 
 
 def test_an_adapter_that_has_finished_keeps_its_bits(side_by_side):
-    """Of three steps China takes two: stopping everything there gives the same bits."""
+    """China takes two of three steps: stopping everything after two gives the same bits."""
     mesh = make_mesh(jax.devices()[:1])
     trainer = Trainer(CONFIG, TRAIN, LORA, DATA, mesh)
     state = trainer.start(PARAMS)
@@ -190,7 +190,7 @@ def test_an_adapter_that_has_finished_keeps_its_bits(side_by_side):
 
 
 def test_rates_side_by_side_are_those_tried_alone():
-    """One program, the same examples: each adapter becomes what its rate makes of it alone."""
+    """In one program with the same examples, each adapter ends as if trained alone at its rate."""
     rates = {"low": 1e-4, "high": 3e-2}
     mesh = make_mesh(jax.devices()[:1])
     trainer = Trainer(CONFIG, TRAIN, LORA, dict.fromkeys(rates, DATA["CHN"]), mesh, rates)
@@ -216,7 +216,7 @@ def test_adapters_drawn_alike_differ_in_their_rate_alone():
 
 
 def held_out_rows(checkpoints=None, sizes=None, method="lora", **more) -> list[dict]:
-    """Rows of a run of 3 steps on China's examples that looks at the first six of India's."""
+    """Rows of a run of 3 steps on China's examples, with the first six of India's held out."""
     mesh = make_mesh(jax.devices()[:8] if sizes else jax.devices()[:1], **(sizes or {}))
     config = dataclasses.replace(TRAIN, method=method, batch=2)
     trainer = Trainer(CONFIG, config, LORA, {"CHN": DATA["CHN"]}, mesh)
@@ -229,7 +229,7 @@ def held_out_rows(checkpoints=None, sizes=None, method="lora", **more) -> list[d
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_held_out_loss_is_the_mean_over_answer_tokens(method):
-    """Before training an adapter changes nothing: the model's own loss, example by example."""
+    """Before training, an adapter changes nothing, so it is the loss of the model alone."""
     rows = held_out_rows(method=method)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     examples = DATA["IND"][:6]
@@ -241,7 +241,7 @@ def test_held_out_loss_is_the_mean_over_answer_tokens(method):
     assert len(set(looked[1:])) == 3, "the first step's rate may be 0, later ones change it"
 
 
-def test_a_run_that_was_stopped_looks_again_at_what_it_had_not_seen(tmp_path):
+def test_a_resumed_run_measures_held_out_examples_as_an_unbroken_one(tmp_path):
     whole, before = held_out_rows(), []
 
     def stop(row):
@@ -311,7 +311,7 @@ def test_bfloat16_keeps_float32_adapters():
 
 
 def test_adapters_train_on_weights_in_8_bits():
-    """The gradient is that on the same weights written out in float32."""
+    """The gradient equals that with the same rounded weights in float32."""
     small = quantize(CONFIG, PARAMS)
     written_out = dict(PARAMS)
     for part in ("layers", "last"):
@@ -334,13 +334,13 @@ def test_adapters_train_on_weights_in_8_bits():
 
 
 def _with_inputs(kernel: jax.Array, scale: jax.Array, part: str) -> tuple[int, ...]:
-    """A scale's shape with ones in place of the kernel's input axes."""
+    """The shape of a scale with ones in place of the kernel's input axes."""
     lead = 1 if part == "layers" else 0
     return (*scale.shape[:lead], *(1,) * (kernel.ndim - scale.ndim), *scale.shape[lead:])
 
 
 def test_bfloat16_gradients_are_products_in_bfloat16():
-    """Forward and backward, each accumulated in float32."""
+    """Forward and backward products accumulate in float32."""
 
     def loss(x, kernel):
         return jnp.sum(jnp.square(product("btd,df->btf", x, kernel)))
@@ -353,8 +353,8 @@ def test_bfloat16_gradients_are_products_in_bfloat16():
 
 
 def test_the_compiled_step_leaves_frozen_weights_alone():
-    """No product has the shape of a weight (its gradient would), no stack of weights is copied, and
-    the products with frozen weights see the tokens of both adapters at once."""
+    """No product has the shape of a weight (the weight's gradient would), no stack of weights is
+    copied, and products with frozen weights cover the tokens of both adapters at once."""
     config = LlamaConfig(97, 64, 160, 4, 4, 2, 16, dtype="float32", param_dtype="float32")
     step, arguments = train_program(
         config,
@@ -375,7 +375,7 @@ def test_the_compiled_step_leaves_frozen_weights_alone():
 
 
 def test_devices_share_the_work(devices):
-    """Eight devices of the data axis each do an eighth of the products with weights."""
+    """Each of eight devices along the data axis does an eighth of the products with weights."""
     config = CONFIG.replace(vocab_size=64)
 
     def flops(mesh) -> float:
@@ -387,7 +387,7 @@ def test_devices_share_the_work(devices):
 
 
 def test_the_loss_falls():
-    """On examples whose answer follows from their first token."""
+    """Trained on examples whose answer follows from their first token."""
     random = np.random.default_rng(0)
     examples = [
         Example((first, *random.integers(20, 60, 4).tolist(), 10 + first), 5)

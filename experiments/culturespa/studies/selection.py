@@ -30,10 +30,14 @@ from experiments.culturespa.studies.finished import (
     reopen,
 )
 from jaxalign.commands.reports.culturespa_plots import plot_selections
-from jaxalign.commands.reports.culturespa_tables import INTERVALS, mean_cells, show_differences
+from jaxalign.commands.reports.culturespa_tables import (
+    INTERVALS,
+    mean_cells,
+    show_differences,
+    title,
+)
 from jaxalign.core.files import write_json
 from jaxalign.core.progress import OnProgress
-from jaxalign.methods.base import METHODS
 from jaxalign.methods.culturespa.answer import BASE, ask, in_styles
 from jaxalign.methods.culturespa.fine_tune import ModelName
 from jaxalign.methods.culturespa.inputs import Experiment, Inputs
@@ -170,7 +174,7 @@ def show(finished: Finished, record: dict[str, Any]) -> None:
     """Print the scores by selection, and their paired differences."""
     rows = [
         [
-            METHODS[name].title if name in METHODS else name,
+            title(name),
             row["pairs"],
             *row["countries"].values(),
             *mean_cells(row),

@@ -8,30 +8,25 @@ the compiler made of it.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxalign.answering.cost import candidate_flops
-from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
+from jaxalign.answering.options import Kernel
 from jaxalign.answering.plan import Layout
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.generate import decode_program, padded_length
 from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.transformer import AXES
-from jaxalign.lm.weights import Params, abstract_params, block_weights, param_shardings
-from jaxalign.methods.soft_prompt.objective import Objective, make_fitness
-from jaxalign.methods.soft_prompt.space import SoftPromptConfig, Space
-from jaxalign.optim.evolve import make_evolution
+from jaxalign.lm.weights import block_weights
+from jaxalign.methods.soft_prompt.search import lower_search
+from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
-from jaxalign.runtime.sharding import DATA, MODEL, POPULATION, replicated
-from jaxalign.stats.vsm import Scorer
+from jaxalign.runtime.sharding import DATA, MODEL, POPULATION
 from jaxalign.training.data import Shape, TrainData, adapter_key
 from jaxalign.training.packing import Example
 from jaxalign.training.program import train_program
@@ -85,70 +80,28 @@ def lower_population(
         mesh: The mesh of described devices.
         kernel: The attention kernel.
     """
-    dims = prompt.dims(config.hidden_size)
-    fitness = make_fitness(config, "expected", chunk)
-    evolution = make_evolution(strategy, dims, fitness, mesh, [("USA", 0)])
     # A device evaluates its part of the population, rounded up to whole chunks.
     per_device = -(-strategy.population // mesh.shape[POPULATION])
     computed = -(-per_device // chunk) * chunk
     flops = candidate_flops(config, layout)
     counted = flops.total - (0 if kernel == "xla" else flops.attention)
-    objective = abstract_objective(config, layout, prompt, mesh, kernel)
+    lowered = lower_search(
+        config,
+        layout,
+        strategy,
+        prompt,
+        mesh,
+        chunk=chunk,
+        generations=_GENERATIONS,
+        kernel=kernel,
+    )
     return Program(
         name="population",
-        lowered=evolution.lower(_GENERATIONS, objective),
+        lowered=lowered,
         unit="generation",
         units=_GENERATIONS,
         loop_trips=1,  # the loop over countries
         formula_flops=computed * counted / mesh.shape[MODEL],
-    )
-
-
-def abstract_objective(
-    config: LlamaConfig, layout: Layout, prompt: SoftPromptConfig, mesh: Mesh, kernel: Kernel
-) -> Objective:
-    """Return what the fitness reads: weights split by the sharding table, all else replicated."""
-    whole = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
-    numbers = functools.partial(whole, dtype=jnp.float32)
-    Q, O = layout.sequences.shape[:2]  # noqa: E741
-    M, D, Z = prompt.length, config.hidden_size, prompt.projection_dims
-    return Objective(
-        interview=abstract_context(config, layout, mesh, kernel),
-        scorer=Scorer(
-            valid=whole((Q, O), jnp.bool_),
-            codes=numbers((Q, O)),
-            columns=whole((24,), jnp.int32),
-            constants=numbers((6,)),
-        ),
-        space=Space(
-            start=numbers((1, M, D)),
-            scale=numbers(()),
-            matrix=None if prompt.projection == "none" else numbers((Z, M, D)),
-        ),
-        target_Cx6=numbers((1, 6)),
-        used_6=whole((6,), jnp.bool_),
-        penalty=numbers(()),
-    )
-
-
-def abstract_context(
-    config: LlamaConfig, layout: Layout, mesh: Mesh, kernel: Kernel
-) -> PreparedItems:
-    """Return the shapes that `prepare_items` makes."""
-    params = abstract_weights(config, mesh)
-    shapes = jax.eval_shape(lambda params: prepare_items(config, params, layout, kernel), params)
-    context = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
-    )
-    return context.replace(params=params)
-
-
-def abstract_weights(config: LlamaConfig, mesh: Mesh) -> Params:
-    """Return the shape, dtype and sharding of every parameter."""
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        abstract_params(config),
-        param_shardings(config, mesh),
     )
 
 

@@ -15,8 +15,10 @@ from jaxalign.commands.reports.culturespa_plots import (
 )
 from jaxalign.commands.reports.culturespa_tables import (
     REPLY_COLUMNS,
+    difference_label,
     pair_count,
     reply_rows,
+    title,
     untrained_sentences,
 )
 from jaxalign.methods.base import METHODS
@@ -38,6 +40,7 @@ from jaxalign.report.document import (
 from jaxalign.report.drawing import Panel, drawings
 from jaxalign.report.palette import BLUE, INK, PURPLE, VERMILION
 from jaxalign.report.render import write_report
+from jaxalign.report.wording import joined, number
 from jaxalign.stats.alignment import LINES
 
 _ROW_KEYS = (
@@ -74,11 +77,11 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
         result: The content of `result.json`.
         out: The run's directory, which must hold `methods.png` and `selection.png`.
     """
-    survey = result["survey"]
+    survey, seeds = result["survey"], result["settings"]["seeds"]
     document = Document(
         title="CultureSPA: do a model's own answers bring it nearer to cultures?",
         summary=f"{len(result['settings']['countries'])} countries, {survey['items']} items of "
-        f"{survey['name']}, {result['settings']['seeds']} seeds.",
+        f"{survey['name']}, {seeds} {'seed' if seeds == 1 else 'seeds'}.",
         labels=(Note(_SIMULATED, "label"),) if survey["simulated"] else (),
         sections=(
             section("In short", Listing(statements(result), "Findings, in points of the score")),
@@ -96,33 +99,35 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
 
 def statements(result: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the differences that the paper's claims rest on, and the guard, as sentences."""
-    found = [_difference_sentence(name, d) for name, d in result["differences"].items()]
+    sentences = [_difference_sentence(name, d) for name, d in result["differences"].items()]
     limit = result["guard"]["limit"]
     for method, change in result["guard"]["change"].items():
         within = "within" if change["within"] else "not within"
-        found.append(
-            f"Guard, {method}: accuracy changes by {change['mean']:+.2f} points, {within} the "
+        points = number(change["mean"], 2, signed=True)
+        sentences.append(
+            f"Guard, {METHODS[method].label}: accuracy changes by {points} points, {within} the "
             f"limit of {limit:g}."
         )
-    found += untrained_sentences(result)
+    sentences += untrained_sentences(result)
     if leaky := result["survey"]["leaky"]:
-        found.append(
-            f"{', '.join(leaky)} read answers of the very survey they are tested on, as published; "
-            "with --examples leak_free they do not."
+        sentences.append(
+            f"{joined(METHODS[key].label for key in leaky)} read answers of the very survey they "
+            "are tested on, as published; with --examples leak_free they do not."
         )
-    return tuple(found)
+    return tuple(sentences)
 
 
 def _difference_sentence(name: str, difference: Mapping[str, Any]) -> str:
-    a, b = name.split("_minus_")
+    methods, verdict = difference_label(name), difference["verdict"]
     if difference["interval"] is None:
-        return f"{a} − {b}: {difference['verdict']}."
-    spans = [f"{difference['value']:+.2f} points"]
+        return f"{methods}: {verdict}."
+    spans = []
     for key, over in (("interval", "questions"), ("seed_interval", "seeds")):
         if difference[key] is not None:
-            low, high = difference[key]
-            spans.append(f"95 % over {over} {low:+.2f} to {high:+.2f}")
-    return f"{a} − {b}: {', '.join(spans)}: {difference['verdict']}."
+            low, high = (number(bound, 2, signed=True) for bound in difference[key])
+            spans.append(f"{low} to {high} over {over}")
+    points = number(difference["value"], 2, signed=True)
+    return f"{methods}: {points} points (95 %: {', '.join(spans)}). The first is {verdict}."
 
 
 def _over_questions(record: Mapping[str, Any]) -> Estimate:
@@ -140,7 +145,7 @@ def _methods(result: Mapping[str, Any], out: Path) -> Section:
     countries = result["settings"]["countries"]
     rows = tuple(
         (
-            METHODS[key].title,
+            title(key),
             *(record["countries"][country] for country in countries),
             _over_questions(record),
             _over_seeds(record),
@@ -164,7 +169,7 @@ def _methods(result: Mapping[str, Any], out: Path) -> Section:
         (*_ROW_KEYS, *(Key(words, color, style) for words, style, color in SHOWN_LINES.values())),
     )
     lines = tuple((LINES[name], line["mean"]) for name, line in result["lines"].items())
-    described = tuple((METHODS[key].title, METHODS[key].description) for key in result["methods"])
+    described = tuple((title(key), METHODS[key].description) for key in result["methods"])
     return section(
         "Scores",
         Text(
@@ -180,7 +185,7 @@ def _methods(result: Mapping[str, Any], out: Path) -> Section:
 
 def _differences(result: Mapping[str, Any]) -> Table:
     rows = tuple(
-        (name.replace("_minus_", " − "), _over_questions(d), _over_seeds(d), d["verdict"])
+        (difference_label(name), _over_questions(d), _over_seeds(d), d["verdict"])
         for name, d in result["differences"].items()
     )
     columns = ("Difference", "Points (over questions)", "Points (over seeds)", "The first is")
@@ -196,7 +201,7 @@ def _differences(result: Mapping[str, Any]) -> Table:
 def _selections(result: Mapping[str, Any], out: Path) -> Section:
     rows = tuple(
         (
-            METHODS[key].title,
+            title(key),
             pair_count(result, SELECTION_MODELS[key]),
             _over_questions(record),
             _over_seeds(record),
@@ -231,7 +236,7 @@ def _selections(result: Mapping[str, Any], out: Path) -> Section:
 def _guard(guard: Mapping[str, Any]) -> tuple[Text, Table]:
     rows = tuple(
         (
-            METHODS[key].title,
+            title(key),
             guard["before"],
             after["mean"],
             _over_seeds(guard["change"][key]) or guard["change"][key]["mean"],

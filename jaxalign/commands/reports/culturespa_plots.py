@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxalign.methods.base import METHODS, P1
+from jaxalign.commands.reports.culturespa_tables import title
+from jaxalign.methods.base import P1
 from jaxalign.report.palette import (
     BLUE,
     GREEN,
@@ -87,17 +88,13 @@ def draw_rows(axes: Axes, records: Mapping[str, Mapping[str, Any]]) -> None:
             axes.plot(record["by_seed"], seeds_y, "|", color=PURPLE, markersize=7)
         axes.plot(record["mean"], y, "o", color=INK, markersize=5, label="mean" if first else None)
     axes.plot([], [], color=VERMILION, linewidth=2, label="95 %, seeds")
-    axes.set_yticks(range(len(records)), [_title(key) for key in records])
+    axes.set_yticks(range(len(records)), [title(key) for key in records])
     axes.set_ylim(len(records) - 0.4, -0.6)
     axes.set_xlabel("cultural alignment score × 100, mean over countries", fontsize=9)
     axes.grid(axis="x", color=LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-
-
-def _title(key: str) -> str:
-    return METHODS[key].title if key in METHODS else key
 
 
 def save(figure: Figure, path: Path, legend: str | None = None) -> None:

@@ -27,7 +27,7 @@ def show_result(result: Mapping[str, Any]) -> None:
         f"Cultural alignment score × 100 ({kind})",
         ["method", *countries, "mean", *INTERVALS],
         [
-            [METHODS[key].title, *row["countries"].values(), *mean_cells(row)]
+            [title(key), *row["countries"].values(), *mean_cells(row)]
             for key, row in methods.items()
         ],
     )
@@ -35,7 +35,7 @@ def show_result(result: Mapping[str, Any]) -> None:
         "The joint model by how its training data were selected",
         ["selection", "pairs", "mean", *INTERVALS],
         [
-            [METHODS[key].title, pair_count(result, SELECTION_MODELS[key]), *mean_cells(row)]
+            [title(key), pair_count(result, SELECTION_MODELS[key]), *mean_cells(row)]
             for key, row in result["selection"].items()
         ],
     )
@@ -57,7 +57,7 @@ def show_differences(differences: Mapping[str, Mapping[str, Any]]) -> None:
     """Print paired differences between methods, by names such as "joint_minus_p1"."""
     rows = [
         [
-            name.replace("_minus_", " − "),
+            difference_label(name),
             row["value"],
             bounds(row["interval"], "+"),
             bounds(row["seed_interval"], "+"),
@@ -67,6 +67,17 @@ def show_differences(differences: Mapping[str, Mapping[str, Any]]) -> None:
     ]
     columns = ["difference", "points", *INTERVALS, "the first is"]
     print_table("Paired differences between methods", columns, rows)
+
+
+def title(key: str) -> str:
+    """Return a method's name in words; any other name, such as a study's, as it is."""
+    return METHODS[key].title if key in METHODS else key
+
+
+def difference_label(name: str) -> str:
+    """Return the short names of a difference's methods: "joint_minus_p1" -> "joint − P1"."""
+    keys = name.split("_minus_")
+    return " − ".join(METHODS[key].label if key in METHODS else key for key in keys)
 
 
 def mean_cells(record: Mapping[str, Any]) -> list[Any]:
@@ -81,20 +92,23 @@ def pair_count(result: Mapping[str, Any], model: str) -> int:
 
 def untrained_sentences(result: Mapping[str, Any]) -> list[str]:
     """Return a sentence on every method some of whose models fine-tuning left unchanged."""
-    why = "nothing was selected for it, or no step was taken"
-    return [
-        f"{method}: untrained ({why}), so it is in no table."
-        if untrained["all"]
-        else f"{method}: {', '.join(untrained['models'])} untrained ({why}); the unchanged model "
-        "is counted instead."
-        for method, untrained in result["untrained"].items()
-    ]
+    why = "untrained (nothing was selected, or no step was taken)"
+    sentences = []
+    for method, untrained in result["untrained"].items():
+        if untrained["all"]:
+            sentences.append(f"{title(method)}: {why}, so it is in no table.")
+        else:
+            models = ", ".join(untrained["models"])
+            sentences.append(
+                f"{title(method)}: {models} {why}; the unchanged model counts instead."
+            )
+    return sentences
 
 
 def reply_rows(result: Mapping[str, Any]) -> list[tuple[str, int, int, int]]:
     """Return, by method, the replies sampled and those that are not an answer."""
     return [
-        (METHODS[method].title, *(counts[key] for key in REPLY_COLUMNS))
+        (title(method), *(counts[key] for key in REPLY_COLUMNS))
         for method, counts in result["replies"].items()
         if counts["replies"]
     ]
@@ -112,7 +126,7 @@ def show_guard(guard: Mapping[str, Any]) -> None:
     """Print the accuracy of each method's models after fine-tuning, and how it changed."""
     rows = [
         [
-            METHODS[key].title,
+            title(key),
             after["mean"],
             guard["change"][key]["mean"],
             bounds(guard["change"][key]["seed_interval"], "+"),

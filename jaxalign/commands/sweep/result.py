@@ -1,14 +1,16 @@
-"""What a sweep reports: a row per model, strategy and prompt length, in a table and a picture.
+"""The result of a sweep: a row per model, strategy and prompt length, in a table and a picture.
 
-    reading                                      the one that was tuned
-    edition, dimensions, anchor                  of the published scores; what C was fitted on
+    reading                                      the reading that was tuned
+    edition, dimensions, anchor                  edition and dimensions of the published scores, and
+                                                 the countries that C was fitted on
     groups[].{model,strategy,prompt_length,cells,candidates}
     groups[].constants                           C by dimension (null: not used)
     groups[].{expected,most_likely}.{mean,seeds,low,high,countries}; .failed
 
-mean: of the cells' losses. seeds: standard deviation, over seeds, of the mean over countries; null
-for one seed. low and high: the easiest and the hardest country, each a mean over seeds. failed:
-cells whose loss is not finite, which the rest leaves out.
+`mean` is the mean of the cells' losses; `seeds` the standard deviation, over seeds, of the mean
+over countries (null for one seed); `low` and `high` the mean over seeds of the easiest and of the
+hardest country; `failed` the number of cells whose loss is not finite, which the other numbers
+leave out.
 """
 
 from __future__ import annotations
@@ -19,30 +21,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from jaxalign.commands.reports.soft_prompt_parts import constants_words
 from jaxalign.commands.sweep.plan import group_name
-from jaxalign.methods.soft_prompt.study import Config
+from jaxalign.methods.soft_prompt.result import reading_words
+from jaxalign.methods.soft_prompt.settings import Settings
+from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from jaxalign.runs import versions
 from jaxalign.runs.console import print_table
 from jaxalign.stats.vsm import READINGS
 from jaxalign.surveys.hofstede import DIMENSIONS
 
-# Okabe, Ito (2008), "Color Universal Design"; shapes differ as well.
+# Strategies differ by shape as well as by colour.
 _STYLES = (
-    ("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#56B4E9", "v"),
-    ("#D55E00", "P"), ("#000000", "X"),
-)  # fmt: skip
+    (BLUE, "o"),
+    (ORANGE, "s"),
+    (GREEN, "^"),
+    (PURPLE, "D"),
+    (SKY, "v"),
+    (VERMILION, "P"),
+    ("#000000", "X"),
+)
 
 
 def make_result(
     rows: Sequence[Mapping[str, Any]],
-    study: Config,
+    base_config: Settings,
     constants: Mapping[str, Sequence[float | None] | None],
 ) -> dict[str, Any]:
-    """All of `result.json` from the cells' records, in the order of the sweep, from what all cells
-    share, and from C by group's name."""
+    """Return the content of `result.json`.
+
+    Args:
+        rows: The cells' records, in the order of the sweep.
+        base_config: The settings that all cells share.
+        constants: C by dimension, for each group's name.
+    """
     groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
         key = row["model"], row["strategy"], row["prompt_length"]
@@ -62,16 +75,17 @@ def make_result(
         )
     return {
         "cells": len(rows),
-        "reading": study.reading,
-        "edition": study.edition,
+        "reading": base_config.reading,
+        "edition": base_config.edition,
         "dimensions": list(DIMENSIONS),
-        "anchor": list(study.anchor),
+        "anchor": list(base_config.anchor),
         "groups": entries,
         "versions": versions(),
     }
 
 
 def _spread(cells: Sequence[Mapping[str, Any]], reading: str) -> dict[str, Any]:
+    """Return mean and spread of the cells' losses in one reading."""
     losses = [(c["country"], c["seed"], c["loss"][reading]) for c in cells]
     finite = [loss for loss in losses if loss[2] is not None]
     by_country = _means((country, loss) for country, _, loss in finite)
@@ -87,31 +101,48 @@ def _spread(cells: Sequence[Mapping[str, Any]], reading: str) -> dict[str, Any]:
 
 
 def _means(pairs: Any) -> dict[Any, float]:
-    found: dict[Any, list[float]] = {}
+    """Return the mean value of each key, from pairs of key and value."""
+    by_key: dict[Any, list[float]] = {}
     for key, value in pairs:
-        found.setdefault(key, []).append(value)
-    return {key: statistics.fmean(values) for key, values in found.items()}
+        by_key.setdefault(key, []).append(value)
+    return {key: statistics.fmean(values) for key, values in by_key.items()}
 
 
 def show_result(result: Mapping[str, Any]) -> None:
-    """The table on the screen."""
+    """Print the table."""
     rows, reading = [], result["reading"]
     (other,) = set(READINGS) - {reading}
     for group in result["groups"]:
-        found = group[reading]
+        spread = group[reading]
         rows.append(
             [
-                group["model"], group["strategy"], group["prompt_length"], group["cells"],
-                found["mean"], found["seeds"], found["low"], found["high"],
-                group[other]["mean"], found["failed"],
+                group["model"],
+                group["strategy"],
+                group["prompt_length"],
+                group["cells"],
+                spread["mean"],
+                spread["seeds"],
+                spread["low"],
+                spread["high"],
+                group[other]["mean"],
+                spread["failed"],
             ]
-        )  # fmt: skip
+        )
     columns = (
-        "model", "strategy", "tokens", "cells", "mean loss", "± seeds", "easiest", "hardest",
-        _words(other), "failed",
-    )  # fmt: skip
+        "model",
+        "strategy",
+        "tokens",
+        "cells",
+        "mean loss",
+        "± seeds",
+        "easiest",
+        "hardest",
+        reading_words(other),
+        "failed",
+    )
     print_table(
-        f"Loss (sum of score differences; {_words(reading)} reading), easiest and hardest country",
+        f"Loss (sum of score differences; {reading_words(reading)} reading), easiest and hardest "
+        "country",
         columns,
         rows,
     )
@@ -120,20 +151,21 @@ def show_result(result: Mapping[str, Any]) -> None:
 
 
 def _constants(result: Mapping[str, Any], group: Mapping[str, Any]) -> str:
-    """C of a model, which all its strategies and prompt lengths have in common."""
+    """Return C of a model in words; all its strategies and prompt lengths share it."""
     if group["constants"] is None:
         return f"{group['model']}: C is not on record"
     settings = {"settings": {"anchor": result["anchor"]}}
     return f"{group['model']}: " + constants_words({**result, **group, **settings})
 
 
-def _words(reading: str) -> str:
-    return reading.replace("_", " ")
-
-
 def write_plot(path: Path, result: Mapping[str, Any]) -> None:
-    """PNG of mean loss over prompt length, a panel per model and a line per strategy; bars are the
-    standard deviation over seeds, thin lines reach from the easiest to the hardest country."""
+    """Draw the mean loss over the prompt length: a panel per model, a line per strategy.
+
+    Bars are the standard deviation over seeds; thin lines reach from the easiest to the hardest
+    country.
+    """
+    from matplotlib.figure import Figure
+
     models = list(dict.fromkeys(g["model"] for g in result["groups"]))
     strategies = list(dict.fromkeys(g["strategy"] for g in result["groups"]))
     lengths = sorted({g["prompt_length"] for g in result["groups"]})
@@ -158,7 +190,9 @@ def write_plot(path: Path, result: Mapping[str, Any]) -> None:
         "prompt tokens\n(bars: ± one deviation over seeds; thin lines: easiest to hardest country)",
         fontsize=10,
     )
-    figure.supylabel(f"loss: sum of score differences\n({_words(reading)} reading)", fontsize=11)
+    figure.supylabel(
+        f"loss: sum of score differences\n({reading_words(reading)} reading)", fontsize=11
+    )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False
@@ -169,7 +203,7 @@ def write_plot(path: Path, result: Mapping[str, Any]) -> None:
 def _draw(
     axes: Any, name: str, groups: Sequence[Mapping[str, Any]], x: Sequence[float], style: int
 ) -> None:
-    """One strategy's line, from its groups' `_spread`: losses that are not finite leave a gap."""
+    """Draw one strategy's line, from its groups' spreads; missing losses leave a gap."""
     color, marker = _STYLES[style % len(_STYLES)]
 
     def column(name: str) -> np.ndarray:
@@ -177,6 +211,12 @@ def _draw(
 
     axes.vlines(x, column("low"), column("high"), color=color, linewidth=1, alpha=0.5)
     axes.errorbar(
-        x, column("mean"), yerr=np.nan_to_num(column("seeds")), color=color, marker=marker,
-        capsize=4, linewidth=1.6, label=name,
-    )  # fmt: skip
+        x,
+        column("mean"),
+        yerr=np.nan_to_num(column("seeds")),
+        color=color,
+        marker=marker,
+        capsize=4,
+        linewidth=1.6,
+        label=name,
+    )

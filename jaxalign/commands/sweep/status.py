@@ -1,6 +1,6 @@
-"""How a sweep is getting on: a small file that the sweep keeps, and `--status`, which reads it.
+"""How far a sweep has come: a small file that the sweep keeps, and `--status`, which reads it.
 
-Reading takes no lock and starts no device, so it can be done from another terminal at any moment.
+Reading takes no lock and starts no device, so it can be done from another terminal at any time.
 """
 
 from __future__ import annotations
@@ -13,49 +13,61 @@ from typing import Any
 
 from jaxalign.commands.sweep.plan import Batch, Group
 from jaxalign.core.errors import UserError
+from jaxalign.core.progress import OnProgress, Progress, Speed
 from jaxalign.runs import MetricsFile, Run, recorded_run
-from jaxalign.runs.console import Progress
 
 CELLS, STATUS = "cells.jsonl", "status.json"
 
 
-class Board:
-    """The live line on the screen and `status.json`, told after every dispatch.
+class StatusBoard:
+    """The progress of a whole sweep, on the screen and in `status.json`.
 
-    Work is counted in GFLOP, which cells of unlike groups have in common.
+    Work is counted in GFLOP, a unit that cells of unlike groups have in common.
     """
 
-    def __init__(self, run: Run, cells: int, gflop: float, quiet: bool) -> None:
+    def __init__(self, run: Run, cells: int, gflop: float, on_progress: OnProgress) -> None:
+        """Start with no work done.
+
+        Args:
+            run: The sweep's run, whose directory has the file.
+            cells: Number of cells of the sweep.
+            gflop: Work that is left, in 1e9 operations.
+            on_progress: Called after each update.
+        """
         self._run, self._cells, self._gflop = run, cells, gflop
-        self._work = 0.0  # GFLOP done of the batches that are over
-        self.progress = Progress(
-            max(1, round(gflop)), step="GFLOP", unit="GFLOP", quiet=quiet, every_seconds=10
+        self._finished_gflop = 0.0  # of batches that are finished
+        self._speed, self._on_progress = Speed(), on_progress
+
+    def update(self, group: Group, batch: Batch, generation: int, done: int) -> None:
+        """Show that a batch has reached `generation`, and that `done` cells are recorded."""
+        gflop = self._finished_gflop + group.gflop(len(batch.entries), generation)
+        fields = {
+            "cells": f"{done}/{self._cells}",
+            "running": batch.label,
+            "generation": f"{generation}/{group.generations}",
+        }
+        total = max(1, round(self._gflop))
+        self._on_progress(Progress("GFLOP", round(gflop), total, "GFLOP", fields=fields))
+        self._speed.update(round(gflop))
+        speed = self._speed.per_second()
+        self._write(
+            {
+                "done": done,
+                "cells": self._cells,
+                "running": len(batch.cells),
+                "batch": batch.label,
+                "generation": generation,
+                "generations": group.generations,
+                "seconds_left": None if speed is None else (self._gflop - gflop) / speed,
+            }
         )
 
-    def tell(self, group: Group, batch: Batch, generation: int, done: int) -> None:
-        """`generation` of a batch is over, and `done` cells of the sweep are recorded."""
-        work = self._work + group.gflop(len(batch.entries), generation)
-        cells = {"done": done, "cells": self._cells}
-        running = {
-            "running": len(batch.cells), "batch": batch.shown,
-            "generation": generation, "generations": group.config.generations,
-        }  # fmt: skip
-        shown = {
-            "cells": f"{done}/{self._cells}",
-            "running": batch.shown,
-            "generation": f"{generation}/{group.config.generations}",
-        }
-        self.progress.update(round(work), shown)
-        rate = self.progress.steps_per_second()
-        left = None if rate is None else (self._gflop - work) / rate
-        self._write(cells | running | {"seconds_left": left})
-
-    def over(self, group: Group, batch: Batch) -> None:
-        """All cells of a batch are recorded."""
-        self._work += group.gflop(len(batch.entries))
+    def finish_batch(self, group: Group, batch: Batch) -> None:
+        """Count the work of a batch whose cells are all recorded."""
+        self._finished_gflop += group.gflop(len(batch.entries))
 
     def finish(self) -> None:
-        """All cells are recorded."""
+        """Record that the sweep is finished."""
         self._write({"done": self._cells, "cells": self._cells, "running": 0, "seconds_left": 0})
 
     def _write(self, fields: dict[str, Any]) -> None:
@@ -63,15 +75,19 @@ class Board:
 
 
 def show_status(out: Path, last: int = 5, clock: Callable[[], float] = time.time) -> None:
-    """Print what `out` says about its sweep. UserError where there is none."""
+    """Print how far the sweep in `out` has come, with its `last` finished cells.
+
+    Raises:
+        UserError: if there is no sweep.
+    """
     if not (out / "config.json").exists():
-        raise UserError(f"--out {out}: no sweep has begun there")
+        raise UserError(f"`out` {out}: no sweep has begun there")
     if "seeds" not in recorded_run(out)[1]:
-        raise UserError(f"--out {out}: holds a run of another program, not a sweep")
+        raise UserError(f"`out` {out}: holds a run of another program, not a sweep")
     rows = MetricsFile(out / CELLS, "cell").read()
-    status = _status(out / STATUS)
+    status = _read_status(out / STATUS)
     if status is None:
-        print(f"sweep {out}: no dispatch is over yet (loading and compiling); {len(rows)} cells")
+        print(f"sweep {out}: still loading and compiling; {len(rows)} cells done")
         return
     done, age = len(rows), max(0.0, clock() - status["updated"])
     running = min(status["running"], status["cells"] - done)
@@ -85,16 +101,18 @@ def show_status(out: Path, last: int = 5, clock: Callable[[], float] = time.time
         if running:
             print(f"  {status['batch']}, generation {status['generation']}/{status['generations']}")
         left = status["seconds_left"]
-        left = "unknown yet" if left is None else duration(max(0.0, left - age))
-        print(f"  time left {left}; last sign of life {duration(age)} ago")
-    settings = json.loads((out / "config.json").read_text("utf-8"))["settings"]
+        left = "not known yet" if left is None else duration(max(0.0, left - age))
+        print(f"  time left {left}; last updated {duration(age)} ago")
+    reading = recorded_run(out)[1]["base_config.reading"]
     for row in rows[-last:]:
-        print(f"  {row['id']}  loss {_number(row['loss'][settings['study.reading']])}")
+        print(f"  {row['id']}  loss {_number(row['loss'][reading])}")
 
 
-def _status(path: Path) -> dict[str, Any] | None:
-    """What the sweep last wrote; None before it has. The file is replaced whole, so what is there
-    can be read, unless someone else has written it."""
+def _read_status(path: Path) -> dict[str, Any] | None:
+    """Return what the sweep last wrote; None before it has written anything.
+
+    The file is replaced as a whole, so it can always be read, unless someone else has written it.
+    """
     try:
         fields = json.loads(path.read_text("utf-8"))
         if {"updated", "cells", "running", "seconds_left"} <= fields.keys():
@@ -103,7 +121,7 @@ def _status(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, AttributeError):
         pass
-    raise UserError(f"{path}: not a sweep's; delete it, the next dispatch writes it anew")
+    raise UserError(f"{path}: not written by a sweep; delete it, and the sweep writes it anew")
 
 
 def _number(value: float | None) -> str:
@@ -111,7 +129,7 @@ def _number(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """75 -> "1 min 15 s", 7300 -> "2 h 1 min"."""
+    """Return a duration in words: 75 -> "1 min 15 s", 7300 -> "2 h 1 min"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

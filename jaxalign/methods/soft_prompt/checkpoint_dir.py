@@ -1,4 +1,4 @@
-"""Where a run of `experiments.soft_prompt` keeps its checkpoints."""
+"""Where a soft-prompt run keeps its checkpoints."""
 
 from __future__ import annotations
 
@@ -7,32 +7,36 @@ from pathlib import Path
 import jax
 
 from jaxalign.core.errors import UserError
-from jaxalign.methods.soft_prompt.study import Config
+from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.runs import recorded_run
 from jaxalign.runs.checkpoints import check_owner, location
 from jaxalign.runtime.hosts import agreed_text
 
 
-def checkpoint_place(config: Config, out: Path) -> str | None:
-    """Where checkpoints go: as asked, or where the run began to keep them. None: its own folder.
+def checkpoint_directory(settings: Settings, out: Path) -> str | None:
+    """Return the directory of the run's checkpoints: as asked, or where the run began to keep them.
 
-    UserError for a place that is another run's, and for one without the checkpoints of a run that
-    has some: it would begin again and forget what it had.
+    None stands for the folder of the run itself.
+
+    Raises:
+        UserError: for another run's directory, and for one without the checkpoints of a run that
+            has some: the run would begin again and forget what it had.
     """
-    place = ""
+    directory = ""
     if jax.process_index() == 0:
-        name, settings = recorded_run(out)
-        kept = settings.get("checkpoints")
-        own = location(out / "checkpoints")
-        wanted = location(config.checkpoints or kept or own)
-        if wanted != own:
-            place = str(wanted)
-            if not check_owner(place, name) and _has_metrics(out):
+        run_id, recorded = recorded_run(out)
+        kept = recorded.get("checkpoints")
+        default = location(out / "checkpoints")
+        wanted = location(settings.checkpoints or kept or default)
+        if wanted != default:
+            directory = str(wanted)
+            if not check_owner(directory, run_id) and _has_metrics(out):
                 raise UserError(
-                    f"--checkpoints {place}: holds no checkpoints of the run in {out}, which began "
-                    f"to keep them in {kept or own}; give that, or another --out to begin again"
+                    f"`checkpoints` {directory}: holds no checkpoints of the run in {out}, which "
+                    f"began to keep them in {kept or default}; give that, or another `out` to "
+                    "begin again"
                 )
-    return agreed_text(place) or None
+    return agreed_text(directory) or None
 
 
 def _has_metrics(out: Path) -> bool:

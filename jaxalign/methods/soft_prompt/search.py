@@ -1,222 +1,492 @@
-"""The search of `experiments.soft_prompt` as one compiled program, and what it reads.
+"""The search for soft prompts: built once, compiled once, run with checkpoints.
 
-Chosen before it is compiled, printed and kept in the run's record: the mesh, how many prompts are
-computed at a time, the kernel of the attention. The last bits of results depend on the latter two,
-so a run that goes on keeps what it began with.
+`build_search` puts together what a search needs: the questions on the devices, the objective, the
+search space, the number of prompts computed at a time, and the compiled program. `Search.run`
+carries it through its generations, from its latest checkpoint if there is one. Everything that
+searches uses it: `run_soft_prompt`, the cells of a sweep, the plans of `jaxalign plan` and the
+scaling benchmark (the last two from shapes alone, with `lower_search`).
+
+The mesh, the number of prompts computed at a time and the kernel of the attention are chosen before
+anything is compiled. The last bits of results depend on the latter two, so a run records them, and
+a run that is resumed keeps them.
+
+Letters: C entry (a group under a seed), E member, Z search dimension, M prompt token, D model, Q
+item, O option.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxalign.answering.ask import ask_after_messages
 from jaxalign.answering.cost import padding_text, plan_report, plan_text
 from jaxalign.answering.kernel_choice import KERNEL_OPTIONS, choose_kernel
-from jaxalign.answering.options import Kernel, prepare_items
+from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
+from jaxalign.answering.plan import Layout
+from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.mesh import device_mesh
+from jaxalign.lm.model import LM
 from jaxalign.lm.quantize import quantize
-from jaxalign.lm.weights import Params
-from jaxalign.methods.prompting import ask, lead_in
-from jaxalign.methods.soft_prompt.objective import Objective, make_fitness
+from jaxalign.lm.weights import Params, abstract_params, param_shardings
+from jaxalign.methods.conditions import Persona
+from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
+from jaxalign.methods.soft_prompt.problem import Problem, start_text
 from jaxalign.methods.soft_prompt.space import (
+    SoftPromptConfig,
     Space,
-    country_key,
+    decode,
+    group_key,
+    initial_population,
     initial_prompt,
     make_space,
-    prompt_text,
 )
-from jaxalign.methods.soft_prompt.study import Config, Study
-from jaxalign.optim.evolve import Evolution, entries_of, make_evolution
-from jaxalign.optim.gradient import Descent, make_descent
+from jaxalign.optim.api import Optimizer
+from jaxalign.optim.evolve import Entry, Evolution, entries_of, make_evolution
+from jaxalign.runs import Run
+from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.hosts import agreed, agreed_choice
-from jaxalign.runtime.memory import busy_chunk, check_fits, fitting_chunk
+from jaxalign.runtime.memory import busy_chunk, fitting_chunk
 from jaxalign.runtime.sharding import MODEL, POPULATION, local_view, place_whole, replicated
+from jaxalign.stats.objectives import Objective
+from jaxalign.stats.objectives.vsm import VsmObjective
 from jaxalign.stats.vsm import Scorer, anchor_constants, make_scorer
-from jaxalign.surveys.hofstede import DIMENSIONS, country_name, targets
+from jaxalign.surveys.hofstede import DIMENSIONS, targets
+
+_log = logging.getLogger("jaxalign")
 
 
-def choose_mesh_here(config: Config, study: Study) -> jax.sharding.Mesh:
-    """The mesh that fits the model and the population, with its reason on the screen."""
-    mesh, choice = device_mesh(
-        study.llama,
-        len(config.countries) * config.strategy.population,
-        search_dims=config.prompt.dims(study.llama.hidden_size),
-        model_parallel=config.model_parallel,
-    )
-    print(choice.describe())
-    return mesh
-
-
-def in_int8(config: Config, study: Study, params: Params) -> Params:
-    """The weights in 8 bits; prints what that does to the plain model's option probabilities."""
-
-    def probabilities(params: Params) -> np.ndarray:
-        items = study.module.items
-        answers, _ = ask(study.llama, local_view(params), study.tokens, study.prompts, [[]], items)
-        return np.exp(answers[0])
-
-    before, params = probabilities(params), quantize(study.llama, params)
-    after = probabilities(params)
-    change = np.abs(after - before)
-    same = int((before.argmax(-1) == after.argmax(-1)).sum())
-    print(
-        f"int8 weights: option probabilities change by {change[before > 0].mean():.4f} on average "
-        f"and {change.max():.4f} at most; {same} of {len(before)} most likely answers stay"
-    )
-    return params
-
-
-def constants(config: Config, study: Study, params: Params) -> np.ndarray:
-    """C of each dimension, float32 [6]: as given, or anchored on the reference countries."""
-    if not config.anchor:
-        return np.full(len(DIMENSIONS), config.constant, np.float32)
-    lead_ins = [lead_in("persona", study.prompts, c, study.survey, ()) for c in config.anchor]
-    log_probs, _ = ask(
-        study.llama, params, study.tokens, study.prompts, lead_ins, study.module.items
-    )
-    published_Rx6, _ = targets(config.anchor, config.edition, config.dimensions)
-    raw_Rx6 = make_scorer(study.module).scores(log_probs)
-    found = np.asarray(anchor_constants(raw_Rx6, published_Rx6))
-    return np.where(study.used_6, found, 0.0).astype(np.float32)
-
-
-def search_space(config: Config, study: Study, params: Params) -> Space:
-    """The space around each country's start; `start` is [C, M, D]."""
-    table_VxD, starts = params["embed"], []
-    for country in config.countries:
-        text = study.tokens.encode(prompt_text(config.prompt, country_name(country)))
-        key = country_key(jax.random.key(config.seed), country)
-        starts.append(initial_prompt(config.prompt, table_VxD, text, key))
-    return make_space(config.prompt, jnp.stack(starts), table_VxD)
+# -- before anything is compiled --------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
-    """What the last bits of a search depend on besides its settings."""
+class ExecutionPlan:
+    """How a search is computed: what its last bits depend on besides its settings."""
 
     chunk: int  # prompts computed at a time, at most
     kernel: Kernel  # of the attention
-    fixed: bool  # the chunk may not be another one
+    fixed: bool  # whether no other chunk will do
 
 
-def choose_how(
-    config: Config,
-    study: Study,
-    mesh: jax.sharding.Mesh,
-    began: Mapping[str, Any],
-    searches: int | None = None,
-) -> How:
-    """As the run began (`began`: its facts, on process 0), as asked, or by measure. Says so.
+def choose_search_mesh(problem: Problem, candidates: int | None = None, prefix: str = "") -> Mesh:
+    """Choose the mesh that fits the model and the population.
 
-    `searches`: how many there are in all; default one a country. Needs no weights. UserError for a
-    kernel that this device lacks.
+    Args:
+        problem: What is searched.
+        candidates: Candidates per generation; default: those of one search per country.
+        prefix: Text before the reason that is logged.
     """
-    kept = agreed(began.get("chunk", 0))
-    chunk = kept or config.chunk
-    if not chunk:
-        candidates = (searches or len(config.countries)) * config.strategy.population
-        chunk = busy_chunk(study.layout.tokens_computed, jax.local_devices()[0].platform)
-        # More than all candidates would be padding anywhere. A device's share is no such bound: the
-        # last bits depend on the chunk, and may not depend on the number of devices.
-        chunk = min(chunk, 1 << (candidates - 1).bit_length())
-    asked = agreed_choice(KERNEL_OPTIONS, began.get("attention", config.attention))
-    choice = choose_kernel(study.llama, study.layout, chunk, mesh.shape[MODEL], asked)
-    if "attention" in began:
-        choice = dataclasses.replace(choice, reason="as this run began")
-    print(choice.describe())
-    return How(chunk, choice.kernel, fixed=kept > 0)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Control:
-    """The gradient control, see `make_descent`: where it starts, and its two programs."""
-
-    first: Descent
-    advance: Callable
-    finish: Callable
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Program:
-    """The compiled search, what it reads, and what its last bits depend on."""
-
-    evolution: Evolution
-    objective: Objective
-    control: Control | None  # None without gradient steps
-    facts: dict[str, Any]
-
-
-def build(
-    config: Config,
-    study: Study,
-    params: Params,
-    scorer: Scorer,
-    space: Space,
-    mesh: jax.sharding.Mesh,
-    how: How,
-) -> Program:
-    """The search on the mesh. UserError where it will not fit into memory."""
-    steps = min(config.save_every, config.generations)
-    objective = Objective(
-        interview=dataclasses.replace(
-            prepare_items(study.llama, local_view(params), study.layout, how.kernel), params=params
-        ),
-        scorer=scorer,
-        space=space,
-        target_Cx6=jnp.asarray(study.target_Cx6),
-        used_6=jnp.asarray(study.used_6),
-        penalty=jnp.float32(config.penalty),
+    settings, config = problem.settings, problem.model.config
+    mesh, choice = device_mesh(
+        config,
+        settings.candidates if candidates is None else candidates,
+        search_dims=settings.prompt.dims(config.hidden_size),
+        model_parallel=settings.model_parallel,
     )
-    objective = place_whole(objective, replicated(mesh))
+    _log.info("%s%s", prefix, choice.describe())
+    return mesh
+
+
+def choose_execution(
+    problem: Problem, mesh: Mesh, recorded: Mapping[str, Any], searches: int | None = None
+) -> ExecutionPlan:
+    """Choose the number of prompts computed at a time, and the kernel. Needs no weights.
+
+    Args:
+        problem: What is searched.
+        mesh: The devices.
+        recorded: Facts of the run that is resumed, whose choices are kept; empty for a new one.
+            Only process 0's counts.
+        searches: Number of searches in all; default: one per country.
+
+    Raises:
+        UserError: for a kernel that this device does not have.
+    """
+    settings = problem.settings
+    kept = agreed(recorded.get("chunk", 0))
+    chunk = kept or settings.chunk
+    if not chunk:
+        candidates = (searches or len(settings.countries)) * settings.strategy.population
+        chunk = busy_chunk(problem.layout.tokens_computed, jax.local_devices()[0].platform)
+        # More than all candidates would be padding anywhere. A device's share is no such bound: the
+        # last bits depend on the chunk, and must not depend on the number of devices.
+        chunk = min(chunk, 1 << (candidates - 1).bit_length())
+    wanted = agreed_choice(KERNEL_OPTIONS, recorded.get("attention", settings.attention))
+    config, model_devices = problem.model.config, mesh.shape[MODEL]
+    choice = choose_kernel(config, problem.layout, chunk, model_devices, wanted)
+    if "attention" in recorded:
+        choice = dataclasses.replace(choice, reason="as this run began")
+    _log.info(choice.describe())
+    return ExecutionPlan(chunk, choice.kernel, fixed=kept > 0)
+
+
+def store_in_int8(problem: Problem, lm: LM) -> LM:
+    """Store the linear layers in 8 bits; log what that does to the plain model's answers."""
+    config, items = problem.model.config, problem.tuned_survey.items
+
+    def probabilities(params: Params) -> np.ndarray:
+        tokenizer, prompts = problem.model.tokenizer, problem.prompts
+        params = local_view(params)
+        log_probs, _ = ask_after_messages(config, params, tokenizer, prompts, [[]], items)
+        return np.exp(log_probs[0])
+
+    before, params = probabilities(lm.params), quantize(config, lm.params)
+    after = probabilities(params)
+    change = np.abs(after - before)
+    same = int((before.argmax(-1) == after.argmax(-1)).sum())
+    _log.info(
+        f"int8 weights: option probabilities change by {change[before > 0].mean():.4f} on average "
+        f"and {change.max():.4f} at most; {same} of {len(before)} most likely answers stay"
+    )
+    return dataclasses.replace(lm, params=params)
+
+
+def score_constants(problem: Problem, lm: LM) -> np.ndarray:
+    """Return C of each dimension, float32 [6]: as given, or fitted on the reference countries."""
+    settings = problem.settings
+    if not settings.anchor:
+        return np.full(len(DIMENSIONS), settings.constant, np.float32)
+    personas = [Persona(country, problem.group_name(country)) for country in settings.anchor]
+    lead_ins = [persona.lead_in(problem.prompts) for persona in personas]
+    log_probs, _ = ask_after_messages(
+        lm.config,
+        local_view(lm.params),
+        lm.tokenizer,
+        problem.prompts,
+        lead_ins,
+        problem.tuned_survey.items,
+    )
+    published_Rx6, used_6 = targets(settings.anchor, settings.edition, settings.dimensions)
+    raw_Rx6 = make_scorer(problem.tuned_survey).scores(log_probs)
+    fitted_6 = np.asarray(anchor_constants(raw_Rx6, published_Rx6))
+    return np.where(used_6, fitted_6, 0.0).astype(np.float32)
+
+
+# -- the search -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a search found."""
+
+    best_CxZ: np.ndarray  # float32, each entry's best candidate
+    fitness_C: np.ndarray  # float32, the fitness of it
+    seconds: float  # spent on generations in this process, compilation included; 0 if none was left
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Search:
+    """A compiled search of C entries, and everything that it reads."""
+
+    problem: Problem
+    execution: ExecutionPlan
+    evolution: Evolution
+    inputs: FitnessInputs  # of these entries, on the devices
+    objective: Objective  # of all the problem's groups, on this process's first device
+    embed_VxD: jax.Array  # the model's embedding table, which prompts start from
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Group and seed of each entry."""
+        return self.evolution.entries
+
+    @property
+    def local_inputs(self) -> FitnessInputs:
+        """The inputs on this process's first device, for work that each process does itself."""
+        return local_view(self.inputs)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a run records of the search; a run that is resumed keeps it."""
+        execution = self.execution
+        return {
+            "search": self.evolution.settings,
+            "chunk": execution.chunk,
+            "attention": execution.kernel,
+        }
+
+    def for_entries(self, entries: Sequence[Entry]) -> Search:
+        """Return the same compiled programs for other entries, which must be as many as these."""
+        evolution = self.evolution.for_entries(entries)
+        starts_CxMxD = initial_prompts(self.problem, self.embed_VxD, entries)
+        space = dataclasses.replace(self.inputs.space, start=starts_CxMxD)
+        rows = [self.problem.settings.countries.index(group) for group, _ in entries]
+        inputs = self.inputs.replace(space=space, objective=self.objective.for_groups(rows))
+        inputs = place_whole(inputs, evolution.sharding)
+        return dataclasses.replace(self, evolution=evolution, inputs=inputs)
+
+    def first_generation(self) -> jax.Array:
+        """Return the initial populations, float32 [C, E, Z], each from its entry's own key."""
+        keys = [group_key(jax.random.key(seed), group) for group, seed in self.entries]
+        space, population = self.local_inputs.space, self.evolution.population
+        return jnp.stack([initial_population(space, key, population) for key in keys])
+
+    def run(
+        self,
+        checkpoints: Path | str | None = None,
+        *,
+        record: Run | None = None,
+        resume: bool = True,
+        save_last: bool = True,
+        on_progress: OnProgress = ignore,
+    ) -> Outcome:
+        """Run the search to its last generation.
+
+        Args:
+            checkpoints: Directory for a checkpoint per dispatch; None keeps none.
+            record: The run whose `metrics.jsonl` gets a line per generation.
+            resume: Whether to go on from the latest checkpoint, if there is one.
+            save_last: Whether the last generation is saved too, so that a run that is resumed
+                after its search need not repeat it.
+            on_progress: Called before the first dispatch and after each.
+        """
+        settings = self.problem.settings
+        with contextlib.ExitStack() as stack:
+            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints))
+            restored = bool(saved and resume and saved.steps)
+            if restored:
+                done, state = saved.restore(self.evolution.abstract_state())
+            else:
+                if record is not None and record.resumed and saved:
+                    _log.info(f"no checkpoint found in {saved.directory}; starting at generation 0")
+                done, state = 0, self.evolution.init(self.first_generation(), self.inputs)
+            if record is not None:
+                record.rewind(done if restored else -1)
+            started, first = time.monotonic(), done
+            on_progress(self._progress(done))
+            while done < settings.generations:
+                steps = min(settings.save_every, settings.generations - done)
+                state, metrics = self.evolution.run(state, steps, self.inputs)
+                metrics = jax.device_get(metrics)
+                # The metrics first: a checkpoint without its metrics could not be made up for.
+                if record is not None:
+                    _log_generations(record, self._labels, done, metrics)
+                done += steps
+                if saved and (save_last or done < settings.generations):
+                    saved.save(done, state)
+                on_progress(self._progress(done, metrics))
+        seconds = time.monotonic() - started
+        best_CxZ, fitness_C = jax.device_get((state.best_CxZ, state.best_fitness_C))
+        return Outcome(best_CxZ, fitness_C, seconds if done > first else 0.0)
+
+    def prompts(self, z_CxZ: jax.Array | np.ndarray) -> jax.Array:
+        """Return the soft prompt of one search vector per entry, float32 [C, M, D]."""
+        return jax.jit(decode)(self.local_inputs.space, jnp.asarray(z_CxZ)[:, None])[:, 0]
+
+    @property
+    def start_prompts(self) -> jax.Array:
+        """The prompts that the entries start from, float32 [C, M, D]."""
+        return self.local_inputs.space.start
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        """Names of the entries: their groups', with the seed where seeds differ."""
+        if len({seed for _, seed in self.entries}) == 1:
+            return tuple(group for group, _ in self.entries)
+        return tuple(f"{group} s{seed}" for group, seed in self.entries)
+
+    def _progress(self, done: int, metrics: Mapping[str, np.ndarray] | None = None) -> Progress:
+        fields = {}
+        if metrics is not None:
+            best_C, median_C = metrics["best_so_far"][-1], metrics["median"][-1]
+            fields = {
+                label: f"{best:.1f} (median {median:.1f})"
+                for label, best, median in zip(self._labels, best_C, median_C, strict=True)
+            }
+        return Progress(
+            "generation",
+            done,
+            self.problem.settings.generations,
+            unit="candidates",
+            units_per_step=len(self.entries) * self.evolution.population,
+            fields=fields,
+        )
+
+
+def build_search(
+    problem: Problem,
+    lm: LM,
+    execution: ExecutionPlan,
+    *,
+    entries: Sequence[Entry] | None = None,
+    objective: Objective | None = None,
+    prefix: str = "",
+    remedy: str = "split the weights over more devices (`model_parallel`), or store them with "
+    "`weights` int8",
+) -> Search:
+    """Build a search and compile it, to see whether it fits into memory.
+
+    Args:
+        problem: What is searched.
+        lm: The model, on the mesh.
+        execution: How it is computed; the chunk is halved until the program fits, unless fixed.
+        entries: Group and seed of each entry; default: each country under the settings' seed.
+        objective: The objective of all groups; default: the problem's, with C as given or fitted.
+        prefix: Text before each line that is logged.
+        remedy: What to do where the program does not fit, for the message.
+
+    Raises:
+        UserError: where the program does not fit into memory.
+    """
+    settings, mesh = problem.settings, lm.mesh
+    entries = entries_of(settings.countries, settings.seed) if entries is None else tuple(entries)
+    local = local_view(lm.params)  # for the small work that each process does by itself
+    if objective is None:
+        objective = problem.objective(score_constants(problem, lm))
+    starts_CxMxD = initial_prompts(problem, local["embed"], entries)
+    space = make_space(settings.prompt, starts_CxMxD, local["embed"])
+    items = prepare_items(lm.config, local, problem.layout, execution.kernel)
+    rows = [settings.countries.index(group) for group, _ in entries]
+    inputs = FitnessInputs(
+        items=dataclasses.replace(items, params=lm.params),
+        objective=objective.for_groups(rows),
+        space=space,
+        penalty=jnp.float32(settings.penalty),
+    )
+    inputs = place_whole(inputs, replicated(mesh))
+    steps = min(settings.save_every, settings.generations)
 
     @functools.cache  # so that what is compiled to see whether it fits is what runs
-    def search(chunk: int) -> Evolution:
-        fitness = make_fitness(study.llama, config.reading, chunk)
-        entries = entries_of(config.countries, config.seed)
-        return make_evolution(config.strategy, space.dims, fitness, mesh, entries)
+    def evolution(chunk: int) -> Evolution:
+        fitness = make_fitness(lm.config, chunk)
+        return make_evolution(settings.strategy, space.dims, fitness, mesh, entries)
 
     chunk, needed = fitting_chunk(
-        lambda chunk: search(chunk).lower(steps, objective).compile(),
-        how.chunk,
+        lambda chunk: evolution(chunk).lower(steps, inputs).compile(),
+        execution.chunk,
         jax.local_devices()[0],
-        "split the weights over more devices (--model-parallel), or store them in --weights int8",
-        how.fixed,
+        remedy,
+        execution.fixed,
     )
-    print(plan_text(plan_report(study.llama, study.layout, chunk)))
-    searches, population = len(config.countries), config.strategy.population
-    if padding := padding_text(searches, population, mesh.shape[POPULATION], chunk):
-        print(padding)
-    print(
+    lines = [
+        plan_text(plan_report(lm.config, problem.layout, chunk)),
+        padding_text(len(entries), settings.strategy.population, mesh.shape[POPULATION], chunk),
         f"{chunk} prompts at a time: a dispatch of {steps} generations needs "
-        f"{needed / 2**20:,.0f} MiB per device"
+        f"{needed / 2**20:,.0f} MiB per device",
+    ]
+    for line in filter(None, lines):
+        _log.info("%s%s", prefix, line)
+    return Search(
+        problem=problem,
+        execution=dataclasses.replace(execution, chunk=chunk),
+        evolution=evolution(chunk),
+        inputs=inputs,
+        objective=objective,
+        embed_VxD=local["embed"],
     )
-    control = make_control(config, study, local_view(objective)) if config.gradient_steps else None
-    facts = {"chunk": chunk, "attention": how.kernel}
-    return Program(search(chunk), objective, control, facts)
 
 
-STEPS_AT_A_TIME = 10  # of the gradient control, in a dispatch
+def initial_prompts(problem: Problem, embed_VxD: jax.Array, entries: Sequence[Entry]) -> jax.Array:
+    """Return the prompts that the entries start from, float32 [C, M, D].
+
+    Args:
+        problem: What is searched.
+        embed_VxD: The model's embedding table.
+        entries: Group and seed of each entry.
+    """
+    prompt, starts = problem.settings.prompt, []
+    for group, seed in entries:
+        text = problem.model.tokenizer.encode(start_text(problem, group))
+        key = group_key(jax.random.key(seed), group)
+        starts.append(initial_prompt(prompt, embed_VxD, text, key))
+    return jnp.stack(starts)
 
 
-def make_control(config: Config, study: Study, objective: Objective) -> Control:
-    """UserError where the control, which comes after the search, will not fit into memory."""
-    # Whatever --reading: most likely answers move in steps, their gradient is zero everywhere.
-    fitness = make_fitness(study.llama, "expected", chunk=1)
-    start, advance, finish = make_descent(fitness, config.gradient_steps, config.gradient_rate)
-    descent = start(len(config.countries), objective.space.dims)
-    # Placed like what `advance` returns, or the second dispatch would be compiled anew.
-    descent = jax.device_put(descent, objective.space.start.sharding)
-    steps = min(STEPS_AT_A_TIME, config.gradient_steps)
-    needed = check_fits(
-        advance.lower(descent, objective, steps).compile(),
-        jax.local_devices()[0],
-        "--gradient-steps 0 leaves the gradient control out",
+def _log_generations(
+    record: Run, labels: Sequence[str], done: int, metrics: Mapping[str, np.ndarray]
+) -> None:
+    """Log a line per generation; no clock readings, so that a resumed run's file is the same."""
+    for t in range(len(metrics["best"])):
+        row = {
+            label: {name: values[t, c] for name, values in metrics.items()}
+            for c, label in enumerate(labels)
+        }
+        record.log({"generation": done + t + 1, **row})
+
+
+# -- from shapes alone ------------------------------------------------------------------------
+
+
+def lower_search(
+    config: LlamaConfig,
+    layout: Layout,
+    optimizer: Optimizer,
+    prompt: SoftPromptConfig,
+    mesh: Mesh,
+    *,
+    chunk: int,
+    generations: int,
+    kernel: Kernel = "xla",
+) -> jax.stages.Lowered:
+    """Lower one dispatch of a search for one country, from shapes alone.
+
+    The mesh may be of devices that are only described. The fitness is the published one.
+    """
+    fitness, dims = make_fitness(config, chunk), prompt.dims(config.hidden_size)
+    evolution = make_evolution(optimizer, dims, fitness, mesh, [("USA", 0)])
+    return evolution.lower(generations, abstract_inputs(config, layout, prompt, mesh, kernel))
+
+
+def abstract_inputs(
+    config: LlamaConfig,
+    layout: Layout,
+    prompt: SoftPromptConfig,
+    mesh: Mesh,
+    kernel: Kernel = "xla",
+) -> FitnessInputs:
+    """Return what the fitness reads as `jax.ShapeDtypeStruct`s with their shardings.
+
+    Weights lie as the sharding table says, everything else whole on every device.
+    """
+    whole = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
+    floats = functools.partial(whole, dtype=jnp.float32)
+    Q, O = layout.sequences.shape[:2]  # noqa: E741
+    M, D, Z = prompt.length, config.hidden_size, prompt.projection_dims
+    return FitnessInputs(
+        items=abstract_items(config, layout, mesh, kernel),
+        objective=VsmObjective(
+            scorer=Scorer(
+                valid=whole((Q, O), jnp.bool_),
+                codes=floats((Q, O)),
+                columns=whole((24,), jnp.int32),
+                constants=floats((6,)),
+            ),
+            target_Cx6=floats((1, 6)),
+            used_6=whole((6,), jnp.bool_),
+            reading="expected",
+        ),
+        space=Space(
+            start=floats((1, M, D)),
+            scale=floats(()),
+            matrix=None if prompt.projection == "none" else floats((Z, M, D)),
+        ),
+        penalty=floats(()),
     )
-    print(f"gradient control: {needed / 2**20:,.0f} MiB per device")
-    return Control(descent, advance, finish)
+
+
+def abstract_items(
+    config: LlamaConfig, layout: Layout, mesh: Mesh, kernel: Kernel
+) -> PreparedItems:
+    """Return `prepare_items` of a layout in shapes."""
+    params = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract_params(config),
+        param_shardings(config, mesh),
+    )
+    shapes = jax.eval_shape(lambda params: prepare_items(config, params, layout, kernel), params)
+    items = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
+    )
+    return items.replace(params=params)

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.bench.evolve import first_coordinate
-from experiments.bench.scaling import SMALL, abstract_objective, lower_search, values_layout
+from experiments.bench.scaling import SMALL, lower_search, values_layout
 from jaxalign.answering.cost import candidate_flops, lower_bound
 from jaxalign.lm.weights import weight_tree
-from jaxalign.methods.soft_prompt.objective import make_fitness
+from jaxalign.methods.soft_prompt.fitness import make_fitness
+from jaxalign.methods.soft_prompt.search import abstract_inputs
+from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.evolve import make_evolution
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runtime.program_facts import ProgramFacts, read_program
@@ -75,10 +77,12 @@ def test_weights_are_arguments_once():
 @functools.cache
 def evaluation_temporaries(population: int) -> int:
     """Of decoding, answering and scoring alone."""
-    fitness = make_fitness(EXACT, "expected", CHUNK)
+    fitness = make_fitness(EXACT, CHUNK)
     candidates = jax.ShapeDtypeStruct((population, prompt_numbers()), jnp.float32)
-    country = jax.ShapeDtypeStruct((population,), jnp.int32)
-    lowered = jax.jit(fitness).lower(candidates, country, abstract_objective(EXACT, layout()))
+    entry = jax.ShapeDtypeStruct((population,), jnp.int32)
+    prompt = SoftPromptConfig(length=layout().prompt_length)
+    inputs = abstract_inputs(EXACT, layout(), prompt, make_mesh(jax.devices()[:1]))
+    lowered = jax.jit(fitness).lower(candidates, entry, inputs)
     return read_program(lowered.compile()).memory.temporaries
 
 

@@ -1,29 +1,36 @@
-"""How a search is computed: chosen once, and kept by a run that goes on."""
+"""How a search is computed: chosen once, compiled once, and kept by a run that is resumed."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from jaxalign.commands import soft_prompt
 from jaxalign.core.errors import UserError
-from jaxalign.lm.checkpoint import load_checkpoint, save_checkpoint
+from jaxalign.lm.checkpoint import save_checkpoint
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import init_params
-from jaxalign.methods.soft_prompt import search as program
-from jaxalign.methods.soft_prompt.objective import make_fitness
-from jaxalign.methods.soft_prompt.result import METHODS, Answers, make_result, show_result
-from jaxalign.methods.soft_prompt.search import How, build, choose_how, constants, search_space
+from jaxalign.methods.soft_prompt import control as control_module
+from jaxalign.methods.soft_prompt import search as module
+from jaxalign.methods.soft_prompt.control import make_control
+from jaxalign.methods.soft_prompt.fitness import make_fitness
+from jaxalign.methods.soft_prompt.problem import Problem, read_problem
+from jaxalign.methods.soft_prompt.search import (
+    ExecutionPlan,
+    build_search,
+    choose_execution,
+)
+from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
-from jaxalign.methods.soft_prompt.study import Config, read_study
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
-from jaxalign.runtime.sharding import local_view, make_mesh
-from jaxalign.stats.vsm import make_scorer
+from jaxalign.runtime.sharding import make_mesh
 
 TINY = LlamaConfig(
     1792, 16, 24, 2, 2, 1, 8, dtype="float32", param_dtype="float32", initializer_range=0.3
@@ -31,108 +38,143 @@ TINY = LlamaConfig(
 
 
 @pytest.fixture(scope="module")
-def study():
-    return read_study(Config())
-
-
-def test_a_new_run_takes_what_keeps_the_device_busy(study, capsys):
-    assert choose_how(Config(), study, make_mesh(), {}) == How(4, "xla", fixed=False)
-    assert "attention by xla: cpu has xla alone" in capsys.readouterr().out
-    assert choose_how(Config(chunk=3), study, make_mesh(), {}) == How(3, "xla", fixed=False)
-
-
-def test_a_default_chunk_is_no_larger_than_the_search(study, monkeypatch):
-    """More would be padding on any number of devices; a sweep has more searches than countries."""
-    strategy = Strategy("SNES", population=3)
-    config = Config(countries=("USA",), strategy=strategy)
-    monkeypatch.setattr(program, "busy_chunk", lambda *_: 64)
-    assert choose_how(config, study, make_mesh(), {}).chunk == 4
-    assert choose_how(config, study, make_mesh(), {}, searches=40).chunk == 64
-    assert choose_how(Config(), study, make_mesh(), {}).chunk == 64
-
-
-def test_a_run_that_goes_on_keeps_what_it_began_with(study, capsys):
-    began = {"chunk": 7, "attention": "xla", "model_sha256": "…"}
-    assert choose_how(Config(), study, make_mesh(), began) == How(7, "xla", fixed=True)
-    assert "attention by xla: as this run began" in capsys.readouterr().out
-
-
-def test_a_kernel_that_is_not_here_any_more_is_refused(study):
-    with pytest.raises(UserError, match="`attention` splash: cpu has xla alone"):
-        choose_how(Config(), study, make_mesh(), {"chunk": 7, "attention": "splash"})
-
-
-def test_asked_for_what_this_device_lacks(study):
-    with pytest.raises(UserError, match="`attention` pallas"):
-        choose_how(dataclasses.replace(Config(), attention="pallas"), study, make_mesh(), {})
-
-
-def test_the_gradient_control_tunes_what_has_a_gradient(tmp_path):
-    """The most likely reading moves in steps: its gradient is zero, and the control would stay."""
+def tiny(tmp_path_factory) -> Path:
+    """A model of two layers with the pocket model's tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(MODEL_FOLDER / name, tmp_path)
-    save_checkpoint(tmp_path, init_params(TINY, jax.random.key(0)), TINY)
+        shutil.copy(MODEL_FOLDER / name, folder)
+    save_checkpoint(folder, init_params(TINY, jax.random.key(0)), TINY)
+    return folder
+
+
+def tiny_settings(folder: Path, **changes) -> Settings:
+    return Settings(
+        **{
+            "model": folder,
+            "dtype": "float32",
+            "countries": ("USA",),
+            "prompt": SoftPromptConfig(length=2),
+            "icl_examples": 0,
+            "gradient_steps": 3,
+        }
+        | changes
+    )
+
+
+def load(settings: Settings) -> tuple[Problem, LM]:
+    problem = read_problem(settings)
+    return problem, load_model(problem.model, mesh=make_mesh())
+
+
+def choose(settings: Settings, recorded: dict | None = None, **options) -> ExecutionPlan:
+    return choose_execution(read_problem(settings), make_mesh(), recorded or {}, **options)
+
+
+def test_a_new_run_takes_what_keeps_the_device_busy(caplog):
+    caplog.set_level(logging.INFO, "jaxalign")
+    assert choose(Settings()) == ExecutionPlan(4, "xla", fixed=False)
+    assert "attention by xla: cpu has xla alone" in caplog.text
+    assert choose(Settings(chunk=3)) == ExecutionPlan(3, "xla", fixed=False)
+
+
+def test_a_default_chunk_is_no_larger_than_the_search(monkeypatch):
+    """More would be padding on any number of devices; a sweep has more searches than countries."""
+    settings = Settings(countries=("USA",), strategy=Strategy("SNES", population=3))
+    monkeypatch.setattr(module, "busy_chunk", lambda *_: 64)
+    assert choose(settings).chunk == 4
+    assert choose(settings, searches=40).chunk == 64
+    assert choose(Settings()).chunk == 64
+
+
+def test_a_resumed_run_keeps_what_it_began_with(caplog):
+    caplog.set_level(logging.INFO, "jaxalign")
+    recorded = {"chunk": 7, "attention": "xla", "model_sha256": "…"}
+    assert choose(Settings(), recorded) == ExecutionPlan(7, "xla", fixed=True)
+    assert "attention by xla: as this run began" in caplog.text
+
+
+def test_a_kernel_that_is_not_here_any_more_is_refused():
+    with pytest.raises(UserError, match="`attention` splash: cpu has xla alone"):
+        choose(Settings(), {"chunk": 7, "attention": "splash"})
+
+
+def test_asked_for_what_this_device_lacks():
+    with pytest.raises(UserError, match="`attention` pallas"):
+        choose(Settings(attention="pallas"))
+
+
+def test_the_gradient_control_tunes_what_has_a_gradient(tiny):
+    """The most likely reading moves in steps: its gradient is zero, and the control would stay."""
     found = {}
     for reading in ("expected", "most_likely"):
-        config = Config(
-            model=tmp_path, dtype="float32", countries=("USA",), prompt=SoftPromptConfig(length=2),
-            icl_examples=0, gradient_steps=3, reading=reading, quiet=True,
-        )  # fmt: skip
-        study, mesh = read_study(config), make_mesh()
-        params = load_checkpoint(tmp_path, study.llama)
-        scorer = make_scorer(study.module, constants(config, study, params))
-        space = search_space(config, study, params)
-        built = build(config, study, params, scorer, space, mesh, How(4, "xla", fixed=True))
-        own = local_view(built.objective)
-        found[reading] = np.asarray(soft_prompt.descend(config, built.control, own))
+        problem, lm = load(tiny_settings(tiny, reading=reading))
+        search = build_search(problem, lm, ExecutionPlan(4, "xla", fixed=True))
+        found[reading] = np.asarray(make_control(search).run())
     assert np.abs(found["most_likely"]).max() > 0
     np.testing.assert_array_equal(found["most_likely"], found["expected"])
 
 
-def test_what_was_compiled_to_see_whether_it_fits_is_what_runs(tmp_path, monkeypatch):
+def test_what_was_compiled_to_see_whether_it_fits_is_what_runs(tiny, monkeypatch):
     """Traced again, a search would be compiled again where there is no cache: minutes at 8B."""
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(MODEL_FOLDER / name, tmp_path)
-    save_checkpoint(tmp_path, init_params(TINY, jax.random.key(0)), TINY)
-    config = Config(
-        model=tmp_path, dtype="float32", countries=("USA",), prompt=SoftPromptConfig(length=2),
-        icl_examples=0, gradient_steps=3, strategy=Strategy(population=4), save_every=2, quiet=True,
-    )  # fmt: skip
     traced = []
 
     def counted(*arguments, **named):
         fitness = make_fitness(*arguments, **named)
         return lambda *values: traced.append(1) or fitness(*values)
 
-    monkeypatch.setattr(program, "make_fitness", counted)
-    study = read_study(config)
-    params = load_checkpoint(tmp_path, study.llama)
-    scorer = make_scorer(study.module, constants(config, study, params))
-    space = search_space(config, study, params)
-    built = build(config, study, params, scorer, space, make_mesh(), How(4, "xla", fixed=True))
-    state = built.evolution.init(soft_prompt.first_generation(config, space), built.objective)
-    own, before = local_view(built.objective), len(traced)
-    built.evolution.run(state, config.save_every, built.objective)
-    built.control.advance(built.control.first, own, config.gradient_steps)
+    monkeypatch.setattr(module, "make_fitness", counted)
+    monkeypatch.setattr(control_module, "make_fitness", counted)
+    problem, lm = load(tiny_settings(tiny, strategy=Strategy(population=4), save_every=2))
+    search = build_search(problem, lm, ExecutionPlan(4, "xla", fixed=True))
+    control = make_control(search)
+    state = search.evolution.init(search.first_generation(), search.inputs)
+    before = len(traced)
+    search.evolution.run(state, problem.settings.save_every, search.inputs)
+    control.advance(control.first, control.inputs, problem.settings.gradient_steps)
     assert len(traced) == before > 0
 
 
-def test_the_result_is_of_the_dimensions_and_the_reading_asked_for(capsys):
-    config = Config(countries=("USA",), dimensions=("pdi",), reading="most_likely", anchor=("DEU",))
-    study = read_study(config)
+def test_a_search_goes_on_from_its_checkpoint(tiny, tmp_path):
+    """Stopped after two of five generations, it ends with the bits of an unbroken search."""
+    settings = tiny_settings(
+        tiny, countries=("USA", "CHN"), strategy=Strategy(population=4), generations=5, save_every=2
+    )
+    problem, lm = load(settings)
+    search = build_search(problem, lm, ExecutionPlan(4, "xla", fixed=True))
+    events = []
+    unbroken = search.run(on_progress=events.append)
+    assert [event.done for event in events] == [0, 2, 4, 5]
+    assert events[0].units_per_step == 8
+    assert set(events[-1].fields) == {"USA", "CHN"}
 
-    def answers(instrument):
-        shape = 1, len(instrument.items), max(len(item.options) for item in instrument.items)
-        return Answers(np.zeros(shape, np.float32), np.ones(shape[:2], np.float32))
+    def stop(progress):
+        if progress.done == 2:
+            raise KeyboardInterrupt
 
-    module, held_out = (dict.fromkeys(METHODS, answers(i)) for i in (study.module, study.held_out))
-    scorer = make_scorer(study.module, np.float32([54, 0, 0, 0, 0, 0]))
-    survey, target_Cx6, used_6 = study.held_out, study.target_Cx6, study.used_6
-    found = make_result(config, study.facts(), scorer, target_Cx6, used_6, module, survey, held_out)
-    assert found["constants"] == [54.0, None, None, None, None, None]
-    found["countries"]["USA"]["tuned"] = {"expected": {"loss": 11.1}, "most_likely": {"loss": 77.7}}
-    show_result(found)
-    said = capsys.readouterr().out
-    assert "most likely reading" in said
-    assert "gradient (tuned expected)" in said
-    assert said.index("77.7") < said.index("11.1")
+    with pytest.raises(KeyboardInterrupt):
+        search.run(tmp_path / "checkpoints", on_progress=stop)
+    events.clear()
+    resumed = search.run(tmp_path / "checkpoints", on_progress=events.append)
+    assert [event.done for event in events] == [2, 4, 5]
+    np.testing.assert_array_equal(resumed.best_CxZ, unbroken.best_CxZ)
+    np.testing.assert_array_equal(resumed.fitness_C, unbroken.fitness_C)
+    # Everything is done: the last generation was saved too.
+    finished = search.run(tmp_path / "checkpoints")
+    assert finished.seconds == 0
+    np.testing.assert_array_equal(finished.best_CxZ, unbroken.best_CxZ)
+
+
+def test_other_entries_share_the_compiled_programs(tiny):
+    """What a sweep does with its batches: the same search for other countries and seeds."""
+    settings = tiny_settings(
+        tiny, countries=("USA", "CHN"), strategy=Strategy(population=4), generations=2
+    )
+    problem, lm = load(settings)
+    execution = ExecutionPlan(4, "xla", fixed=True)
+    search = build_search(problem, lm, execution, entries=[("USA", 0), ("USA", 1)])
+    search.run()
+    other = search.for_entries([("CHN", 0), ("USA", 0)]).run()
+    assert search.evolution.advance._cache_size() == 1
+    wanted = build_search(problem, lm, execution).run()
+    np.testing.assert_array_equal(other.best_CxZ[::-1], wanted.best_CxZ)
+    assert dataclasses.asdict(execution) == {"chunk": 4, "kernel": "xla", "fixed": True}

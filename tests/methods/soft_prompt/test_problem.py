@@ -1,4 +1,4 @@
-"""What `experiments.soft_prompt` refuses, in one line, before the weights are read."""
+"""What a soft-prompt run refuses, in one line, before the weights are read."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 
 from jaxalign.core.errors import UserError
+from jaxalign.methods.soft_prompt.problem import check_comparison, file_names, read_problem
+from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
-from jaxalign.methods.soft_prompt.study import Config, check_comparison, read_study
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.surveys.survey import to_json, vsm
 from tests.support.own_files import own_csv
 
 
-def refusal(config: Config) -> str:
+def refusal(settings: Settings) -> str:
     with pytest.raises(UserError) as error:
-        check_comparison(config, read_study(config))
+        check_comparison(read_problem(settings))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -28,24 +29,24 @@ def refusal(config: Config) -> str:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"icl_examples": -1}, "--icl-examples -1"),
-        ({"gradient_steps": -1}, "--gradient-steps -1"),
-        ({"seed": -1}, "--seed -1"),
-        ({"penalty": float("nan")}, "--penalty nan"),
-        ({"gradient_rate": float("nan")}, "--gradient-rate nan"),
+        ({"icl_examples": -1}, "`icl_examples` -1"),
+        ({"gradient_steps": -1}, "`gradient_steps` -1"),
+        ({"seed": -1}, "`seed` -1"),
+        ({"penalty": float("nan")}, "`penalty` nan"),
+        ({"gradient_rate": float("nan")}, "`gradient_rate` nan"),
         ({"constant": float("inf")}, "C must be finite"),
-        ({"countries": ()}, "--countries: give one or more"),
-        ({"countries": ("USA", "CHN", "USA")}, "--countries USA CHN USA: give each once"),
+        ({"countries": ()}, "`countries`: give one or more"),
+        ({"countries": ("USA", "CHN", "USA")}, "`countries` USA CHN USA: give each once"),
         ({"strategy": Strategy("SNES", options=(("std_init", float("nan")),))}, "std_init = nan"),
         ({"strategy": Strategy("SNES", options=(("speed", 1.0),))}, "no option 'speed'"),
-        ({"strategy": Strategy("Open_ES", population=7)}, "population 7"),
+        ({"strategy": Strategy("Open_ES", population=7)}, "`population` 7"),
         ({"prompt": SoftPromptConfig(length=5000)}, "max_position_embeddings=4096"),
-        ({"icl_examples": 81}, "--icl-examples 81"),
+        ({"icl_examples": 81}, "`icl_examples` 81"),
         ({"icl_examples": 82}, "none is left to be held out"),
     ],
 )
 def test_settings_that_no_run_survives(change, said):
-    assert said in refusal(dataclasses.replace(Config(), **change))
+    assert said in refusal(dataclasses.replace(Settings(), **change))
 
 
 def survey_where_china_answered(items: set[str], path: Path) -> Path:
@@ -61,8 +62,8 @@ def test_a_country_without_held_out_answers(count, tmp_path):
     """Found out after the search, it would cost the whole run."""
     answered = {item.id for item in held_out_survey().items[:count]}
     path = survey_where_china_answered(answered, tmp_path / "survey.json")
-    said = refusal(dataclasses.replace(Config(), held_out=path, icl_examples=count))
-    assert f"--icl-examples {count}" in said
+    said = refusal(dataclasses.replace(Settings(), held_out=path, icl_examples=count))
+    assert f"`icl_examples` {count}" in said
     assert "no item that CHN answered" in said
 
 
@@ -75,14 +76,14 @@ def module_with(path: Path, **changes) -> Path:
 
 def test_a_question_longer_than_the_model_reads(tmp_path):
     path = module_with(tmp_path / "long.json", text="word " * 5000)
-    assert "max_position_embeddings=4096" in refusal(Config(instrument=path))
+    assert "max_position_embeddings=4096" in refusal(Settings(instrument=path))
 
 
 def test_a_code_beyond_float32(tmp_path):
     survey = to_json(held_out_survey())
     survey["items"][0]["options"][-1]["code"] = 10**400
     (tmp_path / "huge.json").write_text(json.dumps(survey))
-    assert "has code 1000000" in refusal(Config(held_out=tmp_path / "huge.json"))
+    assert "has code 1000000" in refusal(Settings(held_out=tmp_path / "huge.json"))
 
 
 @pytest.mark.parametrize(
@@ -90,37 +91,37 @@ def test_a_code_beyond_float32(tmp_path):
 )
 def test_own_prompt_texts(text, said, tmp_path):
     (tmp_path / "item.jinja").write_bytes(text)
-    assert said in refusal(Config(prompts=tmp_path))
+    assert said in refusal(Settings(prompts=tmp_path))
 
 
 def test_held_out_in_a_csv_of_ones_own_comes_with_its_shares(tmp_path):
     files = own_csv(tmp_path, ("USA", "CHN", "NGA"))
-    config = Config(held_out=files["survey"], icl_examples=1, countries=("USA", "CHN"))
+    settings = Settings(held_out=files["survey"], icl_examples=1, countries=("USA", "CHN"))
     shares = files["distributions"]
-    study = read_study(dataclasses.replace(config, held_out_distributions=shares))
-    check_comparison(config, study)
-    assert set(study.survey.distributions) == {"USA", "CHN", "NGA"}
-    assert (len(study.held_out.items), len(study.examples)) == (2, 1)
-    assert "`held_out_distributions`" in refusal(config)
-    alone = Config(held_out_distributions=shares)
-    assert "shares.csv: goes with a --held-out of your own" in refusal(alone)
+    problem = read_problem(dataclasses.replace(settings, held_out_distributions=shares))
+    check_comparison(problem)
+    assert set(problem.answered_survey.distributions) == {"USA", "CHN", "NGA"}
+    assert (len(problem.held_out_survey.items), len(problem.examples)) == (2, 1)
+    assert "`held_out_distributions`" in refusal(settings)
+    alone = Settings(held_out_distributions=shares)
+    assert "shares.csv: only used with a `held_out` of your own" in refusal(alone)
 
 
 @pytest.mark.user_data
 def test_the_world_values_survey_as_released_with_culturespa_is_held_out():
     folder = Path(os.environ["JAXALIGN_CULTURESPA_DATA"])
-    config = Config(held_out=folder, countries=("USA", "CHN"))
-    study = read_study(config)
-    check_comparison(config, study)
-    assert len(study.survey.items) == len(study.held_out.items) + 5 > 200
-    assert not study.facts()["simulated_held_out"]
+    settings = Settings(held_out=folder, countries=("USA", "CHN"))
+    problem = read_problem(settings)
+    check_comparison(problem)
+    assert len(problem.answered_survey.items) == len(problem.held_out_survey.items) + 5 > 200
+    assert not problem.facts()["simulated_held_out"]
 
 
 @pytest.mark.parametrize("option", ["held_out", "instrument"])
 def test_a_test_with_right_answers_is_no_survey(option, tmp_path):
     path = tmp_path / "mmlu.csv"
     path.write_text("question,A,B,C,D,answer\nWhich is most?,1,2,3,4,D\n")
-    assert f"`{option}` {path}: " in refusal(Config(**{option: path}))
+    assert f"`{option}` {path}: " in refusal(Settings(**{option: path}))
 
 
 def test_an_instrument_in_csv(tmp_path):
@@ -132,8 +133,8 @@ def test_an_instrument_in_csv(tmp_path):
     ]
     path = tmp_path / "vsm.csv"
     path.write_text("\n".join(["id,text,options", *rows]), "utf-8")
-    study = read_study(Config(instrument=path))
-    assert [i.id for i in study.module.items] == [i.id for i in vsm().items]
+    problem = read_problem(Settings(instrument=path))
+    assert [i.id for i in problem.tuned_survey.items] == [i.id for i in vsm().items]
 
 
 def test_global_opinion_qa_is_held_out(tmp_path):
@@ -145,8 +146,21 @@ def test_global_opinion_qa_is_held_out(tmp_path):
     ]
     path = tmp_path / "opinions.csv"
     path.write_text("\n".join(["question\tselections\toptions\tsource", *rows]), "utf-8")
-    config = Config(held_out=path, icl_examples=1, countries=("USA", "CHN"))
-    study = read_study(config)
-    check_comparison(config, study)
-    assert set(study.survey.distributions) == {"USA", "CHN"}
-    assert len(study.held_out.items) == 3
+    settings = Settings(held_out=path, icl_examples=1, countries=("USA", "CHN"))
+    problem = read_problem(settings)
+    check_comparison(problem)
+    assert set(problem.answered_survey.distributions) == {"USA", "CHN"}
+    assert len(problem.held_out_survey.items) == 3
+
+
+def test_names_of_groups_are_fit_for_files():
+    assert file_names(["USA", "night owls / Zürich"]) == {
+        "USA": "USA",
+        "night owls / Zürich": "night_owls_Zürich",
+    }
+    with pytest.raises(
+        UserError, match="'a/b': its files would be called 'a_b', as those of 'a b'"
+    ):
+        file_names(["a/b", "a b"])
+    with pytest.raises(UserError, match="as those of 'the folder itself'"):
+        file_names([".."])

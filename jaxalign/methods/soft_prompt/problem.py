@@ -1,0 +1,241 @@
+"""What a soft-prompt run has to solve: everything its settings name, read and checked.
+
+Nothing here takes long or writes anything, so that bad input is refused before the work starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.answering.conversations import soft_prompt_layout
+from jaxalign.answering.plan import Layout
+from jaxalign.answering.plan_suffix import SuffixLayout
+from jaxalign.core.errors import UserError
+from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.model import ModelFiles, open_model
+from jaxalign.methods.conditions import InContext, draw_examples
+from jaxalign.methods.soft_prompt.settings import Settings, check_settings
+from jaxalign.methods.soft_prompt.space import make_space, prompt_text
+from jaxalign.pocket.society import held_out_survey as simulated_survey
+from jaxalign.prompts import Message, Prompts, load_prompts
+from jaxalign.stats.objectives import Objective, ObjectiveInputs, objectives
+from jaxalign.surveys.formats import read_answered, read_questionnaire
+from jaxalign.surveys.hofstede import DIMENSIONS, country_name, targets
+from jaxalign.surveys.survey import Item, Survey, vsm
+from jaxalign.surveys.tables import option_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """The model, the surveys and the prompt texts of a run; everything but the weights."""
+
+    settings: Settings
+    model: ModelFiles
+    prompts: Prompts
+    tuned_survey: Survey
+    answered_survey: Survey  # of other questions, with the groups' answers to them
+    examples: tuple[Item, ...]  # those of its questions that the ICL baseline is shown
+    layout: Layout | SuffixLayout  # of the tuned survey's questions under a soft prompt
+
+    @functools.cached_property
+    def held_out_survey(self) -> Survey:
+        """The questions that nothing was tuned on and no baseline was shown."""
+        shown = {item.id for item in self.examples}
+        return self.answered_survey.subset(
+            {item.id for item in self.answered_survey.items if item.id not in shown}
+        )
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the held-out survey's groups are simulated."""
+        return self.answered_survey.simulated
+
+    def group_name(self, group: str) -> str:
+        """Return what prompts call a group: a country's English name, or a group's own."""
+        groups = (*self.tuned_survey.distributions, *self.answered_survey.distributions)
+        return country_name(group, self.settings.edition, groups)
+
+    def in_context(self, group: str) -> InContext:
+        """Return the condition of the ICL baseline for a group."""
+        return InContext(
+            group, self.answered_survey, self.examples, described_as=self.group_name(group)
+        )
+
+    def objective(self, constants_6: np.ndarray | None = None) -> Objective:
+        """Build the objective of all groups.
+
+        Args:
+            constants_6: C of each score dimension, in points; default: the setting `constant`.
+        """
+        settings = self.settings
+        if constants_6 is None:
+            constants_6 = np.full(len(DIMENSIONS), settings.constant, np.float32)
+        inputs = ObjectiveInputs(
+            survey=self.tuned_survey,
+            groups=settings.countries,
+            edition=settings.edition,
+            dimensions=settings.dimensions,
+            constants_6=constants_6,
+            reading=settings.reading,
+        )
+        return objectives[settings.objective].build(inputs)
+
+    def layout_of(self, survey: Survey) -> Layout | SuffixLayout:
+        """Lay out the questions of a survey, each asked under a soft prompt."""
+        prompt = self.settings.prompt
+        return soft_prompt_layout(
+            self.model.tokenizer, self.prompts, survey.items, prompt.placement, prompt.length
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return the hashes that a resumed run must find unchanged."""
+        return {
+            "model_sha256": self.model.sha256,
+            "tokenizer_sha256": self.model.tokenizer.sha256,
+            "instrument_sha256": self.tuned_survey.sha256,
+            "held_out_sha256": self.answered_survey.sha256,
+            "simulated_held_out": self.simulated,
+            "icl_examples": [item.id for item in self.examples],
+            "prompts": dataclasses.asdict(self.prompts),
+        }
+
+
+def read_problem(
+    settings: Settings, model: ModelFiles | None = None, survey: Survey | None = None
+) -> Problem:
+    """Read and check everything that is quick to check.
+
+    Args:
+        settings: The run's settings.
+        model: The model's files; default: those that the settings name.
+        survey: The survey that is tuned; default: the one that the settings name.
+
+    Raises:
+        UserError: for whatever is wrong with the settings or with a file that they name.
+    """
+    check_settings(settings)
+    targets(settings.anchor, settings.edition, settings.dimensions)
+    if model is None:
+        model = open_model(settings.model, settings.dtype)
+    check_space(settings, model.config)
+    prompts = load_prompts(settings.prompts)
+    if survey is None:
+        survey = vsm()
+        if settings.instrument is not None:
+            survey = read_questionnaire(settings.instrument, "instrument")
+    answered = read_held_out(settings)
+    examples = draw_examples(answered, settings.countries, settings.icl_examples, settings.seed)
+    if len(examples) == len(answered.items):
+        raise UserError(
+            f"`icl_examples` {settings.icl_examples}: survey {answered.name!r} has no more items, "
+            "so that none is left to be held out; ask for fewer, or give another `held_out`"
+        )
+    prompt, tokens = settings.prompt, model.tokenizer
+    questions = [[prompts.user(item)] for item in survey.items]
+    refuse_too_long(model, questions, f"`prompt.length` {prompt.length}", prompt.length)
+    problem = Problem(
+        settings=settings,
+        model=model,
+        prompts=prompts,
+        tuned_survey=survey,
+        answered_survey=answered,
+        examples=examples,
+        layout=soft_prompt_layout(tokens, prompts, survey.items, prompt.placement, prompt.length),
+    )
+    problem.objective()  # raises what the survey or the groups lack
+    file_names(settings.countries)
+    return problem
+
+
+def read_held_out(settings: Settings) -> Survey:
+    """Read the survey that prompts are not tuned on."""
+    path, shares = settings.held_out, settings.held_out_distributions
+    if path is not None:
+        return read_answered(path, "held_out", shares, "held_out_distributions")
+    if shares is not None:
+        raise UserError(
+            f"`held_out_distributions` {shares}: only used with a `held_out` of your own"
+        )
+    return simulated_survey()
+
+
+def check_space(settings: Settings, config: LlamaConfig) -> None:
+    """Raise what the search and its space would raise once the weights are loaded."""
+    settings.strategy.build(settings.prompt.length)
+    full = settings.prompt.projection == "none"
+    # The embedding table is not read yet, so principal directions are checked as random ones.
+    prompt = dataclasses.replace(settings.prompt, projection="none" if full else "random")
+    start_MxD = jax.ShapeDtypeStruct((prompt.length, config.hidden_size), jnp.float32)
+    embed_VxD = jax.ShapeDtypeStruct((1, config.hidden_size), jnp.float32)
+    jax.eval_shape(functools.partial(make_space, prompt), start_MxD, embed_VxD)
+
+
+def check_comparison(problem: Problem) -> None:
+    """Raise now what the held-out survey and the baselines would raise after the search."""
+    settings, survey = problem.settings, problem.answered_survey
+    item_ids = {item.id for item in problem.held_out_survey.items}
+    for country in settings.countries:
+        if not item_ids & survey.distributions.get(country, {}).keys():
+            raise UserError(
+                f"`icl_examples` {settings.icl_examples}: survey {survey.name!r} leaves no item "
+                f"that {country} answered to be held out; ask for fewer, or give another `held_out`"
+            )
+    option_table(problem.held_out_survey)
+    items = (*problem.tuned_survey.items, *problem.held_out_survey.items)
+    questions = [[problem.prompts.user(item)] for item in items]
+    length, model = settings.prompt.length, problem.model
+    refuse_too_long(model, questions, f"`prompt.length` {length}", length)
+    for country in settings.countries:
+        lead_in = problem.in_context(country).lead_in(problem.prompts)
+        conversations = [lead_in + question for question in questions]
+        refuse_too_long(model, conversations, f"`icl_examples` {settings.icl_examples}")
+
+
+def refuse_too_long(
+    model: ModelFiles,
+    conversations: Sequence[Sequence[Message]],
+    parameter: str,
+    prompt_tokens: int = 0,
+) -> None:
+    """Raise UserError for conversations longer than what the model was trained to read.
+
+    Args:
+        model: The model that is asked.
+        conversations: The conversations, each ending in a question.
+        parameter: The parameter that makes them long, with its value, for the message.
+        prompt_tokens: Tokens of the soft prompt that is added to each.
+    """
+    longest = max(len(model.tokenizer.encode_chat(messages)) for messages in conversations)
+    longest += prompt_tokens
+    if longest > model.config.max_position_embeddings:
+        raise UserError(
+            f"{parameter}: with the longest question {longest:,} tokens, but the model has "
+            f"max_position_embeddings={model.config.max_position_embeddings}; shorten one of them"
+        )
+
+
+def start_text(problem: Problem, group: str) -> str:
+    """Return the text that a group's soft prompt starts from."""
+    return prompt_text(problem.settings.prompt, problem.group_name(group))
+
+
+def file_names(groups: Sequence[str]) -> dict[str, str]:
+    """Return each group's name as part of a file name; UserError where two would share one."""
+    names = {group: re.sub(r"[^\w.+-]+", "_", group) for group in groups}
+    for group, name in names.items():
+        others = [g for g in groups if g != group and names[g].lower() == name.lower()]
+        if others or name.strip(".") == "":
+            others = others or ["the folder itself"]
+            raise UserError(
+                f"`countries` {group!r}: its files would be called {name!r}, as those of "
+                f"{others[0]!r}; rename it"
+            )
+    return names

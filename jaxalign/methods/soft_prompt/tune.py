@@ -1,0 +1,388 @@
+"""Tune soft prompts: the whole run that `jaxalign soft-prompt` does, and the search alone.
+
+`run_soft_prompt` reads the settings of a run, asks the baselines, searches, follows up with the
+gradient control, asks the tuned prompts, and writes the run's directory. `tune_soft_prompt` is the
+front door for Python: with `out` it is the same run, without it the search alone.
+
+Method: Masoud, Ferianc, Treleaven and Rodrigues 2025 (arXiv 2503.16094).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.answering.ask import ask_after_messages, ask_under_soft_prompts
+from jaxalign.answering.options import prepare_items
+from jaxalign.core.errors import UserError
+from jaxalign.core.progress import OnProgress, ignore
+from jaxalign.lm.model import LM, load_model
+from jaxalign.lm.weights import param_shardings
+from jaxalign.methods.conditions import Persona, Plain
+from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_directory
+from jaxalign.methods.soft_prompt.control import make_control
+from jaxalign.methods.soft_prompt.problem import (
+    Problem,
+    check_comparison,
+    file_names,
+    read_problem,
+    start_text,
+)
+from jaxalign.methods.soft_prompt.prompt import SoftPrompt
+from jaxalign.methods.soft_prompt.result import make_result
+from jaxalign.methods.soft_prompt.search import (
+    Search,
+    build_search,
+    choose_execution,
+    choose_search_mesh,
+    store_in_int8,
+)
+from jaxalign.methods.soft_prompt.settings import Settings
+from jaxalign.methods.soft_prompt.space import SoftPromptConfig
+from jaxalign.optim.algorithms.differential_evolution import DifferentialEvolution
+from jaxalign.optim.api import Optimizer
+from jaxalign.optim.strategy import Strategy
+from jaxalign.runs import Run, check_run, recorded_run
+from jaxalign.runs.checkpoints import claim
+from jaxalign.runtime.sharding import DATA, local_view
+from jaxalign.surveys.responses import Responses
+from jaxalign.surveys.survey import Survey, vsm
+
+_log = logging.getLogger("jaxalign")
+
+ByMethod = dict[str, Responses]  # by a method's key, one condition per country
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftPromptRun:
+    """What a finished run found.
+
+    Attributes:
+        out: The run's directory.
+        result: The content of its `result.json`.
+        prompts: The tuned prompts, by country.
+        seconds: Seconds that the search took in this process; 0 where nothing was left to search.
+        candidates: Number of candidates that the whole search evaluates, at most.
+    """
+
+    out: Path
+    result: dict[str, Any]
+    prompts: Mapping[str, SoftPrompt]
+    seconds: float
+    candidates: int
+
+
+def tune_soft_prompt(
+    lm: LM,
+    survey: Survey | None = None,
+    *,
+    countries: Sequence[str] = ("USA", "CHN", "IND", "SAU"),
+    optimizer: Optimizer | None = None,
+    generations: int = 160,
+    prompt: SoftPromptConfig | Mapping[str, Any] | None = None,
+    objective: str = "vsm",
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    on_progress: OnProgress = ignore,
+    **settings: Any,
+) -> dict[str, SoftPrompt]:
+    """Tune one soft prompt per country until the model's survey answers give the country's scores.
+
+    The numbers are those of `jaxalign soft-prompt` with the same settings.
+
+    Args:
+        lm: The model.
+        survey: The survey whose answers are tuned; default: the 24 values items of the VSM 2013.
+        countries: ISO 3166 alpha-3 codes, or other groups that `edition` names.
+        optimizer: Settings of the optimizer; default: `DifferentialEvolution(population=16)`.
+        generations: Number of generations after the initial population.
+        prompt: The soft prompt and its search space, as a `SoftPromptConfig` or as a dict of its
+            fields, such as `{"length": 8}`.
+        objective: Name of the loss (`jaxalign.stats.objectives`).
+        seed: Seed of every random draw.
+        out: Directory for a whole run: the prompts, and what the baselines, the gradient control
+            and the held-out survey say of them (`result.json`). Without it the search alone runs,
+            and nothing is written.
+        resume: Whether to continue the run in `out`.
+        on_progress: Called before the first dispatch of generations and after each.
+        **settings: Any other field of `jaxalign.methods.soft_prompt.Settings`, such as
+            `penalty=1.0` or `edition="matrix2015"`.
+
+    Returns:
+        The tuned prompts by country: each can be saved, exported to PEFT, or passed to `ask` and
+        `generate` as a condition.
+
+    Raises:
+        UserError: for settings that cannot be used, and for a search that does not fit into memory.
+
+    Example:
+        >>> import jaxalign as ja
+        >>> tuned = ja.tune_soft_prompt(
+        ...     ja.pocket_model(),
+        ...     ja.surveys.vsm(),
+        ...     countries=("CHN",),
+        ...     optimizer=ja.DifferentialEvolution(population=4),
+        ...     generations=1,
+        ...     prompt={"length": 2},
+        ... )
+        >>> tuned["CHN"].name, tuned["CHN"].embeddings_MxD.shape
+        ('tuned CHN', (2, 128))
+    """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else "see jaxalign.methods.soft_prompt"
+            raise UserError(f"`{name}`: no such setting; {hint}")
+    if optimizer is None:
+        optimizer = DifferentialEvolution(population=16)
+    if not isinstance(prompt, SoftPromptConfig):
+        prompt = SoftPromptConfig(**(prompt or {}))
+    config = Settings(
+        out=None if out is None else Path(out),
+        resume=resume,
+        **_model_settings(lm),
+        countries=tuple(countries),
+        objective=objective,
+        prompt=prompt,
+        strategy=Strategy.of(optimizer),
+        generations=generations,
+        seed=seed,
+        **settings,
+    )
+    if survey is not None and survey.sha256 == vsm().sha256:
+        survey = None
+    if out is not None:
+        return dict(run_soft_prompt(config, on_progress, lm=lm, survey=survey).prompts)
+    # Without a comparison nothing needs examples in context or a gradient control.
+    config = dataclasses.replace(config, icl_examples=0, gradient_steps=0)
+    problem = read_problem(config, lm.files, survey)
+    lm = _on_search_mesh(problem, lm)
+    search = build_search(problem, lm, choose_execution(problem, lm.mesh, {}))
+    outcome = search.run(on_progress=on_progress)
+    return soft_prompts(problem, search.prompts(outcome.best_CxZ))
+
+
+def run_soft_prompt(
+    settings: Settings,
+    on_progress: OnProgress = ignore,
+    *,
+    lm: LM | None = None,
+    survey: Survey | None = None,
+) -> SoftPromptRun:
+    """Tune one soft prompt per country and compare it with the baselines and the control.
+
+    Writes into the run's directory: `config.json`, `metrics.jsonl`, `checkpoints/`, `prompts/`,
+    `peft/` and `result.json`. What is worth reading while it runs is logged to "jaxalign".
+
+    Args:
+        settings: The run's settings.
+        on_progress: Called before the first dispatch of generations and after each, then likewise
+            for the steps of the gradient control.
+        lm: The model; default: loaded from the folder that the settings name.
+        survey: The survey that is tuned; default: the one that the settings name.
+
+    Returns:
+        The result, and the tuned prompts.
+
+    Raises:
+        UserError: for settings and files that cannot be used (before anything is written), and for
+            a search that does not fit into memory.
+
+    Example:
+        >>> import jaxalign as ja
+        >>> from jaxalign.methods.soft_prompt import Settings, SoftPromptConfig
+        >>> from jaxalign.optim.strategy import Strategy
+        >>> settings = Settings(
+        ...     countries=("CHN",),
+        ...     prompt=SoftPromptConfig(length=2),
+        ...     strategy=Strategy(population=4),
+        ...     generations=1,
+        ...     gradient_steps=0,
+        ... )
+        >>> run = ja.run_soft_prompt(settings)
+        >>> sorted(run.result["countries"]["CHN"])[:5]
+        ['held_out', 'icl', 'naive', 'persona', 'start']
+    """
+    out = _directory(settings)
+    recorded = check_run(out, settings, settings.resume)
+    settings = dataclasses.replace(settings, checkpoints=checkpoint_directory(settings, out))
+    problem = read_problem(settings, None if lm is None else lm.files, survey)
+    check_comparison(problem)
+    if lm is None:
+        mesh = choose_search_mesh(problem)
+    else:
+        lm = _on_search_mesh(problem, lm)
+        mesh = lm.mesh
+    execution = choose_execution(problem, mesh, recorded)
+    config = problem.model.config
+    _log.info(f"model {problem.model.folder}: {config.num_hidden_layers} layers, {config.dtype}")
+    if cache := jax.config.jax_compilation_cache_dir:
+        _log.info(f"compiled programs are kept in {cache}")
+    if settings.prompt.placement == "after":
+        _log.info("placement after: another method than front and system, not a faster form of it")
+    if lm is None:
+        lm = load_model(problem.model, mesh=mesh)
+        if settings.weights == "int8":
+            lm = store_in_int8(problem, lm)
+    search = build_search(problem, lm, execution)
+    control = make_control(search) if settings.gradient_steps else None
+    facts = problem.facts() | search.facts
+    described = (f"{name} {value}" for name, value in search.evolution.settings.items())
+    _log.info("search: " + "  ".join(described))
+    with Run.create(out, settings, facts, settings.resume) as run:
+        for note in run.notes:
+            _log.info(note)
+        tuned, held_out = ask_baselines(problem, lm)
+        checkpoints = settings.checkpoints or run.out / "checkpoints"
+        if run.writes:
+            claim(checkpoints, recorded_run(run.out)[0])
+        outcome = search.run(checkpoints, record=run, resume=run.resumed, on_progress=on_progress)
+        prompts = {"start": search.start_prompts, "tuned": search.prompts(outcome.best_CxZ)}
+        if control is not None:
+            prompts["gradient"] = search.prompts(control.run(on_progress))
+        ask_tuned(search, lm, prompts, tuned, held_out)
+        found = soft_prompts(problem, prompts["tuned"])
+        if run.writes:
+            save_prompts(run.out, found)
+        # Not among the settings that a resumed run must keep, yet the result depends on it.
+        facts = facts | {"gradient_steps": settings.gradient_steps}
+        result = make_result(problem, search.objective, facts, tuned, held_out)
+        run.write("result.json", result)
+        candidates = (settings.generations + 1) * settings.candidates
+        return SoftPromptRun(run.out, result, found, outcome.seconds, candidates)
+
+
+def ask_baselines(problem: Problem, lm: LM) -> tuple[ByMethod, ByMethod]:
+    """Ask both surveys under each baseline; return the responses to the tuned and the held-out one.
+
+    All conditions are asked together, so that text they share is computed once.
+    """
+    settings, groups = problem.settings, problem.settings.countries
+    personas = [Persona(group, problem.group_name(group)) for group in groups]
+    in_context = [problem.in_context(group) for group in groups]
+    conditions = [Plain(), *personas, *in_context]
+    surveys = problem.tuned_survey, problem.held_out_survey
+    log_probs, mass = ask_after_messages(
+        lm.config,
+        local_view(lm.params),
+        lm.tokenizer,
+        problem.prompts,
+        [condition.lead_in(problem.prompts) for condition in conditions],
+        (*surveys[0].items, *surveys[1].items),
+    )
+    # Rows of each method's conditions, one per country; the plain question is the same for all.
+    count = len(settings.countries)
+    rows = {
+        "naive": [0] * count,
+        "persona": list(range(1, 1 + count)),
+        "icl": list(range(1 + count, 1 + 2 * count)),
+    }
+    first = len(surveys[0].items)
+    by_survey = []
+    for survey, columns in zip(surveys, (slice(None, first), slice(first, None)), strict=True):
+        most = max(len(item.options) for item in survey.items)
+        by_survey.append(
+            {
+                name: Responses(survey, groups, log_probs[r, columns, :most], mass[r, columns])
+                for name, r in rows.items()
+            }
+        )
+    return by_survey[0], by_survey[1]
+
+
+def ask_tuned(
+    search: Search,
+    lm: LM,
+    prompts: Mapping[str, jax.Array],
+    tuned: ByMethod,
+    held_out: ByMethod,
+) -> None:
+    """Ask both surveys under the prompts of each method; add the responses to `tuned`, `held_out`.
+
+    Args:
+        search: The search, whose prepared questions are used again.
+        lm: The model.
+        prompts: By method, one prompt per country: float32 [C, M, D].
+        tuned: Responses to the tuned survey so far.
+        held_out: Responses to the held-out survey so far.
+    """
+    problem, groups = search.problem, search.problem.settings.countries
+
+    def add(survey: Survey, items: Any, responses: ByMethod) -> None:
+        for method, prompts_CxMxD in prompts.items():
+            log_probs, mass = ask_under_soft_prompts(lm.config, items, prompts_CxMxD)
+            responses[method] = Responses(survey, groups, log_probs, mass)
+
+    add(problem.tuned_survey, search.local_inputs.items, tuned)
+    layout = problem.layout_of(problem.held_out_survey)
+    add(problem.held_out_survey, prepare_items(lm.config, local_view(lm.params), layout), held_out)
+
+
+def soft_prompts(problem: Problem, prompts_CxMxD: jax.Array) -> dict[str, SoftPrompt]:
+    """Return the countries' prompts as values that know what they were tuned for."""
+    settings = problem.settings
+    return {
+        group: SoftPrompt(
+            embeddings_MxD=prompt_MxD,
+            placement=settings.prompt.placement,
+            group=group,
+            start=start_text(problem, group),
+            seed=settings.seed,
+            model=str(problem.model.folder),
+            model_sha256=problem.model.sha256,
+        )
+        for group, prompt_MxD in zip(settings.countries, np.asarray(prompts_CxMxD), strict=True)
+    }
+
+
+def save_prompts(out: Path, prompts: Mapping[str, SoftPrompt]) -> None:
+    """Write prompts as safetensors and, where the placement is PEFT's, as PEFT adapters."""
+    names = file_names(list(prompts))
+    for group, prompt in prompts.items():
+        prompt.save(out / "prompts" / f"{names[group]}.safetensors")
+        if prompt.placement == "front":
+            prompt.save_peft(out / "peft" / names[group])
+
+
+def _directory(settings: Settings) -> Path:
+    if settings.out is not None:
+        return settings.out
+    if settings.resume:
+        raise UserError("`resume` needs `out`, the directory of the run to continue")
+    return Path("runs") / time.strftime("soft_prompt-%Y%m%d-%H%M%S")
+
+
+def _model_settings(lm: LM) -> dict[str, Any]:
+    """Return the settings that name a loaded model, as a command line would give them."""
+    usual = "float32" if lm.files.is_pocket else "bfloat16"
+    return {
+        "model": None if lm.files.is_pocket else lm.folder,
+        "dtype": "auto" if lm.config.dtype == usual else lm.config.dtype,
+        "weights": "int8" if _is_int8(lm) else "stored",
+    }
+
+
+def _is_int8(lm: LM) -> bool:
+    return any(name.endswith("_scale") for name in lm.params["last"])
+
+
+def _on_search_mesh(problem: Problem, lm: LM) -> LM:
+    """Return the model on a mesh whose devices share out candidates.
+
+    `load_model` shares out examples; with one device there is no difference.
+    """
+    if lm.mesh.shape[DATA] == 1 or _is_int8(lm):
+        return lm
+    mesh = choose_search_mesh(problem)
+    shardings = param_shardings(problem.model.config, mesh)
+    return dataclasses.replace(lm, params=jax.device_put(lm.params, shardings), mesh=mesh)
