@@ -73,8 +73,9 @@ def print_result(result: Mapping[str, Any]) -> None:
             ]
         )
     labels = [method.label for method in methods.values()]
+    unit = "sum of score differences" if "dimensions" in result else result["settings"]["objective"]
     print_table(
-        f"Loss on the tuned survey (sum of score differences; {reading_words(reading)} reading)",
+        f"Loss on the tuned survey ({unit}; {reading_words(reading)} reading)",
         ["", *labels, f"{tuned} {reading_words(other)}", "all 3", "best integers"],
         rows,
     )

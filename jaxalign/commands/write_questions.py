@@ -23,7 +23,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxalign.core.files import write_json
 from jaxalign.lm.generate import Sampling
 from jaxalign.lm.model import ModelFiles, load_model, open_model
 from jaxalign.methods.culturespa import (
@@ -121,12 +120,12 @@ def run(settings: Settings) -> None:
                 on_progress=on_progress,
             )
         filtered = filter_questions(written.questions, map(from_item, seeds.items))
-        write_json(settings.out / "result.json", make_result(written, filtered))
+        claimed.write("result.json", make_result(written, filtered))
         show(written, filtered)
         model = "the pocket Llama" if settings.model is None else files.folder.resolve().name
         source = f"written by {model}, weights {files.sha256[:12]}"
         survey = to_survey(filtered.questions, f"questions after {seeds.name}", source)
-        write_json(settings.out / "questions.json", to_json(survey))
+        claimed.write("questions.json", to_json(survey))
     print(f"{len(survey.items)} questions in {settings.out / 'questions.json'}")
 
 

@@ -63,6 +63,12 @@ class LM:
         files: Config, tokenizer and folder.
         params: The weights, a tree with the structure of `jaxalign.lm.weights.weight_tree`.
         mesh: The devices, with the axes `population`, `data` and `model`.
+
+    Example:
+        >>> import jaxalign as ja
+        >>> lm = ja.pocket_model()
+        >>> lm.tokenizer.decode(lm.tokenizer.encode("How happy are you?"))
+        'How happy are you?'
     """
 
     files: ModelFiles

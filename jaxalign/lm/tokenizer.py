@@ -21,7 +21,6 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 
 BEGIN, END, TURN_END = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
-SPECIAL = (BEGIN, END, "<|start_header_id|>", "<|end_header_id|>", TURN_END)  # for a new tokenizer
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>")
 _STOPS = (TURN_END, END, "<|eom_id|>")
 # Two names of one class, which uses tokenizer.json unchanged.

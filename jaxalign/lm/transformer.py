@@ -28,9 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.weights import Weight, block_weights, init_params, outer_weights
-
-__all__ = ["Llama", "causal_mask", "init_params", "masked_attention", "rope_tables"]
+from jaxalign.lm.weights import Weight, block_weights, outer_weights
 
 # Input and output axes of every linear map of a layer, as einsum letters.
 AXES = MappingProxyType(

@@ -59,8 +59,8 @@ class Strategy:
         Raises:
             UserError: for a class that is not registered, and for a setting that is not a number.
 
-        >>> Strategy.of(Evosax("SNES", population=8, options={"std_init": 0.5}))
-        Strategy(algorithm='SNES', population=8, ..., options=(('std_init', 0.5),))
+        >>> Strategy.of(Evosax("SNES", population=8, options={"std_init": 0.5})).options
+        (('std_init', 0.5),)
         """
         if isinstance(optimizer, Strategy):
             return optimizer

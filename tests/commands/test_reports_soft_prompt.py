@@ -55,8 +55,11 @@ def test_everything_is_in_the_reading_that_was_tuned(tmp_path: Path) -> None:
     result["settings"]["reading"] = "most_likely"
     entry = result["countries"]["USA"]
     for name, expected, likely in (
-        ("naive", 10, 93), ("icl", 10, 92), ("tuned", 20, 41), ("gradient", 1, 57),
-    ):  # fmt: skip
+        ("naive", 10, 93),
+        ("icl", 10, 92),
+        ("tuned", 20, 41),
+        ("gradient", 1, 57),
+    ):
         scores = {"scores": [50.0] * 6}
         losses = {"expected": {"loss": expected} | scores, "most_likely": {"loss": likely} | scores}
         entry[name] = losses | {"valid_mass": 1.0}

@@ -130,7 +130,7 @@ def test_what_is_left_out_is_soft_prompts_default(tmp_path):
         ("qqq = 1", "known are anchor"),
         ("[prompt]\nspred = 1", "unknown key prompt.spred; did you mean spread?"),
         ("[prompt]\nlength = 8", "give them as prompt_lengths"),
-        ("[prompt]\nspread = -1", "spread=-1.0: must be a positive number"),
+        ("[prompt]\nspread = -1", "`spread` -1.0 must be a positive number"),
         ("[[strategies]]\npopulaton = 8", "strategies[0].populaton; did you mean population?"),
         ("[[strategies]]\npopulation = 8.5", "strategies[0].population = 8.5 must be a whole"),
         ("[[strategies]]\nname = 'a/b'", "strategies[0].name = 'a/b'"),
@@ -169,12 +169,14 @@ def test_a_bad_file_is_refused_in_one_line(text, said, tmp_path):
         ("generations = 0", "must be at least 1"),
         ("[[strategies]]\npopulation = 3", "`population` 3 is too small"),
         ("[[strategies]]\nalgorithm = 'SNES'\noptions = {sdt = 1}", "SNES has no option 'sdt'"),
-        ("prompt_lengths = [0]", "length=0"),
-        ("prompt_lengths = [8, 5]\nprompt.projection = 'principal'", "length=5"),
-        ("prompt_lengths = [8]\nprompt.projection = 'random'\nprompt.projection_dims = 2000",
-         "projection_dims=2000 is not below"),
+        ("prompt_lengths = [0]", "`length` 0"),
+        ("prompt_lengths = [8, 5]\nprompt.projection = 'principal'", "tokens of `length`"),
+        (
+            "prompt_lengths = [8]\nprompt.projection = 'random'\nprompt.projection_dims = 2000",
+            "`projection_dims` 2000 is not below",
+        ),
     ],
-)  # fmt: skip
+)
 def test_impossible_cells_are_refused_before_anything_is_written(text, said, tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text(text)
@@ -206,8 +208,12 @@ def test_batches_hold_every_cell_once_and_are_of_one_size(countries, seeds, most
 def test_names_are_stable_and_fit_for_files(file):
     groups = make_plan(read_sweep(file), 3)
     ids = [cell.id for group in groups for batch in group.batches for cell in batch.cells]
-    assert ids == ["tiny-de-m2-USA-s3", "tiny-de-m2-CHN-s3", "tiny-de-m2-USA-s8",
-                   "tiny-de-m2-CHN-s8"]  # fmt: skip
+    assert ids == [
+        "tiny-de-m2-USA-s3",
+        "tiny-de-m2-CHN-s3",
+        "tiny-de-m2-USA-s8",
+        "tiny-de-m2-CHN-s8",
+    ]
     assert model_names(["pocket", "/a b/Llama 3: 8B/"])["/a b/Llama 3: 8B/"] == "Llama_3_8B"
 
 
@@ -455,9 +461,15 @@ def test_status_of_a_sweep_that_is_being_written(unbroken, tmp_path, capsys):
     lines = (out / "cells.jsonl").read_text("utf-8").splitlines(keepends=True)
     (out / "cells.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
     status = {
-        "done": 2, "cells": 4, "running": 2, "batch": "tiny-de-m2, batch 2 of 2",
-        "generation": 1, "generations": 3, "seconds_left": 80.0, "updated": 1000.0,
-    }  # fmt: skip
+        "done": 2,
+        "cells": 4,
+        "running": 2,
+        "batch": "tiny-de-m2, batch 2 of 2",
+        "generation": 1,
+        "generations": 3,
+        "seconds_left": 80.0,
+        "updated": 1000.0,
+    }
     (out / "status.json").write_text(json.dumps(status))
     settings = json.loads((out / "config.json").read_text("utf-8"))
     settings["settings"]["base_config.reading"] = "most_likely"
@@ -500,30 +512,47 @@ def test_status_starts_no_device(file, unbroken):
     with Run.create(unbroken, described, module.facts(make_plan(described, 2)), resume=True):
         done = subprocess.run(
             [sys.executable, "-c", program, file, unbroken],
-            capture_output=True, text=True, cwd=ROOT, timeout=120,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=120,
+        )
     assert done.returncode == 0, done.stderr
     assert "4 of 4 cells done" in done.stdout
 
 
 def made_up(country, seed, loss, strategy="de") -> dict:
     return {
-        "model": "m", "strategy": strategy, "prompt_length": 4, "country": country, "seed": seed,
-        "loss": {"expected": loss, "most_likely": 2.0}, "candidates": 10,
-    }  # fmt: skip
+        "model": "m",
+        "strategy": strategy,
+        "prompt_length": 4,
+        "country": country,
+        "seed": seed,
+        "loss": {"expected": loss, "most_likely": 2.0},
+        "candidates": 10,
+    }
 
 
 def test_the_result_by_hand(tmp_path, capsys):
-    rows = [made_up("USA", 0, 1.0), made_up("CHN", 0, 5.0), made_up("USA", 1, 3.0),
-            made_up("CHN", 1, 11.0), made_up("USA", 0, None, "es")]  # fmt: skip
+    rows = [
+        made_up("USA", 0, 1.0),
+        made_up("CHN", 0, 5.0),
+        made_up("USA", 1, 3.0),
+        made_up("CHN", 1, 11.0),
+        made_up("USA", 0, None, "es"),
+    ]
     config = Settings(dimensions=("pdi", "mas"), anchor=("DEU",))
     constants = {"m-de-m4": [54.0, None, 31.5, None, None, None]}
     result = make_result(rows, config, constants)
     first, second = result["groups"]
     assert first["expected"] == {
-        "mean": 5.0, "seeds": pytest.approx(np.std([3, 7], ddof=1)), "low": 2.0, "high": 8.0,
-        "countries": {"USA": 2.0, "CHN": 8.0}, "failed": 0,
-    }  # fmt: skip
+        "mean": 5.0,
+        "seeds": pytest.approx(np.std([3, 7], ddof=1)),
+        "low": 2.0,
+        "high": 8.0,
+        "countries": {"USA": 2.0, "CHN": 8.0},
+        "failed": 0,
+    }
     assert (first["cells"], first["candidates"]) == (4, 40)
     assert (first["constants"], second["constants"]) == (constants["m-de-m4"], None)
     show_result(result)

@@ -23,9 +23,20 @@ from jaxalign.runs.console import main
 
 COUNTRIES = ["USA", "CHN"]
 SMALL = [
-    "--countries", *COUNTRIES, "--population", "6", "--generations", "8", "--save-every", "2",
-    "--gradient-steps", "2", "--icl-examples", "2", "--quiet",
-]  # fmt: skip
+    "--countries",
+    *COUNTRIES,
+    "--population",
+    "6",
+    "--generations",
+    "8",
+    "--save-every",
+    "2",
+    "--gradient-steps",
+    "2",
+    "--icl-examples",
+    "2",
+    "--quiet",
+]
 
 
 def command(*arguments) -> list[str]:
@@ -35,9 +46,13 @@ def command(*arguments) -> list[str]:
 def start(*arguments) -> subprocess.Popen:
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    )
 
 
 def run(*arguments) -> tuple[int, str, str]:
@@ -195,7 +210,7 @@ def without_special_tokens(tmp_path: Path) -> Path:
         (["--instrument", "{tmp}/nothing.json"], "nothing.json"),
         (["--icl-examples", "1000"], "--icl-examples 1000"),
         (["--resume"], "--resume needs --out"),
-        (["--prompt.length", "0"], "length=0"),
+        (["--prompt.length", "0"], "--prompt.length 0"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(arguments, said, tmp_path, capsys):

@@ -15,7 +15,14 @@ from transformers import AutoTokenizer
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import PRESETS
-from jaxalign.lm.tokenizer import SPECIAL, Tokenizer, check_vocabulary, default_template
+from jaxalign.lm.tokenizer import (
+    BEGIN,
+    END,
+    TURN_END,
+    Tokenizer,
+    check_vocabulary,
+    default_template,
+)
 from jaxalign.pocket import MODEL_FOLDER
 
 CHAT = [
@@ -27,6 +34,7 @@ RENDERED = (
     "<|start_header_id|>user<|end_header_id|>\n\nHow important is it? 1, 2 or 3<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
+SPECIAL = (BEGIN, END, "<|start_header_id|>", "<|end_header_id|>", TURN_END)
 # Llama-3's way to cut text: words keep a space before them, numbers do not, up to three digits.
 CUT_LLAMA3 = r" ?[a-zA-Z]+|[0-9]{1,3}| ?[^\sa-zA-Z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?![^\s])|\s+"
 

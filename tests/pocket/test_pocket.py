@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from jaxalign.lm.checkpoint import load_checkpoint
 from jaxalign.lm.config import LlamaConfig, read_config
-from jaxalign.lm.transformer import Llama, init_params, masked_attention, rope_tables
+from jaxalign.lm.transformer import Llama, masked_attention, rope_tables
+from jaxalign.lm.weights import init_params
 from jaxalign.pocket import MODEL_FOLDER, phrases, society
 from jaxalign.pocket.conversations import MIX, Shape, make_batch
 from jaxalign.pocket.corpus import Corpus, as_json, build_corpus, opening, user_turn

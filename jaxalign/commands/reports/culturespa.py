@@ -99,22 +99,22 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
 
 def statements(result: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the differences that the paper's claims rest on, and the guard, as sentences."""
-    found = [_difference_sentence(name, d) for name, d in result["differences"].items()]
+    sentences = [_difference_sentence(name, d) for name, d in result["differences"].items()]
     limit = result["guard"]["limit"]
     for method, change in result["guard"]["change"].items():
         within = "within" if change["within"] else "not within"
         points = number(change["mean"], 2, signed=True)
-        found.append(
+        sentences.append(
             f"Guard, {METHODS[method].label}: accuracy changes by {points} points, {within} the "
             f"limit of {limit:g}."
         )
-    found += untrained_sentences(result)
+    sentences += untrained_sentences(result)
     if leaky := result["survey"]["leaky"]:
-        found.append(
+        sentences.append(
             f"{joined(METHODS[key].label for key in leaky)} read answers of the very survey they "
             "are tested on, as published; with --examples leak_free they do not."
         )
-    return tuple(found)
+    return tuple(sentences)
 
 
 def _difference_sentence(name: str, difference: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Report of `experiments.soft_prompt`: what tuning reached, and what that is evidence for."""
+"""The report of a soft-prompt run: what tuning reached, and what that is evidence for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.commands.reports import soft_prompt_parts as parts
-from jaxalign.commands.reports.soft_prompt_search import convergence_figure
 from jaxalign.report.common import provenance
 from jaxalign.report.document import Document, Estimate, Listing, Note, Section, Text, section
 from jaxalign.report.render import write_report
@@ -39,8 +38,13 @@ _LIMITS = (
 def soft_prompt_report(result: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
     """Write `report.md`, `report.html` and `figures/*.png` into `out`, a run's directory.
 
-    `result` is the content of its `result.json`. `metrics.jsonl`, `convergence.png` and
-    `radar.png` are used where they lie there. Returns the paths of the two reports.
+    Args:
+        result: The content of the run's `result.json`.
+        out: The run's directory. `metrics.jsonl`, `convergence.png` and `radar.png` are used if
+            they are there.
+
+    Returns:
+        The paths of the two reports.
     """
     document = Document(
         title="Soft prompts tuned to country scores",
@@ -51,7 +55,7 @@ def soft_prompt_report(result: Mapping[str, Any], out: Path) -> tuple[Path, Path
             _losses(result, out),
             section("The six scores", parts.radar_figure(result, out)),
             _held_out(result, out),
-            section("The search", convergence_figure(result, out)),
+            section("The search", parts.convergence_figure(result, out)),
             section("What a low loss does not prove", Listing(_LIMITS)),
             provenance(result),
         ),
@@ -77,7 +81,7 @@ def _without_empty(document: Document) -> Document:
 
 
 def _labels(result: Mapping[str, Any]) -> tuple[Note, ...]:
-    """What a reader must know before any number."""
+    """Return what a reader must know before any number."""
     if is_pocket(result):
         return (Note(_POCKET, "label"),)
     if result["held_out"].get("simulated"):
@@ -86,7 +90,7 @@ def _labels(result: Mapping[str, Any]) -> tuple[Note, ...]:
 
 
 def is_pocket(result: Mapping[str, Any]) -> bool:
-    """No `--model` was given."""
+    """Return whether the run used the pocket model: no other was given."""
     return result["settings"].get("model") is None
 
 
@@ -96,23 +100,24 @@ def _in_short(result: Mapping[str, Any]) -> Section:
         name: [Estimate.read(e["held_out"].get(f"after_minus_{name}")) for e in entries]
         for name in ("before", "permuted")
     }
-    found = [
+    against_plain = tally(differences["before"], "nearer to the country", "further away")
+    statements = [
         _loss_statement(result),
-        "Held-out survey, tuned prompt against the plain question: "
-        + tally(differences["before"], "nearer to the country", "further away") + ".",
-    ]  # fmt: skip
+        f"Held-out survey, tuned prompt against the plain question: {against_plain}.",
+    ]
     if "gradient" in parts.methods(result):
-        found.insert(1, _control_statement(result))
+        statements.insert(1, _control_statement(result))
     if len(entries) > 1:
-        found += [
-            "Held-out survey, own prompt against the other countries' prompts: "
-            + tally(differences["permuted"], "nearer", "further away") + ".",
+        against_others = tally(differences["permuted"], "nearer", "further away")
+        statements += [
+            "Held-out survey, the country's own prompt against the other countries' prompts: "
+            f"{against_others}.",
             parts.permutation_words(result["held_out"].get("permutation_test")),
-        ]  # fmt: skip
+        ]
     return section(
         "In short",
         parts.headline_table(result),
-        Listing(tuple(found), "What came out"),
+        Listing(tuple(statements), "What came out"),
         Listing(_what_was_measured(result), "What was measured"),
     )
 
@@ -125,20 +130,26 @@ def _loss_statement(result: Mapping[str, Any]) -> str:
         wins = sum(e["tuned"][tuned]["loss"] < loss_of(c, e) for c, e in entries.items())
         return f"{wins} of {len(entries)}"
 
-    return (
+    statement = (
         f"Loss on the tuned survey ({parts.reading_words(tuned)} reading): the tuned prompt is "
-        f"below the plain question in {below(lambda c, e: e['naive'][tuned]['loss'])} countries, "
-        f"below examples in context in {below(lambda c, e: e['icl'][tuned]['loss'])}, and below "
-        f"answering 3 to everything in {below(lambda c, e: trivial[c]['all_middle'])}."
+        f"below the plain question in {below(lambda c, e: e['naive'][tuned]['loss'])} countries"
+    )
+    examples = below(lambda c, e: e["icl"][tuned]["loss"])
+    if not parts.has_scores(result):
+        return f"{statement} and below examples in context in {examples}."
+    middle = below(lambda c, e: trivial[c]["all_middle"])
+    return (
+        f"{statement}, below examples in context in {examples}, and below answering 3 to "
+        f"everything in {middle}."
     )
 
 
 def _control_statement(result: Mapping[str, Any]) -> str:
     entries, (tuned, _) = result["countries"].values(), parts.readings(result)
     wins = sum(e["gradient"][tuned]["loss"] < e["tuned"][tuned]["loss"] for e in entries)
-    how = "" if tuned == "expected" else " in the expected reading (the most likely has none)"
+    reading = "" if tuned == "expected" else " in the expected reading (the most likely has none)"
     return (
-        f"Control: the same prompts tuned by gradients{how} have a lower loss in the "
+        f"Control: the same prompts tuned by gradients{reading} have a lower loss in the "
         f"{parts.reading_words(tuned)} reading in {wins} of {len(entries)} countries."
     )
 
@@ -146,31 +157,41 @@ def _control_statement(result: Mapping[str, Any]) -> str:
 def _what_was_measured(result: Mapping[str, Any]) -> tuple[str, ...]:
     settings, held_out = result["settings"], result["held_out"]
     model = "the pocket Llama" if is_pocket(result) else Path(settings["model"]).name
-    own = settings.get("instrument") is not None
-    survey = "simulated" if held_out.get("simulated") else "real answers from the user's file"
+    answers = "simulated" if held_out.get("simulated") else "real answers from the user's file"
+    if not parts.has_scores(result):
+        survey = "the user's own survey."
+        objective = f"Objective: {settings['objective']}."
+    else:
+        survey = "the 24 values items in our paraphrase, not the official wording."
+        if settings.get("instrument") is not None:
+            survey = "the user's own wording of the 24 values items."
+        edition = settings.get("edition", "not recorded")
+        objective = f"Published scores: edition {edition}. {parts.constants_words(result)}"
     return (
         f"Model: {model}.",
-        "Tuned survey: " + ("the user's own wording of the 24 values items." if own else
-        "the 24 values items in our paraphrase, not the official wording."),
-        f"Published scores: edition {settings.get('edition', 'not recorded')}. "
-        f"{parts.constants_words(result)}",
+        f"Tuned survey: {survey}",
+        objective,
         f"Held-out survey: {held_out.get('survey', 'unnamed')}, {held_out.get('items', 'some')} "
-        f"items, {survey}.",
-    )  # fmt: skip
+        f"items, {answers}.",
+    )
 
 
 def _losses(result: Mapping[str, Any], out: Path) -> Section:
-    used = [d.upper() for d in parts.used_dimensions(result)]
-    return section(
-        "Loss on the tuned survey",
-        Text(
+    if parts.has_scores(result):
+        used = [d.upper() for d in parts.used_dimensions(result)]
+        explanation = (
             f"The loss is the sum of the absolute differences between the model's scores and the "
             f"published ones over {joined(used)}, in points; 0 is best. "
             f"{parts.constants_words(result)} The expected reading takes each item's mean answer "
             "over its option probabilities; the most likely reading takes one option per item, so "
             "that scores move in steps of 25 to 40 points and cannot come nearer than the line "
             "“best whole answers”."
-        ),
+        )
+    else:
+        explanation = f"The loss is that of the objective {result['settings']['objective']}."
+    return section(
+        "Loss on the tuned survey",
+        Text(explanation),
         parts.loss_figure(result, out),
         parts.loss_table(result, parts.readings(result)[1]),
         parts.valid_table(result),
@@ -182,13 +203,13 @@ def _held_out(result: Mapping[str, Any], out: Path) -> Section:
     test = survey.get("permutation_test")
     differences = parts.differences_table(result)
     shown = [cell for row in differences.rows for cell in row if isinstance(cell, Estimate)]
-    many = chance_of_many(sum(difference.has_interval for difference in shown))
+    by_chance = chance_of_many(sum(difference.has_interval for difference in shown))
     return section(
-        "Held-out survey: does it follow?",
+        "Held-out survey: does the improvement carry over?",
         Text(
             "Nothing was tuned on these items. The score is the "
             f"{survey.get('score', 'mean similarity over items')}: 1 where the answers are the "
-            f"country's own. Intervals: {survey.get('interval', 'not recorded')}. {many}"
+            f"country's own. Intervals: {survey.get('interval', 'not recorded')}. {by_chance}"
         ),
         parts.held_out_figure(result, out),
         differences,

@@ -180,8 +180,9 @@ def answer_survey(experiment: Experiment) -> list[dict[Style, Replies]]:
     _log.info("2 answer: the survey in every style")
     inputs = experiment.inputs
     asked = in_styles(inputs, STYLES, experiment.groups, inputs.survey.items)
+    on_progress = experiment.reporting("2 answer the survey")
     return [
-        ask(experiment, experiment.lm, BASE, asked, seeds[0], experiment.on_progress)
+        ask(experiment, experiment.lm, BASE, asked, seeds[0], on_progress)
         for seeds in experiment.settings.seed_groups
     ]
 
@@ -200,11 +201,11 @@ def answer_written(
     """
     _log.info("2 answer: the written questions")
     replies_of = {}
+    on_progress = experiment.reporting("2 answer the questions")
     for seeds in experiment.settings.seed_groups:
         # The questions of all seeds that are answered alike are asked together.
         items = [item for seed in seeds for item in questions[seed].items]
         asked = in_styles(experiment.inputs, ("unaware", "p1", "p2"), experiment.groups, items)
-        on_progress = experiment.on_progress
         replies = ask(experiment, experiment.lm, BASE, asked, seeds[0], on_progress)
         start = 0
         for seed in seeds:

@@ -168,7 +168,7 @@ def train(
             begin=lambda step: log.rewind(step or -1),
             log=log.append,
             held_out=HeldOutLoss(trainer, _by_label(held_out)) if held_out else None,
-            on_progress=experiment.on_progress,
+            on_progress=experiment.reporting(f"4 fine-tune {program}"),
         )
     weights, lm = adapters(trainer, state), experiment.lm
     return {

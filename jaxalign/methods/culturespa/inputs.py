@@ -98,6 +98,10 @@ class Experiment:
         """The groups that the model is aligned to."""
         return self.settings.countries
 
+    def reporting(self, step: str) -> OnProgress:
+        """Return a callback that reports a task's progress as part of a step of the run."""
+        return lambda p: self.on_progress(dataclasses.replace(p, task=f"{step}: {p.task}"))
+
 
 def seed_folder(out: Path, seed: int) -> Path:
     """Return the folder of what a run keeps of one seed."""

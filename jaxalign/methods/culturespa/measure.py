@@ -192,14 +192,14 @@ def untrained_models(
         For each method that has such models, their labels under "models", and under "all" whether
         they are all the models that it has.
     """
-    found = {}
+    untrained = {}
     for method in TUNED:
         models = model_names(experiment.groups, method)
         names = [(seed, model) for seed in experiment.settings.seed_numbers for model in models]
         same = [name for name in names if name not in adapters or not _changes(adapters[name])]
         if same:
-            found[method] = {"models": list(map(label, same)), "all": len(same) == len(names)}
-    return found
+            untrained[method] = {"models": list(map(label, same)), "all": len(same) == len(names)}
+    return untrained
 
 
 def _changes(adapter: Adapter) -> bool:

@@ -60,7 +60,7 @@ class Problem:
 
     def group_name(self, group: str) -> str:
         """Return what prompts call a group: a country's English name, or a group's own."""
-        groups = self.answered_survey.distributions
+        groups = (*self.tuned_survey.distributions, *self.answered_survey.distributions)
         return country_name(group, self.settings.edition, groups)
 
     def in_context(self, group: str) -> InContext:

@@ -10,6 +10,7 @@ Method: Masoud, Ferianc, Treleaven and Rodrigues 2025 (arXiv 2503.16094).
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import param_shardings
 from jaxalign.methods.conditions import Persona, Plain
 from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_directory
+from jaxalign.methods.soft_prompt.control import make_control
 from jaxalign.methods.soft_prompt.problem import (
     Problem,
     check_comparison,
@@ -41,7 +43,6 @@ from jaxalign.methods.soft_prompt.search import (
     build_search,
     choose_execution,
     choose_search_mesh,
-    make_control,
     store_in_int8,
 )
 from jaxalign.methods.soft_prompt.settings import Settings
@@ -128,16 +129,20 @@ def tune_soft_prompt(
         >>> tuned = ja.tune_soft_prompt(
         ...     ja.pocket_model(),
         ...     ja.surveys.vsm(),
-        ...     countries=("USA", "CHN"),
+        ...     countries=("CHN",),
         ...     optimizer=ja.DifferentialEvolution(population=4),
-        ...     generations=2,
-        ...     prompt={"length": 4},
+        ...     generations=1,
+        ...     prompt={"length": 2},
         ... )
-        >>> tuned["CHN"]
-        SoftPrompt(placement='front', group='CHN', ...)
-        >>> tuned["CHN"].embeddings_MxD.shape
-        (4, 128)
+        >>> tuned["CHN"].name, tuned["CHN"].embeddings_MxD.shape
+        ('tuned CHN', (2, 128))
     """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else "see jaxalign.methods.soft_prompt"
+            raise UserError(f"`{name}`: no such setting; {hint}")
     if optimizer is None:
         optimizer = DifferentialEvolution(population=16)
     if not isinstance(prompt, SoftPromptConfig):
@@ -192,6 +197,21 @@ def run_soft_prompt(
     Raises:
         UserError: for settings and files that cannot be used (before anything is written), and for
             a search that does not fit into memory.
+
+    Example:
+        >>> import jaxalign as ja
+        >>> from jaxalign.methods.soft_prompt import Settings, SoftPromptConfig
+        >>> from jaxalign.optim.strategy import Strategy
+        >>> settings = Settings(
+        ...     countries=("CHN",),
+        ...     prompt=SoftPromptConfig(length=2),
+        ...     strategy=Strategy(population=4),
+        ...     generations=1,
+        ...     gradient_steps=0,
+        ... )
+        >>> run = ja.run_soft_prompt(settings)
+        >>> sorted(run.result["countries"]["CHN"])[:5]
+        ['held_out', 'icl', 'naive', 'persona', 'start']
     """
     out = _directory(settings)
     recorded = check_run(out, settings, settings.resume)

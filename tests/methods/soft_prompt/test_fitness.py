@@ -16,11 +16,11 @@ from jaxalign.lm.weights import init_params
 from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
 from jaxalign.methods.soft_prompt.space import (
     SoftPromptConfig,
-    country_key,
     decode,
+    group_key,
     initial_population,
     make_space,
-)  # fmt: skip
+)
 from jaxalign.optim.evolve import entries_of, make_evolution
 from jaxalign.optim.gradient import make_descent
 from jaxalign.optim.strategy import Strategy
@@ -69,7 +69,7 @@ def search(countries, devices, generations=3, population=6):
     inputs = make_inputs(countries)
     first = jnp.stack(
         [
-            initial_population(inputs.space, country_key(jax.random.key(0), c), population)
+            initial_population(inputs.space, group_key(jax.random.key(0), c), population)
             for c in countries
         ]
     )
