@@ -197,6 +197,21 @@ def run_soft_prompt(
     Raises:
         UserError: for settings and files that cannot be used (before anything is written), and for
             a search that does not fit into memory.
+
+    Example:
+        >>> import jaxalign as ja
+        >>> from jaxalign.methods.soft_prompt import Settings, SoftPromptConfig
+        >>> from jaxalign.optim.strategy import Strategy
+        >>> settings = Settings(
+        ...     countries=("CHN",),
+        ...     prompt=SoftPromptConfig(length=2),
+        ...     strategy=Strategy(population=4),
+        ...     generations=1,
+        ...     gradient_steps=0,
+        ... )
+        >>> run = ja.run_soft_prompt(settings)
+        >>> sorted(run.result["countries"]["CHN"])[:5]
+        ['held_out', 'icl', 'naive', 'persona', 'start']
     """
     out = _directory(settings)
     recorded = check_run(out, settings, settings.resume)
