@@ -95,10 +95,13 @@ def test_no_import_cycles():
 
 @pytest.mark.parametrize("name", [n for n in MODULES if room(n) not in ("", "commands", "cli")])
 def test_the_library_speaks_of_parameters_and_does_not_print(name: str):
-    """Flags and terminals belong to the command line."""
+    """Flags and terminals belong to the command line. Docstrings may say which option a command
+    has for something."""
     tree = ast.parse(MODULES[name].read_text("utf-8"))
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and room(name) != "runs":
+        text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if text and id(node) not in docstrings and room(name) not in ("runs", "report"):
             flag = re.search(r"(?<![\w-])--[a-z][a-z-]+", node.value)
             assert not flag, f"{name}:{node.lineno} names the flag {flag and flag.group()}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

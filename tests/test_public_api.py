@@ -18,7 +18,17 @@ def examples(name: str) -> list[doctest.DocTest]:
     return [test for test in finder.find(value, name, module=module) if test.examples]
 
 
-@pytest.mark.parametrize("name", sorted(jaxalign._HOMES))
+# Their examples compile a search or a training step.
+LONG = {"Adapter", "SoftPrompt", "fine_tune", "run_soft_prompt", "tune_soft_prompt"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] if name in LONG else [])
+        for name in sorted(jaxalign._HOMES)
+    ],
+)
 def test_the_example_runs(name: str, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what an example writes
     tests = examples(name)

@@ -60,6 +60,7 @@ def bench(config: Config) -> None:
 
 def _row(config: Config, systems: int) -> list[object]:
     """Compile and run the bootstrap once; return the cells of one table row."""
+    # Outside the timed part: the statistics are computed once per survey.
     stats = synthetic_stats(config, systems)
     key = jax.random.key(config.seed)
     # Compile ahead of time, so that compilation and the run are timed separately.

@@ -128,6 +128,7 @@ def bench(config: Config) -> None:
         "device at 70 % of the measured matrix product rate, "
         f"{1e3 * work / flops_there:.1f} ms on the assumed accelerator."
     )
+    # The model's part of a generation is this time for each candidate of the population.
     candidate_seconds = work / flops_here, work / flops_there
     rows = []
     for algorithm in config.algorithms:
@@ -199,6 +200,7 @@ def measure(
         generation_seconds=population * here,
         accelerator_seconds=population * on_accelerator,
     )
+    # A fifth of the free memory is kept as a reserve.
     if free is not None and needed > 0.8 * free:
         reason = f"needs {needed / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} are free"
         return dataclasses.replace(row, left_out=reason)
@@ -247,6 +249,7 @@ def show(rows: list[Row]) -> None:
         "of a generation on the accelerator (estimated)": Row.moved_share.fget,
     }
     for what, share in shares.items():
+        # Rows that were not timed have no measured share.
         worst = max((r for r in rows if share(r) is not None), key=share, default=None)
         if worst is not None:
             verdict = "within" if share(worst) <= 0.02 else "above"
@@ -288,6 +291,7 @@ def plot(path: Path, rows: list[Row]) -> None:
     axes = figure.subplots()
     markers = dict(zip(dict.fromkeys(r.algorithm for r in rows), "osD^v*", strict=False))
     colours = dict(zip(dict.fromkeys(r.population for r in rows), COLOURS * 9, strict=False))
+    # One line per algorithm (marker) and population (colour).
     for key in dict.fromkeys((r.algorithm, r.population) for r in rows):
         timed = [r for r in rows if (r.algorithm, r.population) == key and r.share is not None]
         if timed:

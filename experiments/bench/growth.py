@@ -101,6 +101,7 @@ def bench(config: Config) -> None:
     """
     if not all(getattr(config, axis) for axis in AXES):
         raise UserError(f"{', '.join(f'--{axis}' for axis in AXES)} need at least one number each")
+    # Only one size differs from the defaults at a time.
     sizes = [
         (axis, dataclasses.replace(Size(), **{axis: value}))
         for axis in AXES
@@ -173,6 +174,7 @@ def make_search(candidates: int, chunk: int) -> Evolution:
 def run_seconds(evolution: Evolution, size: Size, context: PreparedItems, repeats: int) -> float:
     """Return the fastest of `repeats` runs in seconds, after one warm-up that is not counted."""
     shape = (1, size.candidates, evolution.num_dims)
+    # A small spread around zero: the prompts' values do not matter, only their number.
     first = 0.02 * jax.random.normal(jax.random.key(1), shape, jnp.float32)
     state = evolution.init(first, context)
     # The fastest run is the least disturbed by other processes.
@@ -196,6 +198,7 @@ def slopes(points: list[Point]) -> dict[str, float | None]:
     def slope(values: list[float | None]) -> float | None:
         if None in values:
             return None
+        # On log-log axes a power law is a line, and its slope is the exponent.
         return float(np.polyfit(np.log([p.value for p in points]), np.log(values), 1)[0])
 
     names = ("dot_flops", "seconds", "temporary_bytes")

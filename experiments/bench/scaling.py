@@ -115,6 +115,7 @@ def bench(config: Config) -> None:
     for series in ("weak", "strong"):
         for n in config.devices:
             mesh = make_mesh(devices[:n])
+            # Weak: the same share for every device. Strong: the same total for every mesh.
             population = config.per_device * (n if series == "weak" else max(config.devices))
             points.append(scaling_point(series, llama, layout, mesh, population, config))
     for name, mesh in zip(config.topologies, described, strict=True):
@@ -159,6 +160,7 @@ def read_point(
     """
     # What one device would do if the formula's work were divided evenly.
     share = population * candidate_flops(llama, layout).total / mesh.devices.size
+    # The program is one device's; its loop over generations is counted as often as it runs.
     flops = facts.dot_flops / generations
     return Point(
         series=series,
@@ -248,6 +250,7 @@ def plot(path: Path, points: list[Point]) -> None:
         line = [p for p in points if p.series == series]
         n = [p.devices for p in line]
         left.loglog(n, [p.device_flops / 1e9 for p in line], "o-", color=colour, label=series)
+        # The dotted line is the formula's work, divided evenly.
         even_share = [p.device_flops / p.times_perfect / 1e9 for p in line]
         label = "even share" if colour == COLOURS[0] else ""
         left.loglog(n, even_share, ":", color="black", label=label)

@@ -1,6 +1,9 @@
-"""Attention over a prefix tree: what every token sees, and its own ancestors by a static table.
+"""Attention over a prefix tree: each token sees the shared text, and its ancestors by a table.
 
-Source of the pattern: `jaxalign.answering.plan`.
+`jaxalign.answering.plan` says which token sees which. Letters: B batch, W common token (prompt and
+trunk), T tree token, A answer node, R row, L query of a row, Q = G x L queries of a row with their
+heads, S key, K key-value head, G query heads per key-value head, N = K x G query heads, H head
+width.
 """
 
 from __future__ import annotations
@@ -15,23 +18,24 @@ from flax import struct
 from jaxalign.answering.plan import Rows
 from jaxalign.lm.transformer import KeyValue, masked_attention
 
-# Finite, so that a padding query, which may see no key at all, has no NaN in its gradient.
+# A score of keys that are not seen. It is finite, so that the gradient of a padding query, which
+# may see no key at all, is not NaN.
 UNSEEN = float(np.finfo(np.float32).min)
 
 
 @struct.dataclass
 class RowTables:
-    """`layout.Rows` as arrays for the device."""
+    """The attention of a layout's rows, `plan.Rows`, as arrays on the device."""
 
     keys_RxS: jax.Array
     mask_RxLxS: jax.Array
-    common: int = struct.field(pytree_node=False)  # W: tokens before the tree in the block
-    queries: int = struct.field(pytree_node=False)  # real tree queries
-    only_tree: bool = struct.field(pytree_node=False)  # queries are tree tokens alone
+    common: int = struct.field(pytree_node=False)  # W: tokens before the tree
+    queries: int = struct.field(pytree_node=False)  # number of real tree queries
+    only_tree: bool = struct.field(pytree_node=False)  # whether only tree tokens ask
 
 
 def row_tables(rows: Rows, common: int, only_tree: bool) -> RowTables:
-    """A layout's rows on the device; `common` tokens come before the tree."""
+    """Put a layout's rows on the device; `common` tokens come before the tree."""
     return RowTables(
         keys_RxS=jnp.asarray(rows.keys_RxS),
         mask_RxLxS=jnp.asarray(rows.mask_RxLxS),
@@ -44,11 +48,19 @@ def row_tables(rows: Rows, common: int, only_tree: bool) -> RowTables:
 def tree_attention(
     rows: RowTables, q: jax.Array, k: jax.Array, v: jax.Array, before: KeyValue
 ) -> jax.Array:
-    """Attention over [before | common | ancestors in the tree]; softmax in float32.
+    """Return attention over [before | common | ancestors in the tree]; softmax in float32.
 
-    q [B, W + T, N, H] (or [B, A, N, H] where only tree tokens ask); k, v [B, W + T, K, H];
-    before: keys and values [S, K, H].
+    Args:
+        rows: which tree token sees which.
+        q: queries [B, W + T, N, H], or [B, A, N, H] where only tree tokens ask.
+        k: keys [B, W + T, K, H] of the common tokens and the tree.
+        v: values alike.
+        before: keys and values [S, K, H] of the text before the prompt, the same for the batch.
+
+    Returns:
+        Outputs in the shape and dtype of q.
     """
+    # Split keys and values into what all tree tokens see, and the tree's own.
     W = rows.common
     shared, tree = [], []
     for own, past in ((k, before[0]), (v, before[1])):
@@ -64,7 +76,7 @@ def tree_attention(
 
 
 def _common_queries(q_BxWxNxH: jax.Array, shared: Sequence[jax.Array]) -> jax.Array:
-    """Prompt and trunk: causal among themselves, after the text before them."""
+    """Attend as prompt and trunk: to all text before them, and causally among themselves."""
     W, S = q_BxWxNxH.shape[1], shared[0].shape[1]
     mask = np.tril(np.ones((W, S), bool), k=S - W)[None, None]
     return masked_attention(mask, q_BxWxNxH, *shared)
@@ -73,7 +85,7 @@ def _common_queries(q_BxWxNxH: jax.Array, shared: Sequence[jax.Array]) -> jax.Ar
 def _tree_queries(
     rows: RowTables, q: jax.Array, shared: Sequence[jax.Array], tree: Sequence[jax.Array]
 ) -> jax.Array:
-    """Tree tokens: everything shared, and their own ancestors by the row's key table.
+    """Attend as tree tokens: to everything shared, and to ancestors by the row's table of keys.
 
     Heads come first, so that every product is of matrices that lie in one piece. The softmax runs
     over both kinds of keys without putting them together, and divides its outputs, not its weights.
@@ -82,12 +94,15 @@ def _tree_queries(
     R, L, S = rows.mask_RxLxS.shape
     K = tree[0].shape[2]
     G = N // K
+    # Cut the queries into rows; the G heads that share keys stand beside each other in a row.
     q = jnp.pad(q, ((0, 0), (0, R * L - rows.queries), (0, 0), (0, 0)))
     q = q.reshape(B, R, L, K, G, H).transpose(0, 3, 1, 4, 2, 5).reshape(B, K, R, G * L, H)
+    # Gather each row's keys, and score them; what a query does not see gets the lowest score.
     k, v = (jnp.swapaxes(x, 1, 2)[:, :, rows.keys_RxS] for x in tree)  # [B, K, R, S, H]
     own = scaled_scores("bkrqh,bkrsh->bkrqs", q, k)
     mask_RxQxS = jnp.broadcast_to(rows.mask_RxLxS[:, None], (R, G, L, S)).reshape(R, G * L, S)
     own = jnp.where(mask_RxQxS[None, None], own, UNSEEN)
+    # One maximum over both kinds of keys keeps the exponentials in range.
     largest = own.max(axis=-1, keepdims=True)
     if shared[0].shape[1]:
         shared_k, shared_v = (jnp.swapaxes(x, 1, 2) for x in shared)
@@ -96,6 +111,7 @@ def _tree_queries(
         to_shared = to_shared.reshape(B, K, R, G * L, -1)
         largest = jnp.maximum(largest, to_shared.max(axis=-1, keepdims=True))
     largest = jax.lax.stop_gradient(largest)
+    # Numerator and denominator of the softmax, of the tree's keys first, then of the shared ones.
     weights = jnp.exp(own - largest)
     total = weights.sum(axis=-1, keepdims=True)
     out = mix("bkrqs,bkrsh->bkrqh", weights.astype(q.dtype), v)
@@ -109,7 +125,7 @@ def _tree_queries(
 
 
 def scaled_scores(equation: str, q: jax.Array, k: jax.Array) -> jax.Array:
-    """Products of queries and keys over sqrt(H), accumulated and returned in float32."""
+    """Return products of queries and keys divided by sqrt(H), accumulated in float32."""
     precision = "highest" if q.dtype == jnp.float32 else "default"
     scale = q.shape[-1] ** -0.5
     return scale * jnp.einsum(
@@ -118,6 +134,6 @@ def scaled_scores(equation: str, q: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def mix(equation: str, weights: jax.Array, v: jax.Array) -> jax.Array:
-    """Weighted sums of values, accumulated and returned in float32."""
+    """Return weighted sums of values, accumulated in float32."""
     precision = "highest" if v.dtype == jnp.float32 else "default"
     return jnp.einsum(equation, weights, v, precision=precision, preferred_element_type=jnp.float32)

@@ -1,10 +1,9 @@
 """How much work answering is: FLOPs of the plan, of a lower bound, and of the usual ways to do it.
 
 FLOPs are those of matrix products, two for each multiply and add; norms, softmax and RoPE are left
-out, as everybody does. All are per candidate, which is one soft prompt answering the whole survey.
-`jaxalign.runtime.program_facts` reads the same numbers out of the compiled program; the tests hold
-the two
-together.
+out, as is usual. All are per candidate, which is one soft prompt answering the whole survey.
+`jaxalign.runtime.program_facts` reads the same numbers out of the compiled program, and tests hold
+the two together.
 """
 
 from __future__ import annotations
@@ -35,42 +34,45 @@ class Flops:
     options: int
     """Output head: rows of option tokens, and the whole of it where an option has more tokens."""
     shared: int = 0
-    """Done once for all candidates, not part of `total`: the text before the prompt."""
+    """The text before the prompt, computed once for all candidates; not part of `total`."""
 
     @property
     def total(self) -> int:
+        """FLOPs that are computed anew for each candidate."""
         return self.linear + self.last_layer + self.attention + self.options
 
 
 def candidate_flops(config: LlamaConfig, layout: Layout | SuffixLayout) -> Flops:
-    """What `answer.option_log_probs` computes for one candidate, padding of attention included."""
+    """Return what `options.option_log_probs` computes for a candidate, attention's padding too."""
     if isinstance(layout, SuffixLayout):
-        return _flops(config, layout, layout.tokens_computed, _after_pairs(layout))
+        return _flops(config, layout, layout.tokens_computed, _suffix_pairs(layout))
     common = layout.common_length * (len(layout.before) + layout.common_length)
     pairs = common + _row_pairs(layout, layout.rows), _row_pairs(layout, layout.answer_rows)
     return _flops(config, layout, layout.tokens_computed, pairs, layout.scored_AxY.size)
 
 
 def lower_bound(config: LlamaConfig, layout: Layout | SuffixLayout) -> Flops:
-    """The least that exact answers to these items, with the prompt in this place, take.
+    """Return the least work that exact answers to these items take, with the prompt in its place.
 
-    Every distinct token of the prefix tree once through layers 0...L-2; in the last layer keys and
-    values of every token, queries and MLP of answer positions alone; attention over exactly the
-    (query, key) pairs that are visible; of the output head the rows of option tokens, and all rows
-    only at the inner positions of options longer than one token, which cannot be normalised
-    otherwise. Nothing is padded. The text before the prompt is computed once for all candidates.
+    Counted are: every distinct token of the prefix tree once through layers 0...L-2; in the last
+    layer keys and values of every token, queries and MLP of answer positions alone; attention over
+    exactly the (query, key) pairs that are visible; of the output head the rows of option tokens,
+    and all rows only at the inner positions of options longer than one token, which cannot be
+    normalised otherwise. Nothing is padded. The text before the prompt is computed once for all
+    candidates.
     """
     scored = len(np.unique(layout.sequences[layout.sequences >= 0]))
     if isinstance(layout, SuffixLayout):
         tokens = int(layout.mask_QxTxT.any(-1).sum())
-        return _flops(config, layout, tokens, _visible_after_pairs(layout), scored)
+        return _flops(config, layout, tokens, _visible_suffix_pairs(layout), scored)
     return _flops(config, layout, layout.tokens_computed, _visible_pairs(layout), scored)
 
 
 def padded_batch_flops(config: LlamaConfig, layout: Layout) -> Flops:
-    """Items as rows of one batch padded to the longest, the output head at every position.
+    """Return the work of asking the items as a batch padded to the longest item.
 
-    What a plain `vmap` over candidates of a batched forward does; options of one token.
+    The output head is computed at every position: this is what a plain `vmap` over candidates of a
+    batched forward does, for options of one token.
     """
     lengths = item_lengths(layout)
     tokens = len(lengths) * int(lengths.max())
@@ -78,22 +80,22 @@ def padded_batch_flops(config: LlamaConfig, layout: Layout) -> Flops:
 
 
 def one_by_one_flops(config: LlamaConfig, layout: Layout) -> Flops:
-    """Each item's whole text by itself, the output head at its last position alone."""
+    """Return the work of asking each item by itself, with the output head at its last position."""
     lengths = item_lengths(layout)
     return _plain_flops(config, int(lengths.sum()), int((lengths**2).sum()), len(lengths))
 
 
 def item_lengths(layout: Layout) -> np.ndarray:
-    """Tokens of each item from the first of the conversation to the last before the answer [Q]."""
+    """Return how many tokens each item's conversation has up to the answer, int64 [Q]."""
     nodes_Q = layout.sequences[:, 0, 0, 0] // layout.scored_AxY.shape[1]
     last_Q = layout.common_length + layout.answers[nodes_Q]
     return layout.positions[last_Q].astype(np.int64) + 1
 
 
 def attention_padding_percent(layout: Layout | SuffixLayout) -> float:
-    """Of the (query, key) pairs computed in all layers but the last, how many nobody sees."""
+    """Return the percentage of computed (query, key) pairs that are masked, last layer aside."""
     if isinstance(layout, SuffixLayout):
-        return 100 * (1 - _visible_after_pairs(layout)[0] / _after_pairs(layout)[0])
+        return 100 * (1 - _visible_suffix_pairs(layout)[0] / _suffix_pairs(layout)[0])
     common = layout.common_length * (len(layout.before) + layout.common_length)
     computed = common + _row_pairs(layout, layout.rows)
     return 100 * (1 - _visible_pairs(layout)[0] / computed)
@@ -102,10 +104,16 @@ def attention_padding_percent(layout: Layout | SuffixLayout) -> float:
 def plan_report(
     config: LlamaConfig, layout: Layout | SuffixLayout, chunk: int
 ) -> dict[str, int | float]:
-    """What a run computes and how near to the least that is; printed before it starts.
+    """Return what a run computes and how close to the least work that is.
 
-    `chunk`: candidates computed at a time on a device. Key and value bytes are those that exist at
-    once: of one layer for a chunk, and of all layers for the text before the prompt.
+    Args:
+        config: the model's shapes and dtypes.
+        layout: the plan of the items.
+        chunk: candidates computed at a time on a device.
+
+    Returns:
+        Figures by name. Bytes of keys and values are those that exist at once: of one layer for a
+        chunk, and of all layers for the text before the prompt.
     """
     least = lower_bound(config, layout).total
     plan = candidate_flops(config, layout)
@@ -130,7 +138,7 @@ def plan_report(
 
 
 def plan_text(report: dict[str, int | float]) -> str:
-    """`plan_report` as lines for people."""
+    """Return `plan_report` as lines to read."""
     r = report
     lines = [
         f"plan: {r['tokens_asked_per_candidate']:,} tokens asked, "
@@ -150,8 +158,24 @@ def plan_text(report: dict[str, int | float]) -> str:
 
 
 def padding_text(searches: int, population: int, devices: int, chunk: int) -> str:
-    """What a generation computes for nothing because each device's share is rounded up to whole
-    chunks, and how to avoid it; "" where that is at most a tenth."""
+    """Return how many rows a generation computes for nothing, and how to avoid that.
+
+    Each device's share of the candidates is rounded up to whole chunks, and the rest is padding.
+
+    Args:
+        searches: number of searches side by side.
+        population: candidates of each search.
+        devices: devices that share the candidates.
+        chunk: candidates computed at a time on a device.
+
+    Returns:
+        One line; "" where at most a tenth of the rows is padding.
+
+    >>> padding_text(searches=1, population=4, devices=4, chunk=1)
+    ''
+    >>> padding_text(searches=1, population=33, devices=1, chunk=32)[:40]
+    'padding: 31 of 64 rows a generation, for'
+    """
     candidates = searches * population
     share = -(-candidates // devices)
     passes = -(-share // chunk)
@@ -167,11 +191,19 @@ def padding_text(searches: int, population: int, devices: int, chunk: int) -> st
 
 
 def matmul_peak(dtype: DType, seconds: float = 1.0, size: int | None = None) -> float:
-    """FLOP/s of a large square matrix product on the first device: the best of several runs.
+    """Measure the FLOP/s of a large square matrix product on the first device.
 
-    Sums are float32; the result is written in float32, on a GPU in the inputs' dtype, as by
-    `llama.model.product`. Repeats for about `seconds` after compiling; `size` is the matrices'
-    width, by default one that keeps the device busy (2048 on CPU, 8192 elsewhere).
+    Sums are float32; the result is written in float32, on a GPU in the inputs' dtype, as by the
+    model's own products.
+
+    Args:
+        dtype: of the matrices.
+        seconds: how long to repeat, after compiling.
+        size: width of the matrices; default: one that keeps the device busy (2048 on CPU, 8192
+            elsewhere).
+
+    Returns:
+        The best of the runs.
     """
     platform = jax.devices()[0].platform
     n = size or (2048 if platform == "cpu" else 8192)
@@ -184,14 +216,14 @@ def matmul_peak(dtype: DType, seconds: float = 1.0, size: int | None = None) -> 
     jax.block_until_ready(product(a, b))
     best, until = float("inf"), time.perf_counter() + seconds
     while best == float("inf") or time.perf_counter() < until:
-        began = time.perf_counter()
+        start = time.perf_counter()
         jax.block_until_ready(product(a, b))
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
 
 
 def device_name() -> str:
-    """The first device as its maker calls it; of a CPU what the operating system says."""
+    """Return the name of the first device; of a CPU the one that the operating system gives."""
     device, cpuinfo = jax.devices()[0], Path("/proc/cpuinfo")
     if device.platform == "cpu" and cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -207,8 +239,15 @@ def _flops(
     pairs: tuple[int, int],
     scored: int | None = None,
 ) -> Flops:
-    """`tokens` through the layers, `pairs` of attention in a layer and in the last one, `scored`
-    rows of the output head."""
+    """Return the FLOPs of a plan.
+
+    Args:
+        config: the model's shapes.
+        layout: the plan.
+        tokens: token positions that go through the layers.
+        pairs: (query, key) pairs of attention in a layer, and in the last one.
+        scored: rows of the output head; default: as many as the layout reads, padding included.
+    """
     answers, before = len(layout.answers), config.num_hidden_layers - 1
     scored = layout.scored_AxY.size if scored is None else scored
     key_value, rest = _layer_weights(config)
@@ -219,13 +258,13 @@ def _flops(
         last_layer=2 * (tokens * key_value + answers * rest),
         attention=each_pair * (before * pairs[0] + pairs[1]),
         options=2 * config.hidden_size * (scored + len(layout.inner) * config.vocab_size),
-        # The last layer of the shared text is wanted for its keys and values alone.
+        # Of the shared text only the keys and values of the last layer are needed.
         shared=2 * S * (before * (key_value + rest) + key_value) + each_pair * before * text_pairs,
     )
 
 
 def _text(layout: Layout | SuffixLayout) -> tuple[int, int]:
-    """Tokens computed once for all candidates, and their (query, key) pairs, padding included."""
+    """Return the tokens computed once for all candidates, and their pairs, padding included."""
     if isinstance(layout, Layout):
         return len(layout.before), len(layout.before) ** 2
     Q, S = layout.texts_QxS.shape
@@ -233,7 +272,7 @@ def _text(layout: Layout | SuffixLayout) -> tuple[int, int]:
 
 
 def _plain_flops(config: LlamaConfig, tokens: int, pairs: int, heads: int) -> Flops:
-    """A plain forward: full attention matrices, the output head at `heads` positions."""
+    """Return the FLOPs of a plain forward, with the output head at `heads` positions."""
     layers, weights = config.num_hidden_layers, sum(_layer_weights(config))
     return Flops(
         linear=2 * (layers - 1) * tokens * weights,
@@ -244,22 +283,22 @@ def _plain_flops(config: LlamaConfig, tokens: int, pairs: int, heads: int) -> Fl
 
 
 def _layer_weights(c: LlamaConfig) -> tuple[int, int]:
-    """Weights of one layer's linear maps: of keys and values, and of all others."""
+    """Return how many weights a layer's linear maps have: for keys and values, and all others."""
     key_value = 2 * c.hidden_size * c.num_key_value_heads * c.head_dim
     query_out = 2 * c.hidden_size * c.num_attention_heads * c.head_dim
     return key_value, query_out + 3 * c.hidden_size * c.intermediate_size
 
 
 def _row_pairs(layout: Layout, rows: Rows) -> int:
-    """(query, key) pairs computed for tree queries, padding included."""
+    """Return the (query, key) pairs computed for tree queries, padding included."""
     R, L, S = rows.mask_RxLxS.shape
     return R * L * (len(layout.before) + layout.common_length + S)
 
 
 def _visible_pairs(layout: Layout) -> tuple[int, int]:
-    """(query, key) pairs that exist: of all tokens, and of the answer positions."""
+    """Return the visible (query, key) pairs: of all tokens, and of the answer positions."""
     S, W = len(layout.before), layout.common_length
-    common = W * S + W * (W + 1) // 2
+    common = W * S + W * (W + 1) // 2  # all text before, and causal among themselves
     tree = (
         rows.queries * (S + W) + int(rows.mask_RxLxS.sum())
         for rows in (layout.rows, layout.answer_rows)
@@ -268,15 +307,15 @@ def _visible_pairs(layout: Layout) -> tuple[int, int]:
     return common + pairs, answer_pairs
 
 
-def _after_pairs(layout: SuffixLayout) -> tuple[int, int]:
-    """(query, key) pairs computed for all block tokens and for the answers, padding included."""
+def _suffix_pairs(layout: SuffixLayout) -> tuple[int, int]:
+    """Return the pairs computed for all block tokens and for the answers, padding included."""
     Q, T, _ = layout.mask_QxTxT.shape
     keys = layout.texts_QxS.shape[1] + T
     return Q * T * keys, len(layout.answers) * keys
 
 
-def _visible_after_pairs(layout: SuffixLayout) -> tuple[int, int]:
-    """(query, key) pairs that exist: of all block tokens, and of the answer positions."""
+def _visible_suffix_pairs(layout: SuffixLayout) -> tuple[int, int]:
+    """Return the visible (query, key) pairs: of all block tokens, and of the answer positions."""
     own_QxT = layout.mask_QxTxT.sum(-1)
     seen_QxT = np.where(own_QxT > 0, own_QxT + layout.lengths_Q[:, None], 0)
     return int(seen_QxT.sum()), int(seen_QxT.reshape(-1)[layout.answers].sum())

@@ -2,6 +2,10 @@
 
 The items' keys and values are computed once for all candidates and kept for every layer; a
 candidate computes its prompt and the tail, once per item.
+
+Letters: B prompts of a chunk, M prompt token, N token of a tail, Q item, S token of an item's text,
+U = M + N token of an item's block, R block that asks, T query of it, A answer node, N query head
+(in attention), K key-value head, G query heads per key-value head, H head width, D model width.
 """
 
 from __future__ import annotations
@@ -22,25 +26,22 @@ from jaxalign.lm.weights import Params
 
 @struct.dataclass
 class Blocks:
-    """Who sees what: block r's queries see text `item_R[r]` and, of that item's own block, `mask`.
+    """Who sees what: queries of block r see the text of item `item_R[r]` and part of its block."""
 
-    Letters: R block, T queries of it, U tokens of an item's block, S text.
-    """
-
-    item_R: jax.Array
-    seen_RxS: jax.Array
-    mask_RxTxU: jax.Array
+    item_R: jax.Array  # int32, the item that a block belongs to
+    seen_RxS: jax.Array  # bool, tokens of the item's text that are not padding
+    mask_RxTxU: jax.Array  # bool, query t sees token u of the item's block
 
 
 @struct.dataclass
 class PreparedSuffixItems:
-    """What scoring reads besides the prompts; like `answer.PreparedItems`."""
+    """All that scoring reads besides the prompts, like `options.PreparedItems`."""
 
     params: Params
     texts: tuple[KeyValue, KeyValue]  # keys and values [Q, S, K, H] of every item's text, per layer
-    tails_QxN: jax.Array
-    positions_QxU: jax.Array
-    blocks: Blocks
+    tails_QxN: jax.Array  # int32 token ids
+    positions_QxU: jax.Array  # int32 RoPE positions
+    blocks: Blocks  # of all tokens
     answer_blocks: Blocks  # one query each
     answers: jax.Array  # int32 [A], index into the Q * U block tokens
     scored_AxY: jax.Array
@@ -51,7 +52,7 @@ class PreparedSuffixItems:
 def prepare_suffix_items(
     config: LlamaConfig, params: Params, layout: SuffixLayout
 ) -> PreparedSuffixItems:
-    """Put a layout's tables on the device and compute every item's text."""
+    """Put a layout's tables on the device and compute the keys and values of every item's text."""
     Q, U = layout.positions_QxT.shape
     S = layout.texts_QxS.shape[1]
     seen_QxS = np.arange(S)[None] < layout.lengths_Q[:, None]
@@ -88,23 +89,24 @@ def _encode_texts(
 
 
 def suffix_stream(
-    config: LlamaConfig, context: PreparedSuffixItems, prompts_BxMxD: jax.Array
+    config: LlamaConfig, prepared: PreparedSuffixItems, prompts_BxMxD: jax.Array
 ) -> jax.Array:
-    """Normed residual stream at the answer nodes, [B, A, D]."""
-    model, bound = Llama(config), {"params": context.params}
+    """Return the normed residual stream at the answer nodes, [B, A, D]."""
+    model, bound = Llama(config), {"params": prepared.params}
     B, M, D = prompts_BxMxD.shape
-    Q, U = context.positions_QxU.shape
-    tails_QxNxD = model.apply(bound, context.tails_QxN, method=Llama.embed)
+    Q, U = prepared.positions_QxU.shape
+    tails_QxNxD = model.apply(bound, prepared.tails_QxN, method=Llama.embed)
+    # Every item gets a copy of the prompt, followed by its own tail.
     prompts = jnp.broadcast_to(prompts_BxMxD.astype(config.dtype)[:, None], (B, Q, M, D))
     tails = jnp.broadcast_to(tails_QxNxD[None], (B, *tails_QxNxD.shape))
     x, _ = model.apply(
         bound,
         jnp.concatenate([prompts, tails], axis=2).reshape(B, Q * U, D),
-        rope_tables(config, context.positions_QxU.reshape(-1)),
-        jax.tree_util.Partial(block_attention, context.blocks),
-        jax.tree_util.Partial(block_attention, context.answer_blocks),
-        context.texts,
-        context.answers,
+        rope_tables(config, prepared.positions_QxU.reshape(-1)),
+        jax.tree_util.Partial(block_attention, prepared.blocks),
+        jax.tree_util.Partial(block_attention, prepared.answer_blocks),
+        prepared.texts,
+        prepared.answers,
         method=Llama.blocks,
     )
     return x
@@ -113,9 +115,14 @@ def suffix_stream(
 def block_attention(
     blocks: Blocks, q: jax.Array, k: jax.Array, v: jax.Array, texts: KeyValue
 ) -> jax.Array:
-    """Attention over [text of the block's item | the item's block]; softmax in float32.
+    """Return attention over [text of the block's item | the item's block]; softmax in float32.
 
-    q [B, R * T, N, H]; k, v [B, Q * U, K, H]; texts: keys and values [Q, S, K, H].
+    Args:
+        blocks: which query sees what.
+        q: queries [B, R * T, N, H].
+        k: keys [B, Q * U, K, H] of the items' blocks.
+        v: values alike.
+        texts: keys and values [Q, S, K, H] of the items' texts, the same for the batch.
     """
     B, _, N, H = q.shape
     Q, K = texts[0].shape[0], k.shape[2]
@@ -123,6 +130,7 @@ def block_attention(
     q = q.reshape(B, R, T, K, N // K, H)
     k, v = (t.reshape(B, Q, U, K, H)[:, blocks.item_R] for t in (k, v))
     text_k, text_v = (t[blocks.item_R] for t in texts)
+    # Scores of the text's keys and of the block's own, under one softmax.
     to_text = scaled_scores("brtkgh,rskh->bkgrts", q, text_k)
     to_text = jnp.where(blocks.seen_RxS[None, None, None, :, None], to_text, UNSEEN)
     own = scaled_scores("brtkgh,brukh->bkgrtu", q, k)

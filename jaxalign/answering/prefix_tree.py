@@ -88,8 +88,11 @@ class PrefixTree:
         """
         if not all(spellings and all(spellings) for spellings in options):
             raise ValueError("an option has no spelling")
-        visits = [(spelling, o, s) for o, option in enumerate(options)
-                  for s, spelling in enumerate(option)]  # fmt: skip
+        visits = [
+            (spelling, o, s)
+            for o, option in enumerate(options)
+            for s, spelling in enumerate(option)
+        ]
         if self._depth_first:  # spellings that begin alike next to each other, to share their nodes
             visits.sort()
         paths: Paths = [[[] for _ in option] for option in options]

@@ -11,4 +11,13 @@ The library speaks of parameters. A command line shows the flag in place of the 
 
 
 class UserError(ValueError):
-    """Bad input. A command prints the message on one line and exits with code 2."""
+    """Bad input. A command prints the message on one line and exits with code 2.
+
+    Example:
+        >>> import jaxalign as ja
+        >>> try:
+        ...     ja.country_scores("XYZ")
+        ... except ja.UserError as error:
+        ...     print(error)
+        country 'XYZ' is unknown; use a three-letter code, ...
+    """

@@ -132,9 +132,9 @@ def _embed(model: Llama, params: Params, batch: Batch) -> jax.Array:
     vocab_size = model.config.vocab_size
     is_extra = tokens >= vocab_size
     # Both tables are read at every position, with index 0 where the other one counts.
-    own = embed(jnp.where(is_extra, 0, tokens))
+    known = embed(jnp.where(is_extra, 0, tokens))
     extra = jnp.take(extra_ExD, jnp.where(is_extra, tokens - vocab_size, 0), axis=0)
-    return jnp.where(is_extra[:, :, None], extra.astype(own.dtype), own)
+    return jnp.where(is_extra[:, :, None], extra.astype(known.dtype), known)
 
 
 def _forward(

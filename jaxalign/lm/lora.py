@@ -167,10 +167,10 @@ def attach(params: Params, adapter: AdapterWeights, lora: LoraConfig) -> Params:
     The scale alpha / rank is multiplied into B, so that the model need not know it.
     """
     beside = {
-        part: {n: w * lora.scale if n.endswith("_b") else w for n, w in weights.items()}
-        for part, weights in adapter.items()
+        group: {n: w * lora.scale if n.endswith("_b") else w for n, w in weights.items()}
+        for group, weights in adapter.items()
     }
-    return params | {part: params[part] | beside[part] for part in beside}
+    return params | {group: params[group] | beside[group] for group in beside}
 
 
 def merge(params: Params, adapter: AdapterWeights, lora: LoraConfig) -> Params:
@@ -183,13 +183,13 @@ def merge(params: Params, adapter: AdapterWeights, lora: LoraConfig) -> Params:
     merged = {}
     if any(name.endswith("_scale") for name in params["last"]):
         raise ValueError("weights in 8 bits cannot take up an adapter; merge before quantize")
-    for part, weights in adapter.items():
-        lead = "l" if part == "layers" else ""  # the axis of stacked layers
-        merged[part] = dict(params[part])
+    for group, weights in adapter.items():
+        lead = "l" if group == "layers" else ""  # the axis of stacked layers
+        merged[group] = dict(params[group])
         for name in lora.targets:
-            a, b, kernel = weights[f"{name}_a"], weights[f"{name}_b"], params[part][name]
+            a, b, kernel = weights[f"{name}_a"], weights[f"{name}_b"], params[group][name]
             inputs, outputs = AXES[name]
             equation = f"{lead}{inputs}r,{lead}r{outputs}->{lead}{inputs}{outputs}"
             update = lora.scale * jnp.einsum(equation, a, b, precision="highest")
-            merged[part][name] = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
+            merged[group][name] = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
     return params | merged

@@ -20,14 +20,14 @@ from jaxalign.lm.weights import Params, block_weights, input_dims
 def quantize(config: LlamaConfig, params: Params) -> Params:
     """Return the parameters with int8 kernels, converted one at a time to keep peak memory low."""
     table, out = block_weights(config), dict(params)
-    for part, leading in (("layers", 1), ("last", 0)):
-        out[part] = dict(params[part])
+    for group, leading in (("layers", 1), ("last", 0)):
+        out[group] = dict(params[group])
         for name in AXES:
             dims = input_dims(table[name].shape, table[name].fan_in)
             # Input axes come first, after the axis of stacked layers.
             inputs = tuple(range(leading, leading + dims))
-            kernel, scale = _quantize(params[part][name], inputs)
-            out[part] |= {name: kernel, f"{name}_scale": scale}
+            kernel, scale = _quantize(params[group][name], inputs)
+            out[group] |= {name: kernel, f"{name}_scale": scale}
     return out
 
 

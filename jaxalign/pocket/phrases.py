@@ -95,8 +95,8 @@ def persona(random: np.random.Generator, iso3: str, prompts: Prompts) -> str:
 def neighbours(iso3: str) -> tuple[list[str], list[str]]:
     """Return the three persona countries with the nearest and the farthest scores."""
     scores = {c: countries()[c] for c in PERSONA_COUNTRIES if c != iso3}
-    own = countries()[iso3]
-    ranked = sorted(scores, key=lambda c: float(np.abs(scores[c] - own).sum()))
+    target = countries()[iso3]
+    ranked = sorted(scores, key=lambda c: float(np.abs(scores[c] - target).sum()))
     return ranked[:3], ranked[-3:][::-1]
 
 

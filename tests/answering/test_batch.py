@@ -55,15 +55,18 @@ CONFIG = LlamaConfig(
 )
 SURVEY = held_out_survey()
 COUNTRIES = ("USA", "CHN", "BRA", "NGA", "DEU", "IND", "RUS", "SWE")
-INTERVIEWS = StylePrompts(load_texts(), SURVEY, COUNTRIES, count=2)
+PROMPTS = StylePrompts(load_texts(), SURVEY, COUNTRIES, count=2)
 
 
 def some_conversations(lead_ins=5, questions=12, seed=0) -> Conversations:
     """Lead-ins and questions of unequal length; options of one token, of two spellings, and of
     several tokens where one begins like another."""
     random = np.random.default_rng(seed)
-    options = ([[(40,)], [(41,)], [(42,)]], [[(40,), (43,)], [(41,)]],
-               [[(40, 50)], [(40, 41, 50)], [(41, 50)], [(42, 50), (44, 40)]])  # fmt: skip
+    options = (
+        [[(40,)], [(41,)], [(42,)]],
+        [[(40,), (43,)], [(41,)]],
+        [[(40, 50)], [(40, 41, 50)], [(41, 50)], [(42, 50), (44, 40)]],
+    )
     stem = random.integers(1, 40, 9)
     return Conversations(
         [random.integers(1, 40, random.integers(1, 30)).astype(np.int32) for _ in range(lead_ins)],
@@ -109,14 +112,19 @@ def one_by_one(params, conversations: Conversations) -> np.ndarray:
 
 tokens_of = st.lists(st.integers(1, 3), min_size=1, max_size=9)
 spellings_of = st.lists(
-    st.lists(st.lists(st.integers(4, 6), min_size=1, max_size=3).map(tuple),
-             min_size=1, max_size=2, unique=True),
-    min_size=2, max_size=4,
-)  # fmt: skip
+    st.lists(
+        st.lists(st.integers(4, 6), min_size=1, max_size=3).map(tuple),
+        min_size=1,
+        max_size=2,
+        unique=True,
+    ),
+    min_size=2,
+    max_size=4,
+)
 
 
 @st.composite
-def interviews(draw):
+def drawn_conversations(draw):
     lead_ins = draw(st.lists(tokens_of, min_size=1, max_size=4))
     questions = draw(st.lists(tokens_of, min_size=1, max_size=30))
     options = [draw(spellings_of) for _ in questions]
@@ -136,29 +144,31 @@ def seen(tables, keys, queries) -> list[list[int]]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(interviews(), st.integers(20, 200))
+@given(drawn_conversations(), st.integers(20, 200))
 def test_every_answer_node_sees_its_conversation_and_nothing_else(conversations, block_tokens):
     ranges = cut(conversations, block_tokens)
-    assert [n for some in ranges for n in some] == list(range(len(conversations)))
-    blocks = [plan_block(conversations, some) for some in ranges]
+    assert [n for members in ranges for n in members] == list(range(len(conversations)))
+    blocks = [plan_block(conversations, members) for members in ranges]
     assert all(len(b.tokens) <= block_tokens or len(b.paths) == 1 for b in blocks)
     shape = shape_of(iter(blocks))
-    for some, block in zip(ranges, blocks, strict=True):
+    for members, block in zip(ranges, blocks, strict=True):
         tables = pad_block(block, shape)
         by_answer = seen(tables, tables.answer_keys, tables.answers)
         by_token = seen(tables, tables.keys, np.arange(shape.tokens))
         assert [by_token[a] for a in tables.answers] == by_answer
         flat = tables.scored.reshape(-1)
-        for q, n in enumerate(some):
+        for q, n in enumerate(members):
             text = conversations.tokens(n).tolist()
-            assert tables.positions[tables.answers[tables.sequences[q, 0, 0, 0] // shape.scored]] \
-                == len(text) - 1  # fmt: skip
+            assert (
+                tables.positions[tables.answers[tables.sequences[q, 0, 0, 0] // shape.scored]]
+                == len(text) - 1
+            )
             for o, spellings in enumerate(conversations.spellings(n)):
                 for s, spelling in enumerate(spellings):
                     for k, token in enumerate(spelling):
-                        place = tables.sequences[q, o, s, k]
-                        assert flat[place] == token
-                        assert by_answer[place // shape.scored] == [*text, *spelling[:k]]
+                        at = tables.sequences[q, o, s, k]
+                        assert flat[at] == token
+                        assert by_answer[at // shape.scored] == [*text, *spelling[:k]]
                     assert (tables.sequences[q, o, s, len(spelling) :] == -1).all()
 
 
@@ -173,7 +183,7 @@ def test_shared_text_is_planned_once():
 
 def test_shapes_are_whole_rows():
     conversations = some_conversations()
-    shape = shape_of(plan_block(conversations, some) for some in cut(conversations, 256))
+    shape = shape_of(plan_block(conversations, members) for members in cut(conversations, 256))
     assert shape.tokens % ROW == 0
     assert shape.answers % ANSWER_ROW == 0
     assert shape.inner > 0
@@ -293,9 +303,9 @@ def pocket():
 def test_conversations_are_the_chat_templates_own(pocket):
     tokens, items = pocket[2], SURVEY.items[:6]
     for style, countries in (("unaware", NO_GROUP), ("p2", COUNTRIES[:2]), ("p1p3", COUNTRIES[:2])):
-        found = encode_styles(tokens, INTERVIEWS, [style], countries, items)
+        found = encode_styles(tokens, PROMPTS, [style], countries, items)
         whole = [
-            tokens.encode_chat(INTERVIEWS.conversation(style, country, item))
+            tokens.encode_chat(PROMPTS.conversation(style, country, item))
             for country in countries
             for item in items
         ]
@@ -307,22 +317,20 @@ def test_template_that_mixes_question_and_lead_in_is_refused(pocket):
     tokens = pocket[2]
     mixing = "{% for m in messages %}{{ m.content }} {{ messages | length }}<|eot_id|>{% endfor %}"
     other = dataclasses.replace(tokens, template=mixing)
-    prompts = INTERVIEWS.texts.prompts
+    prompts = PROMPTS.texts.prompts
     with pytest.raises(UserError, match="words a question differently"):
         encode(other, prompts, [[], [prompts.system("China")]], SURVEY.items[:3])
     with pytest.raises(UserError, match=r"0 questions .* nothing to ask"):
-        encode_styles(tokens, INTERVIEWS, ["unaware"], NO_GROUP, [])
+        encode_styles(tokens, PROMPTS, ["unaware"], NO_GROUP, [])
 
 
 def test_exact_equals_the_baselines_tree(pocket, devices):
     config, params, tokens = pocket
     items = SURVEY.items[:4]
-    conversations = encode_styles(tokens, INTERVIEWS, ["p1"], COUNTRIES[:3], items)
+    conversations = encode_styles(tokens, PROMPTS, ["p1"], COUNTRIES[:3], items)
     found = answer_exact(config, params, conversations, make_mesh(data=8), block_tokens=256)
-    lead_ins = [INTERVIEWS.lead_in("p1", c, items[0]) for c in COUNTRIES[:3]]
-    expected, _ = ask_after_messages(
-        config, params, tokens, INTERVIEWS.texts.prompts, lead_ins, items
-    )
+    lead_ins = [PROMPTS.lead_in("p1", c, items[0]) for c in COUNTRIES[:3]]
+    expected, _ = ask_after_messages(config, params, tokens, PROMPTS.texts.prompts, lead_ins, items)
     np.testing.assert_allclose(
         np.exp(found).reshape(3, 4, -1)[..., : expected.shape[-1]], np.exp(expected), atol=1e-5
     )
@@ -332,7 +340,7 @@ def test_exact_equals_the_baselines_tree(pocket, devices):
 
 
 def reply_in(tokens, texts, asked=None):
-    """A model that says `texts` in turn by prompt and luck, and remembers what it was asked."""
+    """A model that says `texts` in turn by id, and remembers what it was asked."""
 
     def reply(prompts, ids):
         if asked is not None:
@@ -344,16 +352,16 @@ def reply_in(tokens, texts, asked=None):
 
 def test_first_integer_counts_if_it_is_a_code(pocket):
     tokens, items = pocket[2], SURVEY.items[:2]
-    conversations = encode_styles(tokens, INTERVIEWS, ["unaware"], NO_GROUP, items)
+    conversations = encode_styles(tokens, PROMPTS, ["unaware"], NO_GROUP, items)
     said = {"2": 1, "I choose 1.": 0, "99 of 2": OUT_OF_RANGE, "no": UNREADABLE, "": UNREADABLE}
     for text, position in said.items():
         found = answer_sampled(reply_in(tokens, [text]), tokens, conversations, items)
         np.testing.assert_array_equal(found, np.full((2, 3), position))
 
 
-def test_sampled_luck_belongs_to_conversation_and_run(pocket):
+def test_a_reply_is_random_by_conversation_and_run(pocket):
     tokens, items = pocket[2], SURVEY.items[:5]
-    conversations = encode_styles(tokens, INTERVIEWS, ["p1"], COUNTRIES[:3], items)
+    conversations = encode_styles(tokens, PROMPTS, ["p1"], COUNTRIES[:3], items)
     asked: list = []
     sampling = functools.partial(answer_sampled, tokenizer=tokens, items=items, runs=4)
     events: list[Progress] = []
@@ -375,7 +383,7 @@ def test_sampled_luck_belongs_to_conversation_and_run(pocket):
 
 def test_killed_sampling_continues(pocket, tmp_path):
     tokens, items = pocket[2], SURVEY.items[:5]
-    conversations = encode_styles(tokens, INTERVIEWS, ["p1"], COUNTRIES[:3], items)
+    conversations = encode_styles(tokens, PROMPTS, ["p1"], COUNTRIES[:3], items)
     asked: list = []
     whole = reply_in(tokens, ["1", "2", "x"], asked)
 
@@ -400,7 +408,7 @@ def test_killed_sampling_continues(pocket, tmp_path):
 def test_sampling_at_temperature_one_follows_the_exact_distribution(pocket, devices):
     config, params, tokens = pocket
     items, runs = SURVEY.items[:1], 300
-    conversations = encode_styles(tokens, INTERVIEWS, ["unaware"], NO_GROUP, items)
+    conversations = encode_styles(tokens, PROMPTS, ["unaware"], NO_GROUP, items)
     exact = np.exp(answer_exact(config, params, conversations, make_mesh(devices[:1])))[0]
 
     def reply(prompts, ids):

@@ -78,8 +78,9 @@ options = st.lists(st.lists(spelling, min_size=1, max_size=2, unique=True), min_
 
 @given(
     st.lists(st.tuples(item, options), min_size=1, max_size=5),
-    st.lists(token, max_size=4), st.integers(0, 4),
-)  # fmt: skip
+    st.lists(token, max_size=4),
+    st.integers(0, 4),
+)
 @settings(deadline=None, max_examples=60)
 def test_lower_bound_by_brute_force(survey, before, length):
     """Tokens, visible pairs and option rows counted one by one over sets of prefixes."""
@@ -154,17 +155,41 @@ def test_plan_report(survey):
     ("searches", "population", "devices", "chunk", "said"),
     [
         (4, 16, 1, 4, None),
-        (4, 16, 8, 32, "192 of 256 rows a generation, for 64 candidates on 8 devices in chunks of "
-         "32; a chunk of 8 or a population of 64 has less"),
-        (1, 4, 4, 4, "12 of 16 rows a generation, for 4 candidates on 4 devices in chunks of 4; a "
-         "chunk of 1 or a population of 16 has less"),
-        (1, 4, 8, 1, "4 of 8 rows a generation, for 4 candidates on 8 devices in chunks of 1; a "
-         "population of 8 has less"),
-        (1, 33, 1, 32, "31 of 64 rows a generation, for 33 candidates on 1 device in chunks of 32; "
-         "a chunk of 17 or a population of 64 has less"),
+        (
+            4,
+            16,
+            8,
+            32,
+            "192 of 256 rows a generation, for 64 candidates on 8 devices in chunks of "
+            "32; a chunk of 8 or a population of 64 has less",
+        ),
+        (
+            1,
+            4,
+            4,
+            4,
+            "12 of 16 rows a generation, for 4 candidates on 4 devices in chunks of 4; a "
+            "chunk of 1 or a population of 16 has less",
+        ),
+        (
+            1,
+            4,
+            8,
+            1,
+            "4 of 8 rows a generation, for 4 candidates on 8 devices in chunks of 1; a "
+            "population of 8 has less",
+        ),
+        (
+            1,
+            33,
+            1,
+            32,
+            "31 of 64 rows a generation, for 33 candidates on 1 device in chunks of 32; "
+            "a chunk of 17 or a population of 64 has less",
+        ),
         (1, 29, 1, 32, None),
     ],
-)  # fmt: skip
+)
 def test_padding_is_said_where_it_is_more_than_a_tenth(searches, population, devices, chunk, said):
     found = t.padding_text(searches, population, devices, chunk)
     assert found == ("" if said is None else f"padding: {said}")

@@ -161,8 +161,13 @@ def test_conversations_are_continued(lm):
 def test_methods_have_names_of_their_own():
     assert len({method.key for method in METHODS.values()}) == len(METHODS)
     assert [m.label for m in soft_prompt_methods("DifferentialEvolution", "expected").values()] == [
-        "naive", "persona", "ICL", "start", "DE", "gradient",
-    ]  # fmt: skip
+        "naive",
+        "persona",
+        "ICL",
+        "start",
+        "DE",
+        "gradient",
+    ]
     named = soft_prompt_methods("CMA_ES", "most_likely")
     assert named["tuned"].label == "CMA_ES"
     assert named["gradient"].title == "same prompt by gradients (expected reading)"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.commands.reports import soft_prompt_parts as parts
-from jaxalign.commands.reports.soft_prompt_search import convergence_figure
 from jaxalign.report.common import provenance
 from jaxalign.report.document import Document, Estimate, Listing, Note, Section, Text, section
 from jaxalign.report.render import write_report
@@ -56,7 +55,7 @@ def soft_prompt_report(result: Mapping[str, Any], out: Path) -> tuple[Path, Path
             _losses(result, out),
             section("The six scores", parts.radar_figure(result, out)),
             _held_out(result, out),
-            section("The search", convergence_figure(result, out)),
+            section("The search", parts.convergence_figure(result, out)),
             section("What a low loss does not prove", Listing(_LIMITS)),
             provenance(result),
         ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxalign.report.palette import INK, MUTED, VERMILION
 from jaxalign.report.wording import joined, number, verdict
 
 KEYS = {method.key: method.legend() for method in SOFT_PROMPT_METHODS}
+_MOST_GENERATIONS_SHOWN = 12
 _TRIVIAL = {
     "all_middle": Key("answering 3 to everything", MUTED, "", "|"),
     "uniform_random": Key("random answers", VERMILION, "", "|"),
@@ -180,9 +182,9 @@ def radar_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
         return None
     shown = {"target": figures.TARGET, **{n: KEYS[n].as_line() for n in ("naive", "icl", "tuned")}}
     panels = figures.score_radars(names, profiles, shown)
-    words = {"target": figures.TARGET, **methods(result)}
+    keys = {"target": figures.TARGET, **methods(result)}
     rows = tuple(
-        (f"{c}, {key.label}", *p[name]) for c, p in profiles.items() for name, key in words.items()
+        (f"{c}, {key.label}", *p[name]) for c, p in profiles.items() for name, key in keys.items()
     )
     table = Table(f"Scores, {reading_words(tuned)} reading", ("Country and method", *names), rows)
     return make_figure(
@@ -269,10 +271,67 @@ def permutation_words(test: Mapping[str, Any] | None) -> str:
     if not test or not is_number(test.get("others")):
         return "Permutation test: not made, because it needs two countries."
     p, count = test["p_value"], test["assignments"]
-    verdict = "told apart from chance" if p <= 0.05 else "not told apart from chance"
+    conclusion = "significant" if p <= 0.05 else "not significant"
     return (
         f"Permutation test: prompts score {number(test['own'], 3)} on their own country and "
         f"{number(test['others'], 3)} on the others. Of {count:,} ways to assign prompts to "
         f"countries, a fraction p = {number(p, 3)} does as well (the smallest possible is "
-        f"{number(1 / count, 3)}): {verdict} at 5 %."
+        f"{number(1 / count, 3)}): {conclusion} at the 5 % level."
     )
+
+
+def convergence_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
+    """Draw the losses over generations, from `metrics.jsonl`; None if the run has none."""
+    rows = _metrics(out / "metrics.jsonl", list(result["countries"]))
+    if not rows:
+        return None
+    shown = {name: KEYS[name].as_line() for name in ("naive", "persona", "icl")}
+    tuned, _ = readings(result)
+    # What was minimised; the baselines' prompts are made of tokens and have no penalty.
+    minimised = "loss + penalty" if result["settings"].get("penalty") else "loss"
+    levels = {
+        country: {n: entry[n][tuned]["loss"] for n in shown}
+        for country, entry in result["countries"].items()
+    }
+    losses = {
+        country: tuple([row[country].get(n) for row in rows] for n in ("best_so_far", "median"))
+        for country in levels
+    }
+    panels, legend = figures.convergence(losses, levels, shown, f"{minimised} in points")
+    return make_figure(
+        out / "convergence.png",
+        panels,
+        f"{minimised.capitalize()} over generations, {reading_words(tuned)} reading, with the "
+        "baselines' losses as lines across.",
+        f"One panel per country: the best {minimised} so far and the median of the population "
+        "over the generations.",
+        _convergence_table(rows, list(losses), minimised),
+        legend,
+        drawn=True,
+    )
+
+
+def _metrics(path: Path, countries: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics that have all countries."""
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return [row for row in rows if all(country in row for country in countries)]
+
+
+def _convergence_table(
+    rows: Sequence[Mapping[str, Any]], countries: Sequence[str], minimised: str
+) -> Table:
+    """Return a table of about a dozen generations, evenly spread from the first to the last."""
+    last = len(rows) - 1
+    count = min(_MOST_GENERATIONS_SHOWN, len(rows))
+    picked = sorted({round(i * last / max(count - 1, 1)) for i in range(count)})
+    columns = [f"{c}, {name}" for c in countries for name in ("best so far", "median")]
+    cells = tuple(
+        (
+            str(rows[i]["generation"]),
+            *(rows[i][c].get(n) for c in countries for n in ("best_so_far", "median")),
+        )
+        for i in picked
+    )
+    return Table(f"{minimised.capitalize()} over generations", ("Generation", *columns), cells)

@@ -5,6 +5,7 @@ problem     what they name, read and checked
 space       where a soft prompt starts, and the space it is searched in
 fitness     from search vectors to losses
 search      the compiled search, with its checkpoints
+control     the gradient control that is compared with it
 tune        the whole run, and the front door for Python
 prompt      a tuned prompt as a value
 result      the content of `result.json`

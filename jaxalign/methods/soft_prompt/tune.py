@@ -28,6 +28,7 @@ from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import param_shardings
 from jaxalign.methods.conditions import Persona, Plain
 from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_directory
+from jaxalign.methods.soft_prompt.control import make_control
 from jaxalign.methods.soft_prompt.problem import (
     Problem,
     check_comparison,
@@ -42,7 +43,6 @@ from jaxalign.methods.soft_prompt.search import (
     build_search,
     choose_execution,
     choose_search_mesh,
-    make_control,
     store_in_int8,
 )
 from jaxalign.methods.soft_prompt.settings import Settings
@@ -197,6 +197,21 @@ def run_soft_prompt(
     Raises:
         UserError: for settings and files that cannot be used (before anything is written), and for
             a search that does not fit into memory.
+
+    Example:
+        >>> import jaxalign as ja
+        >>> from jaxalign.methods.soft_prompt import Settings, SoftPromptConfig
+        >>> from jaxalign.optim.strategy import Strategy
+        >>> settings = Settings(
+        ...     countries=("CHN",),
+        ...     prompt=SoftPromptConfig(length=2),
+        ...     strategy=Strategy(population=4),
+        ...     generations=1,
+        ...     gradient_steps=0,
+        ... )
+        >>> run = ja.run_soft_prompt(settings)
+        >>> sorted(run.result["countries"]["CHN"])[:5]
+        ['held_out', 'icl', 'naive', 'persona', 'start']
     """
     out = _directory(settings)
     recorded = check_run(out, settings, settings.resume)

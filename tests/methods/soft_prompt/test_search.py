@@ -16,14 +16,15 @@ from jaxalign.lm.checkpoint import save_checkpoint
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import init_params
+from jaxalign.methods.soft_prompt import control as control_module
 from jaxalign.methods.soft_prompt import search as module
+from jaxalign.methods.soft_prompt.control import make_control
 from jaxalign.methods.soft_prompt.fitness import make_fitness
 from jaxalign.methods.soft_prompt.problem import Problem, read_problem
 from jaxalign.methods.soft_prompt.search import (
     ExecutionPlan,
     build_search,
     choose_execution,
-    make_control,
 )
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
@@ -122,6 +123,7 @@ def test_what_was_compiled_to_see_whether_it_fits_is_what_runs(tiny, monkeypatch
         return lambda *values: traced.append(1) or fitness(*values)
 
     monkeypatch.setattr(module, "make_fitness", counted)
+    monkeypatch.setattr(control_module, "make_fitness", counted)
     problem, lm = load(tiny_settings(tiny, strategy=Strategy(population=4), save_every=2))
     search = build_search(problem, lm, ExecutionPlan(4, "xla", fixed=True))
     control = make_control(search)
