@@ -6,7 +6,9 @@ import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+from jaxalign.cli import run_command
 from jaxalign.commands.reports.culturespa import write_culturespa_report
 from jaxalign.commands.reports.culturespa_plots import write_plots
 from jaxalign.commands.reports.culturespa_tables import show_result
@@ -89,3 +91,24 @@ def test_a_report_tells_lost_replies_pairs_and_what_was_not_trained(tmp_path):
     assert "| CultureSPA CCT" not in report
     assert any("CRQPC" in line and "| 82 |" in line for line in report.splitlines())
     assert any("P1" in line and "| 108 | 5 | 7 |" in line for line in report.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("culturespa --countries USA", "--countries USA: give two or more"),
+        ("culturespa --train.row-length 10", "--train.row-length 10: an example"),
+        ("culturespa --examples leak_free --survey x.json", "name another survey, --source"),
+        ("write-questions --attempts 0.5", "--attempts 0.5: give 1 to"),
+        ("write-questions --max-new-tokens 5000", "lower --examples or --max-new-tokens"),
+    ],
+)
+def test_the_command_line_names_its_flags(arguments, message, capsys, tmp_path):
+    command, *rest = arguments.split()
+    with pytest.raises(SystemExit) as leaving:
+        run_command(command, [*rest, "--out", str(tmp_path / "run")])
+    assert leaving.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()

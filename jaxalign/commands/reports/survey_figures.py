@@ -19,7 +19,7 @@ MODES = {
     "aware": Key("persona of the country", BLUE, "-", "D", 2.4),
     "unaware": Key("without a persona", ORANGE, "--", "o"),
 }
-_OTHERS = Key("mean of the other countries' majority answers", MUTED, ":", "", 2.0)
+_OTHERS = Key("mean of the other majorities", MUTED, ":", "", 2.0)
 _METRIC = "alignment"
 _AXIS = "score in points"
 # The three baselines that say most; more marks per row could not be told apart.

@@ -59,7 +59,7 @@ def test_every_option_is_explained(capsys):
     lines = " ".join(capsys.readouterr().out.split())
     for words in (
         "embedding vectors added",
-        "as PEFT does",
+        "as in PEFT",
         "Black-Box Tuning",
         "root mean square",
     ):
