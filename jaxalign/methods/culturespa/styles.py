@@ -31,7 +31,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.templates import render
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.base import PROMPTED
-from jaxalign.methods.prompting import icl_examples
+from jaxalign.methods.conditions import draw_examples
 from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_prompt
 from jaxalign.stats.alignment import between_countries
 from jaxalign.surveys.hofstede import country_name
@@ -204,7 +204,7 @@ class StylePrompts:
         """Every item that all groups answered, topics taking turns, in the order drawn."""
         answers = [self.shown.distributions.get(group, {}) for group in self.groups]
         answered = sum(all(item.id in given for given in answers) for item in self.shown.items)
-        return icl_examples(self.shown, self.groups, answered, self.seed)
+        return draw_examples(self.shown, self.groups, answered, self.seed)
 
     @functools.cached_property
     def _majorities(self) -> dict[str, dict[str, int]]:

@@ -137,6 +137,21 @@ def test_it_tunes_on_a_survey_of_its_own(jensen_shannon, tiny, tmp_path):
     assert "constants" not in result
 
 
+def test_its_groups_need_not_be_countries(jensen_shannon, tiny):
+    survey = answered_survey()
+    named = dataclasses.replace(survey, distributions={"students": survey.distributions["USA"]})
+    tuned = ja.tune_soft_prompt(
+        tiny,
+        named,
+        countries=("students",),
+        objective="jensen-shannon",
+        optimizer=ja.DifferentialEvolution(population=4),
+        generations=1,
+        prompt={"length": 2},
+    )
+    assert "from students," in tuned["students"].start
+
+
 def test_its_own_messages_come_before_the_search(jensen_shannon, tiny):
     with pytest.raises(UserError, match=r"survey .* has no answers of USA"):
         ja.tune_soft_prompt(tiny, countries=("USA",), objective="jensen-shannon")
