@@ -97,7 +97,7 @@ def run_culturespa(
     inputs = read_inputs(settings)
     config, items = inputs.files.config, inputs.survey.items
     _log.info(f"model {inputs.files.folder}: {config.num_hidden_layers} layers, {config.dtype}")
-    _log.info(f"survey: {inputs.survey.name}, {len(items)} items; {settings.seeds} seeds")
+    _log.info(f"survey: {inputs.survey.name}, {len(items)} items; seeds: {settings.seeds}")
     lm = load_model(inputs.files, model_parallel=settings.model_parallel)
     facts = inputs.facts()
     with Run.create(out, settings, facts, settings.resume) as run:

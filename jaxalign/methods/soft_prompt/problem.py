@@ -75,18 +75,7 @@ class Problem:
         Args:
             constants_6: C of each score dimension, in points; default: the setting `constant`.
         """
-        settings = self.settings
-        if constants_6 is None:
-            constants_6 = np.full(len(DIMENSIONS), settings.constant, np.float32)
-        inputs = ObjectiveInputs(
-            survey=self.tuned_survey,
-            groups=settings.countries,
-            edition=settings.edition,
-            dimensions=settings.dimensions,
-            constants_6=constants_6,
-            reading=settings.reading,
-        )
-        return objectives[settings.objective].build(inputs)
+        return make_objective(self.settings, self.tuned_survey, constants_6)
 
     def layout_of(self, survey: Survey) -> Layout | SuffixLayout:
         """Lay out the questions of a survey, each asked under a soft prompt."""
@@ -122,15 +111,16 @@ def read_problem(
         UserError: for whatever is wrong with the settings or with a file that they name.
     """
     check_settings(settings)
+    if survey is None:
+        survey = vsm()
+        if settings.instrument is not None:
+            survey = read_questionnaire(settings.instrument, "instrument")
+    make_objective(settings, survey)  # raises what the survey or the groups lack
     targets(settings.anchor, settings.edition, settings.dimensions)
     if model is None:
         model = open_model(settings.model, settings.dtype)
     check_space(settings, model.config)
     prompts = load_prompts(settings.prompts)
-    if survey is None:
-        survey = vsm()
-        if settings.instrument is not None:
-            survey = read_questionnaire(settings.instrument, "instrument")
     answered = read_held_out(settings)
     examples = draw_examples(answered, settings.countries, settings.icl_examples, settings.seed)
     if len(examples) == len(answered.items):
@@ -141,7 +131,8 @@ def read_problem(
     prompt, tokens = settings.prompt, model.tokenizer
     questions = [[prompts.user(item)] for item in survey.items]
     refuse_too_long(model, questions, f"`prompt.length` {prompt.length}", prompt.length)
-    problem = Problem(
+    file_names(settings.countries)
+    return Problem(
         settings=settings,
         model=model,
         prompts=prompts,
@@ -150,9 +141,32 @@ def read_problem(
         examples=examples,
         layout=soft_prompt_layout(tokens, prompts, survey.items, prompt.placement, prompt.length),
     )
-    problem.objective()  # raises what the survey or the groups lack
-    file_names(settings.countries)
-    return problem
+
+
+def make_objective(
+    settings: Settings, survey: Survey, constants_6: np.ndarray | None = None
+) -> Objective:
+    """Build the objective that the settings name, for all their countries.
+
+    Args:
+        settings: The run's settings.
+        survey: The survey that is tuned.
+        constants_6: C of each score dimension, in points; default: the setting `constant`.
+
+    Raises:
+        UserError: where the survey or the countries lack what the objective needs.
+    """
+    if constants_6 is None:
+        constants_6 = np.full(len(DIMENSIONS), settings.constant, np.float32)
+    inputs = ObjectiveInputs(
+        survey=survey,
+        groups=settings.countries,
+        edition=settings.edition,
+        dimensions=settings.dimensions,
+        constants_6=constants_6,
+        reading=settings.reading,
+    )
+    return objectives[settings.objective].build(inputs)
 
 
 def read_held_out(settings: Settings) -> Survey:
