@@ -63,13 +63,9 @@ class Answered:
 
     Attributes:
         distribution_CxQxO: float32 over an item's options, 0 past them; NaN without an answer.
-        unreadable: number of replies without an integer.
-        out_of_range: number of replies whose first integer belongs to no option.
     """
 
     distribution_CxQxO: np.ndarray
-    unreadable: int = 0
-    out_of_range: int = 0
 
     @functools.cached_property
     def most_likely_CxQ(self) -> np.ndarray:
@@ -94,11 +90,7 @@ def from_runs(position_CxQxN: np.ndarray, items: Sequence[Item]) -> Answered:
     counts = (position_CxQxN[..., None] == options.reshape(1, 1, 1, -1)).sum(axis=2)
     readable = counts.sum(axis=-1, keepdims=True)
     shares = np.where(readable > 0, counts / np.maximum(readable, 1), np.nan)
-    return Answered(
-        shares.astype(np.float32),
-        int((position_CxQxN == UNREADABLE).sum()),
-        int((position_CxQxN == OUT_OF_RANGE).sum()),
-    )
+    return Answered(shares.astype(np.float32))
 
 
 def answer_exact(
