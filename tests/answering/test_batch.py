@@ -405,6 +405,7 @@ def test_killed_sampling_continues(pocket, tmp_path):
         sampling(whole, runs=0)
 
 
+@pytest.mark.long
 def test_sampling_at_temperature_one_follows_the_exact_distribution(pocket, devices):
     config, params, tokens = pocket
     items, runs = SURVEY.items[:1], 300

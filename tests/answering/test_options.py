@@ -114,6 +114,7 @@ def plain_after(texts, prompts, tails, options):
     return np.concatenate(rows, axis=1)
 
 
+@pytest.mark.long
 @settings(max_examples=8, deadline=None)
 @given(surveys(), st.integers(1, 4), st.integers(1, 3), st.randoms(use_true_random=False))
 def test_after_equals_plain_forward(survey, length, members, random):
@@ -152,6 +153,7 @@ def test_order_and_chunk_do_not_matter():
     np.testing.assert_allclose(found, other[::-1, ::-1], atol=2e-6)
 
 
+@pytest.mark.long
 def test_members_do_not_depend_on_each_other():
     items = [[1, 2, 3, t, 9] for t in range(10, 17)]
     options = [[[(40,)], [(41,)]]] * 7
@@ -161,6 +163,7 @@ def test_members_do_not_depend_on_each_other():
     np.testing.assert_array_equal(together, np.stack(alone), "a member's bits depend on others")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tied", [False, True])
 def test_bfloat16_stays_near_float32(tied):
     config = CONFIG.replace(tie_word_embeddings=tied)
@@ -175,6 +178,7 @@ def test_bfloat16_stays_near_float32(tied):
     assert 0 < np.abs(exact - rough).max() < 0.1
 
 
+@pytest.mark.long
 def test_gradient_equals_finite_difference():
     items = [[1, 2, 3, t, 9] for t in range(10, 14)]
     options = [[[(40,)], [(41, 42)]], [[(40,)], [(41,)], [(43,), (44,)]]] * 2
@@ -194,6 +198,7 @@ def test_gradient_equals_finite_difference():
     assert abs(float(slope - rise)) < 0.01 * abs(float(rise)) + 1e-4
 
 
+@pytest.mark.long
 def test_valid_mass_is_the_probability_of_option_tokens():
     items, options = [[1, 2, 3], [1, 2, 4]], [[[(40,)], [(41,), (42,)]], [[(40,)], [(43, 44)]]]
     prompts = draw_prompts(6, 2, 2)

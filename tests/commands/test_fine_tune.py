@@ -40,6 +40,7 @@ def data(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_fewer_conversations_than_a_batch_are_trained_on(data, tmp_path, capsys):
     """If the only step were a warm-up, nothing would be trained. Conversations beyond the model's
     context are left out, whatever `longest` is."""
@@ -53,6 +54,7 @@ def test_fewer_conversations_than_a_batch_are_trained_on(data, tmp_path, capsys)
     assert max(np.abs(x).max() for name, x in adapter.items() if "lora_B" in name) > 0
 
 
+@pytest.mark.long
 def test_questions_held_out_are_not_trained_on(tmp_path, capsys):
     """The loss on them is recorded, the first time before training."""
     path = tmp_path / "conversations.jsonl"
@@ -118,6 +120,7 @@ def test_a_side_without_a_question_is_refused(data):
         Config(data, Path("out"), held_out_share=1.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_whole_model_is_spoken_to_as_its_base(data, tmp_path, method, monkeypatch):
     """Its template, its stop tokens and the ids of its special tokens are copied."""

@@ -235,6 +235,7 @@ def program(name: str, **sizes: int) -> tuple[Estimate, LlamaConfig]:
     return compile_program(V5E, choice, lower(settings, llama, name, mesh)), llama
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", [1, 2])
 def test_population_program(devices, model: int) -> None:
     """Compiled FLOPs match the formula; candidates exchange nothing but their fitness."""
@@ -248,6 +249,7 @@ def test_population_program(devices, model: int) -> None:
     assert bool(among_model) == (model > 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["decode", "train"])
 def test_other_programs(devices, name: str) -> None:
     made, _ = program(name, population=1, data=4, model=2)

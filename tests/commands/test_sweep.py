@@ -220,6 +220,7 @@ def test_names_are_stable_and_fit_for_files(file):
 # --- what a cell gives ------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("together", [1, 3, 4])
 def test_a_cell_gives_the_same_bits_whoever_runs_beside_it(file, unbroken, tmp_path, together):
     """Alone; in batches one of which is filled up; all in one."""
@@ -227,6 +228,7 @@ def test_a_cell_gives_the_same_bits_whoever_runs_beside_it(file, unbroken, tmp_p
     assert outcome(tmp_path) == outcome(unbroken)
 
 
+@pytest.mark.long
 def test_a_cell_is_a_soft_prompt_search(file, unbroken):
     """The same best fitness, to the bit, and the same prompt as the main job's."""
     settings = dataclasses.replace(make_plan(read_sweep(file), 2)[0].problem.settings, seed=8)

@@ -39,6 +39,7 @@ def unbroken(tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_killed_twice_and_resumed_ends_with_the_same_bits(unbroken, tmp_path):
     assert run_until(tmp_path, 8) == 0
     second = run_until(tmp_path, 20)

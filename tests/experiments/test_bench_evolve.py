@@ -20,6 +20,7 @@ def config(tmp_path, **changes) -> b.Config:
     return b.Config(**(small | files | changes))
 
 
+@pytest.mark.long
 def test_measures_shows_and_saves(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(b, "matmul_peak", lambda dtype: 1e12)
     b.bench(config(tmp_path, accelerator_bandwidth=1e12, accelerator_flops_per_second=1e15))
@@ -56,6 +57,7 @@ def test_what_does_not_fit_is_left_out_with_the_reason(tmp_path, capsys, monkeyp
     assert row["moved_share"] > 0
 
 
+@pytest.mark.long
 def test_bytes_moved_grow_with_candidates_and_dimensions():
     """Four times as many numbers move four times as many bytes, so no loop hides any of them."""
     mesh = make_mesh(jax.devices()[:1])

@@ -19,10 +19,12 @@ def point(candidates: int = 4, items: int = 4, generations: int = 2) -> g.Point:
     return g.measure("candidates", g.Size(candidates, items, generations), CHUNK, repeats=0)
 
 
+@pytest.mark.long
 def test_seconds_are_measured():
     assert g.measure("items", g.Size(4, 4, 2), CHUNK, repeats=1).seconds > 0
 
 
+@pytest.mark.long
 def test_work_is_the_formulas_for_each_candidate_and_generation():
     each = candidate_flops(g.MODEL, g.generated_layout(4)).total
     assert point().dot_flops == 4 * 2 * each
@@ -30,6 +32,7 @@ def test_work_is_the_formulas_for_each_candidate_and_generation():
     assert point(generations=6).dot_flops == 3 * point().dot_flops
 
 
+@pytest.mark.long
 def test_items_cost_no_more_than_in_proportion():
     assert 2 * point().dot_flops < point(items=12).dot_flops <= 3 * point().dot_flops
     each = candidate_flops(g.MODEL, g.generated_layout(12)).total

@@ -275,6 +275,7 @@ def test_without_torch(monkeypatch):
         bench(Config(), TINY)
 
 
+@pytest.mark.long
 def test_vmap_alone_needs_no_torch(tmp_path):
     work, side = small_work(tmp_path), JaxSide()
     side.prepare(work, 1, False)

@@ -23,6 +23,7 @@ TINY = s.SMALL.replace(
 )
 
 
+@pytest.mark.long
 def test_two_devices_share_evenly(devices):
     config, layout = s.Config(generations=2), s.values_layout()
     point = s.scaling_point("weak", TINY, layout, make_mesh(devices[:2]), 8, config)

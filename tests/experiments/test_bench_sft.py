@@ -40,6 +40,7 @@ def test_examples_are_the_same_every_time():
     assert all(5 <= len(e.tokens) <= 12 and len(e.answer) in (1, 2) for e in examples)
 
 
+@pytest.mark.long
 def test_training_flops_are_those_of_the_compiled_gradient():
     """The example fills its row, so nothing is padded. Beyond the formula the program computes full
     attention squares instead of triangles, the last layer's attention, and the adapters' products.

@@ -151,6 +151,7 @@ def test_soft_prompts_on_many_devices(params, devices) -> None:
     assert spread == alone
 
 
+@pytest.mark.long
 def test_bfloat16_takes_nearly_the_best_token(params) -> None:
     """Compared with a plain forward in bfloat16, whose rounding differs."""
     config, sampling = BASE.replace(dtype="bfloat16"), Sampling(NEW_TOKENS, 0.0)
@@ -168,6 +169,7 @@ def test_bfloat16_takes_nearly_the_best_token(params) -> None:
 # What a reply depends on
 
 
+@pytest.mark.long
 def test_batch_size_changes_nothing(params, drawn) -> None:
     assert generate(BASE, params, PROMPTS, DRAWN, STOP, seed=3, batch_size=3) == drawn
 
@@ -189,6 +191,7 @@ def test_seed_and_id_change_replies(params, drawn) -> None:
     assert len(set(map(tuple, same))) == 6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", [1, 2])
 def test_devices_change_nothing(params, drawn, devices, model: int) -> None:
     """8 devices along the data axis; or 4, with heads and vocabulary split over 2."""

@@ -71,6 +71,7 @@ def largest_difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lora", SETTINGS)
 def test_a_new_adapter_changes_nothing(params, lora):
     adapter = init_adapter(BASE, lora, jax.random.key(0))
@@ -95,6 +96,7 @@ def test_merged_equals_unmerged(params, lora):
     assert largest_difference(logits(params), beside) > 0.05
 
 
+@pytest.mark.long
 def test_gradients_reach_the_adapter_alone(params):
     """They follow from those of the merged weights: dL/dB = scale * A^T dL/dW."""
     lora, adapter = SETTINGS[0], adapter_of(SETTINGS[0])
@@ -230,6 +232,7 @@ def test_unknown_targets_are_refused():
         LoraConfig(targets=("q_proj",))
 
 
+@pytest.mark.long
 def test_int8_kernels(params):
     """Each weight is within half a step of its scale; the model uses the rounded weights."""
     small, rounded = quantize(BASE, params), dict(params)
@@ -255,6 +258,7 @@ def test_int8_kernels_are_not_merged_into(params):
         merge(quantize(BASE, params), adapter_of(lora), lora)
 
 
+@pytest.mark.long
 def test_int8_of_a_kernel_with_a_zero_output():
     params = init_params(BASE, jax.random.key(0))
     params["last"]["q"] = params["last"]["q"].at[:, 0, 0].set(0)

@@ -91,6 +91,7 @@ def test_generation_zero_is_evaluated(devices):
     np.testing.assert_array_equal(state.best_CxZ[0], initial()[0, fitness_CxE[0].argmin()])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, 2])
 def test_bits_do_not_depend_on_the_number_of_devices(devices, unbroken, count):
     evolution = build(devices[:count])
@@ -116,6 +117,7 @@ def test_solo_equals_together(devices):
         assert bits(alone) == bits(part)
 
 
+@pytest.mark.long
 def test_cma_es_alone_agrees_with_together_to_rounding(devices):
     """Bit for bit on jax 0.10.2, but not on 0.12.0.1, where last bits differ; the cause was not
     looked for. So only Differential Evolution is promised to the bit."""
@@ -124,6 +126,7 @@ def test_cma_es_alone_agrees_with_together_to_rounding(devices):
             np.testing.assert_allclose(alone[name], values, rtol=1e-3, err_msg=name)
 
 
+@pytest.mark.long
 def test_seeds_side_by_side_equal_each_alone(devices):
     """Four entries of two countries and two seeds: DE to the bit what one entry alone gives."""
     countries, seeds = ("CHN", "CHN", "IND", "USA"), (1, 2, 1, 4294967295)
@@ -164,6 +167,7 @@ def test_lowering_puts_nothing_on_a_device(devices):
         assert "f32[3,5]" in evolution.lower(3, centre).compile().as_text()
 
 
+@pytest.mark.long
 def test_a_run_resumed_on_other_devices_equals_the_unbroken_one(devices, unbroken, tmp_path):
     first = eight()
     state, early = first.run(first.init(initial(), CENTRE_CxZ), 3, CENTRE_CxZ)

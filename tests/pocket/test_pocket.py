@@ -220,6 +220,7 @@ def test_persona_goes_part_of_the_way_and_examples_further(survey: str) -> None:
     assert moves[1] > moves[0] + 0.02
 
 
+@pytest.mark.long
 def test_most_written_questions_are_usable() -> None:
     replies = write_questions(*model(), corpus(), count=4)
     assert sum(usable(reply) for _, reply in replies) >= 3

@@ -114,6 +114,7 @@ def ours(folder, tmp_path_factory):
     return {method: Ours(method, folder, scratch) for method in ("lora", "full")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_losses_and_gradient_norms_are_the_frozen_ones(ours, method):
     np.testing.assert_allclose(ours[method].metrics, FROZEN[method], rtol=2e-5)

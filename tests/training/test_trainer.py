@@ -103,6 +103,7 @@ def gradient_of(rows: int, passes: int, remat: bool):
     return run(CONFIG, train, LORA, some_adapter(), PARAMS, batch, jnp.int32(used))
 
 
+@pytest.mark.long
 def test_passes_and_rematerialisation_change_nothing():
     loss, grads, answers = gradient_of(rows=6, passes=1, remat=False)
     assert answers == sum(len(e.answer) for e in DATA["USA"][:8])
@@ -157,6 +158,7 @@ def side_by_side():
     return train(("USA", "CHN", "IND"), make_mesh(jax.devices()[:1]))
 
 
+@pytest.mark.long
 def test_beside_others_an_adapter_becomes_what_it_does_alone(side_by_side):
     """China has the fewest examples: its adapter, moments and schedule stop after two steps."""
     together, rows = side_by_side
@@ -189,6 +191,7 @@ def test_an_adapter_that_has_finished_keeps_its_bits(side_by_side):
     assert largest_difference(stopped["USA"], together["USA"]) > 0
 
 
+@pytest.mark.long
 def test_rates_side_by_side_are_those_tried_alone():
     """In one program with the same examples, each adapter ends as if trained alone at its rate."""
     rates = {"low": 1e-4, "high": 3e-2}
@@ -204,6 +207,7 @@ def test_rates_side_by_side_are_those_tried_alone():
         assert largest_difference(alone, start) > rate / 2
 
 
+@pytest.mark.long
 def test_adapters_drawn_alike_differ_in_their_rate_alone():
     names, mesh = ("a", "b", "c"), make_mesh(jax.devices()[:1])
     drawn_as = dict.fromkeys(names, "a")
@@ -227,6 +231,7 @@ def held_out_rows(checkpoints=None, sizes=None, method="lora", **more) -> list[d
     return rows
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_held_out_loss_is_the_mean_over_answer_tokens(method):
     """Before training, an adapter changes nothing, so it is the loss of the model alone."""
@@ -257,6 +262,7 @@ def test_a_resumed_run_measures_held_out_examples_as_an_unbroken_one(tmp_path):
     assert before + after == whole
 
 
+@pytest.mark.long
 def test_held_out_loss_on_a_mesh(devices):
     one, many = held_out_rows(), held_out_rows(sizes={"data": 4, "model": 2})
     for a, b in zip(one, many, strict=True):
@@ -278,6 +284,7 @@ def test_an_adapter_without_held_out_examples_is_refused():
         HeldOutLoss(trainer, {"USA": DATA["USA"]})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 4, "model": 2}])
 def test_meshes_agree_with_one_device(devices, side_by_side, sizes):
     one, rows = side_by_side
@@ -290,6 +297,7 @@ def test_meshes_agree_with_one_device(devices, side_by_side, sizes):
     assert largest_difference(one, many) < 2e-4  # Adam divides by small gradients
 
 
+@pytest.mark.long
 def test_all_weights_can_be_trained_on_a_mesh(devices):
     one, _ = train(("IND",), make_mesh(devices[:1]), method="full")
     many, _ = train(("IND",), make_mesh(devices, data=4, model=2), method="full")
@@ -299,6 +307,7 @@ def test_all_weights_can_be_trained_on_a_mesh(devices):
         train(("IND", "USA"), make_mesh(devices[:1]), method="full")
 
 
+@pytest.mark.long
 def test_bfloat16_keeps_float32_adapters():
     config = CONFIG.replace(dtype="bfloat16", param_dtype="bfloat16")
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
@@ -310,6 +319,7 @@ def test_bfloat16_keeps_float32_adapters():
     assert largest_difference(adapters(trainer, state)["IND"], exact["IND"]) < 2 * moved
 
 
+@pytest.mark.long
 def test_adapters_train_on_weights_in_8_bits():
     """The gradient equals that with the same rounded weights in float32."""
     small = quantize(CONFIG, PARAMS)
@@ -352,6 +362,7 @@ def test_bfloat16_gradients_are_products_in_bfloat16():
     assert all(line.count("xbf16>") == 2 and "xf32>" in line for line in dots)
 
 
+@pytest.mark.long
 def test_the_compiled_step_leaves_frozen_weights_alone():
     """No product has the shape of a weight (the weight's gradient would), no stack of weights is
     copied, and products with frozen weights cover the tokens of both adapters at once."""

@@ -320,6 +320,7 @@ def untitled(*topics: str) -> Survey:
     return Survey("untitled", "1", "made up", "paraphrase", tuple(items))
 
 
+@pytest.mark.long
 def test_the_pocket_model_writes_questions_and_a_killed_run_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,10 +91,12 @@ def assert_same_bits(found, expected, countries):
             np.testing.assert_array_equal(one[country], other[country], country)
 
 
+@pytest.mark.long
 def test_one_device_equals_eight(devices, among_others):
     assert_same_bits(search(COUNTRIES, devices), among_others, COUNTRIES)
 
 
+@pytest.mark.long
 def test_solo_equals_among_others(among_others):
     assert_same_bits(search(("CHN",), jax.devices()[:1]), among_others, ("CHN",))
 
@@ -117,6 +119,7 @@ def test_fitness_is_the_loss_of_the_decoded_prompt_plus_penalty():
         np.testing.assert_allclose(fitness[i], expected, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_gradient_control_improves_every_country():
     inputs = make_inputs(COUNTRIES)
     start, advance, _ = make_descent(make_fitness(CONFIG, 1), 20, 0.05)
@@ -125,6 +128,7 @@ def test_gradient_control_improves_every_country():
     assert (last.best_fitness_C < first.best_fitness_C - 1).all()
 
 
+@pytest.mark.long
 def test_the_last_step_of_the_gradient_control_counts():
     """A control of one step used to end where it began."""
     inputs = make_inputs(COUNTRIES)
@@ -135,6 +139,7 @@ def test_the_last_step_of_the_gradient_control_counts():
     np.testing.assert_array_equal(ended.best_CxZ, stepped.z_CxZ)
 
 
+@pytest.mark.long
 def test_gradient_memory_does_not_grow_with_countries():
     def temporary(countries: int) -> int:
         inputs = make_inputs(COUNTRIES[:1] * countries)

@@ -38,6 +38,7 @@ def search(population: int, devices: int, dtype: str) -> ProgramFacts:
     return read_program(lowered.compile())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_hardly_more_work_than_the_least(dtype):
     found = search(64, 1, dtype).dot_flops / (64 * GENERATIONS)
@@ -97,11 +98,13 @@ def prompt_numbers() -> int:
     return layout().prompt_length * SMALL.hidden_size
 
 
+@pytest.mark.long
 def test_evaluations_memory_does_not_grow_with_the_population():
     """Not by a byte: a chunk is decoded, answered and scored in the same buffers as the last."""
     assert evaluation_temporaries(8) == evaluation_temporaries(512)
 
 
+@pytest.mark.long
 def test_what_the_population_itself_takes():
     """Asking and telling hold 7 vectors of Z a candidate at their peak, as XLA:CPU's buffer
     assignment lists them: candidates, members before and after asking as the loop over countries
@@ -112,6 +115,7 @@ def test_what_the_population_itself_takes():
         assert search_temporaries(population) < 7 * vectors * 1.02 + 4 * population**2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("population", [64, 512])
 def test_the_search_holds_no_more_than_its_two_parts(population):
     """Evaluation's buffers, flat, and the population's; each may lie where the other has been."""
@@ -130,6 +134,7 @@ def test_only_asking_and_telling_run_an_unknown_number_of_times():
     assert None not in {dot.times for dot in facts.dots}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_device_does_its_share_and_gathers_fitness_alone(devices, dtype):
     alone, among = search(64, 1, dtype), search(64, len(devices), dtype)

@@ -103,6 +103,7 @@ def test_asked_for_what_this_device_lacks():
         choose(Settings(attention="pallas"))
 
 
+@pytest.mark.long
 def test_the_gradient_control_tunes_what_has_a_gradient(tiny):
     """The most likely reading moves in steps: its gradient is zero, and the control would stay."""
     found = {}
@@ -114,6 +115,7 @@ def test_the_gradient_control_tunes_what_has_a_gradient(tiny):
     np.testing.assert_array_equal(found["most_likely"], found["expected"])
 
 
+@pytest.mark.long
 def test_what_was_compiled_to_see_whether_it_fits_is_what_runs(tiny, monkeypatch):
     """Traced again, a search would be compiled again where there is no cache: minutes at 8B."""
     traced = []
