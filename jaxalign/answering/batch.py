@@ -86,6 +86,7 @@ def from_runs(position_CxQxN: np.ndarray, items: Sequence[Item]) -> Answered:
         position_CxQxN: the option's position in each reply, UNREADABLE or OUT_OF_RANGE.
         items: the Q items.
     """
+    # Count the replies that name each option; a negative position is none of them.
     options = np.arange(max(len(item.options) for item in items))
     counts = (position_CxQxN[..., None] == options.reshape(1, 1, 1, -1)).sum(axis=2)
     readable = counts.sum(axis=-1, keepdims=True)
@@ -123,11 +124,14 @@ def answer_exact(
     Raises:
         UserError: if the model answers NaN, or a file in `folder` cannot be continued.
     """
+    # Plan twice, first for the shape that holds every block and then block by block, so that the
+    # tables of a long job are never all in memory.
     ordered, order = _sorted(conversations)
     blocks = cut(ordered, block_tokens)
     shape = shape_of(plan_block(ordered, members) for members in blocks)
     name = digest("exact", key, config, block_tokens, conversations)
     out = open_partial(folder, f"exact-{name}", (len(ordered), shape.options), np.float32, np.nan)
+    # A block of which any answer is missing is computed again as a whole.
     missing = [members for members in blocks if np.isnan(out[order[members]]).any()]
     answers_per_block = max(1, len(ordered) // len(blocks))
 
@@ -215,6 +219,7 @@ def _sample_id(prompt: Sequence[int], run: int) -> int:
 
 def _sorted(conversations: Conversations) -> tuple[Conversations, np.ndarray]:
     """Return the conversations with those that begin alike side by side, and their old places."""
+    # By lead-in, then by the question's tokens: the order in which a prefix tree shares the most.
     questions = [question.tolist() for question in conversations.questions]
     rank = np.empty(len(questions), int)
     rank[sorted(range(len(questions)), key=questions.__getitem__)] = np.arange(len(questions))
@@ -305,6 +310,7 @@ def _rows(
     end: jax.Array, keys_RxS: jax.Array, queries_RxL: jax.Array, only_tree: bool
 ) -> RowTables:
     """Return the attention's rows: a query sees the keys whose subtree it stands in."""
+    # A padding key is -1: nobody sees it, and key 0 is gathered in its place.
     query, key = queries_RxL[:, :, None], keys_RxS[:, None, :]
     sees = (key >= 0) & (key <= query) & (query < end[key])
     return RowTables(

@@ -61,6 +61,7 @@ def lower_bound(config: LlamaConfig, layout: Layout | SuffixLayout) -> Flops:
     normalised otherwise. Nothing is padded. The text before the prompt is computed once for all
     candidates.
     """
+    # Rows of the output head that are read, each once; the table repeats them as padding.
     scored = len(np.unique(layout.sequences[layout.sequences >= 0]))
     if isinstance(layout, SuffixLayout):
         tokens = int(layout.mask_QxTxT.any(-1).sum())
@@ -87,6 +88,7 @@ def one_by_one_flops(config: LlamaConfig, layout: Layout) -> Flops:
 
 def item_lengths(layout: Layout) -> np.ndarray:
     """Return how many tokens each item's conversation has up to the answer, int64 [Q]."""
+    # The first token of an item's first option is read at the item's last token.
     nodes_Q = layout.sequences[:, 0, 0, 0] // layout.scored_AxY.shape[1]
     last_Q = layout.common_length + layout.answers[nodes_Q]
     return layout.positions[last_Q].astype(np.int64) + 1
@@ -115,6 +117,7 @@ def plan_report(
         Figures by name. Bytes of keys and values are those that exist at once: of one layer for a
         chunk, and of all layers for the text before the prompt.
     """
+    # A token leaves one key and one value per key-value head in every layer.
     least = lower_bound(config, layout).total
     plan = candidate_flops(config, layout)
     dtype_bytes = jnp.dtype(config.dtype).itemsize
@@ -176,6 +179,7 @@ def padding_text(searches: int, population: int, devices: int, chunk: int) -> st
     >>> padding_text(searches=1, population=33, devices=1, chunk=32)[:40]
     'padding: 31 of 64 rows a generation, for'
     """
+    # Rows that are computed: each device makes as many whole passes as its share takes.
     candidates = searches * population
     share = -(-candidates // devices)
     passes = -(-share // chunk)
@@ -213,7 +217,7 @@ def matmul_peak(dtype: DType, seconds: float = 1.0, size: int | None = None) -> 
         lambda a, b: jnp.matmul(a, b, precision=precision, preferred_element_type=result)
     )
     a, b = jax.random.normal(jax.random.key(0), (2, n, n), jnp.dtype(dtype))
-    jax.block_until_ready(product(a, b))
+    jax.block_until_ready(product(a, b))  # compiles
     best, until = float("inf"), time.perf_counter() + seconds
     while best == float("inf") or time.perf_counter() < until:
         start = time.perf_counter()
@@ -248,9 +252,11 @@ def _flops(
         pairs: (query, key) pairs of attention in a layer, and in the last one.
         scored: rows of the output head; default: as many as the layout reads, padding included.
     """
+    # In the last layer only answer positions go on to queries, output and MLP.
     answers, before = len(layout.answers), config.num_hidden_layers - 1
     scored = layout.scored_AxY.size if scored is None else scored
     key_value, rest = _layer_weights(config)
+    # A pair costs a product with the key and one with the value, in every query head.
     each_pair = 4 * config.num_attention_heads * config.head_dim
     S, text_pairs = _text(layout)
     return Flops(
@@ -316,6 +322,7 @@ def _suffix_pairs(layout: SuffixLayout) -> tuple[int, int]:
 
 def _visible_suffix_pairs(layout: SuffixLayout) -> tuple[int, int]:
     """Return the visible (query, key) pairs: of all block tokens, and of the answer positions."""
+    # A real token sees its item's whole text besides; a padding token sees nothing.
     own_QxT = layout.mask_QxTxT.sum(-1)
     seen_QxT = np.where(own_QxT > 0, own_QxT + layout.lengths_Q[:, None], 0)
     return int(seen_QxT.sum()), int(seen_QxT.reshape(-1)[layout.answers].sum())
