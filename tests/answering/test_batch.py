@@ -204,6 +204,7 @@ def test_exact_equals_one_by_one(params, devices):
     np.testing.assert_allclose(np.exp(found).sum(-1), 1, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_bits_depend_neither_on_devices_nor_on_the_order_asked(params, devices):
     conversations = some_conversations()
     every = answer_exact(CONFIG, params, conversations, make_mesh(data=8), block_tokens=256)

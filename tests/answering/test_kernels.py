@@ -83,6 +83,7 @@ def test_blocks_leave_out_what_nobody_sees():
     assert table[:, 0].sum() < len(table) * (len(table) + 1) / 2, "no better than causal"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernel", FUSED)
 def test_a_kernel_gives_what_xla_gives(kernel):
     layout = some_layout()
@@ -95,6 +96,7 @@ def test_a_kernel_gives_what_xla_gives(kernel):
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernel", FUSED)
 def test_in_bfloat16_to_its_rounding(kernel):
     layout = some_layout()
@@ -121,6 +123,7 @@ def log_probs_with(kernel, before):
     ), expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("before", [(), (7, 8)])
 @pytest.mark.parametrize("kernel", FUSED)
 def test_answers_are_those_of_the_plain_forward(kernel, before):
@@ -215,6 +218,7 @@ def test_a_kernel_that_fails_is_left_out_and_said(tried):
     assert choice.reason.endswith("splash fails (no such unit)")
 
 
+@pytest.mark.long
 def test_kernels_are_really_tried():
     """What the made-up ones above stand for, on a small layout, interpreted."""
     layout = some_layout(items=2, stem=3)

@@ -75,6 +75,7 @@ def test_questions_held_out_are_not_trained_on(tmp_path, capsys):
     assert (tmp_path / "out" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_the_command_and_the_function_give_the_same_bits(data, tmp_path):
     """`ja.fine_tune` with the settings and conversations of a run."""
     train, lora = TrainConfig(batch=2, learning_rate=1e-2), LoraConfig(rank=4)

@@ -48,6 +48,7 @@ def test_means_set_side_by_side_are_over_the_same_countries() -> None:
         assert aware.mean - unaware.mean == pytest.approx(difference.mean, abs=0.01)
 
 
+@pytest.mark.long
 def test_one_persona_is_a_mean_over_one_country(tmp_path: Path) -> None:
     survey_report(analysis_sample(("USA", "CHN"), personas=1), tmp_path)
     text = (tmp_path / "report.md").read_text("utf-8")

@@ -61,6 +61,7 @@ def test_the_scores_file(config: Config, result: dict[str, Any]) -> None:
     assert summary(result, config) == scores
 
 
+@pytest.mark.long
 def test_a_score_on_few_items_says_so(folder: Path, tmp_path: Path, capsys) -> None:
     rows = json.loads((folder / "result/wvs_result_culture_aware_USA_0.json").read_text("utf-8"))
     write(few := tmp_path / "aware_USA_0.json", rows[:2])

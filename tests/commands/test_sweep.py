@@ -205,6 +205,7 @@ def test_batches_hold_every_cell_once_and_are_of_one_size(countries, seeds, most
     assert len(set(spare)) == len(spare) < len(batches)  # no more than one a batch
 
 
+@pytest.mark.long
 def test_names_are_stable_and_fit_for_files(file):
     groups = make_plan(read_sweep(file), 3)
     ids = [cell.id for group in groups for batch in group.batches for cell in batch.cells]
@@ -247,6 +248,7 @@ def test_a_cell_is_a_soft_prompt_search(file, unbroken):
         assert (saved.group, saved.seed) == (country, 8)
 
 
+@pytest.mark.long
 def test_the_result_says_which_c_and_edition(unbroken):
     result = json.loads((unbroken / "result.json").read_text("utf-8"))
     assert result["groups"][0]["constants"] == [50.0] * 6
@@ -387,6 +389,7 @@ def test_a_finished_sweep_loads_no_model(file, unbroken, tmp_path, monkeypatch):
     assert outcome(out) == outcome(unbroken)
 
 
+@pytest.mark.long
 def test_another_batch_size_may_continue(file, unbroken, programs_once, tmp_path):
     """Say, after it ran out of memory. Two cells are done in one batch of two; then one by one."""
     first = (unbroken / "cells.jsonl").read_bytes().splitlines(keepends=True)[:2]

@@ -43,7 +43,7 @@ def cases() -> list:
     return [
         pytest.param(
             page,
-            marks=[pytest.mark.long] if tunes and page.name != "README.md" else [],
+            marks=[pytest.mark.long] if tunes else [],
             id=name(page),
         )
         for page, tunes in zip(pages, tuning, strict=True)

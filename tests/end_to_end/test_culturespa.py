@@ -188,6 +188,7 @@ def test_a_resumed_run_with_another_setting_is_refused(finished, inputs):
     assert err.count("\n") == 1
 
 
+@pytest.mark.long
 def test_studies_of_a_finished_run(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)

@@ -55,6 +55,7 @@ def test_killed_twice_and_resumed_ends_with_the_same_bits(unbroken, tmp_path):
             np.testing.assert_array_equal(mine[name], theirs[name])
 
 
+@pytest.mark.long
 def test_a_finished_run_is_left_as_it_is(unbroken):
     before = (unbroken / "metrics.jsonl").read_bytes()
     assert run_until(unbroken, None) == STEPS

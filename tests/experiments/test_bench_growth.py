@@ -39,6 +39,7 @@ def test_items_cost_no_more_than_in_proportion():
     assert point(items=12).dot_flops == 4 * 2 * each
 
 
+@pytest.mark.long
 def test_memory_is_flat_in_generations_and_nearly_so_in_candidates():
     assert point(generations=6).temporary_bytes == point().temporary_bytes
     vector_bytes = 4 * g.PROMPT_TOKENS * g.MODEL.hidden_size

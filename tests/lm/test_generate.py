@@ -90,6 +90,7 @@ def test_greedy_token_for_token(case: DecodeCase, source: str, tmp_path: Path) -
 # Embeddings beyond the vocabulary
 
 
+@pytest.mark.long
 def test_embeddings_of_tokens_say_the_same_as_the_tokens(params) -> None:
     """Prompts in which some tokens are replaced by their embeddings get the same replies."""
     words = [[1, 2, 7], [8, 3, 4, 9, 10], [11] * 9 + [5, 6], [12, 13]]
@@ -103,6 +104,7 @@ def test_embeddings_of_tokens_say_the_same_as_the_tokens(params) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["front", "inside"])
 def test_soft_prompts_as_in_a_plain_forward_on_embeddings(params, place: str) -> None:
     """With random embeddings, different for each prompt, each new token is the most likely one of
@@ -129,6 +131,7 @@ def test_soft_prompts_as_in_a_plain_forward_on_embeddings(params, place: str) ->
         assert logits.argmax(-1).tolist() == reply
 
 
+@pytest.mark.long
 def test_the_program_without_them_has_no_trace_of_them(params) -> None:
     """Prompts of tokens alone are decoded by the same program with and without the parameter."""
     decode_batch.clear_cache()
@@ -141,6 +144,7 @@ def test_the_program_without_them_has_no_trace_of_them(params) -> None:
     assert with_table == plain, "a table that no prompt reads changes nothing"
 
 
+@pytest.mark.long
 def test_soft_prompts_on_many_devices(params, devices) -> None:
     mesh = make_mesh(devices, population=1, data=4, model=2)
     placed = jax.device_put(params, param_shardings(BASE, mesh))

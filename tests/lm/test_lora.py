@@ -78,6 +78,7 @@ def test_a_new_adapter_changes_nothing(params, lora):
     np.testing.assert_array_equal(logits(attach(params, adapter, lora)), logits(params))
 
 
+@pytest.mark.long
 def test_a_new_adapter_starts_as_pefts_does():
     """A uniform in +-1/sqrt(inputs) (Kaiming's bound with a = sqrt 5), B zero."""
     adapter = init_adapter(BASE, LoraConfig(rank=64), jax.random.key(1))

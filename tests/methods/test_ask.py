@@ -75,6 +75,7 @@ def test_the_baselines_have_the_bits_of_one_tree(lm):
     assert answers.log_probs.dtype == answers.valid_mass.dtype == np.float32
 
 
+@pytest.mark.long
 def test_mixed_conditions_answer_as_each_alone(lm):
     M = 3
     rows = embedded(lm, "I live in a small town by the sea")[: 3 * M].reshape(3, M, -1)
@@ -99,6 +100,7 @@ def test_mixed_conditions_answer_as_each_alone(lm):
     assert {event.total for event in events} == {7}
 
 
+@pytest.mark.long
 def test_a_soft_prompt_of_a_persona_answers_as_the_persona(lm):
     """Embeddings of the persona's own text in the system message's place are the persona."""
     persona = Persona("CHN")
@@ -118,6 +120,7 @@ def test_a_soft_prompt_of_a_persona_answers_as_the_persona(lm):
     assert len(replies) == 1
 
 
+@pytest.mark.long
 def test_an_adapted_model_answers_as_with_merged_weights(lm):
     config = LoraConfig(rank=2)
     start = init_adapter(lm.config, config, jax.random.key(0))
@@ -150,6 +153,7 @@ def test_what_cannot_be_asked_is_refused(lm):
         ask(lm, SURVEY, [Soft(np.zeros((2, 128), np.float32), "system", persona)])
 
 
+@pytest.mark.long
 def test_conversations_are_continued(lm):
     asked = "Is family important to you?"
     assert generate(lm, asked) == generate(lm, [{"role": "user", "content": asked}])

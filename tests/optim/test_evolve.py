@@ -69,6 +69,7 @@ def unbroken(devices):
     return _unbroken()
 
 
+@pytest.mark.long
 def test_every_country_finds_its_own_centre(devices):
     evolution = build(devices, population=16)
     state = evolution.init(initial(16), CENTRE_CxZ)
@@ -112,6 +113,7 @@ def solo_and_together(devices, algorithm):
         yield (solo.optimizer, solo_metrics), (part, {n: v[:, [i]] for n, v in joint[1].items()})
 
 
+@pytest.mark.long
 def test_solo_equals_together(devices):
     for alone, part in solo_and_together(devices, "DifferentialEvolution"):
         assert bits(alone) == bits(part)
@@ -158,6 +160,7 @@ def test_other_entries_use_the_same_programs(devices, unbroken):
         evolution.for_entries(entries_of(COUNTRIES[:2], 1))
 
 
+@pytest.mark.long
 def test_lowering_puts_nothing_on_a_device(devices):
     """So that a mesh may be of devices that are only described, not there."""
     evolution = build(devices, seed=(1, 2, 3))
@@ -242,6 +245,7 @@ def test_any_number_of_candidates_is_scored_once_each(count, countries, populati
     np.testing.assert_array_equal(state.optimizer.fitness, wanted_CxE.astype(np.float32))
 
 
+@pytest.mark.long
 def test_failed_evaluations_do_not_poison(devices):
     def sometimes(candidates_PxZ, country_P, centre_CxZ):
         bad_P = jnp.array([jnp.nan, -jnp.inf, jnp.inf])[country_P]
@@ -314,6 +318,7 @@ def test_agrees_with_a_plain_evosax_loop(devices):
     np.testing.assert_allclose(state.optimizer.population[0], told.population, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("algorithm", "options"),
     [

@@ -101,6 +101,7 @@ def test_general_questions_have_one_right_option() -> None:
             assert int(item.options[right]) == max(map(int, item.options))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [*MIX, "writing"])
 def test_training_loss_is_the_model_s_own(kind: str) -> None:
     """The fast training forward computes what `Llama` computes, for each kind of row."""

@@ -85,6 +85,7 @@ def test_every_preset_splits_over_eight(devices, name: str) -> None:
     jax.tree.map(check, abstract_params(PRESETS[name]), shardings)
 
 
+@pytest.mark.long
 def test_model_sharded_forward_equals_unsharded(devices) -> None:
     """Heads, feed-forward and vocabulary over 4 devices, examples over 2."""
     params = init_params(CONFIG.replace(initializer_range=0.3), jax.random.key(0))

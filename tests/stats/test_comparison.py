@@ -75,6 +75,7 @@ def one_by_one(tables: Tables, answers_Q: np.ndarray, c: int) -> dict[str, float
     }
 
 
+@pytest.mark.long
 def test_point_values_are_the_metrics_themselves(tables, answers, found) -> None:
     assert len(NAMES) == 8
     for c in range(C):

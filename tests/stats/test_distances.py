@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.spatial.distance
 import scipy.stats
 from hypothesis import given, settings
@@ -147,6 +148,7 @@ def test_an_unasked_item_drops_out_and_a_broken_answer_does_not() -> None:
     assert np.isnan(m.survey_similarity(p, jnp.full((3, 4), jnp.nan), ORDINAL, VALID))
 
 
+@pytest.mark.long
 def test_members_and_countries_broadcast_as_one_by_one() -> None:
     p_ExCxQxO = jax.random.dirichlet(jax.random.key(0), jnp.ones(4), (5, 2, 3))
     truth_CxQxO = jax.random.dirichlet(jax.random.key(1), jnp.ones(4), (2, 3))

@@ -49,6 +49,7 @@ def test_a_draw_is_the_score_of_the_drawn_items(seed):
                 assert found[n, r, c] == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.long
 def test_intervals_are_those_of_the_survey_bootstrap():
     first, second = answers(3, 1, 0.0), answers(3, 2, 0.0)
     draws = count_draws(Q, 20_000, 5)

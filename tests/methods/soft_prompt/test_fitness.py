@@ -101,6 +101,7 @@ def test_solo_equals_among_others(among_others):
     assert_same_bits(search(("CHN",), jax.devices()[:1]), among_others, ("CHN",))
 
 
+@pytest.mark.long
 def test_search_improves(among_others):
     _, history = among_others
     assert all(losses[-1] < losses[0] for losses in history.values())

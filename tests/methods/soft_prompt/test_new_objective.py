@@ -102,6 +102,7 @@ def answered_survey() -> Survey:
     return dataclasses.replace(few, name="six items")
 
 
+@pytest.mark.long
 def test_it_tunes_on_a_survey_of_its_own(jensen_shannon, tiny, tmp_path):
     out, survey = tmp_path / "run", answered_survey()
     ja.tune_soft_prompt(
@@ -137,6 +138,7 @@ def test_it_tunes_on_a_survey_of_its_own(jensen_shannon, tiny, tmp_path):
     assert "constants" not in result
 
 
+@pytest.mark.long
 def test_its_groups_need_not_be_countries(jensen_shannon, tiny):
     survey = answered_survey()
     named = dataclasses.replace(survey, distributions={"students": survey.distributions["USA"]})
@@ -157,6 +159,7 @@ def test_its_own_messages_come_before_the_search(jensen_shannon, tiny):
         ja.tune_soft_prompt(tiny, countries=("USA",), objective="jensen-shannon")
 
 
+@pytest.mark.long
 def test_the_command_reports_it(jensen_shannon, tiny, tmp_path, capsys):
     """Tables and report leave out what only the six scores have."""
     from jaxalign.commands.soft_prompt import tune_prompts

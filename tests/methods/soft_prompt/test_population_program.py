@@ -46,6 +46,7 @@ def test_hardly_more_work_than_the_least(dtype):
     assert found == pytest.approx(candidate_flops(SMALL, layout()).total, rel=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_product_with_the_whole_vocabulary(dtype):
     dots = search(64, 1, dtype).dots

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from jaxalign.commands.soft_prompt import print_result
 from jaxalign.methods.base import SOFT_PROMPT_METHODS
@@ -18,6 +19,7 @@ def responses(survey: Survey) -> Responses:
     return Responses(survey, ("USA",), np.zeros(shape, np.float32), np.ones(shape[:2], np.float32))
 
 
+@pytest.mark.long
 def test_the_result_is_of_the_dimensions_and_the_reading_asked_for(capsys):
     settings = Settings(
         countries=("USA",), dimensions=("pdi",), reading="most_likely", anchor=("DEU",)

@@ -136,6 +136,7 @@ def test_what_was_compiled_to_see_whether_it_fits_is_what_runs(tiny, monkeypatch
     assert len(traced) == before > 0
 
 
+@pytest.mark.long
 def test_a_search_goes_on_from_its_checkpoint(tiny, tmp_path):
     """Stopped after two of five generations, it ends with the bits of an unbroken search."""
     settings = tiny_settings(

@@ -141,6 +141,7 @@ def subspace(dims):
     return {} if dims is None else {"projection": "random", "projection_dims": dims}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dims", [None, 5, 30])
 def test_unit_variance_displaces_by_scale(dims):
     c = config(**subspace(dims), length=16, spread=0.7)
@@ -193,6 +194,7 @@ def test_projection_refuses_what_it_cannot_do():
             sp.decode(s, jnp.zeros(5))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dims", [None, 20])
 def test_members_devices_and_countries_do_not_change_a_bit(dims, devices):
     c = config(**subspace(dims), length=16)

@@ -82,6 +82,7 @@ def tune(folder: Path, **options) -> dict[str, SoftPrompt]:
     )
 
 
+@pytest.mark.long
 def test_python_gives_the_result_of_the_command(tiny, by_command, tmp_path):
     out, events = tmp_path / "python", []
     tuned = tune(tiny, out=out, gradient_steps=2, icl_examples=1, on_progress=events.append)
@@ -111,6 +112,7 @@ def test_the_search_alone_gives_the_same_prompts_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_a_tuned_prompt_is_a_condition_and_a_peft_adapter(tiny, by_command, tmp_path):
     prompt = SoftPrompt.load(by_command / "prompts" / "CHN.safetensors")
     lm = ja.load_model(tiny, dtype="float32")
