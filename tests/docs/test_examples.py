@@ -37,7 +37,7 @@ def clean_registries():
 
 
 def cases() -> list:
-    """Return the pages with examples; those that tune prompts are long, except the README."""
+    """Return the pages with examples; those that tune prompts are long."""
     pages = [page for page, found in RUN.items() if found]
     tuning = [any("tune_soft_prompt(" in block.code for block in RUN[page]) for page in pages]
     return [
