@@ -195,6 +195,7 @@ def check_space(settings: Settings, config: LlamaConfig) -> None:
 def check_comparison(problem: Problem) -> None:
     """Raise now what the held-out survey and the baselines would raise after the search."""
     settings, survey = problem.settings, problem.answered_survey
+    # Each country must have answered some item that is not shown as an example.
     item_ids = {item.id for item in problem.held_out_survey.items}
     for country in settings.countries:
         if not item_ids & survey.distributions.get(country, {}).keys():
@@ -203,6 +204,8 @@ def check_comparison(problem: Problem) -> None:
                 f"that {country} answered to be held out; ask for fewer, or give another `held_out`"
             )
     option_table(problem.held_out_survey)
+    # Every question of both surveys must fit into the model's context: under the soft prompt, and
+    # after the examples of the ICL baseline.
     items = (*problem.tuned_survey.items, *problem.held_out_survey.items)
     questions = [[problem.prompts.user(item)] for item in items]
     length, model = settings.prompt.length, problem.model

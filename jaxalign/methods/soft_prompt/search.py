@@ -142,6 +142,7 @@ def store_in_int8(problem: Problem, lm: LM) -> LM:
         log_probs, _ = ask_after_messages(config, params, tokenizer, prompts, [[]], items)
         return np.exp(log_probs[0])
 
+    # Exact probabilities before and after, so that the change is the quantisation's alone.
     before, params = probabilities(lm.params), quantize(config, lm.params)
     after = probabilities(params)
     change = np.abs(after - before)
@@ -158,6 +159,7 @@ def score_constants(problem: Problem, lm: LM) -> np.ndarray:
     settings = problem.settings
     if not settings.anchor:
         return np.full(len(DIMENSIONS), settings.constant, np.float32)
+    # Scores without C of the model speaking as each reference country ...
     personas = [Persona(country, problem.group_name(country)) for country in settings.anchor]
     lead_ins = [persona.lead_in(problem.prompts) for persona in personas]
     log_probs, _ = ask_after_messages(
@@ -170,6 +172,7 @@ def score_constants(problem: Problem, lm: LM) -> np.ndarray:
     )
     published_Rx6, used_6 = targets(settings.anchor, settings.edition, settings.dimensions)
     raw_Rx6 = make_scorer(problem.tuned_survey).scores(log_probs)
+    # ... and the C that brings them nearest to the published scores, dimension by dimension.
     fitted_6 = np.asarray(anchor_constants(raw_Rx6, published_Rx6))
     return np.where(used_6, fitted_6, 0.0).astype(np.float32)
 
@@ -222,6 +225,7 @@ class Search:
         evolution = self.evolution.for_entries(entries)
         starts_CxMxD = initial_prompts(self.problem, self.embed_VxD, entries)
         space = dataclasses.replace(self.inputs.space, start=starts_CxMxD)
+        # The objective holds every group once; entries of one group under several seeds share it.
         rows = [self.problem.settings.countries.index(group) for group, _ in entries]
         inputs = self.inputs.replace(space=space, objective=self.objective.for_groups(rows))
         inputs = place_whole(inputs, evolution.sharding)
@@ -345,10 +349,12 @@ def build_search(
     local = local_view(lm.params)  # for the small work that each process does by itself
     if objective is None:
         objective = problem.objective(score_constants(problem, lm))
+    # The space is drawn around each entry's start; its directions are shared by all entries.
     starts_CxMxD = initial_prompts(problem, local["embed"], entries)
     space = make_space(settings.prompt, starts_CxMxD, local["embed"])
     items = prepare_items(lm.config, local, problem.layout, execution.kernel)
     rows = [settings.countries.index(group) for group, _ in entries]
+    # Only the weights may be split over devices; everything else is whole on each of them.
     inputs = FitnessInputs(
         items=dataclasses.replace(items, params=lm.params),
         objective=objective.for_groups(rows),
@@ -363,6 +369,7 @@ def build_search(
         fitness = make_fitness(lm.config, chunk)
         return make_evolution(settings.strategy, space.dims, fitness, mesh, entries)
 
+    # Halve the number of prompts computed at a time until the compiled program fits.
     chunk, needed = fitting_chunk(
         lambda chunk: evolution(chunk).lower(steps, inputs).compile(),
         execution.chunk,
@@ -398,6 +405,7 @@ def initial_prompts(problem: Problem, embed_VxD: jax.Array, entries: Sequence[En
     """
     prompt, starts = problem.settings.prompt, []
     for group, seed in entries:
+        # Keys depend on seed and group alone, so an entry starts alike among any others.
         text = problem.model.tokenizer.encode(start_text(problem, group))
         key = group_key(jax.random.key(seed), group)
         starts.append(initial_prompt(prompt, embed_VxD, text, key))

@@ -120,6 +120,7 @@ def initial_prompt(
         UserError: for an initial text without tokens, and for ids beyond the table.
     """
     M, V = config.length, embed_VxD.shape[0]
+    # The start and the population draw from different streams of the group's key.
     key = jax.random.fold_in(key, _START)
     if config.initialisation == "gaussian":
         mean_D, deviation_D = _moments(embed_VxD)
@@ -234,8 +235,10 @@ def _principal(embed_VxD: jax.Array, Z: int, M: int) -> jax.Array:
     top_kxD = directions_DxD[:, ::-1].T[:k]
     largest = np.take_along_axis(top_kxD, np.abs(top_kxD).argmax(1, keepdims=True), 1)
     top_kxD *= np.sign(largest)  # an eigenvector's sign depends on the library
+    # Step along each direction in proportion to how far the tokens spread along it.
     deviations_k = np.sqrt(np.maximum(variances_D[::-1][:k], 0))
     steps_kxD = deviations_k[:, None] * top_kxD
+    # The squares of a direction sum to 1; sqrt(D) makes that a mean of 1 per coordinate.
     steps_kxD *= math.sqrt(D) / np.linalg.norm(deviations_k)
     # Every token has the same k directions, each as k rows of its own.
     return jnp.asarray(np.einsum("kd,mn->mknd", steps_kxD, np.eye(M)).reshape(Z, M, D), jnp.float32)
@@ -251,6 +254,7 @@ def _covariance(embed_VxD: jax.Array) -> jax.Array:
         precision="highest",
         preferred_element_type=jnp.float32,
     )
+    # E[x x'] - E[x] E[x]': one product over the table as it is stored.
     mean_D, _ = _moments(embed_VxD)
     return second / embed_VxD.shape[0] - mean_D[:, None] * mean_D[None]
 
@@ -317,6 +321,7 @@ def _project(matrix_ZxMxD: jax.Array, z: jax.Array) -> jax.Array:
         direction = direction_MxD.reshape(*batch, *direction_MxD.shape)
         return total + weight[..., None, None] * direction, None
 
+    # One direction after another, for all members at once.
     zeros = jnp.zeros((*z.shape[:-1], *matrix_ZxMxD.shape[1:]), jnp.float32)
     return jax.lax.scan(add, zeros, (jnp.moveaxis(z, -1, 0), matrix_ZxMxD))[0]
 

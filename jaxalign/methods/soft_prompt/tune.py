@@ -213,11 +213,14 @@ def run_soft_prompt(
         >>> sorted(run.result["countries"]["CHN"])[:5]
         ['held_out', 'icl', 'naive', 'persona', 'start']
     """
+    # Read and check everything that is quick, so that bad input is refused before anything is
+    # loaded or written.
     out = _directory(settings)
     recorded = check_run(out, settings, settings.resume)
     settings = dataclasses.replace(settings, checkpoints=checkpoint_directory(settings, out))
     problem = read_problem(settings, None if lm is None else lm.files, survey)
     check_comparison(problem)
+    # The mesh needs no weights; a model that is already loaded moves to it.
     if lm is None:
         mesh = choose_search_mesh(problem)
     else:
@@ -234,6 +237,7 @@ def run_soft_prompt(
         lm = load_model(problem.model, mesh=mesh)
         if settings.weights == "int8":
             lm = store_in_int8(problem, lm)
+    # Both programs are compiled now: what does not fit into memory is known before the search.
     search = build_search(problem, lm, execution)
     control = make_control(search) if settings.gradient_steps else None
     facts = problem.facts() | search.facts
@@ -242,11 +246,14 @@ def run_soft_prompt(
     with Run.create(out, settings, facts, settings.resume) as run:
         for note in run.notes:
             _log.info(note)
+        # The baselines come first: they take little, and a fault in them shows early.
         tuned, held_out = ask_baselines(problem, lm)
         checkpoints = settings.checkpoints or run.out / "checkpoints"
         if run.writes:
             claim(checkpoints, recorded_run(run.out)[0])
         outcome = search.run(checkpoints, record=run, resume=run.resumed, on_progress=on_progress)
+        # Each method's prompts answer both surveys. The gradient control starts where the search
+        # started, and always tunes the expected reading.
         prompts = {"start": search.start_prompts, "tuned": search.prompts(outcome.best_CxZ)}
         if control is not None:
             prompts["gradient"] = search.prompts(control.run(on_progress))
@@ -290,6 +297,7 @@ def ask_baselines(problem: Problem, lm: LM) -> tuple[ByMethod, ByMethod]:
     first = len(surveys[0].items)
     by_survey = []
     for survey, columns in zip(surveys, (slice(None, first), slice(first, None)), strict=True):
+        # Option columns past the longest item of this survey belong to the other survey's items.
         most = max(len(item.options) for item in survey.items)
         by_survey.append(
             {
@@ -319,10 +327,12 @@ def ask_tuned(
     problem, groups = search.problem, search.problem.settings.countries
 
     def add(survey: Survey, items: Any, responses: ByMethod) -> None:
+        # One compiled program per survey serves the prompts of every method.
         for method, prompts_CxMxD in prompts.items():
             log_probs, mass = ask_under_soft_prompts(lm.config, items, prompts_CxMxD)
             responses[method] = Responses(survey, groups, log_probs, mass)
 
+    # The search has prepared the tuned survey's questions already; the held-out survey's are new.
     add(problem.tuned_survey, search.local_inputs.items, tuned)
     layout = problem.layout_of(problem.held_out_survey)
     add(problem.held_out_survey, prepare_items(lm.config, local_view(lm.params), layout), held_out)
@@ -373,6 +383,7 @@ def _model_settings(lm: LM) -> dict[str, Any]:
 
 
 def _is_int8(lm: LM) -> bool:
+    # 8-bit kernels carry a scale beside them.
     return any(name.endswith("_scale") for name in lm.params["last"])
 
 
