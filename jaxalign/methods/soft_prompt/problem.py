@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +30,7 @@ from jaxalign.pocket.society import held_out_survey as simulated_survey
 from jaxalign.prompts import Message, Prompts, load_prompts
 from jaxalign.stats.objectives import Objective, ObjectiveInputs, objectives
 from jaxalign.surveys.formats import read_answered, read_questionnaire
-from jaxalign.surveys.hofstede import DIMENSIONS, country_name, targets
+from jaxalign.surveys.hofstede import DIMENSIONS, country_name, is_score_file, targets
 from jaxalign.surveys.survey import Item, Survey, vsm
 from jaxalign.surveys.tables import option_table
 
@@ -86,7 +88,7 @@ class Problem:
 
     def facts(self) -> dict[str, Any]:
         """Return the hashes that a resumed run must find unchanged."""
-        return {
+        facts = {
             "model_sha256": self.model.sha256,
             "tokenizer_sha256": self.model.tokenizer.sha256,
             "instrument_sha256": self.tuned_survey.sha256,
@@ -95,6 +97,12 @@ class Problem:
             "icl_examples": [item.id for item in self.examples],
             "prompts": dataclasses.asdict(self.prompts),
         }
+        # Editions that ship with the package never change; a file of the user's own may.
+        if is_score_file(self.settings.edition):
+            facts["edition_sha256"] = hashlib.sha256(
+                Path(self.settings.edition).read_bytes()
+            ).hexdigest()
+        return facts
 
 
 def read_problem(

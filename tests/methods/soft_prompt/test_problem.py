@@ -164,3 +164,16 @@ def test_names_of_groups_are_fit_for_files():
         file_names(["a/b", "a b"])
     with pytest.raises(UserError, match="as those of 'the folder itself'"):
         file_names([".."])
+
+
+def test_an_edition_of_the_users_own_is_one_of_the_runs_facts(tmp_path):
+    """A resumed run would otherwise go on toward other targets without a word."""
+    path = tmp_path / "mine.csv"
+    head = "group,name,pdi,idv,mas,uai,lto,ivr\n"
+    path.write_text(head + "farmers,farmers,50,40,60,30,20,70\n", "utf-8")
+    settings = Settings(countries=("farmers",), edition=str(path), icl_examples=0)
+    before = read_problem(settings).facts()
+    path.write_text(head + "farmers,farmers,50,40,60,30,20,71\n", "utf-8")
+    after = read_problem(settings).facts()
+    assert before["edition_sha256"] != after["edition_sha256"]
+    assert "edition_sha256" not in read_problem(Settings()).facts()
