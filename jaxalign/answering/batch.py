@@ -57,43 +57,6 @@ jax.tree_util.register_dataclass(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Answered:
-    """What each respondent C (a country, or the model without any) answers to items Q.
-
-    Attributes:
-        distribution_CxQxO: float32 over an item's options, 0 past them; NaN without an answer.
-    """
-
-    distribution_CxQxO: np.ndarray
-
-    @functools.cached_property
-    def most_likely_CxQ(self) -> np.ndarray:
-        """Position of the most likely option, the first of equals; int, -1 without an answer."""
-        none = np.isnan(self.distribution_CxQxO).any(axis=-1)
-        return np.where(none, -1, np.argmax(np.nan_to_num(self.distribution_CxQxO), axis=-1))
-
-
-def from_log_probs(log_probs_CxQxO: np.ndarray) -> Answered:
-    """Return exact answers, from option log-probabilities (-inf past an item's options)."""
-    return Answered(np.exp(log_probs_CxQxO, dtype=np.float32))
-
-
-def from_runs(position_CxQxN: np.ndarray, items: Sequence[Item]) -> Answered:
-    """Return sampled answers: the share of the N readable replies that gave each option.
-
-    Args:
-        position_CxQxN: the option's position in each reply, UNREADABLE or OUT_OF_RANGE.
-        items: the Q items.
-    """
-    # Count the replies that name each option; a negative position is none of them.
-    options = np.arange(max(len(item.options) for item in items))
-    counts = (position_CxQxN[..., None] == options.reshape(1, 1, 1, -1)).sum(axis=2)
-    readable = counts.sum(axis=-1, keepdims=True)
-    shares = np.where(readable > 0, counts / np.maximum(readable, 1), np.nan)
-    return Answered(shares.astype(np.float32))
-
-
 def answer_exact(
     config: LlamaConfig,
     params: Params,

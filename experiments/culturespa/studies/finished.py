@@ -143,8 +143,8 @@ def joint_answers(
         for (seed, name), selection in selections.items()
     }
     adapters = fine_tune(experiment, "shared", examples)
-    items = experiment.inputs.survey.items
-    asked = in_styles(experiment.inputs, ("p1",), experiment.groups, items)
+    survey = experiment.inputs.survey
+    asked = in_styles(experiment.inputs, ("p1",), experiment.groups, survey)
     answers: dict[str, list[np.ndarray]] = {}
     task, total = "measure: model", len(selections)
     experiment.on_progress(Progress(task, 0, total, "models"))
@@ -153,8 +153,8 @@ def joint_answers(
         if model in adapters:
             lm = adapters[model].merge(lm)
         key = f"{experiment.out.name} {label(model)}"
-        replies = ask(experiment, lm, key, asked, seed=model[0])
-        answers.setdefault(model[1], []).append(replies["p1"].answers_NxCxQ)
+        (responses,) = ask(experiment, lm, key, asked, seed=model[0])
+        answers.setdefault(model[1], []).append(responses["p1"].answers())
         experiment.on_progress(Progress(task, done, total, "models"))
     return {name: np.stack(by_seed) for name, by_seed in answers.items()}
 

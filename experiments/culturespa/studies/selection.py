@@ -120,16 +120,16 @@ def by_divergence(
     groups = experiment.groups
     for seed, questions in finished.questions.items():
         items = questions.items
-        asked = in_styles(experiment.inputs, ("unaware", "p1"), groups, items)
-        replies = ask(experiment, experiment.lm, BASE, asked, seed, experiment.on_progress)
-        aware, unaware = replies["p1"].answered, replies["unaware"].answered
+        asked = in_styles(experiment.inputs, ("unaware", "p1"), groups, questions)
+        (responses,) = ask(experiment, experiment.lm, BASE, asked, seed, experiment.on_progress)
+        aware, unaware = responses["p1"], responses["unaware"]
         divergence_CxQ = divergence(
-            unaware.distribution_CxQxO[0], aware.distribution_CxQxO, items, settings.measure
+            unaware.distributions()[0], aware.distributions(), items, settings.measure
         )
         for threshold in settings.thresholds:
             chosen_CxQ = diverged(divergence_CxQ, threshold)
             name = f"{settings.measure}-{threshold:g}"
-            selections[seed, name] = crqpc(chosen_CxQ, aware.most_likely_CxQ, groups, items)
+            selections[seed, name] = crqpc(chosen_CxQ, aware.most_likely_positions(), groups, items)
     return selections
 
 

@@ -12,15 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxalign.answering.batch import (
-    OUT_OF_RANGE,
-    UNREADABLE,
-    Answered,
-    answer_exact,
-    answer_sampled,
-    from_log_probs,
-    from_runs,
-)
+from jaxalign.answering.batch import answer_exact, answer_sampled
 from jaxalign.answering.blocks import Conversations
 from jaxalign.answering.encode import encode
 from jaxalign.core.progress import OnProgress, ignore
@@ -30,6 +22,7 @@ from jaxalign.methods.culturespa.inputs import Experiment, Inputs
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.culturespa.styles import STYLES, Style, encode_styles, groups_asked
 from jaxalign.runs import settings_of
+from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Item, Survey
 
 BASE = "base"  # the unchanged model's name among the models of a run
@@ -38,61 +31,33 @@ _log = logging.getLogger("jaxalign")
 
 
 @dataclasses.dataclass(frozen=True)
-class Replies:
-    """What groups C (one row for a style that names none) answer to items Q in N runs.
-
-    Attributes:
-        answered: Option probabilities, or shares of the sampled replies.
-        position_NxCxQ: Position of the option chosen, negative without an answer (`UNREADABLE`,
-            `OUT_OF_RANGE`); a single run if answers are exact.
-    """
-
-    answered: Answered
-    position_NxCxQ: np.ndarray
-
-    @property
-    def answers_NxCxQ(self) -> np.ndarray:
-        """Positions as float32, NaN without an answer."""
-        return np.where(self.position_NxCxQ < 0, np.nan, self.position_NxCxQ).astype(np.float32)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of replies, of those without a number, and of those with a number of no option."""
-        return {
-            "replies": self.position_NxCxQ.size,
-            "unreadable": int((self.position_NxCxQ == UNREADABLE).sum()),
-            "out_of_range": int((self.position_NxCxQ == OUT_OF_RANGE).sum()),
-        }
-
-    def of_items(self, items: slice) -> Replies:
-        """Return the replies to some of the items."""
-        distribution_CxQxO = self.answered.distribution_CxQxO[:, items]
-        return Replies(Answered(distribution_CxQxO), self.position_NxCxQ[:, :, items])
-
-
-@dataclasses.dataclass(frozen=True)
 class StyledConversations:
-    """Every item in several styles for several groups, as tokens.
+    """Every item of some surveys in several styles for several groups, as tokens.
 
     Attributes:
         conversations: Style by style, group by group, item by item.
-        items: The questions.
-        rows: Each style with its number of groups.
+        surveys: The surveys whose items are asked, one after the other.
+        rows: Each style with the groups it asks for; ("",) for a style that names none.
     """
 
     conversations: Conversations
-    items: tuple[Item, ...]
-    rows: tuple[tuple[Style, int], ...]
+    surveys: tuple[Survey, ...]
+    rows: tuple[tuple[Style, tuple[str, ...]], ...]
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The questions of all surveys."""
+        return tuple(item for survey in self.surveys for item in survey.items)
 
 
 def in_styles(
-    inputs: Inputs, styles: Sequence[Style], groups: Sequence[str], items: Sequence[Item]
+    inputs: Inputs, styles: Sequence[Style], groups: Sequence[str], *surveys: Survey
 ) -> StyledConversations:
     """Encode every item in every style for every group; "unaware" names none and is asked once."""
-    tokens = inputs.files.tokenizer
-    conversations = encode_styles(tokens, inputs.prompts, styles, groups, items)
-    rows = tuple((style, len(groups_asked(style, groups))) for style in styles)
-    return StyledConversations(conversations, tuple(items), rows)
+    items = [item for survey in surveys for item in survey.items]
+    conversations = encode_styles(inputs.files.tokenizer, inputs.prompts, styles, groups, items)
+    rows = tuple((style, groups_asked(style, groups)) for style in styles)
+    return StyledConversations(conversations, surveys, rows)
 
 
 def ask(
@@ -102,8 +67,11 @@ def ask(
     asked: StyledConversations,
     seed: int,
     on_progress: OnProgress = ignore,
-) -> dict[Style, Replies]:
-    """Ask a model and return its replies by style.
+) -> tuple[dict[Style, Responses], ...]:
+    """Ask a model and return its responses by style, for each of the surveys.
+
+    The conditions of the responses are the groups of the style, or the style's own name where it
+    names none.
 
     Args:
         experiment: The run, whose directory keeps the answers.
@@ -114,10 +82,12 @@ def ask(
         on_progress: Called with the number of answers.
     """
     settings = experiment.settings
-    rows, items = len(asked.conversations) // len(asked.items), len(asked.items)
+    items = asked.items
+    rows = len(asked.conversations) // len(items)
+    log_probs_RxQxO = positions_NxRxQ = None
     key = f"{lm.sha256} {name} {settings_of(settings, fixed_only=True)}"
     if settings.reading == "exact":
-        log_probs = answer_exact(
+        log_probs_RxQxO = answer_exact(
             lm.config,
             lm.params,
             asked.conversations,
@@ -126,30 +96,40 @@ def ask(
             folder=experiment.out / "answers",
             block_tokens=settings.block_tokens,
             on_progress=on_progress,
-        )
-        answered = from_log_probs(log_probs.reshape(rows, items, -1))
-        position_NxRxQ = answered.most_likely_CxQ[None]
+        ).reshape(rows, len(items), -1)
     else:
-        position = answer_sampled(
+        positions_RxQxN = answer_sampled(
             _sampler(settings, lm, seed),
             lm.tokenizer,
             asked.conversations,
-            asked.items,
+            items,
             runs=settings.runs,
             key=f"{key} seed {seed}",
             folder=experiment.out / "answers",
             on_progress=on_progress,
-        ).reshape(rows, items, settings.runs)
-        answered = from_runs(position, asked.items)
-        position_NxRxQ = np.moveaxis(position, -1, 0)
-    # Cut the rows R back into styles, each with its own groups C.
-    replies, start = {}, 0
-    for style, count in asked.rows:
-        here = slice(start, start + count)
-        distribution_CxQxO = answered.distribution_CxQxO[here]
-        replies[style] = Replies(Answered(distribution_CxQxO), position_NxRxQ[:, here])
-        start += count
-    return replies
+        ).reshape(rows, len(items), settings.runs)
+        positions_NxRxQ = np.moveaxis(positions_RxQxN, -1, 0)
+
+    # Cut the columns Q into surveys, and the rows R into styles with their groups.
+    responses, column = [], 0
+    for survey in asked.surveys:
+        columns = slice(column, column + len(survey.items))
+        most = max(len(item.options) for item in survey.items)
+        by_style, row = {}, 0
+        for style, groups in asked.rows:
+            here = slice(row, row + len(groups))
+            labels = tuple(group or style for group in groups)
+            if positions_NxRxQ is None:
+                answers = Responses(survey, labels, log_probs_RxQxO[here, columns, :most])
+            else:
+                answers = Responses.from_positions(
+                    survey, labels, positions_NxRxQ[:, here, columns]
+                )
+            by_style[style] = answers
+            row = here.stop
+        responses.append(by_style)
+        column = columns.stop
+    return tuple(responses)
 
 
 def _sampler(
@@ -171,25 +151,25 @@ def _sampler(
     return sample
 
 
-def answer_survey(experiment: Experiment) -> list[dict[Style, Replies]]:
+def answer_survey(experiment: Experiment) -> list[dict[Style, Responses]]:
     """Ask the unchanged model the survey in every style, once per group of equivalent seeds.
 
     Returns:
-        Replies by style, for each of the settings' `seed_groups`.
+        Responses by style, for each of the settings' `seed_groups`.
     """
     _log.info("2 answer: the survey in every style")
     inputs = experiment.inputs
-    asked = in_styles(inputs, STYLES, experiment.groups, inputs.survey.items)
+    asked = in_styles(inputs, STYLES, experiment.groups, inputs.survey)
     on_progress = experiment.reporting("2 answer the survey")
     return [
-        ask(experiment, experiment.lm, BASE, asked, seeds[0], on_progress)
+        ask(experiment, experiment.lm, BASE, asked, seeds[0], on_progress)[0]
         for seeds in experiment.settings.seed_groups
     ]
 
 
 def answer_written(
     experiment: Experiment, questions: Mapping[int, Survey]
-) -> dict[int, dict[Style, Replies]]:
+) -> dict[int, dict[Style, Responses]]:
     """Ask the unchanged model the written questions in the styles that selection compares.
 
     Args:
@@ -197,22 +177,19 @@ def answer_written(
         questions: The written questions by seed.
 
     Returns:
-        Replies by seed and style ("unaware", "p1", "p2").
+        Responses by seed and style ("unaware", "p1", "p2").
     """
     _log.info("2 answer: the written questions")
-    replies_of = {}
+    responses = {}
     on_progress = experiment.reporting("2 answer the questions")
     for seeds in experiment.settings.seed_groups:
         # The questions of all seeds that are answered alike are asked together.
-        items = [item for seed in seeds for item in questions[seed].items]
-        asked = in_styles(experiment.inputs, ("unaware", "p1", "p2"), experiment.groups, items)
-        replies = ask(experiment, experiment.lm, BASE, asked, seeds[0], on_progress)
-        start = 0
-        for seed in seeds:
-            here = slice(start, start + len(questions[seed].items))
-            replies_of[seed] = {style: replies[style].of_items(here) for style in replies}
-            start = here.stop
-    return replies_of
+        surveys = [questions[seed] for seed in seeds]
+        styles = ("unaware", "p1", "p2")
+        asked = in_styles(experiment.inputs, styles, experiment.groups, *surveys)
+        answers = ask(experiment, experiment.lm, BASE, asked, seeds[0], on_progress)
+        responses |= dict(zip(seeds, answers, strict=True))
+    return responses
 
 
 def right_answers(experiment: Experiment, lm: LM, name: str) -> np.ndarray:
@@ -224,7 +201,7 @@ def right_answers(experiment: Experiment, lm: LM, name: str) -> np.ndarray:
     inputs = experiment.inputs
     items = [item for item, _ in inputs.guard]
     conversations = encode(lm.tokenizer, inputs.prompts.texts.prompts, [[]], items)
-    log_probs = answer_exact(
+    log_probs_QxO = answer_exact(
         lm.config,
         lm.params,
         conversations,
@@ -233,5 +210,5 @@ def right_answers(experiment: Experiment, lm: LM, name: str) -> np.ndarray:
         folder=experiment.out / "answers",
         block_tokens=experiment.settings.block_tokens,
     )
-    chosen_Q = from_log_probs(log_probs[None]).most_likely_CxQ[0]
+    chosen_Q = np.exp(log_probs_QxO, dtype=np.float32).argmax(axis=-1)
     return chosen_Q == np.array([right for _, right in inputs.guard])

@@ -18,7 +18,6 @@ from jaxalign.lm.lora import Adapter
 from jaxalign.methods.base import FINE_TUNED
 from jaxalign.methods.culturespa.answer import (
     BASE,
-    Replies,
     StyledConversations,
     ask,
     in_styles,
@@ -28,6 +27,7 @@ from jaxalign.methods.culturespa.fine_tune import ModelName, group_of, label, sp
 from jaxalign.methods.culturespa.inputs import Experiment
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.styles import STYLES, Style
+from jaxalign.surveys.responses import Responses
 
 TUNED = tuple(method.key for method in FINE_TUNED)
 
@@ -55,7 +55,7 @@ class Measured:
 def measure(
     experiment: Experiment,
     adapters: Mapping[ModelName, Adapter],
-    survey: Sequence[Mapping[Style, Replies]],
+    survey: Sequence[Mapping[Style, Responses]],
 ) -> Measured:
     """Ask every fine-tuned model the survey and the guard, and collect what is reported.
 
@@ -80,12 +80,12 @@ def measure(
 
 
 def prompted_answers(
-    groups: Sequence[str], survey: Sequence[Mapping[Style, Replies]]
+    groups: Sequence[str], survey: Sequence[Mapping[Style, Responses]]
 ) -> dict[str, Answers]:
     """Return the unchanged model's answers by style; its unaware ones stand for every group."""
     answers = {}
     for style in STYLES:
-        answers_RxNxCxQ = np.stack([replies[style].answers_NxCxQ for replies in survey])
+        answers_RxNxCxQ = np.stack([replies[style].answers() for replies in survey])
         seeds, runs, _, items = answers_RxNxCxQ.shape
         answers[style] = np.broadcast_to(answers_RxNxCxQ, (seeds, runs, len(groups), items))
     return answers
@@ -93,11 +93,11 @@ def prompted_answers(
 
 def _ask_each(
     experiment: Experiment, adapters: Mapping[ModelName, Adapter]
-) -> tuple[dict[ModelName, Replies], dict[ModelName | None, float]]:
+) -> tuple[dict[ModelName, Responses], dict[ModelName | None, float]]:
     """Return every adapted model's replies, and the guard's accuracies, the unchanged one's under
     None."""
     lm, on_progress = experiment.lm, experiment.on_progress
-    replies: dict[ModelName, Replies] = {}
+    replies: dict[ModelName, Responses] = {}
     right: dict[ModelName | None, float] = {None: float(right_answers(experiment, lm, BASE).mean())}
     conversations: dict[tuple[Style, tuple[str, ...]], StyledConversations] = {}
     on_progress(Progress("5 measure: model", 0, len(adapters), "models"))
@@ -106,10 +106,10 @@ def _ask_each(
         style, groups = style_of(name[1]), _groups_of(experiment, name[1])
         # Models that are asked alike share their conversations.
         if (style, groups) not in conversations:
-            items = experiment.inputs.survey.items
-            conversations[style, groups] = in_styles(experiment.inputs, (style,), groups, items)
+            survey = experiment.inputs.survey
+            conversations[style, groups] = in_styles(experiment.inputs, (style,), groups, survey)
         asked = conversations[style, groups]
-        replies[name] = ask(experiment, adapted, label(name), asked, name[0])[style]
+        replies[name] = ask(experiment, adapted, label(name), asked, name[0])[0][style]
         right[name] = float(right_answers(experiment, adapted, label(name)).mean())
         on_progress(Progress("5 measure: model", done, len(adapters), "models"))
     return replies, right
@@ -137,7 +137,7 @@ def model_names(groups: Sequence[str], method: str) -> list[str]:
 
 def _tuned_answers(
     experiment: Experiment,
-    replies: Mapping[ModelName, Replies],
+    replies: Mapping[ModelName, Responses],
     prompted: Mapping[str, Answers],
 ) -> dict[str, Answers]:
     """Return the fine-tuned models' answers by method.
@@ -151,11 +151,11 @@ def _tuned_answers(
         answers_RxNxCxQ = plain[TRAINED_UNDER.get(method, "p1")].copy()
         for r, seed in enumerate(seeds):
             if (seed, method) in replies:
-                answers_RxNxCxQ[r] = replies[seed, method].answers_NxCxQ
+                answers_RxNxCxQ[r] = replies[seed, method].answers()
             if method == "specific":
                 for c, group in enumerate(experiment.groups):
                     if (name := (seed, specific(group))) in replies:
-                        answers_RxNxCxQ[r, :, c] = replies[name].answers_NxCxQ[:, 0]
+                        answers_RxNxCxQ[r, :, c] = replies[name].answers()[:, 0]
         answers[method] = answers_RxNxCxQ
     return answers
 
@@ -212,8 +212,9 @@ def _changes(adapter: Adapter) -> bool:
     )
 
 
-def _sum(replies: Iterable[Replies]) -> dict[str, int]:
+def _sum(replies: Iterable[Responses]) -> dict[str, int]:
     total = {"replies": 0, "unreadable": 0, "out_of_range": 0}
     for each in replies:
-        total = {name: count + each.counts[name] for name, count in total.items()}
+        counts = each.counts()
+        total = {name: count + counts[name] for name, count in total.items()}
     return total

@@ -32,7 +32,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain, write_json
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.model import load_model
-from jaxalign.methods.culturespa.answer import Replies, answer_survey, answer_written
+from jaxalign.methods.culturespa.answer import answer_survey, answer_written
 from jaxalign.methods.culturespa.dataset import write_selected
 from jaxalign.methods.culturespa.filters import FilteredQuestions, filter_questions
 from jaxalign.methods.culturespa.fine_tune import fine_tune_all
@@ -55,6 +55,7 @@ from jaxalign.methods.culturespa.write import (
     model_writer,
 )
 from jaxalign.runs import Run, check_run
+from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey, load, to_json
 
 _log = logging.getLogger("jaxalign")
@@ -218,7 +219,7 @@ def _counts(
 def select_all(
     experiment: Experiment,
     questions: Mapping[int, Survey],
-    replies: Mapping[int, Mapping[Style, Replies]],
+    replies: Mapping[int, Mapping[Style, Responses]],
 ) -> tuple[dict[int, dict[str, Selection]], dict[int, dict[str, Any]]]:
     """Select the training data of every seed and write them to its folder (step 3).
 
@@ -228,9 +229,8 @@ def select_all(
     groups, prompts = experiment.groups, experiment.inputs.prompts
     selections, counts = {}, {}
     for seed, survey in questions.items():
-        answered = {style: given.answered for style, given in replies[seed].items()}
-        selections[seed] = select_pairs(answered, groups, survey.items, seed)
-        counts[seed] = describe_selection(answered, groups, selections[seed])
+        selections[seed] = select_pairs(replies[seed], groups, survey.items, seed)
+        counts[seed] = describe_selection(replies[seed], groups, selections[seed])
         folder = seed_folder(experiment.out, seed) / "selected"
         write_selected(folder, selections[seed], survey.items, prompts)
     return selections, counts

@@ -23,7 +23,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jaxalign.answering.batch import Answered
 from jaxalign.core.errors import UserError
 from jaxalign.methods.culturespa.styles import Style
 from jaxalign.stats.distances import (
@@ -31,6 +30,7 @@ from jaxalign.stats.distances import (
     ordinal_wasserstein,
     total_variation,
 )
+from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Item
 from jaxalign.training.conversations import held_out_questions
 
@@ -81,7 +81,7 @@ class Selection:
 
 
 def select_pairs(
-    answered: Mapping[str, Answered], groups: Sequence[str], items: Sequence[Item], seed: int
+    answered: Mapping[str, Responses], groups: Sequence[str], items: Sequence[Item], seed: int
 ) -> dict[str, Selection]:
     """Select the training data of the models in `TRAINED_UNDER`.
 
@@ -89,13 +89,13 @@ def select_pairs(
     (p2), answered and trained under it. `rds` and `cds` have the sizes of `joint`, group by group.
 
     Args:
-        answered: Answers of the unchanged model under "unaware" [1, Q], "p1" and "p2" [C, Q].
+        answered: Responses of the unchanged model under "unaware" [1, Q], "p1" and "p2" [C, Q].
         groups: The groups C.
         items: The questions Q.
         seed: Seed of the draws of `rds` and `cds`.
     """
     unaware_1xQ, p1_CxQ, p2_CxQ = (
-        answered[style].most_likely_CxQ for style in ("unaware", "p1", "p2")
+        answered[style].most_likely_positions() for style in ("unaware", "p1", "p2")
     )
     joint = crqpc(changed(unaware_1xQ, p1_CxQ), p1_CxQ, groups, items)
     return {
@@ -107,7 +107,7 @@ def select_pairs(
 
 
 def describe_selection(
-    answered: Mapping[str, Answered], groups: Sequence[str], selected: Mapping[str, Selection]
+    answered: Mapping[str, Responses], groups: Sequence[str], selected: Mapping[str, Selection]
 ) -> dict[str, Any]:
     """Return the counts of one seed's selection, for `result.json`.
 
@@ -115,9 +115,9 @@ def describe_selection(
     is the chance that two draws from the unaware model's distribution differ, which is what
     sampling alone would select. Both are None where there are no answers.
     """
-    unaware_1xQ, p1_CxQ = (answered[style].most_likely_CxQ for style in ("unaware", "p1"))
+    unaware_1xQ, p1_CxQ = (answered[style].most_likely_positions() for style in ("unaware", "p1"))
     both_C = ((unaware_1xQ >= 0) & (p1_CxQ >= 0)).sum(axis=1)
-    noise_Q = expected_noise(answered["unaware"].distribution_CxQxO[0])
+    noise_Q = expected_noise(answered["unaware"].distributions()[0])
     noise_Q = noise_Q[~np.isnan(noise_Q)]
     return {
         "questions": unaware_1xQ.shape[1],

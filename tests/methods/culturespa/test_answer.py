@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
-from jaxalign.answering.batch import OUT_OF_RANGE, UNREADABLE
 from jaxalign.lm.model import LM
 from jaxalign.methods.culturespa import CultureSPASettings, answer
 from jaxalign.methods.culturespa.inputs import Experiment, read_inputs
@@ -38,15 +35,9 @@ def test_every_seed_samples_anew(monkeypatch, tmp_path):
     for style in ("unaware", "p1", "p2p3"):
         assert answers[style].shape == (2, 3, len(COUNTRIES), 6)
         assert (answers[style][0] != answers[style][1]).all()
-    positions = [written[seed]["p1"].position_NxCxQ for seed in SETTINGS.seed_numbers]
+    positions = [written[seed]["p1"].positions for seed in SETTINGS.seed_numbers]
     assert (positions[0] != positions[1]).all()
     scores = run_scores(answers["p1"], inputs, count_draws(6, 20, 0))
     assert len(method_record(COUNTRIES, scores)["by_seed"]) == 2
     exact = dataclasses.replace(SETTINGS, reading="exact")
     assert exact.seed_groups == (SETTINGS.seed_numbers,)
-
-
-def test_lost_replies_are_counted_by_kind():
-    position = np.array([0, 1, UNREADABLE, OUT_OF_RANGE, OUT_OF_RANGE, 0]).reshape(1, 2, 3)
-    counts = answer.Replies(None, position).counts
-    assert counts == {"replies": 6, "unreadable": 1, "out_of_range": 2}

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import wasserstein_distance
 
-from jaxalign.answering.batch import Answered
 from jaxalign.core.errors import UserError
 from jaxalign.methods.culturespa.select import (
     Pair,
@@ -25,7 +24,8 @@ from jaxalign.methods.culturespa.select import (
     hold_out,
     rds,
 )
-from jaxalign.surveys.survey import Item
+from jaxalign.surveys.responses import UNREADABLE, Responses
+from jaxalign.surveys.survey import Item, Survey
 
 COUNTRIES = ("USA", "CHN", "NGA")
 
@@ -220,10 +220,13 @@ def test_expected_noise_is_how_often_two_draws_differ():
 
 def test_the_share_changed_is_of_the_questions_answered_both_ways():
     """Three questions of four answered unaware, two of these by the persona, one changed."""
+    items = [Item(f"q{q}", f"Question {q}?", ("no", "yes"), (1, 2)) for q in range(4)]
+    survey = Survey("four questions", "1", "made up", "paraphrase", tuple(items))
 
     def answered(*answers):
-        shares = [[[np.nan] * 2 if a is None else np.eye(2)[a] for a in row] for row in answers]
-        return Answered(np.array(shares, np.float32))
+        positions = [[UNREADABLE if a is None else a for a in row] for row in answers]
+        labels = [str(row) for row in range(len(answers))]
+        return Responses.from_positions(survey, labels, np.array([positions]))
 
     groups = ("USA", "CHN")
     given = {"unaware": answered((0, 0, 0, None)), "p1": answered((1, 0, None, 0), (None,) * 4)}
