@@ -31,6 +31,8 @@ def devices() -> list[jax.Device]:
 
 
 REFERENCES = ("torch", "peft", "libtpu")
+# Folders whose tests compile models, which takes most of the time.
+COMPILING = ("end_to_end", "training", "methods", "optim", "answering", "lm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,9 +54,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what the chosen layer does not hold, and put files with long tests first, so that
-    no worker is left with one while the others are done. A file stays whole: what its tests share
-    is made once."""
+    """Leave out what the chosen layer does not hold, and put files that take long first, so that no
+    worker is left with one while the others are done. A file stays whole: what its tests share is
+    made once."""
     left_out = set() if config.getoption("everything") else {"long", "reference"}
     if "JAXALIGN_CULTURESPA_DATA" not in os.environ:
         left_out.add("user_data")
@@ -67,4 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (chosen if wanted else others).append(item)
     config.hook.pytest_deselected(items=others)
     long = {item.path for item in chosen if item.get_closest_marker("long")}
-    items[:] = sorted(chosen, key=lambda item: item.path not in long)
+    folder = {item.path: item.path.relative_to(Path(__file__).parent).parts[0] for item in chosen}
+    items[:] = sorted(
+        chosen, key=lambda item: (item.path not in long, folder[item.path] not in COMPILING)
+    )

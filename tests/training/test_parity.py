@@ -120,6 +120,7 @@ def test_losses_and_gradient_norms_are_the_frozen_ones(ours, method):
     np.testing.assert_allclose(ours[method].metrics, FROZEN[method], rtol=2e-5)
 
 
+@pytest.mark.long
 def test_several_passes_and_rows_were_needed(ours):
     shape = ours["lora"].trainer.data.shape
     assert shape.passes > 1

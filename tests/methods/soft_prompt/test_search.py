@@ -167,6 +167,7 @@ def test_a_search_goes_on_from_its_checkpoint(tiny, tmp_path):
     np.testing.assert_array_equal(finished.best_CxZ, unbroken.best_CxZ)
 
 
+@pytest.mark.long
 def test_other_entries_share_the_compiled_programs(tiny):
     """What a sweep does with its batches: the same search for other countries and seeds."""
     settings = tiny_settings(

@@ -101,6 +101,7 @@ def test_python_gives_the_result_of_the_command(tiny, by_command, tmp_path):
         np.testing.assert_array_equal(prompt.embeddings_MxD, saved.embeddings_MxD)
 
 
+@pytest.mark.long
 def test_the_search_alone_gives_the_same_prompts_and_writes_nothing(
     tiny, by_command, tmp_path, monkeypatch
 ):
