@@ -35,6 +35,7 @@ def differ(a, b) -> bool:
     return any(not np.array_equal(x, y) for x, y in leaves)
 
 
+@pytest.mark.long
 def test_several_adapters_by_name_with_held_out_conversations(lm):
     rows: list[dict] = []
     groups = {"even": TALKS[::2], "odd": TALKS[1::2]}
@@ -47,6 +48,7 @@ def test_several_adapters_by_name_with_held_out_conversations(lm):
     assert all(row["odd"]["held_out_loss"] > 0 for row in rows)
 
 
+@pytest.mark.long
 def test_a_call_continues_from_its_checkpoints(lm, tmp_path):
     whole = ja.fine_tune(lm, TALKS, train=TRAIN, lora=LORA)
 

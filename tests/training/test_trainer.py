@@ -246,6 +246,7 @@ def test_held_out_loss_is_the_mean_over_answer_tokens(method):
     assert len(set(looked[1:])) == 3, "the first step's rate may be 0, later ones change it"
 
 
+@pytest.mark.long
 def test_a_resumed_run_measures_held_out_examples_as_an_unbroken_one(tmp_path):
     whole, before = held_out_rows(), []
 
@@ -385,6 +386,7 @@ def test_the_compiled_step_leaves_frozen_weights_alone():
         assert not any(gradient_shape in dot for dot in dots)
 
 
+@pytest.mark.long
 def test_devices_share_the_work(devices):
     """Each of eight devices along the data axis does an eighth of the products with weights."""
     config = CONFIG.replace(vocab_size=64)
