@@ -66,6 +66,7 @@ def test_a_call_continues_from_its_checkpoints(lm, tmp_path):
     assert not differ(again.weights, whole.weights)
 
 
+@pytest.mark.long
 def test_all_weights_and_a_merged_adapter_are_models(lm):
     full = TrainConfig(method="full", batch=2, learning_rate=1e-3, remat=False)
     tuned = ja.fine_tune(lm, TALKS, train=full)

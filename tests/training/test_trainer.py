@@ -176,6 +176,7 @@ def test_beside_others_an_adapter_becomes_what_it_does_alone(side_by_side):
     assert largest_difference(together["USA"], together["CHN"]) > 1e-2
 
 
+@pytest.mark.long
 def test_an_adapter_that_has_finished_keeps_its_bits(side_by_side):
     """China takes two of three steps: stopping everything after two gives the same bits."""
     mesh = make_mesh(jax.devices()[:1])
@@ -399,6 +400,7 @@ def test_devices_share_the_work(devices):
     assert part < 1.5 * whole / 8
 
 
+@pytest.mark.long
 def test_the_loss_falls():
     """Trained on examples whose answer follows from their first token."""
     random = np.random.default_rng(0)

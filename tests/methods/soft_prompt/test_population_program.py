@@ -54,6 +54,7 @@ def test_no_product_with_the_whole_vocabulary(dtype):
     assert not [dot for dot in dots if SMALL.vocab_size in dot.shape.dims]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_weight_stack_is_copied(dtype):
     """In bfloat16 XLA:CPU holds float32 copies, made once a dispatch; no stack is copied as is."""
