@@ -424,6 +424,7 @@ def packed_loss_under(params, examples) -> float:
     return float(jax.jit(loss_sum, static_argnums=0)(Llama(CONFIG), params, batch))
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_the_run_in_words():
     params = PARAMS | {"norm": PARAMS["norm"] * jnp.nan}
     trainer = Trainer(CONFIG, TRAIN, LORA, {"IND": DATA["IND"]}, make_mesh(jax.devices()[:1]))
