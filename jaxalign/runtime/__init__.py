@@ -1,6 +1,7 @@
 """Processes, devices and compiled programs; knows neither models nor surveys.
 
 hosts           many processes that run one program
+platform        the platform that programs are traced for
 sharding        the device mesh, and the table from logical axes to mesh axes
 memory          whether a compiled program fits into the memory of a device
 hlo             the text of a compiled program as instructions
