@@ -13,7 +13,7 @@ from pathlib import Path
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.model import LM, ModelFiles, open_model
-from jaxalign.methods.culturespa.dataset import longest_examples
+from jaxalign.methods.culturespa.dataset import training_tokens
 from jaxalign.methods.culturespa.settings import (
     CultureSPASettings,
     check_settings,
@@ -225,14 +225,13 @@ def example_lengths(
     settings: CultureSPASettings, inputs: Inputs, items: Sequence[Item]
 ) -> list[int]:
     """Return the number of tokens of the longest training example that each item can become."""
-    return longest_examples(
+    return training_tokens(
         items,
         settings.countries,
         inputs.prompts,
         inputs.files.tokenizer,
-        styles=("p1", "p2"),
         end_of_turn=settings.end_of_turn,
-    )
+    ).longest()
 
 
 def _check_row_length(settings: CultureSPASettings, inputs: Inputs) -> None:
