@@ -159,7 +159,7 @@ REFUSED = {
         {"llama.attention.head_count_kv": [2, 2, 1]},
         "head_count_kv .2, 2, 1.; one number for all layers",
     ),
-    "partial rope": ({"llama.rope.dimension_count": 8}, "dimension_count 8 is not the 16 of a head"),
+    "partial rope": ({"llama.rope.dimension_count": 8}, "8 is not the 16 of a head"),
     "vocabulary": ({"llama.vocab_size": 300}, "llama.vocab_size 300, but 272 embeddings"),
     "one of several": ({"split.count": 3}, "one of 3 parts of a model"),
     "shape": ({"llama.feed_forward_length": 128}, r"ffn_.* is .* by the metadata it is"),
