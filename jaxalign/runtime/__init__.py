@@ -1,6 +1,7 @@
 """Processes, devices and compiled programs; knows neither models nor surveys.
 
 hosts           many processes that run one program
+platform        the platform that programs are traced for
 sharding        the device mesh, and the table from logical axes to mesh axes
 memory          what compiled programs need, what devices have, what this process has taken
 programs        the programs of a run, compiled and checked before anything long starts
