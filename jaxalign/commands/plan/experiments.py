@@ -101,15 +101,13 @@ def plan_experiment(settings: PlanSettings, on_progress: OnProgress = ignore) ->
     topology = parse_topology(settings.topology)
     check(settings)
     files = model_files(settings)
-    with lowering_for(topology.platform):
+    with tempfile.TemporaryDirectory() as scratch, lowering_for(topology.platform):
         began = time.process_time()
         make = {"soft-prompt": _soft_prompt}[settings.experiment]
-        choice, programs_of = make(settings, topology, files)
-        mesh = make_mesh(described_devices(topology), **choice.sizes)
-        # Lowering is part of compiling: programs are only listed here.
-        programs = programs_of(mesh)
+        choice, programs_of = make(settings, topology, files, Path(scratch))
         host_seconds = time.process_time() - began
         _log.info(f"{settings.experiment} on {topology.name}: {choice.describe()}")
+        programs = programs_of(make_mesh(described_devices(topology), **choice.sizes))
         needs = []
         for done, program in enumerate(programs):
             fields = {"compiling": program.name}
@@ -122,34 +120,33 @@ def plan_experiment(settings: PlanSettings, on_progress: OnProgress = ignore) ->
 
 
 Maker = Callable[
-    [PlanSettings, Topology, ModelFiles],
+    [PlanSettings, Topology, ModelFiles, Path],
     tuple[MeshChoice, Callable[[Mesh], Sequence[Program]]],
 ]
 
 
 def _soft_prompt(
-    settings: PlanSettings, topology: Topology, files: ModelFiles
+    settings: PlanSettings, topology: Topology, files: ModelFiles, scratch: Path
 ) -> tuple[MeshChoice, Callable[[Mesh], Sequence[Program]]]:
     countries = _countries(settings)
     given = settings.experiment_strategy
-    with tempfile.TemporaryDirectory() as folder:
-        # The targets' values do not matter to a plan, and not every country has published ones.
-        edition = Path(folder) / "targets.csv"
-        with edition.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(("group", *DIMENSIONS))
-            rows.writerows((country, *(50 for _ in DIMENSIONS)) for country in countries)
-        run = SoftPromptSettings(
-            countries=countries,
-            edition=str(edition),
-            held_out=settings.survey,
-            prompt=settings.prompt,
-            attention=settings.attention,
-            chunk=settings.chunk,
-            model_parallel=settings.model_parallel,
-            **({} if given is None else {"strategy": given}),
-        )
-        problem = read_problem(run, files)
+    # The targets' values do not matter to a plan, and not every country has published ones.
+    edition = scratch / "targets.csv"
+    with edition.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("group", *DIMENSIONS))
+        rows.writerows((country, *(50 for _ in DIMENSIONS)) for country in countries)
+    run = SoftPromptSettings(
+        countries=countries,
+        edition=str(edition),
+        held_out=settings.survey,
+        prompt=settings.prompt,
+        attention=settings.attention,
+        chunk=settings.chunk,
+        model_parallel=settings.model_parallel,
+        **({} if given is None else {"strategy": given}),
+    )
+    problem = read_problem(run, files)
     choice = choose_mesh(
         files.config,
         topology.num_chips,
@@ -161,9 +158,8 @@ def _soft_prompt(
 
     def programs_of(mesh: Mesh) -> Sequence[Program]:
         execution = choose_execution(problem, mesh, {"attention": run.attention})
-        available = topology.program_bytes
-        execution = soft_prompt.fit_execution(problem, mesh, execution, available)
-        return soft_prompt.run_programs(problem, mesh, execution)
+        search = soft_prompt.fitting_search(problem, mesh, execution, topology.program_bytes)
+        return soft_prompt.run_programs(problem, mesh, search)
 
     return choice, programs_of
 

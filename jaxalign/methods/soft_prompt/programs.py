@@ -16,6 +16,8 @@ from jaxalign.methods.soft_prompt.control import GRADIENT_STEPS_PER_DISPATCH, lo
 from jaxalign.methods.soft_prompt.problem import Problem
 from jaxalign.methods.soft_prompt.search import ExecutionPlan, lower_search
 from jaxalign.optim.evolve import entries_of
+from jaxalign.runtime.hosts import agreed
+from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.programs import Need, Program, check_programs, measure_program
 from jaxalign.runtime.sharding import MODEL, POPULATION
 
@@ -24,18 +26,50 @@ _SMALLER = (
 )
 
 
-def run_programs(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> tuple[Program, ...]:
+@dataclasses.dataclass(frozen=True)
+class SearchProgram:
+    """How the search is computed, and the program that does it."""
+
+    execution: ExecutionPlan
+    program: Program
+
+
+def run_programs(problem: Problem, mesh: Mesh, search: SearchProgram) -> tuple[Program, ...]:
     """Return the programs of a run, in the order in which it executes them.
 
     Args:
         problem: What is searched.
         mesh: The devices, which may be only described.
-        execution: How the search is computed.
+        search: The search, from `fitting_search`.
     """
-    programs = [search_program(problem, mesh, execution)]
+    programs = [search.program]
     if problem.settings.gradient_steps:
-        programs.append(_control_program(problem, mesh, execution))
+        programs.append(_control_program(problem, mesh, search.execution))
     return tuple(programs)
+
+
+def fitting_search(
+    problem: Problem, mesh: Mesh, execution: ExecutionPlan, available: int | None
+) -> SearchProgram:
+    """Halve the number of prompts computed at a time until the search fits into memory.
+
+    A number that is fixed stays; so does one prompt at a time, which `check_programs` then refuses.
+
+    Args:
+        problem: What is searched.
+        mesh: The devices, which may be only described.
+        execution: How the search would be computed.
+        available: Bytes that programs may use on a device; None if that is not known.
+    """
+    while True:
+        program = search_program(problem, mesh, execution)
+        if not available or execution.fixed or execution.chunk == 1:
+            break
+        if measure_program(program).fits(available):
+            break
+        # Activations, most of what a search needs, shrink with the number of prompts.
+        execution = dataclasses.replace(execution, chunk=execution.chunk // 2)
+    return SearchProgram(execution, program)
 
 
 def search_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> Program:
@@ -92,29 +126,27 @@ def _control_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> 
     )
 
 
-def fit_execution(
-    problem: Problem, mesh: Mesh, execution: ExecutionPlan, available: int | None
-) -> ExecutionPlan:
-    """Halve the number of prompts computed at a time until the search fits into memory.
-
-    A number that is fixed stays; so does one prompt at a time, which `check_programs` then refuses.
+def check_run(
+    problem: Problem, mesh: Mesh, execution: ExecutionPlan, on_progress: OnProgress = ignore
+) -> tuple[ExecutionPlan, tuple[Need, ...]]:
+    """Compile and check every program of a run, before anything is loaded or written.
 
     Args:
         problem: What is searched.
         mesh: The devices.
-        execution: How it would be computed.
-        available: Bytes that programs may use on a device; None if that is not known.
+        execution: How the search would be computed.
+        on_progress: Called before each program.
+
+    Returns:
+        How the search is computed, with as many prompts at a time as fit; and what each program
+        needs.
+
+    Raises:
+        UserError: One program does not fit; the message names it.
     """
-    while available and execution.chunk > 1 and not execution.fixed:
-        if measure_program(search_program(problem, mesh, execution)).fits(available):
-            break
-        execution = dataclasses.replace(execution, chunk=execution.chunk // 2)
-    return execution
-
-
-def check_run(
-    problem: Problem, mesh: Mesh, execution: ExecutionPlan, on_progress: OnProgress = ignore
-) -> tuple[Need, ...]:
-    """Compile and check every program of a run; UserError names one that does not fit."""
     device = mesh.local_devices[0]
-    return check_programs(run_programs(problem, mesh, execution), device, on_progress)
+    # Process 0's memory counts for all: processes with different chunks would wait for each other.
+    available = agreed(available_bytes(device) or 0)
+    search = fitting_search(problem, mesh, execution, available)
+    needs = check_programs(run_programs(problem, mesh, search), device, on_progress)
+    return search.execution, needs
