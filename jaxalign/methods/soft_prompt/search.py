@@ -37,11 +37,12 @@ from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
 from jaxalign.answering.plan import Layout
 from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import LM
 from jaxalign.lm.quantize import quantize
-from jaxalign.lm.weights import Params, abstract_params, param_shardings
+from jaxalign.lm.weights import Params, program_params
 from jaxalign.methods.conditions import Persona
 from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
 from jaxalign.methods.soft_prompt.problem import Problem, start_text
@@ -360,7 +361,7 @@ def build_search(
     rows = [settings.countries.index(group) for group, _ in entries]
     # Only the weights may be split over devices; everything else is whole on each of them.
     inputs = FitnessInputs(
-        items=dataclasses.replace(items, params=lm.params),
+        items=dataclasses.replace(items, params=as_bits(lm.params)),
         objective=objective.for_groups(rows),
         space=space,
         penalty=jnp.float32(settings.penalty),
@@ -527,11 +528,7 @@ def abstract_items(
     config: LlamaConfig, layout: Layout | SuffixLayout, mesh: Mesh, kernel: Kernel
 ) -> PreparedItems:
     """Return `prepare_items` of a layout in shapes."""
-    params = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        abstract_params(config),
-        param_shardings(config, mesh),
-    )
+    params = program_params(config, mesh)
     shapes = jax.eval_shape(lambda params: prepare_items(config, params, layout, kernel), params)
     items = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
