@@ -24,7 +24,7 @@ from jaxalign.runtime.hosts import agreed
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.sharding import MODEL, make_mesh, partition_spec
 
-_ROOM = 0.25  # share of a chip's memory that is kept free for everything but weights
+ROOM = 0.25  # share of a chip's memory that is kept free for everything but weights
 # Copies of the population that compiled searches were seen to hold: the population itself, its
 # candidates, and two sets of random draws for them.
 _SEARCH_COPIES = 4
@@ -182,7 +182,7 @@ def _choose_model(
     # Weights are read-only, so a copy on each device costs no communication: the shortest axis
     # on which they fit beside the search is the fastest.
     lengths = [n for n in model_axis_lengths(config) if num_devices % n == 0]
-    budget = int(chip_bytes * (1 - _ROOM)) - search_bytes
+    budget = int(chip_bytes * (1 - ROOM)) - search_bytes
     fitting = [n for n in lengths if weight_bytes(config, n, weights) <= budget]
     if not fitting:
         raise UserError(_too_large(config, num_devices, chip_bytes, search_bytes, lengths, weights))
@@ -232,7 +232,7 @@ def _too_large(
         f"{_gib(weight_bytes(config, 1, weights))} of {_kind(weights)} do not fit: the "
         f"{num_devices} devices and {limits} allow at most {most} parts, "
         f"{_gib(weight_bytes(config, most, weights))} each, and a "
-        f"device's {_gib(chip_bytes)} must keep {_ROOM:.0%} free and hold {_gib(search_bytes)} of "
+        f"device's {_gib(chip_bytes)} must keep {ROOM:.0%} free and hold {_gib(search_bytes)} of "
         "the search; take a smaller population, search fewer dimensions, or chips with more memory"
         f"{', or more of them' if most < model_axis_lengths(config)[-1] else ''}"
     )
