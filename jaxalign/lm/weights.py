@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.runtime.sharding import named_sharding
 
@@ -173,6 +174,17 @@ def param_shardings(
     return jax.tree.map(
         lambda w: named_sharding(mesh, w.axes, w.shape), weight_tree(c, weights), is_leaf=is_weight
     )
+
+
+def program_params(
+    c: LlamaConfig, mesh: jax.sharding.Mesh | None = None, weights: WeightFormat = "stored"
+) -> Params:
+    """Return the parameters as a compiled program takes them, in shapes.
+
+    That is `abstract_params` with their shardings, and as bits where programs take bits
+    (`jaxalign.lm.bits`).
+    """
+    return as_bits(abstract_params(c, weights, mesh))
 
 
 def init_params(c: LlamaConfig, key: jax.Array) -> Params:

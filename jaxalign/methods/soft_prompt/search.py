@@ -38,10 +38,11 @@ from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
 from jaxalign.answering.plan import Layout
 from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.mesh import ROOM, device_mesh, weight_bytes
 from jaxalign.lm.model import LM, load_model
-from jaxalign.lm.weights import Params, WeightFormat, abstract_params
+from jaxalign.lm.weights import Params, WeightFormat, program_params
 from jaxalign.methods.conditions import Persona
 from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
 from jaxalign.methods.soft_prompt.problem import Problem, start_text
@@ -373,7 +374,7 @@ def build_search(
     rows = [settings.countries.index(group) for group, _ in entries]
     # Only the weights may be split over devices; everything else is whole on each of them.
     inputs = FitnessInputs(
-        items=dataclasses.replace(items, params=lm.params),
+        items=dataclasses.replace(items, params=as_bits(lm.params)),
         objective=objective.for_groups(rows),
         space=space,
         penalty=jnp.float32(settings.penalty),
@@ -544,7 +545,7 @@ def abstract_items(
     weights: WeightFormat = "stored",
 ) -> PreparedItems:
     """Return `prepare_items` of a layout in shapes, with weights stored as in `load_model`."""
-    params = abstract_params(config, weights, mesh)
+    params = program_params(config, mesh, weights)
     shapes = jax.eval_shape(lambda params: prepare_items(config, params, layout, kernel), params)
     items = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
