@@ -17,8 +17,7 @@ from safetensors.numpy import save_file
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.decode_loop import decode_batch
-from jaxalign.lm.generate import Sampling, _batches, decode_program, generate, padded_length
+from jaxalign.lm.generate import Sampling, generate
 from jaxalign.lm.lora import attach
 from jaxalign.lm.peft import load_lora
 from jaxalign.lm.transformer import Llama
