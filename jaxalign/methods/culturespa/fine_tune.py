@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from jaxalign.core.files import MetricsFile
 from jaxalign.lm.lora import Adapter
-from jaxalign.methods.culturespa.dataset import to_examples
+from jaxalign.methods.culturespa.dataset import TrainingTokens, training_tokens
 from jaxalign.methods.culturespa.inputs import Experiment, seed_folder
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
 from jaxalign.runs.checkpoints import Checkpoints
@@ -81,31 +81,33 @@ def fine_tune_all(
     """
     shared, specifics = {}, {}
     for seed, selections in selected.items():
-        for model in TRAINED_UNDER:
-            selection = selections[model]
-            shared[seed, model] = training_examples(experiment, questions[seed], selection, model)
+        tokens = seed_tokens(experiment, questions[seed])
+        for model, style in TRAINED_UNDER.items():
+            shared[seed, model] = tokens.examples(selections[model], style)
         for group, selection in selections["joint"].by_group().items():
-            specifics[seed, specific(group)] = training_examples(
-                experiment, questions[seed], selection, "joint"
-            )
+            specifics[seed, specific(group)] = tokens.examples(selection, TRAINED_UNDER["joint"])
     _log.info("4 fine-tune: joint, CCT and the selection's controls")
     adapters_of = fine_tune(experiment, "shared", shared)
     _log.info("4 fine-tune: one model for each country")
     return adapters_of | fine_tune(experiment, "specific", specifics)
 
 
+def seed_tokens(experiment: Experiment, questions: Survey) -> TrainingTokens:
+    """Encode what the examples of one seed are cut from; all its models share the tokens."""
+    return training_tokens(
+        questions.items,
+        experiment.groups,
+        experiment.inputs.prompts,
+        experiment.inputs.files.tokenizer,
+        end_of_turn=experiment.settings.end_of_turn,
+    )
+
+
 def training_examples(
     experiment: Experiment, questions: Survey, selection: Selection, model: str
 ) -> list[Example]:
     """Return selected pairs as tokens, under the style that the model is trained on."""
-    return to_examples(
-        selection.pairs,
-        questions.items,
-        experiment.inputs.prompts,
-        experiment.inputs.files.tokenizer,
-        TRAINED_UNDER[model],
-        experiment.settings.end_of_turn,
-    )
+    return seed_tokens(experiment, questions).examples(selection, TRAINED_UNDER[model])
 
 
 def fine_tune(
