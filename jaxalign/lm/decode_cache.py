@@ -21,10 +21,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.weights import Params
+from jaxalign.runtime.platform import target_platform
 from jaxalign.runtime.sharding import DATA, MODEL, POPULATION
 
 SHARES = (POPULATION, DATA)  # mesh axes that slots are spread over
@@ -214,5 +217,30 @@ def stored_dtype(config: LlamaConfig) -> Any:
     return jnp.dtype(jnp.uint16 if bits else config.dtype)
 
 
+def place_bits(params: Params) -> Params:
+    """Return placed weights as `as_bits` does, without a copy where they are whole on a device."""
+
+    def bits(x: jax.Array) -> jax.Array:
+        if x.dtype != jnp.bfloat16:
+            return x
+        if len(x.sharding.device_set) > 1:
+            return jax.jit(as_bits)(x)
+        # Another view of the same memory, which a CPU shares with the host.
+        return jax.device_put(np.asarray(x).view(np.uint16), x.sharding)
+
+    return jax.tree.map(bits, params) if _kept_as_bits() else params
+
+
+def bits_structs(tree: Any) -> Any:
+    """Return what `as_bits` makes of shapes and dtypes."""
+
+    def bits(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        if x.dtype != jnp.bfloat16:
+            return x
+        return jax.ShapeDtypeStruct(x.shape, jnp.uint16, sharding=x.sharding)
+
+    return jax.tree.map(bits, tree) if _kept_as_bits() else tree
+
+
 def _kept_as_bits() -> bool:
-    return jax.default_backend() == "cpu"
+    return target_platform() == "cpu"

@@ -22,6 +22,7 @@ from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.decode_cache import KEY_BLOCK, as_bits, from_bits, write_pieces
 from jaxalign.lm.transformer import Block, Llama, product, rms_norm, rope_tables
 from jaxalign.lm.weights import Params
+from jaxalign.runtime.platform import target_platform
 
 _UNSEEN = float(np.finfo(np.float32).min)
 Cache = tuple[jax.Array, jax.Array]  # keys and values, [L, B, K, S, H] each
@@ -39,7 +40,7 @@ def prefill_layers(
 
     Args:
         config: The model.
-        params: Its weights, as `as_bits` makes them.
+        params: Its weights, as `place_bits` makes them.
         x_RxTxD: Embeddings of the pieces' tokens.
         cache: Keys and values of all slots.
         slot_R: int32, each piece's slot; the earlier pieces of its prompt must be in this call or
@@ -85,7 +86,7 @@ def decode_layers(
 
     Args:
         config: The model.
-        params: Its weights, as `as_bits` makes them.
+        params: Its weights, as `place_bits` makes them.
         x_AxD: Embeddings of the tokens.
         cache: Keys and values of all slots.
         rows_A: int32, the slots; None: all of them, in order.
@@ -175,7 +176,7 @@ def _attend_pieces(
 
     # On CPU one piece at a time, whose arrays stay in its caches and which reads no more blocks
     # than it needs; elsewhere all at once, in few large operations.
-    if jax.default_backend() == "cpu":
+    if target_platform() == "cpu":
         out = jax.lax.map(lambda arguments: piece(*arguments), (q, slot_R, start_R))
     else:
         out = jax.vmap(piece)(q, slot_R, start_R)

@@ -29,7 +29,7 @@ from jaxalign.lm.decode_cache import (
     PIECE,
     SHARES,
     Slots,
-    as_bits,
+    bits_structs,
     fork,
     reply_keys,
     slot_shardings,
@@ -126,7 +126,7 @@ def prefill_program(
 
     Args:
         shape: The shapes.
-        params: The weights.
+        params: The weights, as `place_bits` makes them.
         slots: The state.
         tokens_RxT: int32, each share's pieces; beyond a prompt's end anything.
         slot_R: int32, each piece's slot on its share; a slot past the last one is padding.
@@ -142,7 +142,6 @@ def prefill_program(
         extra_ExD: jax.Array | None,
     ) -> Slots:
         tokens, slot, start, last = pieces
-        params = as_bits(params)
         x = embed(shape.config, params, tokens, extra_ExD)
         cache = slots.keys, slots.values
         x, (keys, values) = prefill_layers(shape.config, params, x, cache, slot, start)
@@ -188,7 +187,7 @@ def start_program(
 
     Args:
         shape: The shapes.
-        params: The weights.
+        params: The weights, as `place_bits` makes them.
         slots: The state.
         slot_A: int32, the replies' slots on their share; a slot past the last one is padding.
         length_A: int32, tokens of their prompts.
@@ -204,7 +203,7 @@ def start_program(
         (slot, length, number, sample), (seed, stop) = replies, one
         random = reply_keys(seed, number, sample)
         stream = jnp.take(slots.stream_BxD, jnp.minimum(slot, shape.slots - 1), axis=0)
-        logits = output_logits(shape.config, as_bits(params), stream)
+        logits = output_logits(shape.config, params, stream)
         first = jnp.zeros_like(length)
         token = next_tokens(shape.sampling, step_keys(random, first), logits)
         live = (shape.sampling.max_new_tokens > 1) & ~_stops(token, stop)
@@ -251,7 +250,7 @@ def segment_program(
     Args:
         shape: The shapes.
         rows: Number of rows on each share, one of `shape.decode_rows`.
-        params: The weights.
+        params: The weights, as `place_bits` makes them.
         slots: The state.
         rows_A: int32, on each share the slots that are decoded, all different: every one that is
             live.
@@ -264,7 +263,6 @@ def segment_program(
         params: Params, slots: Slots, mine: tuple[jax.Array, ...], one: tuple[jax.Array, ...]
     ) -> tuple[Slots, jax.Array]:
         (limit, enough, stop), rows_A = one, None if rows == shape.slots else mine[0]
-        params = as_bits(params)
         start = _count(shape, _take_rows(slots, rows_A), jnp.int32(0))
 
         def goes_on(state: _Rows) -> jax.Array:
@@ -413,6 +411,7 @@ def decode_programs(
             abstract_params(config),
             param_shardings(config, mesh),
         )
+    params = bits_structs(params)
     structs = shape.structs
     state = jax.tree.map(
         lambda leaf, at: of(leaf.shape, leaf.dtype, sharding=at),

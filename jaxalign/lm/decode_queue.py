@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxalign.lm.decode_cache import PIECE, SHARES
+from jaxalign.lm.decode_cache import PIECE, SHARES, place_bits
 from jaxalign.lm.decode_loop import (
     SEGMENT,
     Report,
@@ -106,7 +106,7 @@ class DecodeQueue:
         extra_ExD: np.ndarray | None = None,
     ) -> None:
         self.counts = DecodeCounts()
-        self._shape, self._params = shape, params
+        self._shape, self._params = shape, place_bits(params)
         self._whole = replicated(shape.mesh)
         self._split = NamedSharding(shape.mesh, PartitionSpec(SHARES))
         self._stops = frozenset(int(token) for token in stop_tokens)
@@ -263,7 +263,7 @@ class DecodeQueue:
             row_slots[share * rows :][:rows] = np.argsort(used, kind="stable")[:rows]
         everything = shape.slots * shape.shares
         # A few slots are refilled together: each refill costs a look of the host and a prefill.
-        enough = max(1, everything // 8) if self._waiting else everything + 1
+        enough = max(1, everything // 16) if self._waiting else everything + 1
         self._slots, report = segment_program(
             shape,
             rows,
