@@ -4,6 +4,7 @@ model            a model as one object: open_model, load_model, LM
 config           shapes and constants, presets, `config.json`
 weights          the table of weights, from which shapes, shardings and files derive
 transformer      the Flax model
+bits             bfloat16 weights as bits, for programs that a CPU runs
 checkpoint       Hugging Face checkpoints, read straight into their shardings
 safetensors_io   the file format
 gguf             GGUF files, converted to a model folder; gguf_tokenizer is their tokenizer

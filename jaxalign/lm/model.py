@@ -20,12 +20,11 @@ from jaxalign.lm.config import DType, LlamaConfig, read_config
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.quantize import quantize
 from jaxalign.lm.tokenizer import Tokenizer, check_vocabulary
-from jaxalign.lm.weights import Params, param_shardings
+from jaxalign.lm.weights import Params, WeightFormat, param_shardings
 
 # The small trained model that ships with the package; `jaxalign.pocket` describes it.
 POCKET_FOLDER = Path(str(resources.files("jaxalign"))) / "pocket" / "model"
 
-WeightFormat = Literal["stored", "int8"]
 
 _log = logging.getLogger("jaxalign")
 

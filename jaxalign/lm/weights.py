@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.runtime.sharding import named_sharding
 
 Params = dict[str, Any]  # {"embed", "layers": stacked, "last", "norm", "head"?}
+WeightFormat = Literal["stored", "int8"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,19 +121,63 @@ def is_weight(leaf: object) -> bool:
     return isinstance(leaf, Weight)
 
 
-def abstract_params(c: LlamaConfig) -> Params:
-    """Return `jax.ShapeDtypeStruct` of every parameter; allocates nothing."""
-    dtype = jnp.dtype(c.param_dtype)
-    return jax.tree.map(
-        lambda w: jax.ShapeDtypeStruct(w.shape, dtype), weight_tree(c), is_leaf=is_weight
-    )
+def abstract_params(c: LlamaConfig, weights: WeightFormat = "stored") -> Params:
+    """Return `jax.ShapeDtypeStruct` of every parameter; allocates nothing.
+
+    Args:
+        c: The model.
+        weights: "int8" is the tree that `jaxalign.lm.quantize.quantize` returns.
+    """
+    return _of_every(c, weights, lambda w, dtype: jax.ShapeDtypeStruct(w.shape, dtype))
 
 
-def param_shardings(c: LlamaConfig, mesh: jax.sharding.Mesh) -> Params:
+def param_shardings(
+    c: LlamaConfig, mesh: jax.sharding.Mesh, weights: WeightFormat = "stored"
+) -> Params:
     """Return the sharding of every parameter; UserError if a mesh axis does not divide one."""
-    return jax.tree.map(
-        lambda w: named_sharding(mesh, w.axes, w.shape), weight_tree(c), is_leaf=is_weight
-    )
+    return _of_every(c, weights, lambda w, _: named_sharding(mesh, w.axes, w.shape))
+
+
+def program_params(
+    c: LlamaConfig, mesh: jax.sharding.Mesh | None = None, weights: WeightFormat = "stored"
+) -> Params:
+    """Return the parameters as a compiled program takes them, in shapes.
+
+    That is `abstract_params` with their shardings, and as bits where programs take bits
+    (`jaxalign.lm.bits`).
+    """
+    params = abstract_params(c, weights)
+    if mesh is not None:
+        params = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            params,
+            param_shardings(c, mesh, weights),
+        )
+    return as_bits(params)
+
+
+def _of_every(c: LlamaConfig, weights: WeightFormat, leaf: Callable[[Weight, Any], Any]) -> Params:
+    """Return a tree with `leaf(weight, dtype)` of every parameter as it is stored."""
+    dtype, tree = jnp.dtype(c.param_dtype), weight_tree(c)
+    if weights == "stored":
+        return jax.tree.map(lambda w: leaf(w, dtype), tree, is_leaf=is_weight)
+    out = {name: leaf(tree[name], dtype) for name in outer_weights(c)}
+    for group, leading in (("layers", 1), ("last", 0)):
+        out[group] = {}
+        for name, weight in tree[group].items():
+            if weight.fan_in is None:
+                out[group][name] = leaf(weight, dtype)
+                continue
+            # A matrix in 8 bits, and a scale for each of its outputs.
+            outputs = leading + input_dims(weight.shape[leading:], weight.fan_in)
+            scale = dataclasses.replace(
+                weight,
+                shape=weight.shape[:leading] + weight.shape[outputs:],
+                axes=weight.axes[:leading] + weight.axes[outputs:],
+            )
+            out[group][name] = leaf(weight, jnp.dtype(jnp.int8))
+            out[group][f"{name}_scale"] = leaf(scale, jnp.dtype(jnp.float32))
+    return out
 
 
 def init_params(c: LlamaConfig, key: jax.Array) -> Params:

@@ -37,11 +37,12 @@ from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
 from jaxalign.answering.plan import Layout
 from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import LM
 from jaxalign.lm.quantize import quantize
-from jaxalign.lm.weights import Params, abstract_params, param_shardings
+from jaxalign.lm.weights import Params, program_params
 from jaxalign.methods.conditions import Persona
 from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
 from jaxalign.methods.soft_prompt.problem import Problem, start_text
@@ -232,11 +233,11 @@ class Search:
         inputs = place_whole(inputs, evolution.sharding)
         return dataclasses.replace(self, evolution=evolution, inputs=inputs)
 
-    def first_generation(self) -> jax.Array:
-        """Return the initial populations, float32 [C, E, Z], each from its entry's own key."""
-        keys = [group_key(jax.random.key(seed), group) for group, seed in self.entries]
-        space, population = self.local_inputs.space, self.evolution.population
-        return jnp.stack([initial_population(space, key, population) for key in keys])
+    def first_members(self, entry: int) -> jax.Array:
+        """Return an entry's initial population, float32 [E, Z], drawn from its own key."""
+        group, seed = self.entries[entry]
+        key = group_key(jax.random.key(seed), group)
+        return initial_population(self.local_inputs.space, key, self.evolution.population)
 
     def run(
         self,
@@ -263,10 +264,11 @@ class Search:
             restored = bool(saved and resume and saved.steps)
             if restored:
                 done, state = saved.restore(self.evolution.abstract_state())
+                state = self.evolution.to_devices(state)
             else:
                 if record is not None and record.resumed and saved:
                     _log.info(f"no checkpoint found in {saved.directory}; starting at generation 0")
-                done, state = 0, self.evolution.init(self.first_generation(), self.inputs)
+                done, state = 0, self.evolution.init(self.first_members, self.inputs)
             if record is not None:
                 record.rewind(done if restored else -1)
             started, first = time.monotonic(), done
@@ -280,11 +282,12 @@ class Search:
                     _log_generations(record, self._labels, done, metrics)
                 done += steps
                 if saved and (save_last or done < settings.generations):
-                    saved.save(done, state)
+                    saved.save(done, self.evolution.to_entries(state))
                 on_progress(self._progress(done, metrics))
         seconds = time.monotonic() - started
-        best_CxZ, fitness_C = jax.device_get((state.best_CxZ, state.best_fitness_C))
-        return Outcome(best_CxZ, fitness_C, seconds if done > first else 0.0)
+        best, fitness = zip(*self.evolution.best(state), strict=True)
+        seconds = seconds if done > first else 0.0
+        return Outcome(np.stack(best), np.array(fitness, np.float32), seconds)
 
     def prompts(self, z_CxZ: jax.Array | np.ndarray) -> jax.Array:
         """Return the soft prompt of one search vector per entry, float32 [C, M, D]."""
@@ -357,7 +360,7 @@ def build_search(
     rows = [settings.countries.index(group) for group, _ in entries]
     # Only the weights may be split over devices; everything else is whole on each of them.
     inputs = FitnessInputs(
-        items=dataclasses.replace(items, params=lm.params),
+        items=dataclasses.replace(items, params=as_bits(lm.params)),
         objective=objective.for_groups(rows),
         space=space,
         penalty=jnp.float32(settings.penalty),
@@ -524,11 +527,7 @@ def abstract_items(
     config: LlamaConfig, layout: Layout | SuffixLayout, mesh: Mesh, kernel: Kernel
 ) -> PreparedItems:
     """Return `prepare_items` of a layout in shapes."""
-    params = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        abstract_params(config),
-        param_shardings(config, mesh),
-    )
+    params = program_params(config, mesh)
     shapes = jax.eval_shape(lambda params: prepare_items(config, params, layout, kernel), params)
     items = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
