@@ -45,7 +45,7 @@ from jaxalign.methods.soft_prompt.search import (
     choose_search_mesh,
     log_int8_change,
 )
-from jaxalign.methods.soft_prompt.settings import Settings
+from jaxalign.methods.soft_prompt.settings import Settings, pocket_defaults
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.algorithms.differential_evolution import DifferentialEvolution
 from jaxalign.optim.api import Optimizer
@@ -229,6 +229,8 @@ def run_soft_prompt(
     execution = choose_execution(problem, mesh, recorded)
     config = problem.model.config
     _log.info(f"model {problem.model.folder}: {config.num_hidden_layers} layers, {config.dtype}")
+    if not problem.model.is_pocket and (note := pocket_defaults(settings)):
+        _log.info(note)
     if cache := jax.config.jax_compilation_cache_dir:
         _log.info(f"compiled programs are kept in {cache}")
     if settings.prompt.placement == "after":
