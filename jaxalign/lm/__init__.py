@@ -12,5 +12,6 @@ tokenizer        tokenizer and chat template
 mesh             how many devices share one copy of the weights
 quantize         weights in 8 bits
 lora, peft       low-rank adapters; adapters and soft prompts on disk
-generate         replies in batches: decode_loop is the program, sampling the next token
+generate         replies: decode_queue is the host's side, decode_loop the programs, made of
+                 decode_layers and decode_cache; sampling draws the next token
 """

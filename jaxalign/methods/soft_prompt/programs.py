@@ -11,14 +11,14 @@ import dataclasses
 from jax.sharding import Mesh
 
 from jaxalign.answering.cost import candidate_flops
-from jaxalign.core.progress import OnProgress, ignore
+from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.methods.soft_prompt.control import GRADIENT_STEPS_PER_DISPATCH, lower_control
 from jaxalign.methods.soft_prompt.problem import Problem
 from jaxalign.methods.soft_prompt.search import ExecutionPlan, lower_search
 from jaxalign.optim.evolve import entries_of
 from jaxalign.runtime.hosts import agreed
 from jaxalign.runtime.memory import available_bytes
-from jaxalign.runtime.programs import Need, Program, check_programs, measure_program
+from jaxalign.runtime.programs import CHECKING, Need, Program, check_programs, measure_program
 from jaxalign.runtime.sharding import MODEL, POPULATION
 
 _SMALLER = (
@@ -147,6 +147,7 @@ def check_run(
     device = mesh.local_devices[0]
     # Process 0's memory counts for all: processes with different chunks would wait for each other.
     available = agreed(available_bytes(device) or 0)
+    on_progress(Progress(CHECKING, 0, 1, "programs", fields={"compiling": "the search"}))
     search = fitting_search(problem, mesh, execution, available)
     needs = check_programs(run_programs(problem, mesh, search), device, on_progress)
     return search.execution, needs
