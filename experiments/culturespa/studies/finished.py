@@ -149,7 +149,7 @@ def joint_answers(
     for done, model in enumerate(selections, 1):
         lm = experiment.lm
         if model in adapters:
-            lm = adapters[model].merge(lm)
+            lm = adapters[model].attach(lm)
         key = f"{experiment.out.name} {label(model)}"
         (responses,) = ask(experiment, lm, key, asked, seed=model[0])
         answers.setdefault(model[1], []).append(responses["p1"].answers())

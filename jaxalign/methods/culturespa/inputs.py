@@ -6,10 +6,13 @@ Nothing here takes long or writes a file, so that bad input is refused before th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxalign.answering.blocks import Conversations
+from jaxalign.answering.encode import encode
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.model import LM, ModelFiles, open_model
@@ -63,6 +66,12 @@ class Inputs:
     request: str
     guard: tuple[tuple[Item, int], ...]
     guard_name: str
+
+    @functools.cached_property
+    def guard_conversations(self) -> Conversations:
+        """The guard's questions as tokens, without a system message; encoded once."""
+        items = [item for item, _ in self.guard]
+        return encode(self.files.tokenizer, self.prompts.texts.prompts, [[]], items)
 
     def facts(self) -> dict[str, object]:
         """Return hashes and texts that a resumed run must find unchanged."""
