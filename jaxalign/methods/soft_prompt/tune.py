@@ -36,6 +36,7 @@ from jaxalign.methods.soft_prompt.problem import (
     read_problem,
     start_text,
 )
+from jaxalign.methods.soft_prompt.programs import check_run as check_memory
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.result import make_result
 from jaxalign.methods.soft_prompt.search import (
@@ -45,7 +46,7 @@ from jaxalign.methods.soft_prompt.search import (
     choose_search_mesh,
     log_int8_change,
 )
-from jaxalign.methods.soft_prompt.settings import Settings
+from jaxalign.methods.soft_prompt.settings import Settings, pocket_defaults
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.algorithms.differential_evolution import DifferentialEvolution
 from jaxalign.optim.api import Optimizer
@@ -229,15 +230,18 @@ def run_soft_prompt(
     execution = choose_execution(problem, mesh, recorded)
     config = problem.model.config
     _log.info(f"model {problem.model.folder}: {config.num_hidden_layers} layers, {config.dtype}")
+    if not problem.model.is_pocket and (note := pocket_defaults(settings)):
+        _log.info(note)
     if cache := jax.config.jax_compilation_cache_dir:
         _log.info(f"compiled programs are kept in {cache}")
     if settings.prompt.placement == "after":
         _log.info("placement after: another method than front and system, not a faster form of it")
+    # Every program is compiled now, before anything is loaded or written.
+    execution, _ = check_memory(problem, mesh, execution, on_progress)
     if lm is None:
         lm = load_model(problem.model, weights=settings.weights, mesh=mesh)
         if settings.weights == "int8":
             log_int8_change(problem, lm)
-    # Both programs are compiled now: what does not fit into memory is known before the search.
     search = build_search(problem, lm, execution)
     control = make_control(search) if settings.gradient_steps else None
     facts = problem.facts() | search.facts
