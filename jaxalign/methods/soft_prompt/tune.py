@@ -36,6 +36,7 @@ from jaxalign.methods.soft_prompt.problem import (
     read_problem,
     start_text,
 )
+from jaxalign.methods.soft_prompt.programs import check_run as check_memory
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.result import make_result
 from jaxalign.methods.soft_prompt.search import (
@@ -235,11 +236,12 @@ def run_soft_prompt(
         _log.info(f"compiled programs are kept in {cache}")
     if settings.prompt.placement == "after":
         _log.info("placement after: another method than front and system, not a faster form of it")
+    # Every program is compiled now, before anything is loaded or written.
+    execution, _ = check_memory(problem, mesh, execution, on_progress)
     if lm is None:
         lm = load_model(problem.model, weights=settings.weights, mesh=mesh)
         if settings.weights == "int8":
             log_int8_change(problem, lm)
-    # Both programs are compiled now: what does not fit into memory is known before the search.
     search = build_search(problem, lm, execution)
     control = make_control(search) if settings.gradient_steps else None
     facts = problem.facts() | search.facts
