@@ -185,6 +185,7 @@ def lower_search(
         Strategy(population=population),
         SoftPromptConfig(length=layout.prompt_length),
         mesh,
+        entries=[("USA", 0)],
         chunk=chunk,
         generations=generations,
     )

@@ -2,8 +2,7 @@
 
     jaxalign culturespa                                              # the pocket model
     jaxalign culturespa --model /path/to/Meta-Llama-3-8B-Instruct \\
-        --survey culturespa_data/ --per-topic 1000 --seeds 1 --reading sampled --end-of-turn \\
-        --train.batch 128 --train.learning-rate 1e-4 --train.remat --train.no-unroll \\
+        --survey culturespa_data/ --reading sampled \\
         --countries USA CAN BOL BRA GBR NLD DEU UKR CHN RUS IND THA KEN NGA ETH ZWE AUS NZL
 
 Prints the cultural alignment score of the unchanged model, plainly and under each prompt style, and
@@ -12,8 +11,10 @@ cross-culture thinking (CCT). Writes pictures and a report besides what the libr
 `jaxalign.run_culturespa` writes. Source: Xu, Leng, Yu and Xiong, NAACL 2025 (CultureSPA, arXiv
 2410.12971).
 
-Every random step is repeated for each of `--seeds`. Steps keep their output in `--out`, and
-`--resume` continues there. The default run takes about 4 minutes on 2 idle CPU cores.
+Settings that follow the model are the paper's for a real model (1,000 questions on each topic, one
+seed, a learning rate of 1e-4 ...) and measured ones for the pocket model; each is printed with its
+source at the start. Every random step is repeated for each of `--seeds`. Steps keep their output in
+`--out`, and `--resume` continues there. The default run takes about 4 minutes on 2 idle CPU cores.
 """
 
 from __future__ import annotations

@@ -32,10 +32,11 @@ from jaxalign.lm.lora import Adapter, LoraConfig
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import LM, load_model, open_model
 from jaxalign.report.figures import save_training_losses
-from jaxalign.runs import Run, check_run, may_change
+from jaxalign.runs import Run, check_run, may_change, with_flags
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runs.console import progress_bars
 from jaxalign.training.conversations import hold_out, read_conversations
+from jaxalign.training.defaults import resolve_training
 from jaxalign.training.fine_tune import JOINT, merged_model, trained_adapters, trained_model
 from jaxalign.training.step import TrainState
 from jaxalign.training.trainer import HeldOutLoss, TrainConfig, Trainer, fit
@@ -97,8 +98,12 @@ class Config:
 
 def tune(config: Config) -> None:
     """Run the command: read, train, write adapter, model and picture."""
-    check_run(config.out, config, config.resume)
     files = open_model(config.model, config.dtype)
+    train, notes = resolve_training(config.train, files)
+    config = dataclasses.replace(config, train=train)
+    check_run(config.out, config, config.resume)
+    for note in notes:
+        print(with_flags(note, Config))
     longest = min(config.longest, files.config.max_position_embeddings)
     conversations, left_out = read_conversations(config.data, files.tokenizer, longest)
     print(f"{len(conversations)} conversations, {left_out} left out for more than {longest} tokens")

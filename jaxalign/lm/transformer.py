@@ -29,6 +29,7 @@ import numpy as np
 
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.weights import Weight, block_weights, outer_weights
+from jaxalign.runtime.platform import target_platform
 
 # Input and output axes of every linear map of a layer, as einsum letters.
 AXES = MappingProxyType(
@@ -176,7 +177,7 @@ def product(equation: str, x: jax.Array, kernel: jax.Array, dtype: Any = jnp.flo
     # afterwards would go through memory once more, twice as wide. XLA on CPU is several times
     # slower if it is not asked for float32. (The choice is by back end, because
     # `platform_dependent` made a bfloat16 evaluation on CPU 8 % slower.)
-    result = dtype if jax.default_backend() == "gpu" else jnp.float32
+    result = dtype if target_platform() == "gpu" else jnp.float32
     return jnp.einsum(
         equation, x, kernel.astype(x.dtype), precision=precision, preferred_element_type=result
     ).astype(dtype)

@@ -10,7 +10,7 @@
 from jaxalign.core.files import MetricsFile, finite_or_none, plain, write_json
 from jaxalign.runs.environment import environment, versions
 from jaxalign.runs.run import Run, check_run, recorded_run
-from jaxalign.runs.settings import may_change, settings_of
+from jaxalign.runs.settings import may_change, settings_of, with_flags
 
 __all__ = [
     "MetricsFile",
@@ -23,5 +23,6 @@ __all__ = [
     "recorded_run",
     "settings_of",
     "versions",
+    "with_flags",
     "write_json",
 ]

@@ -50,7 +50,7 @@ def main(
         program: How the help text names the program; default: how the process was started.
     """
     try:
-        with _insistent_interrupt(), notes_to_stdout():
+        with _insistent_interrupt(), notes_to_stdout(config_class):
             config = _parse(config_class, args, program or _program())
             hosts.join()
             enable_compilation_cache()
@@ -160,14 +160,22 @@ def enable_compilation_cache() -> Path | None:
 class _NotesHandler(logging.Handler):
     """Prints the message alone, to whatever standard output is by then."""
 
+    def __init__(self, config_class: type | None):
+        super().__init__(logging.INFO)
+        self._config_class = config_class
+
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), flush=True)
+        note = self.format(record)
+        print(with_flags(note, self._config_class) if self._config_class else note, flush=True)
 
 
 @contextlib.contextmanager
-def notes_to_stdout() -> Iterator[None]:
-    """Print what the library logs at level INFO or above to standard output, as plain lines."""
-    logger, handler = logging.getLogger("jaxalign"), _NotesHandler(logging.INFO)
+def notes_to_stdout(config_class: type | None = None) -> Iterator[None]:
+    """Print what the library logs at level INFO or above to standard output, as plain lines.
+
+    Settings of `config_class` that a note names in backticks are spelled as flags.
+    """
+    logger, handler = logging.getLogger("jaxalign"), _NotesHandler(config_class)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

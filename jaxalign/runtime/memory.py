@@ -1,8 +1,12 @@
-"""Whether a compiled program will fit into memory, checked before anything long starts."""
+"""The memory that compiled programs need, that devices have, and that this process has taken."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
+import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,43 +16,96 @@ import jax
 from jaxalign.core.errors import UserError
 from jaxalign.runtime.hosts import agreed
 
+_log = logging.getLogger("jaxalign")
+
+# What Python, JAX and its compilers hold in a process that has loaded nothing yet: 0.35 GiB after
+# the first compilation of a small program, more while a large one is compiled.
+PROCESS_BASE_BYTES = 2**29
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, as the compiler reports them."""
+
+    arguments: int
+    outputs: int
+    aliased: int  # of outputs that take over the buffer of an argument
+    temporaries: int
+
+    @classmethod
+    def of(cls, compiled: Any) -> Memory | None:
+        """Return what a `jax.stages.Compiled` reports; None if its platform reports nothing."""
+        report = compiled.memory_analysis()
+        if report is None:
+            return None
+        return cls(
+            arguments=int(report.argument_size_in_bytes),
+            outputs=int(report.output_size_in_bytes),
+            aliased=int(report.alias_size_in_bytes),
+            temporaries=int(report.temp_size_in_bytes),
+        )
+
+    @property
+    def total(self) -> int:
+        """Bytes held at once: outputs that take over the buffer of an argument count once."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries
+
 
 def needed_bytes(compiled: Any) -> int:
     """Return the bytes per device that a compiled program holds at once, as the compiler reports.
 
     Outputs that take over the buffer of an argument ("aliased") count once.
     """
-    report = compiled.memory_analysis()
-    return int(
-        report.argument_size_in_bytes
-        + report.output_size_in_bytes
-        - report.alias_size_in_bytes
-        + report.temp_size_in_bytes
-    )
+    return Memory.of(compiled).total
 
 
 def available_bytes(device: jax.Device) -> int | None:
     """Return the memory that programs may use on a device; None if the platform does not say.
 
-    The devices of a CPU share what the host has free, in equal parts.
+    It includes what this process holds already, because the arguments of the programs that it
+    checks may be among that. The devices of a CPU share the host's memory in equal parts.
     """
-    # GPUs and TPUs report what their allocator may use.
+    # GPUs and TPUs report what their allocator may use, in all.
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     if device.platform != "cpu":
         return None
-    return _free_host_bytes(Path("/proc/meminfo"), jax.local_device_count())
+    free = _free_host_bytes(Path("/proc/meminfo"))
+    if free is None:
+        return None
+    held = max(0, _resident_bytes(Path("/proc/self/statm")) - PROCESS_BASE_BYTES)
+    return (free + held) // jax.local_device_count()
 
 
-def _free_host_bytes(meminfo: Path, devices: int) -> int | None:
+def _free_host_bytes(meminfo: Path) -> int | None:
+    """Return what Linux can give without swapping."""
     if not meminfo.exists():
         return None
     for line in meminfo.read_text().splitlines():
-        # What Linux can give without swapping, in kB.
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024 // devices
+        if line.startswith("MemAvailable:"):  # in kB
+            return int(line.split()[1]) * 1024
     return None
+
+
+def _resident_bytes(statm: Path) -> int:
+    """Return the memory that this process holds now, without what it shares with files."""
+    if not statm.exists():
+        return 0
+    # Pages: in all, resident, and of these those that are backed by files.
+    _, resident, shared = map(int, statm.read_text().split()[:3])
+    return (resident - shared) * resource.getpagesize()
+
+
+def peak_host_bytes() -> int:
+    """Return the most memory that this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kB
+
+
+def log_peak(stage: str) -> None:
+    """Log the most memory that this process has held so far, after a stage of a run."""
+    _log.info(f"{stage}: peak memory so far {peak_host_bytes() / 2**30:.1f} GiB")
 
 
 def busy_chunk(tokens_per_row: int, platform: str) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.runtime.hlo import Instruction, Module, Shape
+from jaxalign.runtime.memory import Memory
 
 # Opcodes that name or regroup buffers without writing one.
 FREE = frozenset(
@@ -68,16 +69,6 @@ class Collective:
     times: int | None
     group_size: int
     op_name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes on one device, as the compiler reports them."""
-
-    arguments: int
-    outputs: int
-    aliased: int  # of outputs that take over the buffer of an argument
-    temporaries: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,15 +146,8 @@ def read_program(compiled: Any, trips: Mapping[str, int] = MappingProxyType({}))
         trips: How often loops of unknown length run, by the name or the `op_name` of the while
             instruction.
     """
-    memory = None
-    if (report := compiled.memory_analysis()) is not None:
-        memory = Memory(
-            arguments=report.argument_size_in_bytes,
-            outputs=report.output_size_in_bytes,
-            aliased=report.alias_size_in_bytes,
-            temporaries=report.temp_size_in_bytes,
-        )
-    return dataclasses.replace(read_hlo(compiled.as_text(), trips), memory=memory)
+    facts = read_hlo(compiled.as_text(), trips)
+    return dataclasses.replace(facts, memory=Memory.of(compiled))
 
 
 def read_hlo(text: str, trips: Mapping[str, int] = MappingProxyType({})) -> ProgramFacts:

@@ -19,6 +19,7 @@ from jaxalign.lm.tokenizer import Message
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.sharding import replicated
 from jaxalign.training.conversations import to_conversation
+from jaxalign.training.defaults import resolve_training
 from jaxalign.training.packing import Example
 from jaxalign.training.step import TrainConfig, TrainState
 from jaxalign.training.trainer import HeldOutLoss, Trainer, adapters, fit
@@ -51,7 +52,8 @@ def fine_tune(
         conversations: Lists of messages, {"role": "user", "content": "..."}, each ending with the
             assistant's reply. Or several such lists by name: one adapter is trained for each, side
             by side in one program.
-        train: How to train (batch, epochs, learning rate, seed ...); default: `TrainConfig()`.
+        train: How to train (batch, epochs, learning rate, seed ...); default: those that
+            follow the model (`jaxalign.training.defaults`).
         lora: Rank, scale and layers of the adapters; default: `LoraConfig()`.
         held_out: Conversations that are not trained on, whose loss is measured before training and
             ten times on the way; by name if `conversations` are.
@@ -82,7 +84,10 @@ def fine_tune(
         >>> bool(rows[-1]["joint"]["loss"] < rows[0]["joint"]["loss"])
         True
     """
-    train, lora = train or TrainConfig(), lora or LoraConfig()
+    train, notes = resolve_training(train or TrainConfig(), lm.files)
+    lora = lora or LoraConfig()
+    for note in notes:
+        _log.info(note)
     several = isinstance(conversations, Mapping)
     examples = _examples(lm, conversations, "conversations")
     trainer = Trainer(lm.config, train, lora, examples, lm.mesh)

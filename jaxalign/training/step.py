@@ -35,17 +35,21 @@ Trained = dict[str, Any]  # an adapter, or all parameters; float32
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How to fine-tune. The optimiser's settings are those of CultureSPA where the paper states
-    them."""
+    """How to fine-tune.
+
+    Settings that are None follow the model: `jaxalign.training.defaults.resolve_training` replaces
+    them. The others are those of CultureSPA where the paper states them, and of transformers'
+    `Trainer` elsewhere."""
 
     method: Literal["lora", "full"] = "lora"
     """What to train: low-rank adapters of frozen weights, or all weights."""
-    batch: int = 128
-    """Examples per optimiser step."""
+    batch: int | None = None
+    """Number of examples per optimiser step; default: follows the model, 128 for a real one."""
     epochs: int = 1
     """Number of times that each example is seen."""
-    learning_rate: float = 1e-4
-    """Highest learning rate, which is reached at the end of the warm-up."""
+    learning_rate: float | None = None
+    """Highest learning rate, which is reached at the end of the warm-up; default: follows the
+    model, 1e-4 for a real one."""
     warm_up: float = 0.1
     """Share of the steps over which the learning rate rises; afterwards it falls as a cosine."""
     clip: float = 1.0
@@ -60,12 +64,15 @@ class TrainConfig:
     """Constant in the denominator of Adam's update."""
     row_length: int | None = None
     """Tokens of a row that examples are packed into; default: the length that wastes the fewest."""
-    tokens_per_pass: int = 8192
-    """Tokens of an adapter that one device computes at a time; affects memory, not the result."""
-    remat: bool = True
-    """Recompute each layer in the backward pass instead of keeping its activations."""
-    unroll: bool = False
-    """Unroll the layers: faster on a CPU for small models, slower to compile."""
+    tokens_per_pass: int | None = None
+    """Tokens of an adapter that one device computes at a time; affects memory, not the result.
+    Default: follows the model, 8192 for a real one."""
+    remat: bool | None = None
+    """Recompute each layer in the backward pass instead of keeping its activations; default:
+    follows the model, yes for a real one."""
+    unroll: bool | None = None
+    """Unroll the layers: faster on a CPU for small models, slower to compile. Default: follows the
+    model, no for a real one."""
     seed: int = 0
     """Seed of an adapter's initial values and of the order of examples."""
 
@@ -75,8 +82,9 @@ class TrainConfig:
             if value is not None and value < 1:
                 raise UserError(f"`{name}` {value}: must be at least 1")
         for name in ("learning_rate", "clip", "epsilon"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"`{name}` {getattr(self, name)}: must be above 0 and finite")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"`{name}` {value}: must be above 0 and finite")
         if not 0 <= self.warm_up <= 1:
             raise UserError(f"`warm_up` {self.warm_up}: must be a share between 0 and 1")
         if not 0 <= self.weight_decay < math.inf:

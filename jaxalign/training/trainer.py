@@ -29,6 +29,7 @@ from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.memory import check_fits
 from jaxalign.runtime.sharding import DATA
 from jaxalign.training.data import TrainData, adapter_key
+from jaxalign.training.defaults import resolve_training
 from jaxalign.training.packing import Batch, Example
 from jaxalign.training.program import loss_program, place, train_program
 from jaxalign.training.step import TrainConfig, TrainState, init_state, schedule
@@ -64,7 +65,7 @@ class Trainer:
 
         Args:
             config: The model.
-            train: How to train.
+            train: How to train; settings that follow the model take the values of a real one.
             lora: Which layers are adapted; not used by method "full".
             examples: Examples of each adapter, by the adapter's name.
             mesh: The devices.
@@ -76,6 +77,7 @@ class Trainer:
             UserError: If there are no examples for a name, if one is longer than a row, or if the
                 compiled step needs more memory than a device has.
         """
+        train, _ = resolve_training(train)
         if train.method == "full" and len(examples) > 1:
             raise UserError(
                 f"`method` full trains one model, not {len(examples)} side by side; use lora"

@@ -34,7 +34,8 @@ from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
-from jaxalign.runtime.program_facts import Collective, Memory, ProgramFacts, read_hlo, read_program
+from jaxalign.runtime.memory import Memory
+from jaxalign.runtime.program_facts import Collective, ProgramFacts, read_hlo, read_program
 from jaxalign.runtime.sharding import make_mesh
 from jaxalign.runtime.topology import CHIPS, parse_topology
 from jaxalign.runtime.traffic import memory_traffic_bytes

@@ -27,6 +27,7 @@ from jaxalign.lm.transformer import (
     rotate,
 )
 from jaxalign.lm.weights import init_params
+from jaxalign.runtime.platform import lowering_for
 from tests.support.parity_cases import (
     BASE,
     CASES,
@@ -197,11 +198,11 @@ if HAS_TORCH:
     ("platform", "dtype", "written"),
     [("gpu", "bfloat16", "bf16"), ("gpu", "float32", "f32"), ("cpu", "bfloat16", "f32")],
 )
-def test_a_gpu_writes_products_in_the_dtype_that_is_read(platform, dtype, written, monkeypatch):
+def test_a_gpu_writes_products_in_the_dtype_that_is_read(platform, dtype, written):
     """If float32 results were rounded afterwards, cuBLAS would move each of them three times."""
     x, w = jnp.ones((2, 4, 8), dtype), {"gate": jnp.ones((8, 16), dtype)}
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    text = jax.jit(lambda x, w: project(x, w, "gate")).lower(x, w).as_text()
+    with lowering_for(platform):
+        text = jax.jit(lambda x, w: project(x, w, "gate")).lower(x, w).as_text()
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert len(products) == 1, "one product, of the platform that it is lowered for"
     assert products[0].rstrip().endswith(f"tensor<2x4x16x{written}>")

@@ -61,3 +61,20 @@ def test_a_fixed_chunk_is_not_halved():
     assert memory.fitting_chunk(build, 8, device(800), "buy more", fixed=True) == (8, 800)
     with pytest.raises(UserError, match="buy more"):
         memory.fitting_chunk(build, 8, device(799), "buy more", fixed=True)
+
+
+def test_a_cpu_counts_what_this_process_holds_already():
+    """A program's arguments may be loaded already: they are not counted twice."""
+    available = memory.available_bytes(jax.local_devices()[0])
+    if available is not None:
+        assert (
+            available * jax.local_device_count()
+            >= memory._free_host_bytes(memory.Path("/proc/meminfo")) - 2**28
+        )
+
+
+def test_peak_memory_of_this_process_is_plausible_and_logged(caplog):
+    assert 2**26 < memory.peak_host_bytes() < 2**40
+    with caplog.at_level("INFO", "jaxalign"):
+        memory.log_peak("search")
+    assert caplog.messages[0].startswith("search: peak memory so far ")

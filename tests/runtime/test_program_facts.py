@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
-from jaxalign.runtime.program_facts import Memory, read_hlo, read_program
+from jaxalign.runtime.memory import Memory
+from jaxalign.runtime.program_facts import read_hlo, read_program
 from jaxalign.runtime.sharding import make_mesh, replicated
 
 

@@ -8,14 +8,13 @@ rates the time lies between the longest of them and their sum. No program reache
 from __future__ import annotations
 
 import dataclasses
-import re
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.mesh import MeshChoice
-from jaxalign.runtime.program_facts import Collective, Memory, ProgramFacts
+from jaxalign.runtime.memory import Memory
+from jaxalign.runtime.program_facts import Collective, ProgramFacts
+from jaxalign.runtime.programs import first_line, stated_memory
 from jaxalign.runtime.topology import Topology
-
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class DoesNotFitError(UserError):
@@ -63,9 +62,7 @@ class Estimate:
     @property
     def needed_bytes(self) -> int:
         """Memory that the program holds at once."""
-        m = self.memory
-        # Outputs that take over the buffer of an argument need no memory of their own.
-        return m.arguments + m.outputs - m.aliased + m.temporaries
+        return self.memory.total
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -151,23 +148,9 @@ def make_estimate(
 
 def read_refusal(topology: Topology, program: str, message: str) -> UserError:
     """Return the compiler's message as an error of one line: DoesNotFitError if it is on memory."""
-    amount = r"([\d.]+)([KMGT]?)"
-    # The two forms in which the TPU's compiler states that memory is short.
-    for pattern in (
-        rf"total memory required for (?P<what>[\w ]+?) \({amount}\) exceeds available "
-        rf"\w+ \({amount}\)",
-        rf"Used {amount} of {amount} \w+",
-    ):
-        if match := re.search(pattern, message):
-            needed, unit, available, available_unit = match.groups()[-4:]
-            needed_bytes = int(float(needed) * _UNITS[unit])
-            available_bytes = int(float(available) * _UNITS[available_unit])
-            what = match.groupdict().get("what") or "the program"
-            return DoesNotFitError(
-                _too_much(topology, program, needed_bytes, available_bytes, what)
-            )
-    first = message.strip().splitlines()[0] if message.strip() else "no message"
-    return UserError(f"{topology.name}, {program}: the compiler refuses it: {first}")
+    if stated := stated_memory(message):
+        return DoesNotFitError(_too_much(topology, program, *stated))
+    return UserError(f"{topology.name}, {program}: the compiler refuses it: {first_line(message)}")
 
 
 def _too_much(

@@ -40,6 +40,7 @@ from jaxalign.runtime.sharding import POPULATION, make_mesh
 from jaxalign.runtime.topology import Topology, described_devices, parse_topology
 from jaxalign.runtime.traffic import memory_traffic_bytes
 from jaxalign.surveys.survey import Item, vsm
+from jaxalign.training.defaults import resolve_training
 from jaxalign.training.step import TrainConfig
 
 ProgramName = Literal["population", "decode", "train"]
@@ -192,7 +193,8 @@ def lower(settings: PlanSettings, llama: LlamaConfig, name: ProgramName, mesh: M
         )
     if name == "train":
         conversations = _conversations(settings, tokens)
-        return lower_train(llama, settings.train, settings.lora, conversations, mesh)
+        train, _ = resolve_training(settings.train)
+        return lower_train(llama, train, settings.lora, conversations, mesh)
     population, devices = settings.strategy.population, mesh.shape[POPULATION]
     if padding := padding_text(1, population, devices, settings.chunk):
         log.info(padding)

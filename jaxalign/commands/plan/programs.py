@@ -91,6 +91,7 @@ def lower_population(
         strategy,
         prompt,
         mesh,
+        entries=[("USA", 0)],
         chunk=chunk,
         generations=_GENERATIONS,
         kernel=kernel,

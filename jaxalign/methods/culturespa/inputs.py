@@ -14,7 +14,11 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.model import LM, ModelFiles, open_model
 from jaxalign.methods.culturespa.dataset import longest_examples
-from jaxalign.methods.culturespa.settings import CultureSPASettings, check_settings
+from jaxalign.methods.culturespa.settings import (
+    CultureSPASettings,
+    check_settings,
+    resolve_settings,
+)
 from jaxalign.methods.culturespa.styles import StylePrompts, group_name, load_texts
 from jaxalign.methods.culturespa.write import WritingSettings, check_requests_fit, load_request
 from jaxalign.pocket.general import general_questions
@@ -108,15 +112,20 @@ def seed_folder(out: Path, seed: int) -> Path:
     return out / f"seed{seed}"
 
 
-def read_inputs(settings: CultureSPASettings) -> Inputs:
+def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -> Inputs:
     """Read and check everything that is quick to check.
+
+    Args:
+        settings: The run's settings; what follows the model in them may still be None.
+        files: The model that they name; default: it is opened here.
 
     Raises:
         UserError: For a setting that cannot be, a file that cannot be used, a survey that lacks a
             group, texts that cannot be rendered, and requests or examples that do not fit.
     """
     check_settings(settings)
-    files = open_model(settings.model, settings.dtype)
+    files = files or open_model(settings.model, settings.dtype)
+    settings, _ = resolve_settings(settings, files)
     survey = held_out_survey()
     if settings.survey is not None:
         survey = read_answered(settings.survey, "survey", settings.distributions)

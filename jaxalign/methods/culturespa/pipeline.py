@@ -31,7 +31,7 @@ import numpy as np
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain, write_json
 from jaxalign.core.progress import OnProgress, Progress, ignore
-from jaxalign.lm.model import load_model
+from jaxalign.lm.model import load_model, open_model
 from jaxalign.methods.culturespa.answer import answer_survey, answer_written
 from jaxalign.methods.culturespa.dataset import write_selected
 from jaxalign.methods.culturespa.filters import FilteredQuestions, filter_questions
@@ -46,7 +46,11 @@ from jaxalign.methods.culturespa.measure import Answers, measure
 from jaxalign.methods.culturespa.questions import from_item, to_survey
 from jaxalign.methods.culturespa.result import CultureSPAResult, make_record
 from jaxalign.methods.culturespa.select import Selection, describe_selection, select_pairs
-from jaxalign.methods.culturespa.settings import CultureSPASettings
+from jaxalign.methods.culturespa.settings import (
+    CultureSPASettings,
+    check_settings,
+    resolve_settings,
+)
 from jaxalign.methods.culturespa.styles import Style
 from jaxalign.methods.culturespa.write import (
     WritingSettings,
@@ -94,8 +98,13 @@ def run_culturespa(
         jaxalign.core.errors.UserError: `countries` USA: give two or more, each once
     """
     out = _directory(settings)
+    check_settings(settings)
+    files = open_model(settings.model, settings.dtype)
+    settings, notes = resolve_settings(settings, files)
     check_run(out, settings, settings.resume)
-    inputs = read_inputs(settings)
+    for note in notes:
+        _log.info(note)
+    inputs = read_inputs(settings, files)
     config, items = inputs.files.config, inputs.survey.items
     _log.info(f"model {inputs.files.folder}: {config.num_hidden_layers} layers, {config.dtype}")
     _log.info(f"survey: {inputs.survey.name}, {len(items)} items; seeds: {settings.seeds}")

@@ -1,19 +1,15 @@
 """The settings of a CultureSPA run.
 
-Three defaults differ from the paper's because the pocket model is not the paper's model. A step of
-128 examples would be the whole epoch, so a step has 8. The pocket model has never seen what follows
-a number, and with the end of the turn among the targets the loss starts at 7.6 nats a token, so
-only the number is trained. The paper's learning rate of 1e-4 is meant for a model of 8 billion
-weights: 1e-2 is the one of 1e-4, 3e-4, 1e-3, 3e-3, 1e-2 and 3e-2 with the lowest training loss over
-the last quarter of the joint model's epoch (0.387; 0.529 at 3e-3, 0.802 at 1e-4), on the selected
-pairs of seed 100, which the default run does not use. That rule was set before any score of a tuned
-model was seen; `docs/results.md` says what it costs. The loss on held-out questions picks the same
-rate (the study `learning_rate`, seeds 100 to 104: 0.585; 0.643 at 3e-3).
+A setting that is None follows the model: a real one gets the paper's value, the pocket model one
+that was measured on it, and what only affects memory and speed follows the device.
+`resolve_settings` replaces each None before a run is recorded, so that a resumed run compares the
+values and not the Nones.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +18,13 @@ import jax
 from jaxalign.core.errors import UserError
 from jaxalign.lm.generate import Sampling
 from jaxalign.lm.lora import LoraConfig
+from jaxalign.lm.mesh import weight_bytes
+from jaxalign.lm.model import ModelFiles
 from jaxalign.methods.culturespa.styles import Examples
 from jaxalign.methods.culturespa.write import PUBLISHED_SAMPLING
 from jaxalign.runs import may_change
+from jaxalign.runtime.memory import available_bytes
+from jaxalign.training.defaults import PAPER, Default, resolve, resolve_training
 from jaxalign.training.step import TrainConfig
 
 
@@ -50,11 +50,13 @@ class CultureSPASettings:
     countries: tuple[str, ...] = ("USA", "BRA", "DEU", "CHN", "IND", "NGA")
     """Countries to align to, or any other groups, as the survey names them (countries mostly by
     ISO 3166 alpha-3 code)."""
-    per_topic: int = 12
-    """Number of questions to write on each topic."""
-    seeds: int = 5
+    per_topic: int | None = None
+    """Number of questions to write on each topic; default: follows the model, the paper's 1000 for
+    a real one and 12 for the pocket model."""
+    seeds: int | None = None
     """Number of seeds. Every random step is repeated for each: questions, selection, adapters and
-    the order of examples."""
+    the order of examples. Default: follows the model, 1 for a real one and 5 for the pocket
+    model."""
     first_seed: int = 0
     """First seed; the others follow it."""
     reading: Literal["exact", "sampled"] = "exact"
@@ -80,11 +82,7 @@ class CultureSPASettings:
     """How answers are sampled, if they are."""
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     """The low-rank adapters."""
-    train: TrainConfig = dataclasses.field(
-        default_factory=lambda: TrainConfig(
-            batch=8, learning_rate=1e-2, remat=False, unroll=True, tokens_per_pass=2048
-        )
-    )
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """How to fine-tune. If a row length is given, written questions that are too long for a row
     are left out and counted."""
     specific_batch: int = 8
@@ -97,10 +95,11 @@ class CultureSPASettings:
     the pocket model was trained on."""
     resamples: int = 4000
     """Number of resamples of the bootstrap over questions."""
-    batch_size: int = may_change(64)
-    """Number of replies written at a time."""
-    block_tokens: int = 4096
-    """Number of tokens computed together in exact answering; lower it if memory is short."""
+    batch_size: int | None = may_change(None)
+    """Number of replies written at a time; default: as many as fit well into memory."""
+    block_tokens: int | None = None
+    """Number of tokens computed together in exact answering; lower it if memory is short. Default:
+    follows the device, 4096 on a CPU and 8192 on a GPU or TPU."""
     model_parallel: int | None = may_change(None)
     """Number of devices that share one copy of the weights; default: as few as memory allows."""
     save_every: int = may_change(50)
@@ -125,6 +124,65 @@ class CultureSPASettings:
         return tuple((seed,) for seed in self.seed_numbers)
 
 
+_NAMES = {
+    "per_topic": "questions on each topic",
+    "seeds": "seeds",
+    "batch_size": "replies at a time",
+    "block_tokens": "tokens of a block of exact answers",
+}
+FOR_POCKET = "suits the pocket model"
+_BLOCK_TOKENS = {"cpu": 4096}  # 8192 elsewhere
+_MOST_REPLIES = {"cpu": 64}  # at a time; 256 elsewhere
+_REPLY_TOKENS = 1024  # assumed length of a prompt when the replies at a time are chosen
+
+
+def resolve_settings(
+    settings: CultureSPASettings, files: ModelFiles, memory_bytes: int | None = None
+) -> tuple[CultureSPASettings, tuple[str, ...]]:
+    """Return the settings with every None that follows the model or the device replaced.
+
+    Args:
+        settings: The settings; given values stay as they are, so resolving twice changes nothing.
+        files: The model.
+        memory_bytes: Memory of a device; default: what is free on the first one.
+
+    Returns:
+        The resolved settings, and one line per replaced setting with its value and source.
+    """
+    if files.is_pocket:
+        size = {"per_topic": Default(12, FOR_POCKET), "seeds": Default(5, FOR_POCKET)}
+    else:
+        size = {"per_topic": Default(1000, PAPER), "seeds": Default(1, PAPER)}
+    platform = jax.default_backend()
+    defaults = size | {
+        "batch_size": Default(
+            _replies_at_a_time(settings, files, platform, memory_bytes), "chosen by memory"
+        ),
+        "block_tokens": Default(_BLOCK_TOKENS.get(platform, 8192), f"chosen for a {platform}"),
+    }
+    resolved, notes = resolve(settings, defaults, _NAMES)
+    train, train_notes = resolve_training(settings.train, files, "culturespa")
+    return dataclasses.replace(resolved, train=train), notes + train_notes
+
+
+def _replies_at_a_time(
+    settings: CultureSPASettings, files: ModelFiles, platform: str, memory_bytes: int | None
+) -> int:
+    """Return a power of two, so that the caches of replies take a quarter of the free memory."""
+    config, most = files.config, _MOST_REPLIES.get(platform, 256)
+    if memory_bytes is None:
+        memory_bytes = available_bytes(jax.local_devices()[0])
+    if memory_bytes is None:
+        return most
+    new_tokens = max(settings.writing.max_new_tokens, settings.answering.max_new_tokens)
+    # Keys and values of every layer, for each token of a reply and its prompt.
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    row_bytes = values * jax.numpy.dtype(config.dtype).itemsize * (_REPLY_TOKENS + new_tokens)
+    weights = weight_bytes(config) // max(1, jax.local_device_count())
+    fitting = max(1, (memory_bytes - weights) // (4 * row_bytes))
+    return min(most, 1 << int(math.log2(fitting)))
+
+
 _LEAST = {
     "seeds": 1,
     "per_topic": 2,
@@ -146,8 +204,9 @@ def check_settings(settings: CultureSPASettings) -> None:
             "several, run its steps one by one (fine-tuning takes any number of processes)"
         )
     for name, least in _LEAST.items():
-        if getattr(settings, name) < least:
-            raise UserError(f"`{name}` {getattr(settings, name)}: give at least {least}")
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise UserError(f"`{name}` {value}: give at least {least}")
     countries = settings.countries
     if len(countries) < 2 or len(set(countries)) < len(countries):
         raise UserError(f"`countries` {' '.join(countries)}: give two or more, each once")

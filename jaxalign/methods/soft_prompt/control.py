@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxalign.answering.options import Kernel
+from jaxalign.answering.plan import Layout
+from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.config import LlamaConfig
 from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
-from jaxalign.methods.soft_prompt.search import Search
+from jaxalign.methods.soft_prompt.search import Search, abstract_inputs
+from jaxalign.methods.soft_prompt.space import SoftPromptConfig
+from jaxalign.optim.evolve import Entry
 from jaxalign.optim.gradient import Descent, make_descent
 from jaxalign.runtime.memory import check_fits
+from jaxalign.runtime.sharding import replicated
+from jaxalign.stats.objectives import Objective
 
 _log = logging.getLogger("jaxalign")
 
@@ -73,3 +82,38 @@ def make_control(search: Search) -> Control:
     )
     _log.info(f"gradient control: {needed / 2**20:,.0f} MiB per device")
     return Control(search, inputs, descent, advance, finish)
+
+
+def lower_control(
+    config: LlamaConfig,
+    layout: Layout | SuffixLayout,
+    prompt: SoftPromptConfig,
+    mesh: Mesh,
+    *,
+    entries: Sequence[Entry],
+    steps: int = GRADIENT_STEPS_PER_DISPATCH,
+    kernel: Kernel = "xla",
+    objective: Objective | None = None,
+) -> jax.stages.Lowered:
+    """Lower one dispatch of the gradient control from shapes alone.
+
+    Args:
+        config: The model.
+        layout: The questions under a soft prompt.
+        prompt: The soft prompt and its search space.
+        mesh: The devices, which may be only described.
+        entries: Group and seed of each entry. Only their number matters.
+        steps: Steps of the dispatch.
+        kernel: The attention kernel.
+        objective: The objective of the entries' groups, in arrays or shapes; default: the VSM's.
+    """
+    count = len(entries)
+    inputs = abstract_inputs(
+        config, layout, prompt, mesh, kernel, entries=count, objective=objective
+    )
+    start, advance, _ = make_descent(make_fitness(config, chunk=1), steps, learning_rate=0.05)
+    shapes = jax.eval_shape(lambda: start(count, prompt.dims(config.hidden_size)))
+    descent = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
+    )
+    return advance.lower(descent, inputs, steps)

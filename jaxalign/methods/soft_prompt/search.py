@@ -35,6 +35,7 @@ from jaxalign.answering.cost import padding_text, plan_report, plan_text
 from jaxalign.answering.kernel_choice import KERNEL_OPTIONS, choose_kernel
 from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
 from jaxalign.answering.plan import Layout
+from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.mesh import device_mesh
@@ -429,54 +430,72 @@ def _log_generations(
 
 def lower_search(
     config: LlamaConfig,
-    layout: Layout,
+    layout: Layout | SuffixLayout,
     optimizer: Optimizer,
     prompt: SoftPromptConfig,
     mesh: Mesh,
     *,
+    entries: Sequence[Entry],
     chunk: int,
     generations: int,
     kernel: Kernel = "xla",
+    objective: Objective | None = None,
 ) -> jax.stages.Lowered:
-    """Lower one dispatch of a search for one country, from shapes alone.
+    """Lower one dispatch of a search from shapes alone.
 
-    The mesh may be of devices that are only described. The fitness is the published one.
+    Args:
+        config: The model.
+        layout: The questions under a soft prompt.
+        optimizer: The algorithm and its population.
+        prompt: The soft prompt and its search space.
+        mesh: The devices, which may be only described.
+        entries: Group and seed of each entry. Only their number matters.
+        chunk: Prompts evaluated at a time on each device.
+        generations: Generations of the dispatch.
+        kernel: The attention kernel.
+        objective: The objective of the entries' groups, in arrays or shapes; default: the VSM's.
     """
     fitness, dims = make_fitness(config, chunk), prompt.dims(config.hidden_size)
-    evolution = make_evolution(optimizer, dims, fitness, mesh, [("USA", 0)])
-    return evolution.lower(generations, abstract_inputs(config, layout, prompt, mesh, kernel))
+    evolution = make_evolution(optimizer, dims, fitness, mesh, entries)
+    inputs = abstract_inputs(
+        config, layout, prompt, mesh, kernel, entries=len(entries), objective=objective
+    )
+    return evolution.lower(generations, inputs)
 
 
 def abstract_inputs(
     config: LlamaConfig,
-    layout: Layout,
+    layout: Layout | SuffixLayout,
     prompt: SoftPromptConfig,
     mesh: Mesh,
     kernel: Kernel = "xla",
+    *,
+    entries: int = 1,
+    objective: Objective | None = None,
 ) -> FitnessInputs:
     """Return what the fitness reads as `jax.ShapeDtypeStruct`s with their shardings.
 
     Weights lie as the sharding table says, everything else whole on every device.
+
+    Args:
+        config: The model.
+        layout: The questions under a soft prompt.
+        prompt: The soft prompt and its search space.
+        mesh: The devices, which may be only described.
+        kernel: The attention kernel.
+        entries: Number of entries, C.
+        objective: The objective of their groups, in arrays or shapes; default: the VSM's.
     """
     whole = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
     floats = functools.partial(whole, dtype=jnp.float32)
-    Q, O = layout.sequences.shape[:2]  # noqa: E741
     M, D, Z = prompt.length, config.hidden_size, prompt.projection_dims
+    if objective is None:
+        objective = _vsm_shapes(layout, entries)
     return FitnessInputs(
         items=abstract_items(config, layout, mesh, kernel),
-        objective=VsmObjective(
-            scorer=Scorer(
-                valid=whole((Q, O), jnp.bool_),
-                codes=floats((Q, O)),
-                columns=whole((24,), jnp.int32),
-                constants=floats((6,)),
-            ),
-            target_Cx6=floats((1, 6)),
-            used_6=whole((6,), jnp.bool_),
-            reading="expected",
-        ),
+        objective=jax.tree.map(lambda x: whole(np.shape(x), dtype=x.dtype), objective),
         space=Space(
-            start=floats((1, M, D)),
+            start=floats((entries, M, D)),
             scale=floats(()),
             matrix=None if prompt.projection == "none" else floats((Z, M, D)),
         ),
@@ -484,8 +503,25 @@ def abstract_inputs(
     )
 
 
+def _vsm_shapes(layout: Layout | SuffixLayout, entries: int) -> VsmObjective:
+    """Return the objective "vsm" of as many groups, in shapes."""
+    shape = jax.ShapeDtypeStruct
+    Q, O = layout.sequences.shape[:2]  # noqa: E741
+    return VsmObjective(
+        scorer=Scorer(
+            valid=shape((Q, O), jnp.bool_),
+            codes=shape((Q, O), jnp.float32),
+            columns=shape((24,), jnp.int32),
+            constants=shape((6,), jnp.float32),
+        ),
+        target_Cx6=shape((entries, 6), jnp.float32),
+        used_6=shape((6,), jnp.bool_),
+        reading="expected",
+    )
+
+
 def abstract_items(
-    config: LlamaConfig, layout: Layout, mesh: Mesh, kernel: Kernel
+    config: LlamaConfig, layout: Layout | SuffixLayout, mesh: Mesh, kernel: Kernel
 ) -> PreparedItems:
     """Return `prepare_items` of a layout in shapes."""
     params = jax.tree.map(

@@ -11,7 +11,8 @@ import tyro
 
 import jaxalign.commands.culturespa as culturespa
 from jaxalign.core.errors import UserError
-from jaxalign.lm.model import LM
+from jaxalign.lm.lora import LoraConfig
+from jaxalign.lm.model import LM, ModelFiles, open_model
 from jaxalign.methods.culturespa import pipeline
 from jaxalign.methods.culturespa.fine_tune import adapter_folder, adapter_names, training_examples
 from jaxalign.methods.culturespa.inputs import (
@@ -22,10 +23,11 @@ from jaxalign.methods.culturespa.inputs import (
     read_inputs,
 )
 from jaxalign.methods.culturespa.select import Pair, Selection
-from jaxalign.methods.culturespa.settings import CultureSPASettings
+from jaxalign.methods.culturespa.settings import CultureSPASettings, resolve_settings
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.survey import Survey, to_json
+from jaxalign.training.defaults import resolve_training
 from jaxalign.training.packing import check_lengths
 from jaxalign.training.step import TrainConfig
 from tests.support.own_files import own_csv
@@ -122,7 +124,9 @@ def test_a_row_shorter_than_a_question_is_refused():
 def written_with(found: Inputs, row_length: int, out: Path, monkeypatch) -> tuple[Survey, dict]:
     """Questions and counts where every fifth question is a long one."""
     train = dataclasses.replace(CultureSPASettings().train, row_length=row_length)
-    settings = CultureSPASettings(per_topic=10, seeds=1, countries=("USA", "CHN"), train=train)
+    settings = CultureSPASettings(
+        per_topic=10, seeds=1, countries=("USA", "CHN"), train=train, batch_size=64
+    )
 
     def reply(_, ids: list[int]) -> list[str]:
         words = ("Is it " + "very " * (100 * (n % 5 == 0)) + f"true that {n} is odd?" for n in ids)
@@ -248,17 +252,49 @@ def test_groups_need_not_be_countries(tmp_path):
     assert adapter_folder(tmp_path, (0, "specific-USA")).name == "specific-USA"
 
 
-def command_for_8b(text: str) -> list[str]:
-    """The words of the command that names a model, up to the line without a backslash."""
+def real_files(**changes) -> ModelFiles:
+    """The pocket model's config and tokenizer under another folder, as a real model has."""
+    files = open_model()
+    return dataclasses.replace(files, folder=Path("/models/llama"), **changes)
+
+
+def test_a_real_model_gets_the_papers_settings_and_the_pocket_model_its_own():
+    """Every replaced setting is said once, with its source; given ones are left alone."""
+    settings = CultureSPASettings(seeds=3)
+    real, notes = resolve_settings(settings, real_files(), memory_bytes=2**36)
+    assert (real.per_topic, real.seeds, real.lora) == (1000, 3, LoraConfig(8, 16.0))
+    assert real.train == resolve_training(TrainConfig())[0]
+    assert (real.train.batch, real.train.learning_rate, real.specific_batch) == (128, 1e-4, 8)
+    assert (real.train.remat, real.train.unroll, real.end_of_turn) == (True, False, False)
+    expected = "learning rate 1e-4 (the paper's; give `train.learning_rate` to change)"
+    assert notes.count(expected) == 1
+    assert not any("seeds" in note for note in notes)
+    pocket, notes = resolve_settings(CultureSPASettings(), open_model())
+    assert (pocket.per_topic, pocket.seeds, pocket.batch_size) == (12, 5, 64)
+    assert pocket.block_tokens == 4096
+    assert (pocket.train.batch, pocket.train.learning_rate) == (8, 1e-2)
+    assert (pocket.train.remat, pocket.train.unroll) == (False, True)
+    assert "learning rate 1e-2 (measured on the pocket model; give `train.lea" in "\n".join(notes)
+    assert resolve_settings(pocket, open_model()) == (pocket, ())
+
+
+def test_fewer_replies_at_a_time_where_memory_is_short():
+    config = dataclasses.replace(open_model().config, num_hidden_layers=32, head_dim=128)
+    sizes = [
+        resolve_settings(CultureSPASettings(), real_files(config=config), memory)[0].batch_size
+        for memory in (2**29, 2**31, 2**40)
+    ]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] == 64
+
+
+def test_the_documented_command_for_8b_gives_what_no_default_can():
+    """The rest follows the model."""
+    text = culturespa.__doc__
     lines = text[text.index("jaxalign culturespa --model") :].splitlines()
     last = next(i for i, line in enumerate(lines) if not line.endswith("\\"))
-    return " ".join(line.rstrip("\\").strip() for line in lines[: last + 1]).split()
-
-
-def test_the_documented_command_for_8b_is_the_modules_and_undoes_the_pockets_settings():
-    command = command_for_8b(culturespa.__doc__)
+    command = " ".join(line.rstrip("\\").strip() for line in lines[: last + 1]).split()
     settings = tyro.cli(CultureSPASettings, args=command[2:])
     assert settings.countries == CULTURES
-    paper = TrainConfig(tokens_per_pass=settings.train.tokens_per_pass)
-    assert settings.train == paper
-    assert settings.end_of_turn
+    assert settings.train == TrainConfig()
+    assert (settings.per_topic, settings.seeds) == (None, None)
