@@ -11,6 +11,7 @@ Pure numpy: knows neither model nor JAX. Letters as in `jaxalign.answering.block
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -161,12 +162,12 @@ def plan_blocks(conversations: Conversations, block_tokens: int) -> BlockPlan:
     starts = _balanced_cut(text, inner, block_tokens)
     sizes = []
     distinct = 0
-    for first, stop in zip(starts[:-1], starts[1:], strict=True):
+    for first, stop in itertools.pairwise(starts.tolist()):
         piece = _Piece.of(text, options, first, stop)
         distinct += piece.used
         sizes.append(piece.sizes())
     T, keys, A, answer_keys, Q = np.max(sizes, axis=0).tolist()
-    O, spellings, spelling_tokens = options.sequences_KxOxSxY.shape[1:]
+    options_each, spellings, spelling_tokens = options.sequences_KxOxSxY.shape[1:]
     shape = Shape(
         tokens=_round_up(T, ROW),
         keys=_round_up(keys, _ROUND),
@@ -174,7 +175,7 @@ def plan_blocks(conversations: Conversations, block_tokens: int) -> BlockPlan:
         answer_keys=_round_up(answer_keys, _ROUND),
         scored=options.scored_KxAxY.shape[2],
         questions=_round_up(Q, _ROUND),
-        options=O,
+        options=options_each,
         spellings=spellings,
         spelling_tokens=spelling_tokens,
     )

@@ -24,7 +24,7 @@ from jaxalign.answering.options import in_chunks, options_from_tokens
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.transformer import Llama, rope_tables
-from jaxalign.lm.weights import Params, abstract_params
+from jaxalign.lm.weights import Params, abstract_params, param_shardings
 from jaxalign.runtime.sharding import DATA, POPULATION, partition_spec, replicated
 
 _LOGITS_BYTES = 32 * 2**20  # of the float32 logits that exist at a time
@@ -63,9 +63,7 @@ def answer_blocks(
     """
     blocks, whole = partition_spec(("blocks",)), partition_spec(())
 
-    def one(
-        params: Params, tables: Tables, extra_ExD: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def one(params: Params, tables: Tables, extra_ExD: jax.Array) -> tuple[jax.Array, jax.Array]:
         answers = _answer_block(config, params, jax.tree.map(lambda x: x[0], tables), extra_ExD)
         return jax.tree.map(lambda x: x[None], answers)
 
@@ -105,15 +103,12 @@ def answer_program(
     """
     whole = replicated(mesh)
     if params is None:
-        params = abstract_params(config, mesh)
+        shardings = param_shardings(config, mesh)
+        params = jax.tree.map(_placed, abstract_params(config), shardings)
     if lora is not None:
         beside = abstract_adapter(config, lora)
         params = params | {group: params[group] | beside[group] for group in beside}
-
-    def placed(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = getattr(x, "sharding", None)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or whole)
-
+    params = jax.tree.map(lambda x: _placed(x, x.sharding or whole), params)
     blocks, spread = block_devices(mesh), block_sharding(mesh)
     tables = Tables(
         *(
@@ -122,7 +117,11 @@ def answer_program(
         )
     )
     extra = jax.ShapeDtypeStruct((extra_rows, config.hidden_size), jnp.float32, sharding=whole)
-    return answer_blocks, (config, mesh, jax.tree.map(placed, params), tables, extra)
+    return answer_blocks, (config, mesh, params, tables, extra)
+
+
+def _placed(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _answer_block(

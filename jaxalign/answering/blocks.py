@@ -66,6 +66,13 @@ class Conversations:
         )
         return lead_ins[self.pairs[:, 0]] + questions[self.pairs[:, 1]]
 
+    @property
+    def read_lengths_N(self) -> np.ndarray:
+        """Number of tokens the model reads of each conversation, inside its options too, int64."""
+        sets, set_of_question = self.option_sets
+        inside = [max(len(s) for option in options for s in option) - 1 for options in sets]
+        return self.lengths_N + np.array(inside)[set_of_question[self.pairs[:, 1]]]
+
     @functools.cached_property
     def option_sets(self) -> tuple[list[Spellings], np.ndarray]:
         """The distinct sets of options, and the number of each question's set, int32."""

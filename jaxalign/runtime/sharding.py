@@ -28,6 +28,7 @@ PHYSICAL = MappingProxyType(
     {
         "members": POPULATION,
         "batch": DATA,
+        "blocks": (POPULATION, DATA),  # work that any device can do that has the weights
         "heads": MODEL,
         "kv_heads": MODEL,
         "mlp": MODEL,
@@ -97,7 +98,12 @@ def partition_spec(axes: LogicalAxes) -> PartitionSpec:
         if axis is not None and axis not in PHYSICAL:
             raise UserError(f"unknown logical axis {axis!r}; known are {', '.join(PHYSICAL)}")
     physical = [None if axis is None else PHYSICAL[axis] for axis in axes]
-    used = [axis for axis in physical if axis is not None]
+    used = [
+        axis
+        for axes_of_dim in physical
+        if axes_of_dim is not None
+        for axis in ((axes_of_dim,) if isinstance(axes_of_dim, str) else axes_of_dim)
+    ]
     # An array cannot be split twice over the same devices.
     for axis in used:
         if used.count(axis) > 1:
@@ -121,10 +127,13 @@ def named_sharding(mesh: Mesh, axes: LogicalAxes, shape: Sequence[int]) -> Named
     if len(axes) != len(shape):
         raise UserError(f"{len(axes)} logical axes {tuple(axes)} for shape {tuple(shape)}")
     for name, size, axis in zip(axes, shape, spec, strict=True):
-        if axis is not None and size % mesh.shape[axis]:
+        devices = math.prod(
+            mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ())
+        )
+        if size % devices:
             raise UserError(
                 f"{name}={size} of shape {tuple(shape)} is not divisible by the "
-                f"{mesh.shape[axis]} devices along mesh axis {axis!r}"
+                f"{devices} devices along mesh axis {axis!r}"
             )
     return NamedSharding(mesh, spec)
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxalign.answering.ask import ask_after_messages
 
 from jaxalign.answering import batch as answers
-from jaxalign.answering.ask import ask_after_messages
 from jaxalign.answering.batch import (
     OUT_OF_RANGE,
     UNREADABLE,

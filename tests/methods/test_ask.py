@@ -7,8 +7,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-
 from jaxalign.answering.ask import ask_after_messages
+
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
 from jaxalign.lm.lora import Adapter, LoraConfig, init_adapter

@@ -96,7 +96,7 @@ def ask(
             folder=experiment.out / "answers",
             block_tokens=settings.block_tokens,
             on_progress=on_progress,
-        ).reshape(rows, len(items), -1)
+        ).log_probs_NxO.reshape(rows, len(items), -1)
     else:
         positions_RxQxN = answer_sampled(
             _sampler(settings, lm, seed),
@@ -209,6 +209,6 @@ def right_answers(experiment: Experiment, lm: LM, name: str) -> np.ndarray:
         key=f"{lm.sha256} {name}",
         folder=experiment.out / "answers",
         block_tokens=experiment.settings.block_tokens,
-    )
+    ).log_probs_NxO
     chosen_Q = np.exp(log_probs_QxO, dtype=np.float32).argmax(axis=-1)
     return chosen_Q == np.array([right for _, right in inputs.guard])
