@@ -6,6 +6,7 @@ weights          the table of weights, from which shapes, shardings and files de
 transformer      the Flax model
 checkpoint       Hugging Face checkpoints, read straight into their shardings
 safetensors_io   the file format
+gguf             GGUF files, converted to a model folder; gguf_tokenizer is their tokenizer
 tokenizer        tokenizer and chat template
 mesh             how many devices share one copy of the weights
 quantize         weights in 8 bits

@@ -9,8 +9,9 @@ the host.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -116,19 +117,44 @@ def save_checkpoint(
             parts of them live in other processes.
     """
     _check_params(params, config)
-    if taken := sorted(p.name for p in folder.glob("*.safetensors*")):
-        raise UserError(f"{folder}: holds {taken[0]} already; give another folder")
-    files = _plan_files(config, max_shard_bytes)
+    check_no_weights(folder)
     with staging_folder(folder, last="config.json") as aside:
-        for file, shapes in files.items():
-            tensors = _hf_tensors(params, config, shapes)
-            write_file(aside / file, shapes, config.param_dtype, tensors)
-        if len(files) > 1:
-            write_json(aside / INDEX, _index_fields(files, config))
+        blocks = functools.partial(_hf_tensor, params, config)
+        write_weights(aside, config, blocks, max_shard_bytes)
         write_json(aside / "config.json", config_to_hf(config) | dict(more))
 
 
-def _places(config: LlamaConfig) -> dict[str, Place]:
+def check_no_weights(folder: Path) -> None:
+    """Raise UserError if the folder holds weights already."""
+    if taken := sorted(p.name for p in folder.glob("*.safetensors*")):
+        raise UserError(f"{folder}: holds {taken[0]} already; give another folder")
+
+
+def write_weights(
+    folder: Path,
+    config: LlamaConfig,
+    blocks: Callable[[Place], Iterable[np.ndarray]],
+    max_shard_bytes: float = 5e9,
+) -> None:
+    """Write every weight of a model as safetensors, in the order of the model.
+
+    Args:
+        folder: Where to write; exists and holds no weights.
+        config: The model; tensors are written in `config.param_dtype`.
+        blocks: Yields the rows of one tensor as Hugging Face stores it, from first to last, as
+            C-contiguous arrays of that dtype. Only one block is in memory at a time.
+        max_shard_bytes: Size of a weight file, which only a larger single tensor exceeds.
+    """
+    places = tensor_places(config)
+    files = _plan_files(config, max_shard_bytes)
+    for file, shapes in files.items():
+        rows = (block for name in shapes for block in blocks(places[name]))
+        write_file(folder / file, shapes, config.param_dtype, rows)
+    if len(files) > 1:
+        write_json(folder / INDEX, _index_fields(files, config))
+
+
+def tensor_places(config: LlamaConfig) -> dict[str, Place]:
     """Return where each tensor goes, by its Hugging Face name, in the order of the model."""
     tree, last = weight_tree(config), config.num_hidden_layers - 1
     places = {tree["embed"].hf_name: Place(("embed",), None, tree["embed"])}
@@ -159,7 +185,7 @@ def _open_tensors(
     Returns:
         By a parameter's keys, its safetensors slices, one per layer.
     """
-    places = _places(config)
+    places = tensor_places(config)
     opened: dict[str, Any] = {}
     for path in find_files(folder):
         for name in read_spans(path):
@@ -304,7 +330,7 @@ def _plan_files(config: LlamaConfig, max_bytes: float) -> dict[str, dict[str, tu
     # A file is closed when the next tensor does not fit.
     groups: list[dict[str, tuple[int, ...]]] = [{}]
     room = max_bytes
-    for name, place in _places(config).items():
+    for name, place in tensor_places(config).items():
         size = tensor_bytes(place.weight.hf_shape, config.param_dtype)
         if size > room and groups[-1]:
             groups.append({})
@@ -326,20 +352,16 @@ def _index_fields(
     return {"metadata": {"total_size": total}, "weight_map": placed}
 
 
-def _hf_tensors(
-    params: Params, config: LlamaConfig, names: dict[str, tuple[int, ...]]
-) -> Iterator[np.ndarray]:
-    """Yield the named tensors as Hugging Face stores them, C-contiguous, in `param_dtype`."""
-    places = _places(config)
-    for name in names:
-        keys, layer, weight = places[name]
-        value = params
-        for key in keys:
-            value = value[key]
-        value = np.asarray(value if layer is None else value[layer])
-        value = value.astype(config.param_dtype, copy=False)
-        if weight.transposed:
-            transposed = np.empty(weight.hf_shape, value.dtype)
-            _copy_blocks(transposed.T, value.reshape(weight.fan_in, -1))
-            value = transposed
-        yield np.ascontiguousarray(value)
+def _hf_tensor(params: Params, config: LlamaConfig, place: Place) -> Iterator[np.ndarray]:
+    """Yield one tensor as Hugging Face stores it, C-contiguous, in `param_dtype`."""
+    keys, layer, weight = place
+    value = params
+    for key in keys:
+        value = value[key]
+    value = np.asarray(value if layer is None else value[layer])
+    value = value.astype(config.param_dtype, copy=False)
+    if weight.transposed:
+        transposed = np.empty(weight.hf_shape, value.dtype)
+        _copy_blocks(transposed.T, value.reshape(weight.fan_in, -1))
+        value = transposed
+    yield np.ascontiguousarray(value)

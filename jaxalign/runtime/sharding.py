@@ -23,7 +23,7 @@ from jaxalign.core.errors import UserError
 POPULATION, DATA, MODEL = "population", "data", "model"
 MESH_AXES = (POPULATION, DATA, MODEL)
 
-# Logical axis -> mesh axis; None: never split.
+# Logical axis -> mesh axis, or several; None: never split.
 PHYSICAL = MappingProxyType(
     {
         "members": POPULATION,
@@ -98,17 +98,17 @@ def partition_spec(axes: LogicalAxes) -> PartitionSpec:
         if axis is not None and axis not in PHYSICAL:
             raise UserError(f"unknown logical axis {axis!r}; known are {', '.join(PHYSICAL)}")
     physical = [None if axis is None else PHYSICAL[axis] for axis in axes]
-    used = [
-        axis
-        for axes_of_dim in physical
-        if axes_of_dim is not None
-        for axis in ((axes_of_dim,) if isinstance(axes_of_dim, str) else axes_of_dim)
-    ]
+    used = [axis for split in physical for axis in _mesh_axes(split)]
     # An array cannot be split twice over the same devices.
     for axis in used:
         if used.count(axis) > 1:
             raise UserError(f"logical axes {tuple(axes)} use mesh axis {axis!r} more than once")
     return PartitionSpec(*physical)
+
+
+def _mesh_axes(split: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the mesh axes that one dimension is split over."""
+    return (split,) if isinstance(split, str) else split or ()
 
 
 def named_sharding(mesh: Mesh, axes: LogicalAxes, shape: Sequence[int]) -> NamedSharding:
@@ -126,14 +126,12 @@ def named_sharding(mesh: Mesh, axes: LogicalAxes, shape: Sequence[int]) -> Named
     spec = partition_spec(axes)
     if len(axes) != len(shape):
         raise UserError(f"{len(axes)} logical axes {tuple(axes)} for shape {tuple(shape)}")
-    for name, size, axis in zip(axes, shape, spec, strict=True):
-        devices = math.prod(
-            mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ())
-        )
+    for name, size, split in zip(axes, shape, spec, strict=True):
+        devices = math.prod(mesh.shape[axis] for axis in _mesh_axes(split))
         if size % devices:
             raise UserError(
                 f"{name}={size} of shape {tuple(shape)} is not divisible by the "
-                f"{devices} devices along mesh axis {axis!r}"
+                f"{devices} devices along mesh axis {split!r}"
             )
     return NamedSharding(mesh, spec)
 
@@ -143,6 +141,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Copy arrays of the host to the devices of a sharding. Every process passes the same values.
+
+    Args:
+        tree: A tree of numpy arrays or numbers.
+        sharding: How each of them is laid out.
+    """
+
+    def put(x: Any) -> jax.Array:
+        # One process can copy to all of its devices; of several, each fills its own devices.
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree)
+
+
 def place_whole(tree: Any, sharding: NamedSharding) -> Any:
     """Copy the arrays of a tree to all devices of a sharding, each whole.
 
@@ -150,16 +166,12 @@ def place_whole(tree: Any, sharding: NamedSharding) -> Any:
     the same values.
     """
 
-    def place(x: Any) -> jax.Array:
+    def put(x: Any) -> jax.Array:
         if isinstance(x, jax.Array) and x.sharding.device_set == sharding.device_set:
             return x
-        # One process can copy to all of its devices; of several, each fills its own devices.
-        if sharding.is_fully_addressable:
-            return jax.device_put(x, sharding)
-        host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+        return place(x, sharding)
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(put, tree)
 
 
 def local_view(tree: Any) -> Any:

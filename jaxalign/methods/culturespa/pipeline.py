@@ -237,11 +237,13 @@ def select_all(
     """
     groups, prompts = experiment.groups, experiment.inputs.prompts
     selections, counts = {}, {}
-    for seed, survey in questions.items():
+    experiment.on_progress(Progress("3 select: seed", 0, len(questions), "seeds"))
+    for done, (seed, survey) in enumerate(questions.items(), 1):
         selections[seed] = select_pairs(replies[seed], groups, survey.items, seed)
         counts[seed] = describe_selection(replies[seed], groups, selections[seed])
         folder = seed_folder(experiment.out, seed) / "selected"
         write_selected(folder, selections[seed], survey.items, prompts)
+        experiment.on_progress(Progress("3 select: seed", done, len(questions), "seeds"))
     return selections, counts
 
 

@@ -227,11 +227,11 @@ class Search:
         inputs = place_whole(inputs, evolution.sharding)
         return dataclasses.replace(self, evolution=evolution, inputs=inputs)
 
-    def first_generation(self) -> jax.Array:
-        """Return the initial populations, float32 [C, E, Z], each from its entry's own key."""
-        keys = [group_key(jax.random.key(seed), group) for group, seed in self.entries]
-        space, population = self.local_inputs.space, self.evolution.population
-        return jnp.stack([initial_population(space, key, population) for key in keys])
+    def first_members(self, entry: int) -> jax.Array:
+        """Return an entry's initial population, float32 [E, Z], drawn from its own key."""
+        group, seed = self.entries[entry]
+        key = group_key(jax.random.key(seed), group)
+        return initial_population(self.local_inputs.space, key, self.evolution.population)
 
     def run(
         self,
@@ -258,10 +258,11 @@ class Search:
             restored = bool(saved and resume and saved.steps)
             if restored:
                 done, state = saved.restore(self.evolution.abstract_state())
+                state = self.evolution.to_devices(state)
             else:
                 if record is not None and record.resumed and saved:
                     _log.info(f"no checkpoint found in {saved.directory}; starting at generation 0")
-                done, state = 0, self.evolution.init(self.first_generation(), self.inputs)
+                done, state = 0, self.evolution.init(self.first_members, self.inputs)
             if record is not None:
                 record.rewind(done if restored else -1)
             started, first = time.monotonic(), done
@@ -275,11 +276,12 @@ class Search:
                     _log_generations(record, self._labels, done, metrics)
                 done += steps
                 if saved and (save_last or done < settings.generations):
-                    saved.save(done, state)
+                    saved.save(done, self.evolution.to_entries(state))
                 on_progress(self._progress(done, metrics))
         seconds = time.monotonic() - started
-        best_CxZ, fitness_C = jax.device_get((state.best_CxZ, state.best_fitness_C))
-        return Outcome(best_CxZ, fitness_C, seconds if done > first else 0.0)
+        best, fitness = zip(*self.evolution.best(state), strict=True)
+        seconds = seconds if done > first else 0.0
+        return Outcome(np.stack(best), np.array(fitness, np.float32), seconds)
 
     def prompts(self, z_CxZ: jax.Array | np.ndarray) -> jax.Array:
         """Return the soft prompt of one search vector per entry, float32 [C, M, D]."""

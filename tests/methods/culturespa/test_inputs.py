@@ -138,7 +138,7 @@ def written_with(found: Inputs, row_length: int, out: Path, monkeypatch) -> tupl
     questions, counts = pipeline.write_all(experiment)
     for model in ("joint", "cct"):  # as step 4 does, under p1 and p2
         pairs = [Pair(c, i.id, 2) for c in settings.countries for i in questions[0].items]
-        selection = Selection(tuple(pairs))
+        selection = Selection.of(pairs)
         examples = training_examples(experiment, questions[0], selection, model)
         check_lengths(examples, row_length)
     return questions[0], counts[0]
