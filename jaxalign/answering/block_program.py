@@ -21,10 +21,11 @@ from jax.sharding import Mesh, NamedSharding
 from jaxalign.answering.attention import RowTables, tree_attention
 from jaxalign.answering.blocks import ANSWER_ROW, ROW, Shape, Tables
 from jaxalign.answering.options import in_chunks, options_from_tokens
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.transformer import Llama, rope_tables
-from jaxalign.lm.weights import Params, abstract_params, param_shardings
+from jaxalign.lm.weights import Params, program_params
 from jaxalign.runtime.sharding import DATA, POPULATION, partition_spec, replicated
 
 _LOGITS_BYTES = 32 * 2**20  # of the float32 logits that exist at a time
@@ -102,13 +103,13 @@ def answer_program(
         The jitted function and all of its arguments: `jitted.lower(*arguments)` allocates nothing.
     """
     whole = replicated(mesh)
-    if params is None:
-        shardings = param_shardings(config, mesh)
-        params = jax.tree.map(_placed, abstract_params(config), shardings)
+    params = program_params(config, mesh) if params is None else as_bits(params)
     if lora is not None:
         beside = abstract_adapter(config, lora)
         params = params | {group: params[group] | beside[group] for group in beside}
-    params = jax.tree.map(lambda x: _placed(x, x.sharding or whole), params)
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or whole), params
+    )
     blocks, spread = block_devices(mesh), block_sharding(mesh)
     tables = Tables(
         *(
@@ -118,10 +119,6 @@ def answer_program(
     )
     extra = jax.ShapeDtypeStruct((extra_rows, config.hidden_size), jnp.float32, sharding=whole)
     return answer_blocks, (config, mesh, params, tables, extra)
-
-
-def _placed(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _answer_block(

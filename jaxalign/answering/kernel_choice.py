@@ -24,6 +24,7 @@ from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.runtime.hosts import agreed_choice
+from jaxalign.runtime.platform import target_platform
 
 KERNEL_OPTIONS: tuple[str, ...] = ("auto", "xla", *KERNELS.names())
 KernelOption = Literal[KERNEL_OPTIONS]  # read at run time by the command line
@@ -68,8 +69,7 @@ def choose_kernel(
     Raises:
         UserError: if the kernel named in `option` cannot be used here.
     """
-    platform = jax.local_devices()[0].platform
-    kernels, reason = available(config, layout, model_devices, platform, option)
+    kernels, reason = available(config, layout, model_devices, target_platform(), option)
     if option != "auto":
         return KernelChoice(option, "as asked")
     if len(kernels) == 1:

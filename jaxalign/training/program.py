@@ -15,7 +15,7 @@ import optax
 
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig, adapter_weights
-from jaxalign.lm.weights import abstract_params, is_weight, param_shardings, weight_tree
+from jaxalign.lm.weights import abstract_params, is_weight, program_params, weight_tree
 from jaxalign.runtime.sharding import named_sharding, replicated
 from jaxalign.training.data import Shape
 from jaxalign.training.packing import Batch
@@ -39,7 +39,7 @@ def train_program(
     of the state that it is given. See `jaxalign.training.step.make_step`.
     """
     state = abstract_state(config, train, lora, mesh, shape.adapters)
-    params = _with_shardings(abstract_params(config), param_shardings(config, mesh))
+    params = program_params(config, mesh)
     whole = replicated(mesh)
     arguments = (
         state,

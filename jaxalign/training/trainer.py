@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import AdapterWeights, LoraConfig
 from jaxalign.lm.weights import Params
@@ -136,7 +137,7 @@ class Trainer:
         self, state: TrainState, params: Params, batch: Batch, passes: np.ndarray
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Take one step. The buffers of `state` are reused and must not be read afterwards."""
-        params = None if self.train.method == "full" else params
+        params = None if self.train.method == "full" else as_bits(params)
         return self._step(state, params, batch, passes, self._schedule_Kx3)
 
 
@@ -174,7 +175,7 @@ class HeldOutLoss:
         self._loss = loss.lower(*arguments).compile()
 
     def __call__(self, state: TrainState, params: Params) -> dict[str, float]:
-        params = None if self._full else params
+        params = None if self._full else as_bits(params)
         loss_K = self._loss(state.trained, params, self._batch, self._passes)
         return dict(zip(self._names, np.asarray(loss_K).tolist(), strict=True))
 

@@ -18,7 +18,9 @@ from jaxalign.answering.cost import candidate_flops
 from jaxalign.answering.options import Kernel
 from jaxalign.answering.plan import Layout
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.generate import decode_program, padded_length
+from jaxalign.lm.decode_cache import KEY_BLOCK
+from jaxalign.lm.decode_loop import rounded_positions
+from jaxalign.lm.generate import decode_programs
 from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.transformer import AXES
@@ -43,7 +45,7 @@ class Program:
     Attributes:
         name: "population", "decode" or "train".
         lowered: The `jax.stages.Lowered`.
-        unit: Unit of work: "generation", "batch" or "step".
+        unit: Unit of work: "generation" or "step".
         units: Number of units that the program does.
         loop_trips: Trip count of loops whose length is only known when they run.
         formula_flops: FLOPs of matrix products by formula, per chip and unit.
@@ -109,7 +111,7 @@ def lower_population(
 def lower_decode(
     config: LlamaConfig, sampling: Sampling, batch_per_share: int, prompt_tokens: int, mesh: Mesh
 ) -> Program:
-    """Lower one batch of replies, none of which stops early.
+    """Lower a segment of decoding in which every slot is in use.
 
     Args:
         config: The model.
@@ -118,22 +120,26 @@ def lower_decode(
         prompt_tokens: Tokens of a prompt.
         mesh: The mesh of described devices.
     """
-    padded = padded_length(prompt_tokens)
-    program, arguments = decode_program(
-        config, sampling, batch_per_share * mesh.shape[DATA], padded, mesh=mesh
+    programs = decode_programs(
+        config,
+        sampling,
+        mesh,
+        slots=batch_per_share,
+        positions=prompt_tokens + sampling.max_new_tokens,
     )
-    steps = sampling.max_new_tokens - 1
-    # The prompt and all new tokens but the last pass through the layers; each new token needs the
-    # output layer once.
-    head = config.hidden_size * config.vocab_size * sampling.max_new_tokens
-    products = batch_per_share * ((padded + steps) * _body_weights(config) + head)
+    program, arguments = programs[f"decode {batch_per_share} rows"]
+    # A loop over steps and inside it one over blocks of the cache. As many steps are counted as
+    # there are blocks, so that one number of trips is right for both.
+    blocks = rounded_positions(prompt_tokens + sampling.max_new_tokens) // KEY_BLOCK
+    # Each new token passes through the layers and the output layer once.
+    head = config.hidden_size * config.vocab_size
     return Program(
         name="decode",
         lowered=program.lower(*arguments),
-        unit="batch",
-        units=1,
-        loop_trips=steps,
-        formula_flops=2 * products / mesh.shape[MODEL],
+        unit="step",
+        units=blocks,
+        loop_trips=blocks,
+        formula_flops=2 * batch_per_share * (_body_weights(config) + head) / mesh.shape[MODEL],
     )
 
 

@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,11 +39,11 @@ from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
 from jaxalign.answering.plan import Layout
 from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.mesh import device_mesh
-from jaxalign.lm.model import LM
-from jaxalign.lm.quantize import quantize
-from jaxalign.lm.weights import Params, abstract_params, param_shardings
+from jaxalign.lm.mesh import ROOM, device_mesh, weight_bytes
+from jaxalign.lm.model import LM, load_model
+from jaxalign.lm.weights import Params, WeightFormat, program_params
 from jaxalign.methods.conditions import Persona
 from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
 from jaxalign.methods.soft_prompt.problem import Problem, start_text
@@ -60,7 +61,8 @@ from jaxalign.optim.evolve import Entry, Evolution, entries_of, make_evolution
 from jaxalign.runs import Run
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.hosts import agreed, agreed_choice
-from jaxalign.runtime.memory import busy_chunk, fitting_chunk
+from jaxalign.runtime.memory import available_bytes, busy_chunk, fitting_chunk
+from jaxalign.runtime.platform import target_platform
 from jaxalign.runtime.sharding import MODEL, POPULATION, local_view, place_whole, replicated
 from jaxalign.stats.objectives import Objective
 from jaxalign.stats.objectives.vsm import VsmObjective
@@ -96,6 +98,7 @@ def choose_search_mesh(problem: Problem, candidates: int | None = None, prefix: 
         settings.candidates if candidates is None else candidates,
         search_dims=settings.prompt.dims(config.hidden_size),
         model_parallel=settings.model_parallel,
+        weights=settings.weights,
     )
     _log.info("%s%s", prefix, choice.describe())
     return mesh
@@ -121,7 +124,7 @@ def choose_execution(
     chunk = kept or settings.chunk
     if not chunk:
         candidates = (searches or len(settings.countries)) * settings.strategy.population
-        chunk = busy_chunk(problem.layout.tokens_computed, jax.local_devices()[0].platform)
+        chunk = busy_chunk(problem.layout.tokens_computed, target_platform())
         # More than all candidates would be padding anywhere. A device's share is no such bound: the
         # last bits depend on the chunk, and must not depend on the number of devices.
         chunk = min(chunk, 1 << (candidates - 1).bit_length())
@@ -134,8 +137,22 @@ def choose_execution(
     return ExecutionPlan(chunk, choice.kernel, fixed=kept > 0)
 
 
-def store_in_int8(problem: Problem, lm: LM) -> LM:
-    """Store the linear layers in 8 bits; log what that does to the plain model's answers."""
+def log_int8_change(problem: Problem, lm: LM) -> None:
+    """Log what 8 bits do to the plain model's answers, where the stored model fits as well.
+
+    Args:
+        problem: What is searched; its model is loaded a second time, as stored.
+        lm: The same model in int8.
+    """
+    split = lm.mesh.shape[MODEL]
+    both = sum(weight_bytes(lm.config, split, kind) for kind in ("stored", "int8"))
+    available = agreed(available_bytes(jax.local_devices()[0]) or sys.maxsize)
+    if both > (1 - ROOM) * available:
+        _log.info(
+            "int8 weights: what they change in the answers was not measured, because the stored "
+            "model does not fit beside them"
+        )
+        return
     config, items = problem.model.config, problem.tuned_survey.items
     asked = encode(problem.model.tokenizer, problem.prompts, [[]], items)
 
@@ -143,15 +160,14 @@ def store_in_int8(problem: Problem, lm: LM) -> LM:
         return np.exp(answer_exact(config, params, asked, lm.mesh).log_probs_NxO)
 
     # Exact probabilities before and after, so that the change is the quantisation's alone.
-    before, params = probabilities(lm.params), quantize(config, lm.params)
-    after = probabilities(params)
+    before = probabilities(load_model(problem.model, mesh=lm.mesh).params)
+    after = probabilities(lm.params)
     change = np.abs(after - before)
     same = int((before.argmax(-1) == after.argmax(-1)).sum())
     _log.info(
         f"int8 weights: option probabilities change by {change[before > 0].mean():.4f} on average "
         f"and {change.max():.4f} at most; {same} of {len(before)} most likely answers stay"
     )
-    return dataclasses.replace(lm, params=params)
 
 
 def score_constants(problem: Problem, lm: LM) -> np.ndarray:
@@ -354,7 +370,7 @@ def build_search(
     rows = [settings.countries.index(group) for group, _ in entries]
     # Only the weights may be split over devices; everything else is whole on each of them.
     inputs = FitnessInputs(
-        items=dataclasses.replace(items, params=lm.params),
+        items=dataclasses.replace(items, params=as_bits(lm.params)),
         objective=objective.for_groups(rows),
         space=space,
         penalty=jnp.float32(settings.penalty),
@@ -518,14 +534,14 @@ def _vsm_shapes(layout: Layout | SuffixLayout, entries: int) -> VsmObjective:
 
 
 def abstract_items(
-    config: LlamaConfig, layout: Layout | SuffixLayout, mesh: Mesh, kernel: Kernel
+    config: LlamaConfig,
+    layout: Layout | SuffixLayout,
+    mesh: Mesh,
+    kernel: Kernel,
+    weights: WeightFormat = "stored",
 ) -> PreparedItems:
-    """Return `prepare_items` of a layout in shapes."""
-    params = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        abstract_params(config),
-        param_shardings(config, mesh),
-    )
+    """Return `prepare_items` of a layout in shapes, with weights stored as in `load_model`."""
+    params = program_params(config, mesh, weights)
     shapes = jax.eval_shape(lambda params: prepare_items(config, params, layout, kernel), params)
     items = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes

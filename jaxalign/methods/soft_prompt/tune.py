@@ -34,15 +34,16 @@ from jaxalign.methods.soft_prompt.problem import (
     read_problem,
     start_text,
 )
+from jaxalign.methods.soft_prompt.programs import check_run as check_memory
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.result import make_result
 from jaxalign.methods.soft_prompt.search import (
     build_search,
     choose_execution,
     choose_search_mesh,
-    store_in_int8,
+    log_int8_change,
 )
-from jaxalign.methods.soft_prompt.settings import Settings
+from jaxalign.methods.soft_prompt.settings import Settings, pocket_defaults
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.algorithms.differential_evolution import DifferentialEvolution
 from jaxalign.optim.api import Optimizer
@@ -223,15 +224,18 @@ def run_soft_prompt(
     execution = choose_execution(problem, mesh, recorded)
     config = problem.model.config
     _log.info(f"model {problem.model.folder}: {config.num_hidden_layers} layers, {config.dtype}")
+    if not problem.model.is_pocket and (note := pocket_defaults(settings)):
+        _log.info(note)
     if cache := jax.config.jax_compilation_cache_dir:
         _log.info(f"compiled programs are kept in {cache}")
     if settings.prompt.placement == "after":
         _log.info("placement after: another method than front and system, not a faster form of it")
+    # Every program is compiled now, before anything is loaded or written.
+    execution, _ = check_memory(problem, mesh, execution, on_progress)
     if lm is None:
-        lm = load_model(problem.model, mesh=mesh)
+        lm = load_model(problem.model, weights=settings.weights, mesh=mesh)
         if settings.weights == "int8":
-            lm = store_in_int8(problem, lm)
-    # Both programs are compiled now: what does not fit into memory is known before the search.
+            log_int8_change(problem, lm)
     search = build_search(problem, lm, execution)
     control = make_control(search) if settings.gradient_steps else None
     facts = problem.facts() | search.facts
@@ -318,8 +322,8 @@ def _on_search_mesh(problem: Problem, lm: LM) -> LM:
 
     `load_model` shares out examples; with one device there is no difference.
     """
-    if lm.mesh.shape[DATA] == 1 or _is_int8(lm):
+    if lm.mesh.shape[DATA] == 1:
         return lm
     mesh = choose_search_mesh(problem)
-    shardings = param_shardings(problem.model.config, mesh)
+    shardings = param_shardings(problem.model.config, mesh, problem.settings.weights)
     return dataclasses.replace(lm, params=jax.device_put(lm.params, shardings), mesh=mesh)
