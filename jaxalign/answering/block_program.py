@@ -21,11 +21,10 @@ from jax.sharding import Mesh, NamedSharding
 from jaxalign.answering.attention import RowTables, tree_attention
 from jaxalign.answering.blocks import ANSWER_ROW, ROW, Shape, Tables
 from jaxalign.answering.options import in_chunks, options_from_tokens
-from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.transformer import Llama, rope_tables
-from jaxalign.lm.weights import Params, program_params
+from jaxalign.lm.weights import Params, WeightFormat, program_params
 from jaxalign.runtime.sharding import DATA, POPULATION, partition_spec, replicated
 
 _LOGITS_BYTES = 32 * 2**20  # of the float32 logits that exist at a time
@@ -86,7 +85,7 @@ def answer_program(
     *,
     extra_rows: int = 0,
     lora: LoraConfig | None = None,
-    params: Params | None = None,
+    weights: WeightFormat = "stored",
 ) -> tuple[jax.stages.Wrapped, tuple]:
     """Return the program that answers blocks of a shape, and its arguments as shapes alone.
 
@@ -96,14 +95,13 @@ def answer_program(
         shape: of the blocks, from `plan_blocks`.
         extra_rows: E, rows of the embeddings that are given besides the model's own.
         lora: the adapter beside the weights, if there is one.
-        params: the weights or their shapes, if they are not simply the model's (8 bits); default:
-            the model's in its dtype.
+        weights: how the model's weights are stored.
 
     Returns:
         The jitted function and all of its arguments: `jitted.lower(*arguments)` allocates nothing.
     """
     whole = replicated(mesh)
-    params = program_params(config, mesh) if params is None else as_bits(params)
+    params = program_params(config, mesh, weights)
     if lora is not None:
         beside = abstract_adapter(config, lora)
         params = params | {group: params[group] | beside[group] for group in beside}
