@@ -26,7 +26,7 @@ from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import param_shardings
 from jaxalign.methods.soft_prompt.answers import ask_baselines, ask_tuned
 from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_directory
-from jaxalign.methods.soft_prompt.control import make_control
+from jaxalign.methods.soft_prompt.control import control_directory, make_control
 from jaxalign.methods.soft_prompt.problem import (
     Problem,
     check_comparison,
@@ -250,16 +250,19 @@ def run_soft_prompt(
         if run.writes:
             claim(checkpoints, recorded_run(run.out)[0])
         outcome = search.run(checkpoints, record=run, resume=run.resumed, on_progress=on_progress)
-        # Each method's prompts answer both surveys. The gradient control starts where the search
-        # started, and always tunes the expected reading.
+        # Saved before the follow-up, which may take long too.
         prompts = {"start": search.start_prompts, "tuned": search.prompts(outcome.best_CxZ)}
-        if control is not None:
-            prompts["gradient"] = search.prompts(control.run(on_progress))
-        asked = ask_tuned(problem, lm, prompts, run.out / "answers", on_progress)
-        tuned, held_out = tuned | asked[0], held_out | asked[1]
         found = soft_prompts(problem, prompts["tuned"])
         if run.writes:
             save_prompts(run.out, found)
+        # Each method's prompts answer both surveys. The gradient control starts where the search
+        # started, and always tunes the expected reading.
+        if control is not None:
+            folder = control_directory(checkpoints, settings.gradient_steps)
+            z_CxZ = control.run(folder, resume=run.resumed, on_progress=on_progress)
+            prompts["gradient"] = search.prompts(z_CxZ)
+        asked = ask_tuned(problem, lm, prompts, run.out / "answers", on_progress)
+        tuned, held_out = tuned | asked[0], held_out | asked[1]
         # Not among the settings that a resumed run must keep, yet the result depends on it.
         facts = facts | {"gradient_steps": settings.gradient_steps}
         result = make_result(problem, search.objective, facts, tuned, held_out)
