@@ -1,17 +1,14 @@
-"""Ask a model many questions after many lead-ins: by exact likelihood, or by sampling replies.
+"""Ask a model many questions after many lead-ins, by exact likelihood.
 
-exact     the probability of each option's number (`jaxalign.answering.options`): no sampling noise.
-          Questions are cut into blocks of one shape, one block per device at a time, all by one
-          compiled program.
-sampled   replies drawn at a temperature; the first integer of a reply is the answer, and several
-          replies are averaged. CultureSPA (Xu et al. 2025) uses temperature 0.6, top-p 0.9 and
-          three replies.
+The answer is the probability of each option's number (`jaxalign.answering.options`): no sampling
+noise. Questions are cut into blocks of one shape, one block per device at a time, all by one
+compiled program. `jaxalign.answering.sampled` draws replies instead.
 
 With a `folder`, answers are kept there in a file that is named after everything they depend on, and
 a job that was killed continues where it stopped. Neither bits nor files depend on the number of
 devices.
 
-Letters: C respondent, Q item, O option, N sampled reply; in tables, as in
+Letters: C respondent, Q item, O option; in tables, as in
 `jaxalign.answering.blocks`, R row, L query of a row, S key.
 """
 
@@ -19,8 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -46,12 +42,8 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.lm.weights import Params
 from jaxalign.runtime.sharding import DATA, partition_spec, place_whole, replicated
-from jaxalign.surveys.replies import first_integer, position
-from jaxalign.surveys.responses import NO_REPLY, OUT_OF_RANGE, UNREADABLE
-from jaxalign.surveys.survey import Item
 
 jax.tree_util.register_dataclass(
     Tables, [field.name for field in dataclasses.fields(Tables)], meta_fields=[]
@@ -112,73 +104,6 @@ def answer_exact(
         done += 1
         report(done)
     return np.array(out)
-
-
-def answer_sampled(
-    sample: Callable[[list[list[int]], list[int]], list[list[int]]],
-    tokenizer: Tokenizer,
-    conversations: Conversations,
-    items: Sequence[Item],
-    *,
-    runs: int = 3,
-    key: str = "",
-    folder: Path | None = None,
-    chunk: int = 256,
-    on_progress: OnProgress = ignore,
-) -> np.ndarray:
-    """Return which option each of several sampled replies names, int8 [conversations, runs].
-
-    Args:
-        sample: (prompts, ids) -> reply tokens of each prompt, such as
-            `jaxalign.lm.generate.generate` with all its other arguments filled in. Equal ids stand
-            for equal random keys; an id depends on the conversation and the run alone.
-        tokenizer: turns replies into text.
-        conversations: what is asked.
-        items: the conversations' questions.
-        runs: replies per conversation.
-        key: text that stands for whatever else the answers depend on: weights, sampling, seed.
-        folder: directory that keeps the answers; None keeps none.
-        chunk: replies sampled between two writes to the folder.
-        on_progress: called with the number of replies.
-
-    Returns:
-        Positions of options, counted from 0; UNREADABLE for a reply without an integer,
-        OUT_OF_RANGE for one whose first integer belongs to no option.
-
-    Raises:
-        UserError: if `runs` is below 1, or a file in `folder` cannot be continued.
-    """
-    if runs < 1:
-        raise UserError(f"runs={runs}: ask at least once")
-    name = digest("sampled", key, runs, conversations)
-    out = open_partial(folder, f"sampled-{name}", (len(conversations), runs), np.int8, NO_REPLY)
-    missing = np.argwhere(np.asarray(out) == NO_REPLY)  # rows of (conversation, run)
-    done = out.size - len(missing)
-    on_progress(Progress("reply", done, out.size, "replies"))
-    for start in range(0, len(missing), chunk):
-        members = missing[start : start + chunk]
-        prompts = [conversations.tokens(n).tolist() for n, _ in members]
-        ids = [_sample_id(p, run) for p, (_, run) in zip(prompts, members, strict=True)]
-        for (n, run), reply in zip(members, sample(prompts, ids), strict=True):
-            text = tokenizer.decode(reply)
-            out[n, run] = _option_named(text, items[conversations.pairs[n][1]])
-        done += len(members)
-        on_progress(Progress("reply", done, out.size, "replies"))
-    return np.array(out)
-
-
-def _option_named(text: str, item: Item) -> int:
-    """Return the position of the option that a reply names, UNREADABLE or OUT_OF_RANGE."""
-    number = first_integer(text, item)
-    if number is None:
-        return UNREADABLE
-    at = position(number, item, "codes")
-    return OUT_OF_RANGE if at is None else at
-
-
-def _sample_id(prompt: Sequence[int], run: int) -> int:
-    """Return a number in [0, 2**31) that stands for a conversation's run."""
-    return zlib.crc32(np.array([*prompt, run], "<i4").tobytes()) % 2**31
 
 
 def _sorted(conversations: Conversations) -> tuple[Conversations, np.ndarray]:

@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 
 from jaxalign.answering import batch as answers
 from jaxalign.answering.ask import ask_after_messages
-from jaxalign.answering.batch import (
-    OUT_OF_RANGE,
-    UNREADABLE,
-    answer_exact,
-    answer_sampled,
-)
+from jaxalign.answering.batch import answer_exact
 from jaxalign.answering.blocks import (
     ANSWER_ROW,
     ROW,
@@ -33,7 +28,6 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
 from jaxalign.lm.checkpoint import load_checkpoint
 from jaxalign.lm.config import LlamaConfig, read_config
-from jaxalign.lm.generate import Sampling, generate
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.lm.transformer import Llama
 from jaxalign.lm.weights import init_params, param_shardings
@@ -332,89 +326,3 @@ def test_exact_equals_the_baselines_tree(pocket, devices):
     np.testing.assert_allclose(
         np.exp(found).reshape(3, 4, -1)[..., : expected.shape[-1]], np.exp(expected), atol=1e-5
     )
-
-
-# Sampled answers
-
-
-def reply_in(tokens, texts, asked=None):
-    """A model that says `texts` in turn by id, and remembers what it was asked."""
-
-    def reply(prompts, ids):
-        if asked is not None:
-            asked.extend(zip(map(tuple, prompts), ids, strict=True))
-        return [tokens.encode(texts[i % len(texts)]) for i in ids]
-
-    return reply
-
-
-def test_first_integer_counts_if_it_is_a_code(pocket):
-    tokens, items = pocket[2], SURVEY.items[:2]
-    conversations = encode_styles(tokens, PROMPTS, ["unaware"], NO_GROUP, items)
-    said = {"2": 1, "I choose 1.": 0, "99 of 2": OUT_OF_RANGE, "no": UNREADABLE, "": UNREADABLE}
-    for text, position in said.items():
-        found = answer_sampled(reply_in(tokens, [text]), tokens, conversations, items)
-        np.testing.assert_array_equal(found, np.full((2, 3), position))
-
-
-def test_a_reply_is_random_by_conversation_and_run(pocket):
-    tokens, items = pocket[2], SURVEY.items[:5]
-    conversations = encode_styles(tokens, PROMPTS, ["p1"], COUNTRIES[:3], items)
-    asked: list = []
-    sampling = functools.partial(answer_sampled, tokenizer=tokens, items=items, runs=4)
-    events: list[Progress] = []
-    found = sampling(
-        reply_in(tokens, ["1", "2", "x"], asked),
-        conversations=conversations,
-        chunk=40,
-        on_progress=events.append,
-    )
-    assert [(event.done, event.total) for event in events] == [(0, 60), (40, 60), (60, 60)]
-    assert len(dict(asked)) == 15
-    assert len({i for _, i in asked}) == 60
-    again = sampling(reply_in(tokens, ["1", "2", "x"]), conversations=conversations, chunk=7)
-    np.testing.assert_array_equal(found, again)
-    turned = dataclasses.replace(conversations, pairs=conversations.pairs[::-1])
-    other = sampling(reply_in(tokens, ["1", "2", "x"]), conversations=turned)
-    np.testing.assert_array_equal(other[::-1], found)
-
-
-def test_killed_sampling_continues(pocket, tmp_path):
-    tokens, items = pocket[2], SURVEY.items[:5]
-    conversations = encode_styles(tokens, PROMPTS, ["p1"], COUNTRIES[:3], items)
-    asked: list = []
-    whole = reply_in(tokens, ["1", "2", "x"], asked)
-
-    def dying(prompts, ids):
-        if len(asked) >= 20:
-            raise KeyboardInterrupt
-        return whole(prompts, ids)
-
-    sampling = functools.partial(
-        answer_sampled, tokenizer=tokens, conversations=conversations, items=items, chunk=10
-    )
-    unbroken = sampling(reply_in(tokens, ["1", "2", "x"]))
-    with pytest.raises(KeyboardInterrupt):
-        sampling(dying, folder=tmp_path)
-    assert len(asked) == 20
-    np.testing.assert_array_equal(sampling(whole, folder=tmp_path), unbroken)
-    assert len(asked) == len(set(asked)) == 45
-    with pytest.raises(UserError, match="runs=0"):
-        sampling(whole, runs=0)
-
-
-@pytest.mark.long
-def test_sampling_at_temperature_one_follows_the_exact_distribution(pocket, devices):
-    config, params, tokens = pocket
-    items, runs = SURVEY.items[:1], 300
-    conversations = encode_styles(tokens, PROMPTS, ["unaware"], NO_GROUP, items)
-    exact = np.exp(answer_exact(config, params, conversations, make_mesh(devices[:1])))[0]
-
-    def reply(prompts, ids):
-        sampling = Sampling(max_new_tokens=4, temperature=1.0, top_p=1.0)
-        return generate(config, params, prompts, sampling, tokens.stop_ids, 0, ids, 300)
-
-    found = answer_sampled(reply, tokens, conversations, items, runs=runs, chunk=300)
-    shares = np.bincount(found[0][found[0] >= 0], minlength=len(exact)) / (found[0] >= 0).sum()
-    deviation = np.sqrt(exact * (1 - exact) / runs)
-    assert (np.abs(shares - exact) < 4 * deviation + 0.005).all()

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxalign.answering.batch import answer_exact, answer_sampled
+from jaxalign.answering.batch import answer_exact
 from jaxalign.answering.blocks import Conversations
+from jaxalign.answering.sampled import answer_sampled, model_sampler
 from jaxalign.core.progress import OnProgress, ignore
-from jaxalign.lm.generate import generate
 from jaxalign.lm.model import LM
 from jaxalign.methods.culturespa.inputs import Experiment, Inputs
-from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.culturespa.styles import STYLES, Style, encode_styles, groups_asked
 from jaxalign.runs import settings_of
 from jaxalign.surveys.responses import Responses
@@ -98,7 +97,7 @@ def ask(
         ).reshape(rows, len(items), -1)
     else:
         positions_RxQxN = answer_sampled(
-            _sampler(settings, lm, seed),
+            model_sampler(lm, settings.answering, seed, settings.batch_size),
             lm.tokenizer,
             asked.conversations,
             items,
@@ -129,25 +128,6 @@ def ask(
         responses.append(by_style)
         column = columns.stop
     return tuple(responses)
-
-
-def _sampler(
-    settings: CultureSPASettings, lm: LM, seed: int
-) -> Callable[[list[list[int]], list[int]], list[list[int]]]:
-    def sample(prompts: list[list[int]], ids: list[int]) -> list[list[int]]:
-        return generate(
-            lm.config,
-            lm.params,
-            prompts,
-            settings.answering,
-            lm.tokenizer.stop_ids,
-            seed,
-            ids,
-            settings.batch_size,
-            mesh=lm.mesh,
-        )
-
-    return sample
 
 
 def answer_survey(experiment: Experiment) -> list[dict[Style, Responses]]:
