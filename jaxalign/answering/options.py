@@ -216,10 +216,20 @@ def valid_mass(
 
 
 def chunk_log_probs(
-    config: LlamaConfig, prepared: PreparedItems | PreparedSuffixItems, prompts_BxMxD: jax.Array
+    config: LlamaConfig,
+    prepared: PreparedItems | PreparedSuffixItems,
+    prompts_BxMxD: jax.Array,
+    remat: bool = False,
 ) -> jax.Array:
-    """Compute `option_log_probs` of prompts [B, M, D] all at once: float32 [B, Q, O]."""
-    x_BxAxD = _answer_stream(config, prepared, prompts_BxMxD)
+    """Compute `option_log_probs` of prompts [B, M, D] all at once: float32 [B, Q, O].
+
+    Args:
+        config: the model's shapes.
+        prepared: the model and the items, from `prepare_items`.
+        prompts_BxMxD: embeddings of the prompts.
+        remat: recompute each layer in the backward pass instead of keeping its activations.
+    """
+    x_BxAxD = _answer_stream(config, prepared, prompts_BxMxD, remat)
     model, bound = Llama(config), {"params": prepared.params}
     # Of the output head only the rows of the tokens that are read: [A, Y, D].
     rows_AxYxD = model.apply(bound, prepared.scored_AxY, method=Llama.head_rows)
@@ -261,12 +271,15 @@ def _logsumexp(values: jax.Array, exists: jax.Array) -> jax.Array:
 
 
 def _answer_stream(
-    config: LlamaConfig, prepared: PreparedItems | PreparedSuffixItems, prompts_BxMxD: jax.Array
+    config: LlamaConfig,
+    prepared: PreparedItems | PreparedSuffixItems,
+    prompts_BxMxD: jax.Array,
+    remat: bool = False,
 ) -> jax.Array:
     """Return the normed residual stream at the answer nodes, [B, A, D]."""
     if isinstance(prepared, PreparedSuffixItems):
-        return suffix_stream(config, prepared, prompts_BxMxD)
-    model, bound = Llama(config), {"params": prepared.params}
+        return suffix_stream(config, prepared, prompts_BxMxD, remat)
+    model, bound = Llama(config, remat=remat), {"params": prepared.params}
     B = prompts_BxMxD.shape[0]
     # Each prompt, then the trunk and the tree, which are the same for all prompts of the chunk.
     tokens = jnp.concatenate([prepared.trunk, prepared.tree])

@@ -219,8 +219,7 @@ def open_queue(
     slots = -(-size // shape.shares)
     free = agreed(available_bytes(mesh.local_devices[0]) or 0)
     if free:
-        if mesh.devices.flat[0].platform != "cpu":
-            free -= sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
+        free -= sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
         fitting = choose_slots(config, free, shape.positions)
         if fitting < slots:
             _log.info("%d replies at a time on each device, as many as fit its memory", fitting)

@@ -155,13 +155,16 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
 def place_whole(tree: Any, sharding: NamedSharding) -> Any:
     """Copy the arrays of a tree to all devices of a sharding, each whole.
 
-    Arrays that are on these devices already keep the sharding they have. Every process must pass
-    the same values.
+    Arrays that are split over these devices already stay so. Every process must pass the same
+    values.
     """
 
     def put(x: Any) -> jax.Array:
         if isinstance(x, jax.Array) and x.sharding.device_set == sharding.device_set:
-            return x
+            # An array from elsewhere is described as whole on this mesh, without a copy, so that
+            # a program is compiled from it as from its shape alone.
+            here = getattr(x.sharding, "mesh", None) == sharding.mesh
+            return x if here or not x.is_fully_replicated else jax.device_put(x, sharding)
         return place(x, sharding)
 
     return jax.tree.map(put, tree)

@@ -61,6 +61,7 @@ from jaxalign.runs import Run
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.hosts import agreed, agreed_choice
 from jaxalign.runtime.memory import available_bytes, busy_chunk, fitting_chunk
+from jaxalign.runtime.platform import target_platform
 from jaxalign.runtime.sharding import MODEL, POPULATION, local_view, place_whole, replicated
 from jaxalign.stats.objectives import Objective
 from jaxalign.stats.objectives.vsm import VsmObjective
@@ -122,7 +123,7 @@ def choose_execution(
     chunk = kept or settings.chunk
     if not chunk:
         candidates = (searches or len(settings.countries)) * settings.strategy.population
-        chunk = busy_chunk(problem.layout.tokens_computed, jax.local_devices()[0].platform)
+        chunk = busy_chunk(problem.layout.tokens_computed, target_platform())
         # More than all candidates would be padding anywhere. A device's share is no such bound: the
         # last bits depend on the chunk, and must not depend on the number of devices.
         chunk = min(chunk, 1 << (candidates - 1).bit_length())

@@ -28,7 +28,7 @@ from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import param_shardings
 from jaxalign.methods.conditions import Persona, Plain
 from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_directory
-from jaxalign.methods.soft_prompt.control import make_control
+from jaxalign.methods.soft_prompt.control import control_directory, make_control
 from jaxalign.methods.soft_prompt.problem import (
     Problem,
     check_comparison,
@@ -36,6 +36,7 @@ from jaxalign.methods.soft_prompt.problem import (
     read_problem,
     start_text,
 )
+from jaxalign.methods.soft_prompt.programs import check_run as check_memory
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.result import make_result
 from jaxalign.methods.soft_prompt.search import (
@@ -235,11 +236,12 @@ def run_soft_prompt(
         _log.info(f"compiled programs are kept in {cache}")
     if settings.prompt.placement == "after":
         _log.info("placement after: another method than front and system, not a faster form of it")
+    # Every program is compiled now, before anything is loaded or written.
+    execution, _ = check_memory(problem, mesh, execution, on_progress)
     if lm is None:
         lm = load_model(problem.model, weights=settings.weights, mesh=mesh)
         if settings.weights == "int8":
             log_int8_change(problem, lm)
-    # Both programs are compiled now: what does not fit into memory is known before the search.
     search = build_search(problem, lm, execution)
     control = make_control(search) if settings.gradient_steps else None
     facts = problem.facts() | search.facts
@@ -254,15 +256,18 @@ def run_soft_prompt(
         if run.writes:
             claim(checkpoints, recorded_run(run.out)[0])
         outcome = search.run(checkpoints, record=run, resume=run.resumed, on_progress=on_progress)
-        # Each method's prompts answer both surveys. The gradient control starts where the search
-        # started, and always tunes the expected reading.
+        # Saved before the follow-up, which may take long too.
         prompts = {"start": search.start_prompts, "tuned": search.prompts(outcome.best_CxZ)}
-        if control is not None:
-            prompts["gradient"] = search.prompts(control.run(on_progress))
-        ask_tuned(search, lm, prompts, tuned, held_out)
         found = soft_prompts(problem, prompts["tuned"])
         if run.writes:
             save_prompts(run.out, found)
+        # Each method's prompts answer both surveys. The gradient control starts where the search
+        # started, and always tunes the expected reading.
+        if control is not None:
+            folder = control_directory(checkpoints, settings.gradient_steps)
+            z_CxZ = control.run(folder, resume=run.resumed, on_progress=on_progress)
+            prompts["gradient"] = search.prompts(z_CxZ)
+        ask_tuned(search, lm, prompts, tuned, held_out)
         # Not among the settings that a resumed run must keep, yet the result depends on it.
         facts = facts | {"gradient_steps": settings.gradient_steps}
         result = make_result(problem, search.objective, facts, tuned, held_out)
