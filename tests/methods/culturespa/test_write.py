@@ -194,8 +194,8 @@ def test_replies_to_other_requests_are_not_taken_for_ours(tmp_path: Path) -> Non
     ask(path, Fake())
     with pytest.raises(UserError, match="give another `out`"):
         ask(path, Fake(), dataclasses.replace(WRITING, seed=1))
+    writer = FunctionWriter(Fake())
     with pytest.raises(UserError, match="give another `out`"):
-        writer = FunctionWriter(Fake())
         collect_questions(SURVEY, writer, "Another text on {{ topic }}.", WRITING, path)
     path.write_text('{"request": 1, "topic": 2}\n')
     with pytest.raises(UserError, match="not a file of replies"):
