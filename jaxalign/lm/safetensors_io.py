@@ -23,6 +23,19 @@ INDEX = "model.safetensors.index.json"
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names
 _CODES = {name: code for code, name in STORED.items()}
 _SAMPLE_BYTES, _SAMPLES = 2**16, 16  # size and number of the blocks of a tensor that are hashed
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_not_pointer(path: Path) -> None:
+    """Raise UserError if a file is what Git LFS leaves in the place of one that it has not fetched.
+
+    A file that does not exist is no pointer.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise UserError(f"{path}: a Git LFS pointer; run git lfs pull in its folder")
 
 
 class Span(NamedTuple):
@@ -66,6 +79,7 @@ def read_spans(path: Path) -> dict[str, Span]:
         UserError: If the file is damaged or truncated; the message names the first tensor that is
             not whole.
     """
+    check_not_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -145,6 +145,31 @@ def test_tolerated_tensors(tmp_path: Path) -> None:
     assert jax.tree.structure(loaded) == jax.tree.structure(abstract_params(TIED))
 
 
+def test_tensors_that_contradict_the_config_are_refused(tmp_path: Path) -> None:
+    """A head of its own under tied embeddings; frequencies of heads of another size."""
+    weights = hf_weights(TIED)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
+    weights["lm_head.weight"][63, 31] += 1
+    write_one_file(tmp_path, weights)
+    with pytest.raises(UserError, match=r"lm_head.weight differs from the embeddings"):
+        load_checkpoint(tmp_path, TIED)
+    weights = hf_weights(CONFIG)
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+    write_one_file(tmp_path, weights)
+    with pytest.raises(UserError, match=r"inv_freq has shape \(8,\); by the config, heads of 8"):
+        load_checkpoint(tmp_path, CONFIG)
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n"
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text(pointer)
+    with pytest.raises(UserError, match=r"config.json: a Git LFS pointer; run git lfs pull"):
+        read_config(tmp_path)
+    with pytest.raises(UserError, match=r"model.safetensors: a Git LFS pointer; run git lfs pull"):
+        load_checkpoint(tmp_path, CONFIG)
+
+
 def _drop(weights: dict) -> None:
     del weights[Q0]
 

@@ -94,7 +94,7 @@ def ask(
             folder=experiment.out / "answers",
             block_tokens=settings.block_tokens,
             on_progress=on_progress,
-        ).reshape(rows, len(items), -1)
+        ).log_probs_NxO.reshape(rows, len(items), -1)
     else:
         positions_RxQxN = answer_sampled(
             model_sampler(lm, settings.answering, seed, settings.batch_size),
@@ -195,6 +195,6 @@ def right_answers(
         folder=experiment.out / "answers",
         block_tokens=experiment.settings.block_tokens,
         on_progress=on_progress,
-    )
+    ).log_probs_NxO
     chosen_Q = np.exp(log_probs_QxO, dtype=np.float32).argmax(axis=-1)
     return chosen_Q == np.array([right for _, right in inputs.guard])
