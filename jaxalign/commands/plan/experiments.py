@@ -23,18 +23,19 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.mesh import MeshChoice, choose_mesh
 from jaxalign.lm.model import ModelFiles
+from jaxalign.methods.culturespa import CultureSPASettings
+from jaxalign.methods.culturespa import programs as culturespa
+from jaxalign.methods.culturespa.inputs import read_inputs
+from jaxalign.methods.culturespa.settings import resolve_settings
 from jaxalign.methods.soft_prompt import Settings as SoftPromptSettings
 from jaxalign.methods.soft_prompt import programs as soft_prompt
 from jaxalign.methods.soft_prompt.problem import read_problem
 from jaxalign.methods.soft_prompt.search import choose_execution
-from jaxalign.pocket.society import held_out_survey
 from jaxalign.runtime.platform import lowering_for
 from jaxalign.runtime.programs import Need, Program, measure_program, summary_text
 from jaxalign.runtime.sharding import make_mesh
 from jaxalign.runtime.topology import Topology, described_devices, parse_topology
-from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.hofstede import DIMENSIONS
-from jaxalign.surveys.survey import Survey
 
 _log = logging.getLogger("jaxalign")
 
@@ -103,7 +104,7 @@ def plan_experiment(settings: PlanSettings, on_progress: OnProgress = ignore) ->
     files = model_files(settings)
     with tempfile.TemporaryDirectory() as scratch, lowering_for(topology.platform):
         began = time.process_time()
-        make = {"soft-prompt": _soft_prompt}[settings.experiment]
+        make = {"soft-prompt": _soft_prompt, "culturespa": _culturespa}[settings.experiment]
         choice, programs_of = make(settings, topology, files, Path(scratch))
         host_seconds = time.process_time() - began
         _log.info(f"{settings.experiment} on {topology.name}: {choice.describe()}")
@@ -147,6 +148,7 @@ def _soft_prompt(
         **({} if given is None else {"strategy": given}),
     )
     problem = read_problem(run, files)
+    answers = soft_prompt.plan_answers(problem)
     choice = choose_mesh(
         files.config,
         topology.num_chips,
@@ -159,7 +161,39 @@ def _soft_prompt(
     def programs_of(mesh: Mesh) -> Sequence[Program]:
         execution = choose_execution(problem, mesh, {"attention": run.attention})
         search = soft_prompt.fitting_search(problem, mesh, execution, topology.program_bytes)
-        return soft_prompt.run_programs(problem, mesh, search)
+        return soft_prompt.run_programs(problem, mesh, search, answers)
+
+    return choice, programs_of
+
+
+def _culturespa(
+    settings: PlanSettings, topology: Topology, files: ModelFiles, scratch: Path
+) -> tuple[MeshChoice, Callable[[Mesh], Sequence[Program]]]:
+    run = CultureSPASettings(
+        survey=settings.survey,
+        countries=_countries(settings),
+        per_topic=settings.per_topic,
+        seeds=settings.seeds,
+        train=settings.train,
+        lora=settings.lora,
+        reading=settings.reading,
+        model_parallel=settings.model_parallel,
+    )
+    run, notes = resolve_settings(run, files, topology.program_bytes)
+    for note in notes:
+        _log.info(note)
+    inputs = read_inputs(run, files)
+    choice = choose_mesh(
+        files.config,
+        topology.num_chips,
+        topology.program_bytes,
+        None,
+        model_parallel=run.model_parallel,
+    )
+    questions = culturespa.stand_ins(inputs.survey, run)
+
+    def programs_of(mesh: Mesh) -> Sequence[Program]:
+        return culturespa.run_programs(run, inputs, mesh, topology.program_bytes, questions)
 
     return choice, programs_of
 
@@ -169,17 +203,11 @@ def _countries(settings: PlanSettings) -> tuple[str, ...]:
     names = settings.countries
     if len(names) > 1 or not names[0].isdecimal():
         return names
-    survey = _survey(settings)
+    survey = culturespa.survey_of(settings.survey)
     known = tuple(survey.distributions)
     if not 1 <= int(names[0]) <= len(known):
         raise UserError(f"`countries` {names[0]}: survey {survey.name!r} has {len(known)}")
     return known[: int(names[0])]
-
-
-def _survey(settings: PlanSettings) -> Survey:
-    if settings.survey is None:
-        return held_out_survey()
-    return read_answered(settings.survey, "survey", None)
 
 
 def _row(need: Need, available: int) -> tuple[str, ...]:
