@@ -133,6 +133,11 @@ class DecodeQueue:
         """Number of replies that are written at a time, on all devices."""
         return self._shape.slots * self._shape.shares
 
+    @property
+    def positions(self) -> int:
+        """Largest number of tokens of a prompt and its reply."""
+        return self._shape.positions
+
     def add(self, name: Hashable, prompt: Sequence[int], number: int, sample: int = 0) -> None:
         """Put a prompt at the end of the queue.
 
