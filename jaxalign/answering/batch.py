@@ -72,6 +72,7 @@ def answer_exact(
     key: str = "",
     folder: Path | None = None,
     block_tokens: int | None = None,
+    plan: BlockPlan | None = None,
     on_progress: OnProgress = ignore,
     task: str = "block",
 ) -> ExactAnswers:
@@ -91,6 +92,8 @@ def answer_exact(
         key: text that stands for whatever else the answers depend on, such as the weights' hash.
         folder: directory that keeps the answers; None keeps none.
         block_tokens: tokens computed together; default: `default_block_tokens`.
+        plan: the conversations cut into blocks, if that has been done; `block_tokens` is then not
+            used. Jobs of one shape (`with_one_shape`) share a compiled program.
         on_progress: called with the number of blocks that are answered.
         task: what the progress calls a step.
 
@@ -100,12 +103,13 @@ def answer_exact(
     if extra_ExD is None:
         extra_ExD = np.zeros((0, config.hidden_size), np.float32)
     extra_ExD = np.asarray(extra_ExD, np.float32)
-    if block_tokens is None:
-        block_tokens = default_block_tokens(mesh.devices.flat[0].platform)
-    plan = plan_blocks(conversations, block_tokens)
-    _log.info(plan.describe())
+    cut_as: object = plan and plan.shape
+    if plan is None:
+        cut_as = block_tokens or default_block_tokens(mesh.devices.flat[0].platform)
+        plan = plan_blocks(conversations, cut_as)
+        _log.info(plan.describe())
     # One row of the file per conversation, in the given order: its options, then the mass on them.
-    name = digest("exact", key, config, block_tokens, conversations, extra_ExD)
+    name = digest("exact", key, config, cut_as, conversations, extra_ExD)
     size = len(conversations), plan.shape.options + 1
     out = open_partial(folder, f"exact-{name}", size, np.float32, np.nan)
     # A block of which any answer is missing is computed again as a whole.

@@ -183,6 +183,20 @@ def plan_blocks(conversations: Conversations, block_tokens: int) -> BlockPlan:
     return BlockPlan(shape, order, starts, asked, distinct, text, options)
 
 
+def with_one_shape(plans: Sequence[BlockPlan]) -> list[BlockPlan]:
+    """Pad the blocks of several jobs to one shape, so that one compiled program answers them all.
+
+    Raises:
+        ValueError: if the jobs' questions differ in what is read of their options.
+    """
+    sizes = [dataclasses.asdict(plan.shape) for plan in plans]
+    most = {name: max(size[name] for size in sizes) for name in sizes[0]}
+    for name in ("scored", "options", "spellings", "spelling_tokens"):
+        if any(size[name] != most[name] for size in sizes):
+            raise ValueError(f"jobs whose questions differ in {name} cannot share a shape")
+    return [dataclasses.replace(plan, shape=Shape(**most)) for plan in plans]
+
+
 # -- the order --------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxalign.answering.block_plan import plan_blocks
+from jaxalign.answering.block_plan import plan_blocks, with_one_shape
 from jaxalign.answering.blocks import ANSWER_ROW, ROW, Conversations
 from jaxalign.answering.partial import digest
 from jaxalign.answering.prefix_tree import PrefixTree
@@ -166,3 +166,29 @@ def test_digests_differ_with_anything_asked():
     )
     rows = np.arange(6, dtype=np.float32)
     assert digest(rows) != digest(rows.reshape(2, 3)) != digest(rows + 1)
+
+
+def test_jobs_of_one_shape():
+    """Blocks of several jobs are padded to the largest; what is computed stays the same."""
+
+    def job(questions: int, options: int) -> Conversations:
+        return Conversations(
+            [np.arange(3, 3 + questions)],
+            [np.array([9, 9, 1000 + q]) for q in range(questions)],
+            [[[(1 + o,)] for o in range(options)]] * questions,
+            [(0, q) for q in range(questions)],
+        )
+
+    plans = [plan_blocks(job(questions, 2), 4096) for questions in (2, 200)]
+    assert plans[0].shape != plans[1].shape
+    padded = with_one_shape(plans)
+    assert padded[0].shape == padded[1].shape == plans[1].shape
+    before, after = plans[0].tables(0), padded[0].tables(0)
+    used = plans[0].tokens_distinct
+    for name in ("tree", "positions", "end"):
+        np.testing.assert_array_equal(getattr(after, name)[:used], getattr(before, name)[:used])
+    assert dataclasses.astuple(padded[0].shape.table_shapes()) == tuple(
+        x.shape for x in dataclasses.astuple(after)
+    )
+    with pytest.raises(ValueError, match="differ in scored cannot share"):
+        with_one_shape([plans[0], plan_blocks(job(2, 3), 4096)])
