@@ -24,8 +24,8 @@ from jax.sharding import Mesh
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.decode_loop import SlotShape, choose_slots, decode_programs, rounded_positions
 from jaxalign.lm.decode_cache import SHARES
+from jaxalign.lm.decode_loop import SlotShape, choose_slots, decode_programs, rounded_positions
 from jaxalign.lm.decode_queue import DecodeQueue
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.weights import Params
@@ -33,7 +33,15 @@ from jaxalign.runtime.hosts import agreed
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.sharding import make_mesh, place_whole, replicated
 
-__all__ = ["Sampling", "choose_slots", "decode_programs", "generate", "open_queue", "slots_of", "stream"]
+__all__ = [
+    "Sampling",
+    "choose_slots",
+    "decode_programs",
+    "generate",
+    "open_queue",
+    "slots_of",
+    "stream",
+]
 
 _log = logging.getLogger("jaxalign")
 

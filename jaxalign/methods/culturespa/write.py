@@ -514,9 +514,7 @@ def longest_request(
         )
         for topic in make_topics(survey)
     ]
-    return max(
-        len(tokenizer.encode_chat([{"role": "user", "content": text}])) for text in requests
-    )
+    return max(len(tokenizer.encode_chat([{"role": "user", "content": text}])) for text in requests)
 
 
 def model_writer(
