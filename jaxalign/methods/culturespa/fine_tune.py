@@ -25,7 +25,7 @@ from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.surveys.survey import Survey
 from jaxalign.training.packing import Example
-from jaxalign.training.trainer import HeldOutLoss, Trainer, adapters, fit
+from jaxalign.training.trainer import HeldOutLoss, Trainer, fit
 
 ModelName = tuple[int, str]  # the seed, and "joint", "cct", "rds", "cds" or "specific-USA"
 Program = Literal["shared", "specific"]
@@ -146,6 +146,8 @@ def train(
     """
     settings = experiment.settings
     batch = settings.specific_batch if program == "specific" else settings.train.batch
+    folder = experiment.out / "training"
+    folder.mkdir(exist_ok=True)
     drawn_as = {name: label((name[0], program)) for name in rates or {}}
     trainer = Trainer(
         experiment.lm.config,
@@ -155,12 +157,12 @@ def train(
         experiment.lm.mesh,
         _by_label(rates or {}),
         _by_label(drawn_as),
+        checkpoints=folder / program,
     )
-    folder = experiment.out / "training"
-    folder.mkdir(exist_ok=True)
+    _log.info(trainer.describe())
     log = MetricsFile(folder / f"{program}.jsonl", "step")
     with Checkpoints(folder / program) as checkpoints:
-        state = fit(
+        weights = fit(
             trainer,
             experiment.lm.params,
             checkpoints,
@@ -170,7 +172,7 @@ def train(
             held_out=HeldOutLoss(trainer, _by_label(held_out)) if held_out else None,
             on_progress=experiment.reporting(f"4 fine-tune {program}"),
         )
-    weights, lm = adapters(trainer, state), experiment.lm
+    lm = experiment.lm
     return {
         name: Adapter(weights[label(name)], settings.lora, lm.config, str(lm.folder))
         for name in examples

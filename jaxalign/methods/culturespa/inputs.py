@@ -237,12 +237,12 @@ def example_lengths(
 
 def _check_row_length(settings: CultureSPASettings, inputs: Inputs) -> None:
     """Raise UserError if the survey's own questions, the models of new ones, do not fit a row."""
-    row_length = settings.train.row_length
+    row_length = settings.train.longest_example
     if row_length is None:
         return
     longest = max(example_lengths(settings, inputs, inputs.survey.items))
     if row_length < longest:
         raise UserError(
-            f"`train.row_length` {row_length}: an example like the survey's own questions has "
+            f"`train.longest_example` {row_length}: an example like the survey's own questions has "
             f"{longest} tokens; give more, or leave the option out"
         )

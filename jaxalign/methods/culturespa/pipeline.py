@@ -194,14 +194,14 @@ def _fitting(experiment: Experiment, questions: Survey) -> Survey:
     Raises:
         UserError: If no question fits.
     """
-    row_length = experiment.settings.train.row_length
+    row_length = experiment.settings.train.longest_example
     if row_length is None:
         return questions
     lengths = example_lengths(experiment.settings, experiment.inputs, questions.items)
     fitting = {i.id for i, n in zip(questions.items, lengths, strict=True) if n <= row_length}
     if not fitting:
         raise UserError(
-            f"`train.row_length` {row_length}: fits none of the {len(lengths)} questions written, "
+            f"`train.longest_example` {row_length}: fits none of the {len(lengths)} questions written, "
             f"whose examples have {min(lengths)} tokens or more; give more, or leave the option out"
         )
     return questions.subset(fitting)
