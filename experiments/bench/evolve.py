@@ -180,7 +180,7 @@ def measure(
     """
     strategy = Strategy(algorithm=algorithm, population=population)
     mesh = make_mesh(jax.devices()[:1])
-    # One device: ask and tell are computed by every device for all candidates anyway.
+    # One device: each asks and tells for the entries that it holds, this one alone.
     evolution = make_evolution(strategy, dims, first_coordinate, mesh, [("USA", 0)])
     compiled = evolution.lower(1).compile()
     # The program's own report, plus the initial population that is passed in.

@@ -44,6 +44,7 @@ from jaxalign.answering.options import PreparedItems, option_log_probs
 from jaxalign.answering.partial import digest, open_partial
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.lm.weights import Params
@@ -204,7 +205,7 @@ def _answer_blocks(
 
     The next round is planned and under way before the results of the last one are waited for.
     """
-    devices, params = mesh.shape[DATA], place_whole(params, replicated(mesh))
+    devices, params = mesh.shape[DATA], as_bits(place_whole(params, replicated(mesh)))
     under_way = ()
     for start in range(0, len(blocks), devices):
         members = blocks[start : start + devices]

@@ -28,6 +28,7 @@ from jaxalign.answering.options_suffix import (
 )
 from jaxalign.answering.plan import Layout
 from jaxalign.answering.plan_suffix import SuffixLayout
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.transformer import KeyValue, Llama, causal_mask, masked_attention, rope_tables
 from jaxalign.lm.weights import Params
@@ -71,6 +72,7 @@ def prepare_items(
         layout: the plan of the items, from `plan_layout` or `plan_suffix_layout`.
         kernel: what computes the attention; a `SuffixLayout` is always computed by "xla".
     """
+    params = as_bits(params)
     if isinstance(layout, SuffixLayout):
         return prepare_suffix_items(config, params, layout)
     attention, answer_attention = attention_tables(config, layout, kernel)

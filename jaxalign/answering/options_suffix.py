@@ -19,6 +19,7 @@ from flax import struct
 
 from jaxalign.answering.attention import UNSEEN, mix, scaled_scores
 from jaxalign.answering.plan_suffix import SuffixLayout
+from jaxalign.lm.bits import as_bits, from_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.transformer import KeyValue, Llama, causal_mask, masked_attention, rope_tables
 from jaxalign.lm.weights import Params
@@ -85,7 +86,7 @@ def _encode_texts(
     attend = jax.tree_util.Partial(masked_attention, causal_mask(seen_QxS.astype(jnp.int32)))
     rope = rope_tables(config, jnp.arange(texts_QxS.shape[1]))
     _, keys_and_values = model.apply(bound, x, rope, attend, method=Llama.blocks)
-    return keys_and_values
+    return as_bits(keys_and_values)  # the largest arrays of a program besides the weights
 
 
 def suffix_stream(
@@ -124,6 +125,7 @@ def block_attention(
         v: values alike.
         texts: keys and values [Q, S, K, H] of the items' texts, the same for the batch.
     """
+    texts = from_bits(texts)
     B, _, N, H = q.shape
     Q, K = texts[0].shape[0], k.shape[2]
     R, T, U = blocks.mask_RxTxU.shape

@@ -9,8 +9,9 @@ the host.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import staging_folder
 from jaxalign.lm.config import LlamaConfig, config_to_hf
+from jaxalign.lm.quantize import int8_scale
 from jaxalign.lm.safetensors_io import (
     INDEX,
     ONE_FILE,
@@ -35,7 +37,14 @@ from jaxalign.lm.safetensors_io import (
     write_file,
     write_json,
 )
-from jaxalign.lm.weights import Params, Weight, input_dims, is_weight, weight_tree
+from jaxalign.lm.weights import (
+    Params,
+    Weight,
+    WeightFormat,
+    input_dims,
+    is_weight,
+    weight_tree,
+)
 
 __all__ = ["load_checkpoint", "save_checkpoint", "weights_sha256"]
 
@@ -61,7 +70,12 @@ class Place(NamedTuple):
     weight: Weight
 
 
-def load_checkpoint(folder: Path, config: LlamaConfig, shardings: Params | None = None) -> Params:
+def load_checkpoint(
+    folder: Path,
+    config: LlamaConfig,
+    shardings: Params | None = None,
+    weights: WeightFormat = "stored",
+) -> Params:
     """Read the parameters of a model folder.
 
     Each process reads only what its own devices hold.
@@ -71,22 +85,37 @@ def load_checkpoint(folder: Path, config: LlamaConfig, shardings: Params | None 
         config: The model; parameters are converted to `config.param_dtype`.
         shardings: One `jax.sharding.Sharding` per parameter (`weights.param_shardings`); default:
             everything on the first local device.
+        weights: `"int8"` stores the linear layers in 8 bits, with the bits of `quantize`. They are
+            converted as they are read, so little more than the 8-bit weights is ever in memory.
 
     Raises:
         UserError: If a tensor is missing, left over, of another shape or dtype, or truncated; the
             message names file and tensor.
     """
-    tree = weight_tree(config)
+    tree = weight_tree(config, weights)
     if shardings is None:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: here, tree, is_leaf=is_weight)
     with contextlib.ExitStack() as stack:
         # The files stay mapped until every parameter has been read.
         tensors = _open_tensors(folder, config, stack)
+        # A kernel and its scale read the same tensors; the scale of an output is computed once.
+        quantisers = {
+            keys: Quantiser(layers, config.param_dtype)
+            for keys, layers in tensors.items()
+            if weights == "int8" and (*keys[:-1], f"{keys[-1]}_scale") in _paths(tree)
+        }
 
         def read(path: tuple[Any, ...], weight: Weight, sharding: jax.sharding.Sharding):
-            layers = tensors[tuple(key.key for key in path)]
-            return _read_weight(weight, layers, sharding, config.param_dtype)
+            keys = tuple(key.key for key in path)
+            kernel = (*keys[:-1], keys[-1].removesuffix("_scale"))
+            if kernel in quantisers:
+                read_shard = functools.partial(_read_int8, weight, quantisers[kernel])
+            else:
+                read_shard = functools.partial(
+                    _read_shard, weight, tensors[keys], dtype=config.param_dtype
+                )
+            return _read_weight(weight, sharding, read_shard)
 
         return jax.tree_util.tree_map_with_path(read, tree, shardings, is_leaf=is_weight)
 
@@ -116,19 +145,44 @@ def save_checkpoint(
             parts of them live in other processes.
     """
     _check_params(params, config)
-    if taken := sorted(p.name for p in folder.glob("*.safetensors*")):
-        raise UserError(f"{folder}: holds {taken[0]} already; give another folder")
-    files = _plan_files(config, max_shard_bytes)
+    check_no_weights(folder)
     with staging_folder(folder, last="config.json") as aside:
-        for file, shapes in files.items():
-            tensors = _hf_tensors(params, config, shapes)
-            write_file(aside / file, shapes, config.param_dtype, tensors)
-        if len(files) > 1:
-            write_json(aside / INDEX, _index_fields(files, config))
+        blocks = functools.partial(_hf_tensor, params, config)
+        write_weights(aside, config, blocks, max_shard_bytes)
         write_json(aside / "config.json", config_to_hf(config) | dict(more))
 
 
-def _places(config: LlamaConfig) -> dict[str, Place]:
+def check_no_weights(folder: Path) -> None:
+    """Raise UserError if the folder holds weights already."""
+    if taken := sorted(p.name for p in folder.glob("*.safetensors*")):
+        raise UserError(f"{folder}: holds {taken[0]} already; give another folder")
+
+
+def write_weights(
+    folder: Path,
+    config: LlamaConfig,
+    blocks: Callable[[Place], Iterable[np.ndarray]],
+    max_shard_bytes: float = 5e9,
+) -> None:
+    """Write every weight of a model as safetensors, in the order of the model.
+
+    Args:
+        folder: Where to write; exists and holds no weights.
+        config: The model; tensors are written in `config.param_dtype`.
+        blocks: Yields the rows of one tensor as Hugging Face stores it, from first to last, as
+            C-contiguous arrays of that dtype. Only one block is in memory at a time.
+        max_shard_bytes: Size of a weight file, which only a larger single tensor exceeds.
+    """
+    places = tensor_places(config)
+    files = _plan_files(config, max_shard_bytes)
+    for file, shapes in files.items():
+        rows = (block for name in shapes for block in blocks(places[name]))
+        write_file(folder / file, shapes, config.param_dtype, rows)
+    if len(files) > 1:
+        write_json(folder / INDEX, _index_fields(files, config))
+
+
+def tensor_places(config: LlamaConfig) -> dict[str, Place]:
     """Return where each tensor goes, by its Hugging Face name, in the order of the model."""
     tree, last = weight_tree(config), config.num_hidden_layers - 1
     places = {tree["embed"].hf_name: Place(("embed",), None, tree["embed"])}
@@ -159,7 +213,7 @@ def _open_tensors(
     Returns:
         By a parameter's keys, its safetensors slices, one per layer.
     """
-    places = _places(config)
+    places = tensor_places(config)
     opened: dict[str, Any] = {}
     for path in find_files(folder):
         for name in read_spans(path):
@@ -202,10 +256,15 @@ def _check_complete(folder: Path, places: dict[str, Place], opened: dict[str, An
     raise UserError(f"{folder / file}: tensor {missing[0]}{more} missing")
 
 
+def _paths(tree: Params) -> set[tuple[str, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_weight)
+    return {tuple(key.key for key in path) for path, _ in leaves}
+
+
 def _read_weight(
-    weight: Weight, layers: list[Any], sharding: jax.sharding.Sharding, dtype: str
+    weight: Weight, sharding: jax.sharding.Sharding, read_shard: Callable[[Index], np.ndarray]
 ) -> jax.Array:
-    """Read one parameter from its tensors (a stack has several), each shard once."""
+    """Read one parameter, each shard once."""
     shards: dict[tuple[tuple[int, int], ...], np.ndarray] = {}  # replicas share one buffer
 
     # JAX calls this once for each local device, with the part of the array that it holds.
@@ -213,7 +272,7 @@ def _read_weight(
     def read(index: Index) -> np.ndarray:
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, weight.shape, strict=True))
         if bounds not in shards:
-            shards[bounds] = _read_shard(weight, layers, tuple(slice(*b) for b in bounds), dtype)
+            shards[bounds] = read_shard(tuple(slice(*b) for b in bounds))
         return shards[bounds]
 
     return jax.make_array_from_callback(weight.shape, sharding, read)
@@ -244,6 +303,62 @@ def _fill(
         ins = _flat_range(index[:split], shape[:split])
         outs = _flat_range(index[split:], shape[split:])
         _copy(tensor, outs, ins, out.reshape(ins.stop - ins.start, outs.stop - outs.start).T)
+
+
+def _read_int8(weight: Weight, quantiser: Quantiser, index: Index) -> np.ndarray:
+    """Read the part `index` of an int8 kernel, or of its scale, layer by layer."""
+    out = _aligned_empty(tuple(s.stop - s.start for s in index), weight.dtype)
+    in_stack = weight.axes[0] == "layers"
+    layers = range(index[0].start, index[0].stop) if in_stack else (0,)
+    part, shape = (index[1:], weight.shape[1:]) if in_stack else (index, weight.shape)
+    for target, layer in zip(out if in_stack else (out,), layers, strict=True):
+        if weight.fan_in is None:  # the scale: it has the outputs as dimensions
+            outs = _flat_range(part, shape)
+            target[...] = quantiser.scale(layer, outs).reshape(target.shape)
+            continue
+        split = input_dims(shape, weight.fan_in)
+        ins = _flat_range(part[:split], shape[:split])
+        outs = _flat_range(part[split:], shape[split:])
+        quantiser.fill(target.reshape(ins.stop - ins.start, -1).T, layer, outs, ins)
+    return out
+
+
+class Quantiser:
+    """Reads one linear layer in 8 bits, in blocks of a few MiB, from its tensors in the file."""
+
+    def __init__(self, layers: list[Any], dtype: str) -> None:
+        """Take safetensors slices [out, in], one per layer, and the dtype they are rounded to."""
+        self._layers, self._dtype = layers, dtype
+        self._scales: dict[tuple[int, int, int], np.ndarray] = {}
+
+    def scale(self, layer: int, outs: slice) -> np.ndarray:
+        """Return the scale of each output, float32 [outs].
+
+        It needs every input of an output, also those that lie on other devices.
+        """
+        key = (layer, outs.start, outs.stop)
+        if key not in self._scales:
+            whole = slice(0, self._layers[layer].get_shape()[1])
+            largest = [np.abs(rows).max(1) for _, rows in self._blocks(layer, outs, whole)]
+            self._scales[key] = int8_scale(np.concatenate(largest))
+        return self._scales[key]
+
+    def fill(self, out: np.ndarray, layer: int, outs: slice, ins: slice) -> None:
+        """Write the part [outs, ins] of a layer's int8 kernel to `out`."""
+        per_unit = (1 / self.scale(layer, outs))[:, None]
+        for rows, values in self._blocks(layer, outs, ins):
+            values *= per_unit[rows]
+            np.clip(np.rint(values, out=values), -127, 127, out=values)
+            _copy_blocks(out[rows], values.astype(np.int8))
+
+    def _blocks(self, layer: int, outs: slice, ins: slice) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield blocks of rows as float32, with where they are in `outs`."""
+        # A quarter of what is read at a time elsewhere: a block has copies in several dtypes.
+        step = max(_BLOCK_ROWS, _CHUNK_BYTES // (16 * (ins.stop - ins.start)))
+        for start in range(outs.start, outs.stop, step):
+            stop = min(start + step, outs.stop)
+            values = self._layers[layer][start:stop, ins].astype(self._dtype, copy=False)
+            yield slice(start - outs.start, stop - outs.start), values.astype(np.float32)
 
 
 def _flat_range(index: Index, shape: tuple[int, ...]) -> slice:
@@ -304,7 +419,7 @@ def _plan_files(config: LlamaConfig, max_bytes: float) -> dict[str, dict[str, tu
     # A file is closed when the next tensor does not fit.
     groups: list[dict[str, tuple[int, ...]]] = [{}]
     room = max_bytes
-    for name, place in _places(config).items():
+    for name, place in tensor_places(config).items():
         size = tensor_bytes(place.weight.hf_shape, config.param_dtype)
         if size > room and groups[-1]:
             groups.append({})
@@ -326,20 +441,16 @@ def _index_fields(
     return {"metadata": {"total_size": total}, "weight_map": placed}
 
 
-def _hf_tensors(
-    params: Params, config: LlamaConfig, names: dict[str, tuple[int, ...]]
-) -> Iterator[np.ndarray]:
-    """Yield the named tensors as Hugging Face stores them, C-contiguous, in `param_dtype`."""
-    places = _places(config)
-    for name in names:
-        keys, layer, weight = places[name]
-        value = params
-        for key in keys:
-            value = value[key]
-        value = np.asarray(value if layer is None else value[layer])
-        value = value.astype(config.param_dtype, copy=False)
-        if weight.transposed:
-            transposed = np.empty(weight.hf_shape, value.dtype)
-            _copy_blocks(transposed.T, value.reshape(weight.fan_in, -1))
-            value = transposed
-        yield np.ascontiguousarray(value)
+def _hf_tensor(params: Params, config: LlamaConfig, place: Place) -> Iterator[np.ndarray]:
+    """Yield one tensor as Hugging Face stores it, C-contiguous, in `param_dtype`."""
+    keys, layer, weight = place
+    value = params
+    for key in keys:
+        value = value[key]
+    value = np.asarray(value if layer is None else value[layer])
+    value = value.astype(config.param_dtype, copy=False)
+    if weight.transposed:
+        transposed = np.empty(weight.hf_shape, value.dtype)
+        _copy_blocks(transposed.T, value.reshape(weight.fan_in, -1))
+        value = transposed
+    yield np.ascontiguousarray(value)

@@ -1,199 +1,474 @@
-"""Decode one batch: prefill the KV cache and sample tokens, as one compiled program.
+"""The compiled programs of decoding, whatever the number and lengths of prompts.
 
-A sequence's slots in the KV cache:
+    prefill   pieces of prompts, packed from any slots, into the cache
+    fork      a slot's first positions copied to another slot: a shared beginning, a second sample
+    start     the first token of replies, drawn after their prompts
+    decode    up to `limit` steps of all slots, or of a quarter of them
 
-    prompt | padding up to P | new tokens (slot P + step)
-
-All sequences of a batch write their new token to the same slot, so that a step writes one slice. A
-mask decides what each sequence sees, and RoPE counts a sequence's own tokens only. The cache is
-updated in place. The loop ends when every sequence has stopped.
+Their shapes are fixed (`SlotShape`). Slots are spread over the population and data axes of the mesh
+by `shard_map`: every device works on its own, and all agree on when a decode segment ends. A model
+axis is left to the compiler. The state is donated, so each program updates it in place.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.decode_cache import (
+    KEY_BLOCK,
+    PIECE,
+    SHARES,
+    Slots,
+    bits_structs,
+    fork,
+    reply_keys,
+    slot_shardings,
+    slot_specs,
+    slot_structs,
+    step_keys,
+    write_tokens,
+)
+from jaxalign.lm.decode_layers import decode_layers, embed, output_logits, prefill_layers
 from jaxalign.lm.sampling import Sampling, next_tokens
-from jaxalign.lm.transformer import KeyValue, Llama, exact_products, product, rope_tables
-from jaxalign.lm.weights import Params
+from jaxalign.lm.weights import Params, abstract_params, param_shardings
 from jaxalign.runtime.sharding import replicated
 
-Cache = tuple[KeyValue, KeyValue]  # ([L-1, B, S, K, H] x 2, last layer's [B, S, K, H] x 2)
-_UNSEEN = float(np.finfo(np.float32).min)
+SEGMENT = 32  # decode steps between two looks of the host, at most
 
 
-@struct.dataclass
-class Batch:
-    """Prompts padded to one length. A row of length 0 is padding and gets no reply.
+@dataclasses.dataclass(frozen=True)
+class SlotShape:
+    """Everything that the programs' shapes depend on.
 
-    The token id `vocab_size + i` stands for row i of `extra_ExD`; without that table, the program
-    has no trace of it.
+    Attributes:
+        config: The model.
+        sampling: How tokens are drawn, and how many at most.
+        mesh: The devices.
+        slots: Slots on each share of the mesh.
+        positions: Positions of a slot's cache, a multiple of `KEY_BLOCK`.
     """
 
-    tokens_BxP: jax.Array  # int32, padding on the right
-    lengths_B: jax.Array  # int32: number of tokens of each prompt
-    ids_B: jax.Array  # uint32: a row's random key is made from this id and the seed
-    seed: jax.Array  # uint32 scalar
-    extra_ExD: jax.Array | None = None  # embeddings beyond the vocabulary (soft prompts)
+    config: LlamaConfig
+    sampling: Sampling
+    mesh: Mesh
+    slots: int
+    positions: int
 
     @property
-    def slots(self) -> int:
-        """Number of cache slots before the new tokens."""
-        return self.tokens_BxP.shape[1]
+    def shares(self) -> int:
+        """Number of parts of the mesh that have slots of their own."""
+        return math.prod(self.mesh.shape[axis] for axis in SHARES)
+
+    @property
+    def starts(self) -> int:
+        """Number of replies that one call of `start` or `fork` takes on each share."""
+        return min(8, self.slots)
+
+    @property
+    def decode_rows(self) -> tuple[int, ...]:
+        """Numbers of rows of the decode program: all slots, and a quarter for a queue's end."""
+        return (self.slots, self.slots // 4) if self.slots >= 8 else (self.slots,)
+
+    @property
+    def structs(self) -> Slots:
+        """Shapes and dtypes of the state on all devices."""
+        new = self.sampling.max_new_tokens
+        return slot_structs(self.config, self.slots * self.shares, self.positions, new)
 
 
 @struct.dataclass
-class _State:
-    step: jax.Array  # int32: index of the newest token
-    tokens_BxG: jax.Array  # int32: new tokens; meaningless after a stop token
-    stopped_B: jax.Array
-    cache: Cache
-    # Keys and values of the token before the newest, which the next step writes before it reads
-    # the cache. If they were written after reading, XLA would copy the last layer's cache in every
-    # step instead of updating it in place.
-    unwritten: Cache
+class Report:
+    """What the host learns from a decode segment; whole on every device."""
+
+    steps: jax.Array  # int32: steps that ran
+    live_B: jax.Array
+    step_B: jax.Array
+    tokens_BxG: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling", "mesh"))
-def decode_batch(
-    config: LlamaConfig,
-    sampling: Sampling,
+def rounded_positions(tokens: int) -> int:
+    """Return the smallest of 128, 256, 384, 512, 768, 1024, 1536 ... that is at least `tokens`."""
+    power = max(KEY_BLOCK, 1 << (tokens - 1).bit_length())
+    between = power * 3 // 4
+    return between if tokens <= between and between % KEY_BLOCK == 0 else power
+
+
+def empty_slots(shape: SlotShape) -> Slots:
+    """Return a state in which every slot is free."""
+    structs = shape.structs
+    make = functools.partial(jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), structs)
+    slots = jax.jit(make, out_shardings=slot_shardings(structs, shape.mesh))()
+    return slots
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def prefill_program(
+    shape: SlotShape,
     params: Params,
-    batch: Batch,
-    stop_tokens: jax.Array,
-    mesh: Mesh | None = None,
-) -> jax.Array:
-    """Return the new tokens of a batch, int32 [B, max_new_tokens].
-
-    They are meaningless after a row's first stop token. With a mesh, every device gets all of them.
-    """
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(batch.seed), batch.ids_B)
-
-    def take(state: _State, logits_BxV: jax.Array) -> _State:
-        # A token's key depends on its sequence and its step only, not on the batch.
-        keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.step)
-        token_B = next_tokens(sampling, keys, logits_BxV)
-        stops_B = jnp.any(token_B[:, None] == stop_tokens[None], axis=-1)
-        tokens = state.tokens_BxG.at[:, state.step].set(token_B)
-        return state.replace(tokens_BxG=tokens, stopped_B=state.stopped_B | stops_B)
-
-    def step(state: _State) -> _State:
-        state, logits_BxV = _forward(config, params, batch, state)
-        return take(state.replace(step=state.step + 1), logits_BxV)
-
-    def unfinished(state: _State) -> jax.Array:
-        return (state.step + 1 < sampling.max_new_tokens) & ~jnp.all(state.stopped_B)
-
-    start, logits_BxV = _prefill(config, params, batch, sampling.max_new_tokens)
-    tokens = jax.lax.while_loop(unfinished, step, take(start, logits_BxV)).tokens_BxG
-    return tokens if mesh is None else jax.lax.with_sharding_constraint(tokens, replicated(mesh))
-
-
-def _prefill(
-    config: LlamaConfig, params: Params, batch: Batch, new_tokens: int
-) -> tuple[_State, jax.Array]:
-    """Return the state with the prompts in its cache, and logits [B, V] after their last tokens."""
-    model, bound = Llama(config), {"params": params}
-    x = _embed(model, params, batch)
-    rope, attend = rope_tables(config, jnp.arange(batch.slots)), jax.tree_util.Partial(_causal)
-    x, prompts = model.apply(bound, x, rope, attend, method=Llama.blocks)
-    # Only the stream at each prompt's last token goes through the output head.
-    at_B = jnp.maximum(batch.lengths_B - 1, 0)
-    x_BxD = jnp.take_along_axis(x, at_B[:, None, None], axis=1)[:, 0]
-
-    def grow(kept: jax.Array) -> jax.Array:  # the newest token needs no slot
-        outer = [(0, 0)] * (kept.ndim - 3)
-        return jnp.pad(kept, [*outer, (0, new_tokens - 1), (0, 0), (0, 0)])
-
-    state = _State(
-        step=jnp.int32(0),
-        tokens_BxG=jnp.zeros((x.shape[0], new_tokens), jnp.int32),
-        stopped_B=batch.lengths_B == 0,
-        cache=jax.tree.map(grow, prompts),
-        # The first step writes the prompt's last slot once more.
-        unwritten=jax.tree.map(lambda kept: kept[..., -1:, :, :], prompts),
-    )
-    return state, model.apply(bound, x_BxD, method=Llama.logits)
-
-
-def _embed(model: Llama, params: Params, batch: Batch) -> jax.Array:
-    """Return the embeddings [B, P, D] of the prompts, extra ones included."""
-    tokens, extra_ExD = batch.tokens_BxP, batch.extra_ExD
-    embed = functools.partial(model.apply, {"params": params}, method=Llama.embed)
-    if extra_ExD is None:
-        return embed(tokens)
-    vocab_size = model.config.vocab_size
-    is_extra = tokens >= vocab_size
-    # Both tables are read at every position, with index 0 where the other one counts.
-    known = embed(jnp.where(is_extra, 0, tokens))
-    extra = jnp.take(extra_ExD, jnp.where(is_extra, tokens - vocab_size, 0), axis=0)
-    return jnp.where(is_extra[:, :, None], extra.astype(known.dtype), known)
-
-
-def _forward(
-    config: LlamaConfig, params: Params, batch: Batch, state: _State
-) -> tuple[_State, jax.Array]:
-    """Return the state with the newest token's keys and values, and logits [B, V] after it."""
-    model, bound = Llama(config), {"params": params}
-    lengths_Bx1, slot = batch.lengths_B[:, None], batch.slots + state.step
-
-    def write(kept: jax.Array, value: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(kept, value, slot - 1, axis=value.ndim - 3)
-
-    cache = jax.tree.map(write, state.cache, state.unwritten)
-    # A sequence sees its own prompt and the new tokens so far, but not the padding between them.
-    at_1xS = jnp.arange(cache[1][0].shape[1])[None]
-    mask_BxS = (at_1xS < lengths_Bx1) | ((at_1xS >= batch.slots) & (at_1xS < slot))
-    attend = jax.tree_util.Partial(cached_attention, mask_BxS)
-    token_Bx1 = jax.lax.dynamic_slice_in_dim(state.tokens_BxG, state.step, 1, axis=1)
-    x = model.apply(bound, token_Bx1, method=Llama.embed)
-    rope = rope_tables(config, lengths_Bx1 + state.step)
-    x, unwritten = model.apply(bound, x, rope, attend, cache=cache, method=Llama.blocks)
-    logits_BxV = model.apply(bound, x[:, 0], method=Llama.logits)
-    return state.replace(cache=cache, unwritten=unwritten), logits_BxV
-
-
-def _causal(q: jax.Array, k: jax.Array, v: jax.Array, cache: None = None) -> jax.Array:
-    """Attend causally, which is enough to hide padding, because it comes after the prompt."""
-    with exact_products(q.dtype):
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
-
-
-def cached_attention(
-    mask_BxS: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, cache: KeyValue
-) -> jax.Array:
-    """Attend from a new token to the cache slots where the mask holds, and to itself.
-
-    The cached keys and values are not concatenated with the new ones, which would copy the cache;
-    only the scores of the two are. Softmax in float32.
+    slots: Slots,
+    tokens_RxT: jax.Array,
+    slot_R: jax.Array,
+    start_R: jax.Array,
+    last_R: jax.Array,
+    extra_ExD: jax.Array | None = None,
+) -> Slots:
+    """Write pieces of prompts to the cache.
 
     Args:
-        mask_BxS: bool, the slots that each sequence sees.
-        q: Query of the new token, [B, 1, N, H].
-        k, v: Its key and value, [B, 1, K, H].
-        cache: Keys and values so far, [B, S, K, H] each.
-
-    Returns:
-        [B, 1, N, H], in the dtype of `q`.
+        shape: The shapes.
+        params: The weights, as `place_bits` makes them.
+        slots: The state.
+        tokens_RxT: int32, each share's pieces; beyond a prompt's end anything.
+        slot_R: int32, each piece's slot on its share; a slot past the last one is padding.
+        start_R: int32, position of each piece's first token.
+        last_R: int32, where in the piece the prompt ends, whose stream is kept; -1: not in it.
+        extra_ExD: Embeddings beyond the vocabulary.
     """
-    B, T, N, H = q.shape
-    K, S = k.shape[2], mask_BxS.shape[1]
-    q = q.reshape(B, T, K, N // K, H)
-    seen = jnp.where(mask_BxS[:, None, None, None], _scores(q, cache[0]), _UNSEEN)
-    both = jnp.concatenate([seen, _scores(q, k)], axis=-1)
-    weights = jax.nn.softmax(both, axis=-1).astype(q.dtype)
-    out = product("bkgts,bskh->btkgh", weights[..., :S], cache[1])
-    out += product("bkgts,bskh->btkgh", weights[..., S:], v)
-    return out.reshape(B, T, N, H).astype(q.dtype)
+
+    def share(
+        params: Params,
+        slots: Slots,
+        pieces: tuple[jax.Array, ...],
+        extra_ExD: jax.Array | None,
+    ) -> Slots:
+        tokens, slot, start, last = pieces
+        x = embed(shape.config, params, tokens, extra_ExD)
+        cache = slots.keys, slots.values
+        x, (keys, values) = prefill_layers(shape.config, params, x, cache, slot, start)
+        x_RxD = jnp.take_along_axis(x, jnp.maximum(last, 0)[:, None, None], axis=1)[:, 0]
+        target = jnp.where(last >= 0, slot, shape.slots)  # past the end: dropped
+        stream = slots.stream_BxD.at[target].set(x_RxD, mode="drop")
+        return slots.replace(keys=keys, values=values, stream_BxD=stream)
+
+    pieces = (tokens_RxT, slot_R, start_R, last_R)
+    return _placed(shape, _on_shares(shape, share)(params, slots, pieces, extra_ExD))
 
 
-def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    """Return scaled products of queries [B, T, K, G, H] and keys [B, S, K, H], [B, K, G, T, S]."""
-    return q.shape[-1] ** -0.5 * product("btkgh,bskh->bkgts", q, k)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def fork_program(
+    shape: SlotShape,
+    slots: Slots,
+    source_A: jax.Array,
+    target_A: jax.Array,
+    tokens_A: jax.Array,
+) -> Slots:
+    """Copy the first `tokens_A` positions of slots, and their streams, to other slots."""
+
+    def share(_: None, slots: Slots, pairs: tuple[jax.Array, ...], __: None) -> Slots:
+        return fork(slots, *pairs)
+
+    pairs = (source_A, target_A, tokens_A)
+    return _placed(shape, _on_shares(shape, share)(None, slots, pairs, None))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def start_program(
+    shape: SlotShape,
+    params: Params,
+    slots: Slots,
+    slot_A: jax.Array,
+    length_A: jax.Array,
+    id_A: jax.Array,
+    sample_A: jax.Array,
+    seed: jax.Array,
+    stop_tokens: jax.Array,
+) -> Slots:
+    """Draw the first token of replies whose prompts are in the cache.
+
+    Args:
+        shape: The shapes.
+        params: The weights, as `place_bits` makes them.
+        slots: The state.
+        slot_A: int32, the replies' slots on their share; a slot past the last one is padding.
+        length_A: int32, tokens of their prompts.
+        id_A: uint32, ids from which their random keys are derived.
+        sample_A: int32, numbers of their samples, likewise.
+        seed: uint32, likewise.
+        stop_tokens: int32 [n], tokens that end a reply.
+    """
+
+    def share(
+        params: Params, slots: Slots, replies: tuple[jax.Array, ...], one: tuple[jax.Array, ...]
+    ) -> Slots:
+        (slot, length, number, sample), (seed, stop) = replies, one
+        random = reply_keys(seed, number, sample)
+        stream = jnp.take(slots.stream_BxD, jnp.minimum(slot, shape.slots - 1), axis=0)
+        logits = output_logits(shape.config, params, stream)
+        first = jnp.zeros_like(length)
+        token = next_tokens(shape.sampling, step_keys(random, first), logits)
+        live = (shape.sampling.max_new_tokens > 1) & ~_stops(token, stop)
+
+        def put(state: jax.Array, value: jax.Array) -> jax.Array:
+            return state.at[slot].set(value, mode="drop")
+
+        return slots.replace(
+            write_B=put(slots.write_B, jnp.full_like(length, shape.positions)),
+            length_B=put(slots.length_B, length),
+            step_B=put(slots.step_B, first + 1),
+            live_B=put(slots.live_B, live),
+            tokens_BxG=slots.tokens_BxG.at[slot, 0].set(token, mode="drop"),
+            random_BxW=put(slots.random_BxW, random),
+        )
+
+    replies, one = (slot_A, length_A, id_A, sample_A), (seed, stop_tokens)
+    return _placed(shape, _on_shares(shape, share)(params, slots, replies, one))
+
+
+@struct.dataclass
+class _Rows:
+    """The rows that a segment decodes, and its counters."""
+
+    slots: Slots  # caches of all slots; the rest of the rows only
+    steps: jax.Array
+    free: jax.Array  # slots of all shares that are free
+    live: jax.Array  # rows of all shares that go on
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def segment_program(
+    shape: SlotShape,
+    rows: int,
+    params: Params,
+    slots: Slots,
+    rows_A: jax.Array,
+    limit: jax.Array,
+    enough: jax.Array,
+    stop_tokens: jax.Array,
+) -> tuple[Slots, Report]:
+    """Decode until `limit` steps have run, `enough` slots are free, or every reply has ended.
+
+    Args:
+        shape: The shapes.
+        rows: Number of rows on each share, one of `shape.decode_rows`.
+        params: The weights, as `place_bits` makes them.
+        slots: The state.
+        rows_A: int32, on each share the slots that are decoded, all different: every one that is
+            live.
+        limit: int32 scalar.
+        enough: int32 scalar, free slots of all shares together.
+        stop_tokens: int32 [n], tokens that end a reply.
+    """
+
+    def share(
+        params: Params, slots: Slots, mine: tuple[jax.Array, ...], one: tuple[jax.Array, ...]
+    ) -> tuple[Slots, jax.Array]:
+        (limit, enough, stop), rows_A = one, None if rows == shape.slots else mine[0]
+        start = _count(shape, _take_rows(slots, rows_A), jnp.int32(0))
+
+        def goes_on(state: _Rows) -> jax.Array:
+            return (state.steps < limit) & (state.live > 0) & (state.free < enough)
+
+        def step(state: _Rows) -> _Rows:
+            decoded = _step(shape, params, state.slots, rows_A, stop)
+            return _count(shape, decoded, state.steps + 1)
+
+        end = jax.lax.while_loop(goes_on, step, start)
+        return _put_rows(slots, end.slots, rows_A), end.steps[None]
+
+    run = _on_shares(shape, share, steps=True)
+    slots, steps = run(params, slots, (rows_A,), (limit, enough, stop_tokens))
+    report = Report(steps[0], slots.live_B, slots.step_B, slots.tokens_BxG)
+    report = jax.lax.with_sharding_constraint(report, replicated(shape.mesh))
+    return _placed(shape, slots), report
+
+
+def _step(
+    shape: SlotShape, params: Params, slots: Slots, rows_A: jax.Array | None, stop: jax.Array
+) -> Slots:
+    """Write the keys of the tokens before the newest, pass the newest through, and draw."""
+    A, G = slots.tokens_BxG.shape
+    every = jnp.arange(A)
+    at = every if rows_A is None else rows_A
+    keys = write_tokens(slots.keys, slots.unwritten[0], at, slots.write_B)
+    values = write_tokens(slots.values, slots.unwritten[1], at, slots.write_B)
+
+    newest = slots.tokens_BxG[every, jnp.maximum(slots.step_B - 1, 0)]
+    longest = jnp.max(jnp.where(slots.live_B, slots.length_B, 0))
+    x, new = decode_layers(
+        shape.config,
+        params,
+        embed(shape.config, params, newest),
+        (keys, values),
+        rows_A,
+        slots.length_B,
+        longest,
+    )
+    logits = output_logits(shape.config, params, x)
+    # A token's key depends on its reply and its step only.
+    token = next_tokens(shape.sampling, step_keys(slots.random_BxW, slots.step_B), logits)
+    live = slots.live_B
+    goes_on = live & ~_stops(token, stop) & (slots.step_B + 1 < G)
+    return slots.replace(
+        keys=keys,
+        values=values,
+        unwritten=new,
+        # A reply that has ended needs no more keys, and its slot may soon be another's.
+        write_B=jnp.where(goes_on, slots.length_B, shape.positions),
+        length_B=slots.length_B + live,
+        step_B=slots.step_B + live,
+        live_B=goes_on,
+        tokens_BxG=slots.tokens_BxG.at[every, jnp.where(live, slots.step_B, G)].set(
+            token, mode="drop"
+        ),
+    )
+
+
+def _count(shape: SlotShape, slots: Slots, steps: jax.Array) -> _Rows:
+    live = jax.lax.psum(jnp.sum(slots.live_B, dtype=jnp.int32), SHARES)
+    return _Rows(slots, steps, shape.slots * shape.shares - live, live)
+
+
+def _take_rows(slots: Slots, rows_A: jax.Array | None) -> Slots:
+    """Return the state with everything but the caches cut down to the rows."""
+    if rows_A is None:
+        return slots
+    taken = jax.tree.map(lambda x: x[rows_A], slots.replace(keys=None, values=None, unwritten=None))
+    unwritten = tuple(x[:, rows_A] for x in slots.unwritten)
+    return taken.replace(keys=slots.keys, values=slots.values, unwritten=unwritten)
+
+
+def _put_rows(slots: Slots, decoded: Slots, rows_A: jax.Array | None) -> Slots:
+    """Return the state with decoded rows put back."""
+    if rows_A is None:
+        return decoded
+    none = {"keys": None, "values": None, "unwritten": None}
+    put = jax.tree.map(
+        lambda all_, rows: all_.at[rows_A].set(rows), slots.replace(**none), decoded.replace(**none)
+    )
+    unwritten = tuple(
+        all_.at[:, rows_A].set(rows)
+        for all_, rows in zip(slots.unwritten, decoded.unwritten, strict=True)
+    )
+    return put.replace(keys=decoded.keys, values=decoded.values, unwritten=unwritten)
+
+
+def _stops(token_A: jax.Array, stop_tokens: jax.Array) -> jax.Array:
+    return jnp.any(token_A[:, None] == stop_tokens[None], axis=-1)
+
+
+def _on_shares(
+    shape: SlotShape, share: Callable[..., Any], steps: bool = False
+) -> Callable[..., Any]:
+    """Return `share(params, slots, split, whole)` run by every share on its own slots."""
+    state, split = slot_specs(shape.structs, model=False), PartitionSpec(SHARES)
+    return jax.shard_map(
+        share,
+        mesh=shape.mesh,
+        in_specs=(PartitionSpec(), state, split, PartitionSpec()),
+        out_specs=(state, split) if steps else state,
+        axis_names=set(SHARES),
+        check_vma=False,  # loops start from constants
+    )
+
+
+def _placed(shape: SlotShape, slots: Slots) -> Slots:
+    """Keep the state where it lies, so that it can be updated in place."""
+    return jax.lax.with_sharding_constraint(slots, slot_shardings(shape.structs, shape.mesh))
+
+
+def decode_programs(
+    config: LlamaConfig,
+    sampling: Sampling,
+    mesh: Mesh,
+    *,
+    slots: int,
+    positions: int,
+    stop_tokens: int = 1,
+    extra_rows: int = 0,
+    params: Params | None = None,
+) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """Return every program of a decoding run as {name: (jitted, abstract arguments)}.
+
+    `jitted.lower(*arguments)` needs no arrays, so the programs can be compiled for other devices.
+
+    Args:
+        config: The model.
+        sampling: As for `generate`.
+        mesh: The devices.
+        slots: Slots on each share of the mesh.
+        positions: Positions of a slot's cache, rounded up to a size that `generate` uses.
+        stop_tokens: Number of stop tokens.
+        extra_rows: Rows of `extra_embeddings`.
+        params: Abstract weights with their shardings, if there are more than the model's own (an
+            adapter).
+    """
+    shape = SlotShape(config, sampling, mesh, slots, rounded_positions(positions))
+    whole, split = replicated(mesh), NamedSharding(mesh, PartitionSpec(SHARES))
+    of = jax.ShapeDtypeStruct
+    if params is None:
+        params = jax.tree.map(
+            lambda leaf, at: of(leaf.shape, leaf.dtype, sharding=at),
+            abstract_params(config),
+            param_shardings(config, mesh),
+        )
+    params = bits_structs(params)
+    structs = shape.structs
+    state = jax.tree.map(
+        lambda leaf, at: of(leaf.shape, leaf.dtype, sharding=at),
+        structs,
+        slot_shardings(structs, mesh),
+    )
+    stop, scalar = of((stop_tokens,), jnp.int32, sharding=whole), of((), jnp.int32, sharding=whole)
+
+    def per_share(rows: int, *more: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return of((rows * shape.shares, *more), dtype, sharding=split)
+
+    programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
+    extra = ()
+    if extra_rows:
+        extra = (of((extra_rows, config.hidden_size), jnp.dtype(config.dtype), sharding=whole),)
+    for pieces in prefill_sizes(shape):
+        each = per_share(pieces)
+        arguments = (shape, params, state, per_share(pieces, PIECE), each, each, each, *extra)
+        programs[f"prefill {pieces * PIECE} tokens"] = (prefill_program, arguments)
+    each = per_share(shape.starts)
+    programs["fork"] = (fork_program, (shape, state, each, each, each))
+    ids = per_share(shape.starts, dtype=jnp.uint32)
+    seed = of((), jnp.uint32, sharding=whole)
+    programs["start"] = (
+        start_program,
+        (shape, params, state, each, each, ids, each, seed, stop),
+    )
+    for rows in shape.decode_rows:
+        arguments = (shape, rows, params, state, per_share(rows), scalar, scalar, stop)
+        programs[f"decode {rows} rows"] = (segment_program, arguments)
+    return programs
+
+
+def prefill_sizes(shape: SlotShape) -> tuple[int, ...]:
+    """Return how many pieces a call of the prefill program may take on each share, descending."""
+    platform = shape.mesh.devices.flat[0].platform
+    # On CPU 512 tokens reach 90 % of the rate of 2,400; accelerators are bound by arithmetic from
+    # about 200 tokens, and the smaller size serves few short prompts.
+    most = (512 if platform == "cpu" else 1024) // PIECE
+    return most, most // 4
+
+
+def choose_slots(config: LlamaConfig, bytes_available: int, positions: int) -> int:
+    """Return how many slots fit a device beside its weights, from 1 to 256.
+
+    Args:
+        config: The model.
+        bytes_available: Memory of the device that nothing else uses.
+        positions: Positions of a slot's cache.
+    """
+    c = config
+    number = jnp.dtype(c.dtype).itemsize
+    cache = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * number * positions
+    # Per slot: its cache, logits with their order and weights for sampling, and a block of keys.
+    per_slot = cache + 6 * 4 * c.vocab_size + 64 * c.hidden_size
+    # Whatever the slots: a layer's weights copied out of their stack, and a prefill's activations.
+    layer = 4 * c.hidden_size * (c.hidden_size + c.intermediate_size)
+    prefill = 1024 * 4 * (4 * c.intermediate_size + 8 * c.hidden_size)
+    room = 0.9 * bytes_available - layer * jnp.dtype(c.param_dtype).itemsize - prefill
+    return int(min(256, max(1, room // per_slot)))

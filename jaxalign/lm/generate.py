@@ -1,34 +1,38 @@
-"""Generate replies to prompts of token ids, in batches, with a KV cache.
+"""Generate replies to prompts of token ids, through one queue for a fixed number of slots.
 
-Prompts are grouped by length, rounded up to 16, 24, 32, 48, 64, 96 ... tokens, so that less than a
-third of a batch is padding and only a few programs are compiled (`jaxalign.lm.decode_loop`).
+Each slot has a KV cache of its own and writes one reply at a time; a finished reply makes room for
+the next prompt (`jaxalign.lm.decode_queue`). The compiled programs depend on the number of slots
+and the size of their caches, not on the number of prompts or their lengths
+(`jaxalign.lm.decode_loop`).
 
-A reply's random key comes from the seed and the prompt's own id, and its padded length from its own
-prompt. In float32 its tokens therefore depend neither on the other prompts of its batch nor on
-their number or order. (The last bits of logits may differ between batch sizes, because XLA sums in
-another order. In bfloat16 that can decide between two nearly equal logits.)
+A reply's random key comes from the seed, its prompt's id, the number of the sample and the step. In
+float32 its tokens therefore depend neither on the other prompts nor on their number or order, and
+not on slots or devices. (The last bits of logits may differ between numbers of slots, because XLA
+sums in another order. In bfloat16 that can decide between two nearly equal logits.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import logging
+from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.decode_loop import Batch, decode_batch
+from jaxalign.lm.decode_loop import SlotShape, choose_slots, decode_programs, rounded_positions
+from jaxalign.lm.decode_queue import DecodeQueue
 from jaxalign.lm.sampling import Sampling
-from jaxalign.lm.weights import Params, abstract_params, param_shardings
-from jaxalign.runtime.sharding import named_sharding, partition_spec, replicated
+from jaxalign.lm.weights import Params
+from jaxalign.runtime.hosts import agreed
+from jaxalign.runtime.memory import available_bytes
+from jaxalign.runtime.sharding import make_mesh, place_whole, replicated
 
-__all__ = ["Sampling", "decode_program", "generate", "padded_length"]
+__all__ = ["Sampling", "choose_slots", "decode_programs", "generate", "open_queue"]
 
-_SHORTEST = 16  # prompts are padded to at least this many tokens
+_log = logging.getLogger("jaxalign")
 
 
 def generate(
@@ -38,11 +42,13 @@ def generate(
     sampling: Sampling,
     stop_tokens: Sequence[int],
     seed: int = 0,
-    ids: Sequence[int] | None = None,
+    ids: Sequence[int] | np.ndarray | None = None,
     batch_size: int = 64,
     mesh: Mesh | None = None,
     extra_embeddings: jax.Array | np.ndarray | None = None,
     on_batch: Callable[[int], None] | None = None,
+    samples: int = 1,
+    positions: int = 0,
 ) -> list[list[int]]:
     """Generate new tokens for every prompt.
 
@@ -54,126 +60,109 @@ def generate(
         sampling: How tokens are drawn, and how many at most.
         stop_tokens: Token ids that end a reply.
         seed: In [0, 2^32).
-        ids: One integer in [0, 2^32) per prompt, from which its random key is derived whatever
-            batch it is in; default: its index.
-        batch_size: Prompts per batch, at most.
-        mesh: Devices whose data axis batches are split over. `params` are used as they lie on it,
-            and copied to every device if they lie elsewhere.
+        ids: One integer in [0, 2^32) per prompt, from which its random keys are derived; default:
+            its index. Or [prompts, samples], one for each reply.
+        batch_size: Replies written at a time, at most; fewer if memory is short.
+        mesh: Devices whose population and data axes replies are spread over. `params` are used as
+            they lie on it, and copied to every device if they lie elsewhere.
         extra_embeddings: float [E, D], embeddings that are in no vocabulary, such as tuned soft
             prompts. A prompt may hold them anywhere, and each prompt its own rows.
-        on_batch: Called after each batch with the number of replies that are done.
+        on_batch: Called with the number of replies that are done, whenever it has grown.
+        samples: Replies to each prompt, which is computed once for all of them.
+        positions: Tokens of a prompt and its reply for which caches are made, if that is more than
+            these prompts need: calls with the same value share their programs.
 
     Returns:
-        The new tokens of each prompt, in the order of the prompts, without the stop token.
+        The new tokens of each reply without the stop token, in the order of the prompts; those to
+        one prompt side by side.
 
     Raises:
         UserError: If a prompt is empty, holds an unknown id, or with `max_new_tokens` exceeds
             `config.max_position_embeddings`; if a shape or number does not fit.
     """
-    ids = range(len(prompts)) if ids is None else ids
+    if samples < 1:
+        raise UserError(f"`samples` {samples}: must be at least 1")
+    ids = np.arange(len(prompts)) if ids is None else ids
     extra_ExD = _check_extra(config, extra_embeddings)
-    _check_numbers(len(prompts), ids, seed, batch_size)
+    _check_numbers(len(prompts), ids, samples, seed, batch_size)
     known_ids = config.vocab_size + (0 if extra_ExD is None else len(extra_ExD))
     _check_prompts(config, prompts, known_ids, sampling.max_new_tokens)
-    # The weights are moved once, not for every batch.
-    params = params if mesh is None else _on_mesh(params, mesh)
-    stop = jnp.asarray(stop_tokens, jnp.int32)
-    replies: list[list[int]] = [[] for _ in prompts]
-    done = 0
-    for members, padded, rows in _batches([len(p) for p in prompts], batch_size, mesh):
-        batch = _pack(prompts, ids, seed, extra_ExD, members, (rows, padded))
-        batch = batch if mesh is None else jax.device_put(batch, _shardings(batch, mesh))
-        tokens_BxG = np.asarray(decode_batch(config, sampling, params, batch, stop, mesh))
-        # Rows beyond the members are padding, hence `strict=False`.
-        for index, tokens in zip(members, tokens_BxG.tolist(), strict=False):
-            replies[index] = _until_stop(tokens, stop_tokens)
-        done += len(members)
+    if len(prompts) == 0:
+        return []
+    longest = max(map(len, prompts)) + sampling.max_new_tokens
+    queue = open_queue(
+        config,
+        params,
+        sampling,
+        stop_tokens,
+        seed,
+        replies=len(prompts) * samples,
+        batch_size=batch_size,
+        positions=max(longest, positions),
+        mesh=mesh,
+        extra_ExD=extra_ExD,
+    )
+    # With an id for each reply there is no number of a sample to tell them apart.
+    by_reply = np.ndim(ids) == 2
+    for i, prompt in enumerate(prompts):
+        for sample in range(samples):
+            number = ids[i][sample] if by_reply else ids[i]
+            queue.add((i, sample), prompt, int(number), 0 if by_reply else sample)
+    replies: list[list[int]] = [[] for _ in range(len(prompts) * samples)]
+    while finished := queue.receive():
+        for (i, sample), tokens in finished:
+            replies[i * samples + sample] = tokens
         if on_batch is not None:
-            on_batch(done)
+            on_batch(queue.counts.replies)
+    _log.debug("%s", queue.counts)
     return replies
 
 
-def decode_program(
+def open_queue(
     config: LlamaConfig,
+    params: Params,
     sampling: Sampling,
+    stop_tokens: Sequence[int],
+    seed: int,
+    *,
+    replies: int,
     batch_size: int,
-    prompt_tokens: int,
-    stop_tokens: int = 1,
+    positions: int,
     mesh: Mesh | None = None,
-    params: Params | None = None,
-) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
-    """Return the jitted decoding loop and abstract arguments for it.
-
-    `program.lower(*arguments)` needs no arrays, so the program can be compiled for other devices.
+    extra_ExD: np.ndarray | None = None,
+) -> DecodeQueue:
+    """Return an empty queue for prompts that may come at any time.
 
     Args:
         config: The model.
-        sampling: As for `generate`.
-        batch_size: Rows of the batch.
-        prompt_tokens: Padded length of the prompts.
-        stop_tokens: Number of stop tokens.
+        params: Its weights.
+        sampling: How tokens are drawn, and how many at most.
+        stop_tokens: Token ids that end a reply.
+        seed: In [0, 2^32).
+        replies: About how many replies there will be; a quarter of `batch_size` slots or fewer do
+            for few of them.
+        batch_size: Replies written at a time, at most; fewer if memory is short.
+        positions: Largest number of tokens of a prompt and its reply.
         mesh: Devices, as for `generate`.
-        params: Abstract weights with their shardings, if there are more than the model's own (an
-            adapter).
+        extra_ExD: Embeddings beyond the vocabulary, in the dtype of activations.
     """
-    batch = Batch(
-        tokens_BxP=jax.ShapeDtypeStruct((batch_size, prompt_tokens), jnp.int32),
-        lengths_B=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        ids_B=jax.ShapeDtypeStruct((batch_size,), jnp.uint32),
-        seed=jax.ShapeDtypeStruct((), jnp.uint32),
-    )
-    stop = jax.ShapeDtypeStruct((stop_tokens,), jnp.int32)
-    if mesh is not None:
-        batch = jax.tree.map(_placed, batch, _shardings(batch, mesh))
-        stop = _placed(stop, replicated(mesh))
-    if params is None:
-        params = abstract_params(config)
-        if mesh is not None:
-            params = jax.tree.map(_placed, params, param_shardings(config, mesh))
-    return decode_batch, (config, sampling, params, batch, stop, mesh)
-
-
-def padded_length(tokens: int) -> int:
-    """Return the smallest of 16, 24, 32, 48, 64, 96 ... that is at least `tokens`."""
-    power = max(_SHORTEST, 1 << (tokens - 1).bit_length())
-    between = power * 3 // 4
-    return between if between > _SHORTEST and tokens <= between else power
-
-
-def _batches(
-    lengths: Sequence[int], batch_size: int, mesh: Mesh | None
-) -> Iterator[tuple[list[int], int, int]]:
-    """Yield (indices of prompts, padded length, rows) for each batch, the longest prompts first.
-
-    If fewer than `batch_size` prompts are left, the number of rows is a power of two, so that few
-    programs are compiled. It is always a multiple of the devices that rows are split over.
-    """
-    devices = 1 if mesh is None else mesh.shape[partition_spec(("batch",))[0]]
-    groups: dict[int, list[int]] = {}
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        groups.setdefault(padded_length(lengths[index]), []).append(index)
-    for padded, group in groups.items():
-        for start in range(0, len(group), batch_size):
-            members = group[start : start + batch_size]
-            rows = min(batch_size, 1 << (len(members) - 1).bit_length())
-            yield members, padded, -(-rows // devices) * devices
-
-
-def _pack(
-    prompts: Sequence[Sequence[int]],
-    ids: Sequence[int],
-    seed: int,
-    extra_ExD: np.ndarray | None,
-    members: Sequence[int],
-    shape: tuple[int, int],
-) -> Batch:
-    """Return a batch of `shape` (rows, padded length) with the prompts `members`."""
-    tokens_BxP = np.zeros(shape, np.int32)
-    lengths_B, ids_B = np.zeros(shape[0], np.int32), np.zeros(shape[0], np.uint32)
-    for b, index in enumerate(members):
-        tokens_BxP[b, : len(prompts[index])] = prompts[index]
-        lengths_B[b], ids_B[b] = len(prompts[index]), ids[index]
-    return Batch(tokens_BxP, lengths_B, ids_B, np.uint32(seed), extra_ExD)
+    if mesh is None:
+        mesh = make_mesh(jax.local_devices()[:1], population=1)
+    params = place_whole(params, replicated(mesh))
+    shape = SlotShape(config, sampling, mesh, 1, rounded_positions(positions))
+    # Two sizes, so that few programs are compiled: all slots, or a quarter of them.
+    size = batch_size if replies > batch_size // 4 else max(1, batch_size // 4)
+    slots = -(-size // shape.shares)
+    free = agreed(available_bytes(mesh.local_devices[0]) or 0)
+    if free:
+        if mesh.devices.flat[0].platform != "cpu":
+            free -= sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
+        fitting = choose_slots(config, free, shape.positions)
+        if fitting < slots:
+            _log.info("%d replies at a time on each device, as many as fit its memory", fitting)
+            slots = fitting
+    shape = SlotShape(config, sampling, mesh, slots, shape.positions)
+    return DecodeQueue(shape, params, stop_tokens, seed, extra_ExD)
 
 
 def _check_extra(config: LlamaConfig, extra: jax.Array | np.ndarray | None) -> np.ndarray | None:
@@ -188,12 +177,17 @@ def _check_extra(config: LlamaConfig, extra: jax.Array | np.ndarray | None) -> n
     return np.asarray(extra).astype(config.dtype)
 
 
-def _check_numbers(prompts: int, ids: Sequence[int], seed: int, batch_size: int) -> None:
+def _check_numbers(
+    prompts: int, ids: Sequence[int] | np.ndarray, samples: int, seed: int, batch_size: int
+) -> None:
     if batch_size < 1:
         raise UserError(f"`batch_size` {batch_size}: must be at least 1")
-    if len(ids) != prompts:
-        raise UserError(f"`ids` has {len(ids)} entries for {prompts} prompts: give one for each")
-    for name, value in [("seed", seed), *(("ids", value) for value in ids)]:
+    if np.shape(ids) not in ((prompts,), (prompts, samples)):
+        raise UserError(
+            f"`ids` of shape {np.shape(ids)} has no entry for each of {prompts} prompts, or of "
+            f"their {samples} replies"
+        )
+    for name, value in [("seed", seed), *(("ids", value) for value in np.ravel(ids))]:
         if not 0 <= value < 2**32:
             raise UserError(f"`{name}` {value}: must be at least 0 and below 2^32")
 
@@ -211,33 +205,3 @@ def _check_prompts(
                 f"prompt {i}: {len(prompt)} tokens and `max_new_tokens` {new} exceed "
                 f"max_position_embeddings={config.max_position_embeddings}; shorten one of them"
             )
-
-
-def _until_stop(tokens: list[int], stop_tokens: Sequence[int]) -> list[int]:
-    """Return the tokens before the first stop token."""
-    stops = {int(token) for token in stop_tokens}
-    return tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens))]
-
-
-def _shardings(batch: Batch, mesh: Mesh) -> Batch:
-    """Return where a batch lies: rows over the data axis, the rest on every device."""
-    shardings = jax.tree.map(
-        lambda leaf: named_sharding(mesh, ("batch", None)[: leaf.ndim], leaf.shape),
-        batch.replace(extra_ExD=None),
-    )
-    return shardings.replace(extra_ExD=None if batch.extra_ExD is None else replicated(mesh))
-
-
-def _on_mesh(params: Params, mesh: Mesh) -> Params:
-    """Copy parameters that are not on the mesh's devices to all of them."""
-    devices = set(mesh.devices.flat)
-
-    def place(leaf: jax.Array) -> jax.Array:
-        there = leaf.sharding.device_set == devices
-        return leaf if there else jax.device_put(leaf, replicated(mesh))
-
-    return jax.tree.map(place, params)
-
-
-def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

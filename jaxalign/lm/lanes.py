@@ -32,10 +32,10 @@ def unit_lanes(sizes_U: jax.Array, longest: int, length: int) -> tuple[jax.Array
     units = len(sizes_U)
     ends_U = jnp.cumsum(sizes_U)
     starts_U = ends_U - sizes_U
-    inside = jnp.arange(longest)
+    inside = jnp.arange(longest)[None]
     lanes = jnp.where(inside < sizes_U[:, None], starts_U[:, None] + inside, length)
     tokens = jnp.arange(length)
-    unit_T = jnp.sum(tokens[:, None] >= ends_U, axis=1)  # of tokens after the last one: U
+    unit_T = jnp.sum(tokens[:, None] >= ends_U[None], axis=1)  # of tokens after the last one: U
     own = jnp.minimum(unit_T, units - 1)
     places = jnp.where(unit_T < units, own * longest + tokens - starts_U[own], units * longest)
     return lanes.astype(jnp.int32), places.astype(jnp.int32)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.model import LM
+from jaxalign.lm.model import LM, ModelFiles
 from jaxalign.lm.transformer import AXES
 from jaxalign.lm.weights import Params, Weight, block_weights, input_dims, is_weight, stacked
 
@@ -84,12 +84,12 @@ class Adapter:
     base_model: str
 
     @classmethod
-    def load(cls, folder: str | Path, lm: LM) -> Adapter:
+    def load(cls, folder: str | Path, lm: LM | ModelFiles) -> Adapter:
         """Read an adapter that `save_peft` or PEFT wrote.
 
         Args:
             folder: Holds `adapter_config.json` and `adapter_model.safetensors`.
-            lm: The model that the adapter belongs to.
+            lm: The model that the adapter belongs to, or its files.
 
         Raises:
             UserError: If a file is missing or damaged, the adapter was made for a model of other

@@ -19,16 +19,16 @@ from jax.sharding import Mesh
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.weights import Weight, count_params, is_weight, weight_tree
+from jaxalign.lm.weights import Weight, WeightFormat, is_weight, weight_tree
 from jaxalign.runtime.hosts import agreed
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.sharding import MODEL, make_mesh, partition_spec
 
-_ROOM = 0.25  # share of a chip's memory that is kept free for everything but weights
+ROOM = 0.25  # share of a chip's memory that is kept free for everything but weights
 # Copies of the population that compiled searches were seen to hold: the population itself, its
 # candidates, and two sets of random draws for them.
 _SEARCH_COPIES = 4
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,7 @@ def choose_mesh(
     search_dims: int = 0,
     model_parallel: int | None = None,
     data_parallel: int | None = None,
+    weights: WeightFormat = "stored",
 ) -> MeshChoice:
     """Choose the mesh for `num_devices` chips of `chip_bytes` memory each.
 
@@ -76,6 +77,7 @@ def choose_mesh(
         model_parallel: Length of the model axis; default: chosen here.
         data_parallel: Length of the data axis; default: 1 with a population, else all that the
             model axis leaves.
+        weights: Storage of the linear layers, as in `load_model`: int8 takes half of bfloat16.
 
     Returns:
         The sizes of the mesh axes and the reason for them.
@@ -90,11 +92,14 @@ def choose_mesh(
         )
     if model_parallel is None:
         search_bytes = _SEARCH_COPIES * 4 * (population or 0) * search_dims
-        model, reason = _choose_model(config, num_devices, chip_bytes, search_bytes, population)
+        model, reason = _choose_model(
+            config, num_devices, chip_bytes, search_bytes, population, weights
+        )
     else:
         _check_model(config, num_devices, model_parallel)
         model = model_parallel
-        reason = f"model={model} as asked, {_gib(weight_bytes(config, model))} of weights a device"
+        share = _gib(weight_bytes(config, model, weights))
+        reason = f"model={model} as asked, {share} of {_kind(weights)} a device"
     # What the model axis leaves goes to candidates or to examples.
     rest = num_devices // model
     data = data_parallel
@@ -119,6 +124,7 @@ def device_mesh(
     search_dims: int = 0,
     model_parallel: int | None = None,
     data_parallel: int | None = None,
+    weights: WeightFormat = "stored",
 ) -> tuple[Mesh, MeshChoice]:
     """Make the mesh that `choose_mesh` chooses for all devices of all processes.
 
@@ -137,19 +143,23 @@ def device_mesh(
         search_dims=search_dims,
         model_parallel=model_parallel,
         data_parallel=data_parallel,
+        weights=weights,
     )
     return make_mesh(**choice.sizes), choice
 
 
-def weight_bytes(config: LlamaConfig, model: int = 1) -> int:
-    """Return the bytes of weights on each device, for a model axis of length `model`."""
-    per_number = _ITEM_BYTES[config.param_dtype]
-    if model == 1:
-        return count_params(config) * per_number
+def weight_bytes(config: LlamaConfig, model: int = 1, weights: WeightFormat = "stored") -> int:
+    """Return the bytes of weights on each device.
+
+    Args:
+        config: The model.
+        model: Length of the model axis.
+        weights: Storage of the linear layers, as in `load_model`.
+    """
     total = 0
-    for weight in _weights(config):
+    for weight in _weights(config, weights):
         split = model if MODEL in partition_spec(weight.axes) else 1
-        total += math.prod(weight.shape) // split * per_number
+        total += math.prod(weight.shape) // split * _ITEM_BYTES[weight.dtype or config.param_dtype]
     return total
 
 
@@ -166,22 +176,26 @@ def _choose_model(
     chip_bytes: int,
     search_bytes: int,
     population: int | None,
+    weights: WeightFormat,
 ) -> tuple[int, str]:
     """Return the shortest model axis that fits (longer if devices would be idle), and why."""
     # Weights are read-only, so a copy on each device costs no communication: the shortest axis
     # on which they fit beside the search is the fastest.
     lengths = [n for n in model_axis_lengths(config) if num_devices % n == 0]
-    budget = int(chip_bytes * (1 - _ROOM)) - search_bytes
-    fitting = [n for n in lengths if weight_bytes(config, n) <= budget]
+    budget = int(chip_bytes * (1 - ROOM)) - search_bytes
+    fitting = [n for n in lengths if weight_bytes(config, n, weights) <= budget]
     if not fitting:
-        raise UserError(_too_large(config, num_devices, chip_bytes, search_bytes, lengths))
-    model, whole = fitting[0], _gib(weight_bytes(config))
+        raise UserError(_too_large(config, num_devices, chip_bytes, search_bytes, lengths, weights))
+    model, whole = fitting[0], f"{_gib(weight_bytes(config, 1, weights))} of {_kind(weights)}"
     if model == 1:
-        reason = f"{whole} of weights fit whole beside the {_gib(chip_bytes - budget)} kept free"
+        reason = f"{whole} fit whole beside the {_gib(chip_bytes - budget)} kept free"
         reason += f" of {_gib(chip_bytes)}"
     else:
-        share, before = _gib(weight_bytes(config, model)), lengths[lengths.index(model) - 1]
-        reason = f"{whole} of weights in {model} parts of {share} on {_gib(chip_bytes)}"
+        share, before = (
+            _gib(weight_bytes(config, model, weights)),
+            lengths[lengths.index(model) - 1],
+        )
+        reason = f"{whole} in {model} parts of {share} on {_gib(chip_bytes)}"
         reason += f"; in {before} they would not leave {_gib(chip_bytes - budget)} free"
     shares = num_devices // model
     if population is None or shares <= population or model == fitting[-1]:
@@ -205,21 +219,31 @@ def _check_model(config: LlamaConfig, num_devices: int, model: int) -> None:
 
 
 def _too_large(
-    config: LlamaConfig, num_devices: int, chip_bytes: int, search_bytes: int, lengths: list[int]
+    config: LlamaConfig,
+    num_devices: int,
+    chip_bytes: int,
+    search_bytes: int,
+    lengths: list[int],
+    weights: WeightFormat,
 ) -> str:
     most = lengths[-1]
     limits = ", ".join(f"{name}={size}" for name, size in _split_dimensions(config))
     return (
-        f"{_gib(weight_bytes(config))} of weights do not fit: the {num_devices} devices and "
-        f"{limits} allow at most {most} parts, {_gib(weight_bytes(config, most))} each, and a "
-        f"device's {_gib(chip_bytes)} must keep {_ROOM:.0%} free and hold {_gib(search_bytes)} of "
+        f"{_gib(weight_bytes(config, 1, weights))} of {_kind(weights)} do not fit: the "
+        f"{num_devices} devices and {limits} allow at most {most} parts, "
+        f"{_gib(weight_bytes(config, most, weights))} each, and a "
+        f"device's {_gib(chip_bytes)} must keep {ROOM:.0%} free and hold {_gib(search_bytes)} of "
         "the search; take a smaller population, search fewer dimensions, or chips with more memory"
         f"{', or more of them' if most < model_axis_lengths(config)[-1] else ''}"
     )
 
 
-def _weights(config: LlamaConfig) -> list[Weight]:
-    return jax.tree.leaves(weight_tree(config), is_leaf=is_weight)
+def _weights(config: LlamaConfig, weights: WeightFormat = "stored") -> list[Weight]:
+    return jax.tree.leaves(weight_tree(config, weights), is_leaf=is_weight)
+
+
+def _kind(weights: WeightFormat) -> str:
+    return "weights" if weights == "stored" else f"{weights} weights"
 
 
 def _split_dimensions(config: LlamaConfig) -> list[tuple[str, int]]:

@@ -18,14 +18,11 @@ import jax
 from jaxalign.lm.checkpoint import load_checkpoint, weights_sha256
 from jaxalign.lm.config import DType, LlamaConfig, read_config
 from jaxalign.lm.mesh import device_mesh
-from jaxalign.lm.quantize import quantize
 from jaxalign.lm.tokenizer import Tokenizer, check_vocabulary
-from jaxalign.lm.weights import Params, param_shardings
+from jaxalign.lm.weights import Params, WeightFormat, param_shardings
 
 # The small trained model that ships with the package; `jaxalign.pocket` describes it.
 POCKET_FOLDER = Path(str(resources.files("jaxalign"))) / "pocket" / "model"
-
-WeightFormat = Literal["stored", "int8"]
 
 _log = logging.getLogger("jaxalign")
 
@@ -144,7 +141,8 @@ def load_model(
             loads the pocket model.
         dtype: Dtype of weights and activations; `"auto"` is float32 for the pocket model and
             bfloat16 for every other.
-        weights: `"int8"` stores the linear layers in 8 bits, which halves their memory.
+        weights: `"int8"` stores the linear layers in 8 bits, which halves their memory. They are
+            converted while they are read, so the model never lies anywhere in its stored dtype.
         model_parallel: Number of devices that share one copy of the weights; default: as few as
             memory allows.
         mesh: The mesh to put the weights on, instead of one chosen for all devices.
@@ -164,11 +162,12 @@ def load_model(
     """
     files = path if isinstance(path, ModelFiles) else open_model(path, dtype)
     if mesh is None:
-        mesh, choice = device_mesh(files.config, None, model_parallel=model_parallel)
+        mesh, choice = device_mesh(
+            files.config, None, model_parallel=model_parallel, weights=weights
+        )
         _log.info(choice.describe())
-    params = load_checkpoint(files.folder, files.config, param_shardings(files.config, mesh))
-    if weights == "int8":
-        params = quantize(files.config, params)
+    shardings = param_shardings(files.config, mesh, weights)
+    params = load_checkpoint(files.folder, files.config, shardings, weights)
     return LM(files, params, mesh)
 
 

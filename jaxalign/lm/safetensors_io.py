@@ -127,13 +127,14 @@ def _samples(begin: int, end: int) -> list[tuple[int, int]]:
 def write_file(
     path: Path, shapes: dict[str, tuple[int, ...]], dtype: str, tensors: Iterable[np.ndarray]
 ) -> None:
-    """Write tensors of one dtype to a safetensors file, with one of them in memory at a time.
+    """Write tensors of one dtype to a safetensors file, with one array in memory at a time.
 
     Args:
         path: File to write.
         shapes: Shape of each tensor by name.
         dtype: Their dtype.
-        tensors: Yields C-contiguous arrays in the order of `shapes`.
+        tensors: Yields the tensors in the order of `shapes`, as C-contiguous arrays; a tensor may
+            come as several blocks of rows.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.lm.bits import from_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lanes import KEPT_LANES, KEPT_PLACES, LANES, PLACES, from_lanes, to_lanes
 from jaxalign.lm.weights import Weight, block_weights, outer_weights
@@ -54,6 +55,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Return x / rms(x) * scale over the last axis, computed in float32, in x's dtype."""
+    scale = from_bits(scale)
     # The mean of squares in float32, the product with the scale in the activations' dtype, as in
     # transformers.
     x32 = x.astype(jnp.float32)
@@ -179,7 +181,8 @@ def product(equation: str, x: jax.Array, kernel: jax.Array, dtype: Any = jnp.flo
 
     The result has dtype `dtype`; float32 inputs are multiplied exactly, also on TPU and GPU. The
     same holds for the two products of the backward pass. By default, JAX would run them in float32
-    after a float32 output, several times slower than in bfloat16.
+    after a float32 output, several times slower than in bfloat16. A kernel that is given as bits
+    (`jaxalign.lm.bits`) is kept as bits for the backward pass.
     """
     precision = "highest" if x.dtype == jnp.float32 else "default"
 
@@ -189,7 +192,11 @@ def product(equation: str, x: jax.Array, kernel: jax.Array, dtype: Any = jnp.flo
     # `platform_dependent` made a bfloat16 evaluation on CPU 8 % slower.)
     result = dtype if target_platform() == "gpu" else jnp.float32
     return jnp.einsum(
-        equation, x, kernel.astype(x.dtype), precision=precision, preferred_element_type=result
+        equation,
+        x,
+        from_bits(kernel).astype(x.dtype),
+        precision=precision,
+        preferred_element_type=result,
     ).astype(dtype)
 
 
@@ -207,7 +214,7 @@ def _product_backward(
     (x, kernel), (inputs, out) = kept, equation.split("->")
     (lhs, rhs), g = inputs.split(","), g.astype(x.dtype)
     x_gradient = product(f"{out},{rhs}->{lhs}", g, kernel, x.dtype)
-    if jnp.issubdtype(kernel.dtype, jnp.integer):  # in 8 bits: always frozen
+    if jnp.issubdtype(kernel.dtype, jnp.integer):  # in 8 bits, or as bits: always frozen
         return x_gradient, None
     return x_gradient, product(f"{lhs},{out}->{rhs}", x, g, kernel.dtype)
 
@@ -279,7 +286,7 @@ class Llama(nn.Module):
     def setup(self) -> None:
         c = self.config
         for name, value in _declare(self, c, outer_weights(c)).items():
-            setattr(self, f"{name}_weight", value)
+            setattr(self, f"{name}_weight", value)  # perhaps as bits: read where it is used
         # Inside a scan, XLA cannot merge the recomputation with the forward pass anyway.
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         self.layers = nn.scan(
@@ -294,7 +301,7 @@ class Llama(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Return the embeddings [..., D] of token ids [...], in the dtype of activations."""
-        return jnp.take(self.embed_weight, tokens, axis=0).astype(self.config.dtype)
+        return from_bits(jnp.take(self.embed_weight, tokens, axis=0)).astype(self.config.dtype)
 
     def blocks(
         self,
@@ -336,8 +343,8 @@ class Llama(nn.Module):
     def head_rows(self, tokens: jax.Array) -> jax.Array:
         """Return the rows [..., D] of the output head for token ids [...]."""
         if self.config.tie_word_embeddings:
-            return jnp.take(self.embed_weight, tokens, axis=0)
-        return jnp.moveaxis(jnp.take(self.head_weight, tokens, axis=1), 0, -1)
+            return from_bits(jnp.take(self.embed_weight, tokens, axis=0))
+        return from_bits(jnp.moveaxis(jnp.take(self.head_weight, tokens, axis=1), 0, -1))
 
     def __call__(
         self,

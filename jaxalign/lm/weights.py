@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.runtime.sharding import named_sharding
 
 Params = dict[str, Any]  # {"embed", "layers": stacked, "last", "norm", "head"?}
+WeightFormat = Literal["stored", "int8"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Weight:
         hf_name: Name in a Hugging Face checkpoint, relative to the layer if it is in one.
         transposed: Whether Hugging Face stores it the other way round.
         fan_in: Number of inputs that are summed over; None for the scale of a norm.
+        dtype: Dtype of the parameter; None is the config's `param_dtype`.
     """
 
     shape: tuple[int, ...]
@@ -42,6 +45,7 @@ class Weight:
     hf_name: str
     transposed: bool
     fan_in: int | None
+    dtype: str | None = None
 
     def init(self, key: jax.Array, c: LlamaConfig) -> jax.Array:
         """Return initial values in `param_dtype`: normal, or ones for the scale of a norm."""
@@ -103,9 +107,33 @@ def stacked(weight: Weight, layers: int) -> Weight:
     return dataclasses.replace(weight, shape=(layers, *weight.shape), axes=("layers", *weight.axes))
 
 
-def weight_tree(c: LlamaConfig) -> Params:
-    """Return all weights as a tree with the structure of the parameters; leaves are `Weight`."""
+def int8_weights(block: dict[str, Weight]) -> dict[str, Weight]:
+    """Return the weights of a layer stored in 8 bits: int8 kernels, and a scale beside each.
+
+    A scale has the kernel's outputs as dimensions; `hf_name` is the tensor that it is taken from.
+    """
+    weights = dict(block)
+    for name, kernel in block.items():
+        if kernel.fan_in is None:
+            continue
+        dims = input_dims(kernel.shape, kernel.fan_in)
+        weights[name] = dataclasses.replace(kernel, dtype="int8")
+        weights[f"{name}_scale"] = Weight(
+            kernel.shape[dims:], kernel.axes[dims:], kernel.hf_name, False, None, "float32"
+        )
+    return weights
+
+
+def weight_tree(c: LlamaConfig, weights: WeightFormat = "stored") -> Params:
+    """Return all weights as a tree with the structure of the parameters; leaves are `Weight`.
+
+    Args:
+        c: The model.
+        weights: `"int8"` is the tree that `quantize` makes, with int8 kernels and their scales.
+    """
     block = block_weights(c)
+    if weights == "int8":
+        block = int8_weights(block)
     return {
         **outer_weights(c),
         "layers": {name: stacked(w, c.num_hidden_layers - 1) for name, w in block.items()},
@@ -118,19 +146,45 @@ def is_weight(leaf: object) -> bool:
     return isinstance(leaf, Weight)
 
 
-def abstract_params(c: LlamaConfig) -> Params:
-    """Return `jax.ShapeDtypeStruct` of every parameter; allocates nothing."""
-    dtype = jnp.dtype(c.param_dtype)
-    return jax.tree.map(
-        lambda w: jax.ShapeDtypeStruct(w.shape, dtype), weight_tree(c), is_leaf=is_weight
-    )
+def abstract_params(
+    c: LlamaConfig, weights: WeightFormat = "stored", mesh: jax.sharding.Mesh | None = None
+) -> Params:
+    """Return `jax.ShapeDtypeStruct` of every parameter; allocates nothing.
+
+    Args:
+        c: The model.
+        weights: Storage of the linear layers, as in `load_model`.
+        mesh: Devices that the parameters lie on; None leaves out shardings.
+    """
+    tree = weight_tree(c, weights)
+    places = None if mesh is None else param_shardings(c, mesh, weights)
+
+    def shape(weight: Weight, sharding: jax.sharding.Sharding | None = None) -> Any:
+        dtype = jnp.dtype(weight.dtype or c.param_dtype)
+        return jax.ShapeDtypeStruct(weight.shape, dtype, sharding=sharding)
+
+    trees = (tree,) if places is None else (tree, places)
+    return jax.tree.map(shape, *trees, is_leaf=is_weight)
 
 
-def param_shardings(c: LlamaConfig, mesh: jax.sharding.Mesh) -> Params:
+def param_shardings(
+    c: LlamaConfig, mesh: jax.sharding.Mesh, weights: WeightFormat = "stored"
+) -> Params:
     """Return the sharding of every parameter; UserError if a mesh axis does not divide one."""
     return jax.tree.map(
-        lambda w: named_sharding(mesh, w.axes, w.shape), weight_tree(c), is_leaf=is_weight
+        lambda w: named_sharding(mesh, w.axes, w.shape), weight_tree(c, weights), is_leaf=is_weight
     )
+
+
+def program_params(
+    c: LlamaConfig, mesh: jax.sharding.Mesh | None = None, weights: WeightFormat = "stored"
+) -> Params:
+    """Return the parameters as a compiled program takes them, in shapes.
+
+    That is `abstract_params` with their shardings, and as bits where programs take bits
+    (`jaxalign.lm.bits`).
+    """
+    return as_bits(abstract_params(c, weights, mesh))
 
 
 def init_params(c: LlamaConfig, key: jax.Array) -> Params:

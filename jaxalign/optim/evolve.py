@@ -1,13 +1,15 @@
 """ask -> evaluate -> tell for C entries at once, many generations in one compiled program.
 
 An entry is a group (a country, say) under a seed. This module knows no model: the fitness is any
-traceable function. The entries' populations are laid end to end and spread over the mesh's
-population axis with `jax.shard_map` (a plain `jit` would run all of them on every device); asking
-and telling are small, so every device does them for all entries. Random bits depend on the entry's
-seed, its group's name and the generation only, so an entry that is tuned alone, on any number of
-devices, or resumed half-way gets the bits that it gets among others in one go.
+traceable function. The whole program runs under `jax.shard_map` over the mesh's population axis (a
+plain `jit` would run all candidates on every device). Each device evaluates one stretch of the
+candidates, holds the searches that its stretch touches and no others, and asks and tells those
+itself (`jaxalign.optim.shares`): all that devices exchange is the fitness. Random bits depend on
+the entry's seed, its group's name and the generation only, so an entry that is tuned alone, on any
+number of devices, or resumed half-way gets the bits that it gets among others in one go.
 
-Letters: C entry, E member, P = C x E candidates in a row, Z search dimension, T generations.
+Letters: C entry, E member, P = C x E candidates in a row, Z search dimension, T generations; N
+device along the population axis, K entry that a device holds, S candidate of a device's stretch.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from jax.sharding import Mesh, NamedSharding
 from jaxalign.core.errors import UserError
 from jaxalign.optim.api import Algorithm, Optimizer
 from jaxalign.optim.generation import RandomSource, State, finite_or_inf, first_state, next_state
-from jaxalign.runtime.sharding import POPULATION, partition_spec, place_whole, replicated
+from jaxalign.optim.shares import Shares
+from jaxalign.runtime.sharding import POPULATION, partition_spec, place, place_whole, replicated
 
 Entry = tuple[str, int]  # a group's name, and the seed of its random draws
 FitnessFn = Callable[[jax.Array, jax.Array, Any], jax.Array]
@@ -35,34 +38,46 @@ FitnessFn = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
 @dataclass(frozen=True, eq=False)
 class Evolution:
-    """What `make_evolution` builds: compiled once, then run any number of times."""
+    """What `make_evolution` builds: compiled once, then run any number of times.
+
+    The `State` that `init` and `run` return lies as the devices hold it: N x K entries, those of
+    device 0 first, split over the population axis. `to_entries` turns it into one row per entry, C
+    in all, which fits any number of devices; `to_devices` is the way back.
+    """
 
     entries: tuple[Entry, ...]
     num_dims: int
     population: int  # E, members per entry
     algorithm: Algorithm
     settings: dict[str, Any]  # every setting, printable
-    sharding: NamedSharding  # of the state: whole on every device
+    mesh: Mesh
+    sharding: NamedSharding  # of a context: whole on every device
     source: RandomSource  # on the host: the mesh's devices may exist in description only
     start: Callable  # the two jitted programs; `advance._cache_size()` counts its compilations
     advance: Callable
 
-    def init(self, initial_CxExZ: jax.Array, context: Any = None) -> State:
+    def init(self, initial: jax.Array | Callable[[int], jax.Array], context: Any = None) -> State:
         """Evaluate generation 0 and return the first state.
 
         Args:
-            initial_CxExZ: float32, one population per entry, in the order of `entries`.
+            initial: The initial populations, float32 [C, E, Z] in the order of `entries`, or a
+                function from an entry's index to its population [E, Z], called for the entries
+                that this process's devices hold.
             context: Arrays for the fitness function, already on the mesh or small.
 
         Raises:
             UserError: for a population of another shape.
         """
-        if np.shape(initial_CxExZ) != self._shape:
-            raise UserError(
-                f"initial population has shape {np.shape(initial_CxExZ)}, expected {self._shape}: "
-                "(entries, population, dimensions)"
-            )
-        return self.start(*place_whole((initial_CxExZ, context, self.source), self.sharding))
+        if not callable(initial):
+            if np.shape(initial) != self._shape:
+                raise UserError(
+                    f"initial population has shape {np.shape(initial)}, expected {self._shape}: "
+                    "(entries, population, dimensions)"
+                )
+            initial = np.asarray(initial).__getitem__
+        members = self._members(initial)
+        source = place(self.source, self._split)
+        return self.start(members, place_whole(context, self.sharding), source)
 
     def run(self, state: State, generations: int, context: Any = None) -> tuple[State, dict]:
         """Run `generations` in one dispatch.
@@ -80,7 +95,8 @@ class Evolution:
         """
         if generations < 1:
             raise UserError(f"`generations` {generations} must be 1 or more")
-        return self.advance(state, *place_whole((context, self.source), self.sharding), generations)
+        source = place(self.source, self._split)
+        return self.advance(state, place_whole(context, self.sharding), source, generations)
 
     def lower(self, generations: int, context: Any = None) -> jax.stages.Lowered:
         """Lower `run` from shapes alone: `.compile()` reports memory and work before starting.
@@ -88,8 +104,8 @@ class Evolution:
         Nothing is put on a device, so the mesh may be of a described topology
         (`jax.experimental.topologies`); `context` then holds `jax.ShapeDtypeStruct`s.
         """
-        source = self._abstract(self.source)
-        return self.advance.lower(self.abstract_state(), context, source, generations)
+        source = _abstract(self.source, lambda _: self._split)
+        return self.advance.lower(self._device_shapes(), context, source, generations)
 
     def for_entries(self, entries: Sequence[Entry]) -> Evolution:
         """Return the same compiled programs for other entries; UserError for another number."""
@@ -97,31 +113,84 @@ class Evolution:
         if len(entries) != len(self.entries):
             raise UserError(f"{len(entries)} entries for programs made for {len(self.entries)}")
         settings = self.settings | _entry_settings(entries)
-        return dataclasses.replace(
-            self, entries=entries, source=_random_source(entries), settings=settings
-        )
+        source = _random_source(entries, self.shares)
+        return dataclasses.replace(self, entries=entries, source=source, settings=settings)
 
     def abstract_state(self) -> State:
-        """Return the state's shapes, dtypes and shardings, to restore one without evaluating."""
-        initial = jax.ShapeDtypeStruct(self._shape, jnp.float32)
-        fitness = jax.ShapeDtypeStruct(self._shape[:2], jnp.float32)
-        first = functools.partial(first_state, self.algorithm)
-        return self._abstract(jax.eval_shape(first, self.source, initial, fitness))
+        """Return shapes, dtypes and shardings of a state with one row per entry.
+
+        It is what `Checkpoints.restore` needs; `to_devices` then takes the restored state.
+        """
+        shapes = jax.tree.map(lambda x: self._per_entry_shape(x), self._device_shapes())
+        return _abstract(shapes, self._entry_sharding)
+
+    def to_entries(self, state: State) -> State:
+        """Return a state with one row per entry, C in all, whatever the number of devices."""
+        if self.shares.in_order:
+            return state
+        shardings = jax.tree.map(self._entry_sharding, self.abstract_state())
+        return _rows_of(state, self.shares.place_C, shardings, shardings)
+
+    def to_devices(self, state: State) -> State:
+        """Return a state of one row per entry as the devices hold it."""
+        if self.shares.in_order:
+            return state
+        shardings = jax.tree.map(lambda x: x.sharding, self._device_shapes())
+        between = jax.tree.map(self._entry_sharding, self.abstract_state())
+        return _rows_of(state, self.shares.entry_NxK.reshape(-1), between, shardings)
 
     def best(self, state: State) -> list[tuple[np.ndarray, float]]:
         """Return each entry's best candidate so far (float32 [Z]) and its fitness."""
-        best_CxZ, fitness_C = jax.device_get((state.best_CxZ, state.best_fitness_C))
+        found = state.best_CxZ, state.best_fitness_C
+        whole = (self.sharding, self.sharding)
+        found = _rows_of(found, self.shares.place_C, whole, whole)
+        best_CxZ, fitness_C = jax.device_get(found)
         return list(zip(best_CxZ, fitness_C.tolist(), strict=True))
+
+    @property
+    def shares(self) -> Shares:
+        """Which entries each device holds."""
+        return Shares(len(self.entries), self.population, self.mesh.shape[POPULATION])
 
     @property
     def _shape(self) -> tuple[int, int, int]:
         return len(self.entries), self.population, self.num_dims
 
-    def _abstract(self, tree: Any) -> Any:
-        def describe(x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding)
+    @property
+    def _split(self) -> NamedSharding:
+        """The sharding of arrays whose rows are the entries that devices hold, or their counts."""
+        return NamedSharding(self.mesh, partition_spec(("members",)))
 
-        return jax.tree.map(describe, tree)
+    def _members(self, population_of: Callable[[int], Any]) -> jax.Array:
+        """Put the initial populations where they are held: float32 [N x K, E, Z]."""
+        entry_NK = self.shares.entry_NxK.reshape(-1)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            members = [np.asarray(population_of(int(c)), np.float32) for c in entry_NK[index[0]]]
+            return np.stack(members)
+
+        shape = (entry_NK.size, *self._shape[1:])
+        return jax.make_array_from_callback(shape, self._split, part)
+
+    def _device_shapes(self) -> State:
+        """Return the state as the devices hold it, in shapes."""
+        NK = self.shares.entry_NxK.size
+        initial = jax.ShapeDtypeStruct((NK, *self._shape[1:]), jnp.float32)
+        fitness = jax.ShapeDtypeStruct((NK, self.population), jnp.float32)
+        first = functools.partial(first_state, self.algorithm)
+        shapes = jax.eval_shape(first, self.source, initial, fitness)
+        return _abstract(shapes, lambda x: self._split if x.ndim else self.sharding)
+
+    def _per_entry_shape(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((len(self.entries), *x.shape[1:]) if x.ndim else (), x.dtype)
+
+    def _entry_sharding(self, x: jax.ShapeDtypeStruct) -> NamedSharding:
+        """Return how an array with one row per entry is spread: evenly, where that is possible."""
+        if self.shares.in_order:
+            return self._split if x.ndim else self.sharding
+        if x.ndim > 1 and x.shape[-1] % self.mesh.shape[POPULATION] == 0:
+            return NamedSharding(self.mesh, partition_spec((None,) * (x.ndim - 1) + ("members",)))
+        return self.sharding
 
 
 def group_id(group: str) -> int:
@@ -164,19 +233,51 @@ def make_evolution(
     """
     entries = _checked(entries)
     algorithm = optimizer.build(num_dims)
-    sharding = replicated(mesh)
-    evaluate = _make_evaluate(fitness_fn, mesh)
+    shares = Shares(len(entries), optimizer.population, mesh.shape[POPULATION])
+    evaluate = _make_evaluate(fitness_fn, mesh, shares)
+    axes = _manual_axes(mesh)
+    held, whole = partition_spec(("members",)), partition_spec(())
+    split, everywhere = NamedSharding(mesh, held), replicated(mesh)
+    state_spec = State(held, held, held, held, generation=whole)
+    spread = functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        axis_names=axes,
+        check_vma=False,  # it would refuse a fitness_fn whose scan starts from constants
+    )
+    alike = _alike_on_other_axes(mesh, axes)
 
-    def start(initial_CxExZ, context, source):
-        initial_CxExZ = initial_CxExZ.astype(jnp.float32)
-        return first_state(algorithm, source, initial_CxExZ, evaluate(initial_CxExZ, context))
+    # These run on each device, on the entries that it holds.
+    def start_held(initial_KxExZ, context, source):
+        initial_KxExZ = alike(initial_KxExZ)
+        fitness_KxE = evaluate(initial_KxExZ, context, source)
+        return first_state(algorithm, source, initial_KxExZ, fitness_KxE)
 
-    def advance(state, context, source, generations):
+    def advance_held(generations, state, context, source):
         def step(state, _):
-            return next_state(algorithm, source, evaluate, state, context)
+            evaluate_held = lambda x, context: evaluate(alike(x), context, source)  # noqa: E731
+            return next_state(algorithm, source, evaluate_held, alike(state), context)
 
         return jax.lax.scan(step, state, None, length=generations)
 
+    def start(initial_NKxExZ, context, source):
+        program = spread(start_held, in_specs=(held, whole, held), out_specs=state_spec)
+        return program(initial_NKxExZ, context, source)
+
+    def advance(state, context, source, generations):
+        program = spread(
+            functools.partial(advance_held, generations),
+            in_specs=(state_spec, whole, held),
+            out_specs=(state_spec, partition_spec((None, "members"))),
+        )
+        state, metrics = program(state, context, source)
+        # Metrics are asked for entry by entry, once per dispatch.
+        metrics = jax.lax.with_sharding_constraint(metrics, everywhere)
+        if not shares.in_order:
+            metrics = jax.tree.map(lambda x_TxNK: x_TxNK[:, shares.place_C], metrics)
+        return state, metrics
+
+    state_shardings = State(split, split, split, split, generation=everywhere)
     name = getattr(optimizer, "algorithm", type(optimizer).__name__)
     settings = {"algorithm": name, "population": optimizer.population} | algorithm.describe()
     return Evolution(
@@ -185,10 +286,16 @@ def make_evolution(
         population=optimizer.population,
         algorithm=algorithm,
         settings=settings | _entry_settings(entries),
-        sharding=sharding,
-        source=_random_source(entries),
-        start=jax.jit(start, out_shardings=sharding),
-        advance=jax.jit(advance, static_argnums=3, donate_argnums=0, out_shardings=sharding),
+        mesh=mesh,
+        sharding=everywhere,
+        source=_random_source(entries, shares),
+        start=jax.jit(start, out_shardings=state_shardings),
+        advance=jax.jit(
+            advance,
+            static_argnums=3,
+            donate_argnums=0,
+            out_shardings=(state_shardings, everywhere),
+        ),
     )
 
 
@@ -215,17 +322,42 @@ def _entry_settings(entries: Sequence[Entry]) -> dict[str, Any]:
     return {"seed": seeds[0] if len(set(seeds)) == 1 else list(seeds), "groups": list(groups)}
 
 
-def _random_source(entries: Sequence[Entry]) -> RandomSource:
-    """Return the entries' seeds and ids as arguments of the programs.
+def _random_source(entries: Sequence[Entry], shares: Shares) -> RandomSource:
+    """Return the seeds and ids of the entries that devices hold as arguments of the programs.
 
     Arguments rather than constants, so that other entries use the same programs. They are a few
     bytes, put on the devices anew with every dispatch.
     """
-    return RandomSource(
-        seed_C=np.array([seed for _, seed in entries], np.uint32),
-        id_C=np.array([group_id(group) for group, _ in entries], np.uint32),
-        count=np.int32(len(entries)),
+    entry_NK = shares.entry_NxK.reshape(-1)
+    seed_C = np.array([seed for _, seed in entries], np.uint32)
+    id_C = np.array([group_id(group) for group, _ in entries], np.uint32)
+    return RandomSource(seed_C[entry_NK], id_C[entry_NK], entry_NK, shares.count_N)
+
+
+def _abstract(tree: Any, sharding_of: Callable[[Any], NamedSharding]) -> Any:
+    """Return a tree of arrays or shapes as `jax.ShapeDtypeStruct`s with the shardings given."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of(x)), tree
     )
+
+
+def _rows_of(tree: Any, row_R: np.ndarray, between: Any, shardings: Any) -> Any:
+    """Return some rows of every array of a tree that is split over devices by rows or columns.
+
+    Args:
+        tree: Arrays with a leading axis, and scalars, which stay as they are.
+        row_R: The rows, int32.
+        between: Shardings of the tree in which rows are whole, so that taking some of them is work
+            for each device alone; a row is never gathered on one device where it is split.
+        shardings: Shardings of the result.
+    """
+
+    def rows(tree):
+        tree = jax.lax.with_sharding_constraint(tree, between)
+        tree = jax.tree.map(lambda x: x[row_R] if x.ndim else x, tree)
+        return jax.lax.with_sharding_constraint(tree, between)
+
+    return jax.jit(rows, out_shardings=shardings)(tree)
 
 
 def _manual_axes(mesh: Mesh) -> frozenset[str]:
@@ -238,35 +370,39 @@ def _manual_axes(mesh: Mesh) -> frozenset[str]:
     return frozenset(mesh.axis_names if alone else (POPULATION,))
 
 
-def _make_evaluate(fitness_fn: FitnessFn, mesh: Mesh) -> Callable:
-    """Return (candidates_CxExZ, context) -> fitness_CxE float32, each device doing its share."""
-    members = partition_spec(("members",))
-    shards = mesh.shape[POPULATION]
-    # Candidates and fitness are whole on every device; left free, the compiler might also split
-    # asking and telling, at the cost of more exchanges and of bits that depend on the split.
-    whole = functools.partial(jax.lax.with_sharding_constraint, shardings=replicated(mesh))
+def _alike_on_other_axes(mesh: Mesh, manual: frozenset[str]) -> Callable[[Any], Any]:
+    """Return a function that keeps arrays whole along the axes that the compiler may split.
 
-    def share(candidates_PxZ, entry_P, context):
-        fitness_P = fitness_fn(candidates_PxZ, entry_P, context)
-        if fitness_P.shape != entry_P.shape:
-            raise ValueError(f"fitness_fn gave {fitness_P.shape} for {entry_P.shape} candidates")
-        return fitness_P.astype(jnp.float32)
+    Left free, it might also split asking and telling along the model axis, at the cost of
+    exchanges and of bits that depend on the split.
+    """
+    if len(manual) == len(mesh.axis_names):
+        return lambda tree: tree
+    return functools.partial(jax.lax.with_sharding_constraint, shardings=partition_spec(()))
 
-    spread = jax.shard_map(
-        share,
-        mesh=mesh,
-        in_specs=(members, members, partition_spec(())),
-        out_specs=members,
-        axis_names=_manual_axes(mesh),
-        check_vma=False,  # it would refuse a fitness_fn whose scan starts from constants
-    )
 
-    def evaluate(candidates_CxExZ, context):
-        C, E, Z = candidates_CxExZ.shape
-        # Rounded up to a whole share per device by repeating the last candidate.
-        row_P = jnp.minimum(jnp.arange(-(-C * E // shards) * shards), C * E - 1)
-        candidates_PxZ = whole(candidates_CxExZ).reshape(C * E, Z)[row_P]
-        fitness_P = spread(candidates_PxZ, (row_P // E).astype(jnp.int32), context)
-        return finite_or_inf(whole(fitness_P)[: C * E].reshape(C, E))
+def _make_evaluate(fitness_fn: FitnessFn, mesh: Mesh, shares: Shares) -> Callable:
+    """Return (candidates_KxExZ, context, source) -> fitness_KxE float32, run on each device.
+
+    A device evaluates its stretch of the row of all candidates, and gets the fitness of all.
+    """
+    C, E, S = shares.entries, shares.population, shares.rows
+
+    def evaluate(candidates_KxExZ, context, source):
+        K, _, Z = candidates_KxExZ.shape
+        row_S = jax.lax.axis_index(POPULATION) * S + jnp.arange(S)
+        entry_S = jnp.minimum(row_S // E, C - 1).astype(jnp.int32)
+        candidates_SxZ = candidates_KxExZ.reshape(K * E, Z)
+        if S != K * E:
+            # Rounded up to a whole share by repeating the last candidate.
+            own_S = jnp.minimum(row_S, C * E - 1) - source.entry_C[0] * E
+            candidates_SxZ = candidates_SxZ[jnp.clip(own_S, 0, K * E - 1)]
+        fitness_S = fitness_fn(candidates_SxZ, entry_S, context)
+        if fitness_S.shape != entry_S.shape:
+            raise ValueError(f"fitness_fn gave {fitness_S.shape} for {entry_S.shape} candidates")
+        # The only exchange between devices: four bytes a candidate.
+        fitness_P = jax.lax.all_gather(fitness_S.astype(jnp.float32), POPULATION, tiled=True)
+        fitness_CxE = fitness_P[: C * E].reshape(C, E)
+        return finite_or_inf(fitness_CxE[source.entry_C])
 
     return evaluate

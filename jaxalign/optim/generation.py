@@ -1,11 +1,15 @@
-"""One generation of every entry's search: what `evolve` compiles. Pure functions of arrays.
+"""One generation of the entries that a device holds: what `evolve` compiles. Pure functions.
+
+Entries are asked and told one after the other, in place, so that the draws of a generation take
+memory for one entry at a time, and the searches themselves are there once: the members, and the
+candidates.
 
 Letters: C entry (a group under a seed), E member, Z search dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +24,7 @@ Evaluate = Callable[[jax.Array, Any], jax.Array]  # (candidates_CxExZ, context) 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """All that a run must remember; a pytree of arrays, the same on any number of devices."""
+    """All that a run must remember, a pytree of arrays: of all entries, or of those held here."""
 
     optimizer: Any  # the algorithm's own state, every leaf with a leading entry axis
     best_CxZ: jax.Array  # float32, the best candidate ever evaluated
@@ -36,7 +40,8 @@ class RandomSource:
 
     seed_C: jax.Array  # uint32
     id_C: jax.Array  # uint32, `group_id` of each
-    count: jax.Array  # int32, C as a value the compiler cannot see
+    entry_C: jax.Array  # int32, the entry's index among all of the run
+    count_1: jax.Array  # int32 [1], how many of these are in use, which the compiler cannot see
 
     def keys_C(self, generation: jax.Array) -> jax.Array:
         """Return one key per entry: fold_in(fold_in(key(seed), group), generation)."""
@@ -60,13 +65,16 @@ def first_state(
     """
 
     def start(key, initial_ExZ, fitness_E):
+        # A barrier, because the compiler would fuse the cut of one entry of many into the sums, and
+        # leave it out where there is one entry alone: they would be added up in another order.
+        initial_ExZ = jax.lax.optimization_barrier(initial_ExZ)
         # The standard deviation around the mean member, over all coordinates at once.
         spread = jnp.std(initial_ExZ - initial_ExZ.mean(0, keepdims=True))
         state = algorithm.start(key, initial_ExZ, fitness_E, spread)
         return state, *_best(initial_ExZ, fitness_E), spread
 
     arrays = (source.keys_C(jnp.int32(0)), initial_CxExZ, fitness_CxE)
-    return State(*_per_entry(start, source.count, arrays), generation=jnp.int32(0))
+    return State(*_per_entry(start, source.count_1[0], arrays), generation=jnp.int32(0))
 
 
 def next_state(
@@ -76,18 +84,19 @@ def next_state(
     # Asking and telling draw from keys of their own.
     keys_C = source.keys_C(state.generation + 1)
     ask_C, tell_C = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys_C)
+    count = source.count_1[0]
     candidates_CxExZ, asked = _per_entry(
-        algorithm.ask, source.count, (ask_C, state.optimizer, state.spread_C)
+        algorithm.ask, count, (ask_C, state.optimizer, state.spread_C)
     )
     # All entries' candidates are evaluated together, spread over the devices.
     fitness_CxE = evaluate(candidates_CxExZ, context)
 
-    def tell(key, candidates_ExZ, fitness_E, state, spread):
-        after = algorithm.tell(key, candidates_ExZ, fitness_E, state, spread)
-        return after, *_best(candidates_ExZ, fitness_E)
+    def tell(asked, key, candidates_ExZ, fitness_E, spread):
+        after = algorithm.tell(key, candidates_ExZ, fitness_E, asked, spread)
+        return after, _best(candidates_ExZ, fitness_E)
 
-    arrays = (tell_C, candidates_CxExZ, fitness_CxE, asked, state.spread_C)
-    after, new_CxZ, new_fitness_C = _per_entry(tell, source.count, arrays)
+    arrays = (tell_C, candidates_CxExZ, fitness_CxE, state.spread_C)
+    after, (new_CxZ, new_fitness_C) = _update_entries(tell, count, asked, arrays)
     # The best candidate is kept whatever the algorithm does with it.
     better_C = new_fitness_C < state.best_fitness_C
     best_CxZ = jnp.where(better_C[:, None], new_CxZ, state.best_CxZ)
@@ -105,27 +114,94 @@ def finite_or_inf(fitness: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(fitness), fitness, jnp.inf)
 
 
-def _per_entry(function: Callable, count: jax.Array, trees: tuple) -> Any:
+def _per_entry(function: Callable, count: jax.Array, arrays: tuple) -> Any:
     """Map `function` over the leading axis, compiled alike for one entry and for many.
 
     A loop rather than a vmap, and one whose length the compiler cannot see (it would dissolve a
     loop of one round and fuse across it): every entry runs the same instructions whichever entries
     run beside it, so that solo and joint runs are bit-identical for any algorithm.
-    """
 
-    def rows(i):
-        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), trees)
+    Args:
+        function: Takes one entry's part of `arrays`.
+        count: Number of entries that are computed; results of the others are zeros, or what
+            `function` leaves unchanged.
+        arrays: Trees of arrays with a leading entry axis.
+    """
+    row = lambda i: _rows(arrays, i)  # noqa: E731
+    shapes = jax.eval_shape(lambda: function(*row(0)))
+    kept = _unchanged(function, jax.eval_shape(row, 0))
+    given, leaves = jax.tree.leaves(arrays), jax.tree.leaves(shapes)
+    size = given[0].shape[0]
 
     def body(i, filled):
-        new = function(*rows(i))
-        put = lambda a, x: jax.lax.dynamic_update_index_in_dim(a, x.astype(a.dtype), i, 0)  # noqa: E731
-        return jax.tree.map(put, filled, jax.tree.map(jnp.asarray, new))
+        new = jax.tree.leaves(function(*row(i)))
+        changed = [x for x, source in zip(new, kept, strict=True) if source is None]
+        return [_put(a, x, i) for a, x in zip(filled, changed, strict=True)]
 
-    size = jax.tree.leaves(trees)[0].shape[0]
-    shapes = jax.eval_shape(lambda: function(*rows(0)))
     # Strongly typed even where an algorithm starts from Python numbers: no retrace after restoring.
-    empty = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), shapes)
-    return jax.lax.fori_loop(0, count, body, empty)
+    changed = [x for x, source in zip(leaves, kept, strict=True) if source is None]
+    empty = [jnp.zeros((size, *x.shape), x.dtype) for x in changed]
+    filled = iter(jax.lax.fori_loop(0, count, body, empty))
+    # What the function hands on as it is need not be copied entry by entry.
+    out = [next(filled) if source is None else given[source] for source in kept]
+    return jax.tree.structure(shapes).unflatten(out)
+
+
+def _update_entries(
+    function: Callable, count: jax.Array, state: Any, arrays: tuple
+) -> tuple[Any, Any]:
+    """Map `function` over the leading axis as `_per_entry` does, replacing each entry's state.
+
+    Args:
+        function: (state, *arrays) of one entry -> (new state, anything else).
+        count: Number of entries that are computed.
+        state: A tree of arrays with a leading entry axis, overwritten entry by entry.
+        arrays: More of the kind, which are read only.
+
+    Returns:
+        The new state, and the rest of what `function` returns.
+    """
+    shapes = jax.eval_shape(lambda: function(_rows(state, 0), *_rows(arrays, 0)))
+    size = jax.tree.leaves(arrays)[0].shape[0]
+    zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), tree)  # noqa: E731
+    same = jax.tree.map(lambda x: (x.shape, jnp.dtype(x.dtype)), _rows(state, 0))
+    in_place = same == jax.tree.map(lambda x: (x.shape, jnp.dtype(x.dtype)), shapes[0])
+
+    def body(i, filled):
+        new = function(_rows(filled[0] if in_place else state, i), *_rows(arrays, i))
+        return jax.tree.map(lambda a, x: _put(a, x, i), filled, new)
+
+    first = (state if in_place else zeros(shapes[0]), zeros(shapes[1]))
+    return jax.lax.fori_loop(0, count, body, first)
+
+
+def _rows(tree: Any, i: int | jax.Array) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), tree)
+
+
+def _put(array: jax.Array, x: Any, i: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(array, jnp.asarray(x, array.dtype), i, 0)
+
+
+def _unchanged(function: Callable, arguments: tuple) -> list[int | None]:
+    """Return, for each leaf of the result, the leaf of the arguments that it is; else None."""
+    closed = jax.make_jaxpr(function)(*arguments)
+
+    def follow(jaxpr: Any, variables: Sequence[Any]) -> list[int | None]:
+        position = {id(variable): i for i, variable in enumerate(jaxpr.invars)}
+        made = {id(out): (eqn, j) for eqn in jaxpr.eqns for j, out in enumerate(eqn.outvars)}
+        found: list[int | None] = []
+        for variable in variables:
+            # A jitted function inside hides what it hands on; look into it.
+            while id(variable) in made:
+                eqn, j = made[id(variable)]
+                inner = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit") else None
+                argument = None if inner is None else follow(inner.jaxpr, inner.jaxpr.outvars)[j]
+                variable = None if argument is None else eqn.invars[argument]
+            found.append(position.get(id(variable)))
+        return found
+
+    return follow(closed.jaxpr, closed.jaxpr.outvars)
 
 
 def _best(candidates_ExZ, fitness_E) -> tuple[jax.Array, jax.Array]:

@@ -134,6 +134,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Copy arrays of the host to the devices of a sharding. Every process passes the same values.
+
+    Args:
+        tree: A tree of numpy arrays or numbers.
+        sharding: How each of them is laid out.
+    """
+
+    def put(x: Any) -> jax.Array:
+        # One process can copy to all of its devices; of several, each fills its own devices.
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree)
+
+
 def place_whole(tree: Any, sharding: NamedSharding) -> Any:
     """Copy the arrays of a tree to all devices of a sharding, each whole.
 
@@ -141,16 +159,12 @@ def place_whole(tree: Any, sharding: NamedSharding) -> Any:
     the same values.
     """
 
-    def place(x: Any) -> jax.Array:
+    def put(x: Any) -> jax.Array:
         if isinstance(x, jax.Array) and x.sharding.device_set == sharding.device_set:
             return x
-        # One process can copy to all of its devices; of several, each fills its own devices.
-        if sharding.is_fully_addressable:
-            return jax.device_put(x, sharding)
-        host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+        return place(x, sharding)
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(put, tree)
 
 
 def local_view(tree: Any) -> Any:

@@ -1,10 +1,10 @@
 """Attention over a long row of short examples, at the cost of short rows.
 
-Examples in a row do not see each other, and each has at most `window` tokens. A block of consecutive
-queries therefore sees nothing but its own block and the `window - 1` tokens before it: attention over
-all of a row's keys would compute products that the mask throws away, with a row of 2,048 tokens about
-as many as everything else in a layer takes. Values and gradients are those of attention over the
-whole row under `jaxalign.lm.transformer.causal_mask`.
+Examples in a row do not see each other, and each has at most `window` tokens. A block of
+consecutive queries therefore sees nothing but its own block and the `window - 1` tokens before it:
+attention over all of a row's keys would compute products that the mask throws away, with a row of
+2,048 tokens about as many as everything else in a layer takes. Values and gradients are those of
+attention over the whole row under `jaxalign.lm.transformer.causal_mask`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from jaxalign.lm.transformer import Attend, exact_products
 
-# Float32 scores that are held at once; more are computed block by block, again in the backward pass.
+# Float32 scores that are held at once; more are computed a few blocks at a time, and again in the
+# backward pass.
 _SCORES = 2**26
 _MASKED = -1e30  # finite, so that a query that sees nothing (padding) has a gradient
 
@@ -31,7 +32,7 @@ def query_block(window: int) -> int:
 
 
 def block_length(row_length: int, window: int) -> int:
-    """Return the length of the blocks of a row: all of it if it is hardly longer than an example."""
+    """Return the length of a row's blocks: all of it if it is hardly longer than an example."""
     wanted = query_block(window)
     if row_length <= window + wanted or row_length % wanted:
         return row_length
@@ -61,7 +62,7 @@ def _attend(
     key_segments = _with_blocks_before(segments_T, c, back)
     # Whether a key stands up to its query, counted from the first key that the block sees.
     earlier = jnp.arange((back + 1) * c)[None] <= back * c + jnp.arange(c)[:, None]
-    seen = (segments_T.reshape(-1, c)[:, :, None] == key_segments[:, None]) & earlier
+    seen = (segments_T.reshape(-1, c)[:, :, None] == key_segments[:, None]) & earlier[None]
     seen &= (key_segments > 0)[:, None]
     blocks = (q_blocks, k_blocks, v_blocks, seen)
     if T * N * (back + 1) * c <= _SCORES:
@@ -76,7 +77,7 @@ def _attend(
 
 
 def _with_blocks_before(x: jax.Array, c: int, back: int) -> jax.Array:
-    """Return, for each block of c, the `back` blocks before it and itself: [nb, (back + 1) * c, ...].
+    """Return each block of c after the `back` blocks before it, [nb, (back + 1) * c, ...].
 
     Made of slices of the whole, whose gradient is a sum of slices: no scattered addition, whose
     order a GPU does not fix.

@@ -157,7 +157,7 @@ class TrainData:
     def _rows_of_units(
         self, step: int
     ) -> tuple[list[list[tuple[int, int]]], list[list[np.ndarray]]]:
-        """Return the rows of a step as (adapter, unit), and the examples of each adapter's units."""
+        """Return a step's rows as (adapter, unit), and the examples of each adapter's units."""
         units, sizes = [], []
         for stream in self._streams:
             chosen = stream.step(step)

@@ -1,8 +1,8 @@
 """The cross-entropy of answers, for rows of packed examples of one adapter or of several.
 
-A row is a long sequence of short examples. What a step minimises is the sum over a pass's rows; with
-several adapters, the sum of each unit (see `jaxalign.training.packing`), so that the gradient of a
-unit's adapter is that of its own examples alone.
+A row is a long sequence of short examples. What a step minimises is the sum over a pass's rows;
+with several adapters, the sum of each unit (see `jaxalign.training.packing`), so that the gradient
+of a unit's adapter is that of its own examples alone.
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@ Every example has its own segment number and its own RoPE positions from 0 on, s
 a row exactly as if it stood alone. Only positions whose next token is scored go through the output
 head: the answers of a survey are one or two tokens of a hundred.
 
-Where several adapters are trained in one program, a row holds the examples of several of them. Those
-of one adapter are cut into *units*, runs of at most M tokens, whose gradient is computed by itself
-and added to the adapter's others in one order. Which examples a unit holds depends on nothing but
-the adapter's own examples, so an adapter's bits do not depend on what is trained beside it.
+Where several adapters are trained in one program, a row holds the examples of several of them.
+Those of one adapter are cut into *units*, runs of at most M tokens, whose gradient is computed by
+itself and added to the adapter's others in one order. Which examples a unit holds depends on
+nothing but the adapter's own examples, so an adapter's bits do not depend on what is trained beside
+it.
 """
 
 from __future__ import annotations

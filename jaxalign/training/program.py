@@ -8,18 +8,20 @@ that we do not have.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig, adapter_weights
-from jaxalign.lm.weights import abstract_params, is_weight, param_shardings, weight_tree
-from jaxalign.runtime.sharding import named_sharding, replicated
+from jaxalign.lm.weights import abstract_params, is_weight, program_params, weight_tree
+from jaxalign.runtime.sharding import DATA, named_sharding, replicated
 from jaxalign.training.packing import Batch
-from jaxalign.training.shape import MOST_UNITS, Shape
+from jaxalign.training.shape import MOST_UNITS, Shape, choose_shape, estimated_steps
 from jaxalign.training.step import (
     TrainConfig,
     TrainState,
@@ -37,12 +39,12 @@ def train_program(
 ) -> tuple[Any, tuple]:
     """Return the jitted step and its abstract arguments.
 
-    `step.lower(*arguments).compile()` needs no arrays. Arguments are (state, params, batches, passes,
-    schedule_Kx3), each with its sharding; the step returns (state, metrics) and reuses the buffers
-    of the state that it is given. See `jaxalign.training.step.make_step`.
+    `step.lower(*arguments).compile()` needs no arrays. Arguments are (state, params, batches,
+    passes, schedule_Kx3), each with its sharding; the step returns (state, metrics) and reuses the
+    buffers of the state that it is given. See `jaxalign.training.step.make_step`.
     """
     state = abstract_state(config, train, lora, mesh, shape.adapters)
-    params = _with_shardings(abstract_params(config), param_shardings(config, mesh))
+    params = program_params(config, mesh)
     whole = replicated(mesh)
     arguments = (
         state,
@@ -70,11 +72,55 @@ def loss_program(
     return loss, (state.trained, params, batches, passes)
 
 
+def expected_shape(
+    config: LlamaConfig,
+    train: TrainConfig,
+    lora: LoraConfig,
+    mesh: jax.sharding.Mesh,
+    lengths: Sequence[int] | np.ndarray,
+    answers: int,
+    adapters: int = 1,
+    memory_bytes: int | None = None,
+) -> Shape:
+    """Return the sizes of a step before its examples are known.
+
+    `Trainer` can be given them, and then runs the program that was compiled from them. They allow
+    for half as many answers again as expected.
+
+    Args:
+        config: The model.
+        train: How to train; no examples are longer than `train.longest_example`, or than the
+            longest that is expected.
+        lora: The adapters.
+        mesh: The devices.
+        lengths: Tokens of examples like those that will be trained on.
+        answers: Most answer tokens of an example.
+        adapters: Adapters in all.
+        memory_bytes: Memory of a device, which limits how many are trained side by side.
+    """
+    lengths = np.asarray(lengths)
+    count = adapters_side_by_side(config, train, lora, mesh, adapters, memory_bytes)
+    return choose_shape(
+        estimated_steps(lengths, train.batch, count, train.seed),
+        train.batch,
+        adapters,
+        count,
+        train.longest_example or int(lengths.max()),
+        min(1.0, 1.5 * answers / int(lengths.min())),
+        train.tokens_per_pass,
+        mesh.shape[DATA],
+    )
+
+
 def state_bytes(
     config: LlamaConfig, train: TrainConfig, lora: LoraConfig, mesh: jax.sharding.Mesh
 ) -> int:
     """Return the bytes per device of one adapter's state: weights and both moments."""
-    leaves = jax.tree.leaves(abstract_state(config, train, lora, mesh, 1))
+    return _bytes_per_device(abstract_state(config, train, lora, mesh, 1))
+
+
+def _bytes_per_device(abstract: Any) -> int:
+    leaves = jax.tree.leaves(abstract)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
@@ -103,19 +149,14 @@ def adapters_side_by_side(
     """
     most = min(adapters, train.side_by_side or adapters)
     if memory_bytes is not None and adapters > 1:
-        shardings = param_shardings(config, mesh)
-        frozen = jax.tree.map(
-            lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize,
-            abstract_params(config),
-            jax.tree.broadcast(shardings, abstract_params(config)),
-        )
+        frozen = _bytes_per_device(program_params(config, mesh))
         state = state_bytes(config, train, lora, mesh)
         # A layer's input is kept for each layer, and within a layer a few vectors of its widths.
         item = jnp.dtype(config.dtype).itemsize
         layers = config.num_hidden_layers * config.hidden_size * item
         within = 4 * (6 * config.intermediate_size + 12 * config.hidden_size)
         kept = layers + within * (1 if train.remat else config.num_hidden_layers)
-        free = memory_bytes - sum(jax.tree.leaves(frozen)) - train.tokens_per_pass * kept
+        free = memory_bytes - frozen - train.tokens_per_pass * kept
         free -= 2 * MOST_UNITS * state // 3
         most = min(most, max(1, int(_USABLE * free) // (2 * state)))
     return math.ceil(adapters / math.ceil(adapters / most))

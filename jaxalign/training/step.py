@@ -326,7 +326,9 @@ def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: 
 
     of_pass = of_units if shape.units else of_rows
 
-    def loss(trained: Trained, params: Params, batches: tuple[Batch, ...], passes: jax.Array) -> Any:
+    def loss(
+        trained: Trained, params: Params, batches: tuple[Batch, ...], passes: jax.Array
+    ) -> Any:
         nothing = jnp.zeros(shape.adapters, jnp.float32)
         total = (nothing, nothing)
         for n, batch in enumerate(batches):

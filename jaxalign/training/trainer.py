@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,6 +30,7 @@ import numpy as np
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_json
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.weights import Params
@@ -50,6 +52,8 @@ from jaxalign.training.shape import Shape
 from jaxalign.training.step import TrainConfig, Trained, TrainState, init_state, schedule
 
 __all__ = ["HeldOutLoss", "LoraConfig", "TrainConfig", "Trainer", "fit"]
+
+_log = logging.getLogger("jaxalign")
 
 Metrics = dict[str, np.ndarray]  # "loss", "gradient_norm", "learning_rate", "answers": float32 [K]
 Row = dict[str, Any]  # {"step": 1, name of an adapter: {"loss": ...}, ...}
@@ -94,8 +98,9 @@ class Trainer:
             rates: Highest learning rate of an adapter; default: that of `train`.
             drawn_as: Name from which an adapter's initial values and the order of its examples are
                 drawn; default: its own. Adapters that share one differ in nothing but their rates.
-            shape: Sizes of a step, if they were chosen and compiled before the examples were known;
-                default: those that suit the examples.
+            shape: Sizes of a step that were chosen before the examples were known, so that its
+                program is compiled already (`jaxalign.training.program.expected_shape`). Where the
+                examples do not suit them, and by default, sizes that do are chosen.
             checkpoints: Folder of checkpoints that `fit` may continue from: adapters that were side
                 by side there are again.
 
@@ -114,9 +119,12 @@ class Trainer:
         self._keys = dict(zip(examples, map(jax.random.key_data, keys), strict=True))
         self._rates = {name: (rates or {}).get(name, train.learning_rate) for name in examples}
         streams = make_streams(examples, keys, train.batch, train.epochs)
+        devices = mesh.shape[DATA]
+        if shape is not None and not holds(shape, streams, devices):
+            _log.info(f"training: the examples do not suit the step that was planned, {shape}")
+            shape = None
         count = shape.adapters if shape else self._side_by_side(checkpoints)
         groups = _grouped(streams, count)
-        devices = mesh.shape[DATA]
         if shape is None:
             shape = shape_of_streams(
                 [list(group.values()) for group in groups],
@@ -125,8 +133,6 @@ class Trainer:
                 train.longest_example,
                 devices,
             )
-        else:
-            check_shape(shape, streams, train.batch, devices)
         self.shape = shape
         self.groups = [TrainData(list(group), list(group.values()), shape) for group in groups]
         # A group's rows in a log are numbered from that of its start on, where nothing is trained.
@@ -173,7 +179,8 @@ class Trainer:
         short = f", or of {shape.tail}" if shape.tail else ""
         return (
             f"{groups}{self.steps} steps in passes of {shape.rows} x {shape.row_length} "
-            f"tokens{short}; the compiled step needs {self.needed_bytes / 2**20:,.0f} MiB per device"
+            f"tokens{short}; the compiled step needs {self.needed_bytes / 2**20:,.0f} MiB per "
+            "device"
         )
 
     def start(self, params: Params, group: int = 0) -> TrainState:
@@ -193,7 +200,7 @@ class Trainer:
     def batches(
         self, start: int, group: int = 0
     ) -> Iterator[tuple[int, tuple[Batch, ...], np.ndarray]]:
-        """Yield (step, batches on the mesh, their numbers of passes) from step `start` to the last."""
+        """Yield (step, batches on the mesh, their numbers of passes) from step `start` on."""
         data = self.groups[group]
         for step in range(start, data.steps):
             batches, passes = data.batch(step)
@@ -208,7 +215,7 @@ class Trainer:
         group: int = 0,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Take one step. The buffers of `state` are reused and must not be read afterwards."""
-        params = None if self.train.method == "full" else params
+        params = None if self.train.method == "full" else as_bits(params)
         return self._step(state, params, batches, passes, self._schedule(group))
 
     def _schedule(self, group: int) -> np.ndarray:
@@ -245,17 +252,18 @@ def _grouped(streams: Mapping[str, Stream], count: int) -> list[dict[str, Stream
     ]
 
 
-def check_shape(shape: Shape, streams: Mapping[str, Stream], batch: int, devices: int) -> None:
-    """Raise UserError unless the examples of all adapters can be trained in steps of a shape."""
+def holds(shape: Shape, streams: Mapping[str, Stream], devices: int) -> bool:
+    """Return whether the examples of all adapters can be trained in steps of a shape."""
     longest = max(int(stream.lengths.max()) for stream in streams.values())
     share = max(float((s.examples.answers / s.lengths).max()) for s in streams.values())
-    if longest > shape.window or share * shape.row_length > shape.answers:
-        raise UserError(
-            f"`longest_example` {shape.window}: an example has {longest} tokens, or more answer "
-            "tokens than the step was compiled for; leave it out or give more"
-        )
-    if shape.rows % devices or (len(streams) > 1 and not shape.units):
-        raise ValueError(f"{shape} is not one for {len(streams)} adapters on {devices} devices")
+    return (
+        longest <= shape.window
+        and share * shape.row_length <= shape.answers
+        and share * shape.unit_length <= shape.unit_answers
+        and share * shape.tail <= shape.tail_answers
+        and shape.rows % devices == 0
+        and bool(shape.units) == (len(streams) > 1)
+    )
 
 
 class HeldOutLoss:
@@ -293,7 +301,7 @@ class HeldOutLoss:
         check_fits(self._loss, mesh.local_devices[0], "lower `tokens_per_pass`")
 
     def __call__(self, state: TrainState, params: Params, group: int = 0) -> dict[str, float]:
-        params, data = None if self._full else params, self._groups[group]
+        params, data = None if self._full else as_bits(params), self._groups[group]
         total = answers = np.float64(0)
         for step in range(data.steps):
             batches, passes = data.batch(step)
@@ -344,9 +352,7 @@ def fit(
     """
     several = len(trainer.groups) > 1
     if several and checkpoints is not None and jax.process_index() == 0:
-        write_json(
-            Path(checkpoints.directory) / _GROUPS, {"side_by_side": trainer.shape.adapters}
-        )
+        write_json(Path(checkpoints.directory) / _GROUPS, {"side_by_side": trainer.shape.adapters})
     run = _Fit(trainer, params, save_every, begin, log, held_out, on_progress)
     trained: dict[str, Trained] = {}
     for group in range(len(trainer.groups)):

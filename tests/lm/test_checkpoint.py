@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,8 +20,16 @@ from safetensors.numpy import load_file, save_file
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
 from jaxalign.lm.config import LlamaConfig, RopeScaling, config_to_hf, read_config
+from jaxalign.lm.quantize import quantize
 from jaxalign.lm.transformer import Llama
-from jaxalign.lm.weights import Params, abstract_params, count_params, init_params
+from jaxalign.lm.weights import (
+    Params,
+    abstract_params,
+    count_params,
+    init_params,
+    param_shardings,
+)
+from jaxalign.runtime.sharding import make_mesh
 from tests.support.parity_cases import hf_weights
 
 CONFIG = LlamaConfig(
@@ -320,6 +329,41 @@ def test_peak_memory_while_reading(stored: str, devices: int, tmp_path: Path) ->
     found = json.loads(out.stdout.splitlines()[-1])
     assert found["kept"] >= 2 * count_params(config) > 80e6
     assert found["peak"] <= 1.3 * found["kept"], found["peak"] / found["kept"]
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_peak_memory_while_reading_into_8_bits(devices: int, tmp_path: Path) -> None:
+    """Beyond the 8-bit weights, a few MiB: never the model, or a parameter of it, as stored."""
+    config = LlamaConfig(512, 1024, 4096, 6, 8, 4, 128)
+    shapes = abstract_params(config)
+    make = jax.jit(lambda: jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes))
+    save_checkpoint(tmp_path, make(), config)
+    probe = [sys.executable, str(Path(__file__).parents[1] / "support" / "memory_probe.py")]
+    out = subprocess.run(
+        [*probe, str(tmp_path), str(devices), "int8"], capture_output=True, text=True, check=True
+    )
+    found = json.loads(out.stdout.splitlines()[-1])
+    assert count_params(config) < found["kept"] < 1.1 * count_params(config)
+    assert found["peak"] <= found["kept"] + 20e6, found
+
+
+@pytest.mark.parametrize(
+    "sizes", [{}, {"model": 2}, {"model": 4}, {"data": 2, "model": 4}], ids=str
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_8_bits_are_those_of_quantize(params: Params, tmp_path: Path, dtype, sizes) -> None:
+    """Also of the matrices whose inputs are split, whose scales need what other devices hold."""
+    save_checkpoint(tmp_path, params, CONFIG)
+    config = CONFIG.replace(dtype=dtype, param_dtype=dtype)
+    mesh = make_mesh(jax.devices()[: math.prod(sizes.values())], **sizes)
+    expected = quantize(config, load_checkpoint(tmp_path, config))
+    shardings = param_shardings(config, mesh, "int8")
+    found = load_checkpoint(tmp_path, config, shardings, weights="int8")
+    assert_same(found, expected)
+    abstract = abstract_params(config, "int8", mesh)
+    for leaf, shape in zip(jax.tree.leaves(found), jax.tree.leaves(abstract), strict=True):
+        assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
+        assert leaf.sharding.is_equivalent_to(shape.sharding, leaf.ndim)
 
 
 if importlib.util.find_spec("torch"):

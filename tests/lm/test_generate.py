@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint
-from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.decode_loop import decode_batch
-from jaxalign.lm.generate import Sampling, _batches, decode_program, generate, padded_length
+from jaxalign.lm.config import PRESETS, LlamaConfig
+from jaxalign.lm.decode_loop import choose_slots, prefill_program, rounded_positions
+from jaxalign.lm.generate import Sampling, decode_programs, generate, open_queue
 from jaxalign.lm.lora import attach
 from jaxalign.lm.peft import load_lora
 from jaxalign.lm.transformer import Llama
@@ -134,11 +134,11 @@ def test_soft_prompts_as_in_a_plain_forward_on_embeddings(params, place: str) ->
 @pytest.mark.long
 def test_the_program_without_them_has_no_trace_of_them(params) -> None:
     """Prompts of tokens alone are decoded by the same program with and without the parameter."""
-    decode_batch.clear_cache()
+    prefill_program.clear_cache()
     plain = generate(BASE, params, PROMPTS, DRAWN, STOP, seed=3)
-    compiled = decode_batch._cache_size()
+    compiled = prefill_program._cache_size()
     assert generate(BASE, params, PROMPTS, DRAWN, STOP, seed=3, extra_embeddings=None) == plain
-    assert decode_batch._cache_size() == compiled
+    assert prefill_program._cache_size() == compiled
     table = np.ones((2, BASE.hidden_size))
     with_table = generate(BASE, params, PROMPTS, DRAWN, STOP, seed=3, extra_embeddings=table)
     assert with_table == plain, "a table that no prompt reads changes nothing"
@@ -229,33 +229,112 @@ def test_a_reply_of_one_token_and_no_stop_tokens(params, unstopped) -> None:
     assert generate(BASE, params, [], one, ()) == []
 
 
-# The program
+# The queue
 
 
-def test_program_compiles_without_arrays_and_updates_its_cache_in_place(devices) -> None:
+def mixed(count: int = 40) -> list[list[int]]:
+    """Prompts of 1 to 150 tokens, in families that begin alike for up to 100 tokens."""
+    random = np.random.default_rng(0)
+    families = [random.integers(0, 64, n).tolist() for n in (0, 40, 100)]
+    tails = random.integers(1, 51, count)
+    return [families[i % 3] + random.integers(0, 64, n).tolist() for i, n in enumerate(tails)]
+
+
+@pytest.mark.long
+def test_slots_cache_size_and_queue_change_nothing(params) -> None:
+    """40 prompts in 3, 8 and 40 slots; alone; in larger caches; in the opposite order."""
+    prompts, sampling = mixed(), Sampling(max_new_tokens=20, temperature=1.2, top_p=0.9)
+    whole = generate(BASE, params, prompts, sampling, STOP, seed=5, batch_size=40)
+    assert len({len(reply) for reply in whole}) > 3, "slots are free at different times"
+    for changes in ({"batch_size": 3}, {"batch_size": 8}, {"batch_size": 8, "positions": 512}):
+        assert generate(BASE, params, prompts, sampling, STOP, seed=5, **changes) == whole
+    ids = range(40)[::-1]
+    turned = generate(BASE, params, prompts[::-1], sampling, STOP, seed=5, ids=ids, batch_size=8)
+    assert turned[::-1] == whole
+    for i in (0, 1, 2, 38):
+        alone = generate(BASE, params, [prompts[i]], sampling, STOP, seed=5, ids=[i], batch_size=1)
+        assert alone == [whole[i]]
+
+
+@pytest.mark.long
+def test_samples_of_one_prompt_are_prefilled_once(params, drawn) -> None:
+    """The first sample is the reply without samples; ids for each reply give each its own key."""
+
+    def reply(**changes: object) -> list[list[int]]:
+        return generate(BASE, params, PROMPTS, DRAWN, STOP, seed=3, **changes)
+
+    three = reply(samples=3)
+    assert three[::3] == drawn
+    assert len(set(map(tuple, three[6:9]))) == 3, "another reply each time"
+    assert reply(samples=3, batch_size=4) == three
+    by_reply = np.arange(18).reshape(6, 3)
+    assert reply(samples=3, ids=by_reply)[::3] == reply(ids=by_reply[:, 0])
+    queue = open_queue(BASE, params, DRAWN, STOP, 3, replies=18, batch_size=16, positions=64)
+    for i, prompt in enumerate(PROMPTS):
+        for sample in range(3):
+            queue.add((i, sample), prompt, i, sample)
+    found = dict(reply for _ in range(20) for reply in queue.receive())
+    assert [found[i, sample] for i in range(6) for sample in range(3)] == three
+    tokens = sum(map(len, PROMPTS))
+    assert (queue.counts.prefill_tokens, queue.counts.shared_tokens) == (tokens, 2 * tokens)
+
+
+@pytest.mark.long
+def test_common_beginnings_are_computed_once_and_slots_stay_busy(params) -> None:
+    """256 prompts with 96 tokens in common, replies of 1 to 40 tokens, 64 slots."""
+    random = np.random.default_rng(1)
+    common = random.integers(10, 64, 100).tolist()
+    prompts = [[*common, *random.integers(10, 64, 20).tolist()] for _ in range(256)]
+    sampling = Sampling(max_new_tokens=40, temperature=1.0)
+    queue = open_queue(BASE, params, sampling, (7, 9), 0, replies=256, batch_size=64, positions=160)
+    for i, prompt in enumerate(prompts):
+        queue.add(i, prompt, i)
+    while len(queue):
+        assert queue.receive()
+    assert queue.receive() == []
+    counts = queue.counts
+    assert counts.prefill_tokens == 120 + 255 * 24
+    assert counts.shared_tokens == 255 * 96
+    assert counts.replies == 256
+    assert counts.rows_useful >= 0.7 * counts.rows_decoded
+
+
+# The programs
+
+
+def test_programs_compile_without_arrays_and_update_the_cache_in_place(devices) -> None:
+    """On 2 devices; nothing shaped like the cache is copied, nor in bfloat16 made float32."""
     mesh = make_mesh(devices[:2], population=1, data=2)
-    arguments = (BASE, Sampling(48, 0.0), 6, 48, 2, mesh)
-    program, abstract = decode_program(*arguments)
-    text = program.lower(*abstract).compile().as_text()
-    slots = 48 + 47
-    assert f"f32[2,3,{slots},2,8]" in text  # the stacked layers' cache, half the rows a device
-    assert not re.findall(rf"f32\[(?:2,)?3,{slots},2,8\]\S* copy\(", text)
+    config = BASE.replace(dtype="bfloat16", param_dtype="bfloat16")
+    programs = decode_programs(config, Sampling(48, 0.0), mesh, slots=3, positions=200)
+    assert len(programs) == 5
+    for name, (program, arguments) in programs.items():
+        if name == "start" or "128" in name:
+            continue
+        compiled = program.lower(*arguments).compile()
+        cache = "[3,3,2,256,8]"  # layers, a device's slots, key heads, positions, head
+        assert f"u16{cache}" in compiled.as_text()
+        assert not re.findall(rf"f32{re.escape(cache)}", compiled.as_text())
+        assert not re.findall(rf"u16{re.escape(cache)}\S* copy\(", compiled.as_text())
+        memory = compiled.memory_analysis()
+        assert memory.alias_size_in_bytes >= 2 * 2 * 3 * 3 * 2 * 256 * 8
 
 
-@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 9))
-def test_batches_hold_every_prompt_once(lengths: list[int], batch_size: int) -> None:
-    found = list(_batches(lengths, batch_size, None))
-    assert sorted(i for members, _, _ in found for i in members) == list(range(len(lengths)))
-    for members, padded, rows in found:
-        assert {padded_length(lengths[i]) for i in members} == {padded}
-        assert len(members) <= rows <= min(batch_size, 2 * len(members))
+@given(st.integers(1, 20_000))
+def test_few_cache_sizes_and_less_than_half_of_one_unused(tokens: int) -> None:
+    positions = rounded_positions(tokens)
+    assert positions >= tokens
+    assert positions % 128 == 0
+    assert 2 * (positions - tokens) < positions or positions == 128
 
 
-def test_padding_stays_below_a_third() -> None:
-    padded = [padded_length(n) for n in range(1, 3000)]
-    assert all(p >= n for n, p in enumerate(padded, 1))
-    assert all(3 * (p - n) < p for n, p in enumerate(padded, 1) if n >= 16)
-    assert sorted(set(padded))[:6] == [16, 24, 32, 48, 64, 96]
+def test_slots_follow_from_memory() -> None:
+    """Llama-3-8B beside its weights on an H200 and on one of four v5e chips; a 1B laptop."""
+    config = PRESETS["llama3-8b"]
+    assert choose_slots(config, (139 - 16) * 2**30, 2048) == 256
+    assert 20 <= choose_slots(config, 11 * 2**30, 2048) <= 40
+    assert 64 <= choose_slots(PRESETS["llama3.2-1b"], 8 * 2**30, 2048) <= 128
+    assert choose_slots(config, 0, 2048) == 1
 
 
 # Bad input
@@ -276,7 +355,8 @@ def test_padding_stays_below_a_third() -> None:
         ),
         ({"extra_embeddings": np.zeros((2, 47))}, r"` of shape \(2, 47\): must be \[E, 48\]"),
         ({"extra_embeddings": np.zeros((3, 2, 48))}, r"` of shape \(3, 2, 48\)"),
-        ({"ids": [1]}, "`ids` has 1 entries for 2 prompts"),
+        ({"ids": [1]}, r"`ids` of shape \(1,\) has no entry for each of 2 prompts"),
+        ({"samples": 0}, "`samples` 0"),
         ({"ids": [1, -1]}, "`ids` -1"),
         ({"seed": 2**32}, "`seed` 4294967296"),
         ({"batch_size": 0}, "`batch_size` 0"),

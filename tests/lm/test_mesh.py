@@ -45,6 +45,23 @@ def test_what_is_chosen(model, devices, chip_bytes, population, sizes) -> None:
     assert (choice.population, choice.data, choice.model) == sizes
 
 
+def test_8_bits_are_counted_as_such() -> None:
+    """8B takes 15 GiB in bfloat16, which no chip of 15.75 GiB holds, and 8.5 GiB in int8."""
+    eight, chip = PRESETS["llama3-8b"], int(15.75 * GIB)
+    assert choose_mesh(eight, 4, chip, 64).model == 2
+    small = choose_mesh(eight, 4, chip, 64, weights="int8")
+    assert small.model == 1
+    assert "8.5 GiB of int8 weights fit whole" in small.reason
+    with pytest.raises(UserError, match=r"15.0 GiB of weights do not fit"):
+        choose_mesh(eight, 1, chip, 64)
+    assert choose_mesh(eight, 1, chip, 64, weights="int8").model == 1
+    for model in (1, 2, 4):
+        mesh = make_mesh(jax.devices()[:model], model=model)
+        shapes = jax.tree.leaves(abstract_params(SMALL, "int8", mesh))
+        held = (math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize for s in shapes)
+        assert sum(held) == weight_bytes(SMALL, model, "int8")
+
+
 def test_reason_has_the_numbers() -> None:
     choice = choose_mesh(PRESETS["llama3-8b"], 256, V5E, 4096)
     assert "15.0 GiB of weights in 2 parts of 7.5 GiB on 16.0 GiB" in choice.reason

@@ -1,6 +1,6 @@
 """Load a checkpoint in a fresh process and print how much anonymous memory that takes.
 
-    python -m tests.support.memory_probe FOLDER DEVICES
+    python -m tests.support.memory_probe FOLDER DEVICES [stored|int8]
 
 Prints JSON: `kept`, bytes of the parameters on this host, and `peak`, anonymous bytes beyond those
 that the process had before (RssAnon of /proc/self/status, sampled every millisecond; pages of the
@@ -20,7 +20,7 @@ import jax
 
 from jaxalign.lm.checkpoint import load_checkpoint
 from jaxalign.lm.config import read_config
-from jaxalign.lm.weights import param_shardings
+from jaxalign.lm.weights import WeightFormat, param_shardings
 from jaxalign.runtime.sharding import make_mesh
 
 
@@ -29,11 +29,11 @@ def anonymous_bytes() -> int:
     return int(re.search(r"RssAnon:\s+(\d+) kB", status).group(1)) * 1024
 
 
-def main(folder: Path, devices: int) -> None:
+def main(folder: Path, devices: int, weights: WeightFormat = "stored") -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     config = read_config(folder, "bfloat16")
-    shardings = param_shardings(config, make_mesh(model=devices))
+    shardings = param_shardings(config, make_mesh(model=devices), weights)
     jax.block_until_ready(jax.numpy.ones(8) + 1)  # so that JAX's own memory is not counted
     before, seen, done = anonymous_bytes(), [0], threading.Event()
 
@@ -44,7 +44,7 @@ def main(folder: Path, devices: int) -> None:
 
     sampler = threading.Thread(target=sample)
     sampler.start()
-    params = jax.block_until_ready(load_checkpoint(folder, config, shardings))
+    params = jax.block_until_ready(load_checkpoint(folder, config, shardings, weights))
     done.set()
     sampler.join()
     shards = [s.data.nbytes for leaf in jax.tree.leaves(params) for s in leaf.addressable_shards]
@@ -52,4 +52,4 @@ def main(folder: Path, devices: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

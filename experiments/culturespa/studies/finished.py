@@ -17,7 +17,7 @@ from jaxalign.lm.model import load_model
 from jaxalign.methods.culturespa.answer import ask, in_styles
 from jaxalign.methods.culturespa.fine_tune import ModelName, fine_tune, label, training_examples
 from jaxalign.methods.culturespa.inputs import Experiment, Inputs, read_inputs, seed_folder
-from jaxalign.methods.culturespa.select import TRAINED_UNDER, Pair, Selection
+from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.runs import Run
 from jaxalign.surveys.survey import Survey, load
@@ -82,9 +82,7 @@ def read_finished(out: Path) -> Finished:
         questions[seed] = load(folder / "questions.json")
         pairs = _read_json(folder / "selected" / "pairs.json")
         selected[seed] = {
-            model: Selection(tuple(Pair(*row) for row in pairs[model]))
-            for model in TRAINED_UNDER
-            if model in pairs
+            model: Selection.of(pairs[model]) for model in TRAINED_UNDER if model in pairs
         }
     return Finished(out, result, questions, selected)
 
@@ -151,7 +149,7 @@ def joint_answers(
     for done, model in enumerate(selections, 1):
         lm = experiment.lm
         if model in adapters:
-            lm = adapters[model].merge(lm)
+            lm = adapters[model].attach(lm)
         key = f"{experiment.out.name} {label(model)}"
         (responses,) = ask(experiment, lm, key, asked, seed=model[0])
         answers.setdefault(model[1], []).append(responses["p1"].answers())

@@ -66,13 +66,13 @@ def run(settings: FractionsSettings) -> None:
     draws = count_draws(len(inputs.survey.items), original.resamples, original.first_seed)
     pairs = dict.fromkeys(answers, 0)
     for (_, name), selection in selections.items():
-        pairs[name] += len(selection.pairs)
+        pairs[name] += len(selection)
     result = finished.result
     record = {"0": result["methods"]["p1"] | {"pairs": 0}}
     for name, given in answers.items():
         scores = run_scores(given, inputs, draws)
         record[name] = method_record(finished.groups, scores) | {"pairs": pairs[name]}
-    all_pairs = sum(len(selected["joint"].pairs) for selected in finished.selected.values())
+    all_pairs = sum(len(selected["joint"]) for selected in finished.selected.values())
     record["1"] = result["selection"]["crqpc"] | {"pairs": all_pairs}
     write_json(finished.out / "fractions.json", record)
     draw(finished.out / "fractions.png", record)

@@ -83,7 +83,7 @@ def ask_each(
     on_progress(Progress("guard: model", 0, len(names), "models"))
     for done, name in enumerate(names, 1):
         adapter = Adapter.load(adapter_folder(experiment.out, name), lm)
-        after_Q[name] = right_answers(experiment, adapter.merge(lm), label(name))
+        after_Q[name] = right_answers(experiment, adapter.attach(lm), label(name))
         on_progress(Progress("guard: model", done, len(names), "models"))
     return before_Q, after_Q
 

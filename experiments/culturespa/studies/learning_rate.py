@@ -80,7 +80,7 @@ def run(settings: LearningRateSettings) -> None:
             rate_of = {name: float(name[1]) for name in names}
             train(study, _PROGRAM, trained_on, rate_of, held_out)
             losses = read_losses(opened, names)
-    record = make_record(losses, {seed: len(held.pairs) for seed, (_, held) in sides.items()})
+    record = make_record(losses, {seed: len(held) for seed, (_, held) in sides.items()})
     write_json(finished.out / "learning_rate.json", record)
     draw(finished.out / "learning_rate.png", record)
     show(record)

@@ -75,7 +75,7 @@ def run(settings: SelectionSettings) -> None:
     original, inputs = read_settings(finished)
     answers = answers_of_run(finished)
     pairs = {
-        name: sum(len(selected[model].pairs) for selected in finished.selected.values())
+        name: sum(len(selected[model]) for selected in finished.selected.values())
         for name, model in SELECTION_MODELS.items()
     }
     pairs["p1"] = 0
@@ -105,7 +105,7 @@ def answers_by_threshold(
     experiment = reopen(finished, on_progress)
     selections = by_divergence(settings, experiment, finished)
     for (_, name), selection in selections.items():
-        pairs[name] = pairs.get(name, 0) + len(selection.pairs)
+        pairs[name] = pairs.get(name, 0) + len(selection)
     folder = "-".join(["selection", *dict.fromkeys(name for _, name in selections)])
     with open_run(finished, folder, settings) as opened:
         study = dataclasses.replace(experiment, out=opened.out)

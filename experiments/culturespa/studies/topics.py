@@ -68,7 +68,7 @@ def _selected(finished: Finished, topics: list[str], model: str) -> np.ndarray:
     rows = []
     for seed, questions in finished.questions.items():
         topic_of = {item.id: item.topic for item in questions.items}
-        pairs = finished.selected[seed][model].pairs
+        pairs = finished.selected[seed][model]
         rows.append(_count(topics, [topic_of[pair.item] for pair in pairs]))
     return np.array(rows)
 

@@ -18,7 +18,9 @@ from jaxalign.answering.cost import candidate_flops
 from jaxalign.answering.options import Kernel
 from jaxalign.answering.plan import Layout
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.generate import decode_program, padded_length
+from jaxalign.lm.decode_cache import KEY_BLOCK
+from jaxalign.lm.decode_loop import rounded_positions
+from jaxalign.lm.generate import decode_programs
 from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.transformer import AXES
@@ -27,9 +29,10 @@ from jaxalign.methods.soft_prompt.search import lower_search
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runtime.sharding import DATA, MODEL, POPULATION
-from jaxalign.training.data import Shape, TrainData, adapter_key
+from jaxalign.training.data import TrainData, adapter_key, make_streams, shape_of_streams
 from jaxalign.training.packing import Example
 from jaxalign.training.program import train_program
+from jaxalign.training.shape import Shape
 from jaxalign.training.step import TrainConfig
 
 # Generations in one program: two make a loop, which needs the memory of a loop of any length.
@@ -43,7 +46,7 @@ class Program:
     Attributes:
         name: "population", "decode" or "train".
         lowered: The `jax.stages.Lowered`.
-        unit: Unit of work: "generation", "batch" or "step".
+        unit: Unit of work: "generation" or "step".
         units: Number of units that the program does.
         loop_trips: Trip count of loops whose length is only known when they run.
         formula_flops: FLOPs of matrix products by formula, per chip and unit.
@@ -109,7 +112,7 @@ def lower_population(
 def lower_decode(
     config: LlamaConfig, sampling: Sampling, batch_per_share: int, prompt_tokens: int, mesh: Mesh
 ) -> Program:
-    """Lower one batch of replies, none of which stops early.
+    """Lower a segment of decoding in which every slot is in use.
 
     Args:
         config: The model.
@@ -118,22 +121,26 @@ def lower_decode(
         prompt_tokens: Tokens of a prompt.
         mesh: The mesh of described devices.
     """
-    padded = padded_length(prompt_tokens)
-    program, arguments = decode_program(
-        config, sampling, batch_per_share * mesh.shape[DATA], padded, mesh=mesh
+    programs = decode_programs(
+        config,
+        sampling,
+        mesh,
+        slots=batch_per_share,
+        positions=prompt_tokens + sampling.max_new_tokens,
     )
-    steps = sampling.max_new_tokens - 1
-    # The prompt and all new tokens but the last pass through the layers; each new token needs the
-    # output layer once.
-    head = config.hidden_size * config.vocab_size * sampling.max_new_tokens
-    products = batch_per_share * ((padded + steps) * _body_weights(config) + head)
+    program, arguments = programs[f"decode {batch_per_share} rows"]
+    # A loop over steps and inside it one over blocks of the cache. As many steps are counted as
+    # there are blocks, so that one number of trips is right for both.
+    blocks = rounded_positions(prompt_tokens + sampling.max_new_tokens) // KEY_BLOCK
+    # Each new token passes through the layers and the output layer once.
+    head = config.hidden_size * config.vocab_size
     return Program(
         name="decode",
         lowered=program.lower(*arguments),
-        unit="batch",
-        units=1,
-        loop_trips=steps,
-        formula_flops=2 * products / mesh.shape[MODEL],
+        unit="step",
+        units=blocks,
+        loop_trips=blocks,
+        formula_flops=2 * batch_per_share * (_body_weights(config) + head) / mesh.shape[MODEL],
     )
 
 
@@ -153,7 +160,7 @@ def lower_train(
         items: Token ids of each example, the last one the answer; repeated to fill the batch.
         mesh: The mesh of described devices.
     """
-    shape = train_shape(train, items, mesh)
+    shape, passes = train_shape(train, items, mesh)
     step, arguments = train_program(config, train, lora, mesh, shape)
     body = _body_weights(config)
     # One pass forward and one backward through frozen weights, and another one backward for the
@@ -163,31 +170,37 @@ def lower_train(
     products = (2 + (train.method == "full")) * body
     if train.remat:
         products += (1 - 1 / config.num_hidden_layers) * (body - _body_weights(config, {"down"}))
-    tokens = shape.passes * shape.rows * shape.row_length / mesh.shape[DATA]
+    tokens = passes * shape.rows * shape.row_length / mesh.shape[DATA]
     return Program(
         name="train",
         lowered=step.lower(*arguments),
         unit="step",
         units=1,
-        loop_trips=shape.passes,
+        loop_trips=passes,
         formula_flops=2 * tokens * products / mesh.shape[MODEL],
     )
 
 
-def train_shape(train: TrainConfig, items: Sequence[Sequence[int]], mesh: Mesh) -> Shape:
-    """Return the sizes of a step over `train.batch` examples."""
+def train_shape(
+    train: TrainConfig, items: Sequence[Sequence[int]], mesh: Mesh
+) -> tuple[Shape, int]:
+    """Return the sizes of a step over `train.batch` examples, and the passes that it needs."""
     examples = [
         Example(tuple(items[i % len(items)]), len(items[i % len(items)]) - 1)
         for i in range(train.batch)
     ]
-    return TrainData(
-        {"joint": examples},
-        [adapter_key(train.seed, "joint")],
+    streams = make_streams({"joint": examples}, [adapter_key(train.seed, "joint")], train.batch)
+    shape = shape_of_streams(
+        [list(streams.values())],
         train.batch,
-        row_length=train.row_length,
-        tokens_per_pass=train.tokens_per_pass,
-        data_devices=mesh.shape[DATA],
-    ).shape
+        train.tokens_per_pass,
+        train.longest_example,
+        mesh.shape[DATA],
+    )
+    # Rows of one length, so that all loops whose length is only known at run time have one.
+    shape = dataclasses.replace(shape, tail=0, tail_answers=0)
+    _, (passes, _) = TrainData(list(streams), list(streams.values()), shape).batch(0)
+    return shape, int(passes)
 
 
 def _body_weights(config: LlamaConfig, names: Collection[str] = tuple(AXES)) -> int:

@@ -14,7 +14,6 @@ import numpy as np
 
 from jaxalign.answering.batch import answer_exact, answer_sampled
 from jaxalign.answering.blocks import Conversations
-from jaxalign.answering.encode import encode
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.generate import generate
 from jaxalign.lm.model import LM
@@ -75,7 +74,7 @@ def ask(
 
     Args:
         experiment: The run, whose directory keeps the answers.
-        lm: The model: the unchanged one, or one with an adapter merged into its weights.
+        lm: The model: the unchanged one, or one with an adapter beside its weights.
         name: Its name, `BASE` or an adapter's; answers are kept under it.
         asked: The conversations.
         seed: Seed of sampled replies; exact answers do not depend on it.
@@ -192,23 +191,30 @@ def answer_written(
     return responses
 
 
-def right_answers(experiment: Experiment, lm: LM, name: str) -> np.ndarray:
+def right_answers(
+    experiment: Experiment, lm: LM, name: str, on_progress: OnProgress = ignore
+) -> np.ndarray:
     """Ask a model the guard's questions plainly, without a system message.
+
+    Args:
+        experiment: The run, whose directory keeps the answers.
+        lm: The model: the unchanged one, or one with an adapter beside its weights.
+        name: Its name, `BASE` or an adapter's; answers are kept under it.
+        on_progress: Called with the number of answers.
 
     Returns:
         bool, one per question: whether the most likely option is the right one.
     """
     inputs = experiment.inputs
-    items = [item for item, _ in inputs.guard]
-    conversations = encode(lm.tokenizer, inputs.prompts.texts.prompts, [[]], items)
     log_probs_QxO = answer_exact(
         lm.config,
         lm.params,
-        conversations,
+        inputs.guard_conversations,
         lm.mesh,
         key=f"{lm.sha256} {name}",
         folder=experiment.out / "answers",
         block_tokens=experiment.settings.block_tokens,
+        on_progress=on_progress,
     )
     chosen_Q = np.exp(log_probs_QxO, dtype=np.float32).argmax(axis=-1)
     return chosen_Q == np.array([right for _, right in inputs.guard])

@@ -13,18 +13,21 @@ one group, the CCT variant on "p2" prompts. A prompt has exactly the tokens that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from jaxalign.answering.encode import encode
+import numpy as np
+
 from jaxalign.core.errors import UserError
-from jaxalign.core.files import write_json, write_json_lines
+from jaxalign.core.files import write_atomically, write_json
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Pair, Selection
 from jaxalign.methods.culturespa.styles import Style, StylePrompts, encode_styles
 from jaxalign.prompts import Message
 from jaxalign.surveys.survey import Item
-from jaxalign.training.packing import Example
+from jaxalign.training.packing import Examples
 
 Row = dict[str, list[Message]]
 
@@ -38,34 +41,186 @@ _TAGS = {
 
 
 def to_rows(
-    pairs: Sequence[Pair], items: Sequence[Item], prompts: StylePrompts, style: Style = "p1"
+    pairs: Selection | Sequence[Pair],
+    items: Sequence[Item],
+    prompts: StylePrompts,
+    style: Style = "p1",
 ) -> list[Row]:
     """Return one conversation per pair, ending in the assistant's number.
 
     Raises:
         UserError: If a pair's question is not among `items`, or its answer is not one of its codes.
     """
-    by_id = _checked(pairs, items)
-    return [
-        {
-            "messages": [
-                *prompts.conversation(style, pair.group, by_id[pair.item]),
-                {"role": "assistant", "content": str(pair.answer)},
-            ]
-        }
-        for pair in pairs
-    ]
+    return [json.loads(line) for line in row_lines(pairs, items, prompts, style)]
+
+
+def row_lines(
+    pairs: Selection | Sequence[Pair],
+    items: Sequence[Item],
+    prompts: StylePrompts,
+    style: Style = "p1",
+) -> Iterator[str]:
+    """Yield the rows of `to_rows` as lines of JSON.
+
+    A text is rendered once for all pairs that share it: a question for all groups, a group's
+    lead-in for all questions.
+
+    Raises:
+        UserError: As `to_rows`, before the first line.
+    """
+    selection = Selection.of(pairs)
+    item_of = _items_of(selection, items)
+    _answer_positions(selection, item_of)  # refuses answers that are no codes
+    questions: dict[int, str] = {}
+    lead_ins: dict[tuple[int, tuple[str, ...]], str] = {}
+
+    def lines() -> Iterator[str]:
+        for c, q, answer in zip(
+            selection.group_N.tolist(),
+            selection.item_N.tolist(),
+            selection.answer_N.tolist(),
+            strict=True,
+        ):
+            item = item_of[q]
+            shared_by = c, _shown(prompts, style, item)
+            if shared_by not in lead_ins:
+                messages = prompts.lead_in(style, selection.groups[c], item)
+                lead_ins[shared_by] = ", ".join(map(_json, messages))
+            if q not in questions:
+                questions[q] = _json(prompts.texts.prompts.user(item))
+            reply = _json({"role": "assistant", "content": str(answer)})
+            yield f'{{"messages": [{lead_ins[shared_by]}, {questions[q]}, {reply}]}}'
+
+    return lines()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingTokens:
+    """The tokens that examples are cut from: every lead-in, question and number once.
+
+    An example is three pieces of one pool: a lead-in, a question, and the number that answers it.
+
+    Attributes:
+        styles: Styles S that questions are asked in.
+        groups: Groups C that they are asked for.
+        items: The questions Q.
+        pool: int32, the tokens of all pieces, one after the other.
+        starts: int64, where each piece begins in the pool.
+        sizes: int64, number of tokens of each piece.
+        lead_in_SxCxQ: int, which piece stands before a question.
+        question_Q: int, the piece of each question.
+        number_QxO: int, the piece of each option's number, with the end of the turn if that is
+            trained; -1 past a question's options.
+    """
+
+    styles: tuple[Style, ...]
+    groups: tuple[str, ...]
+    items: tuple[Item, ...]
+    pool: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    lead_in_SxCxQ: np.ndarray
+    question_Q: np.ndarray
+    number_QxO: np.ndarray
+
+    def examples(self, pairs: Selection | Sequence[Pair], style: Style = "p1") -> Examples:
+        """Return pairs as examples, in their order.
+
+        Raises:
+            UserError: If a pair's question is not among the items, or its answer is not one of its
+                codes.
+        """
+        selection = Selection.of(pairs)
+        item_of = _items_of(selection, self.items)
+        option_N = _answer_positions(selection, item_of)
+        # From positions in the selection's own lists to positions in those of the pool.
+        item_at = {item.id: q for q, item in enumerate(self.items)}
+        group_at = {group: c for c, group in enumerate(self.groups)}
+        item_N = np.array([item_at.get(i, -1) for i in selection.items], int)[selection.item_N]
+        group_N = np.array([group_at.get(g, -1) for g in selection.groups], int)[selection.group_N]
+        piece_Nx3 = np.stack(
+            [
+                self.lead_in_SxCxQ[self.styles.index(style), group_N, item_N],
+                self.question_Q[item_N],
+                self.number_QxO[item_N, option_N],
+            ],
+            axis=1,
+        )
+        sizes_Nx3 = self.sizes[piece_Nx3]
+        prompt_N = sizes_Nx3[:, :2].sum(axis=1)
+        return Examples(self.pool, self.starts[piece_Nx3], sizes_Nx3, prompt_N)
+
+    def longest(self) -> list[int]:
+        """Return the tokens of each item's longest example, over styles, groups and answers."""
+        lead_in_Q = self.sizes[self.lead_in_SxCxQ].max(axis=(0, 1))
+        number_Q = np.where(self.number_QxO < 0, 0, self.sizes[self.number_QxO]).max(axis=1)
+        return (lead_in_Q + self.sizes[self.question_Q] + number_Q).tolist()
+
+
+def training_tokens(
+    items: Sequence[Item],
+    groups: Sequence[str],
+    prompts: StylePrompts,
+    tokens: Tokenizer,
+    styles: Sequence[Style] = ("p1", "p2"),
+    end_of_turn: bool = True,
+) -> TrainingTokens:
+    """Encode what examples are made of; each question once for all groups, styles and models.
+
+    Args:
+        items: The questions.
+        groups: The groups that they may be asked for.
+        prompts: What stands before a question.
+        tokens: The model's tokenizer.
+        styles: The styles that the questions may be asked in; not "unaware".
+        end_of_turn: Whether the loss covers the end of the turn besides the number, which is
+            spelled as the tokenizer writes it after the assistant header.
+    """
+    asked = encode_styles(tokens, prompts, styles, groups, items)
+    end = (tokens.eot_id,) if end_of_turn else ()
+    numbers: dict[tuple[int, ...], int] = {}  # tokens of a number -> its piece
+    first = len(asked.lead_ins) + len(asked.questions)
+    number_of = {
+        codes: [
+            numbers.setdefault((*number, *end), first + len(numbers))
+            for number in _numbers(tokens, codes).values()
+        ]
+        for codes in {item.codes: None for item in items}
+    }
+    number_QxO = np.full((len(items), max(map(len, number_of))), -1)
+    for q, item in enumerate(items):
+        number_QxO[q, : len(item.codes)] = number_of[item.codes]
+    pieces = [*asked.lead_ins, *asked.questions, *numbers]
+    sizes = np.array([len(piece) for piece in pieces], np.int64)
+    lead_ins = np.asarray(asked.pairs)[:, 0]  # style by style, group by group, item by item
+    return TrainingTokens(
+        styles=tuple(styles),
+        groups=tuple(groups),
+        items=tuple(items),
+        pool=np.concatenate(pieces).astype(np.int32),
+        starts=np.cumsum(sizes) - sizes,
+        sizes=sizes,
+        lead_in_SxCxQ=lead_ins.reshape(len(styles), len(groups), len(items)),
+        question_Q=len(asked.lead_ins) + np.arange(len(items)),
+        number_QxO=number_QxO,
+    )
 
 
 def to_examples(
-    pairs: Sequence[Pair],
+    pairs: Selection | Sequence[Pair],
     items: Sequence[Item],
     prompts: StylePrompts,
     tokens: Tokenizer,
     style: Style = "p1",
     end_of_turn: bool = True,
-) -> list[Example]:
+) -> Examples:
     """Return the conversations of `to_rows` as tokens, in the order of `pairs`.
+
+    Examples of several models on the same questions share their tokens with `training_tokens`.
 
     Args:
         pairs: Questions and answers to train on.
@@ -73,56 +228,18 @@ def to_examples(
         prompts: What stands before a question.
         tokens: The model's tokenizer.
         style: The style that the questions are asked in.
-        end_of_turn: Whether the loss covers the end of the turn besides the number, which is
-            spelled as the tokenizer writes it after the assistant header.
+        end_of_turn: As for `training_tokens`.
 
     Raises:
         UserError: As `to_rows`.
     """
-    by_id = _checked(pairs, items)
-    if not pairs:
-        return []
-    asked = list({pair.item: by_id[pair.item] for pair in pairs}.values())
-    question_of = {item.id: q for q, item in enumerate(asked)}
-    # Pairs that share a group, and under p3 the examples shown, share a lead-in and its tokens.
-    lead_in_of: dict[tuple[str, ...], int] = {}
-    lead_ins, positions = [], []
-    for pair in pairs:
-        shared_by = (pair.group, *_shown(prompts, style, by_id[pair.item]))
-        if shared_by not in lead_in_of:
-            lead_in_of[shared_by] = len(lead_ins)
-            lead_ins.append(prompts.lead_in(style, pair.group, by_id[pair.item]))
-        positions.append((lead_in_of[shared_by], question_of[pair.item]))
-    conversations = encode(tokens, prompts.texts.prompts, lead_ins, asked, positions)
-    numbers = {codes: _numbers(tokens, codes) for codes in {item.codes for item in asked}}
-    end = (tokens.eot_id,) if end_of_turn else ()
-    examples = []
-    for n, pair in enumerate(pairs):
-        prompt = conversations.tokens(n).tolist()
-        number = numbers[by_id[pair.item].codes][pair.answer]
-        examples.append(Example((*prompt, *number, *end), len(prompt)))
-    return examples
-
-
-def longest_examples(
-    items: Sequence[Item],
-    groups: Sequence[str],
-    prompts: StylePrompts,
-    tokens: Tokenizer,
-    styles: Sequence[Style],
-    end_of_turn: bool = True,
-) -> list[int]:
-    """Return the number of tokens of each item's longest example, over styles, groups and answers.
-
-    Equals the longest example that `to_examples` would make, without making them.
-    """
-    asked = encode_styles(tokens, prompts, styles, groups, items)
-    longest = [0] * len(items)
-    for p, q in asked.pairs:
-        longest[q] = max(longest[q], len(asked.lead_ins[p]) + len(asked.questions[q]))
-    numbers = {codes: _numbers(tokens, codes) for codes in {item.codes for item in items}}
-    answers = [max(map(len, numbers[item.codes].values())) + end_of_turn for item in items]
-    return [prompt + answer for prompt, answer in zip(longest, answers, strict=True)]
+    selection = Selection.of(pairs)
+    item_of = _items_of(selection, items)
+    if not len(selection):
+        return Examples.of([])
+    asked = [item_of[q] for q in np.unique(selection.item_N).tolist()]
+    made = training_tokens(asked, selection.groups, prompts, tokens, (style,), end_of_turn)
+    return made.examples(selection, style)
 
 
 def write_selected(
@@ -137,19 +254,32 @@ def write_selected(
               /dataset_info.json             what LLaMA-Factory reads first
               /pairs.json                    group, question and answer of every pair
 
-    `pairs.json` is written last: it marks the step as done.
+    Lines are written as they are made. `pairs.json` is written last: it marks the step as done.
     """
     if (folder / "pairs.json").exists():
         return
     for method, selection in selected.items():
-        rows = to_rows(selection.pairs, items, prompts, TRAINED_UNDER[method])
-        write_json_lines(folder / f"{method}.jsonl", rows)
+        lines = row_lines(selection, items, prompts, TRAINED_UNDER[method])
+        _write_lines(folder / f"{method}.jsonl", lines)
     write_dataset_info(folder, {method: f"{method}.jsonl" for method in selected})
-    pairs = {
-        method: [dataclasses.astuple(pair) for pair in selection.pairs]
-        for method, selection in selected.items()
-    }
-    write_json(folder / "pairs.json", pairs)
+    _write_lines(folder / "pairs.json", _pair_lines(selected))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    write_atomically(path, lambda file: file.writelines(f"{line}\n".encode() for line in lines))
+
+
+def _pair_lines(selected: Mapping[str, Selection]) -> Iterator[str]:
+    """Yield the lines of `pairs.json`, one per pair."""
+    yield "{"
+    for m, (method, selection) in enumerate(selected.items()):
+        yield f"{_json(method)}: ["
+        names = list(map(_json, selection.groups)), list(map(_json, selection.items))
+        columns = selection.group_N, selection.item_N, selection.answer_N
+        for n, (c, q, answer) in enumerate(zip(*(x.tolist() for x in columns), strict=True), 1):
+            yield f"[{names[0][c]}, {names[1][q]}, {answer}]" + "," * (n < len(selection))
+        yield "]" + "," * (m + 1 < len(selected))
+    yield "}"
 
 
 def write_dataset_info(folder: Path, files: Mapping[str, str]) -> None:
@@ -166,18 +296,35 @@ def write_dataset_info(folder: Path, files: Mapping[str, str]) -> None:
     write_json(folder / "dataset_info.json", entries)
 
 
-def _checked(pairs: Sequence[Pair], items: Sequence[Item]) -> dict[str, Item]:
-    """Return the items by id, after checking every pair against them."""
+def _items_of(selection: Selection, items: Sequence[Item]) -> list[Item]:
+    """Return the item of each of the selection's ids; UserError if a pair's is not there."""
     by_id = {item.id: item for item in items}
-    for pair in pairs:
-        if pair.item not in by_id:
-            raise UserError(f"item {pair.item!r} of a pair is not among the {len(items)} questions")
-        if pair.answer not in by_id[pair.item].codes:
-            raise UserError(
-                f"item {pair.item!r}: answer {pair.answer} of {pair.group} is none of its codes "
-                f"{list(by_id[pair.item].codes)}"
-            )
-    return by_id
+    for q in np.unique(selection.item_N).tolist():
+        if (name := selection.items[q]) not in by_id:
+            raise UserError(f"item {name!r} of a pair is not among the {len(items)} questions")
+    # Ids that no pair is about stand for any item.
+    return [by_id.get(name, items[0]) for name in selection.items]
+
+
+def _answer_positions(selection: Selection, item_of: Sequence[Item]) -> np.ndarray:
+    """Return the position of each pair's answer among its item's codes, int [N].
+
+    Raises:
+        UserError: If an answer is none of the codes.
+    """
+    most = max((len(item.codes) for item in item_of), default=0)
+    codes_QxO = np.array([(*i.codes, *[i.codes[0]] * (most - len(i.codes))) for i in item_of])
+    if not len(selection):
+        return np.empty(0, int)
+    same_NxO = codes_QxO[selection.item_N] == selection.answer_N[:, None]
+    if not same_NxO.any(axis=1).all():
+        n = int(np.argmin(same_NxO.any(axis=1)))
+        item, group = item_of[selection.item_N[n]], selection.groups[selection.group_N[n]]
+        raise UserError(
+            f"item {item.id!r}: answer {selection.answer_N[n]} of {group} is none of its codes "
+            f"{list(item.codes)}"
+        )
+    return same_NxO.argmax(axis=1)
 
 
 def _shown(prompts: StylePrompts, style: Style, item: Item) -> tuple[str, ...]:

@@ -13,18 +13,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxalign.core.files import MetricsFile
+from jaxalign.core.progress import Progress
 from jaxalign.lm.lora import Adapter
-from jaxalign.methods.culturespa.dataset import to_examples
+from jaxalign.lm.model import ModelFiles
+from jaxalign.methods.culturespa.dataset import TrainingTokens, training_tokens
 from jaxalign.methods.culturespa.inputs import Experiment, seed_folder
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.surveys.survey import Survey
-from jaxalign.training.packing import Example
+from jaxalign.training.packing import Examples
 from jaxalign.training.trainer import HeldOutLoss, Trainer, fit
 
 ModelName = tuple[int, str]  # the seed, and "joint", "cct", "rds", "cds" or "specific-USA"
@@ -64,11 +66,37 @@ def adapter_names(out: Path) -> list[ModelName]:
     ]
 
 
+class AdapterFiles(Mapping[ModelName, Adapter]):
+    """The adapters of a run by seed and model, each read from its folder whenever it is asked for.
+
+    90 adapters of a model of 8 billion weights are 7.5 GB; one at a time is in memory.
+    """
+
+    def __init__(self, folders: Mapping[ModelName, Path], files: ModelFiles) -> None:
+        """Use the folders of adapters that belong to a model."""
+        self._folders, self._files = dict(folders), files
+
+    def __getitem__(self, name: ModelName) -> Adapter:
+        return Adapter.load(self._folders[name], self._files)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._folders  # without reading the file
+
+    def __iter__(self) -> Iterator[ModelName]:
+        return iter(self._folders)
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    def __or__(self, other: AdapterFiles) -> AdapterFiles:
+        return AdapterFiles(self._folders | other._folders, self._files)
+
+
 def fine_tune_all(
     experiment: Experiment,
     questions: Mapping[int, Survey],
     selected: Mapping[int, Mapping[str, Selection]],
-) -> dict[ModelName, Adapter]:
+) -> AdapterFiles:
     """Fine-tune the models of every seed.
 
     Args:
@@ -80,37 +108,41 @@ def fine_tune_all(
         The adapters of all models that have any pairs.
     """
     shared, specifics = {}, {}
-    for seed, selections in selected.items():
-        for model in TRAINED_UNDER:
-            selection = selections[model]
-            shared[seed, model] = training_examples(experiment, questions[seed], selection, model)
+    experiment.on_progress(Progress("4 fine-tune: encode seed", 0, len(selected), "seeds"))
+    for done, (seed, selections) in enumerate(selected.items(), 1):
+        tokens = seed_tokens(experiment, questions[seed])
+        for model, style in TRAINED_UNDER.items():
+            shared[seed, model] = tokens.examples(selections[model], style)
         for group, selection in selections["joint"].by_group().items():
-            specifics[seed, specific(group)] = training_examples(
-                experiment, questions[seed], selection, "joint"
-            )
+            specifics[seed, specific(group)] = tokens.examples(selection, TRAINED_UNDER["joint"])
+        experiment.on_progress(Progress("4 fine-tune: encode seed", done, len(selected), "seeds"))
     _log.info("4 fine-tune: joint, CCT and the selection's controls")
     adapters_of = fine_tune(experiment, "shared", shared)
     _log.info("4 fine-tune: one model for each country")
     return adapters_of | fine_tune(experiment, "specific", specifics)
 
 
-def training_examples(
-    experiment: Experiment, questions: Survey, selection: Selection, model: str
-) -> list[Example]:
-    """Return selected pairs as tokens, under the style that the model is trained on."""
-    return to_examples(
-        selection.pairs,
+def seed_tokens(experiment: Experiment, questions: Survey) -> TrainingTokens:
+    """Encode what the examples of one seed are cut from; all its models share the tokens."""
+    return training_tokens(
         questions.items,
+        experiment.groups,
         experiment.inputs.prompts,
         experiment.inputs.files.tokenizer,
-        TRAINED_UNDER[model],
-        experiment.settings.end_of_turn,
+        end_of_turn=experiment.settings.end_of_turn,
     )
 
 
+def training_examples(
+    experiment: Experiment, questions: Survey, selection: Selection, model: str
+) -> Examples:
+    """Return selected pairs as tokens, under the style that the model is trained on."""
+    return seed_tokens(experiment, questions).examples(selection, TRAINED_UNDER[model])
+
+
 def fine_tune(
-    experiment: Experiment, program: Program, examples: Mapping[ModelName, Sequence[Example]]
-) -> dict[ModelName, Adapter]:
+    experiment: Experiment, program: Program, examples: Mapping[ModelName, Examples]
+) -> AdapterFiles:
     """Return adapters trained on `examples`, read from the run's directory if they are there.
 
     Models without examples are left out. `program` names the folder of checkpoints and decides how
@@ -118,21 +150,19 @@ def fine_tune(
     """
     examples = {name: rows for name, rows in examples.items() if rows}
     folders = {name: adapter_folder(experiment.out, name) for name in examples}
-    if not examples:
-        return {}
     if not all((folder / "adapter_config.json").exists() for folder in folders.values()):
         trained = train(experiment, program, examples)
         for name, folder in folders.items():
             trained[name].save_peft(folder)
-    return {name: Adapter.load(folder, experiment.lm) for name, folder in folders.items()}
+    return AdapterFiles(folders, experiment.lm.files)
 
 
 def train(
     experiment: Experiment,
     program: Program,
-    examples: Mapping[ModelName, Sequence[Example]],
+    examples: Mapping[ModelName, Examples],
     rates: Mapping[ModelName, float] | None = None,
-    held_out: Mapping[ModelName, Sequence[Example]] | None = None,
+    held_out: Mapping[ModelName, Examples] | None = None,
 ) -> dict[ModelName, Adapter]:
     """Train several models at once, from the last checkpoint.
 

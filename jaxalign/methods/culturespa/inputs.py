@@ -6,14 +6,17 @@ Nothing here takes long or writes a file, so that bad input is refused before th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxalign.answering.blocks import Conversations
+from jaxalign.answering.encode import encode
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.model import LM, ModelFiles, open_model
-from jaxalign.methods.culturespa.dataset import longest_examples
+from jaxalign.methods.culturespa.dataset import training_tokens
 from jaxalign.methods.culturespa.settings import (
     CultureSPASettings,
     check_settings,
@@ -63,6 +66,12 @@ class Inputs:
     request: str
     guard: tuple[tuple[Item, int], ...]
     guard_name: str
+
+    @functools.cached_property
+    def guard_conversations(self) -> Conversations:
+        """The guard's questions as tokens, without a system message; encoded once."""
+        items = [item for item, _ in self.guard]
+        return encode(self.files.tokenizer, self.prompts.texts.prompts, [[]], items)
 
     def facts(self) -> dict[str, object]:
         """Return hashes and texts that a resumed run must find unchanged."""
@@ -225,14 +234,13 @@ def example_lengths(
     settings: CultureSPASettings, inputs: Inputs, items: Sequence[Item]
 ) -> list[int]:
     """Return the number of tokens of the longest training example that each item can become."""
-    return longest_examples(
+    return training_tokens(
         items,
         settings.countries,
         inputs.prompts,
         inputs.files.tokenizer,
-        styles=("p1", "p2"),
         end_of_turn=settings.end_of_turn,
-    )
+    ).longest()
 
 
 def _check_row_length(settings: CultureSPASettings, inputs: Inputs) -> None:

@@ -8,12 +8,12 @@ model answers for its own group alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxalign.core.progress import Progress
+from jaxalign.core.progress import OnProgress, Progress
 from jaxalign.lm.lora import Adapter
 from jaxalign.methods.base import FINE_TUNED
 from jaxalign.methods.culturespa.answer import (
@@ -64,7 +64,7 @@ def measure(
         adapters: The adapters by seed and model.
         survey: What the unchanged model answers by style, for each group of equivalent seeds.
     """
-    replies, right = _ask_each(experiment, adapters)
+    replies, right, unchanged = _ask_each(experiment, adapters)
     prompted = prompted_answers(experiment.groups, survey)
     counts = {style: _sum(each[style] for each in survey) for style in STYLES}
     counts |= {
@@ -75,7 +75,7 @@ def measure(
         answers=prompted | _tuned_answers(experiment, replies, prompted),
         right=_right_by_method(experiment, right),
         counts=counts,
-        untrained=untrained_models(experiment, adapters),
+        untrained=untrained_models(experiment, adapters.keys() - unchanged),
     )
 
 
@@ -93,26 +93,57 @@ def prompted_answers(
 
 def _ask_each(
     experiment: Experiment, adapters: Mapping[ModelName, Adapter]
-) -> tuple[dict[ModelName, Responses], dict[ModelName | None, float]]:
-    """Return every adapted model's replies, and the guard's accuracies, the unchanged one's under
-    None."""
-    lm, on_progress = experiment.lm, experiment.on_progress
+) -> tuple[dict[ModelName, Responses], dict[ModelName | None, float], set[ModelName]]:
+    """Ask every adapted model, one after the other, so that one adapter is in memory at a time.
+
+    Returns:
+        Every adapted model's replies; the guard's accuracies, the unchanged model's under None; and
+        the models whose adapter changes nothing.
+    """
+    lm, survey, guard = experiment.lm, experiment.inputs.survey, len(experiment.inputs.guard)
+    groups_of = {name: _groups_of(experiment, name[1]) for name in adapters}
+    answers_of = {name: len(groups) * len(survey.items) for name, groups in groups_of.items()}
+    total = sum(answers_of.values()) + guard * (1 + len(adapters))
+    done = 0
+
+    def report(name: str, count: int) -> OnProgress:
+        """Return a callback for the next `count` answers, those of a model."""
+        nonlocal done
+        before, done = done, done + count
+        return lambda p: experiment.on_progress(
+            Progress(
+                "5 measure: answer",
+                before + count * p.done // max(1, p.total),
+                total,
+                "answers",
+                fields={"model": name},
+            )
+        )
+
+    unchanged: set[ModelName] = set()
     replies: dict[ModelName, Responses] = {}
-    right: dict[ModelName | None, float] = {None: float(right_answers(experiment, lm, BASE).mean())}
+    right_Q = right_answers(experiment, lm, BASE, report(BASE, guard))
+    right: dict[ModelName | None, float] = {None: float(right_Q.mean())}
     conversations: dict[tuple[Style, tuple[str, ...]], StyledConversations] = {}
-    on_progress(Progress("5 measure: model", 0, len(adapters), "models"))
-    for done, (name, adapter) in enumerate(adapters.items(), 1):
-        adapted = adapter.merge(lm)
-        style, groups = style_of(name[1]), _groups_of(experiment, name[1])
+    for name, groups in groups_of.items():
+        adapter = adapters[name]  # read here, and let go of in the next turn
+        if not changes(adapter):
+            unchanged.add(name)
+        # Beside the weights, where the compiled programs read it. Merged, the weights would be held
+        # twice.
+        adapted = adapter.attach(lm)
         # Models that are asked alike share their conversations.
-        if (style, groups) not in conversations:
-            survey = experiment.inputs.survey
-            conversations[style, groups] = in_styles(experiment.inputs, (style,), groups, survey)
-        asked = conversations[style, groups]
-        replies[name] = ask(experiment, adapted, label(name), asked, name[0])[0][style]
-        right[name] = float(right_answers(experiment, adapted, label(name)).mean())
-        on_progress(Progress("5 measure: model", done, len(adapters), "models"))
-    return replies, right
+        asked_as = style_of(name[1]), groups
+        if asked_as not in conversations:
+            style, _ = asked_as
+            conversations[asked_as] = in_styles(experiment.inputs, (style,), groups, survey)
+        on_progress = report(label(name), answers_of[name])
+        asked = conversations[asked_as]
+        answered = ask(experiment, adapted, label(name), asked, name[0], on_progress)
+        replies[name] = answered[0][asked_as[0]]
+        right_Q = right_answers(experiment, adapted, label(name), report(label(name), guard))
+        right[name] = float(right_Q.mean())
+    return replies, right, unchanged
 
 
 def style_of(model: str) -> Style:
@@ -182,11 +213,15 @@ def _right_by_method(
 
 
 def untrained_models(
-    experiment: Experiment, adapters: Mapping[ModelName, Adapter]
+    experiment: Experiment, changed: Container[ModelName]
 ) -> dict[str, dict[str, Any]]:
     """Find the models that fine-tuning did not change.
 
     Nothing was selected for such a model, or no step was taken.
+
+    Args:
+        experiment: The run.
+        changed: The models whose adapter changes the model.
 
     Returns:
         For each method that has such models, their labels under "models", and under "all" whether
@@ -196,13 +231,13 @@ def untrained_models(
     for method in TUNED:
         models = model_names(experiment.groups, method)
         names = [(seed, model) for seed in experiment.settings.seed_numbers for model in models]
-        same = [name for name in names if name not in adapters or not _changes(adapters[name])]
+        same = [name for name in names if name not in changed]
         if same:
             untrained[method] = {"models": list(map(label, same)), "all": len(same) == len(names)}
     return untrained
 
 
-def _changes(adapter: Adapter) -> bool:
+def changes(adapter: Adapter) -> bool:
     """Return whether an adapter changes the model; training starts with B at zero."""
     return any(
         np.any(np.asarray(tensor))

@@ -19,6 +19,7 @@ Every step keeps its output in the run's directory:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -168,14 +169,25 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
     """Write the questions of one seed, filter them, and keep those that can be trained on."""
     settings, inputs, lm = experiment.settings, experiment.inputs, experiment.lm
     folder = seed_folder(experiment.out, seed)
+    last = Progress("question", 0, 1)
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        last = progress
+        on_progress(progress)
+
+    def report_replies(count: int) -> None:
+        # Until replies are saved, their number is known, but not how many are questions.
+        on_progress(dataclasses.replace(last, fields={**last.fields, "new replies": f"{count}"}))
+
     written = collect_questions(
         inputs.survey,
-        model_writer(lm, settings.writing, seed, settings.batch_size),
+        model_writer(lm, settings.writing, seed, settings.batch_size, report_replies),
         inputs.request,
         WritingSettings(per_topic=settings.per_topic, seed=seed),
         folder / "replies.jsonl",
         save_every=4 * settings.batch_size,
-        on_progress=on_progress,
+        on_progress=report,
     )
     filtered = filter_questions(written.questions, map(from_item, inputs.survey.items))
     source = f"written by a model, weights {lm.sha256[:12]}, seed {seed}"
@@ -201,8 +213,9 @@ def _fitting(experiment: Experiment, questions: Survey) -> Survey:
     fitting = {i.id for i, n in zip(questions.items, lengths, strict=True) if n <= row_length}
     if not fitting:
         raise UserError(
-            f"`train.longest_example` {row_length}: fits none of the {len(lengths)} questions written, "
-            f"whose examples have {min(lengths)} tokens or more; give more, or leave the option out"
+            f"`train.longest_example` {row_length}: fits none of the {len(lengths)} questions "
+            f"written, whose examples have {min(lengths)} tokens or more; give more, or leave the "
+            "option out"
         )
     return questions.subset(fitting)
 
@@ -237,11 +250,13 @@ def select_all(
     """
     groups, prompts = experiment.groups, experiment.inputs.prompts
     selections, counts = {}, {}
-    for seed, survey in questions.items():
+    experiment.on_progress(Progress("3 select: seed", 0, len(questions), "seeds"))
+    for done, (seed, survey) in enumerate(questions.items(), 1):
         selections[seed] = select_pairs(replies[seed], groups, survey.items, seed)
         counts[seed] = describe_selection(replies[seed], groups, selections[seed])
         folder = seed_folder(experiment.out, seed) / "selected"
         write_selected(folder, selections[seed], survey.items, prompts)
+        experiment.on_progress(Progress("3 select: seed", done, len(questions), "seeds"))
     return selections, counts
 
 

@@ -91,13 +91,14 @@ class CultureSPAResult:
         record: The content of `result.json`.
         answers: Positions of the options chosen, float32 [seeds, runs, countries, items] by method,
             NaN for no answer.
-        adapters: The fine-tuned adapters by seed and model ("joint", "specific-CHN", ...).
+        adapters: The fine-tuned adapters by seed and model ("joint", "specific-CHN", ...), each
+            read from its file when it is asked for.
     """
 
     out: Path
     record: dict[str, Any] = dataclasses.field(repr=False)
     answers: dict[str, Answers] = dataclasses.field(repr=False)
-    adapters: dict[ModelName, Adapter] = dataclasses.field(repr=False)
+    adapters: Mapping[ModelName, Adapter] = dataclasses.field(repr=False)
 
     @property
     def scores(self) -> dict[str, dict[str, float | None]]:

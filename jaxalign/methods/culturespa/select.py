@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -55,28 +54,92 @@ class Pair:
     answer: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Selection:
-    """Pairs to train on, group by group.
+    """Pairs N to train on, as arrays: 18 groups and 13,000 questions make 100,000 and more.
 
     Attributes:
-        pairs: The pairs.
+        groups: Names of the groups that pairs may belong to.
+        items: Ids of the questions that pairs may be about.
+        group_N: int32, position of each pair's group in `groups`.
+        item_N: int32, position of each pair's question in `items`.
+        answer_N: int32, the code of each pair's answer.
         missing: By group, how many pairs fewer there were than wanted; only where there were.
     """
 
-    pairs: tuple[Pair, ...]
+    groups: tuple[str, ...]
+    items: tuple[str, ...] = dataclasses.field(repr=False)
+    group_N: np.ndarray
+    item_N: np.ndarray
+    answer_N: np.ndarray
     missing: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        pairs: Selection | Iterable[Pair | Sequence[Any]],
+        missing: Mapping[str, int] | None = None,
+    ) -> Selection:
+        """Return the selection of some pairs, in their order; a selection is returned as it is.
+
+        A pair may also be a sequence of its group, item and answer.
+        """
+        if isinstance(pairs, Selection):
+            return pairs
+        rows = [dataclasses.astuple(p) if isinstance(p, Pair) else tuple(p) for p in pairs]
+        groups, items, answers = zip(*rows, strict=True) if rows else ((), (), ())
+        group_at = {group: c for c, group in enumerate(dict.fromkeys(groups))}
+        item_at = {item: q for q, item in enumerate(dict.fromkeys(items))}
+        return cls(
+            tuple(group_at),
+            tuple(item_at),
+            np.array([group_at[group] for group in groups], np.int32),
+            np.array([item_at[item] for item in items], np.int32),
+            np.array(answers, np.int32),
+            missing or {},
+        )
+
+    def __len__(self) -> int:
+        return len(self.group_N)
+
+    def __iter__(self) -> Iterator[Pair]:
+        for c, q, answer in zip(
+            self.group_N.tolist(), self.item_N.tolist(), self.answer_N.tolist(), strict=True
+        ):
+            yield Pair(self.groups[c], self.items[q], answer)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Selection):
+            return NotImplemented
+        return self.pairs == other.pairs and dict(self.missing) == dict(other.missing)
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The pairs as objects; for looking at, not for long loops."""
+        return tuple(self)
 
     @property
     def sizes(self) -> dict[str, int]:
         """Number of pairs of each group that has any."""
-        return dict(Counter(pair.group for pair in self.pairs))
+        counts = np.bincount(self.group_N, minlength=len(self.groups)).tolist()
+        return {group: count for group, count in zip(self.groups, counts, strict=True) if count}
+
+    def where(self, chosen_N: np.ndarray) -> Selection:
+        """Return some of the pairs, in their order: a mask, or increasing positions."""
+        return dataclasses.replace(
+            self,
+            group_N=self.group_N[chosen_N],
+            item_N=self.item_N[chosen_N],
+            answer_N=self.answer_N[chosen_N],
+            missing={},
+        )
 
     def by_group(self) -> dict[str, Selection]:
         """Return the pairs of each group that has any."""
         return {
-            group: Selection(tuple(pair for pair in self.pairs if pair.group == group))
-            for group in self.sizes
+            group: self.where(self.group_N == c)
+            for c, group in enumerate(self.groups)
+            if np.any(self.group_N == c)
         }
 
 
@@ -194,9 +257,7 @@ def crqpc(
     chosen_CxQ: np.ndarray, aware_CxQ: np.ndarray, groups: Sequence[str], items: Sequence[Item]
 ) -> Selection:
     """Select the pairs that `changed` or `diverged` marks, with the culture-aware answer."""
-    chosen_CxQ = chosen_CxQ & (aware_CxQ >= 0)
-    pairs_of = _pairs_by_group(chosen_CxQ, aware_CxQ, groups, items)
-    return Selection(tuple(pair for pairs in pairs_of.values() for pair in pairs))
+    return _chosen(chosen_CxQ & (aware_CxQ >= 0), aware_CxQ, groups, items)
 
 
 def rds(
@@ -207,8 +268,7 @@ def rds(
     seed: int,
 ) -> Selection:
     """Draw `sizes[group]` pairs of each group from all that it answered."""
-    pairs_of = _pairs_by_group(aware_CxQ >= 0, aware_CxQ, groups, items)
-    return _draw(pairs_of, sizes, f"rds {seed}")
+    return _draw(_chosen(aware_CxQ >= 0, aware_CxQ, groups, items), sizes, f"rds {seed}")
 
 
 def cds(
@@ -221,8 +281,7 @@ def cds(
 ) -> Selection:
     """Draw `sizes[group]` pairs of each group from those whose answer stayed the same."""
     same_CxQ = (aware_CxQ >= 0) & (aware_CxQ == unaware_xQ)
-    pairs_of = _pairs_by_group(same_CxQ, aware_CxQ, groups, items)
-    return _draw(pairs_of, sizes, f"cds {seed}")
+    return _draw(_chosen(same_CxQ, aware_CxQ, groups, items), sizes, f"cds {seed}")
 
 
 def fraction(selection: Selection, share: float, seed: int) -> Selection:
@@ -235,9 +294,8 @@ def fraction(selection: Selection, share: float, seed: int) -> Selection:
     """
     if not 0 < share <= 1:
         raise UserError(f"fraction {share} must be more than 0 and at most 1")
-    pairs_of = {group: part.pairs for group, part in selection.by_group().items()}
-    sizes = {group: round(share * len(pairs)) for group, pairs in pairs_of.items()}
-    return _draw(pairs_of, sizes, f"fraction {seed}")
+    sizes = {group: round(share * size) for group, size in selection.sizes.items()}
+    return _draw(selection, sizes, f"fraction {seed}")
 
 
 def hold_out(selection: Selection, share: float, seed: int) -> tuple[Selection, Selection]:
@@ -256,10 +314,10 @@ def hold_out(selection: Selection, share: float, seed: int) -> tuple[Selection, 
     Raises:
         UserError: If one side would be empty.
     """
-    held_out = held_out_questions((pair.item for pair in selection.pairs), share, seed)
-    train = tuple(pair for pair in selection.pairs if pair.item not in held_out)
-    rest = tuple(pair for pair in selection.pairs if pair.item in held_out)
-    return Selection(train), Selection(rest)
+    asked = np.unique(selection.item_N).tolist()
+    held_out = held_out_questions((selection.items[q] for q in asked), share, seed)
+    apart_N = np.array([item in held_out for item in selection.items], bool)[selection.item_N]
+    return selection.where(~apart_N), selection.where(apart_N)
 
 
 def expected_noise(distribution_xO: np.ndarray) -> np.ndarray:
@@ -267,34 +325,43 @@ def expected_noise(distribution_xO: np.ndarray) -> np.ndarray:
     return 1 - np.sum(np.square(distribution_xO), axis=-1)
 
 
-def _pairs_by_group(
+def _chosen(
     chosen_CxQ: np.ndarray, aware_CxQ: np.ndarray, groups: Sequence[str], items: Sequence[Item]
-) -> dict[str, list[Pair]]:
-    """Return each group's chosen pairs in the order of the items."""
-    return {
-        group: [
-            Pair(group, items[q].id, items[q].codes[int(aware_CxQ[c, q])])
-            for q in np.flatnonzero(chosen_CxQ[c])
-        ]
-        for c, group in enumerate(groups)
-    }
+) -> Selection:
+    """Return the chosen pairs, group by group in the order of the items."""
+    codes_QxO = np.zeros((len(items), max(len(item.codes) for item in items)), np.int32)
+    for q, item in enumerate(items):
+        codes_QxO[q, : len(item.codes)] = item.codes
+    group_N, item_N = (x.astype(np.int32) for x in np.nonzero(chosen_CxQ))  # in row-major order
+    answer_N = codes_QxO[item_N, aware_CxQ[group_N, item_N].astype(np.int32)]
+    return Selection(tuple(groups), tuple(i.id for i in items), group_N, item_N, answer_N)
 
 
-def _draw(pairs_of: Mapping[str, Sequence[Pair]], sizes: Mapping[str, int], name: str) -> Selection:
+def _draw(candidates: Selection, sizes: Mapping[str, int], name: str) -> Selection:
     """Draw `sizes[group]` pairs of each group without replacement, kept in their order.
 
     Pairs are ranked by a hash of `name`, which contains the seed, so that a draw does not depend on
     the order or the number of the other pairs.
     """
-    pairs, missing = [], {}
-    for group, candidates in pairs_of.items():
+    drawn, missing = [], {}
+    for c, group in enumerate(candidates.groups):
+        places = np.flatnonzero(candidates.group_N == c)
         size = sizes.get(group, 0)
-        if size > len(candidates):
-            missing[group] = size - len(candidates)
-        drawn = set(sorted(candidates, key=lambda pair: _rank(name, pair))[:size])
-        pairs += [pair for pair in candidates if pair in drawn]
-    return Selection(tuple(pairs), missing)
+        if size > len(places):
+            missing[group] = size - len(places)
+        ranks = _ranks(f"{name}\n{group}\n", candidates.items, candidates.item_N[places])
+        # The lowest ranks are drawn; sorting their places brings back the order given.
+        drawn.append(np.sort(places[np.argsort(ranks, kind="stable")[:size]]))
+    chosen = np.concatenate(drawn) if drawn else np.empty(0, int)
+    return dataclasses.replace(candidates.where(chosen), missing=missing)
 
 
-def _rank(name: str, pair: Pair) -> bytes:
-    return hashlib.sha256(f"{name}\n{pair.group}\n{pair.item}".encode()).digest()
+def _ranks(start: str, items: Sequence[str], item_N: np.ndarray) -> np.ndarray:
+    """Return the first 8 bytes of the SHA-256 of `start` and each item's id, as uint64."""
+    begun = hashlib.sha256(start.encode())
+    ranks = np.empty(len(item_N), np.uint64)
+    for n, q in enumerate(item_N.tolist()):
+        hashed = begun.copy()
+        hashed.update(items[q].encode())
+        ranks[n] = int.from_bytes(hashed.digest()[:8], "big")
+    return ranks

@@ -267,9 +267,11 @@ def encode_styles(
     for style in styles:
         same_lead_in = prompts.same_lead_in(style, items)
         for group in groups_asked(style, groups):
-            lead_in_of: dict[int, int] = {}  # position of an item -> position of its lead-in
+            # Position of each item's lead-in, and of the item.
+            pairs_Qx2 = np.zeros((len(items), 2), np.int32)
+            pairs_Qx2[:, 1] = np.arange(len(items))
             for positions in same_lead_in:
-                lead_in_of |= dict.fromkeys(positions, len(lead_ins))
+                pairs_Qx2[positions, 0] = len(lead_ins)
                 lead_ins.append(prompts.lead_in(style, group, items[positions[0]]))
-            pairs += [(lead_in_of[q], q) for q in range(len(items))]
-    return encode(tokens, prompts.texts.prompts, lead_ins, items, pairs)
+            pairs.append(pairs_Qx2)
+    return encode(tokens, prompts.texts.prompts, lead_ins, items, np.concatenate(pairs))

@@ -37,7 +37,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import MetricsFile
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.core.templates import render
-from jaxalign.lm.generate import Sampling, generate, padded_length
+from jaxalign.lm.generate import Sampling, generate
 from jaxalign.lm.model import LM, ModelFiles
 from jaxalign.methods.culturespa.questions import (
     Question,
@@ -484,8 +484,7 @@ def model_writer(
 
     def write(conversations: list[list[Message]], ids: list[int]) -> list[str | None]:
         prompts = [lm.tokenizer.encode_chat(messages) for messages in conversations]
-        asked = _in_full_batches(prompts, room, batch_size)
-        distinct = len(set(asked))
+        asked = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
         replies = generate(
             lm.config,
             lm.params,
@@ -496,22 +495,9 @@ def model_writer(
             [ids[i] for i in asked],
             batch_size,
             mesh=lm.mesh,
-            on_batch=lambda done: on_replies(min(done, distinct)),
+            on_batch=on_replies,
         )
         text_of = dict(zip(asked, map(lm.tokenizer.decode, replies), strict=True))
         return [text_of.get(i) for i in range(len(prompts))]
 
     return write
-
-
-def _in_full_batches(prompts: list[list[int]], room: int, batch: int) -> list[int]:
-    """Return the indices of the prompts that fit, those of a padded length filled to whole batches.
-
-    Prompts are repeated to fill a batch: a reply does not depend on its neighbours, and every other
-    number of rows would be another program to compile.
-    """
-    by_length: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        if len(prompt) <= room:
-            by_length.setdefault(padded_length(len(prompt)), []).append(i)
-    return [i for group in by_length.values() for i in [*group, *group[:1] * (-len(group) % batch)]]

@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,11 +38,11 @@ from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
 from jaxalign.answering.plan import Layout
 from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.mesh import device_mesh
-from jaxalign.lm.model import LM
-from jaxalign.lm.quantize import quantize
-from jaxalign.lm.weights import Params, abstract_params, param_shardings
+from jaxalign.lm.mesh import ROOM, device_mesh, weight_bytes
+from jaxalign.lm.model import LM, load_model
+from jaxalign.lm.weights import Params, WeightFormat, program_params
 from jaxalign.methods.conditions import Persona
 from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
 from jaxalign.methods.soft_prompt.problem import Problem, start_text
@@ -59,7 +60,7 @@ from jaxalign.optim.evolve import Entry, Evolution, entries_of, make_evolution
 from jaxalign.runs import Run
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.hosts import agreed, agreed_choice
-from jaxalign.runtime.memory import busy_chunk, fitting_chunk
+from jaxalign.runtime.memory import available_bytes, busy_chunk, fitting_chunk
 from jaxalign.runtime.sharding import MODEL, POPULATION, local_view, place_whole, replicated
 from jaxalign.stats.objectives import Objective
 from jaxalign.stats.objectives.vsm import VsmObjective
@@ -95,6 +96,7 @@ def choose_search_mesh(problem: Problem, candidates: int | None = None, prefix: 
         settings.candidates if candidates is None else candidates,
         search_dims=settings.prompt.dims(config.hidden_size),
         model_parallel=settings.model_parallel,
+        weights=settings.weights,
     )
     _log.info("%s%s", prefix, choice.describe())
     return mesh
@@ -133,8 +135,22 @@ def choose_execution(
     return ExecutionPlan(chunk, choice.kernel, fixed=kept > 0)
 
 
-def store_in_int8(problem: Problem, lm: LM) -> LM:
-    """Store the linear layers in 8 bits; log what that does to the plain model's answers."""
+def log_int8_change(problem: Problem, lm: LM) -> None:
+    """Log what 8 bits do to the plain model's answers, where the stored model fits as well.
+
+    Args:
+        problem: What is searched; its model is loaded a second time, as stored.
+        lm: The same model in int8.
+    """
+    split = lm.mesh.shape[MODEL]
+    both = sum(weight_bytes(lm.config, split, kind) for kind in ("stored", "int8"))
+    available = agreed(available_bytes(jax.local_devices()[0]) or sys.maxsize)
+    if both > (1 - ROOM) * available:
+        _log.info(
+            "int8 weights: what they change in the answers was not measured, because the stored "
+            "model does not fit beside them"
+        )
+        return
     config, items = problem.model.config, problem.tuned_survey.items
 
     def probabilities(params: Params) -> np.ndarray:
@@ -144,15 +160,14 @@ def store_in_int8(problem: Problem, lm: LM) -> LM:
         return np.exp(log_probs[0])
 
     # Exact probabilities before and after, so that the change is the quantisation's alone.
-    before, params = probabilities(lm.params), quantize(config, lm.params)
-    after = probabilities(params)
+    before = probabilities(load_model(problem.model, mesh=lm.mesh).params)
+    after = probabilities(lm.params)
     change = np.abs(after - before)
     same = int((before.argmax(-1) == after.argmax(-1)).sum())
     _log.info(
         f"int8 weights: option probabilities change by {change[before > 0].mean():.4f} on average "
         f"and {change.max():.4f} at most; {same} of {len(before)} most likely answers stay"
     )
-    return dataclasses.replace(lm, params=params)
 
 
 def score_constants(problem: Problem, lm: LM) -> np.ndarray:
@@ -232,11 +247,11 @@ class Search:
         inputs = place_whole(inputs, evolution.sharding)
         return dataclasses.replace(self, evolution=evolution, inputs=inputs)
 
-    def first_generation(self) -> jax.Array:
-        """Return the initial populations, float32 [C, E, Z], each from its entry's own key."""
-        keys = [group_key(jax.random.key(seed), group) for group, seed in self.entries]
-        space, population = self.local_inputs.space, self.evolution.population
-        return jnp.stack([initial_population(space, key, population) for key in keys])
+    def first_members(self, entry: int) -> jax.Array:
+        """Return an entry's initial population, float32 [E, Z], drawn from its own key."""
+        group, seed = self.entries[entry]
+        key = group_key(jax.random.key(seed), group)
+        return initial_population(self.local_inputs.space, key, self.evolution.population)
 
     def run(
         self,
@@ -263,10 +278,11 @@ class Search:
             restored = bool(saved and resume and saved.steps)
             if restored:
                 done, state = saved.restore(self.evolution.abstract_state())
+                state = self.evolution.to_devices(state)
             else:
                 if record is not None and record.resumed and saved:
                     _log.info(f"no checkpoint found in {saved.directory}; starting at generation 0")
-                done, state = 0, self.evolution.init(self.first_generation(), self.inputs)
+                done, state = 0, self.evolution.init(self.first_members, self.inputs)
             if record is not None:
                 record.rewind(done if restored else -1)
             started, first = time.monotonic(), done
@@ -280,11 +296,12 @@ class Search:
                     _log_generations(record, self._labels, done, metrics)
                 done += steps
                 if saved and (save_last or done < settings.generations):
-                    saved.save(done, state)
+                    saved.save(done, self.evolution.to_entries(state))
                 on_progress(self._progress(done, metrics))
         seconds = time.monotonic() - started
-        best_CxZ, fitness_C = jax.device_get((state.best_CxZ, state.best_fitness_C))
-        return Outcome(best_CxZ, fitness_C, seconds if done > first else 0.0)
+        best, fitness = zip(*self.evolution.best(state), strict=True)
+        seconds = seconds if done > first else 0.0
+        return Outcome(np.stack(best), np.array(fitness, np.float32), seconds)
 
     def prompts(self, z_CxZ: jax.Array | np.ndarray) -> jax.Array:
         """Return the soft prompt of one search vector per entry, float32 [C, M, D]."""
@@ -357,7 +374,7 @@ def build_search(
     rows = [settings.countries.index(group) for group, _ in entries]
     # Only the weights may be split over devices; everything else is whole on each of them.
     inputs = FitnessInputs(
-        items=dataclasses.replace(items, params=lm.params),
+        items=dataclasses.replace(items, params=as_bits(lm.params)),
         objective=objective.for_groups(rows),
         space=space,
         penalty=jnp.float32(settings.penalty),
@@ -521,14 +538,14 @@ def _vsm_shapes(layout: Layout | SuffixLayout, entries: int) -> VsmObjective:
 
 
 def abstract_items(
-    config: LlamaConfig, layout: Layout | SuffixLayout, mesh: Mesh, kernel: Kernel
+    config: LlamaConfig,
+    layout: Layout | SuffixLayout,
+    mesh: Mesh,
+    kernel: Kernel,
+    weights: WeightFormat = "stored",
 ) -> PreparedItems:
-    """Return `prepare_items` of a layout in shapes."""
-    params = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        abstract_params(config),
-        param_shardings(config, mesh),
-    )
+    """Return `prepare_items` of a layout in shapes, with weights stored as in `load_model`."""
+    params = program_params(config, mesh, weights)
     shapes = jax.eval_shape(lambda params: prepare_items(config, params, layout, kernel), params)
     items = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes

@@ -43,7 +43,7 @@ from jaxalign.methods.soft_prompt.search import (
     build_search,
     choose_execution,
     choose_search_mesh,
-    store_in_int8,
+    log_int8_change,
 )
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
@@ -234,9 +234,9 @@ def run_soft_prompt(
     if settings.prompt.placement == "after":
         _log.info("placement after: another method than front and system, not a faster form of it")
     if lm is None:
-        lm = load_model(problem.model, mesh=mesh)
+        lm = load_model(problem.model, weights=settings.weights, mesh=mesh)
         if settings.weights == "int8":
-            lm = store_in_int8(problem, lm)
+            log_int8_change(problem, lm)
     # Both programs are compiled now: what does not fit into memory is known before the search.
     search = build_search(problem, lm, execution)
     control = make_control(search) if settings.gradient_steps else None
@@ -392,8 +392,8 @@ def _on_search_mesh(problem: Problem, lm: LM) -> LM:
 
     `load_model` shares out examples; with one device there is no difference.
     """
-    if lm.mesh.shape[DATA] == 1 or _is_int8(lm):
+    if lm.mesh.shape[DATA] == 1:
         return lm
     mesh = choose_search_mesh(problem)
-    shardings = param_shardings(problem.model.config, mesh)
+    shardings = param_shardings(problem.model.config, mesh, problem.settings.weights)
     return dataclasses.replace(lm, params=jax.device_put(lm.params, shardings), mesh=mesh)

@@ -10,9 +10,9 @@ import pytest
 from jaxalign.core.errors import UserError
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.culturespa.dataset import (
-    longest_examples,
     to_examples,
     to_rows,
+    training_tokens,
     write_dataset_info,
     write_selected,
 )
@@ -64,7 +64,7 @@ def test_example_is_the_whole_conversation_as_the_template_writes_it(tokens):
 def test_the_longest_example_is_of_any_style_country_and_answer(tokens):
     long = dataclasses.replace(ITEMS[0], id="long", options=("a", "b"), codes=(100, 9))
     items, who = (*ITEMS, long), COUNTRIES[:3]
-    found = longest_examples(items, who, PROMPTS, tokens, ("p1", "p2"))
+    found = training_tokens(items, who, PROMPTS, tokens).longest()
     for item, length in zip(items, found, strict=True):
         pairs = [Pair(country, item.id, code) for country in who for code in item.codes]
         every = [to_examples(pairs, items, PROMPTS, tokens, s) for s in ("p1", "p2")]
@@ -86,14 +86,14 @@ def test_the_target_can_be_the_number_alone(tokens):
         assert number.tokens == with_end.tokens[:-1]
         assert number.prompt_length == with_end.prompt_length
     who = COUNTRIES[:3]
-    longest = longest_examples(ITEMS, who, PROMPTS, tokens, ("p1",))
-    without_end = longest_examples(ITEMS, who, PROMPTS, tokens, ("p1",), end_of_turn=False)
+    longest = training_tokens(ITEMS, who, PROMPTS, tokens, ("p1",)).longest()
+    without_end = training_tokens(ITEMS, who, PROMPTS, tokens, ("p1",), end_of_turn=False).longest()
     assert without_end == [length - 1 for length in longest]
 
 
 def test_rows_are_plain_conversations(tmp_path):
     rows = to_rows(PAIRS, ITEMS, PROMPTS)
-    write_selected(tmp_path / "data", {"joint": Selection(tuple(PAIRS))}, ITEMS, PROMPTS)
+    write_selected(tmp_path / "data", {"joint": Selection.of(PAIRS)}, ITEMS, PROMPTS)
     lines = (tmp_path / "data" / "joint.jsonl").read_text("utf-8").splitlines()
     read = [json.loads(line) for line in lines]
     assert read == rows

@@ -138,7 +138,7 @@ def written_with(found: Inputs, row_length: int, out: Path, monkeypatch) -> tupl
     questions, counts = pipeline.write_all(experiment)
     for model in ("joint", "cct"):  # as step 4 does, under p1 and p2
         pairs = [Pair(c, i.id, 2) for c in settings.countries for i in questions[0].items]
-        selection = Selection(tuple(pairs))
+        selection = Selection.of(pairs)
         examples = training_examples(experiment, questions[0], selection, model)
         check_lengths(examples, row_length)
     return questions[0], counts[0]
@@ -157,7 +157,7 @@ def test_written_questions_too_long_for_a_row_are_left_out_and_counted(tmp_path,
     questions, counts = written_with(found, 10 * room, tmp_path / "long", monkeypatch)
     assert counts["removed"]["too_long"] == 0
     assert counts["left"] == len(questions.items) == counts["parsed"]
-    with pytest.raises(UserError, match=r"`train.longest_example` 20: fits none of the \d+ questions"):
+    with pytest.raises(UserError, match=r"`train.longest_example` 20: fits none of the \d+"):
         written_with(found, 20, tmp_path / "none", monkeypatch)
 
 

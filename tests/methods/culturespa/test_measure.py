@@ -7,7 +7,7 @@ import numpy as np
 from jaxalign.lm.lora import Adapter
 from jaxalign.methods.culturespa import CultureSPASettings
 from jaxalign.methods.culturespa.inputs import Experiment
-from jaxalign.methods.culturespa.measure import untrained_models
+from jaxalign.methods.culturespa.measure import changes, untrained_models
 
 COUNTRIES = ("USA", "CHN", "NGA")
 SETTINGS = CultureSPASettings(countries=COUNTRIES, seeds=2)
@@ -24,7 +24,7 @@ def test_models_that_nothing_changed_are_named(tmp_path):
     adapters |= {(s, f"specific-{c}"): adapter(0.1) for s in (0, 1) for c in COUNTRIES[:2]}
     adapters |= {(s, "rds"): adapter(0.1) for s in (0, 1)}
     experiment = Experiment(SETTINGS, None, None, tmp_path)
-    found = untrained_models(experiment, adapters)
+    found = untrained_models(experiment, {n for n, a in adapters.items() if changes(a)})
     assert found["joint"] == {"models": ["seed1 joint"], "all": False}
     assert found["specific"]["models"] == ["seed0 specific-NGA", "seed1 specific-NGA"]
     assert not found["specific"]["all"]

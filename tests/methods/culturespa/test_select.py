@@ -125,7 +125,7 @@ def test_draws_are_even():
 def test_too_few_unchanged_pairs_are_told():
     items = make_items(4)
     found = cds(np.array([0, 0, 0, 1]), np.array([[0, 1, 1, 0]]), ["USA"], items, {"USA": 3}, 0)
-    assert found == Selection((Pair("USA", "g000", 0),), {"USA": 2})
+    assert found == Selection.of([Pair("USA", "g000", 0)], {"USA": 2})
 
 
 @settings(max_examples=30)
@@ -133,7 +133,7 @@ def test_too_few_unchanged_pairs_are_told():
 def test_fractions_are_nested(count, seed):
     items = make_items(count)
     pairs = [Pair(c, item.id, item.codes[0]) for c in COUNTRIES[:2] for item in items]
-    whole, before = Selection(tuple(pairs)), set()
+    whole, before = Selection.of(pairs), set()
     for tenths in range(1, 11):
         some = fraction(whole, tenths / 10, seed)
         assert before <= set(some.pairs)
@@ -146,14 +146,14 @@ def test_fractions_are_nested(count, seed):
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
 def test_impossible_fraction(share):
     with pytest.raises(UserError, match=f"fraction {share}"):
-        fraction(Selection(()), share, 0)
+        fraction(Selection.of([]), share, 0)
 
 
 @given(count=st.integers(2, 30), share=st.floats(0.05, 0.95), seed=st.integers(0, 99))
 def test_no_question_is_held_out_and_trained_on(count, share, seed):
     items = make_items(count)
     pairs = [Pair(c, item.id, item.codes[0]) for item in items for c in COUNTRIES[:2]]
-    whole = Selection(tuple(pairs))
+    whole = Selection.of(pairs)
     if not 0 < round(share * count) < count:
         with pytest.raises(UserError, match="both sides need one"):
             hold_out(whole, share, seed)
@@ -162,7 +162,7 @@ def test_no_question_is_held_out_and_trained_on(count, share, seed):
     assert len({p.item for p in apart.pairs}) == round(share * count)
     assert not {p.item for p in apart.pairs} & {p.item for p in train.pairs}
     assert sorted(map(str, train.pairs + apart.pairs)) == sorted(map(str, pairs))
-    assert hold_out(Selection(tuple(pairs[::-1])), share, seed)[1].pairs == apart.pairs[::-1]
+    assert hold_out(Selection.of(pairs[::-1]), share, seed)[1].pairs == apart.pairs[::-1]
 
 
 def random_distributions(items, seed):
@@ -230,7 +230,7 @@ def test_the_share_changed_is_of_the_questions_answered_both_ways():
 
     groups = ("USA", "CHN")
     given = {"unaware": answered((0, 0, 0, None)), "p1": answered((1, 0, None, 0), (None,) * 4)}
-    joint = Selection((Pair("USA", "q1", 2),))
+    joint = Selection.of([Pair("USA", "q1", 2)])
     found = describe_selection(given, groups, {"joint": joint})
     assert found["questions"] == 4
     assert found["changed_share"] == {"USA": 0.5, "CHN": None}

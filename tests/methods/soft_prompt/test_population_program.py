@@ -143,5 +143,7 @@ def test_each_device_does_its_share_and_gathers_fitness_alone(devices, dtype):
     assert among.dot_flops == pytest.approx(alone.dot_flops / 8, rel=0.005)
     assert not alone.collectives
     assert {c.kind for c in among.collectives} == {"all-gather"}
-    assert among.collective_bytes <= 4 * 64 * GENERATIONS
+    # Four bytes a candidate and generation; five metrics an entry and generation, once a dispatch.
+    fitness, metrics = 4 * 64 * GENERATIONS, 5 * 4 * len(devices) * GENERATIONS
+    assert among.collective_bytes <= fitness + metrics
     assert {c.group_size for c in among.collectives} == {8}

@@ -129,7 +129,7 @@ def test_what_was_compiled_to_see_whether_it_fits_is_what_runs(tiny, monkeypatch
     problem, lm = load(tiny_settings(tiny, strategy=Strategy(population=4), save_every=2))
     search = build_search(problem, lm, ExecutionPlan(4, "xla", fixed=True))
     control = make_control(search)
-    state = search.evolution.init(search.first_generation(), search.inputs)
+    state = search.evolution.init(search.first_members, search.inputs)
     before = len(traced)
     search.evolution.run(state, problem.settings.save_every, search.inputs)
     control.advance(control.first, control.inputs, problem.settings.gradient_steps)

