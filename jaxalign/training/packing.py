@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -96,6 +96,9 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self.example, range(len(self)))
 
     @property
     def lengths(self) -> np.ndarray:

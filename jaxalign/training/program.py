@@ -99,6 +99,7 @@ def expected_shape(
         memory_bytes: Memory of a device, which limits how many are trained side by side.
     """
     lengths = np.asarray(lengths)
+    # The same two steps as with examples at hand: how many side by side, then the rows.
     count = adapters_side_by_side(config, train, lora, mesh, adapters, memory_bytes)
     return choose_shape(
         estimated_steps(lengths, train.batch, count, train.seed),
@@ -157,7 +158,9 @@ def adapters_side_by_side(
         within = 4 * (6 * config.intermediate_size + 12 * config.hidden_size)
         kept = layers + within * (1 if train.remat else config.num_hidden_layers)
         free = memory_bytes - frozen - train.tokens_per_pass * kept
+        # The copies and gradients of a row's units; the state is three times an adapter.
         free -= 2 * MOST_UNITS * state // 3
+        # The state, and as much again at most for the gradient's sum and the update.
         most = min(most, max(1, int(_USABLE * free) // (2 * state)))
     return math.ceil(adapters / math.ceil(adapters / most))
 

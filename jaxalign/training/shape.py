@@ -102,6 +102,8 @@ def choose_shape(
         devices: Devices that the rows of a pass are spread over; each computes one of them.
     """
     steps = _sample(steps)
+    # Lengths are compared by what they compute for the sampled steps, not by a formula: how well
+    # examples fit into rows depends on their lengths.
     useful = sum(int(lengths.sum()) for step in steps for lengths in step)
     most = max((sum(int(x.sum()) for x in step) for step in steps), default=window)
     row_lengths = _row_lengths(window, most, tokens_per_pass, devices)
@@ -186,6 +188,7 @@ def estimated_steps(
         seed: Seed of the draws.
     """
     random = np.random.default_rng(seed)
+    # From all of them to the last one, evenly: nothing is known about how they differ.
     active = np.unique(np.linspace(adapters, 1, 8).astype(int))[::-1]
     return [[random.choice(np.asarray(lengths), batch) for _ in range(n)] for n in active]
 
@@ -247,6 +250,7 @@ def _single_costs(
     """Return what rows of one adapter cost, without and with short rows of half their length."""
     plain, tried = Shape(1, 1, devices, row_length, 1, window), []
     for tail in (0, _whole_blocks(row_length // 2, window)):
+        # Half the length is enough to save most of a last row that is hardly begun.
         shape, passes, tails = dataclasses.replace(plain, tail=tail), 0, 0
         for lengths in (x for step in steps for x in step):
             rows, short = single_rows(lengths, shape)
@@ -270,6 +274,7 @@ def _row_lengths(window: int, most: int, tokens_per_pass: int, devices: int) -> 
     """Return lengths of rows to try: from one example up to the budget, or to a whole step."""
     shortest = math.ceil(window / 32) * 32
     longest = max(shortest, min(tokens_per_pass, math.ceil(most / devices)))
+    # Steps of a fifth: finer ones hardly change what is wasted.
     tried, length = {shortest}, float(shortest)
     while length < longest:
         length *= 1.19

@@ -246,6 +246,7 @@ def _grouped(streams: Mapping[str, Stream], count: int) -> list[dict[str, Stream
     """
     if len(streams) <= count:
         return [dict(streams)]
+    # Sorted is stable: among adapters of as many steps, the order given decides.
     names = sorted(streams, key=lambda name: -streams[name].steps)
     return [
         {name: streams[name] for name in names[n : n + count]} for n in range(0, len(names), count)

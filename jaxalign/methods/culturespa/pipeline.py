@@ -206,14 +206,14 @@ def _fitting(experiment: Experiment, questions: Survey) -> Survey:
     Raises:
         UserError: If no question fits.
     """
-    row_length = experiment.settings.train.longest_example
-    if row_length is None:
+    longest = experiment.settings.train.longest_example
+    if longest is None:
         return questions
     lengths = example_lengths(experiment.settings, experiment.inputs, questions.items)
-    fitting = {i.id for i, n in zip(questions.items, lengths, strict=True) if n <= row_length}
+    fitting = {i.id for i, n in zip(questions.items, lengths, strict=True) if n <= longest}
     if not fitting:
         raise UserError(
-            f"`train.longest_example` {row_length}: fits none of the {len(lengths)} questions "
+            f"`train.longest_example` {longest}: fits none of the {len(lengths)} questions "
             f"written, whose examples have {min(lengths)} tokens or more; give more, or leave the "
             "option out"
         )

@@ -140,7 +140,7 @@ def written_with(found: Inputs, row_length: int, out: Path, monkeypatch) -> tupl
         pairs = [Pair(c, i.id, 2) for c in settings.countries for i in questions[0].items]
         selection = Selection.of(pairs)
         examples = training_examples(experiment, questions[0], selection, model)
-        check_lengths(examples, row_length)
+        check_lengths(examples.lengths, row_length)
     return questions[0], counts[0]
 
 
