@@ -24,6 +24,7 @@ from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.runtime.hosts import agreed_choice
+from jaxalign.runtime.platform import target_platform
 
 KERNEL_OPTIONS: tuple[str, ...] = ("auto", "xla", *KERNELS.names())
 KernelOption = Literal[KERNEL_OPTIONS]  # read at run time by the command line
@@ -68,8 +69,7 @@ def choose_kernel(
     Raises:
         UserError: if the kernel named in `option` cannot be used here.
     """
-    platform = jax.local_devices()[0].platform
-    kernels, reason = available(config, layout, model_devices, platform, option)
+    kernels, reason = available(config, layout, model_devices, target_platform(), option)
     if option != "auto":
         return KernelChoice(option, "as asked")
     if len(kernels) == 1:
@@ -134,23 +134,50 @@ def fastest(
     Returns:
         Process 0's choice, with the times of all kernels as the reason.
     """
+    found = time_kernels(config, layout, chunk, kernels, **options)
+    times = sorted((t for t in found if not t.failure), key=lambda t: t.seconds)
+    best = agreed_choice(kernels, times[0].kernel)
+    text = ", ".join(f"{t.kernel} {1e3 * t.seconds:.3f}" for t in times)
+    left_out = [f"{t.kernel} {t.failure}" for t in found if t.failure]
+    return KernelChoice(best, "; ".join([f"ms a layer: {text}", *left_out]))
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelTime:
+    """One layer's attention by one kernel.
+
+    Attributes:
+        kernel: its name.
+        seconds: the least of several runs; infinite if it fails.
+        difference: the largest difference from the first kernel's outputs, which are means of
+            values of unit variance.
+        failure: why it cannot be used: it fails, or its outputs are not the first kernel's.
+    """
+
+    kernel: Kernel
+    seconds: float
+    difference: float = 0.0
+    failure: str = ""
+
+
+def time_kernels(
+    config: LlamaConfig, layout: Layout, chunk: int, kernels: Sequence[Kernel], **options: Any
+) -> list[KernelTime]:
+    """Time the kernels of `fastest`, and compare each with the first; takes its arguments."""
     arrays = random_arrays(config, layout, chunk)
-    expected, xla_seconds = _time(config, layout, kernels[0], arrays, **options)
-    seconds, left_out = {kernels[0]: xla_seconds}, []
+    expected, seconds = _time(config, layout, kernels[0], arrays, **options)
+    times = [KernelTime(kernels[0], seconds)]
     for kernel in kernels[1:]:
         try:
-            out, kernel_seconds = _time(config, layout, kernel, arrays, **options)
+            out, seconds = _time(config, layout, kernel, arrays, **options)
         except Exception as error:  # whatever a compiler or driver may raise
-            left_out.append(f"{kernel} fails ({' '.join(str(error).split())[:80]})")
+            failure = f"fails ({' '.join(str(error).split())[:80]})"
+            times.append(KernelTime(kernel, float("inf"), float("nan"), failure))
             continue
-        if not agree(out, expected):
-            left_out.append(f"{kernel} disagrees with {kernels[0]}")
-            continue
-        seconds[kernel] = kernel_seconds
-    order = sorted(seconds, key=seconds.get)
-    best = agreed_choice(kernels, order[0])
-    times = (f"{kernel} {1e3 * seconds[kernel]:.3f}" for kernel in order)
-    return KernelChoice(best, "; ".join([f"ms a layer: {', '.join(times)}", *left_out]))
+        difference = float(np.abs(out - expected).max())
+        failure = "" if agree(out, expected) else f"disagrees with {kernels[0]}"
+        times.append(KernelTime(kernel, seconds, difference, failure))
+    return times
 
 
 def random_arrays(config: LlamaConfig, layout: Layout, chunk: int) -> tuple[jax.Array, ...]:

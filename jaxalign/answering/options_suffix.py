@@ -90,10 +90,13 @@ def _encode_texts(
 
 
 def suffix_stream(
-    config: LlamaConfig, prepared: PreparedSuffixItems, prompts_BxMxD: jax.Array
+    config: LlamaConfig,
+    prepared: PreparedSuffixItems,
+    prompts_BxMxD: jax.Array,
+    remat: bool = False,
 ) -> jax.Array:
     """Return the normed residual stream at the answer nodes, [B, A, D]."""
-    model, bound = Llama(config), {"params": prepared.params}
+    model, bound = Llama(config, remat=remat), {"params": prepared.params}
     B, M, D = prompts_BxMxD.shape
     Q, U = prepared.positions_QxU.shape
     tails_QxNxD = model.apply(bound, prepared.tails_QxN, method=Llama.embed)

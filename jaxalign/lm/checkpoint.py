@@ -53,6 +53,8 @@ _CHUNK_BYTES = 8 * 2**20  # bytes read at a time
 _BLOCK_ROWS = 64
 _ALIGNMENT = 64  # bytes; JAX on CPU copies a buffer with a smaller alignment
 
+_HEAD = "lm_head.weight"
+
 Index = tuple[slice, ...]
 
 
@@ -196,12 +198,6 @@ def tensor_places(config: LlamaConfig) -> dict[str, Place]:
     return places
 
 
-def _tolerated(name: str, config: LlamaConfig) -> bool:
-    """Whether a tensor that is not read may be in a checkpoint, because it is redundant."""
-    tied_head = config.tie_word_embeddings and name == "lm_head.weight"
-    return tied_head or name.endswith("rotary_emb.inv_freq")
-
-
 # Reading
 
 
@@ -215,10 +211,11 @@ def _open_tensors(
     """
     places = tensor_places(config)
     opened: dict[str, Any] = {}
+    heads: list[tuple[Path, Any]] = []  # that the config says are the embeddings
     for path in find_files(folder):
-        for name in read_spans(path):
-            if name not in places and not _tolerated(name, config):
-                raise UserError(f"{path}: left-over tensor {name}; the config has no such weight")
+        for name, span in read_spans(path).items():
+            if name not in places:
+                _check_left_over(path, name, span.shape, config)
             if name in opened:
                 raise UserError(f"{path}: tensor {name} is in another file as well")
         try:
@@ -228,11 +225,41 @@ def _open_tensors(
         for name in places.keys() & set(file.keys()):
             opened[name] = file.get_slice(name)
             _check_tensor(path, name, opened[name], places[name].weight.hf_shape)
+        if config.tie_word_embeddings and _HEAD in file.keys():  # noqa: SIM118
+            heads.append((path, file.get_slice(_HEAD)))
     _check_complete(folder, places, opened)
+    for path, head in heads:
+        _check_same(path, head, opened[weight_tree(config)["embed"].hf_name])
     tensors: dict[tuple[str, ...], list[Any]] = {}
     for name, place in places.items():
         tensors.setdefault(place.keys, []).append(opened[name])
     return tensors
+
+
+def _check_left_over(path: Path, name: str, shape: tuple[int, ...], config: LlamaConfig) -> None:
+    """Raise UserError for a tensor that the config has no use for, unless it says nothing new."""
+    if config.tie_word_embeddings and name == _HEAD:
+        return  # it is compared with the embeddings
+    if not name.endswith("rotary_emb.inv_freq"):
+        raise UserError(f"{path}: left-over tensor {name}; the config has no such weight")
+    if shape != (config.head_dim // 2,):
+        raise UserError(
+            f"{path}: {name} has shape {shape}; by the config, heads of {config.head_dim} need "
+            f"({config.head_dim // 2},)"
+        )
+
+
+def _check_same(path: Path, head: Any, embeddings: Any) -> None:
+    """Raise UserError if a head that is tied by the config is not the embeddings."""
+    shape = tuple(head.get_shape())
+    step = max(1, _CHUNK_BYTES // (4 * shape[-1]))
+    blocks = [slice(i, min(i + step, shape[0])) for i in range(0, shape[0], step)]
+    same = shape == tuple(embeddings.get_shape())
+    if not (same and all(np.array_equal(head[rows], embeddings[rows]) for rows in blocks)):
+        raise UserError(
+            f"{path}: {_HEAD} differs from the embeddings, but the config says "
+            "tie_word_embeddings; set that to false to use it"
+        )
 
 
 def _check_tensor(path: Path, name: str, tensor: Any, shape: tuple[int, ...]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxalign.core.errors import UserError
+from jaxalign.lm.safetensors_io import check_not_pointer
 
 DType = Literal["float32", "bfloat16"]
 
@@ -105,7 +106,8 @@ _REQUIRED = {
     "add_cross_attention": False,
     "partial_rotary_factor": 1.0,
     "sliding_window": None,
-    "layer_types": None,
+    "use_sliding_window": False,
+    "rope_interleaved": False,
     "tie_encoder_decoder": False,
     "cross_attention_hidden_size": None,
     "pruned_heads": {},
@@ -113,15 +115,28 @@ _REQUIRED = {
 }
 # Fields that do not change what this package computes.
 _IGNORED_TEXT = """
-_attn_implementation _attn_implementation_autoset _name_or_path architectures auto_map
-bos_token_id decoder_start_token_id do_sample dtype eos_token_id finetuning_task id2label
-is_encoder_decoder jaxalign label2id max_length min_length name_or_path num_beams
-output_attentions output_hidden_states output_scores pad_token_id prefix problem_type
-repetition_penalty return_dict return_dict_in_generate sep_token_id task_specific_params
-temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
-transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
+_attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
+_name_or_path architectures auto_map base_model_name_or_path dtype finetuning_task id2label
+ignore_keys_at_rope_validation is_composition is_encoder_decoder is_llama_config jaxalign label2id
+model_name name_or_path neftune_noise_alpha num_labels output_attentions output_hidden_states
+problem_type return_dict task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript
+transformers.js_config transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
 """
-_IGNORED = frozenset(_IGNORED_TEXT.split())
+# Settings of decoding, which full dumps contain. `generation_config.json` is where they belong.
+_GENERATION_TEXT = """
+assistant_confidence_threshold bad_words_ids begin_suppress_tokens bos_token_id cache_config
+cache_implementation constraints decoder_start_token_id diversity_penalty do_sample early_stopping
+encoder_no_repeat_ngram_size encoder_repetition_penalty eos_token_id epsilon_cutoff eta_cutoff
+exponential_decay_length_penalty force_words_ids forced_bos_token_id forced_eos_token_id
+forced_decoder_ids guidance_scale length_penalty low_memory max_length max_new_tokens max_time
+min_length min_new_tokens min_p no_repeat_ngram_size num_assistant_tokens
+num_assistant_tokens_schedule num_beam_groups num_beams num_return_sequences output_logits
+output_scores pad_token_id penalty_alpha prefix prompt_lookup_num_tokens remove_invalid_values
+renormalize_logits repetition_penalty return_dict_in_generate sep_token_id sequence_bias
+stop_strings suppress_tokens temperature token_healing top_h top_k top_p typical_p
+watermarking_config
+"""
+_IGNORED = frozenset(_IGNORED_TEXT.split() + _GENERATION_TEXT.split())
 _DERIVED = {"rope_theta", "rope_scaling", "head_dim", "num_key_value_heads", "dtype", "param_dtype"}
 _COPIED = {f.name for f in dataclasses.fields(LlamaConfig)} - _DERIVED
 
@@ -129,8 +144,9 @@ _COPIED = {f.name for f in dataclasses.fields(LlamaConfig)} - _DERIVED
 def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaConfig:
     """Build a config from the fields of a Hugging Face `config.json`.
 
-    Both spellings are read: the older one has `rope_theta` and `rope_scaling` at the top, the one
-    of transformers 5 has both inside `rope_parameters`.
+    All spellings are read: the older one has `rope_theta` and `rope_scaling` at the top, the one
+    of transformers 5 has both inside `rope_parameters`, and some files have the base inside
+    `rope_scaling`.
 
     Args:
         fields: The JSON object.
@@ -147,6 +163,11 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
     for name, value in fields.items():
         if name in _COPIED:
             kept[name] = value
+        elif name == "layer_types":
+            if value is not None and set(value) != {"full_attention"}:
+                raise UserError(
+                    f"config.json: {name}={value!r} is not handled (only full_attention is)"
+                )
         elif name in _REQUIRED:
             if value != _REQUIRED[name]:
                 raise UserError(
@@ -180,30 +201,46 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
 
 
 def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Remove the RoPE fields from `fields`, in either spelling, and return them."""
-    # `rope_parameters` is the new name, `rope_scaling` the old one.
-    given = [fields.pop(name, None) or {} for name in ("rope_parameters", "rope_scaling")]
-    for value in given:
-        if not isinstance(value, dict):
-            raise UserError(f"config.json: rope_parameters or rope_scaling {value!r}: not a table")
-    new, scaling = given[0], dict(given[1] or given[0])
-    theta = new.get("rope_theta") or fields.pop("rope_theta", None) or 10_000.0
-    fields.pop("rope_theta", None)
-    scaling.pop("rope_theta", None)
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
-    scaling.pop("type", None)
+    """Remove the RoPE fields from `fields`, in any spelling, and return them.
+
+    The base may stand at the top, in `rope_parameters` (transformers 5) or in `rope_scaling`
+    (version 4); Hugging Face's own code reads all three.
+
+    Raises:
+        UserError: If two of them disagree, or the rule is not handled.
+    """
+    tables = {name: fields.pop(name, None) or {} for name in ("rope_parameters", "rope_scaling")}
+    tables["config.json"] = {}
+    if (top := fields.pop("rope_theta", None)) is not None:
+        tables["config.json"] = {"rope_theta": top}
+    merged: dict[str, tuple[str, Any]] = {}  # by field: where it stands, and its value
+    for place, table in tables.items():
+        if not isinstance(table, dict):
+            raise UserError(f"config.json: {place}={table!r}: not a table")
+        for name, value in table.items():
+            name = "rope_type" if name == "type" else name
+            before, known = merged.setdefault(name, (place, value))
+            if known != value:
+                raise UserError(
+                    f"config.json: {name} is {known!r} in {before} and {value!r} in {place}"
+                )
+    rule = {name: value for name, (_, value) in merged.items() if value is not None}
+    theta = rule.pop("rope_theta", 10_000.0)  # Hugging Face's default
+    kind = rule.pop("rope_type", "default")
+    if rule.get("partial_rotary_factor") == 1.0:
+        del rule["partial_rotary_factor"]
     if kind == "default":
-        if scaling:
-            raise UserError(f"config.json: rope_parameters {scaling!r} are not handled")
+        if rule:
+            raise UserError(f"config.json: rope_parameters {rule!r} are not handled")
         return theta, None
     if kind != "llama3":
         raise UserError(f"config.json: rope_type={kind!r} is not handled (default and llama3 are)")
     names = {f.name for f in dataclasses.fields(RopeScaling)}
-    if set(scaling) != names:
+    if set(rule) != names:
         raise UserError(
-            f"config.json: llama3 rope scaling needs {sorted(names)}, found {sorted(scaling)}"
+            f"config.json: llama3 rope scaling needs {sorted(names)}, found {sorted(rule)}"
         )
-    return theta, RopeScaling(**scaling)
+    return theta, RopeScaling(**rule)
 
 
 def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
@@ -237,8 +274,11 @@ def read_config(folder: Path, dtype: DType = "bfloat16") -> LlamaConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: no config.json there; give the folder of a Hugging Face Llama")
+    check_not_pointer(path)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: not a JSON object")
     return config_from_hf(fields, dtype)

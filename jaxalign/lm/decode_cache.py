@@ -11,8 +11,7 @@ slot's length is left over from its last reply and is masked.
 A prompt's rows stay in a slot until another prompt takes it. A later prompt that begins alike
 copies them (`fork`) instead of computing them again.
 
-On CPU bfloat16 arrays are kept as their bits (uint16), because XLA converts whatever bfloat16 array
-enters a loop to float32 as a whole: `as_bits`, `from_bits`.
+On CPU a bfloat16 cache is kept as bits, because it enters loops (`jaxalign.lm.bits`).
 """
 
 from __future__ import annotations
@@ -21,13 +20,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.weights import Params
-from jaxalign.runtime.platform import target_platform
 from jaxalign.runtime.sharding import DATA, MODEL, POPULATION
 
 SHARES = (POPULATION, DATA)  # mesh axes that slots are spread over
@@ -191,56 +188,6 @@ def step_keys(random_AxW: jax.Array, step_A: jax.Array) -> jax.Array:
     )
 
 
-def as_bits(tree: Any) -> Any:
-    """Return a tree whose bfloat16 arrays are uint16 bits, where the target is a CPU."""
-    if not _kept_as_bits():
-        return tree
-
-    def bits(x: jax.Array) -> jax.Array:
-        return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
-
-    return jax.tree.map(bits, tree)
-
-
-def from_bits(tree: Any) -> Any:
-    """Undo `as_bits`, inside the loop that reads the arrays."""
-
-    def value(x: jax.Array) -> jax.Array:
-        return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
-
-    return jax.tree.map(value, tree)
-
-
 def stored_dtype(config: LlamaConfig) -> Any:
     """Return the dtype of the cache."""
-    bits = _kept_as_bits() and config.dtype == "bfloat16"
-    return jnp.dtype(jnp.uint16 if bits else config.dtype)
-
-
-def place_bits(params: Params) -> Params:
-    """Return placed weights as `as_bits` does, without a copy where they are whole on a device."""
-
-    def bits(x: jax.Array) -> jax.Array:
-        if x.dtype != jnp.bfloat16:
-            return x
-        if len(x.sharding.device_set) > 1:
-            return jax.jit(as_bits)(x)
-        # Another view of the same memory, which a CPU shares with the host.
-        return jax.device_put(np.asarray(x).view(np.uint16), x.sharding)
-
-    return jax.tree.map(bits, params) if _kept_as_bits() else params
-
-
-def bits_structs(tree: Any) -> Any:
-    """Return what `as_bits` makes of shapes and dtypes."""
-
-    def bits(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        if x.dtype != jnp.bfloat16:
-            return x
-        return jax.ShapeDtypeStruct(x.shape, jnp.uint16, sharding=x.sharding)
-
-    return jax.tree.map(bits, tree) if _kept_as_bits() else tree
-
-
-def _kept_as_bits() -> bool:
-    return target_platform() == "cpu"
+    return as_bits(jax.ShapeDtypeStruct((), jnp.dtype(config.dtype))).dtype

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.lm.bits import as_bits, from_bits
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.decode_cache import KEY_BLOCK, as_bits, from_bits, write_pieces
+from jaxalign.lm.decode_cache import KEY_BLOCK, write_pieces
 from jaxalign.lm.transformer import Block, Llama, product, rms_norm, rope_tables
 from jaxalign.lm.weights import Params
 from jaxalign.runtime.platform import target_platform
@@ -40,7 +41,7 @@ def prefill_layers(
 
     Args:
         config: The model.
-        params: Its weights, as `place_bits` makes them.
+        params: Its weights, as `as_bits` makes them.
         x_RxTxD: Embeddings of the pieces' tokens.
         cache: Keys and values of all slots.
         slot_R: int32, each piece's slot; the earlier pieces of its prompt must be in this call or
@@ -66,11 +67,11 @@ def prefill_layers(
             written.append(new)
             return _attend_pieces(q, new, number, slot_R, start_R)
 
-        x, _ = Block(config).apply({"params": from_bits(weights)}, x, rope, attend, cache)
+        x, _ = Block(config).apply({"params": weights}, x, rope, attend, cache)
         return (x, written[0]), None
 
     x, cache = _scan(config, layer, (x_RxTxD, cache), params)[0]
-    return rms_norm(x, from_bits(params["norm"]), config.rms_norm_eps), cache
+    return rms_norm(x, params["norm"], config.rms_norm_eps), cache
 
 
 def decode_layers(
@@ -86,7 +87,7 @@ def decode_layers(
 
     Args:
         config: The model.
-        params: Its weights, as `place_bits` makes them.
+        params: Its weights, as `as_bits` makes them.
         x_AxD: Embeddings of the tokens.
         cache: Keys and values of all slots.
         rows_A: int32, the slots; None: all of them, in order.
@@ -105,11 +106,11 @@ def decode_layers(
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache) -> jax.Array:
             return _attend_token(q, k, v, cache, number, rows_A, length_A, blocks)
 
-        x, new = Block(config).apply({"params": from_bits(weights)}, x, rope, attend, cache)
+        x, new = Block(config).apply({"params": weights}, x, rope, attend, cache)
         return x, as_bits(tuple(value[:, 0] for value in new))
 
     x, new = _scan(config, layer, x_AxD[:, None], params)
-    x = rms_norm(x, from_bits(params["norm"]), config.rms_norm_eps)
+    x = rms_norm(x, params["norm"], config.rms_norm_eps)
     return x[:, 0], new
 
 
@@ -119,7 +120,7 @@ def embed(
     """Return the embeddings [..., D] of token ids, those beyond the vocabulary from `extra_ExD`."""
 
     def known(tokens: jax.Array) -> jax.Array:
-        return from_bits(jnp.take(params["embed"], tokens, axis=0)).astype(config.dtype)
+        return Llama(config).apply({"params": params}, tokens, method=Llama.embed)
 
     if extra_ExD is None:
         return known(tokens)
@@ -132,8 +133,7 @@ def embed(
 
 def output_logits(config: LlamaConfig, params: Params, stream_AxD: jax.Array) -> jax.Array:
     """Return float32 logits [A, V]."""
-    outer = {name: from_bits(params[name]) for name in ("embed", "norm", "head") if name in params}
-    return Llama(config).apply({"params": outer}, stream_AxD, method=Llama.logits)
+    return Llama(config).apply({"params": params}, stream_AxD, method=Llama.logits)
 
 
 def _scan(config: LlamaConfig, layer: Callable[..., Any], carry: Any, params: Params) -> Any:

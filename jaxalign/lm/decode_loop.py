@@ -23,13 +23,13 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.decode_cache import (
     KEY_BLOCK,
     PIECE,
     SHARES,
     Slots,
-    bits_structs,
     fork,
     reply_keys,
     slot_shardings,
@@ -40,7 +40,7 @@ from jaxalign.lm.decode_cache import (
 )
 from jaxalign.lm.decode_layers import decode_layers, embed, output_logits, prefill_layers
 from jaxalign.lm.sampling import Sampling, next_tokens
-from jaxalign.lm.weights import Params, abstract_params, param_shardings
+from jaxalign.lm.weights import Params, program_params
 from jaxalign.runtime.sharding import replicated
 
 SEGMENT = 32  # decode steps between two looks of the host, at most
@@ -126,7 +126,7 @@ def prefill_program(
 
     Args:
         shape: The shapes.
-        params: The weights, as `place_bits` makes them.
+        params: The weights, as `as_bits` makes them.
         slots: The state.
         tokens_RxT: int32, each share's pieces; beyond a prompt's end anything.
         slot_R: int32, each piece's slot on its share; a slot past the last one is padding.
@@ -187,7 +187,7 @@ def start_program(
 
     Args:
         shape: The shapes.
-        params: The weights, as `place_bits` makes them.
+        params: The weights, as `as_bits` makes them.
         slots: The state.
         slot_A: int32, the replies' slots on their share; a slot past the last one is padding.
         length_A: int32, tokens of their prompts.
@@ -250,7 +250,7 @@ def segment_program(
     Args:
         shape: The shapes.
         rows: Number of rows on each share, one of `shape.decode_rows`.
-        params: The weights, as `place_bits` makes them.
+        params: The weights, as `as_bits` makes them.
         slots: The state.
         rows_A: int32, on each share the slots that are decoded, all different: every one that is
             live.
@@ -405,13 +405,7 @@ def decode_programs(
     shape = SlotShape(config, sampling, mesh, slots, rounded_positions(positions))
     whole, split = replicated(mesh), NamedSharding(mesh, PartitionSpec(SHARES))
     of = jax.ShapeDtypeStruct
-    if params is None:
-        params = jax.tree.map(
-            lambda leaf, at: of(leaf.shape, leaf.dtype, sharding=at),
-            abstract_params(config),
-            param_shardings(config, mesh),
-        )
-    params = bits_structs(params)
+    params = program_params(config, mesh) if params is None else as_bits(params)
     structs = shape.structs
     state = jax.tree.map(
         lambda leaf, at: of(leaf.shape, leaf.dtype, sharding=at),

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxalign.lm.decode_cache import PIECE, SHARES, place_bits
+from jaxalign.lm.bits import as_bits
+from jaxalign.lm.decode_cache import PIECE, SHARES
 from jaxalign.lm.decode_loop import (
     SEGMENT,
     Report,
@@ -106,7 +107,7 @@ class DecodeQueue:
         extra_ExD: np.ndarray | None = None,
     ) -> None:
         self.counts = DecodeCounts()
-        self._shape, self._params = shape, place_bits(params)
+        self._shape, self._params = shape, as_bits(params)
         self._whole = replicated(shape.mesh)
         self._split = NamedSharding(shape.mesh, PartitionSpec(SHARES))
         self._stops = frozenset(int(token) for token in stop_tokens)
@@ -126,6 +127,16 @@ class DecodeQueue:
     def __len__(self) -> int:
         """Return the number of replies that are not finished."""
         return len(self._waiting) + len(self._writing)
+
+    @property
+    def slots(self) -> int:
+        """Number of replies that are written at a time, on all devices."""
+        return self._shape.slots * self._shape.shares
+
+    @property
+    def positions(self) -> int:
+        """Largest number of tokens of a prompt and its reply."""
+        return self._shape.positions
 
     def add(self, name: Hashable, prompt: Sequence[int], number: int, sample: int = 0) -> None:
         """Put a prompt at the end of the queue.

@@ -13,8 +13,9 @@ sums in another order. In bfloat16 that can decide between two nearly equal logi
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -30,7 +31,7 @@ from jaxalign.runtime.hosts import agreed
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.sharding import make_mesh, place_whole, replicated
 
-__all__ = ["Sampling", "choose_slots", "decode_programs", "generate", "open_queue"]
+__all__ = ["Sampling", "choose_slots", "decode_programs", "generate", "open_queue", "stream"]
 
 _log = logging.getLogger("jaxalign")
 
@@ -118,6 +119,69 @@ def generate(
     return replies
 
 
+def stream(
+    config: LlamaConfig,
+    params: Params,
+    requests: Iterable[tuple[Hashable, Sequence[int], int]],
+    sampling: Sampling,
+    stop_tokens: Sequence[int],
+    seed: int = 0,
+    *,
+    replies: int,
+    positions: int,
+    batch_size: int = 64,
+    mesh: Mesh | None = None,
+) -> Iterator[tuple[Hashable, list[int]]]:
+    """Generate replies to any number of prompts, and yield each as soon as it is finished.
+
+    Args:
+        config: The model.
+        params: Its weights.
+        requests: (name, token ids, id) of each reply; read as slots become free. Replies to one
+            prompt, and prompts that begin alike, should follow each other: what they share is then
+            computed once.
+        sampling: How tokens are drawn, and how many at most.
+        stop_tokens: Token ids that end a reply.
+        seed: In [0, 2^32).
+        replies: Number of requests.
+        positions: Largest number of tokens of a prompt and its reply.
+        batch_size: Replies written at a time, at most; fewer if memory is short.
+        mesh: Devices, as for `generate`.
+
+    Yields:
+        (name, new tokens without the stop token), in the order in which they are finished. In
+        float32 the tokens are those of `generate` for the same prompt, seed and id.
+
+    Raises:
+        UserError: If `positions` exceeds `config.max_position_embeddings`.
+    """
+    if positions > config.max_position_embeddings:
+        raise UserError(
+            f"a prompt and its reply may have {positions} tokens, more than "
+            f"max_position_embeddings={config.max_position_embeddings}; shorten one of them"
+        )
+    queue = open_queue(
+        config,
+        params,
+        sampling,
+        stop_tokens,
+        seed,
+        replies=replies,
+        batch_size=batch_size,
+        positions=positions,
+        mesh=mesh,
+    )
+    left = iter(requests)
+    while True:
+        # Enough wait to fill every slot; not all of them, whose tokens would have to be held.
+        for request in itertools.islice(left, max(0, 4 * queue.slots - len(queue))):
+            queue.add(*request)
+        if not len(queue):
+            break
+        yield from queue.receive()
+    _log.info("%s", queue.counts)
+
+
 def open_queue(
     config: LlamaConfig,
     params: Params,
@@ -155,8 +219,7 @@ def open_queue(
     slots = -(-size // shape.shares)
     free = agreed(available_bytes(mesh.local_devices[0]) or 0)
     if free:
-        if mesh.devices.flat[0].platform != "cpu":
-            free -= sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
+        free -= sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
         fitting = choose_slots(config, free, shape.positions)
         if fitting < slots:
             _log.info("%d replies at a time on each device, as many as fit its memory", fitting)

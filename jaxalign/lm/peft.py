@@ -27,6 +27,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_atomically, write_text
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import AdapterWeights, LoraConfig, adapter_weights
+from jaxalign.lm.safetensors_io import check_not_pointer
 from jaxalign.lm.weights import Weight, block_weights
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -345,6 +346,7 @@ def _read_tensors(
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    check_not_pointer(path)
     try:
         with safe_open(path, framework="numpy") as file:
             present = set(file.keys())
@@ -370,6 +372,7 @@ def _difference(present: set[str], names: set[str]) -> str:
 
 def _json_object(text: str, path: Path, complaint: str) -> dict[str, Any]:
     """Return the JSON object in `text`; UserError with the complaint if there is none."""
+    check_not_pointer(path)
     try:
         fields = json.loads(text)
     except json.JSONDecodeError:

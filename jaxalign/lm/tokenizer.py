@@ -8,10 +8,12 @@ it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,12 +21,12 @@ from typing import Any
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.safetensors_io import check_not_pointer
 
 BEGIN, END, TURN_END = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>")
 _STOPS = (TURN_END, END, "<|eom_id|>")
-# Two names of one class, which uses tokenizer.json unchanged.
-_FAST_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_SAMPLE = "How happy are you, from 1 to 10?"
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _HASHED = (*_FILES, "tokenizer_config.json", "special_tokens_map.json", "merges.txt")
 # Without a date, the template of Llama 3.1 prints this one, and that of 3.2 prints today's, which
@@ -44,9 +46,10 @@ class Tokenizer:
         folder: The model folder.
         sha256: A hash of the tokenizer's files and the template.
         vocab_size: One more than the largest id.
-        eot_id: The id that ends a turn.
+        eot_id: The id that ends a turn, as the chat template writes it.
         bos_id: The id that begins a text, if there is one.
-        stop_ids: Token ids that end a reply.
+        stop_ids: Token ids that end a reply: the end of a turn, the end of text, and those that
+            `generation_config.json` lists.
     """
 
     tokenizer: Any = dataclasses.field(repr=False)
@@ -63,29 +66,30 @@ class Tokenizer:
         """Load the tokenizer of a model folder; nothing is downloaded.
 
         Raises:
-            UserError: If there is none, if it does not load, if it lacks special tokens that the
-                chat template (the folder's, else ours) writes, or if no token ends a turn.
+            UserError: If there is none, if it does not load or loses text, if it lacks special
+                tokens that the chat template (the folder's, else ours) writes, or if no token ends
+                a turn.
         """
         folder = Path(folder)
         tokenizer = _load_tokenizer(folder)
         vocab, template = tokenizer.get_vocab(), _own_template(tokenizer, folder)
         template = default_template() if template is None else template
         eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
-        eot = vocab.get(TURN_END, eos)
-        if eot is None:
-            raise UserError(f"{folder}: the tokenizer has neither {TURN_END} nor an eos_token")
         tokens = cls(
             tokenizer=tokenizer,
             template=template,
             folder=folder,
             sha256=_sha256(folder, template),
             vocab_size=max(vocab.values()) + 1,
-            eot_id=eot,
+            eot_id=-1,  # both are known once the template has been rendered
             bos_id=vocab.get(BEGIN) if bos is None else bos,
-            stop_ids=tuple(sorted(({vocab.get(name) for name in _STOPS} | {eos, eot}) - {None})),
+            stop_ids=(),
         )
         tokens._check_markers(vocab)
-        return tokens
+        tokens._check_round_trip()
+        eot = tokens._end_of_turn(vocab, eos)
+        stops = {vocab.get(name) for name in _STOPS} | {eos, eot} | _generation_stops(folder)
+        return dataclasses.replace(tokens, eot_id=eot, stop_ids=tuple(sorted(stops - {None})))
 
     def _check_markers(self, vocab: dict[str, int]) -> None:
         """Check that every `<|marker|>` the template writes is one token."""
@@ -95,6 +99,38 @@ class Tokenizer:
                 f"{self.folder}: the tokenizer lacks {', '.join(unknown)}, which the chat template "
                 "writes; give the folder of a Llama-3 with its tokenizer"
             )
+
+    def _check_round_trip(self) -> None:
+        """Check that text survives, spaces included.
+
+        Raises:
+            UserError: If decoding what was encoded does not give the text.
+        """
+        if (back := self.decode(self.encode(_SAMPLE))) != _SAMPLE:
+            raise UserError(
+                f"{self.folder}: the tokenizer turns {_SAMPLE!r} into {back!r}; "
+                "its tokenizer.json is damaged or of another model"
+            )
+
+    def _end_of_turn(self, vocab: dict[str, int], eos: int | None) -> int:
+        """Return the token that the chat template writes after a reply.
+
+        Where it writes none, that is `<|eot_id|>`, else the end of text.
+
+        Raises:
+            UserError: If there is none of these.
+        """
+        reply = "reply"
+        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}]
+        behind = self.encode(self.render(chat, add_generation_prompt=False).rpartition(reply)[2])
+        if behind and behind[0] in self.tokenizer.added_tokens_decoder:
+            return behind[0]
+        if (eot := vocab.get(TURN_END, eos)) is None:
+            raise UserError(
+                f"{self.folder}: the chat template ends no turn, and the tokenizer has neither "
+                f"{TURN_END} nor an eos_token"
+            )
+        return eot
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; special tokens only where the text spells them.
@@ -173,10 +209,10 @@ class Tokenizer:
         Raises:
             UserError: If a code is repeated, or a number cannot be written by the tokenizer.
         """
-        if repeated := [code for code in codes if list(codes).count(code) > 1]:
+        if repeated := [code for code, count in Counter(codes).items() if count > 1]:
             raise UserError(f"option {repeated[0]} is there twice")
         # Candidates first, then without those that another spelling of the same option implies.
-        single = self._number_tokens()
+        single = self._number_tokens
         numbers = [str(code) for code in codes]
         spellings = [self._spellings(n, single.get(n, [])) for n in numbers]
         options = [_without_extensions(sequences) for sequences in spellings]
@@ -209,6 +245,7 @@ class Tokenizer:
         merged = whole[: len(before)] != before
         return tuple(self.encode(text) if merged else whole[len(before) :])
 
+    @functools.cached_property
     def _number_tokens(self) -> dict[str, list[int]]:
         """Return the single tokens that decode to each number, white space aside.
 
@@ -239,6 +276,8 @@ def check_vocabulary(tokens: Tokenizer, config: LlamaConfig) -> None:
 def _load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in _FILES):
         raise UserError(f"{folder}: no tokenizer there (looked for {', '.join(_FILES)})")
+    for name in _HASHED:
+        check_not_pointer(folder / name)
     # Only tokenizers are used, so transformers need not warn that PyTorch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
@@ -249,22 +288,27 @@ def _load_tokenizer(folder: Path) -> Any:
 
 
 def _tokenizer_class(folder: Path) -> Any:
-    """Return the class that `AutoTokenizer` would choose for the folder.
+    """Return the class that reads the folder's `tokenizer.json` as it is, if there is one.
 
-    For Llama 3 the answer is known. `AutoTokenizer` itself imports the configuration of every
-    model, and torch if it is installed, which would take seconds of every start.
+    Classes with the name of a model (`GPT2Tokenizer`, `LlamaTokenizerFast`) put the parts of that
+    model's tokenizer in the place of what the file says: SmolLM2 loses its single digits, and a
+    byte-level Llama its spaces with some versions of transformers. `AutoTokenizer` also imports
+    the configuration of every model, and torch if it is installed, which takes seconds.
     """
-    try:
-        fields = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-        known = fields["tokenizer_class"] in _FAST_CLASSES and "auto_map" not in fields
-    except (OSError, ValueError, KeyError, TypeError):
-        known = False
     # Imported here, because shapes and weights do not need transformers.
-    if known and (folder / "tokenizer.json").is_file():
+    if (folder / "tokenizer.json").is_file() and not _own_code(folder):
         from transformers import PreTrainedTokenizerFast as Loader
     else:
         from transformers import AutoTokenizer as Loader
     return Loader
+
+
+def _own_code(folder: Path) -> bool:
+    """Whether the folder wants its tokenizer to be read by code of its own."""
+    try:
+        return "auto_map" in json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _own_template(tokenizer: Any, folder: Path) -> str | None:
@@ -275,6 +319,26 @@ def _own_template(tokenizer: Any, folder: Path) -> str | None:
             raise UserError(f"{folder}: chat templates {sorted(template)}, none named 'default'")
         return template["default"]
     return template
+
+
+def _generation_stops(folder: Path) -> set[int]:
+    """Return the tokens that end a reply by the folder's `generation_config.json`, if it has one.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return set()
+    check_not_pointer(path)
+    try:
+        stops = json.loads(path.read_text("utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a JSON object ({error})") from None
+    listed = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    if wrong := [stop for stop in listed if type(stop) is not int or stop < 0]:
+        raise UserError(f"{path}: eos_token_id {wrong[0]!r} is not the id of a token")
+    return set(listed)
 
 
 def _sha256(folder: Path, template: str) -> str:

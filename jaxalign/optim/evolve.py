@@ -29,7 +29,14 @@ from jax.sharding import Mesh, NamedSharding
 from jaxalign.core.errors import UserError
 from jaxalign.optim.api import Algorithm, Optimizer
 from jaxalign.optim.generation import RandomSource, State, finite_or_inf, first_state, next_state
-from jaxalign.optim.shares import Shares
+from jaxalign.optim.shares import (
+    Shares,
+    abstract,
+    alike_on_other_axes,
+    entry_sharding,
+    manual_axes,
+    rows_of,
+)
 from jaxalign.runtime.sharding import POPULATION, partition_spec, place, place_whole, replicated
 
 Entry = tuple[str, int]  # a group's name, and the seed of its random draws
@@ -104,7 +111,7 @@ class Evolution:
         Nothing is put on a device, so the mesh may be of a described topology
         (`jax.experimental.topologies`); `context` then holds `jax.ShapeDtypeStruct`s.
         """
-        source = _abstract(self.source, lambda _: self._split)
+        source = abstract(self.source, lambda _: self._split)
         return self.advance.lower(self._device_shapes(), context, source, generations)
 
     def for_entries(self, entries: Sequence[Entry]) -> Evolution:
@@ -122,14 +129,14 @@ class Evolution:
         It is what `Checkpoints.restore` needs; `to_devices` then takes the restored state.
         """
         shapes = jax.tree.map(lambda x: self._per_entry_shape(x), self._device_shapes())
-        return _abstract(shapes, self._entry_sharding)
+        return abstract(shapes, self._entry_sharding)
 
     def to_entries(self, state: State) -> State:
         """Return a state with one row per entry, C in all, whatever the number of devices."""
         if self.shares.in_order:
             return state
         shardings = jax.tree.map(self._entry_sharding, self.abstract_state())
-        return _rows_of(state, self.shares.place_C, shardings, shardings)
+        return rows_of(state, self.shares.place_C, shardings, shardings)
 
     def to_devices(self, state: State) -> State:
         """Return a state of one row per entry as the devices hold it."""
@@ -137,13 +144,13 @@ class Evolution:
             return state
         shardings = jax.tree.map(lambda x: x.sharding, self._device_shapes())
         between = jax.tree.map(self._entry_sharding, self.abstract_state())
-        return _rows_of(state, self.shares.entry_NxK.reshape(-1), between, shardings)
+        return rows_of(state, self.shares.entry_NxK.reshape(-1), between, shardings)
 
     def best(self, state: State) -> list[tuple[np.ndarray, float]]:
         """Return each entry's best candidate so far (float32 [Z]) and its fitness."""
         found = state.best_CxZ, state.best_fitness_C
         whole = (self.sharding, self.sharding)
-        found = _rows_of(found, self.shares.place_C, whole, whole)
+        found = rows_of(found, self.shares.place_C, whole, whole)
         best_CxZ, fitness_C = jax.device_get(found)
         return list(zip(best_CxZ, fitness_C.tolist(), strict=True))
 
@@ -179,18 +186,14 @@ class Evolution:
         fitness = jax.ShapeDtypeStruct((NK, self.population), jnp.float32)
         first = functools.partial(first_state, self.algorithm)
         shapes = jax.eval_shape(first, self.source, initial, fitness)
-        return _abstract(shapes, lambda x: self._split if x.ndim else self.sharding)
+        return abstract(shapes, lambda x: self._split if x.ndim else self.sharding)
 
     def _per_entry_shape(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((len(self.entries), *x.shape[1:]) if x.ndim else (), x.dtype)
 
     def _entry_sharding(self, x: jax.ShapeDtypeStruct) -> NamedSharding:
         """Return how an array with one row per entry is spread: evenly, where that is possible."""
-        if self.shares.in_order:
-            return self._split if x.ndim else self.sharding
-        if x.ndim > 1 and x.shape[-1] % self.mesh.shape[POPULATION] == 0:
-            return NamedSharding(self.mesh, partition_spec((None,) * (x.ndim - 1) + ("members",)))
-        return self.sharding
+        return entry_sharding(self.mesh, self.shares, x)
 
 
 def group_id(group: str) -> int:
@@ -235,7 +238,7 @@ def make_evolution(
     algorithm = optimizer.build(num_dims)
     shares = Shares(len(entries), optimizer.population, mesh.shape[POPULATION])
     evaluate = _make_evaluate(fitness_fn, mesh, shares)
-    axes = _manual_axes(mesh)
+    axes = manual_axes(mesh)
     held, whole = partition_spec(("members",)), partition_spec(())
     split, everywhere = NamedSharding(mesh, held), replicated(mesh)
     state_spec = State(held, held, held, held, generation=whole)
@@ -245,7 +248,7 @@ def make_evolution(
         axis_names=axes,
         check_vma=False,  # it would refuse a fitness_fn whose scan starts from constants
     )
-    alike = _alike_on_other_axes(mesh, axes)
+    alike = alike_on_other_axes(mesh, axes)
 
     # These run on each device, on the entries that it holds.
     def start_held(initial_KxExZ, context, source):
@@ -332,53 +335,6 @@ def _random_source(entries: Sequence[Entry], shares: Shares) -> RandomSource:
     seed_C = np.array([seed for _, seed in entries], np.uint32)
     id_C = np.array([group_id(group) for group, _ in entries], np.uint32)
     return RandomSource(seed_C[entry_NK], id_C[entry_NK], entry_NK, shares.count_N)
-
-
-def _abstract(tree: Any, sharding_of: Callable[[Any], NamedSharding]) -> Any:
-    """Return a tree of arrays or shapes as `jax.ShapeDtypeStruct`s with the shardings given."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of(x)), tree
-    )
-
-
-def _rows_of(tree: Any, row_R: np.ndarray, between: Any, shardings: Any) -> Any:
-    """Return some rows of every array of a tree that is split over devices by rows or columns.
-
-    Args:
-        tree: Arrays with a leading axis, and scalars, which stay as they are.
-        row_R: The rows, int32.
-        between: Shardings of the tree in which rows are whole, so that taking some of them is work
-            for each device alone; a row is never gathered on one device where it is split.
-        shardings: Shardings of the result.
-    """
-
-    def rows(tree):
-        tree = jax.lax.with_sharding_constraint(tree, between)
-        tree = jax.tree.map(lambda x: x[row_R] if x.ndim else x, tree)
-        return jax.lax.with_sharding_constraint(tree, between)
-
-    return jax.jit(rows, out_shardings=shardings)(tree)
-
-
-def _manual_axes(mesh: Mesh) -> frozenset[str]:
-    """Return the mesh axes that `shard_map` splits by hand: the population axis.
-
-    All axes where no other splits anything, because a kernel written for the device is refused as
-    long as the compiler may still split its program.
-    """
-    alone = mesh.shape[POPULATION] == mesh.size
-    return frozenset(mesh.axis_names if alone else (POPULATION,))
-
-
-def _alike_on_other_axes(mesh: Mesh, manual: frozenset[str]) -> Callable[[Any], Any]:
-    """Return a function that keeps arrays whole along the axes that the compiler may split.
-
-    Left free, it might also split asking and telling along the model axis, at the cost of
-    exchanges and of bits that depend on the split.
-    """
-    if len(manual) == len(mesh.axis_names):
-        return lambda tree: tree
-    return functools.partial(jax.lax.with_sharding_constraint, shardings=partition_spec(()))
 
 
 def _make_evaluate(fitness_fn: FitnessFn, mesh: Mesh, shares: Shares) -> Callable:

@@ -96,7 +96,7 @@ def next_state(
         return after, _best(candidates_ExZ, fitness_E)
 
     arrays = (tell_C, candidates_CxExZ, fitness_CxE, state.spread_C)
-    after, (new_CxZ, new_fitness_C) = _update_entries(tell, count, asked, arrays)
+    after, (new_CxZ, new_fitness_C) = update_entries(tell, count, asked, arrays)
     # The best candidate is kept whatever the algorithm does with it.
     better_C = new_fitness_C < state.best_fitness_C
     best_CxZ = jnp.where(better_C[:, None], new_CxZ, state.best_CxZ)
@@ -112,6 +112,34 @@ def finite_or_inf(fitness: jax.Array) -> jax.Array:
     A NaN or -inf would never be replaced and stay the base vector for ever.
     """
     return jnp.where(jnp.isfinite(fitness), fitness, jnp.inf)
+
+
+def update_entries(
+    function: Callable, count: jax.Array, state: Any, arrays: tuple
+) -> tuple[Any, Any]:
+    """Map `function` over the leading axis as `_per_entry` does, replacing each entry's state.
+
+    Args:
+        function: (state, *arrays) of one entry -> (new state, anything else).
+        count: Number of entries that are computed.
+        state: A tree of arrays with a leading entry axis, overwritten entry by entry.
+        arrays: More of the kind, which are read only.
+
+    Returns:
+        The new state, and the rest of what `function` returns.
+    """
+    shapes = jax.eval_shape(lambda: function(_rows(state, 0), *_rows(arrays, 0)))
+    size = jax.tree.leaves(arrays)[0].shape[0]
+    zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), tree)  # noqa: E731
+    same = jax.tree.map(lambda x: (x.shape, jnp.dtype(x.dtype)), _rows(state, 0))
+    in_place = same == jax.tree.map(lambda x: (x.shape, jnp.dtype(x.dtype)), shapes[0])
+
+    def body(i, filled):
+        new = function(_rows(filled[0] if in_place else state, i), *_rows(arrays, i))
+        return jax.tree.map(lambda a, x: _put(a, x, i), filled, new)
+
+    first = (state if in_place else zeros(shapes[0]), zeros(shapes[1]))
+    return jax.lax.fori_loop(0, count, body, first)
 
 
 def _per_entry(function: Callable, count: jax.Array, arrays: tuple) -> Any:
@@ -145,34 +173,6 @@ def _per_entry(function: Callable, count: jax.Array, arrays: tuple) -> Any:
     # What the function hands on as it is need not be copied entry by entry.
     out = [next(filled) if source is None else given[source] for source in kept]
     return jax.tree.structure(shapes).unflatten(out)
-
-
-def _update_entries(
-    function: Callable, count: jax.Array, state: Any, arrays: tuple
-) -> tuple[Any, Any]:
-    """Map `function` over the leading axis as `_per_entry` does, replacing each entry's state.
-
-    Args:
-        function: (state, *arrays) of one entry -> (new state, anything else).
-        count: Number of entries that are computed.
-        state: A tree of arrays with a leading entry axis, overwritten entry by entry.
-        arrays: More of the kind, which are read only.
-
-    Returns:
-        The new state, and the rest of what `function` returns.
-    """
-    shapes = jax.eval_shape(lambda: function(_rows(state, 0), *_rows(arrays, 0)))
-    size = jax.tree.leaves(arrays)[0].shape[0]
-    zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), tree)  # noqa: E731
-    same = jax.tree.map(lambda x: (x.shape, jnp.dtype(x.dtype)), _rows(state, 0))
-    in_place = same == jax.tree.map(lambda x: (x.shape, jnp.dtype(x.dtype)), shapes[0])
-
-    def body(i, filled):
-        new = function(_rows(filled[0] if in_place else state, i), *_rows(arrays, i))
-        return jax.tree.map(lambda a, x: _put(a, x, i), filled, new)
-
-    first = (state if in_place else zeros(shapes[0]), zeros(shapes[1]))
-    return jax.lax.fori_loop(0, count, body, first)
 
 
 def _rows(tree: Any, i: int | jax.Array) -> Any:

@@ -16,9 +16,15 @@ Letters: C entry, E member, N device along the population axis, K entry that a d
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jaxalign.runtime.sharding import POPULATION, partition_spec, replicated
 
 
 @dataclass(frozen=True)
@@ -76,3 +82,66 @@ class Shares:
     def in_order(self) -> bool:
         """Whether the devices' places are just the entries in their order, each held once."""
         return self.devices * self.held == self.entries
+
+
+def entry_sharding(mesh: Mesh, shares: Shares, x: jax.ShapeDtypeStruct) -> NamedSharding:
+    """Return how an array with one row per entry is spread: evenly, where that is possible.
+
+    Args:
+        mesh: The devices.
+        shares: Which entries they hold.
+        x: The array's shape; a scalar is whole everywhere.
+    """
+    if x.ndim and shares.in_order:
+        return NamedSharding(mesh, partition_spec(("members",)))
+    # Entries need not divide among the devices; the coordinates of their vectors mostly do.
+    if x.ndim > 1 and x.shape[-1] % mesh.shape[POPULATION] == 0:
+        return NamedSharding(mesh, partition_spec((None,) * (x.ndim - 1) + ("members",)))
+    return replicated(mesh)
+
+
+def abstract(tree: Any, sharding_of: Callable[[Any], NamedSharding]) -> Any:
+    """Return a tree of arrays or shapes as `jax.ShapeDtypeStruct`s with the shardings given."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of(x)), tree
+    )
+
+
+def rows_of(tree: Any, row_R: np.ndarray, between: Any, shardings: Any) -> Any:
+    """Return some rows of every array of a tree that is split over devices by rows or columns.
+
+    Args:
+        tree: Arrays with a leading axis, and scalars, which stay as they are.
+        row_R: The rows, int32.
+        between: Shardings of the tree in which rows are whole, so that taking some of them is work
+            for each device alone; a row is never gathered on one device where it is split.
+        shardings: Shardings of the result.
+    """
+
+    def rows(tree):
+        tree = jax.lax.with_sharding_constraint(tree, between)
+        tree = jax.tree.map(lambda x: x[row_R] if x.ndim else x, tree)
+        return jax.lax.with_sharding_constraint(tree, between)
+
+    return jax.jit(rows, out_shardings=shardings)(tree)
+
+
+def manual_axes(mesh: Mesh) -> frozenset[str]:
+    """Return the mesh axes that `shard_map` splits by hand: the population axis.
+
+    All axes where no other splits anything, because a kernel written for the device is refused as
+    long as the compiler may still split its program.
+    """
+    alone = mesh.shape[POPULATION] == mesh.size
+    return frozenset(mesh.axis_names if alone else (POPULATION,))
+
+
+def alike_on_other_axes(mesh: Mesh, manual: frozenset[str]) -> Callable[[Any], Any]:
+    """Return a function that keeps arrays whole along the axes that the compiler may split.
+
+    Left free, it might also split asking and telling along the model axis, at the cost of
+    exchanges and of bits that depend on the split.
+    """
+    if len(manual) == len(mesh.axis_names):
+        return lambda tree: tree
+    return functools.partial(jax.lax.with_sharding_constraint, shardings=partition_spec(()))

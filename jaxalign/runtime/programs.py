@@ -26,6 +26,7 @@ from jaxalign.runtime.hosts import agreed
 from jaxalign.runtime.memory import Memory, available_bytes
 
 _log = logging.getLogger("jaxalign")
+CHECKING = "check memory: program"  # the task of progress events
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -214,4 +215,4 @@ def first_line(message: str) -> str:
 
 def _progress(done: int, total: int, name: str) -> Progress:
     fields = {"compiling": name} if name else {}
-    return Progress("check memory: program", done, total, "programs", fields=fields)
+    return Progress(CHECKING, done, total, "programs", fields=fields)

@@ -2,6 +2,9 @@
 
 `jax.experimental.topologies` describes such devices to the compiler. A program lowered for a mesh
 of them compiles, and shows what memory and work it needs, but it cannot run.
+
+"cpu:16" is a computer without an accelerator and with 16 GiB of memory. Its programs are compiled
+by this machine's own compiler, for one device.
 """
 
 from __future__ import annotations
@@ -17,6 +20,10 @@ import jax
 from jax.experimental import topologies
 
 from jaxalign.core.errors import UserError
+from jaxalign.runtime.memory import PROCESS_BASE_BYTES
+from jaxalign.runtime.platform import Platform
+
+CPU = "cpu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +102,15 @@ device_description_str: "NVIDIA H200"
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice of a number of chips of one kind, named "v5e:16x16" or "h200:8"."""
+    """A slice of a number of chips of one kind, named "v5e:16x16" or "h200:8", or "cpu:16"."""
 
     chip: Chip
     shape: tuple[int, ...]
 
     @property
     def name(self) -> str:
+        if self.chip.name == CPU:
+            return f"{CPU}:{self.chip.memory_bytes // 2**30}"
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
@@ -109,8 +118,22 @@ class Topology:
         return math.prod(self.shape)
 
     @property
+    def platform(self) -> Platform:
+        """What JAX calls the platform of the chips."""
+        return {"h200": "gpu", CPU: "cpu"}.get(self.chip.name, "tpu")
+
+    @property
     def is_tpu(self) -> bool:
-        return self.chip.name != "h200"
+        return self.platform == "tpu"
+
+    @property
+    def program_bytes(self) -> int:
+        """Memory of a chip that programs may use.
+
+        On a CPU that is what the process itself and the compiler leave of the memory.
+        """
+        base = PROCESS_BASE_BYTES if self.platform == "cpu" else 0
+        return self.chip.memory_bytes - base
 
 
 def parse_topology(name: str) -> Topology:
@@ -119,10 +142,13 @@ def parse_topology(name: str) -> Topology:
     Raises:
         UserError: The chip is unknown, or its slices have another number of dimensions.
     """
+    if cpu := re.fullmatch(rf"{CPU}:(\d+)", name.strip().lower()):
+        # Peak rates of a CPU that is not here are not known.
+        return Topology(Chip(CPU, int(cpu[1]) * 2**30, math.nan, math.nan, math.nan, ("1",)), (1,))
     match = re.fullmatch(r"([a-z]+\d+[a-z]?):(\d+(?:x\d+)*)", name.strip().lower())
     if not match or match[1] not in CHIPS:
         known = ", ".join(f"{chip.name}:{chip.slices[-1]}" for chip in CHIPS.values())
-        raise UserError(f"`topology` {name!r} is not known; write one like {known}")
+        raise UserError(f"`topology` {name!r} is not known; write one like {known}, cpu:16")
     chip, shape = CHIPS[match[1]], tuple(map(int, match[2].split("x")))
     dimensions = len(chip.slices[0].split("x"))
     if len(shape) != dimensions or min(shape) < 1:
@@ -136,12 +162,16 @@ def parse_topology(name: str) -> Topology:
 def described_devices(topology: Topology) -> list[Any]:
     """Return one device per chip, which only the compiler can use.
 
-    Turns the compilation cache off: a program that was compiled for chips this machine lacks cannot
-    be read back without them.
+    The device of a CPU is this machine's own.
+
+    For others the compilation cache is turned off: a program that was compiled for chips this
+    machine lacks cannot be read back without them.
 
     Raises:
         UserError: The compiler is not installed, or does not know the topology.
     """
+    if topology.platform == "cpu":
+        return jax.devices("cpu")[:1]
     jax.config.update("jax_enable_compilation_cache", False)
     return _tpu_devices(topology) if topology.is_tpu else _gpu_devices(topology)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.core.errors import UserError
+from jaxalign.lm import safetensors_io
 from jaxalign.lm.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
 from jaxalign.lm.config import LlamaConfig, RopeScaling, config_to_hf, read_config
 from jaxalign.lm.quantize import quantize
@@ -143,6 +145,31 @@ def test_tolerated_tensors(tmp_path: Path) -> None:
     write_one_file(tmp_path, weights)
     loaded = load_checkpoint(tmp_path, TIED)
     assert jax.tree.structure(loaded) == jax.tree.structure(abstract_params(TIED))
+
+
+def test_tensors_that_contradict_the_config_are_refused(tmp_path: Path) -> None:
+    """A head of its own under tied embeddings; frequencies of heads of another size."""
+    weights = hf_weights(TIED)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
+    weights["lm_head.weight"][63, 31] += 1
+    write_one_file(tmp_path, weights)
+    with pytest.raises(UserError, match=r"lm_head.weight differs from the embeddings"):
+        load_checkpoint(tmp_path, TIED)
+    weights = hf_weights(CONFIG)
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+    write_one_file(tmp_path, weights)
+    with pytest.raises(UserError, match=r"inv_freq has shape \(8,\); by the config, heads of 8"):
+        load_checkpoint(tmp_path, CONFIG)
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n"
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text(pointer)
+    with pytest.raises(UserError, match=r"config.json: a Git LFS pointer; run git lfs pull"):
+        read_config(tmp_path)
+    with pytest.raises(UserError, match=r"model.safetensors: a Git LFS pointer; run git lfs pull"):
+        load_checkpoint(tmp_path, CONFIG)
 
 
 def _drop(weights: dict) -> None:
@@ -312,6 +339,21 @@ def test_hash_of_a_large_tensor_sees_both_ends(tmp_path: Path) -> None:
         save_file({"a": tensor}, tmp_path / "model.safetensors")
         hashes.add(weights_sha256(tmp_path))
     assert len(hashes) == 3
+
+
+def test_weights_are_hashed_once(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process reads them again only if the file has changed."""
+    save_checkpoint(tmp_path, params, CONFIG)
+    first, read = weights_sha256(tmp_path), []
+    monkeypatch.setattr(safetensors_io, "read_spans", lambda path: read.append(path) or {})
+    assert weights_sha256(tmp_path) == first
+    assert not read
+    file = tmp_path / "model.safetensors"
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    weights_sha256(tmp_path)
+    assert read
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float32"])

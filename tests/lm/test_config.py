@@ -123,6 +123,74 @@ def test_silent_fields_mean_what_hugging_face_means() -> None:
     assert not config.tie_word_embeddings
 
 
+# SmolLM2-135M-Instruct's config.json on the hub.
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pad_token_id": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+    "transformers_version": "4.42.3",
+    "use_cache": True,
+    "vocab_size": 49152,
+}
+# Settings of decoding in a full dump of version 4.
+DUMP = {
+    "early_stopping": False,
+    "length_penalty": 1.0,
+    "num_return_sequences": 1,
+    "typical_p": 1.0,
+    "diversity_penalty": 0.0,
+    "no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "forced_eos_token_id": None,
+    "remove_invalid_values": False,
+    "suppress_tokens": None,
+}
+
+
+def test_the_hubs_config_of_smollm2() -> None:
+    config = config_from_hf(SMOLLM2)
+    assert (config.num_hidden_layers, config.hidden_size, config.head_dim) == (30, 576, 64)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (9, 3)
+    assert (config.rope_theta, config.tie_word_embeddings, config.vocab_size) == (1e5, True, 49152)
+    assert count_params(config) == 134_515_008
+
+
+def test_fields_that_change_nothing_are_read() -> None:
+    inert = DUMP | {"layer_types": ["full_attention"] * 2, "use_sliding_window": False}
+    assert config_from_hf(SMALL | inert) == config_from_hf(SMALL)
+
+
+def test_a_rope_base_inside_the_scaling_counts() -> None:
+    """As `LlamaConfig` of transformers reads it, and no other base beside it."""
+    for rule in ({"rope_type": "default"}, {"rope_type": "llama3", **LLAMA3_ROPE}):
+        config = config_from_hf(SMALL | {"rope_scaling": rule | {"rope_theta": 5e5}})
+        assert config.rope_theta == 5e5
+        same = SMALL | {"rope_scaling": rule | {"rope_theta": 5e5}, "rope_theta": 5e5}
+        assert config_from_hf(same) == config
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_written_config_reads_back(name: str) -> None:
     fields = json.loads(json.dumps(config_to_hf(PRESETS[name])))
@@ -151,7 +219,8 @@ def test_transformers_reads_and_writes_our_config(name: str) -> None:
         ("quantization_config", {"bits": 4}),
         ("partial_rotary_factor", 0.5),
         ("sliding_window", 4096),
-        ("layer_types", ["sliding_attention"]),
+        ("layer_types", ["full_attention", "sliding_attention"]),
+        ("rope_interleaved", True),
         ("pruned_heads", {"0": [1]}),
         ("chunk_size_feed_forward", 8),
         ("qk_norm", True),  # a field that nobody has heard of
@@ -175,6 +244,17 @@ def test_unhandled_field_raises_with_name_and_value(field: str, value: object) -
         ({"rope_parameters": "abc"}, "'abc': not a table"),
         ({"rope_theta": "abc"}, "rope_theta='abc'"),
         ({"rope_parameters": {**LLAMA3_ROPE, "rope_type": "llama3", "beta": 1}}, "beta"),
+        (
+            {"rope_parameters": {"rope_theta": 1e4}, "rope_theta": 5e5},
+            "rope_theta is 10000.0 in rope_parameters and 500000.0 in config.json",
+        ),
+        (
+            {
+                "rope_parameters": {**LLAMA3_ROPE, "rope_type": "llama3"},
+                "rope_scaling": {**LLAMA3_ROPE, "type": "llama3", "factor": 32.0},
+            },
+            "factor is 8.0 in rope_parameters and 32.0 in rope_scaling",
+        ),
     ],
 )
 def test_unhandled_rope_raises(rope: dict, words: str) -> None:

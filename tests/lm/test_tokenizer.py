@@ -93,6 +93,59 @@ def test_the_tokenizer_is_the_one_that_transformers_would_take(tmp_path: Path, n
     assert ours.special_tokens_map == theirs.special_tokens_map
 
 
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "LlamaTokenizerFast", "LlamaTokenizer"])
+def test_the_file_is_read_as_it_is(tokens: Tokenizer, tmp_path: Path, name: str) -> None:
+    """Whatever class the folder names: that of another model would cut text in another way."""
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"tokenizer_class": name})
+    )
+    again = Tokenizer.load(tmp_path)
+    for text in ("one two  10 10\n\n 1", "你好 🙂 é", TURN_END):
+        assert again.encode(text) == tokens.encode(text)
+        assert again.decode(again.encode(text)) == text
+
+
+def test_text_that_does_not_survive_is_refused(tmp_path: Path) -> None:
+    path = write_tokenizer(tmp_path) / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    fields["normalizer"] = {"type": "Lowercase"}
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="the tokenizer turns 'How happy"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "generation_config.json"])
+def test_git_lfs_pointers_are_named(tmp_path: Path, file: str) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(UserError, match=rf"{file}: a Git LFS pointer; run git lfs pull"):
+        Tokenizer.load(tmp_path)
+
+
+def test_end_of_turn_is_what_the_template_writes(tmp_path: Path) -> None:
+    """A Llama tuned with ChatML, whose vocabulary still has Llama 3's end of turn."""
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    settings = {"eos_token": "<|im_end|>", "chat_template": template}
+    write_tokenizer(tmp_path, (*SPECIAL, "<|im_start|>", "<|im_end|>"), settings=settings)
+    tokens = Tokenizer.load(tmp_path)
+    vocab = tokens.tokenizer.get_vocab()
+    assert tokens.eot_id == vocab["<|im_end|>"]
+    assert tokens.eot_id in tokens.stop_ids
+    # What generation_config.json lists ends a reply as well.
+    for listed in (300, [300, 301]):
+        text = json.dumps({"eos_token_id": listed, "temperature": 0.6})
+        (tmp_path / "generation_config.json").write_text(text)
+        more = set(Tokenizer.load(tmp_path).stop_ids) - set(tokens.stop_ids)
+        assert more == ({300} if listed == 300 else {300, 301})
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}')
+    with pytest.raises(UserError, match="eos_token_id '</s>' is not the id of a token"):
+        Tokenizer.load(tmp_path)
+
+
 def test_reading_a_tokenizer_imports_no_torch() -> None:
     """It does not import every model's configuration either, which would take seconds."""
     code = (

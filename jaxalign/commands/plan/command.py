@@ -4,6 +4,8 @@
     python -m tpu.plan --topology v5p:4x4x4 --program population decode train
     python -m tpu.plan --topology v6e:4x4 --fit population
     python -m tpu.plan --topology h200:8 --model llama3-70b
+    jaxalign plan --experiment culturespa --topology h200:1 --countries 18 --seeds 5
+    jaxalign plan --experiment soft-prompt --topology cpu:16 --model llama3.2-1b
 
 Runs on any Linux machine with `pip install 'jaxalign[tpu]'` (GPUs: `[cuda]`). Plans for 8B and
 v5e:16x16 take one to three minutes on two cores. Plans that were made are in `tpu/README.md`.
@@ -14,9 +16,10 @@ from __future__ import annotations
 import dataclasses
 
 from jaxalign.commands.plan.estimate import Estimate, report_rows, table_row
+from jaxalign.commands.plan.experiments import COLUMNS, ExperimentPlan, plan_experiment
 from jaxalign.commands.plan.planning import PlanSettings, plans
 from jaxalign.core.errors import UserError
-from jaxalign.runs.console import print_table
+from jaxalign.runs.console import print_table, progress_bars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +41,30 @@ def run(config: Config) -> None:
         raise UserError(f"`generations` {config.generations}: at least 1")
     if not 0 < config.efficiency <= 1:  # false for NaN as well
         raise UserError(f"`efficiency` {config.efficiency}: above 0 and at most 1")
+    if config.experiment is not None:
+        with progress_bars() as on_progress:
+            plan = plan_experiment(config, on_progress)
+        show_experiment(config, plan)
+        return
     for estimate in plans(config):
         show(config, estimate)
+
+
+def show_experiment(config: Config, plan: ExperimentPlan) -> None:
+    """Print what every program needs; UserError if one of them does not fit."""
+    title = f"{plan.model}, {plan.experiment}, {plan.topology.name}"
+    print_table(title, COLUMNS, plan.rows())
+    compiling = sum(need.compile_seconds for need in plan.needs)
+    print(
+        f"planned on the host in {plan.host_seconds:.0f} s of processor time; compiled in "
+        f"{compiling:.0f} s"
+    )
+    if config.table:
+        for row in plan.rows():
+            print(f"| {' | '.join((plan.model, plan.topology.name, *row))} |")
+    if plan.too_large:
+        raise UserError(plan.summary())
+    print(plan.summary())
 
 
 def show(config: Config, estimate: Estimate) -> None:

@@ -28,6 +28,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.config import PRESETS, LlamaConfig, read_config
 from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.mesh import MeshChoice, choose_mesh
+from jaxalign.lm.model import ModelFiles
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
@@ -35,6 +36,7 @@ from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.prompts import load_prompts
+from jaxalign.runtime.platform import lowering_for
 from jaxalign.runtime.program_facts import read_program
 from jaxalign.runtime.sharding import POPULATION, make_mesh
 from jaxalign.runtime.topology import Topology, described_devices, parse_topology
@@ -47,20 +49,39 @@ ProgramName = Literal["population", "decode", "train"]
 log = logging.getLogger(__name__)
 
 
+def _program_strategy() -> Strategy:
+    return Strategy(population=4096)
+
+
 @dataclasses.dataclass(frozen=True)
 class PlanSettings:
     """What to plan, and for which chips."""
 
     topology: str = "v5e:16x16"
-    """Chips as kind:shape: a slice of v4, v5e, v5p or v6e, or h200:1 to h200:8."""
+    """Chips as kind:shape: a slice of v4, v5e, v5p or v6e, or h200:1 to h200:8. With an experiment
+    also cpu:16, a computer with 16 GiB of memory and no accelerator."""
     model: str = "llama3-8b"
     """Preset (llama3-8b, llama3-70b, llama3.2-1b ...) or folder of a Hugging Face Llama. Its
     weights are not read."""
     program: tuple[ProgramName, ...] = ("population",)
     """Programs to plan: population (a generation of the search), decode (a batch of replies), train
     (a step of fine-tuning)."""
+    experiment: Literal["soft-prompt", "culturespa"] | None = None
+    """Experiment to plan whole: every program of a run of it, with the sizes that the run would
+    choose on these chips. Replaces `program`."""
+    countries: tuple[str, ...] = ("18",)
+    """Countries of the experiment by name, or how many of the survey's first ones."""
+    survey: Path | None = None
+    """Survey with answers by country: held out by soft-prompt, written after and tested on by
+    culturespa. Default: the simulated society's."""
+    per_topic: int | None = None
+    """Number of questions that culturespa writes on each topic; default: as in its run."""
+    seeds: int | None = None
+    """Number of culturespa's seeds; default: as in its run."""
+    reading: Literal["exact", "sampled"] = "exact"
+    """How culturespa reads an answer."""
     strategy: Annotated[Strategy, tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=lambda: Strategy(population=4096)
+        default_factory=_program_strategy
     )
     items: int = 24
     """Number of survey items: those of the values module, then those of the held-out survey."""
@@ -68,8 +89,9 @@ class PlanSettings:
     """Folder of the tokenizer for the items. Default: that of the model; for a preset that of the
     pocket model, which makes more tokens of a text than Llama 3's."""
     prompt: SoftPromptConfig = dataclasses.field(default_factory=SoftPromptConfig)
-    chunk: int = 4
-    """Number of prompts evaluated at a time on each device."""
+    chunk: int | None = None
+    """Number of prompts evaluated at a time on each device; default: 4, and for an experiment as
+    many as its run would."""
     attention: Literal["xla", "pallas", "splash"] = "xla"
     """Attention kernel of the population: pallas for GPUs, splash for TPUs; both need the weights
     to be whole on every device."""
@@ -88,6 +110,16 @@ class PlanSettings:
     fit: Literal["population", "slice"] | None = None
     """Search for the largest population that fits, or for the smallest slice of the chip that holds
     the population. Compiles several times."""
+
+    @property
+    def prompts_at_a_time(self) -> int:
+        """`chunk` of a single program."""
+        return 4 if self.chunk is None else self.chunk
+
+    @property
+    def experiment_strategy(self) -> Strategy | None:
+        """`strategy` if it was given; the default is one for a single program on a large slice."""
+        return None if self.strategy == _program_strategy() else self.strategy
 
 
 def plan(settings: PlanSettings | None = None, /, **changes: Any) -> tuple[Estimate, ...]:
@@ -129,6 +161,11 @@ def plans(settings: PlanSettings) -> Iterator[Estimate]:
     jax.config.update("jax_platforms", "cpu")
     topology = parse_topology(settings.topology)
     check(settings)
+    if topology.platform == "cpu":
+        raise UserError(
+            f"`topology` {topology.name}: peak rates of a CPU are not known; give an `experiment`, "
+            "whose memory is planned"
+        )
     if settings.fit == "population":
         yield _fit_population(settings, topology)
     elif settings.fit == "slice":
@@ -141,9 +178,10 @@ def plans(settings: PlanSettings) -> Iterator[Estimate]:
 def check(settings: PlanSettings) -> None:
     """Raise UserError for settings that make no plan."""
     settings.strategy.optimizer()  # raises for settings that make no algorithm
-    for name in ("items", "chunk", "decode_batch", "decode_prompt"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"`{name}` {getattr(settings, name)}: at least 1")
+    for name in ("items", "chunk", "decode_batch", "decode_prompt", "per_topic", "seeds"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UserError(f"`{name}` {value}: at least 1")
     if not settings.program:
         raise UserError("`program`: name at least one of population, decode, train")
     if settings.prompt.placement == "after":
@@ -172,16 +210,16 @@ def plan_program(settings: PlanSettings, topology: Topology, name: ProgramName) 
     _check_kernel(settings, llama, topology, choice)
     log.info("%s on %s: %s", name, topology.name, choice.describe())
     mesh = make_mesh(described_devices(topology), **choice.sizes)
-    return compile_program(topology, choice, lower(settings, llama, name, mesh))
+    with lowering_for(topology.platform):
+        return compile_program(topology, choice, lower(settings, llama, name, mesh))
 
 
 def _check_kernel(
     settings: PlanSettings, llama: LlamaConfig, topology: Topology, choice: MeshChoice
 ) -> None:
     """Raise UserError where these chips lack the attention kernel, or split weights rule it out."""
-    platform = "tpu" if topology.is_tpu else "gpu"
     layout = make_layout(settings, Tokenizer.load(_tokenizer_folder(settings)))
-    available(llama, layout, choice.model, platform, settings.attention)
+    available(llama, layout, choice.model, topology.platform, settings.attention)
 
 
 def lower(settings: PlanSettings, llama: LlamaConfig, name: ProgramName, mesh: Mesh) -> Program:
@@ -196,14 +234,14 @@ def lower(settings: PlanSettings, llama: LlamaConfig, name: ProgramName, mesh: M
         train, _ = resolve_training(settings.train)
         return lower_train(llama, train, settings.lora, conversations, mesh)
     population, devices = settings.strategy.population, mesh.shape[POPULATION]
-    if padding := padding_text(1, population, devices, settings.chunk):
+    if padding := padding_text(1, population, devices, settings.prompts_at_a_time):
         log.info(padding)
     return lower_population(
         llama,
         make_layout(settings, tokens),
         settings.strategy,
         settings.prompt,
-        settings.chunk,
+        settings.prompts_at_a_time,
         mesh,
         settings.attention,
     )
@@ -245,6 +283,12 @@ def read_model(settings: PlanSettings) -> LlamaConfig:
         known = ", ".join(PRESETS)
         raise UserError(f"`model` {settings.model}: neither a folder nor one of {known}")
     return read_config(Path(settings.model))
+
+
+def model_files(settings: PlanSettings) -> ModelFiles:
+    """Return the model as runs know it. A preset has no folder, and another tokenizer."""
+    config = read_model(settings)
+    return ModelFiles(Path(settings.model), config, Tokenizer.load(_tokenizer_folder(settings)))
 
 
 def make_layout(settings: PlanSettings, tokens: Tokenizer) -> Layout:

@@ -19,7 +19,6 @@ Every step keeps its output in the run's directory:
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import time
@@ -169,25 +168,16 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
     """Write the questions of one seed, filter them, and keep those that can be trained on."""
     settings, inputs, lm = experiment.settings, experiment.inputs, experiment.lm
     folder = seed_folder(experiment.out, seed)
-    last = Progress("question", 0, 1)
-
-    def report(progress: Progress) -> None:
-        nonlocal last
-        last = progress
-        on_progress(progress)
-
-    def report_replies(count: int) -> None:
-        # Until replies are saved, their number is known, but not how many are questions.
-        on_progress(dataclasses.replace(last, fields={**last.fields, "new replies": f"{count}"}))
-
+    writing = WritingSettings(per_topic=settings.per_topic, seed=seed)
     written = collect_questions(
         inputs.survey,
-        model_writer(lm, settings.writing, seed, settings.batch_size, report_replies),
+        model_writer(
+            lm, inputs.survey, inputs.request, writing, settings.writing, settings.batch_size
+        ),
         inputs.request,
-        WritingSettings(per_topic=settings.per_topic, seed=seed),
+        writing,
         folder / "replies.jsonl",
-        save_every=4 * settings.batch_size,
-        on_progress=report,
+        on_progress=on_progress,
     )
     filtered = filter_questions(written.questions, map(from_item, inputs.survey.items))
     source = f"written by a model, weights {lm.sha256[:12]}, seed {seed}"

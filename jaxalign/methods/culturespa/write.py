@@ -2,17 +2,18 @@
 
 Every request shows five examples of its topic: only questions of the survey (seeds) until the model
 has written two questions on the topic, then three seeds and two of the model's own. A reply that is
-not a question (see `questions`) is counted, and another request is sent. All topics advance
-together, in rounds:
+not a question (see `questions`) is counted, and another request is sent. A topic advances in
+rounds, at its own pace:
 
-    round    every unfinished topic sends up to `per_round` requests, all in one batch; while it has
-             fewer than two questions of its own, it sends no more requests than it lacks
+    round    an unfinished topic sends up to `per_round` requests; while it has fewer than two
+             questions of its own, it sends no more requests than it lacks
     request  request n of a topic draws its examples by (seed, topic, n) from the seeds and from the
              questions that the topic had when the round started
 
 A reply therefore depends on seed, topic, request number and earlier replies of its topic alone, and
 the set of questions is the same whatever the batch size and however often the run was interrupted.
-Replies can be kept as JSON lines; those already in the file are not asked for again.
+Since no topic waits for another, a model's slots stay busy to the end. Replies can be kept as JSON
+lines; those already in the file are not asked for again.
 
 Source: Xu et al. 2025 (CultureSPA, NAACL), the section on generating questions. The paper sends one
 request per topic at a time, so its examples are a little newer than ours.
@@ -26,7 +27,7 @@ import json
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,10 @@ from typing import Any
 import numpy as np
 
 from jaxalign.core.errors import UserError
-from jaxalign.core.files import MetricsFile
+from jaxalign.core.files import MetricsFile, write_atomically
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.core.templates import render
-from jaxalign.lm.generate import Sampling, generate
+from jaxalign.lm.generate import Sampling
 from jaxalign.lm.model import LM, ModelFiles
 from jaxalign.methods.culturespa.questions import (
     Question,
@@ -49,12 +50,9 @@ from jaxalign.methods.culturespa.questions import (
     topic_id,
     with_ids,
 )
+from jaxalign.methods.culturespa.writer import ModelWriter, Writer
 from jaxalign.prompts import Message
 from jaxalign.surveys.survey import Survey
-
-# Takes conversations and, for each, a number below 2^32 that its randomness must follow; returns
-# the replies, None for a conversation that is too long to be asked.
-Writer = Callable[[list[list[Message]], list[int]], Sequence[str | bytes | None]]
 
 MOST_REQUESTS = 1 << 20  # per topic, so that topic and request number together fit into 32 bits
 _MOST_TOPICS = 1 << 11
@@ -190,22 +188,8 @@ def write_questions(
     check_batch_size(batch_size)
     prompt = load_request() if prompt is None else prompt
     check_requests_fit(lm.files, survey, prompt, writing, sampling)
-    last = Progress("question", 0, 1)
-
-    def report(progress: Progress) -> None:
-        nonlocal last
-        last = progress
-        on_progress(progress)
-
-    def report_replies(count: int) -> None:
-        # Between two saves the number of questions is not known yet, only that of replies.
-        fields = {**last.fields, "new replies": f"{count}"}
-        on_progress(dataclasses.replace(last, fields=fields))
-
-    writer = model_writer(lm, sampling, writing.seed, batch_size, report_replies)
-    return collect_questions(
-        survey, writer, prompt, writing, replies, save_every=4 * batch_size, on_progress=report
-    )
+    writer = model_writer(lm, survey, prompt, writing, sampling, batch_size)
+    return collect_questions(survey, writer, prompt, writing, replies, on_progress=on_progress)
 
 
 def collect_questions(
@@ -214,39 +198,50 @@ def collect_questions(
     prompt: str,
     writing: WritingSettings,
     replies: Path | None = None,
-    save_every: int = 256,
     on_progress: OnProgress = ignore,
 ) -> WrittenQuestions:
     """Send requests to any writer until every topic has its questions; see the module's docstring.
 
     Args:
         survey: Its items are the seeds.
-        writer: Returns replies to conversations, such as `model_writer`.
+        writer: Writes the replies, such as `model_writer`.
         prompt: Text of a request as a jinja source.
         writing: How many questions, how many examples, and the seed.
-        replies: A file that keeps the replies, and holds those of an interrupted call.
-        save_every: Largest number of requests handed to `writer` at a time, after which their
-            replies are kept. The questions do not depend on it.
+        replies: A file that keeps every reply as it comes, and holds those of an interrupted call.
+            In the end it is ordered by topic and request.
         on_progress: Called with the number of questions written so far.
 
     Raises:
         UserError: If the survey has no topics, or `replies` holds replies to other requests.
     """
     topics = make_topics(survey)
-    wanted = writing.per_topic * len(topics)
     file = None if replies is None else MetricsFile(replies, "request")
     saved = {} if file is None else _read_saved(file)
-    on_progress(_progress(saved, wanted))
-    while requests := _next_round(topics, prompt, writing):
-        fresh = [request for request in requests if request.key not in saved]
-        for request in requests:
-            if request.key in saved:
-                _check_same_request(saved[request.key], request, replies)
-        for start in range(0, len(fresh), save_every):
-            saved |= _send(writer, fresh[start : start + save_every], file)
-            on_progress(_progress(saved, wanted))
-        for request in requests:
-            request.topic.take(_parse(saved[request.key]["reply"]))
+    count = _Count(writing.per_topic * len(topics))
+    for row in saved.values():
+        count.add(row)
+    on_progress(count.progress())
+    rounds: dict[str, list[_Request]] = {}  # of each topic that waits for replies
+    asked: dict[int, _Request] = {}
+    for topic in topics:
+        rounds[topic.name] = _send_round(topic, prompt, writing, saved, replies, writer, asked)
+    while asked:
+        for number, reply in writer.receive():
+            request = asked.pop(number)
+            row = saved[request.key] = _row(request, reply)
+            if file is not None:
+                file.append(row)
+            count.add(row)
+            topic = request.topic
+            if all(r.key in saved for r in rounds[topic.name]):
+                _take(rounds[topic.name], saved)
+                rounds[topic.name] = _send_round(
+                    topic, prompt, writing, saved, replies, writer, asked
+                )
+        on_progress(count.progress())
+    writer.finish()
+    if file is not None and saved:
+        _put_in_order(file.path, [topic.name for topic in topics])
     return WrittenQuestions(
         questions=tuple(q for topic in topics for q in with_ids(topic.accepted)),
         topics=tuple(
@@ -344,34 +339,65 @@ class _Request:
         return hashlib.sha256(json.dumps(self.messages).encode()).hexdigest()[:16]
 
 
-def _next_round(topics: Sequence[Topic], prompt: str, writing: WritingSettings) -> list[_Request]:
-    requests = []
-    for topic in topics:
+def _send_round(
+    topic: Topic,
+    prompt: str,
+    writing: WritingSettings,
+    saved: Mapping[tuple[str, int], Mapping[str, Any]],
+    path: Path | None,
+    writer: Writer,
+    asked: dict[int, _Request],
+) -> list[_Request]:
+    """Send the requests of a topic's next round that have no reply yet, and return the round.
+
+    Rounds whose replies are all there are taken at once. Empty if the topic has ended.
+    """
+    while True:
+        requests = []
         for n in range(topic.requests, topic.requests + topic.next_requests(writing)):
             content = request_text(prompt, topic.name, topic.examples(writing, n))
             requests.append(_Request(topic, n, [{"role": "user", "content": content}]))
-    return requests
+        for request in requests:
+            if request.key in saved:
+                _check_same_request(saved[request.key], request, path)
+        fresh = [request for request in requests if request.key not in saved]
+        if fresh or not requests:
+            writer.send([request.messages for request in fresh], [r.id for r in fresh])
+            asked |= {request.id: request for request in fresh}
+            return requests
+        _take(requests, saved)
 
 
-def _send(
-    writer: Writer, requests: Sequence[_Request], file: MetricsFile | None
-) -> dict[tuple[str, int], dict[str, Any]]:
-    """Send requests, append the replies to the file, and return their rows."""
-    replies = writer([request.messages for request in requests], [r.id for r in requests])
-    rows = {}
-    for request, reply in zip(requests, replies, strict=True):
-        text = None if reply is None else as_text(reply)
-        parsed = _parse(text)
-        rows[request.key] = {
-            "topic": request.topic.name,
-            "request": request.number,
-            "asked": request.sha256,
-            "reply": text,
-            "refused": parsed.reason if isinstance(parsed, Refusal) else None,
-        }
-        if file is not None:
-            file.append(rows[request.key])
-    return rows
+def _take(requests: Sequence[_Request], saved: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+    """Record the replies of a round in their topic, in the order of the requests."""
+    for request in requests:
+        request.topic.take(_parse(saved[request.key]["reply"]))
+
+
+def _row(request: _Request, reply: str | bytes | None) -> dict[str, Any]:
+    """Return what is kept of a request and its reply."""
+    text = None if reply is None else as_text(reply)
+    parsed = _parse(text)
+    return {
+        "topic": request.topic.name,
+        "request": request.number,
+        "asked": request.sha256,
+        "reply": text,
+        "refused": parsed.reason if isinstance(parsed, Refusal) else None,
+    }
+
+
+def _put_in_order(path: Path, topics: Sequence[str]) -> None:
+    """Order the lines of a file of replies by topic and request."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    place = {name: i for i, name in enumerate(topics)}
+
+    def key(line: bytes) -> tuple[int, int]:
+        row = json.loads(line)
+        return place.get(row["topic"], len(place)), row["request"]
+
+    if (ordered := sorted(lines, key=key)) != lines:
+        write_atomically(path, b"".join(ordered))
 
 
 def _parse(reply: str | None) -> Question | Refusal:
@@ -400,13 +426,25 @@ def _check_same_request(row: Mapping[str, Any], request: _Request, path: Path | 
         )
 
 
-def _progress(saved: Mapping[Any, Mapping[str, Any]], wanted: int) -> Progress:
-    refused = sum(row["refused"] is not None for row in saved.values())
-    fields = {}
-    if saved:
-        share = f"{refused} ({100 * refused / len(saved):.0f} %)"
-        fields = {"requests": f"{len(saved)}", "refused": share}
-    return Progress("question", len(saved) - refused, wanted, "questions", fields=fields)
+@dataclasses.dataclass
+class _Count:
+    """How many replies there are, and how many of them are no questions."""
+
+    wanted: int
+    replies: int = 0
+    refused: int = 0
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.replies += 1
+        self.refused += row["refused"] is not None
+
+    def progress(self) -> Progress:
+        fields = {}
+        if self.replies:
+            share = f"{self.refused} ({100 * self.refused / self.replies:.0f} %)"
+            fields = {"requests": f"{self.replies}", "refused": share}
+        done = self.replies - self.refused
+        return Progress("question", done, self.wanted, "questions", fields=fields)
 
 
 def load_request(path: Path | None = None) -> str:
@@ -462,42 +500,40 @@ def check_requests_fit(
 
 def model_writer(
     lm: LM,
+    survey: Survey,
+    prompt: str,
+    writing: WritingSettings,
     sampling: Sampling,
-    seed: int,
     batch_size: int,
-    on_replies: Callable[[int], None] = lambda count: None,
 ) -> Writer:
     """Return a writer that samples its replies from a model.
 
     Args:
         lm: The model.
+        survey: Its questions are the examples that requests begin with.
+        prompt: Text of a request as a jinja source.
+        writing: How many questions, how many examples, and the seed.
         sampling: How replies are sampled.
-        seed: Seed of the replies.
         batch_size: Number of replies written at a time.
-        on_replies: Called after each batch with the number of replies to the current requests.
-
-    Returns:
-        A function that takes conversations and ids and returns replies, None to a conversation
-        that has no room for a reply.
     """
-    room = lm.config.max_position_embeddings - sampling.max_new_tokens
-
-    def write(conversations: list[list[Message]], ids: list[int]) -> list[str | None]:
-        prompts = [lm.tokenizer.encode_chat(messages) for messages in conversations]
-        asked = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
-        replies = generate(
-            lm.config,
-            lm.params,
-            [prompts[i] for i in asked],
-            sampling,
-            lm.tokenizer.stop_ids,
-            seed,
-            [ids[i] for i in asked],
-            batch_size,
-            mesh=lm.mesh,
-            on_batch=on_replies,
+    topics = make_topics(survey)
+    # Caches for the longest examples of a topic: the same for every seed, and so are the programs.
+    requests = [
+        request_text(
+            prompt,
+            topic.name,
+            sorted(topic.seeds, key=lambda q: -len(as_json(q)))[: writing.examples],
         )
-        text_of = dict(zip(asked, map(lm.tokenizer.decode, replies), strict=True))
-        return [text_of.get(i) for i in range(len(prompts))]
-
-    return write
+        for topic in topics
+    ]
+    longest = max(
+        len(lm.tokenizer.encode_chat([{"role": "user", "content": text}])) for text in requests
+    )
+    return ModelWriter(
+        lm,
+        sampling,
+        writing.seed,
+        batch_size,
+        replies=writing.per_topic * len(topics),
+        positions=longest + sampling.max_new_tokens,
+    )

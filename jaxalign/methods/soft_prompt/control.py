@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -19,29 +22,40 @@ from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
 from jaxalign.methods.soft_prompt.search import Search, abstract_inputs
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.evolve import Entry
-from jaxalign.optim.gradient import Descent, make_descent
+from jaxalign.optim.gradient import GradientDescent, make_descent
+from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.memory import check_fits
-from jaxalign.runtime.sharding import replicated
 from jaxalign.stats.objectives import Objective
 
 _log = logging.getLogger("jaxalign")
 
 GRADIENT_STEPS_PER_DISPATCH = 10
+_MOST_ACTIVATIONS = 2**28  # bytes that the layers may keep for the backward pass
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Control:
-    """The gradient control of a search: its inputs, where it starts, and its two programs."""
+    """The gradient control of a search: its inputs, and its compiled programs."""
 
     search: Search
     inputs: FitnessInputs
-    first: Descent
-    advance: Callable
-    finish: Callable
+    descent: GradientDescent
 
-    def run(self, on_progress: OnProgress = ignore) -> jax.Array:
-        """Return the best search vectors that descent finds, float32 [C, Z]."""
-        settings, descent = self.search.problem.settings, self.first
+    def run(
+        self,
+        checkpoints: Path | str | None = None,
+        *,
+        resume: bool = True,
+        on_progress: OnProgress = ignore,
+    ) -> np.ndarray:
+        """Return the best search vectors that descent finds, float32 [C, Z].
+
+        Args:
+            checkpoints: Directory for a checkpoint per dispatch; None keeps none.
+            resume: Whether to go on from the latest checkpoint, if there is one.
+            on_progress: Called before the first dispatch and after each.
+        """
+        settings, descent = self.search.problem.settings, self.descent
         groups = [group for group, _ in self.search.entries]
         reading = "" if settings.reading == "expected" else ", expected reading"
 
@@ -49,13 +63,22 @@ class Control:
             task, total = f"gradient step{reading}", settings.gradient_steps
             return Progress(task, done, total, "candidates", len(groups), fields)
 
-        on_progress(progress(0, {}))
-        for done in range(0, settings.gradient_steps, GRADIENT_STEPS_PER_DISPATCH):
-            steps = min(GRADIENT_STEPS_PER_DISPATCH, settings.gradient_steps - done)
-            descent = jax.block_until_ready(self.advance(descent, self.inputs, steps))
-            losses = zip(groups, np.asarray(descent.best_fitness_C), strict=True)
-            on_progress(progress(done + steps, {group: f"{loss:.1f}" for group, loss in losses}))
-        return self.finish(descent, self.inputs).best_CxZ
+        with contextlib.ExitStack() as stack:
+            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints))
+            done, state = 0, None
+            if saved and resume and saved.steps:
+                done, state = saved.restore(descent.abstract_state())
+            state = descent.start() if state is None else descent.to_devices(state)
+            on_progress(progress(done, {}))
+            while done < settings.gradient_steps:
+                steps = min(GRADIENT_STEPS_PER_DISPATCH, settings.gradient_steps - done)
+                state = jax.block_until_ready(descent.run(state, steps, self.inputs))
+                done += steps
+                if saved:
+                    saved.save(done, descent.to_entries(state))
+                losses = zip(groups, descent.best(state)[1], strict=True)
+                on_progress(progress(done, {group: f"{loss:.1f}" for group, loss in losses}))
+        return descent.best(descent.last(state, self.inputs))[0]
 
 
 def make_control(search: Search) -> Control:
@@ -67,21 +90,54 @@ def make_control(search: Search) -> Control:
     Raises:
         UserError: where the control, which comes after the search, will not fit into memory.
     """
-    settings, inputs = search.problem.settings, search.local_inputs
+    settings, inputs = search.problem.settings, search.inputs
     inputs = inputs.replace(objective=inputs.objective.differentiable())
-    fitness = make_fitness(search.problem.model.config, chunk=1)
-    start, advance, finish = make_descent(fitness, settings.gradient_steps, settings.gradient_rate)
-    descent = start(len(search.entries), inputs.space.dims)
-    # Placed like what `advance` returns, or the second dispatch would be compiled anew.
-    descent = jax.device_put(descent, inputs.space.start.sharding)
+    descent = make_descent(
+        _control_fitness(search.problem.model.config, search.problem.layout.tokens_computed),
+        settings.gradient_steps,
+        settings.gradient_rate,
+        inputs.space.dims,
+        search.evolution.mesh,
+        len(search.entries),
+    )
     steps = min(GRADIENT_STEPS_PER_DISPATCH, settings.gradient_steps)
     needed = check_fits(
-        advance.lower(descent, inputs, steps).compile(),
+        descent.lower(steps, inputs).compile(),
         jax.local_devices()[0],
         "`gradient_steps` 0 leaves the gradient control out",
     )
     _log.info(f"gradient control: {needed / 2**20:,.0f} MiB per device")
-    return Control(search, inputs, descent, advance, finish)
+    return Control(search, inputs, descent)
+
+
+def control_directory(checkpoints: Path | str, steps: int) -> Path | str:
+    """Return where the control of a run keeps its checkpoints.
+
+    The learning rate of every step depends on how many steps there are in all, which a run that is
+    resumed may change: it then begins its control anew.
+
+    Args:
+        checkpoints: The directory of the search's checkpoints, local or in a bucket.
+        steps: Number of steps of the control.
+    """
+    name = f"gradient-{steps}"
+    return checkpoints / name if isinstance(checkpoints, Path) else f"{checkpoints}/{name}"
+
+
+def _control_fitness(config: LlamaConfig, tokens: int) -> Callable:
+    """Return the fitness that is descended, one prompt at a time.
+
+    A layer is recomputed in the backward pass where the activations of all layers would be large:
+    8 GiB for the 24 items at 8B. Small models keep them. The last bits of recomputed layers are not
+    the same on one device as on several.
+
+    Args:
+        config: The model.
+        tokens: Tokens of a prompt and all questions.
+    """
+    kept = 6 * config.hidden_size + 3 * config.intermediate_size
+    kept_bytes = tokens * config.num_hidden_layers * kept * jnp.dtype(config.dtype).itemsize
+    return make_fitness(config, chunk=1, remat=kept_bytes > _MOST_ACTIVATIONS)
 
 
 def lower_control(
@@ -111,9 +167,7 @@ def lower_control(
     inputs = abstract_inputs(
         config, layout, prompt, mesh, kernel, entries=count, objective=objective
     )
-    start, advance, _ = make_descent(make_fitness(config, chunk=1), steps, learning_rate=0.05)
-    shapes = jax.eval_shape(lambda: start(count, prompt.dims(config.hidden_size)))
-    descent = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
-    )
-    return advance.lower(descent, inputs, steps)
+    dims = prompt.dims(config.hidden_size)
+    fitness = _control_fitness(config, layout.tokens_computed)
+    descent = make_descent(fitness, steps, 0.05, dims, mesh, count)
+    return descent.lower(steps, inputs)

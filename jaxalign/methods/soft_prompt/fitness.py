@@ -27,7 +27,7 @@ class FitnessInputs:
     penalty: jax.Array  # points per unit of mean squared z
 
 
-def make_fitness(config: LlamaConfig, chunk: int) -> Callable:
+def make_fitness(config: LlamaConfig, chunk: int, remat: bool = False) -> Callable:
     """Return (candidates_PxZ, entry_P, FitnessInputs) -> fitness_P; lower is better.
 
     fitness = the objective's loss + penalty * mean of z squared: the penalty keeps prompts near
@@ -36,13 +36,14 @@ def make_fitness(config: LlamaConfig, chunk: int) -> Callable:
     Args:
         config: The model.
         chunk: Number of candidates evaluated at a time.
+        remat: Whether a gradient recomputes each layer instead of keeping its activations.
     """
 
     def score(candidates: tuple[jax.Array, jax.Array], inputs: FitnessInputs) -> jax.Array:
         candidates_BxZ, entry_B = candidates
         # Every candidate is decoded around the start of its own entry.
         prompts_BxMxD = decode(inputs.space.at_entry(entry_B), candidates_BxZ)
-        log_probs_BxQxO = chunk_log_probs(config, inputs.items, prompts_BxMxD)
+        log_probs_BxQxO = chunk_log_probs(config, inputs.items, prompts_BxMxD, remat)
         loss_B = inputs.objective.loss(log_probs_BxQxO, entry_B)
         return loss_B + inputs.penalty * jnp.mean(jnp.square(candidates_BxZ), axis=-1)
 

@@ -31,8 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.answering.ask import ask_after_messages
+from jaxalign.answering.batch import answer_exact
 from jaxalign.answering.cost import padding_text, plan_report, plan_text
+from jaxalign.answering.encode import encode
 from jaxalign.answering.kernel_choice import KERNEL_OPTIONS, choose_kernel
 from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
 from jaxalign.answering.plan import Layout
@@ -61,6 +62,7 @@ from jaxalign.runs import Run
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.hosts import agreed, agreed_choice
 from jaxalign.runtime.memory import available_bytes, busy_chunk, fitting_chunk
+from jaxalign.runtime.platform import target_platform
 from jaxalign.runtime.sharding import MODEL, POPULATION, local_view, place_whole, replicated
 from jaxalign.stats.objectives import Objective
 from jaxalign.stats.objectives.vsm import VsmObjective
@@ -122,7 +124,7 @@ def choose_execution(
     chunk = kept or settings.chunk
     if not chunk:
         candidates = (searches or len(settings.countries)) * settings.strategy.population
-        chunk = busy_chunk(problem.layout.tokens_computed, jax.local_devices()[0].platform)
+        chunk = busy_chunk(problem.layout.tokens_computed, target_platform())
         # More than all candidates would be padding anywhere. A device's share is no such bound: the
         # last bits depend on the chunk, and must not depend on the number of devices.
         chunk = min(chunk, 1 << (candidates - 1).bit_length())
@@ -152,12 +154,10 @@ def log_int8_change(problem: Problem, lm: LM) -> None:
         )
         return
     config, items = problem.model.config, problem.tuned_survey.items
+    asked = encode(problem.model.tokenizer, problem.prompts, [[]], items)
 
     def probabilities(params: Params) -> np.ndarray:
-        tokenizer, prompts = problem.model.tokenizer, problem.prompts
-        params = local_view(params)
-        log_probs, _ = ask_after_messages(config, params, tokenizer, prompts, [[]], items)
-        return np.exp(log_probs[0])
+        return np.exp(answer_exact(config, params, asked, lm.mesh).log_probs_NxO)
 
     # Exact probabilities before and after, so that the change is the quantisation's alone.
     before = probabilities(load_model(problem.model, mesh=lm.mesh).params)
@@ -178,14 +178,10 @@ def score_constants(problem: Problem, lm: LM) -> np.ndarray:
     # Scores without C of the model speaking as each reference country ...
     personas = [Persona(country, problem.group_name(country)) for country in settings.anchor]
     lead_ins = [persona.lead_in(problem.prompts) for persona in personas]
-    log_probs, _ = ask_after_messages(
-        lm.config,
-        local_view(lm.params),
-        lm.tokenizer,
-        problem.prompts,
-        lead_ins,
-        problem.tuned_survey.items,
-    )
+    items = problem.tuned_survey.items
+    asked = encode(lm.tokenizer, problem.prompts, lead_ins, items)
+    answers = answer_exact(lm.config, lm.params, asked, lm.mesh)
+    log_probs = answers.log_probs_NxO.reshape(len(lead_ins), len(items), -1)
     published_Rx6, used_6 = targets(settings.anchor, settings.edition, settings.dimensions)
     raw_Rx6 = make_scorer(problem.tuned_survey).scores(log_probs)
     # ... and the C that brings them nearest to the published scores, dimension by dimension.

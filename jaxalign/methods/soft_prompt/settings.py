@@ -13,7 +13,7 @@ from jaxalign.answering.kernel_choice import KernelOption
 from jaxalign.core.errors import UserError
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
-from jaxalign.runs import may_change
+from jaxalign.runs import may_change, settings_of
 from jaxalign.stats.vsm import Reading
 from jaxalign.surveys.hofstede import DEFAULT_EDITION, DIMENSIONS
 
@@ -99,6 +99,28 @@ class Settings:
     def candidates(self) -> int:
         """Candidates per generation, over all countries."""
         return len(self.countries) * self.strategy.population
+
+
+# Nobody has published these for a real model, so their defaults are what suits the pocket model.
+_CHOSEN_ON_POCKET = (
+    "strategy.population",
+    "generations",
+    "prompt.spread",
+    "gradient_steps",
+    "gradient_rate",
+)
+
+
+def pocket_defaults(settings: Settings) -> str:
+    """Return a line that names the settings left at what was chosen on the pocket model.
+
+    For runs on other models. Empty if all of them were given other values.
+    """
+    given, default = settings_of(settings), settings_of(Settings())
+    left = [f"`{name}` {given[name]}" for name in _CHOSEN_ON_POCKET if given[name] == default[name]]
+    if not left:
+        return ""
+    return f"chosen on the pocket model, since nobody has published a value: {', '.join(left)}"
 
 
 def check_settings(settings: Settings) -> None:

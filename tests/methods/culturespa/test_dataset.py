@@ -97,8 +97,10 @@ def test_rows_are_plain_conversations(tmp_path):
     lines = (tmp_path / "data" / "joint.jsonl").read_text("utf-8").splitlines()
     read = [json.loads(line) for line in lines]
     assert read == rows
+    by_id = {item.id: item for item in ITEMS}
     for pair, row in zip(PAIRS, read, strict=True):
         assert list(row) == ["messages"]
+        assert row["messages"][:2] == PROMPTS.conversation("p1", pair.group, by_id[pair.item])
         assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant"]
         assert all(set(m) == {"role", "content"} for m in row["messages"])
         assert row["messages"][2]["content"] == str(pair.answer)
@@ -106,6 +108,14 @@ def test_rows_are_plain_conversations(tmp_path):
     assert {p.name for p in (tmp_path / "data").iterdir()} == names
     pairs = json.loads((tmp_path / "data" / "pairs.json").read_text("utf-8"))
     assert [Pair(*row) for row in pairs["joint"]] == PAIRS
+
+
+def test_examples_shown_before_a_question_are_in_its_rows():
+    """Under p3 a lead-in depends on the question too, and is still rendered once for equal ones."""
+    by_id = {item.id: item for item in ITEMS}
+    for pair, row in zip(PAIRS, to_rows(PAIRS, ITEMS, PROMPTS, "p1p3"), strict=True):
+        expected = PROMPTS.conversation("p1p3", pair.group, by_id[pair.item])
+        assert row["messages"][:-1] == expected
 
 
 def test_dataset_info_names_file_and_tags(tmp_path):

@@ -24,6 +24,7 @@ from jaxalign.methods.culturespa.inputs import (
 )
 from jaxalign.methods.culturespa.select import Pair, Selection
 from jaxalign.methods.culturespa.settings import CultureSPASettings, resolve_settings
+from jaxalign.methods.culturespa.writer import FunctionWriter
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.survey import Survey, to_json
@@ -132,7 +133,7 @@ def written_with(found: Inputs, row_length: int, out: Path, monkeypatch) -> tupl
         words = ("Is it " + "very " * (100 * (n % 5 == 0)) + f"true that {n} is odd?" for n in ids)
         return [json.dumps({"question": w, "options": ["Yes", "No"]}) for w in words]
 
-    monkeypatch.setattr(pipeline, "model_writer", lambda *_: reply)
+    monkeypatch.setattr(pipeline, "model_writer", lambda *_: FunctionWriter(reply))
     out.mkdir()
     experiment = Experiment(settings, found, LM(found.files, {}, None), out)
     questions, counts = pipeline.write_all(experiment)

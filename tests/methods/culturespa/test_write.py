@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,20 +15,18 @@ from hypothesis import strategies as st
 from jaxalign.commands import write_questions as command
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
-from jaxalign.lm.generate import Sampling
-from jaxalign.lm.model import LM, open_model
-from jaxalign.methods.culturespa import write as writing_module
+from jaxalign.lm.generate import Sampling, generate
+from jaxalign.lm.model import load_model
 from jaxalign.methods.culturespa.questions import Question, from_item, to_survey
 from jaxalign.methods.culturespa.write import (
-    Writer,
     WritingSettings,
     WrittenQuestions,
     collect_questions,
     load_request,
     make_topics,
-    model_writer,
     request_text,
 )
+from jaxalign.methods.culturespa.writer import FunctionWriter, ModelWriter
 from jaxalign.pocket import corpus
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.prompts import Message
@@ -75,13 +73,15 @@ class Fake:
 
 
 def ask(
-    path: Path,
-    write: Writer,
+    path: Path | None,
+    write: Callable[..., Sequence[str | bytes | None]],
     writing: WritingSettings = WRITING,
     survey: Survey = SURVEY,
-    **more: int,
+    at_once: int = 256,
+    **more: Callable[[Progress], None],
 ) -> WrittenQuestions:
-    return collect_questions(survey, write, load_request(), writing, path, **more)
+    writer = FunctionWriter(write, at_once)
+    return collect_questions(survey, writer, load_request(), writing, path, **more)
 
 
 def shown(conversation: list[Message]) -> list[str]:
@@ -154,7 +154,7 @@ def test_few_seeds_are_made_up_for_by_own_questions(tmp_path: Path) -> None:
 def test_the_set_depends_on_the_seed_and_not_on_how_it_was_asked_for(tmp_path: Path) -> None:
     found = ask(tmp_path / "a.jsonl", Fake())
     fake = Fake()
-    assert ask(tmp_path / "b.jsonl", fake, save_every=3) == found
+    assert ask(tmp_path / "b.jsonl", fake, at_once=3) == found
     assert max(fake.sizes) == 3
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     other = ask(tmp_path / "c.jsonl", Fake(), dataclasses.replace(WRITING, seed=1))
@@ -176,14 +176,14 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     tmp_path: Path, stop_after: int, torn: bool
 ) -> None:
     whole, path = tmp_path / "whole.jsonl", tmp_path / "replies.jsonl"
-    found = ask(whole, Fake(), save_every=3)
+    found = ask(whole, Fake(), at_once=3)
     with pytest.raises(KeyboardInterrupt):
-        ask(path, Fake(stop_after), save_every=3)
+        ask(path, Fake(stop_after), at_once=3)
     if torn and path.exists():
         path.write_bytes(path.read_bytes()[:-9])
     kept = path.read_bytes().count(b"\n") if path.exists() else 0
     rest = Fake()
-    assert ask(path, rest, save_every=5) == found
+    assert ask(path, rest, at_once=5) == found
     assert len(rest.asked) == whole.read_bytes().count(b"\n") - kept
     assert path.read_bytes() == whole.read_bytes()
     assert ask(path, Fake(stop_after=0)) == found  # all there: nobody is asked
@@ -194,8 +194,9 @@ def test_replies_to_other_requests_are_not_taken_for_ours(tmp_path: Path) -> Non
     ask(path, Fake())
     with pytest.raises(UserError, match="give another `out`"):
         ask(path, Fake(), dataclasses.replace(WRITING, seed=1))
+    writer = FunctionWriter(Fake())
     with pytest.raises(UserError, match="give another `out`"):
-        collect_questions(SURVEY, Fake(), "Another text on {{ topic }}.", WRITING, path)
+        collect_questions(SURVEY, writer, "Another text on {{ topic }}.", WRITING, path)
     path.write_text('{"request": 1, "topic": 2}\n')
     with pytest.raises(UserError, match="not a file of replies"):
         ask(path, Fake())
@@ -362,22 +363,29 @@ def test_a_setting_changed_since_is_named_as_its_option(tmp_path):
         Run.create(first.out, other, {}, resume=True)
 
 
-def test_a_writer_skips_what_has_no_room(monkeypatch):
-    lm = LM(open_model(), {}, None)
-    rows, done = [], []
-
-    def generate(config, params, prompts, sampling, stop, seed, ids, batch_size, mesh, on_batch):
-        rows.append(len(prompts))
-        on_batch(len(prompts))
-        return [lm.tokenizer.encode(str(n)) for n in ids]
-
-    monkeypatch.setattr(writing_module, "generate", generate)
-    write = model_writer(lm, Sampling(max_new_tokens=8), 0, 4, on_replies=done.append)
-    said = [[{"role": "user", "content": text}] for text in ("one", "word " * 5000, "two", "three")]
-    assert write(said, [5, 6, 7, 8]) == ["5", None, "7", "8"]
-    assert rows == [3]
-    assert done == [3]
+@pytest.mark.long
+def test_a_writer_skips_what_has_no_room_and_makes_room_for_longer_ones() -> None:
+    """Caches are made for what waits first; a longer request waits for larger ones."""
+    lm = load_model()
+    texts = ("one", "word " * 5000, "two", "three " * 60)
+    said = [[{"role": "user", "content": text}] for text in texts]
+    sampling = Sampling(max_new_tokens=8)
+    writer = ModelWriter(lm, sampling, 3, batch_size=4, replies=4)
+    assert writer.receive() == []
+    writer.send(said[:3], [5, 6, 7])
+    found = writer.receive()
+    assert found == [(6, None)]
+    found += writer.receive()
+    writer.send(said[3:], [8])
+    while more := writer.receive():
+        found += more
+    writer.finish()
+    tokens = [lm.tokenizer.encode_chat(said[i]) for i in (0, 2, 3)]
+    stop = lm.tokenizer.stop_ids
+    replies = generate(lm.config, lm.params, tokens, sampling, stop, 3, [5, 7, 8])
+    expected = dict(zip((5, 7, 8), map(lm.tokenizer.decode, replies), strict=True))
+    assert dict(found) == expected | {6: None}
 
 
 def test_questions_can_be_written_without_a_file():
-    assert ask(None, Fake()).questions == ask(None, Fake(), save_every=7).questions
+    assert ask(None, Fake()).questions == ask(None, Fake(), at_once=7).questions

@@ -120,33 +120,67 @@ def test_fitness_is_the_loss_of_the_decoded_prompt_plus_penalty():
         np.testing.assert_allclose(fitness[i], expected, rtol=1e-5)
 
 
+def descend(inputs, steps, devices=1, remat=False):
+    """The gradient control of three countries, built for `steps` steps."""
+    mesh = make_mesh(jax.devices()[:devices])
+    fitness, dims = make_fitness(CONFIG, 1, remat), inputs.space.dims
+    entries = len(inputs.space.start)
+    return make_descent(fitness, steps, 0.05, dims, mesh, entries)
+
+
 @pytest.mark.long
 def test_gradient_control_improves_every_country():
     inputs = make_inputs(COUNTRIES)
-    start, advance, _ = make_descent(make_fitness(CONFIG, 1), 20, 0.05)
-    first = advance(start(3, inputs.space.dims), inputs, 1)
-    last = advance(first, inputs, 19)
-    assert (last.best_fitness_C < first.best_fitness_C - 1).all()
+    descent = descend(inputs, 20)
+    first = descent.run(descent.start(), 1, inputs)
+    before = descent.best(first)[1]
+    last = descent.run(first, 19, inputs)
+    assert (descent.best(last)[1] < before - 1).all()
 
 
 @pytest.mark.long
 def test_the_last_step_of_the_gradient_control_counts():
     """A control of one step used to end where it began."""
     inputs = make_inputs(COUNTRIES)
-    start, advance, finish = make_descent(make_fitness(CONFIG, 1), 1, 0.05)
-    stepped = advance(start(3, inputs.space.dims), inputs, 1)
-    ended = finish(stepped, inputs)
+    descent = descend(inputs, 1)
+    stepped = descent.run(descent.start(), 1, inputs)
+    ended = descent.last(stepped, inputs)
     assert (ended.best_fitness_C < stepped.best_fitness_C).all()
     np.testing.assert_array_equal(ended.best_CxZ, stepped.z_CxZ)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_gradient_control_does_not_depend_on_devices(devices, count):
+    """Two devices share out three countries unevenly; each country gets the bits of one device."""
+
+    def found(devices):
+        inputs = jax.device_put(make_inputs(COUNTRIES), replicated(make_mesh(devices)))
+        descent = descend(inputs, 4, len(devices))
+        state = descent.run(descent.start(), 4, inputs)
+        best_CxZ, fitness_C = descent.best(descent.last(state, inputs))
+        return best_CxZ, fitness_C, jax.device_get(descent.to_entries(state).optimizer)
+
+    one, many = found(devices[:1]), found(devices[:count])
+    jax.tree.map(np.testing.assert_array_equal, one, many)
+
+
+@pytest.mark.long
+def test_recomputed_layers_give_the_same_gradient():
+    inputs = make_inputs(COUNTRIES)
+    found = []
+    for remat in (False, True):
+        descent = descend(inputs, 3, remat=remat)
+        found.append(descent.best(descent.run(descent.start(), 3, inputs))[0])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.long
 def test_gradient_memory_does_not_grow_with_countries():
     def temporary(countries: int) -> int:
         inputs = make_inputs(COUNTRIES[:1] * countries)
-        start, advance, _ = make_descent(make_fitness(CONFIG, 1), 20, 0.05)
-        lowered = advance.lower(start(countries, inputs.space.dims), inputs, 1)
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+        compiled = descend(inputs, 20).lower(1, inputs).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
     one, many = temporary(1), temporary(8)
     assert many < 1.2 * one, (one, many)

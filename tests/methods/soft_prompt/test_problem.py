@@ -11,10 +11,11 @@ import pytest
 
 from jaxalign.core.errors import UserError
 from jaxalign.methods.soft_prompt.problem import check_comparison, file_names, read_problem
-from jaxalign.methods.soft_prompt.settings import Settings
+from jaxalign.methods.soft_prompt.settings import Settings, pocket_defaults
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket.society import held_out_survey
+from jaxalign.runs import with_flags
 from jaxalign.surveys.survey import to_json, vsm
 from tests.support.own_files import own_csv
 
@@ -177,3 +178,10 @@ def test_an_edition_of_the_users_own_is_one_of_the_runs_facts(tmp_path):
     after = read_problem(settings).facts()
     assert before["edition_sha256"] != after["edition_sha256"]
     assert "edition_sha256" not in read_problem(Settings()).facts()
+
+
+def test_a_real_model_is_told_which_settings_were_chosen_on_the_pocket_model():
+    note = pocket_defaults(Settings(generations=500))
+    assert "`prompt.spread` 0.5, `gradient_steps` 100" in note
+    assert "generations" not in note
+    assert with_flags(note, Settings).endswith("--gradient-rate 0.05")

@@ -132,7 +132,8 @@ def test_what_was_compiled_to_see_whether_it_fits_is_what_runs(tiny, monkeypatch
     state = search.evolution.init(search.first_members, search.inputs)
     before = len(traced)
     search.evolution.run(state, problem.settings.save_every, search.inputs)
-    control.advance(control.first, control.inputs, problem.settings.gradient_steps)
+    descent = control.descent
+    descent.run(descent.start(), problem.settings.gradient_steps, control.inputs)
     assert len(traced) == before > 0
 
 
@@ -165,6 +166,41 @@ def test_a_search_goes_on_from_its_checkpoint(tiny, tmp_path):
     finished = search.run(tmp_path / "checkpoints")
     assert finished.seconds == 0
     np.testing.assert_array_equal(finished.best_CxZ, unbroken.best_CxZ)
+
+
+@pytest.mark.long
+def test_the_control_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypatch):
+    """Stopped after two of five steps, it ends with the bits of an unbroken control; its folder
+    lies in that of the search's checkpoints, which find their own steps there all the same."""
+    monkeypatch.setattr(control_module, "GRADIENT_STEPS_PER_DISPATCH", 2)
+    settings = tiny_settings(
+        tiny,
+        countries=("USA", "CHN"),
+        strategy=Strategy(population=4),
+        generations=2,
+        gradient_steps=5,
+    )
+    problem, lm = load(settings)
+    search = build_search(problem, lm, ExecutionPlan(4, "xla", fixed=True))
+    search.run(tmp_path)
+    control, events = make_control(search), []
+    unbroken = control.run()
+    folder = control_module.control_directory(tmp_path, 5)
+
+    def stop(progress):
+        if progress.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        control.run(folder, on_progress=stop)
+    resumed = control.run(folder, on_progress=events.append)
+    assert [event.done for event in events] == [2, 4, 5]
+    np.testing.assert_array_equal(resumed, unbroken)
+    # Nothing is left of either, and nothing is done again.
+    events.clear()
+    np.testing.assert_array_equal(control.run(folder, on_progress=events.append), unbroken)
+    assert [event.done for event in events] == [5]
+    assert search.run(tmp_path).seconds == 0
 
 
 @pytest.mark.long

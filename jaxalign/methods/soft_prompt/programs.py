@@ -1,0 +1,153 @@
+"""Every program that a soft-prompt run executes, from shapes alone.
+
+The run lists its programs with `run_programs` and checks them before it loads or writes anything;
+`jaxalign plan --experiment soft-prompt` lists the same for chips that are not here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jax.sharding import Mesh
+
+from jaxalign.answering.cost import candidate_flops
+from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.methods.soft_prompt.control import GRADIENT_STEPS_PER_DISPATCH, lower_control
+from jaxalign.methods.soft_prompt.problem import Problem
+from jaxalign.methods.soft_prompt.search import ExecutionPlan, lower_search
+from jaxalign.optim.evolve import entries_of
+from jaxalign.runtime.hosts import agreed
+from jaxalign.runtime.memory import available_bytes
+from jaxalign.runtime.programs import CHECKING, Need, Program, check_programs, measure_program
+from jaxalign.runtime.sharding import MODEL, POPULATION
+
+_SMALLER = (
+    "split the weights over more devices (`model_parallel`), or store them with `weights` int8"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchProgram:
+    """How the search is computed, and the program that does it."""
+
+    execution: ExecutionPlan
+    program: Program
+
+
+def run_programs(problem: Problem, mesh: Mesh, search: SearchProgram) -> tuple[Program, ...]:
+    """Return the programs of a run, in the order in which it executes them.
+
+    Args:
+        problem: What is searched.
+        mesh: The devices, which may be only described.
+        search: The search, from `fitting_search`.
+    """
+    programs = [search.program]
+    if problem.settings.gradient_steps:
+        programs.append(_control_program(problem, mesh, search.execution))
+    return tuple(programs)
+
+
+def fitting_search(
+    problem: Problem, mesh: Mesh, execution: ExecutionPlan, available: int | None
+) -> SearchProgram:
+    """Halve the number of prompts computed at a time until the search fits into memory.
+
+    A number that is fixed stays; so does one prompt at a time, which `check_programs` then refuses.
+
+    Args:
+        problem: What is searched.
+        mesh: The devices, which may be only described.
+        execution: How the search would be computed.
+        available: Bytes that programs may use on a device; None if that is not known.
+    """
+    while True:
+        program = search_program(problem, mesh, execution)
+        if not available or execution.fixed or execution.chunk == 1:
+            break
+        if measure_program(program).fits(available):
+            break
+        # Activations, most of what a search needs, shrink with the number of prompts.
+        execution = dataclasses.replace(execution, chunk=execution.chunk // 2)
+    return SearchProgram(execution, program)
+
+
+def search_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> Program:
+    """Return one dispatch of generations of all countries' searches."""
+    settings, config = problem.settings, problem.model.config
+    generations = min(settings.save_every, settings.generations)
+    entries = entries_of(settings.countries, settings.seed)
+    # Of each device, in whole chunks.
+    per_device = -(-settings.candidates // mesh.shape[POPULATION])
+    computed = -(-per_device // execution.chunk) * execution.chunk
+    flops = None
+    if problem.settings.prompt.placement != "after":
+        flops = computed * candidate_flops(config, problem.layout).total / mesh.shape[MODEL]
+    return Program(
+        name="generations of the search",
+        stage="search",
+        lower=lambda: lower_search(
+            config,
+            problem.layout,
+            settings.strategy,
+            settings.prompt,
+            mesh,
+            entries=entries,
+            chunk=execution.chunk,
+            generations=generations,
+            kernel=execution.kernel,
+            objective=problem.objective(),
+        ),
+        remedy=f"give a smaller `population`, or a `prompt.projection`; or {_SMALLER}",
+        unit="generation",
+        units=generations,
+        formula_flops=flops,
+    )
+
+
+def _control_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> Program:
+    settings, config = problem.settings, problem.model.config
+    return Program(
+        name="steps of the gradient control",
+        stage="gradient control",
+        lower=lambda: lower_control(
+            config,
+            problem.layout,
+            settings.prompt,
+            mesh,
+            entries=entries_of(settings.countries, settings.seed),
+            steps=min(GRADIENT_STEPS_PER_DISPATCH, settings.gradient_steps),
+            kernel=execution.kernel,
+            objective=problem.objective().differentiable(),
+        ),
+        remedy="`gradient_steps` 0 leaves the gradient control out",
+        unit="step",
+        units=min(GRADIENT_STEPS_PER_DISPATCH, settings.gradient_steps),
+    )
+
+
+def check_run(
+    problem: Problem, mesh: Mesh, execution: ExecutionPlan, on_progress: OnProgress = ignore
+) -> tuple[ExecutionPlan, tuple[Need, ...]]:
+    """Compile and check every program of a run, before anything is loaded or written.
+
+    Args:
+        problem: What is searched.
+        mesh: The devices.
+        execution: How the search would be computed.
+        on_progress: Called before each program.
+
+    Returns:
+        How the search is computed, with as many prompts at a time as fit; and what each program
+        needs.
+
+    Raises:
+        UserError: One program does not fit; the message names it.
+    """
+    device = mesh.local_devices[0]
+    # Process 0's memory counts for all: processes with different chunks would wait for each other.
+    available = agreed(available_bytes(device) or 0)
+    on_progress(Progress(CHECKING, 0, 1, "programs", fields={"compiling": "the search"}))
+    search = fitting_search(problem, mesh, execution, available)
+    needs = check_programs(run_programs(problem, mesh, search), device, on_progress)
+    return search.execution, needs
