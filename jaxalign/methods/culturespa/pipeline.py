@@ -189,7 +189,7 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
 
 
 def _fitting(experiment: Experiment, questions: Survey) -> Survey:
-    """Drop the questions that would not fit a given row length.
+    """Drop the questions whose examples would be longer than `train.longest_example`.
 
     Noticed in step 4 only, one of them would end a run whose long steps are done.
 
