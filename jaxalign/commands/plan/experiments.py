@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -105,10 +106,14 @@ def plan_experiment(settings: PlanSettings, on_progress: OnProgress = ignore) ->
     with tempfile.TemporaryDirectory() as scratch, lowering_for(topology.platform):
         began = time.process_time()
         make = {"soft-prompt": _soft_prompt, "culturespa": _culturespa}[settings.experiment]
-        choice, programs_of = make(settings, topology, files, Path(scratch))
-        host_seconds = time.process_time() - began
+        choice, plan_host, programs_of = make(settings, topology, files, Path(scratch))
+        before_mesh = time.process_time() - began
+        mesh = make_mesh(described_devices(topology), **choice.sizes)
+        began = time.process_time()
+        planned = plan_host(mesh)
+        host_seconds = before_mesh + time.process_time() - began
         _log.info(f"{settings.experiment} on {topology.name}: {choice.describe()}")
-        programs = programs_of(make_mesh(described_devices(topology), **choice.sizes))
+        programs = programs_of(mesh, planned)
         needs = []
         for done, program in enumerate(programs):
             fields = {"compiling": program.name}
@@ -120,15 +125,13 @@ def plan_experiment(settings: PlanSettings, on_progress: OnProgress = ignore) ->
     )
 
 
-Maker = Callable[
-    [PlanSettings, Topology, ModelFiles, Path],
-    tuple[MeshChoice, Callable[[Mesh], Sequence[Program]]],
-]
+# The mesh's sizes; what is planned on the host; and the programs that follow from it.
+Made = tuple[MeshChoice, Callable[[Mesh], Any], Callable[[Mesh, Any], Sequence[Program]]]
 
 
 def _soft_prompt(
     settings: PlanSettings, topology: Topology, files: ModelFiles, scratch: Path
-) -> tuple[MeshChoice, Callable[[Mesh], Sequence[Program]]]:
+) -> Made:
     countries = _countries(settings)
     given = settings.experiment_strategy
     # The targets' values do not matter to a plan, and not every country has published ones.
@@ -148,7 +151,6 @@ def _soft_prompt(
         **({} if given is None else {"strategy": given}),
     )
     problem = read_problem(run, files)
-    answers = soft_prompt.plan_answers(problem)
     choice = choose_mesh(
         files.config,
         topology.num_chips,
@@ -158,17 +160,17 @@ def _soft_prompt(
         model_parallel=run.model_parallel,
     )
 
-    def programs_of(mesh: Mesh) -> Sequence[Program]:
+    def programs_of(mesh: Mesh, answers: soft_prompt.AnswerPlans) -> Sequence[Program]:
         execution = choose_execution(problem, mesh, {"attention": run.attention})
         search = soft_prompt.fitting_search(problem, mesh, execution, topology.program_bytes)
         return soft_prompt.run_programs(problem, mesh, search, answers)
 
-    return choice, programs_of
+    return choice, lambda mesh: soft_prompt.plan_answers(problem), programs_of
 
 
 def _culturespa(
     settings: PlanSettings, topology: Topology, files: ModelFiles, scratch: Path
-) -> tuple[MeshChoice, Callable[[Mesh], Sequence[Program]]]:
+) -> Made:
     run = CultureSPASettings(
         survey=settings.survey,
         countries=_countries(settings),
@@ -192,10 +194,10 @@ def _culturespa(
     )
     questions = culturespa.stand_ins(inputs.survey, run)
 
-    def programs_of(mesh: Mesh) -> Sequence[Program]:
+    def plan_host(mesh: Mesh) -> Sequence[Program]:
         return culturespa.run_programs(run, inputs, mesh, topology.program_bytes, questions)
 
-    return choice, programs_of
+    return choice, plan_host, lambda mesh, programs: programs
 
 
 def _countries(settings: PlanSettings) -> tuple[str, ...]:
