@@ -15,39 +15,51 @@ Letters: C respondent, Q item, O option; in tables, as in
 from __future__ import annotations
 
 import dataclasses
-import functools
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from jaxalign.answering.attention import RowTables
-from jaxalign.answering.blocks import (
-    ANSWER_ROW,
-    ROW,
-    Conversations,
-    Shape,
-    Tables,
-    cut,
-    pad_block,
-    plan_block,
-    shape_of,
-)
-from jaxalign.answering.options import PreparedItems, option_log_probs
+from jaxalign.answering import block_program
+from jaxalign.answering.block_plan import BlockPlan, plan_blocks
+from jaxalign.answering.block_program import block_devices, block_sharding
+from jaxalign.answering.blocks import Conversations
 from jaxalign.answering.partial import digest, open_partial
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.weights import Params
-from jaxalign.runtime.sharding import DATA, partition_spec, place_whole, replicated
+from jaxalign.runtime.memory import busy_chunk
+from jaxalign.runtime.sharding import place_whole, replicated
 
-jax.tree_util.register_dataclass(
-    Tables, [field.name for field in dataclasses.fields(Tables)], meta_fields=[]
-)
+_log = logging.getLogger("jaxalign")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactAnswers:
+    """What a model answers to conversations, by exact likelihood.
+
+    Attributes:
+        log_probs_NxO: float32 natural logarithms, normalised over an item's options; -inf past
+            them.
+        valid_mass_N: float32, the probability that the reply begins with an option at all.
+    """
+
+    log_probs_NxO: np.ndarray
+    valid_mass_N: np.ndarray
+
+
+def default_block_tokens(platform: str) -> int:
+    """Return how many tokens are computed together by default.
+
+    On a CPU the search's measured number; elsewhere as many as a model of 8B computes in about
+    1 GiB of temporaries.
+    """
+    return busy_chunk(1, platform) if platform == "cpu" else 4096
 
 
 def answer_exact(
@@ -56,156 +68,105 @@ def answer_exact(
     conversations: Conversations,
     mesh: Mesh,
     *,
+    extra_ExD: np.ndarray | jax.Array | None = None,
     key: str = "",
     folder: Path | None = None,
-    block_tokens: int = 4096,
+    block_tokens: int | None = None,
+    plan: BlockPlan | None = None,
     on_progress: OnProgress = ignore,
-) -> np.ndarray:
-    """Return the log-probabilities of each conversation's options, normalised over them.
+    task: str = "block",
+) -> ExactAnswers:
+    """Return the log-probabilities of each conversation's options, and the mass on them.
+
+    In float32 the bits depend neither on the number of devices nor on the order of the
+    conversations nor on where a killed run continued; they may depend on `block_tokens` and on
+    which conversations are asked together.
 
     Args:
         config: the model's shapes.
-        params: its weights. They are used where they lie on the mesh, and copied to every device
-            if they lie elsewhere.
+        params: its weights, with an adapter beside them or without. They are used where they lie on
+            the mesh, and copied to every device if they lie elsewhere.
         conversations: what is asked.
-        mesh: its data axis takes one block per device, `make_mesh(data=...)`.
+        mesh: each device of its axes population and data computes a block of its own.
+        extra_ExD: float32 embeddings of the ids beyond the vocabulary: row i is `vocab_size + i`.
         key: text that stands for whatever else the answers depend on, such as the weights' hash.
         folder: directory that keeps the answers; None keeps none.
-        block_tokens: tokens computed together; more is faster until a device is full.
+        block_tokens: tokens computed together; default: `default_block_tokens`.
+        plan: the conversations cut into blocks, if that has been done; `block_tokens` is then not
+            used. Jobs of one shape (`with_one_shape`) share a compiled program.
         on_progress: called with the number of blocks that are answered.
-
-    Returns:
-        float32 [conversations, O], natural logarithms; -inf past an item's options.
+        task: what the progress calls a step.
 
     Raises:
         UserError: if the model answers NaN, or a file in `folder` cannot be continued.
     """
-    # Plan twice, first for the shape that holds every block and then block by block, so that the
-    # tables of a long job are never all in memory.
-    ordered, order = _sorted(conversations)
-    blocks = cut(ordered, block_tokens)
-    shape = shape_of(plan_block(ordered, members) for members in blocks)
-    name = digest("exact", key, config, block_tokens, conversations)
-    out = open_partial(folder, f"exact-{name}", (len(ordered), shape.options), np.float32, np.nan)
+    if extra_ExD is None:
+        extra_ExD = np.zeros((0, config.hidden_size), np.float32)
+    extra_ExD = np.asarray(extra_ExD, np.float32)
+    cut_as: object = plan and plan.shape
+    if plan is None:
+        cut_as = block_tokens or default_block_tokens(mesh.devices.flat[0].platform)
+        plan = plan_blocks(conversations, cut_as)
+        _log.info(plan.describe())
+    # One row of the file per conversation, in the given order: its options, then the mass on them.
+    name = digest("exact", key, config, cut_as, conversations, extra_ExD)
+    size = len(conversations), plan.shape.options + 1
+    out = open_partial(folder, f"exact-{name}", size, np.float32, np.nan)
     # A block of which any answer is missing is computed again as a whole.
-    missing = [members for members in blocks if np.isnan(out[order[members]]).any()]
-    answers_per_block = max(1, len(ordered) // len(blocks))
+    lacking = np.isnan(out).any(axis=1)[plan.order_N]
+    missing = np.flatnonzero(np.logical_or.reduceat(lacking, plan.starts_B[:-1]))
+    answers_per_block = max(1, len(conversations) // len(plan))
 
     def report(done: int) -> None:
-        on_progress(Progress("block", done, len(blocks), "answers", answers_per_block))
+        on_progress(Progress(task, done, len(plan), "answers", answers_per_block))
 
-    done = len(blocks) - len(missing)
+    done = len(plan) - len(missing)
     report(done)
-    answered = _answer_blocks(config, params, ordered, missing, shape, mesh)
-    for members, log_probs_QxO in answered:
-        if np.isnan(log_probs_QxO).any():
+    for members, answers_QxO1 in _answer_blocks(config, params, extra_ExD, plan, missing, mesh):
+        if np.isnan(answers_QxO1).any():
             raise UserError("the model answers NaN; are its weights finite?")
-        out[order[members]] = log_probs_QxO
+        out[members] = answers_QxO1
         done += 1
         report(done)
-    return np.array(out)
-
-
-def _sorted(conversations: Conversations) -> tuple[Conversations, np.ndarray]:
-    """Return the conversations with those that begin alike side by side, and their old places."""
-    # By lead-in, then by the question's tokens: the order in which a prefix tree shares the most.
-    questions = [question.tolist() for question in conversations.questions]
-    rank = np.empty(len(questions), int)
-    rank[sorted(range(len(questions)), key=questions.__getitem__)] = np.arange(len(questions))
-    pairs = conversations.pairs
-    order = sorted(range(len(pairs)), key=lambda n: (pairs[n][0], rank[pairs[n][1]]))
-    ordered = dataclasses.replace(conversations, pairs=[pairs[n] for n in order])
-    return ordered, np.array(order, int)
+    return ExactAnswers(np.array(out[:, :-1]), np.array(out[:, -1]))
 
 
 def _answer_blocks(
     config: LlamaConfig,
     params: Params,
-    conversations: Conversations,
-    blocks: Sequence[range],
-    shape: Shape,
+    extra_ExD: np.ndarray,
+    plan: BlockPlan,
+    blocks: np.ndarray,
     mesh: Mesh,
-) -> Iterator[tuple[range, np.ndarray]]:
-    """Yield (block, log-probabilities [Q, O]) of each block, one block per device at a time.
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (conversations, answers [Q, O + 1]) of each block, one block per device at a time.
 
     The next round is planned and under way before the results of the last one are waited for.
     """
-    devices, params = mesh.shape[DATA], as_bits(place_whole(params, replicated(mesh)))
+    devices, whole = block_devices(mesh), replicated(mesh)
+    if len(blocks):
+        params, extra_ExD = as_bits(place_whole(params, whole)), place_whole(extra_ExD, whole)
     under_way = ()
     for start in range(0, len(blocks), devices):
-        members = blocks[start : start + devices]
-        tables = [pad_block(plan_block(conversations, block), shape) for block in members]
+        members = blocks[start : start + devices].tolist()
+        tables = [plan.tables(block) for block in members]
         tables += tables[:1] * (devices - len(members))  # devices without a block repeat one
         stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *tables)
-        spread = jax.device_put(stacked, NamedSharding(mesh, partition_spec(("batch",))))
-        this_round = members, _round(config, mesh, params, spread)  # returns before it is done
+        spread = jax.device_put(stacked, block_sharding(mesh))
+        # Returns before it is done.
+        answers = block_program.answer_blocks(config, mesh, params, spread, extra_ExD)
         if under_way:
-            yield from _results(*under_way)
-        under_way = this_round
+            yield from _results(plan, *under_way)
+        under_way = members, answers
     if under_way:
-        yield from _results(*under_way)
+        yield from _results(plan, *under_way)
 
 
-def _results(blocks: Sequence[range], log_probs: jax.Array) -> Iterator[tuple[range, np.ndarray]]:
-    for block, log_probs_QxO in zip(blocks, jax.device_get(log_probs), strict=False):
-        yield block, log_probs_QxO[: len(block)]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _round(config: LlamaConfig, mesh: Mesh, params: Params, tables: Tables) -> jax.Array:
-    """Answer one block per device of the data axis: float32 [blocks, Q, O], on every device."""
-    batch = partition_spec(("batch",))
-
-    def one(params: Params, tables: Tables) -> jax.Array:
-        prepared = _prepared(config, params, jax.tree.map(lambda x: x[0], tables))
-        no_prompt = jnp.zeros((1, 0, config.hidden_size), config.dtype)
-        return option_log_probs(config, prepared, no_prompt, chunk=1)
-
-    spread = jax.shard_map(
-        one,
-        mesh=mesh,
-        in_specs=(partition_spec(()), batch),
-        out_specs=batch,
-        axis_names={DATA},
-        check_vma=False,  # the layer scan starts from constants
-    )
-    return jax.lax.with_sharding_constraint(spread(params, tables), replicated(mesh))
-
-
-def _prepared(config: LlamaConfig, params: Params, tables: Tables) -> PreparedItems:
-    """Return what `option_log_probs` reads: nothing before the tree and no prompt."""
-    shape = (0, config.num_key_value_heads, config.head_dim)
-    last = jnp.zeros(shape, config.dtype)
-    stacked = jnp.zeros((config.num_hidden_layers - 1, *shape), config.dtype)
-    every = jnp.arange(tables.tree.shape[0])
-    return PreparedItems(
-        params=params,
-        before=((stacked, stacked), (last, last)),
-        trunk=jnp.zeros(0, jnp.int32),
-        tree=tables.tree,
-        positions=tables.positions,
-        attention=_rows(tables.end, tables.keys, every.reshape(-1, ROW), only_tree=False),
-        answer_attention=_rows(
-            tables.end, tables.answer_keys, tables.answers.reshape(-1, ANSWER_ROW), only_tree=True
-        ),
-        answers=tables.answers,
-        scored_AxY=tables.scored,
-        inner=tables.inner,
-        sequences=tables.sequences,
-    )
-
-
-def _rows(
-    end: jax.Array, keys_RxS: jax.Array, queries_RxL: jax.Array, only_tree: bool
-) -> RowTables:
-    """Return the attention's rows: a query sees the keys whose subtree it stands in."""
-    # A padding key is -1: nobody sees it, and key 0 is gathered in its place.
-    query, key = queries_RxL[:, :, None], keys_RxS[:, None, :]
-    sees = (key >= 0) & (key <= query) & (query < end[key])
-    return RowTables(
-        keys_RxS=jnp.maximum(keys_RxS, 0),
-        mask_RxLxS=sees,
-        common=0,
-        queries=queries_RxL.size,
-        only_tree=only_tree,
-    )
+def _results(
+    plan: BlockPlan, blocks: Sequence[int], answers: tuple[jax.Array, jax.Array]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    log_probs_BxQxO, mass_BxQ = jax.device_get(answers)
+    both = np.concatenate([log_probs_BxQxO, mass_BxQ[..., None]], axis=-1)
+    for block, answers_QxO1 in zip(blocks, both, strict=False):
+        members = plan.members(block)
+        yield members, answers_QxO1[: len(members)]

@@ -2,70 +2,160 @@
 
 18 countries x 13,000 questions are 234,000 conversations. A tokenizer treats the text on either
 side of a special token separately, so a conversation is the tokens of its lead-in followed by those
-of its question.
+of its question. The first and the last question are encoded whole after every lead-in, to see that
+the chat template words them alike.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from jaxalign.answering.blocks import Conversations
-from jaxalign.answering.conversations import option_spellings
+from jaxalign.answering.conversations import Placement, option_spellings, split_at_soft_prompt
 from jaxalign.core.errors import UserError
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.prompts import Message, Prompts
 from jaxalign.surveys.survey import Item
 
 
+@dataclasses.dataclass(frozen=True)
+class SoftLeadIn:
+    """A soft prompt, and messages between it and the question.
+
+    Attributes:
+        ids: token ids that stand for the soft prompt, `vocab_size + i` for row i of the embeddings
+            that are given besides the model's own.
+        placement: where the soft prompt stands (`split_at_soft_prompt`).
+        messages: the messages.
+    """
+
+    ids: Sequence[int]
+    placement: Placement
+    messages: Sequence[Message] = ()
+
+
+LeadIn = Sequence[Message] | SoftLeadIn
+"""What stands before a question: messages, or a soft prompt and messages."""
+
+
 def encode(
     tokenizer: Tokenizer,
     prompts: Prompts,
-    lead_ins: Sequence[Sequence[Message]],
+    lead_ins: Sequence[LeadIn],
     items: Sequence[Item],
-    pairs: Sequence[tuple[int, int]] | None = None,
+    pairs: np.ndarray | Sequence[tuple[int, int]] | None = None,
 ) -> Conversations:
     """Encode questions after lead-ins.
 
     Args:
         tokenizer: the model's tokenizer and chat template.
         prompts: the texts that word a question.
-        lead_ins: messages that stand before a question.
+        lead_ins: what stands before a question.
         items: the questions.
-        pairs: which question is asked after which lead-in, as positions (lead-in, item); default:
-            every question after every lead-in, lead-in by lead-in.
+        pairs: which question is asked after which lead-in, as positions (lead-in, item), int
+            [N, 2]; default: every question after every lead-in, lead-in by lead-in.
 
     Raises:
-        UserError: if there is nothing to ask, or the chat template words a question differently
-            after another lead-in.
+        UserError: if there is nothing to ask, the chat template words a question differently after
+            another lead-in, or a soft prompt cannot stand where it should.
     """
     if not items or not lead_ins:
         raise UserError(f"{len(items)} questions after {len(lead_ins)} lead-ins: nothing to ask")
-    # A question's tokens begin at the last special token that all questions have in common.
-    conversations = [_chat(tokenizer, [*lead_ins[0], prompts.user(item)]) for item in items]
-    start = _last_special(tokenizer, conversations)
-    questions = [conversation[start:] for conversation in conversations]
-    encoded_lead_ins = []
-    for lead_in in lead_ins:
-        first, last = (
-            _chat(tokenizer, [*lead_in, prompts.user(item)]) for item in (items[0], items[-1])
-        )
-        before = first[: max(0, len(first) - len(questions[0]))]
-        for conversation, question in ((first, questions[0]), (last, questions[-1])):
-            if not np.array_equal(conversation, np.concatenate([before, question])):
-                raise UserError(
-                    f"{tokenizer.folder}: its chat template words a question differently after "
-                    "another lead-in; give a template that does not"
-                )
-        encoded_lead_ins.append(before)
     if pairs is None:
-        pairs = [(p, q) for p in range(len(lead_ins)) for q in range(len(items))]
-    return Conversations(encoded_lead_ins, questions, option_spellings(tokenizer, items), pairs)
+        every = np.indices((len(lead_ins), len(items)), np.int32)
+        pairs = every.reshape(2, -1).T
+    asked = _Encoder(tokenizer, [prompts.user(item) for item in items])
+    spellings = option_spellings(tokenizer, items)
+    behind = np.array([_is_behind(lead_in) for lead_in in lead_ins])
+    before = [lead_in for lead_in in lead_ins if not _is_behind(lead_in)]
+    encoded, questions = asked.before(before) if before else ([], [])
+    if not behind.any():
+        return Conversations(encoded, questions, spellings, pairs)
+    return _with_prompts_behind(asked, lead_ins, (encoded, questions, spellings), behind, pairs)
 
 
-def _chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
-    return np.asarray(tokenizer.encode_chat(messages), np.int32)
+def _with_prompts_behind(
+    asked: _Encoder,
+    lead_ins: Sequence[LeadIn],
+    encoded: tuple[list, list, list],
+    behind: np.ndarray,
+    pairs: np.ndarray | Sequence[tuple[int, int]],
+) -> Conversations:
+    """Return the conversations where some soft prompts stand behind the question.
+
+    For those the question's text is the lead-in, which is computed once for all prompts, and what
+    is asked is the prompt with the end of the message.
+    """
+    firsts, seconds, options = (list(part) for part in encoded)
+    spellings = encoded[2]
+    texts: dict[tuple, tuple[int, tuple[int, ...]]] = {}  # (messages, item) -> lead-in, tail
+    prompts: dict[tuple, int] = {}  # (lead-in, tail, options) -> question
+    place = np.cumsum(~behind) - 1  # among the lead-ins that stand before the question
+    out = np.empty((len(pairs), 2), np.int32)
+    for n, (p, q) in enumerate(np.asarray(pairs).tolist()):
+        if not behind[p]:
+            out[n] = place[p], q
+            continue
+        lead_in = lead_ins[p]
+        content = repr(lead_in.messages), q
+        if content not in texts:
+            text, tail = asked.split(lead_in, q)
+            texts[content] = len(firsts), tuple(tail)
+            firsts.append(np.asarray(text, np.int32))
+        first, tail = texts[content]
+        asking = p, tail, id(spellings[q])
+        if asking not in prompts:
+            prompts[asking] = len(seconds)
+            seconds.append(np.array([*lead_in.ids, *tail], np.int32))
+            options.append(spellings[q])
+        out[n] = first, prompts[asking]
+    return Conversations(firsts, seconds, options, out)
+
+
+class _Encoder:
+    """The questions of a job, which are rendered once each."""
+
+    def __init__(self, tokenizer: Tokenizer, questions: Sequence[Message]) -> None:
+        self.tokenizer, self.questions = tokenizer, questions
+
+    def split(self, lead_in: SoftLeadIn, q: int) -> tuple[list[int], list[int]]:
+        """Return the ids before and after the soft prompt, of the conversation with question q."""
+        messages = [*lead_in.messages, self.questions[q]]
+        return split_at_soft_prompt(self.tokenizer, messages, lead_in.placement)
+
+    def whole(self, lead_in: LeadIn, q: int) -> np.ndarray:
+        """Return the ids of the conversation with question q, int32."""
+        if isinstance(lead_in, SoftLeadIn):
+            before, after = self.split(lead_in, q)
+            return np.array([*before, *lead_in.ids, *after], np.int32)
+        messages = [*lead_in, self.questions[q]]
+        return np.array(self.tokenizer.encode_chat(messages), np.int32)
+
+    def before(self, lead_ins: Sequence[LeadIn]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the ids of lead-ins that stand before the question, and of the questions."""
+        # A question's tokens begin at the last special token that all questions have in common.
+        conversations = [self.whole(lead_ins[0], q) for q in range(len(self.questions))]
+        start = _last_special(self.tokenizer, conversations)
+        questions = [conversation[start:] for conversation in conversations]
+        encoded = []
+        for lead_in in lead_ins:
+            first, last = self.whole(lead_in, 0), self.whole(lead_in, len(questions) - 1)
+            before = first[: max(0, len(first) - len(questions[0]))]
+            for conversation, question in ((first, questions[0]), (last, questions[-1])):
+                if not np.array_equal(conversation, np.concatenate([before, question])):
+                    raise UserError(
+                        f"{self.tokenizer.folder}: its chat template words a question differently "
+                        "after another lead-in; give a template that does not"
+                    )
+            encoded.append(before)
+        return encoded, questions
+
+
+def _is_behind(lead_in: LeadIn) -> bool:
+    return isinstance(lead_in, SoftLeadIn) and lead_in.placement == "after"
 
 
 def _last_special(tokenizer: Tokenizer, conversations: Sequence[np.ndarray]) -> int:

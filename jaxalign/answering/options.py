@@ -183,38 +183,6 @@ def in_chunks(function: Callable, tree: Any, chunk: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(steps * chunk, *x.shape[2:])[:P], out)
 
 
-def valid_mass(
-    config: LlamaConfig, prepared: PreparedItems | PreparedSuffixItems, prompts_PxMxD: jax.Array
-) -> jax.Array:
-    """Return the probability that the reply begins with one of the options, float32 [P, Q].
-
-    Needs the full output head at every item's last token: for reports, not for a search.
-
-    Args:
-        config: the model's shapes.
-        prepared: the model and the items, from `prepare_items`.
-        prompts_PxMxD: embeddings of the prompts; they are computed one at a time.
-    """
-    model, bound = Llama(config), {"params": prepared.params}
-    # Where the first token of each spelling is read: an index into the flat [A * Y] table.
-    first_QxS = prepared.sequences[..., 0].reshape(prepared.sequences.shape[0], -1)
-    nodes_Q = first_QxS[:, 0] // prepared.scored_AxY.shape[1]
-    tokens_QxS = prepared.scored_AxY.reshape(-1)[jnp.maximum(first_QxS, 0)]
-    # One past the vocabulary where there is no spelling: `mode="drop"` then marks nothing.
-    tokens_QxS = jnp.where(first_QxS >= 0, tokens_QxS, config.vocab_size)
-
-    def item(x_D: jax.Array, tokens_S: jax.Array) -> jax.Array:
-        begins_V = jnp.zeros(config.vocab_size, bool).at[tokens_S].set(True, mode="drop")
-        probabilities_V = jax.nn.softmax(model.apply(bound, x_D, method=Llama.logits))
-        return jnp.sum(probabilities_V, where=begins_V)
-
-    def prompt(prompt_MxD: jax.Array) -> jax.Array:
-        x_AxD = _answer_stream(config, prepared, prompt_MxD[None])[0]
-        return jax.lax.map(lambda q: item(*q), (x_AxD[nodes_Q], tokens_QxS), batch_size=32)
-
-    return jax.lax.map(prompt, prompts_PxMxD)
-
-
 def chunk_log_probs(
     config: LlamaConfig,
     prepared: PreparedItems | PreparedSuffixItems,
@@ -247,10 +215,10 @@ def chunk_log_probs(
         full = model.apply(bound, x_BxAxD[:, prepared.inner], method=Llama.logits)
         normaliser = jax.nn.logsumexp(full, axis=-1)[..., None]
         logits_BxAxY = logits_BxAxY.at[:, prepared.inner].add(-normaliser)
-    return _options_from_tokens(prepared.sequences, logits_BxAxY)
+    return options_from_tokens(prepared.sequences, logits_BxAxY)
 
 
-def _options_from_tokens(sequences: jax.Array, logits_BxAxY: jax.Array) -> jax.Array:
+def options_from_tokens(sequences: jax.Array, logits_BxAxY: jax.Array) -> jax.Array:
     """Return option log-probabilities [B, Q, O] from the logits of their tokens.
 
     A spelling's tokens are added up, then an option's spellings (as probabilities), and options are

@@ -66,7 +66,7 @@ def _open(path: Path, empty: np.ndarray) -> np.ndarray:
 
 
 def digest(*parts: object) -> str:
-    """Return sixteen hexadecimal digits that stand for texts, numbers, configs, conversations.
+    """Return sixteen hexadecimal digits for texts, numbers, configs, arrays, conversations.
 
     >>> digest("exact", 4096)
     '83865730664bf0bb'
@@ -74,9 +74,15 @@ def digest(*parts: object) -> str:
     sha256 = hashlib.sha256()
     for part in parts:
         if isinstance(part, Conversations):
-            for row in (*part.lead_ins, *part.questions):
-                sha256.update(np.asarray([len(row), *row], "<i4").tobytes())
-            sha256.update(np.asarray(part.pairs, "<i4").tobytes())
-            part = part.options
+            for rows in (part.lead_ins, part.questions):
+                sha256.update(np.array([len(rows), *map(len, rows)], "<i4").tobytes())
+                sha256.update(np.concatenate([np.zeros(0, "<i4"), *rows]).astype("<i4").tobytes())
+            sets, set_of_question = part.option_sets
+            sha256.update(part.pairs.astype("<i4").tobytes())
+            sha256.update(set_of_question.astype("<i4").tobytes())
+            part = sets
+        elif isinstance(part, np.ndarray):
+            sha256.update(np.ascontiguousarray(part).tobytes())
+            part = (part.shape, str(part.dtype))
         sha256.update(f"{part!r}\n".encode())
     return sha256.hexdigest()[:16]

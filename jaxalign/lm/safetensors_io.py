@@ -7,6 +7,7 @@ the length of the header, a JSON header padded to a multiple of 8 bytes, the byt
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -110,7 +111,7 @@ def weights_sha256(folder: Path) -> str:
     larger than 1 MiB it reads only 16 evenly spaced blocks of 64 KiB, including the first and the
     last, so 16 GB take about a second. How tensors are spread over files does not matter. The hash
     detects a retrained, merged or mixed-up checkpoint; it does not protect against someone who
-    wants to hide a change.
+    wants to hide a change. A process hashes files once, unless their time or size changes.
 
     Returns:
         A sha256 as hexadecimal digits.
@@ -118,8 +119,15 @@ def weights_sha256(folder: Path) -> str:
     Raises:
         UserError: If files are missing, damaged or truncated.
     """
+    stats = [(path.resolve(), path.stat()) for path in find_files(folder)]
+    return _hash_of(tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats))
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Return the hash of weight files; their time and size are there to tell changed files."""
     digest = hashlib.sha256()
-    tensors = [(n, path, s) for path in find_files(folder) for n, s in read_spans(path).items()]
+    tensors = [(n, path, s) for path, _, _ in files for n, s in read_spans(path).items()]
     for name, path, span in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name} {span.dtype} {list(span.shape)}\n".encode())
         with path.open("rb") as file:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.answering.ask import ask_after_messages, ask_under_soft_prompts
-from jaxalign.answering.conversations import soft_prompt_layout
-from jaxalign.answering.options import prepare_items
+from jaxalign.answering.batch import answer_exact
+from jaxalign.answering.blocks import Conversations
+from jaxalign.answering.encode import LeadIn, SoftLeadIn, encode
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
-from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.model import LM
+from jaxalign.lm.model import LM, ModelFiles
 from jaxalign.lm.weights import Params
 from jaxalign.methods.base import Condition
 from jaxalign.prompts import Prompts, load_prompts
 from jaxalign.runtime.sharding import local_view
 from jaxalign.surveys.responses import Responses
-from jaxalign.surveys.survey import Survey
+from jaxalign.surveys.survey import Item, Survey
 
 
 def ask(
@@ -35,15 +32,15 @@ def ask(
 
     Nothing is sampled: an option's probability is that of its number as the model's reply, in every
     way the tokenizer writes it. Conditions may mix plain questions, personas, examples, soft
-    prompts and adapters; those that need the same weights and the same kind of prompt are computed
-    together, and text that they share is computed once.
+    prompts and adapters; those that need the same weights are computed together, in blocks of one
+    shape, and text that neighbours share is computed once.
 
     Args:
         lm: the model.
         survey: the items to ask.
         conditions: A conditions, with different names.
         prompts: the texts that word questions and personas; default: the package's own.
-        on_progress: called with the number of conditions that are answered.
+        on_progress: called with the number of answers, before the first and after each block.
 
     Returns:
         The responses: `log_probs` float32 [A, Q, O], natural logarithms normalised over an item's
@@ -68,63 +65,88 @@ def ask(
         raise UserError("`conditions`: give at least one condition to ask under")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"`conditions`: {repeated[0]!r} is there twice; names must differ")
-    most = max(len(item.options) for item in survey.items)
-    log_probs_AxQxO = np.empty((len(names), len(survey.items), most), np.float32)
-    mass_AxQ = np.empty(log_probs_AxQxO.shape[:2], np.float32)
-
-    def report(done: int) -> None:
-        on_progress(Progress("condition", done, len(names), "answers", len(survey.items)))
-
+    groups: dict[int, list[int]] = {}  # rows of the conditions with the same adapter
+    for row, condition in enumerate(conditions):
+        groups.setdefault(id(condition.adapter), []).append(row)
+    # All are encoded and checked before the first is asked.
+    encoded = [
+        encode_conditions(lm.files, prompts, [conditions[row] for row in rows], survey.items)
+        for rows in groups.values()
+    ]
+    Q, most = len(survey.items), max(len(item.options) for item in survey.items)
+    log_probs_AxQxO = np.empty((len(names), Q, most), np.float32)
+    mass_AxQ = np.empty((len(names), Q), np.float32)
     done = 0
-    report(done)
-    for rows in _groups(lm.config, conditions, prompts):
-        members = [conditions[row] for row in rows]
-        log_probs_AxQxO[rows], mass_AxQ[rows] = _ask_together(lm, survey, members, prompts)
-        done += len(rows)
-        report(done)
+    for rows, (conversations, extra_ExD) in zip(groups.values(), encoded, strict=True):
+
+        def report(event: Progress, before: int = done, rows: list[int] = rows) -> None:
+            now = before + len(rows) * Q * event.done // event.total
+            on_progress(Progress("answer", now, len(names) * Q, "answers"))
+
+        adapter = conditions[rows[0]].adapter
+        adapted = lm if adapter is None else adapter.attach(lm)
+        answers = answer_exact(
+            lm.config,
+            adapted.params,
+            conversations,
+            lm.mesh,
+            extra_ExD=extra_ExD,
+            on_progress=report,
+        )
+        log_probs_AxQxO[rows] = answers.log_probs_NxO.reshape(len(rows), Q, most)
+        mass_AxQ[rows] = answers.valid_mass_N.reshape(len(rows), Q)
+        done += len(rows) * Q
     return Responses(survey, names, log_probs_AxQxO, mass_AxQ)
 
 
-def _groups(
-    config: LlamaConfig, conditions: Sequence[Condition], prompts: Prompts
-) -> list[list[int]]:
-    """Return the conditions' indices, those that one program can answer side by side."""
-    groups: dict[Hashable, list[int]] = {}
-    for row, condition in enumerate(conditions):
-        kind: Hashable = None
-        if (soft := condition.soft_prompt) is not None:
-            length, width = np.shape(soft.embeddings_MxD)
-            if width != config.hidden_size:
-                raise UserError(
-                    f"soft prompt of condition {condition.name!r}: its embeddings are {width} wide "
-                    f"and the model's {config.hidden_size}; tune it for this model"
-                )
-            # A layout has one place for the prompt and one text around it.
-            kind = (soft.placement, length, json.dumps(condition.lead_in(prompts)))
-        groups.setdefault((id(condition.adapter), kind), []).append(row)
-    return list(groups.values())
+def encode_conditions(
+    files: ModelFiles, prompts: Prompts, conditions: Sequence[Condition], items: Sequence[Item]
+) -> tuple[Conversations, np.ndarray]:
+    """Return every item under every condition as token ids, condition by condition.
 
+    Args:
+        files: the model's config and tokenizer.
+        prompts: the texts that word questions and personas.
+        conditions: the conditions. Their adapters are left to the caller.
+        items: the items.
 
-def _ask_together(
-    lm: LM, survey: Survey, members: Sequence[Condition], prompts: Prompts
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return log-probabilities [A, Q, O] and valid mass [A, Q] of conditions of one group."""
-    params = adapted_params(lm, members[0])
-    soft_prompts = [member.soft_prompt for member in members]
-    lead_ins = [member.lead_in(prompts) for member in members]
-    if soft_prompts[0] is None:
-        for member, lead_in in zip(members, lead_ins, strict=True):
-            conversations = [[*lead_in, prompts.user(item)] for item in survey.items]
-            longest = max(len(lm.tokenizer.encode_chat(chat)) for chat in conversations)
-            check_length(lm.config, member.name, longest)
-        return ask_after_messages(lm.config, params, lm.tokenizer, prompts, lead_ins, survey.items)
-    prompts_PxMxD = jnp.stack([jnp.asarray(soft.embeddings_MxD) for soft in soft_prompts])
-    placement, length = soft_prompts[0].placement, prompts_PxMxD.shape[1]
-    layout = soft_prompt_layout(lm.tokenizer, prompts, survey.items, placement, length, lead_ins[0])
-    check_length(lm.config, members[0].name, layout.longest)
-    return ask_under_soft_prompts(
-        lm.config, prepare_items(lm.config, params, layout), prompts_PxMxD
-    )
+    Returns:
+        The conversations, and the embeddings of all soft prompts, float32 [E, D].
+
+    Raises:
+        UserError: if a soft prompt is made for another model, or a question is longer than the
+            model can read.
+    """
+    config = files.config
+    lead_ins: list[LeadIn] = []
+    soft_prompts = [np.zeros((0, config.hidden_size), np.float32)]
+    rows = 0
+    for condition in conditions:
+        messages, soft = condition.lead_in(prompts), condition.soft_prompt
+        if soft is None:
+            lead_ins.append(messages)
+            continue
+        length, width = np.shape(soft.embeddings_MxD)
+        if width != config.hidden_size:
+            raise UserError(
+                f"soft prompt of condition {condition.name!r}: its embeddings are {width} wide "
+                f"and the model's {config.hidden_size}; tune it for this model"
+            )
+        # Ids beyond the vocabulary stand for rows of the embeddings.
+        first = config.vocab_size + rows
+        lead_ins.append(SoftLeadIn(range(first, first + length), soft.placement, messages))
+        soft_prompts.append(np.asarray(soft.embeddings_MxD, np.float32))
+        rows += length
+    conversations = encode(files.tokenizer, prompts, lead_ins, items)
+    longest_A = conversations.read_lengths_N.reshape(len(conditions), -1).max(axis=1)
+    for condition, tokens in zip(conditions, longest_A.tolist(), strict=True):
+        if tokens > config.max_position_embeddings:
+            raise UserError(
+                f"condition {condition.name!r}: its longest question has {tokens:,} tokens, but "
+                f"the model has max_position_embeddings={config.max_position_embeddings}; show "
+                "fewer examples or shorten the prompt"
+            )
+    return conversations, np.concatenate(soft_prompts)
 
 
 def adapted_params(lm: LM, condition: Condition) -> Params:
@@ -135,13 +157,3 @@ def adapted_params(lm: LM, condition: Condition) -> Params:
     """
     adapted = lm if condition.adapter is None else condition.adapter.attach(lm)
     return local_view(adapted.params)
-
-
-def check_length(config: LlamaConfig, name: str, tokens: int) -> None:
-    """Raise UserError for a conversation that is longer than what the model was trained to read."""
-    if tokens > config.max_position_embeddings:
-        raise UserError(
-            f"condition {name!r}: its longest question has {tokens:,} tokens, but the model has "
-            f"max_position_embeddings={config.max_position_embeddings}; show fewer examples or "
-            "shorten the prompt"
-        )

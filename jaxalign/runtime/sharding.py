@@ -23,11 +23,12 @@ from jaxalign.core.errors import UserError
 POPULATION, DATA, MODEL = "population", "data", "model"
 MESH_AXES = (POPULATION, DATA, MODEL)
 
-# Logical axis -> mesh axis; None: never split.
+# Logical axis -> mesh axis, or several; None: never split.
 PHYSICAL = MappingProxyType(
     {
         "members": POPULATION,
         "batch": DATA,
+        "blocks": (POPULATION, DATA),  # work that any device can do that has the weights
         "heads": MODEL,
         "kv_heads": MODEL,
         "mlp": MODEL,
@@ -97,12 +98,17 @@ def partition_spec(axes: LogicalAxes) -> PartitionSpec:
         if axis is not None and axis not in PHYSICAL:
             raise UserError(f"unknown logical axis {axis!r}; known are {', '.join(PHYSICAL)}")
     physical = [None if axis is None else PHYSICAL[axis] for axis in axes]
-    used = [axis for axis in physical if axis is not None]
+    used = [axis for split in physical for axis in _mesh_axes(split)]
     # An array cannot be split twice over the same devices.
     for axis in used:
         if used.count(axis) > 1:
             raise UserError(f"logical axes {tuple(axes)} use mesh axis {axis!r} more than once")
     return PartitionSpec(*physical)
+
+
+def _mesh_axes(split: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the mesh axes that one dimension is split over."""
+    return (split,) if isinstance(split, str) else split or ()
 
 
 def named_sharding(mesh: Mesh, axes: LogicalAxes, shape: Sequence[int]) -> NamedSharding:
@@ -120,11 +126,12 @@ def named_sharding(mesh: Mesh, axes: LogicalAxes, shape: Sequence[int]) -> Named
     spec = partition_spec(axes)
     if len(axes) != len(shape):
         raise UserError(f"{len(axes)} logical axes {tuple(axes)} for shape {tuple(shape)}")
-    for name, size, axis in zip(axes, shape, spec, strict=True):
-        if axis is not None and size % mesh.shape[axis]:
+    for name, size, split in zip(axes, shape, spec, strict=True):
+        devices = math.prod(mesh.shape[axis] for axis in _mesh_axes(split))
+        if size % devices:
             raise UserError(
                 f"{name}={size} of shape {tuple(shape)} is not divisible by the "
-                f"{mesh.shape[axis]} devices along mesh axis {axis!r}"
+                f"{devices} devices along mesh axis {split!r}"
             )
     return NamedSharding(mesh, spec)
 

@@ -61,6 +61,9 @@ def bootstrap(statistic: Callable[..., Any], draws: Draws, level: float = 0.95) 
     return Interval(draws.point(statistic), low, high)
 
 
+_last_picks: dict[Any, jax.Array] = {}  # at most one entry, see ValueDraws._picks
+
+
 @dataclasses.dataclass(frozen=True)
 class ValueDraws:
     """Resamples of the known values of one vector. The statistic is called as
@@ -86,9 +89,23 @@ class ValueDraws:
         # known values are moved to the front, drawn from there, and the surplus draws masked.
         known_first = self.values_Q[jnp.argsort(~known)]
         shape = (self.resamples, self.values_Q.shape[0])
-        picks = jax.random.randint(self.key, shape, 0, jnp.maximum(count, 1))
         drawn = jnp.broadcast_to(jnp.arange(shape[1]) < count, shape)
-        return statistic(known_first[picks], where=drawn)
+        return statistic(known_first[self._picks(count)], where=drawn)
+
+    def _picks(self, count: jax.Array) -> jax.Array:
+        """Return which known value each draw takes, int32 [N, Q].
+
+        Drawing takes most of an interval's time, and the intervals of a report mostly share the
+        seed and the number of known values, so the last draws are kept (10 MB for 260 items).
+        """
+        shape = (self.resamples, self.values_Q.shape[0])
+        if isinstance(count, jax.core.Tracer) or isinstance(self.key, jax.core.Tracer):
+            return jax.random.randint(self.key, shape, 0, jnp.maximum(count, 1))
+        wanted = (np.asarray(jax.random.key_data(self.key)).tobytes(), shape, int(count))
+        if wanted not in _last_picks:
+            _last_picks.clear()
+            _last_picks[wanted] = jax.random.randint(self.key, shape, 0, jnp.maximum(count, 1))
+        return _last_picks[wanted]
 
     def quantiles(self, values: jax.Array, levels: tuple[float, float]) -> jax.Array:
         # A single column, so sorting is cheap.

@@ -26,6 +26,7 @@ import functools
 import hashlib
 import json
 import math
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -145,7 +146,7 @@ class Survey:
             raise UserError(f"wording={self.wording!r}; choose paraphrase or official")
         ids = [item.id for item in self.items]
         if len(set(ids)) < len(ids):
-            repeated = sorted({i for i in ids if ids.count(i) > 1})
+            repeated = sorted(i for i, count in Counter(ids).items() if count > 1)
             raise UserError(f"survey {self.name!r}: item ids repeat: {repeated}")
         by_id = {item.id: item for item in self.items}
         for group, answers in self.distributions.items():

@@ -6,24 +6,16 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from jaxalign.answering import batch as answers
-from jaxalign.answering.ask import ask_after_messages
+from jaxalign.answering import block_program
 from jaxalign.answering.batch import answer_exact
-from jaxalign.answering.blocks import (
-    ANSWER_ROW,
-    ROW,
-    Conversations,
-    cut,
-    pad_block,
-    plan_block,
-    shape_of,
-)
-from jaxalign.answering.encode import encode
+from jaxalign.answering.block_plan import plan_blocks
+from jaxalign.answering.blocks import Conversations
+from jaxalign.answering.conversations import split_at_soft_prompt
+from jaxalign.answering.encode import SoftLeadIn, encode
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
 from jaxalign.lm.checkpoint import load_checkpoint
@@ -49,6 +41,9 @@ COUNTRIES = ("USA", "CHN", "BRA", "NGA", "DEU", "IND", "RUS", "SWE")
 PROMPTS = StylePrompts(load_texts(), SURVEY, COUNTRIES, count=2)
 
 
+EXTRA = np.random.default_rng(1).normal(0, 0.3, (6, 32)).astype(np.float32)
+
+
 def some_conversations(lead_ins=5, questions=12, seed=0) -> Conversations:
     """Lead-ins and questions of unequal length; options of one token, of two spellings, and of
     several tokens where one begins like another."""
@@ -70,6 +65,19 @@ def some_conversations(lead_ins=5, questions=12, seed=0) -> Conversations:
     )
 
 
+def with_soft_prompts(conversations: Conversations) -> Conversations:
+    """The same with rows of `EXTRA` before, within and behind some of the texts."""
+    V = CONFIG.vocab_size
+    first, second, *others = conversations.lead_ins
+    first = np.array([V, V + 1, *first], np.int32)
+    second = np.array([*second[:1], V + 2, V + 3, *second[1:]], np.int32)
+    *questions, last = conversations.questions
+    last = np.array([*last, V + 4, V + 5, 7], np.int32)
+    return dataclasses.replace(
+        conversations, lead_ins=[first, second, *others], questions=[*questions, last]
+    )
+
+
 @pytest.fixture(scope="module")
 def params():
     return init_params(CONFIG, jax.random.key(0))
@@ -77,13 +85,15 @@ def params():
 
 @functools.partial(jax.jit, static_argnums=0)
 def next_log_probs(config, params, tokens):
-    return jax.nn.log_softmax(Llama(config).apply({"params": params}, tokens[None])[0])
+    every = jnp.concatenate([params["embed"], EXTRA])
+    return jax.nn.log_softmax(Llama(config).apply({"params": params}, every[tokens][None])[0])
 
 
-def one_by_one(params, conversations: Conversations) -> np.ndarray:
-    """Every spelling of every option by itself through the plain forward."""
+def one_by_one(params, conversations: Conversations) -> tuple[np.ndarray, np.ndarray]:
+    """Every spelling of every option by itself through the plain forward and the full softmax."""
     most = max(map(len, conversations.options))
     out = np.full((len(conversations), most), -np.inf)
+    mass = np.zeros(len(conversations))
     for n in range(len(conversations)):
         text = conversations.tokens(n)
         for o, spellings in enumerate(conversations.spellings(n)):
@@ -95,135 +105,80 @@ def one_by_one(params, conversations: Conversations) -> np.ndarray:
                 at = np.arange(len(spelling)) + len(text) - 1
                 total.append(float(log_probs[at, np.array(spelling)].sum()))
             out[n, o] = np.logaddexp.reduce(total)
-    return out - np.logaddexp.reduce(out, axis=-1, keepdims=True)
+        begins = {s[0] for spellings in conversations.spellings(n) for s in spellings}
+        mass[n] = np.exp(log_probs[len(text) - 1, np.array([*begins])]).sum()
+    return out - np.logaddexp.reduce(out, axis=-1, keepdims=True), mass
 
 
-# Planning
-
-
-tokens_of = st.lists(st.integers(1, 3), min_size=1, max_size=9)
-spellings_of = st.lists(
-    st.lists(
-        st.lists(st.integers(4, 6), min_size=1, max_size=3).map(tuple),
-        min_size=1,
-        max_size=2,
-        unique=True,
-    ),
-    min_size=2,
-    max_size=4,
-)
-
-
-@st.composite
-def drawn_conversations(draw):
-    lead_ins = draw(st.lists(tokens_of, min_size=1, max_size=4))
-    questions = draw(st.lists(tokens_of, min_size=1, max_size=30))
-    options = [draw(spellings_of) for _ in questions]
-    every = [(p, q) for p in range(len(lead_ins)) for q in range(len(questions))]
-    pairs = draw(st.lists(st.sampled_from(every), min_size=1, max_size=60))
-    arrays = [[np.array(t, np.int32) for t in some] for some in (lead_ins, questions)]
-    return Conversations(*arrays, options, pairs)
-
-
-def seen(tables, keys, queries) -> list[list[int]]:
-    """Tokens that each query sees in the padded tables, in order."""
-    keys = np.repeat(keys, len(queries) // len(keys), axis=0)
-    return [
-        tables.tree[sorted(k for k in row if 0 <= k <= q < tables.end[k])].tolist()
-        for q, row in zip(queries, keys, strict=True)
-    ]
-
-
-@settings(max_examples=40, deadline=None)
-@given(drawn_conversations(), st.integers(20, 200))
-def test_every_answer_node_sees_its_conversation_and_nothing_else(conversations, block_tokens):
-    ranges = cut(conversations, block_tokens)
-    assert [n for members in ranges for n in members] == list(range(len(conversations)))
-    blocks = [plan_block(conversations, members) for members in ranges]
-    assert all(len(b.tokens) <= block_tokens or len(b.paths) == 1 for b in blocks)
-    shape = shape_of(iter(blocks))
-    for members, block in zip(ranges, blocks, strict=True):
-        tables = pad_block(block, shape)
-        by_answer = seen(tables, tables.answer_keys, tables.answers)
-        by_token = seen(tables, tables.keys, np.arange(shape.tokens))
-        assert [by_token[a] for a in tables.answers] == by_answer
-        flat = tables.scored.reshape(-1)
-        for q, n in enumerate(members):
-            text = conversations.tokens(n).tolist()
-            assert (
-                tables.positions[tables.answers[tables.sequences[q, 0, 0, 0] // shape.scored]]
-                == len(text) - 1
-            )
-            for o, spellings in enumerate(conversations.spellings(n)):
-                for s, spelling in enumerate(spellings):
-                    for k, token in enumerate(spelling):
-                        at = tables.sequences[q, o, s, k]
-                        assert flat[at] == token
-                        assert by_answer[at // shape.scored] == [*text, *spelling[:k]]
-                    assert (tables.sequences[q, o, s, len(spelling) :] == -1).all()
-
-
-def test_shared_text_is_planned_once():
-    lead_in, stem = np.arange(1, 21), np.arange(21, 31)
-    questions = [np.append(stem, [40 + q, 50]) for q in range(6)]
-    every = Conversations([lead_in], questions, [[[(1,)], [(2,)]]] * 6, [(0, q) for q in range(6)])
-    assert len(plan_block(every, range(6)).tokens) == 20 + 10 + 6 * 2
-    assert cut(every, 42) == [range(6)]
-    assert cut(every, 41) == [range(5), range(5, 6)]
-
-
-def test_shapes_are_whole_rows():
-    conversations = some_conversations()
-    shape = shape_of(plan_block(conversations, members) for members in cut(conversations, 256))
-    assert shape.tokens % ROW == 0
-    assert shape.answers % ANSWER_ROW == 0
-    assert shape.inner > 0
+def asked(*args, **kwargs) -> np.ndarray:
+    """Both results of `answer_exact`, the mass behind the options."""
+    answers = answer_exact(*args, extra_ExD=EXTRA, **kwargs)
+    return np.column_stack([answers.log_probs_NxO, answers.valid_mass_N])
 
 
 # Exact answers
 
 
 def test_exact_equals_one_by_one(params, devices):
-    conversations = some_conversations()
-    found = answer_exact(CONFIG, params, conversations, make_mesh(data=8), block_tokens=256)
-    expected = one_by_one(params, conversations)
+    conversations = with_soft_prompts(some_conversations())
+    mesh = make_mesh(population=4, data=2)
+    found = answer_exact(CONFIG, params, conversations, mesh, extra_ExD=EXTRA, block_tokens=256)
+    expected, mass = one_by_one(params, conversations)
     there = np.isfinite(expected)
-    np.testing.assert_array_equal(np.isfinite(found), there)
-    difference = np.abs(found[there] - expected[there])
+    np.testing.assert_array_equal(np.isfinite(found.log_probs_NxO), there)
+    difference = np.abs(found.log_probs_NxO[there] - expected[there])
     assert difference.max() <= 1e-4
     assert difference.mean() <= 1e-5
-    np.testing.assert_allclose(np.exp(found).sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(found.log_probs_NxO).sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(found.valid_mass_N, mass, rtol=1e-4)
+
+
+def test_every_device_answers_blocks_of_its_own(params, devices):
+    """Neither axis of the mesh is idle, and the bits are those of one device."""
+    conversations = with_soft_prompts(some_conversations())
+    mesh = make_mesh(population=4, data=2)
+    every = asked(CONFIG, params, conversations, mesh, block_tokens=256)
+    [rounds] = {-(-len(plan_blocks(conversations, 256)) // 8)}
+    assert (block_program.block_devices(mesh), rounds) == (8, 1)
+    one = asked(CONFIG, params, conversations, make_mesh(devices[:1]), block_tokens=256)
+    np.testing.assert_array_equal(every, one)
 
 
 @pytest.mark.long
-def test_bits_depend_neither_on_devices_nor_on_the_order_asked(params, devices):
-    conversations = some_conversations()
-    every = answer_exact(CONFIG, params, conversations, make_mesh(data=8), block_tokens=256)
-    one = answer_exact(CONFIG, params, conversations, make_mesh(devices[:1]), block_tokens=256)
-    np.testing.assert_array_equal(every, one)
-    split = make_mesh(data=4, model=2)
+def test_bits_do_not_depend_on_the_order_asked_and_weights_may_be_split(params, devices):
+    conversations = with_soft_prompts(some_conversations())
+    mesh = make_mesh(population=4, data=2)
+    every = asked(CONFIG, params, conversations, mesh, block_tokens=256)
+    split = make_mesh(population=2, data=2, model=2)
     sharded = jax.device_put(params, param_shardings(CONFIG, split))
-    four = answer_exact(CONFIG, sharded, conversations, split, block_tokens=256)
+    four = asked(CONFIG, sharded, conversations, split, block_tokens=256)
     np.testing.assert_allclose(np.nan_to_num(four), np.nan_to_num(every), atol=1e-5)
     turned = dataclasses.replace(conversations, pairs=conversations.pairs[::-1])
-    other = answer_exact(CONFIG, params, turned, make_mesh(data=8), block_tokens=256)
+    other = asked(CONFIG, params, turned, mesh, block_tokens=256)
     np.testing.assert_array_equal(other[::-1], every)
 
 
-def test_one_program_for_all_blocks(params, devices):
-    before = answers._round._cache_size()
+def test_one_program_for_all_blocks_and_for_equal_shapes(params, devices):
+    before = block_program.answer_blocks._cache_size()
     mesh = make_mesh(devices[:1])
     conversations = some_conversations(lead_ins=9, seed=3)
-    assert len(cut(conversations, 192)) > 8
-    answer_exact(CONFIG, params, conversations, mesh, block_tokens=192)
-    assert answers._round._cache_size() == before + 1
+    plan = plan_blocks(conversations, 192)
+    assert len(plan) > 8
+    asked(CONFIG, params, conversations, mesh, block_tokens=192)
+    assert block_program.answer_blocks._cache_size() == before + 1
+    # The ids alone tell its shapes, and another prompt of the same length has the same.
+    jitted, arguments = block_program.answer_program(CONFIG, mesh, plan.shape, extra_rows=6)
+    text = jitted.lower(*arguments).as_text()
+    assert f"tensor<1x{plan.shape.tokens}xi32>" in text
+    asked(CONFIG, params, conversations, mesh, block_tokens=192, key="again")
+    assert block_program.answer_blocks._cache_size() == before + 1
 
 
 def test_killed_run_continues_with_the_bits_of_an_unbroken_one(
     params, devices, tmp_path, monkeypatch
 ):
     conversations, mesh = some_conversations(), make_mesh(devices[:2], data=2)
-    asking = functools.partial(answer_exact, CONFIG, params, conversations, block_tokens=128)
+    asking = functools.partial(asked, CONFIG, params, conversations, block_tokens=128)
     unbroken, rounds = asking(mesh), []
 
     def counting(inner, limit):
@@ -235,17 +190,17 @@ def test_killed_run_continues_with_the_bits_of_an_unbroken_one(
 
         return run
 
-    program = answers._round
-    monkeypatch.setattr(answers, "_round", counting(program, 2))
+    program = block_program.answer_blocks
+    monkeypatch.setattr(block_program, "answer_blocks", counting(program, 2))
     with pytest.raises(KeyboardInterrupt):
         asking(mesh, folder=tmp_path, key="weights")
     [kept] = tmp_path.iterdir()
     finished = int((~np.isnan(np.load(kept)).any(axis=-1)).sum())
     assert 0 < finished < len(conversations)
 
-    blocks = len(cut(answers._sorted(conversations)[0], 128))
+    blocks = len(plan_blocks(conversations, 128))
     rounds.clear()
-    monkeypatch.setattr(answers, "_round", counting(program, None))
+    monkeypatch.setattr(block_program, "answer_blocks", counting(program, None))
     events: list[Progress] = []
     found = asking(
         make_mesh(devices[:1]), folder=tmp_path, key="weights", on_progress=events.append
@@ -261,7 +216,10 @@ def test_killed_run_continues_with_the_bits_of_an_unbroken_one(
     assert [(event.done, event.total) for event in events] == [(blocks, blocks)]
     asking(mesh, folder=tmp_path, key="other weights")
     assert rounds
-    assert len(list(tmp_path.iterdir())) == 2
+    answer_exact(
+        CONFIG, params, conversations, mesh, folder=tmp_path, key="weights", block_tokens=128
+    )  # another soft prompt, though no conversation reads it
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_damaged_or_foreign_file_is_refused(params, devices, tmp_path):
@@ -316,13 +274,20 @@ def test_template_that_mixes_question_and_lead_in_is_refused(pocket):
         encode_styles(tokens, PROMPTS, ["unaware"], NO_GROUP, [])
 
 
-def test_exact_equals_the_baselines_tree(pocket, devices):
-    config, params, tokens = pocket
-    items = SURVEY.items[:4]
-    conversations = encode_styles(tokens, PROMPTS, ["p1"], COUNTRIES[:3], items)
-    found = answer_exact(config, params, conversations, make_mesh(data=8), block_tokens=256)
-    lead_ins = [PROMPTS.lead_in("p1", c, items[0]) for c in COUNTRIES[:3]]
-    expected, _ = ask_after_messages(config, params, tokens, PROMPTS.texts.prompts, lead_ins, items)
-    np.testing.assert_allclose(
-        np.exp(found).reshape(3, 4, -1)[..., : expected.shape[-1]], np.exp(expected), atol=1e-5
-    )
+@pytest.mark.parametrize("placement", ["front", "system", "after"])
+def test_soft_prompts_are_encoded_where_they_stand(pocket, placement):
+    tokens, items, prompts = pocket[2], SURVEY.items[:4], PROMPTS.texts.prompts
+    messages = [] if placement == "system" else [prompts.system("China")]
+    ids = [2000, 2001], [2002]
+    soft = [SoftLeadIn(some, placement, messages) for some in ids]
+    found = encode(tokens, prompts, [[], *soft], items)
+    for p, some in enumerate(ids):
+        for q, item in enumerate(items):
+            chat = [*messages, prompts.user(item)]
+            before, after = split_at_soft_prompt(tokens, chat, placement)
+            n = (1 + p) * len(items) + q
+            assert found.tokens(n).tolist() == [*before, *some, *after]
+            assert found.spellings(n) == found.spellings(q)
+    # Whatever the placement, no text is held once for each prompt.
+    texts = len(found.lead_ins) + len(found.questions)
+    assert texts == (1 + 4 + 4 + 2 if placement == "after" else 3 + 4)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxalign.answering.options import embed_tokens, option_log_probs, prepare_items, valid_mass
+from jaxalign.answering.options import embed_tokens, option_log_probs, prepare_items
 from jaxalign.answering.plan import plan_layout
 from jaxalign.answering.plan_suffix import plan_suffix_layout
 from jaxalign.lm.config import LlamaConfig
@@ -196,22 +196,3 @@ def test_gradient_equals_finite_difference():
     step = 1e-2
     rise = (score(prompts + step * direction) - score(prompts - step * direction)) / (2 * step)
     assert abs(float(slope - rise)) < 0.01 * abs(float(rise)) + 1e-4
-
-
-@pytest.mark.long
-def test_valid_mass_is_the_probability_of_option_tokens():
-    items, options = [[1, 2, 3], [1, 2, 4]], [[[(40,)], [(41,), (42,)]], [[(40,)], [(43, 44)]]]
-    prompts = draw_prompts(6, 2, 2)
-    _, _, context = ours([5], prompts, items, options)
-    mass = np.asarray(valid_mass(CONFIG, context, prompts))
-    for p in range(2):
-        for q, first in enumerate([[40, 41, 42], [40, 43]]):
-            x = jnp.concatenate(
-                [
-                    embed_tokens(CONFIG, PARAMS, [5]),
-                    prompts[p],
-                    embed_tokens(CONFIG, PARAMS, items[q]),
-                ]
-            )
-            probs = jax.nn.softmax(Llama(CONFIG).apply({"params": PARAMS}, x[None])[0, -1])
-            np.testing.assert_allclose(mass[p, q], float(probs[np.array(first)].sum()), rtol=1e-5)

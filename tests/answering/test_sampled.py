@@ -126,7 +126,8 @@ def test_the_queue_answers_as_generate_does(lm):
 def test_sampling_at_temperature_one_follows_the_exact_distribution(lm):
     items, runs = SURVEY.items[:1], 300
     conversations = encode_styles(lm.tokenizer, PROMPTS, ["unaware"], NO_GROUP, items)
-    exact = np.exp(answer_exact(lm.config, lm.params, conversations, lm.mesh))[0]
+    answers = answer_exact(lm.config, lm.params, conversations, lm.mesh)
+    exact = np.exp(answers.log_probs_NxO[0])
     sample = model_sampler(lm, Sampling(max_new_tokens=4, temperature=1.0), 0, batch_size=300)
     found = answer_sampled(sample, lm.tokenizer, conversations, items, runs=runs)
     shares = np.bincount(found[0][found[0] >= 0], minlength=len(exact)) / (found[0] >= 0).sum()

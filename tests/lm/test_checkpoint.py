@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.core.errors import UserError
+from jaxalign.lm import safetensors_io
 from jaxalign.lm.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
 from jaxalign.lm.config import LlamaConfig, RopeScaling, config_to_hf, read_config
 from jaxalign.lm.quantize import quantize
@@ -337,6 +339,21 @@ def test_hash_of_a_large_tensor_sees_both_ends(tmp_path: Path) -> None:
         save_file({"a": tensor}, tmp_path / "model.safetensors")
         hashes.add(weights_sha256(tmp_path))
     assert len(hashes) == 3
+
+
+def test_weights_are_hashed_once(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process reads them again only if the file has changed."""
+    save_checkpoint(tmp_path, params, CONFIG)
+    first, read = weights_sha256(tmp_path), []
+    monkeypatch.setattr(safetensors_io, "read_spans", lambda path: read.append(path) or {})
+    assert weights_sha256(tmp_path) == first
+    assert not read
+    file = tmp_path / "model.safetensors"
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    weights_sha256(tmp_path)
+    assert read
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float32"])

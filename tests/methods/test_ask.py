@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
-from jaxalign.answering.ask import ask_after_messages
+from jaxalign.answering.block_program import answer_blocks
+from jaxalign.answering.conversations import option_spellings, split_at_soft_prompt
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
 from jaxalign.lm.lora import Adapter, LoraConfig, init_adapter
+from jaxalign.lm.quantize import quantize
+from jaxalign.lm.transformer import Llama
 from jaxalign.methods.ask import ask
 from jaxalign.methods.base import METHODS, Condition, soft_prompt_methods
 from jaxalign.methods.conditions import InContext, Persona, Plain, WithAdapter
@@ -61,18 +65,63 @@ def assert_alike(found, expected):
     np.testing.assert_allclose(found[there], expected[there], atol=1e-4)
 
 
-def test_the_baselines_have_the_bits_of_one_tree(lm):
-    conditions = [Plain(), Persona("USA"), Persona("CHN"), InContext("CHN", OTHER, examples=2)]
+@functools.partial(jax.jit, static_argnums=0)
+def next_probs(config, params, x_TxD, last):
+    return jax.nn.softmax(Llama(config).apply({"params": params}, x_TxD[None])[0, last])
+
+
+def by_plain_forward(lm, condition) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of the options and valid mass, by the full softmax of one conversation each."""
+    prompts, soft = load_prompts(), condition.soft_prompt
+    probs, mass = [], []
+    for item in SURVEY.items:
+        chat = [*condition.lead_in(prompts), prompts.user(item)]
+        parts = [lm.tokenizer.encode_chat(chat)]
+        if soft is not None:
+            parts = split_at_soft_prompt(lm.tokenizer, chat, soft.placement)
+        rows = [np.asarray(lm.params["embed"])[np.array(part, int)] for part in parts]
+        x = np.concatenate(rows if soft is None else [rows[0], soft.embeddings_MxD, rows[1]])
+        filled = np.zeros((384, x.shape[1]), np.float32)  # causal, so the tail is unseen
+        filled[: len(x)] = x
+        next_V = np.asarray(next_probs(lm.config, lm.params, filled, len(x) - 1))
+        [spellings] = option_spellings(lm.tokenizer, [item])
+        assert {len(s) for option in spellings for s in option} == {1}
+        options = [sum(next_V[s[0]] for s in {*option}) for option in spellings]
+        probs.append(options / np.sum(options))
+        mass.append(np.sum(options))
+    return np.array(probs), np.array(mass)
+
+
+def test_conditions_answer_as_the_plain_forward(lm):
+    """Whatever stands before, within or behind the question, all of it asked in one call."""
+    rows = embedded(lm, "I live in a small town by the sea")[:6].reshape(2, 3, -1)
+    conditions = [
+        Plain(),
+        Persona("CHN"),
+        InContext("CHN", OTHER, examples=2),
+        Soft(rows[0], label="front"),
+        Soft(rows[1], "system", label="system"),
+        Soft(rows[0], "after", label="after"),
+        Soft(rows[1], "after", label="another after"),
+    ]
     answers = ask(lm, SURVEY, conditions)
-    assert answers.conditions == ("naive", "persona USA", "persona CHN", "icl CHN")
-    prompts = load_prompts()
-    lead_ins = [condition.lead_in(prompts) for condition in conditions]
-    log_probs, mass = ask_after_messages(
-        lm.config, lm.params, lm.tokenizer, prompts, lead_ins, SURVEY.items
-    )
-    np.testing.assert_array_equal(answers.log_probs, log_probs)
-    np.testing.assert_array_equal(answers.valid_mass, mass)
+    assert answers.conditions[:3] == ("naive", "persona CHN", "icl CHN")
     assert answers.log_probs.dtype == answers.valid_mass.dtype == np.float32
+    for row, condition in enumerate(conditions):
+        probs, mass = by_plain_forward(lm, condition)
+        np.testing.assert_allclose(np.exp(answers.log_probs[row]), probs, atol=2e-5)
+        np.testing.assert_allclose(answers.valid_mass[row], mass, atol=2e-5)
+
+
+@pytest.mark.long
+def test_eight_bit_weights_answer_as_their_plain_forward(lm):
+    lm = dataclasses.replace(lm, params=quantize(lm.config, lm.params))
+    conditions = [Persona("CHN"), Soft(embedded(lm, "small town")[:2], "after")]
+    answers = ask(lm, SURVEY, conditions)
+    for row, condition in enumerate(conditions):
+        probs, mass = by_plain_forward(lm, condition)
+        np.testing.assert_allclose(np.exp(answers.log_probs[row]), probs, atol=2e-5)
+        np.testing.assert_allclose(answers.valid_mass[row], mass, atol=2e-5)
 
 
 @pytest.mark.long
@@ -96,8 +145,9 @@ def test_mixed_conditions_answer_as_each_alone(lm):
         np.testing.assert_allclose(answers.valid_mass[row], alone.valid_mass[0], atol=1e-5)
     distinct = answers.log_probs[..., :2].reshape(len(conditions), -1).round(3)
     assert len(np.unique(distinct, axis=0)) == len(conditions)
-    assert [event.done for event in events] == [0, 2, 4, 5, 6, 7]
-    assert {event.total for event in events} == {7}
+    # Seven conditions of six questions, in one job.
+    assert (events[0].done, events[-1].done) == (0, 42)
+    assert {event.total for event in events} == {42}
 
 
 @pytest.mark.long
@@ -133,6 +183,12 @@ def test_an_adapted_model_answers_as_with_merged_weights(lm):
     assert_alike(found.log_probs[[0, 2]], merged.log_probs)
     assert_alike(found.log_probs[[1]], ask(lm, SURVEY, [persona]).log_probs)
     assert np.abs(found.valid_mass[0] - found.valid_mass[1]).max() > 1e-3
+    # Adapters of one structure share a program.
+    programs = answer_blocks._cache_size()
+    other = Adapter(jax.tree.map(lambda w: w + 0.1, start), config, lm.config, "pocket")
+    again = ask(lm, SURVEY, [WithAdapter(other, persona), persona, WithAdapter(other)])
+    assert answer_blocks._cache_size() == programs
+    assert np.abs(again.log_probs[0, :, :2] - found.log_probs[0, :, :2]).max() > 1e-3
 
 
 def test_what_cannot_be_asked_is_refused(lm):

@@ -34,7 +34,7 @@ def main(folder: Path, seconds: float) -> None:
         on_progress=lambda progress: time.sleep(seconds if progress.done else 0),
     )
     if jax.process_index() == 0:
-        np.save(folder / "answers.npy", found)
+        np.save(folder / "answers.npy", found.log_probs_NxO)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from jaxalign.answering.cost import candidate_flops
 from jaxalign.commands.sweep.file import POCKET, NamedStrategy, Sweep
 from jaxalign.core.errors import UserError
+from jaxalign.lm.model import ModelFiles
 from jaxalign.methods.soft_prompt.problem import Problem, file_names, read_problem
 from jaxalign.optim.evolve import Entry
 from jaxalign.runs.console import print_table
@@ -104,10 +105,12 @@ def make_plan(sweep: Sweep, cells_per_program: int) -> tuple[Group, ...]:
     names = model_names(sweep.models)
     entries = [(country, seed) for seed in sweep.seeds for country in sweep.countries]
     groups, numbers = [], itertools.count()
+    opened: dict[str, ModelFiles] = {}  # each model is read, and its weights hashed, once
     axes = itertools.product(sweep.models, sweep.strategies, sweep.prompt_lengths)
     for model, strategy, length in axes:
         name = group_name(names[model], strategy.name, length)
-        problem = read_problem(sweep.settings(model, strategy.strategy, length))
+        problem = read_problem(sweep.settings(model, strategy.strategy, length), opened.get(model))
+        opened[model] = problem.model
         cells = [Cell(next(numbers), name, *entry) for entry in entries]
         batches = make_batches(name, cells, cells_per_program, sweep)
         groups.append(Group(name, names[model], strategy, length, problem, batches))

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxalign.answering.batch import answer_exact
+from jaxalign.answering.block_plan import BlockPlan
 from jaxalign.answering.blocks import Conversations
 from jaxalign.answering.sampled import answer_sampled, model_sampler
 from jaxalign.core.progress import OnProgress, ignore
@@ -36,11 +37,13 @@ class StyledConversations:
         conversations: Style by style, group by group, item by item.
         surveys: The surveys whose items are asked, one after the other.
         rows: Each style with the groups it asks for; ("",) for a style that names none.
+        plan: The conversations cut into blocks, if that has been done.
     """
 
     conversations: Conversations
     surveys: tuple[Survey, ...]
     rows: tuple[tuple[Style, tuple[str, ...]], ...]
+    plan: BlockPlan | None = None
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -82,10 +85,10 @@ def ask(
     settings = experiment.settings
     items = asked.items
     rows = len(asked.conversations) // len(items)
-    log_probs_RxQxO = positions_NxRxQ = None
+    log_probs_RxQxO = mass_RxQ = positions_NxRxQ = None
     key = f"{lm.sha256} {name} {settings_of(settings, fixed_only=True)}"
     if settings.reading == "exact":
-        log_probs_RxQxO = answer_exact(
+        answered = answer_exact(
             lm.config,
             lm.params,
             asked.conversations,
@@ -93,8 +96,11 @@ def ask(
             key=key,
             folder=experiment.out / "answers",
             block_tokens=settings.block_tokens,
+            plan=asked.plan,
             on_progress=on_progress,
-        ).reshape(rows, len(items), -1)
+        )
+        log_probs_RxQxO = answered.log_probs_NxO.reshape(rows, len(items), -1)
+        mass_RxQ = answered.valid_mass_N.reshape(rows, len(items))
     else:
         positions_RxQxN = answer_sampled(
             model_sampler(lm, settings.answering, seed, settings.batch_size),
@@ -118,7 +124,12 @@ def ask(
             here = slice(row, row + len(groups))
             labels = tuple(group or style for group in groups)
             if positions_NxRxQ is None:
-                answers = Responses(survey, labels, log_probs_RxQxO[here, columns, :most])
+                answers = Responses(
+                    survey,
+                    labels,
+                    log_probs_RxQxO[here, columns, :most],
+                    mass_RxQ[here, columns],
+                )
             else:
                 answers = Responses.from_positions(
                     survey, labels, positions_NxRxQ[:, here, columns]
@@ -172,7 +183,11 @@ def answer_written(
 
 
 def right_answers(
-    experiment: Experiment, lm: LM, name: str, on_progress: OnProgress = ignore
+    experiment: Experiment,
+    lm: LM,
+    name: str,
+    plan: BlockPlan | None = None,
+    on_progress: OnProgress = ignore,
 ) -> np.ndarray:
     """Ask a model the guard's questions plainly, without a system message.
 
@@ -180,6 +195,7 @@ def right_answers(
         experiment: The run, whose directory keeps the answers.
         lm: The model: the unchanged one, or one with an adapter beside its weights.
         name: Its name, `BASE` or an adapter's; answers are kept under it.
+        plan: The guard's questions cut into blocks, if that has been done.
         on_progress: Called with the number of answers.
 
     Returns:
@@ -194,7 +210,8 @@ def right_answers(
         key=f"{lm.sha256} {name}",
         folder=experiment.out / "answers",
         block_tokens=experiment.settings.block_tokens,
+        plan=plan,
         on_progress=on_progress,
-    )
+    ).log_probs_NxO
     chosen_Q = np.exp(log_probs_QxO, dtype=np.float32).argmax(axis=-1)
     return chosen_Q == np.array([right for _, right in inputs.guard])

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.answering.block_plan import plan_blocks, with_one_shape
 from jaxalign.core.progress import OnProgress, Progress
 from jaxalign.lm.lora import Adapter
 from jaxalign.methods.base import FINE_TUNED
@@ -24,7 +25,7 @@ from jaxalign.methods.culturespa.answer import (
     right_answers,
 )
 from jaxalign.methods.culturespa.fine_tune import ModelName, group_of, label, specific
-from jaxalign.methods.culturespa.inputs import Experiment
+from jaxalign.methods.culturespa.inputs import Experiment, Inputs
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.styles import STYLES, Style
 from jaxalign.surveys.responses import Responses
@@ -33,6 +34,7 @@ TUNED = tuple(method.key for method in FINE_TUNED)
 
 # float32 positions of options [R, N, C, Q]: seeds (1 where they cannot matter), runs, groups, items
 Answers = np.ndarray
+AskedAs = tuple[Style, tuple[str, ...]]  # the style and the groups that a model is asked under
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Measured:
         answers: Answers by method.
         right: The guard's accuracies in [0, 1] by method and seed; one value under "before".
         counts: By method, the number of replies and of those without an answer.
+        valid_mass: By method, the probability that a reply begins with an option at all (of sampled
+            replies: the share that names one), mean over what was asked.
         untrained: Methods with models that fine-tuning did not change; see `untrained_models`.
     """
 
@@ -50,6 +54,7 @@ class Measured:
     right: dict[str, list[float]]
     counts: dict[str, dict[str, int]]
     untrained: dict[str, dict[str, Any]]
+    valid_mass: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def measure(
@@ -66,16 +71,19 @@ def measure(
     """
     replies, right, unchanged = _ask_each(experiment, adapters)
     prompted = prompted_answers(experiment.groups, survey)
-    counts = {style: _sum(each[style] for each in survey) for style in STYLES}
-    counts |= {
-        method: _sum(r for name, r in replies.items() if _method(name) == method)
-        for method in TUNED
+    by_method = {style: [each[style] for each in survey] for style in STYLES} | {
+        method: [r for name, r in replies.items() if _method(name) == method] for method in TUNED
     }
     return Measured(
         answers=prompted | _tuned_answers(experiment, replies, prompted),
         right=_right_by_method(experiment, right),
-        counts=counts,
+        counts={method: _sum(found) for method, found in by_method.items()},
         untrained=untrained_models(experiment, adapters.keys() - unchanged),
+        valid_mass={
+            method: float(np.nanmean([np.nanmean(r.valid_mass) for r in found]))
+            for method, found in by_method.items()
+            if found
+        },
     )
 
 
@@ -122,28 +130,52 @@ def _ask_each(
 
     unchanged: set[ModelName] = set()
     replies: dict[ModelName, Responses] = {}
-    right_Q = right_answers(experiment, lm, BASE, report(BASE, guard))
+    block_tokens = experiment.settings.block_tokens
+    plan = plan_blocks(experiment.inputs.guard_conversations, block_tokens)
+    right_Q = right_answers(experiment, lm, BASE, plan, report(BASE, guard))
     right: dict[ModelName | None, float] = {None: float(right_Q.mean())}
-    conversations: dict[tuple[Style, tuple[str, ...]], StyledConversations] = {}
-    for name, groups in groups_of.items():
+    asked_as = {name: (style_of(name[1]), groups) for name, groups in groups_of.items()}
+    inputs = experiment.inputs
+    conversations = conversations_to_measure(inputs, asked_as.values(), block_tokens)
+    for name in adapters:
         adapter = adapters[name]  # read here, and let go of in the next turn
         if not changes(adapter):
             unchanged.add(name)
         # Beside the weights, where the compiled programs read it. Merged, the weights would be held
         # twice.
         adapted = adapter.attach(lm)
-        # Models that are asked alike share their conversations.
-        asked_as = style_of(name[1]), groups
-        if asked_as not in conversations:
-            style, _ = asked_as
-            conversations[asked_as] = in_styles(experiment.inputs, (style,), groups, survey)
         on_progress = report(label(name), answers_of[name])
-        asked = conversations[asked_as]
+        asked = conversations[asked_as[name]]
         answered = ask(experiment, adapted, label(name), asked, name[0], on_progress)
-        replies[name] = answered[0][asked_as[0]]
-        right_Q = right_answers(experiment, adapted, label(name), report(label(name), guard))
+        replies[name] = answered[0][style_of(name[1])]
+        right_Q = right_answers(experiment, adapted, label(name), plan, report(label(name), guard))
         right[name] = float(right_Q.mean())
     return replies, right, unchanged
+
+
+def conversations_to_measure(
+    inputs: Inputs, asked_as: Iterable[AskedAs], block_tokens: int
+) -> dict[AskedAs, StyledConversations]:
+    """Encode the survey and cut it into blocks, for each way in which fine-tuned models are asked.
+
+    Models that are asked alike share their conversations. Those that are asked for as many groups
+    share a shape, and so a compiled program: the specific models of all groups run in one.
+
+    Args:
+        inputs: What the run was given.
+        asked_as: Style and groups that a model is asked under; may repeat.
+        block_tokens: Tokens of a block.
+    """
+    conversations: dict[AskedAs, StyledConversations] = {}
+    by_size: dict[int, list[AskedAs]] = {}
+    for style, groups in dict.fromkeys(asked_as):
+        conversations[style, groups] = in_styles(inputs, (style,), groups, inputs.survey)
+        by_size.setdefault(len(groups), []).append((style, groups))
+    for alike in by_size.values():
+        plans = [plan_blocks(conversations[key].conversations, block_tokens) for key in alike]
+        for key, plan in zip(alike, with_one_shape(plans), strict=True):
+            conversations[key] = dataclasses.replace(conversations[key], plan=plan)
+    return conversations
 
 
 def style_of(model: str) -> Style:

@@ -14,9 +14,11 @@
     untrained.joint.models, .all  models that fine-tuning left unchanged, because nothing was
                                   selected for them or no step was taken; a method that has no other
                                   models is in no table
+    valid_mass.p1                 probability that a reply begins with an option (if sampled: share
+                                  of replies that name one), mean over questions and countries
     replies.p1                    replies, unreadable, out_of_range; only if replies are sampled
     questions                     asked_for, parsed, removed by each filter (too_long: for the given
-                                  row length), left, and the same by seed
+                                  `train.longest_example`), left, and the same by seed
     selected                      pairs by country and seed, share changed, sampling noise
     lines                         scores of answers that need no model
     personas                      identification and agreement of p1, p2, joint, specific and cct
@@ -161,6 +163,7 @@ def make_record(
         },
         "untrained": measured.untrained,
         "replies": measured.counts if settings.reading == "sampled" else {},
+        "valid_mass": measured.valid_mass,
         "guard": guard_record(right, inputs.guard_name, len(inputs.guard)),
         "questions": _questions(written),
         "selected": {f"seed{seed}": counts for seed, counts in selected.items()},

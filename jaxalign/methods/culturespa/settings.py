@@ -15,6 +15,7 @@ from typing import Literal
 
 import jax
 
+from jaxalign.answering.batch import default_block_tokens
 from jaxalign.core.errors import UserError
 from jaxalign.lm.generate import Sampling
 from jaxalign.lm.lora import LoraConfig
@@ -24,6 +25,7 @@ from jaxalign.methods.culturespa.styles import Examples
 from jaxalign.methods.culturespa.write import PUBLISHED_SAMPLING
 from jaxalign.runs import may_change
 from jaxalign.runtime.memory import available_bytes
+from jaxalign.runtime.platform import target_platform
 from jaxalign.training.defaults import PAPER, Default, resolve, resolve_training
 from jaxalign.training.step import TrainConfig
 
@@ -83,7 +85,7 @@ class CultureSPASettings:
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     """The low-rank adapters."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    """How to fine-tune. If a row length is given, written questions that are too long for a row
+    """How to fine-tune. If `train.longest_example` is given, written questions that are longer
     are left out and counted."""
     specific_batch: int = 8
     """Number of examples per optimizer step of the models of single countries; the other models
@@ -99,7 +101,7 @@ class CultureSPASettings:
     """Number of replies written at a time; default: as many as fit well into memory."""
     block_tokens: int | None = None
     """Number of tokens computed together in exact answering; lower it if memory is short. Default:
-    follows the device, 4096 on a CPU and 8192 on a GPU or TPU."""
+    follows the model and the device, 2048 for a real model on a CPU and 4096 elsewhere."""
     model_parallel: int | None = may_change(None)
     """Number of devices that share one copy of the weights; default: as few as memory allows."""
     save_every: int = may_change(50)
@@ -131,7 +133,7 @@ _NAMES = {
     "block_tokens": "tokens of a block of exact answers",
 }
 FOR_POCKET = "suits the pocket model"
-_BLOCK_TOKENS = {"cpu": 4096}  # 8192 elsewhere
+_POCKET_BLOCK_TOKENS = 4096
 _MOST_REPLIES = {"cpu": 64}  # at a time; 256 elsewhere
 _REPLY_TOKENS = 1024  # assumed length of a prompt when the replies at a time are chosen
 
@@ -153,12 +155,16 @@ def resolve_settings(
         size = {"per_topic": Default(12, FOR_POCKET), "seeds": Default(5, FOR_POCKET)}
     else:
         size = {"per_topic": Default(1000, PAPER), "seeds": Default(1, PAPER)}
-    platform = jax.default_backend()
+    platform = target_platform()
+    if files.is_pocket:
+        block_tokens = Default(_POCKET_BLOCK_TOKENS, FOR_POCKET)
+    else:
+        block_tokens = Default(default_block_tokens(platform), f"chosen for a {platform}")
     defaults = size | {
         "batch_size": Default(
             _replies_at_a_time(settings, files, platform, memory_bytes), "chosen by memory"
         ),
-        "block_tokens": Default(_BLOCK_TOKENS.get(platform, 8192), f"chosen for a {platform}"),
+        "block_tokens": block_tokens,
     }
     resolved, notes = resolve(settings, defaults, _NAMES)
     train, train_notes = resolve_training(settings.train, files, "culturespa")

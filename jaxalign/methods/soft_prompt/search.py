@@ -31,8 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.answering.ask import ask_after_messages
+from jaxalign.answering.batch import answer_exact
 from jaxalign.answering.cost import padding_text, plan_report, plan_text
+from jaxalign.answering.encode import encode
 from jaxalign.answering.kernel_choice import KERNEL_OPTIONS, choose_kernel
 from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
 from jaxalign.answering.plan import Layout
@@ -92,10 +93,13 @@ def choose_search_mesh(problem: Problem, candidates: int | None = None, prefix: 
         prefix: Text before the reason that is logged.
     """
     settings, config = problem.settings, problem.model.config
+    if candidates is None:
+        candidates = settings.candidates
     mesh, choice = device_mesh(
         config,
-        settings.candidates if candidates is None else candidates,
+        candidates,
         search_dims=settings.prompt.dims(config.hidden_size),
+        searches=max(1, candidates // settings.strategy.population),
         model_parallel=settings.model_parallel,
         weights=settings.weights,
     )
@@ -153,12 +157,10 @@ def log_int8_change(problem: Problem, lm: LM) -> None:
         )
         return
     config, items = problem.model.config, problem.tuned_survey.items
+    asked = encode(problem.model.tokenizer, problem.prompts, [[]], items)
 
     def probabilities(params: Params) -> np.ndarray:
-        tokenizer, prompts = problem.model.tokenizer, problem.prompts
-        params = local_view(params)
-        log_probs, _ = ask_after_messages(config, params, tokenizer, prompts, [[]], items)
-        return np.exp(log_probs[0])
+        return np.exp(answer_exact(config, params, asked, lm.mesh).log_probs_NxO)
 
     # Exact probabilities before and after, so that the change is the quantisation's alone.
     before = probabilities(load_model(problem.model, mesh=lm.mesh).params)
@@ -179,14 +181,10 @@ def score_constants(problem: Problem, lm: LM) -> np.ndarray:
     # Scores without C of the model speaking as each reference country ...
     personas = [Persona(country, problem.group_name(country)) for country in settings.anchor]
     lead_ins = [persona.lead_in(problem.prompts) for persona in personas]
-    log_probs, _ = ask_after_messages(
-        lm.config,
-        local_view(lm.params),
-        lm.tokenizer,
-        problem.prompts,
-        lead_ins,
-        problem.tuned_survey.items,
-    )
+    items = problem.tuned_survey.items
+    asked = encode(lm.tokenizer, problem.prompts, lead_ins, items)
+    answers = answer_exact(lm.config, lm.params, asked, lm.mesh)
+    log_probs = answers.log_probs_NxO.reshape(len(lead_ins), len(items), -1)
     published_Rx6, used_6 = targets(settings.anchor, settings.edition, settings.dimensions)
     raw_Rx6 = make_scorer(problem.tuned_survey).scores(log_probs)
     # ... and the C that brings them nearest to the published scores, dimension by dimension.

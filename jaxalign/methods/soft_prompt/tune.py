@@ -20,13 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.answering.ask import ask_after_messages, ask_under_soft_prompts
-from jaxalign.answering.options import prepare_items
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import param_shardings
-from jaxalign.methods.conditions import Persona, Plain
+from jaxalign.methods.soft_prompt.answers import ask_baselines, ask_tuned
 from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_directory
 from jaxalign.methods.soft_prompt.control import control_directory, make_control
 from jaxalign.methods.soft_prompt.problem import (
@@ -40,7 +38,6 @@ from jaxalign.methods.soft_prompt.programs import check_run as check_memory
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.result import make_result
 from jaxalign.methods.soft_prompt.search import (
-    Search,
     build_search,
     choose_execution,
     choose_search_mesh,
@@ -53,13 +50,10 @@ from jaxalign.optim.api import Optimizer
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runs import Run, check_run, recorded_run
 from jaxalign.runs.checkpoints import claim
-from jaxalign.runtime.sharding import DATA, local_view
-from jaxalign.surveys.responses import Responses
+from jaxalign.runtime.sharding import DATA
 from jaxalign.surveys.survey import Survey, vsm
 
 _log = logging.getLogger("jaxalign")
-
-ByMethod = dict[str, Responses]  # by a method's key, one condition per country
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +245,7 @@ def run_soft_prompt(
         for note in run.notes:
             _log.info(note)
         # The baselines come first: they take little, and a fault in them shows early.
-        tuned, held_out = ask_baselines(problem, lm)
+        tuned, held_out = ask_baselines(problem, lm, run.out / "answers", on_progress)
         checkpoints = settings.checkpoints or run.out / "checkpoints"
         if run.writes:
             claim(checkpoints, recorded_run(run.out)[0])
@@ -267,82 +261,14 @@ def run_soft_prompt(
             folder = control_directory(checkpoints, settings.gradient_steps)
             z_CxZ = control.run(folder, resume=run.resumed, on_progress=on_progress)
             prompts["gradient"] = search.prompts(z_CxZ)
-        ask_tuned(search, lm, prompts, tuned, held_out)
+        asked = ask_tuned(problem, lm, prompts, run.out / "answers", on_progress)
+        tuned, held_out = tuned | asked[0], held_out | asked[1]
         # Not among the settings that a resumed run must keep, yet the result depends on it.
         facts = facts | {"gradient_steps": settings.gradient_steps}
         result = make_result(problem, search.objective, facts, tuned, held_out)
         run.write("result.json", result)
         candidates = (settings.generations + 1) * settings.candidates
         return SoftPromptRun(run.out, result, found, outcome.seconds, candidates)
-
-
-def ask_baselines(problem: Problem, lm: LM) -> tuple[ByMethod, ByMethod]:
-    """Ask both surveys under each baseline; return the responses to the tuned and the held-out one.
-
-    All conditions are asked together, so that text they share is computed once.
-    """
-    settings, groups = problem.settings, problem.settings.countries
-    personas = [Persona(group, problem.group_name(group)) for group in groups]
-    in_context = [problem.in_context(group) for group in groups]
-    conditions = [Plain(), *personas, *in_context]
-    surveys = problem.tuned_survey, problem.held_out_survey
-    log_probs, mass = ask_after_messages(
-        lm.config,
-        local_view(lm.params),
-        lm.tokenizer,
-        problem.prompts,
-        [condition.lead_in(problem.prompts) for condition in conditions],
-        (*surveys[0].items, *surveys[1].items),
-    )
-    # Rows of each method's conditions, one per country; the plain question is the same for all.
-    count = len(settings.countries)
-    rows = {
-        "naive": [0] * count,
-        "persona": list(range(1, 1 + count)),
-        "icl": list(range(1 + count, 1 + 2 * count)),
-    }
-    first = len(surveys[0].items)
-    by_survey = []
-    for survey, columns in zip(surveys, (slice(None, first), slice(first, None)), strict=True):
-        # Option columns past the longest item of this survey belong to the other survey's items.
-        most = max(len(item.options) for item in survey.items)
-        by_survey.append(
-            {
-                name: Responses(survey, groups, log_probs[r, columns, :most], mass[r, columns])
-                for name, r in rows.items()
-            }
-        )
-    return by_survey[0], by_survey[1]
-
-
-def ask_tuned(
-    search: Search,
-    lm: LM,
-    prompts: Mapping[str, jax.Array],
-    tuned: ByMethod,
-    held_out: ByMethod,
-) -> None:
-    """Ask both surveys under the prompts of each method; add the responses to `tuned`, `held_out`.
-
-    Args:
-        search: The search, whose prepared questions are used again.
-        lm: The model.
-        prompts: By method, one prompt per country: float32 [C, M, D].
-        tuned: Responses to the tuned survey so far.
-        held_out: Responses to the held-out survey so far.
-    """
-    problem, groups = search.problem, search.problem.settings.countries
-
-    def add(survey: Survey, items: Any, responses: ByMethod) -> None:
-        # One compiled program per survey serves the prompts of every method.
-        for method, prompts_CxMxD in prompts.items():
-            log_probs, mass = ask_under_soft_prompts(lm.config, items, prompts_CxMxD)
-            responses[method] = Responses(survey, groups, log_probs, mass)
-
-    # The search has prepared the tuned survey's questions already; the held-out survey's are new.
-    add(problem.tuned_survey, search.local_inputs.items, tuned)
-    layout = problem.layout_of(problem.held_out_survey)
-    add(problem.held_out_survey, prepare_items(lm.config, local_view(lm.params), layout), held_out)
 
 
 def soft_prompts(problem: Problem, prompts_CxMxD: jax.Array) -> dict[str, SoftPrompt]:

@@ -20,6 +20,7 @@ pairs of country and item.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def _items(rows: Any, path: Path, asked: set[str]) -> tuple[Item, ...]:
         raise bad(path, "expected a list of questions")
     items = [_item(row, f"{path}: entry {n}") for n, row in enumerate(rows, start=1)]
     ids = [item.id for item in items if item is not None]
-    if repeated := [i for i in ids if ids.count(i) > 1]:
+    if repeated := [i for i, count in Counter(ids).items() if count > 1]:
         raise bad(path, f"question {repeated[0]} appears twice")
     kept = tuple(item for item in items if item is not None and item.id in asked)
     if not kept:

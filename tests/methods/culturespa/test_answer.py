@@ -23,10 +23,14 @@ def test_every_seed_samples_anew(monkeypatch, tmp_path):
     inputs = dataclasses.replace(whole, survey=small, tables=make_tables(small, COUNTRIES))
     lm = LM(inputs.files, {}, None)
 
-    def drawn(config, params, prompts, sampling, stop, seed, ids, *_, **__):
-        return [lm.tokenizer.encode(str(1 + (seed + id) % 2)) for id in ids]
+    def sampler(lm, sampling, seed, batch_size):
+        def sample(requests, replies, longest):
+            for key, _, id in requests:
+                yield key, lm.tokenizer.encode(str(1 + (seed + id) % 2))
 
-    monkeypatch.setattr(answer, "generate", drawn)
+        return sample
+
+    monkeypatch.setattr(answer, "model_sampler", sampler)
     questions = {seed: inputs.survey for seed in SETTINGS.seed_numbers}
     experiment = Experiment(SETTINGS, inputs, lm, tmp_path)
     survey = answer.answer_survey(experiment)
