@@ -38,7 +38,7 @@ from jaxalign.runs.console import progress_bars
 from jaxalign.training.conversations import hold_out, read_conversations
 from jaxalign.training.defaults import resolve_training
 from jaxalign.training.fine_tune import JOINT, merged_model, trained_adapters, trained_model
-from jaxalign.training.step import TrainState
+from jaxalign.training.step import Trained
 from jaxalign.training.trainer import HeldOutLoss, TrainConfig, Trainer, fit
 
 # Files of a model folder that say how the model is spoken to.
@@ -132,8 +132,8 @@ def tune(config: Config) -> None:
     with Run.create(config.out, config, facts, config.resume, step="step") as open_run:
         for note in open_run.notes:
             print(note)
-        state = _train(config, open_run, trainer, lm, held_out_loss)
-        adapter, model = _results(config, trainer, lm, state)
+        trained = _train(config, open_run, trainer, lm, held_out_loss)
+        adapter, model = _results(config, trainer, lm, trained)
         if open_run.writes:
             _save(config, adapter, model)
             _show_losses(open_run)
@@ -142,7 +142,7 @@ def tune(config: Config) -> None:
 
 def _train(
     config: Config, open_run: Run, trainer: Trainer, lm: LM, held_out_loss: HeldOutLoss | None
-) -> TrainState:
+) -> dict[str, Trained]:
     def begin(done: int) -> None:
         if config.train.method == "full":  # the state now holds the weights, in float32
             jax.tree.map(lambda w: w.delete(), lm.params)
@@ -165,7 +165,7 @@ def _train(
 
 
 def _results(
-    config: Config, trainer: Trainer, lm: LM, state: TrainState
+    config: Config, trainer: Trainer, lm: LM, trained: dict[str, Trained]
 ) -> tuple[Adapter | None, LM | None]:
     """Return the adapter and the whole model; None for what is not wanted.
 
@@ -173,8 +173,8 @@ def _results(
     processes and is too large for one device, merge its adapter on a single host instead.
     """
     if config.train.method == "full":
-        return None, trained_model(trainer, state, lm)
-    (adapter,) = trained_adapters(trainer, state, lm.folder).values()
+        return None, trained_model(trainer, trained, lm)
+    (adapter,) = trained_adapters(trainer, trained, lm.folder).values()
     return adapter, merged_model(lm, adapter) if config.merge else None
 
 

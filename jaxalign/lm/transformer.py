@@ -29,6 +29,7 @@ import numpy as np
 
 from jaxalign.lm.bits import from_bits
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.lanes import KEPT_LANES, KEPT_PLACES, LANES, PLACES, from_lanes, to_lanes
 from jaxalign.lm.weights import Weight, block_weights, outer_weights
 from jaxalign.runtime.platform import target_platform
 
@@ -138,8 +139,9 @@ def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
 def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
     """Apply the linear map `name` to the last axes of x, accumulating in float32.
 
-    Beside a kernel there may be its adapter, `name_a` and `name_b` (`jaxalign.lm.lora`), and the
-    scale of its outputs, `name_scale`, if it is stored in 8 bits (`jaxalign.lm.quantize`).
+    Beside a kernel there may be its adapter, `name_a` and `name_b` (`jaxalign.lm.lora`), or one for
+    each unit of the sequence (`jaxalign.lm.lanes`), and the scale of its outputs, `name_scale`, if
+    it is stored in 8 bits (`jaxalign.lm.quantize`).
 
     Args:
         x: [B, T, inputs...].
@@ -160,8 +162,16 @@ def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
         out = out * scale.reshape((1,) * len(lead) + scale.shape)
     if f"{name}_a" in w:
         # (x A) B with the small rank in between; B contains the scale alpha / rank.
-        low = product(f"{lead}{inputs},{inputs}r->{lead}r", x, w[f"{name}_a"], x.dtype)
-        out = out + product(f"{lead}r,r{outputs}->{lead}{outputs}", low, w[f"{name}_b"])
+        a, b = w[f"{name}_a"], w[f"{name}_b"]
+        if LANES not in w:
+            low = product(f"{lead}{inputs},{inputs}r->{lead}r", x, a, x.dtype)
+            out = out + product(f"{lead}r,r{outputs}->{lead}{outputs}", low, b)
+        else:  # one adapter for each unit of a single sequence
+            lanes = w[LANES], w[PLACES]
+            units = to_lanes(x[0], *lanes)
+            low = product(f"{lead}{inputs},b{inputs}r->{lead}r", units, a, x.dtype)
+            update = product(f"{lead}r,br{outputs}->{lead}{outputs}", low, b)
+            out = out + from_lanes(update, *lanes)[None]
     return out.astype(x.dtype)
 
 
@@ -246,6 +256,8 @@ class Block(nn.Module):
         if keep is not None:
             x, h = x[:, keep], h[:, keep]
             rope_q = tuple(jnp.take(t, keep, axis=-2) for t in rope)
+            if KEPT_LANES in w:
+                w |= {LANES: w[KEPT_LANES], PLACES: w[KEPT_PLACES]}
         q = rotate(project(h, w, "q"), rope_q)
         x = x + project(attend(q, k, v, cache), w, "o")
         # Feed-forward, for the positions that are kept.
@@ -254,8 +266,9 @@ class Block(nn.Module):
         return x, (k, v)
 
     def _beside_kernels(self) -> dict[str, jax.Array]:
-        """Return adapters and scales that the parameters hold beside the declared kernels."""
+        """Return adapters, units and scales that the parameters hold beside declared kernels."""
         names = [f"{name}_{part}" for name in AXES for part in ("a", "b", "scale")]
+        names += [LANES, PLACES, KEPT_LANES, KEPT_PLACES]
         return {n: self.get_variable("params", n) for n in names if self.has_variable("params", n)}
 
 

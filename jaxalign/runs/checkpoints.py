@@ -47,7 +47,7 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         training = ocp.training
-        self._asynchronous = asynchronous
+        self._keep, self._asynchronous = keep, asynchronous
         self._pending: Any = None  # the save that is still being written
         self.directory = location(directory)
         self._checkpointer = training.Checkpointer(
@@ -58,6 +58,13 @@ class Checkpoints:
             preservation_policy=training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
+
+    def part(self, name: str) -> Checkpoints:
+        """Return the checkpoints in a folder of this one, kept in the same way, to be closed.
+
+        For a run whose parts are trained one after the other, each with steps of its own.
+        """
+        return Checkpoints(f"{self.directory}/{name}", self._keep, self._asynchronous)
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -21,8 +21,8 @@ from jaxalign.runtime.sharding import replicated
 from jaxalign.training.conversations import to_conversation
 from jaxalign.training.defaults import resolve_training
 from jaxalign.training.packing import Example
-from jaxalign.training.step import TrainConfig, TrainState
-from jaxalign.training.trainer import HeldOutLoss, Trainer, adapters, fit
+from jaxalign.training.step import TrainConfig, Trained
+from jaxalign.training.trainer import HeldOutLoss, Trainer, fit
 
 __all__ = ["fine_tune", "merged_model", "trained_adapters", "trained_model"]
 
@@ -90,7 +90,8 @@ def fine_tune(
         _log.info(note)
     several = isinstance(conversations, Mapping)
     examples = _examples(lm, conversations, "conversations")
-    trainer = Trainer(lm.config, train, lora, examples, lm.mesh)
+    folder = None if checkpoints is None else Path(checkpoints)
+    trainer = Trainer(lm.config, train, lora, examples, lm.mesh, checkpoints=folder)
     _log.info(trainer.describe())
     held_out_loss = None
     if held_out is not None:
@@ -105,42 +106,46 @@ def fine_tune(
         on_progress=on_progress,
     )
     if checkpoints is None:
-        state = run()
+        found = run()
     else:
         with Checkpoints(checkpoints) as saved:
-            state = run(saved)
+            found = run(saved)
     if train.method == "full":
-        return trained_model(trainer, state, lm)
-    trained = trained_adapters(trainer, state, lm.folder)
+        return trained_model(trainer, found, lm)
+    trained = trained_adapters(trainer, found, lm.folder)
     return trained if several else trained[JOINT]
 
 
 def trained_adapters(
-    trainer: Trainer, state: TrainState, base_model: str | Path
+    trainer: Trainer, trained: Mapping[str, Trained], base_model: str | Path
 ) -> dict[str, Adapter]:
-    """Return the trained adapters by name, whole on every device.
+    """Return the trained adapters by name: whole on every device, or on the host if they were.
 
     Every process must call this.
 
     Args:
         trainer: What has trained them.
-        state: The state after the last step.
+        trained: What `fit` returned.
         base_model: Name or folder of the model, for the records of PEFT.
     """
     gather = jax.jit(lambda x: x, out_shardings=replicated(trainer.mesh))
+    whole = {
+        name: gather(weights) if len(trainer.groups) == 1 else weights
+        for name, weights in trained.items()
+    }
     return {
-        name: Adapter(gather(weights), trainer.lora, trainer.config, str(base_model))
-        for name, weights in adapters(trainer, state).items()
+        name: Adapter(weights, trainer.lora, trainer.config, str(base_model))
+        for name, weights in whole.items()
     }
 
 
-def trained_model(trainer: Trainer, state: TrainState, lm: LM) -> LM:
+def trained_model(trainer: Trainer, trained: Mapping[str, Trained], lm: LM) -> LM:
     """Return the model that method "full" has trained, whole on every device.
 
     Its weights have the dtype of `lm`'s. Every process must call this.
     """
     # The state holds float32; the base model's dtype is what is used and written.
-    (weights,) = adapters(trainer, state).values()
+    (weights,) = trained.values()
     dtype = jax.numpy.dtype(trainer.config.param_dtype)
     to_dtype = jax.jit(
         lambda tree: jax.tree.map(lambda w: w.astype(dtype), tree),

@@ -1,15 +1,21 @@
-"""Pack examples of unequal length side by side into rows of equal length.
+"""Lay examples of unequal length side by side into rows of equal length.
 
 Every example has its own segment number and its own RoPE positions from 0 on, so it is computed in
 a row exactly as if it stood alone. Only positions whose next token is scored go through the output
 head: the answers of a survey are one or two tokens of a hundred.
+
+Where several adapters are trained in one program, a row holds the examples of several of them.
+Those of one adapter are cut into *units*, runs of at most M tokens, whose gradient is computed by
+itself and added to the adapter's others in one order. Which examples a unit holds depends on
+nothing but the adapter's own examples, so an adapter's bits do not depend on what is trained beside
+it.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -40,7 +46,90 @@ class Example:
         return self.tokens[self.prompt_length :]
 
 
-Row = Sequence[Example]  # side by side, in this order
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """Many examples as arrays: N conversations, each of P pieces of one pool of token ids.
+
+    Examples that share a beginning share its tokens, as those of a survey do that are asked of one
+    country: 234,000 of them take 10 MB instead of 2 GB as lists of integers.
+
+    Attributes:
+        pool: int32, the token ids that the pieces are cut from.
+        starts_NxP: int64, where each piece of an example begins in the pool.
+        sizes_NxP: int64, number of tokens of each piece.
+        prompt_lengths: int64 [N], number of tokens before the answer.
+
+    Example:
+        >>> examples = Examples.of([Example((5, 6, 7), 2), Example((8, 9), 1)])
+        >>> len(examples), examples.lengths.tolist(), examples.answers.tolist()
+        (2, [3, 2], [1, 1])
+        >>> examples.tokens([1, 0]).tolist()
+        [8, 9, 5, 6, 7]
+    """
+
+    pool: np.ndarray
+    starts_NxP: np.ndarray
+    sizes_NxP: np.ndarray
+    prompt_lengths: np.ndarray
+
+    def __post_init__(self) -> None:
+        bad = np.flatnonzero((self.prompt_lengths < 1) | (self.answers < 1))
+        if len(bad):
+            n = bad[0]
+            raise UserError(
+                f"an example of {self.lengths[n]} tokens with "
+                f"prompt_length={self.prompt_lengths[n]}: prompt and answer need at least one "
+                "token each"
+            )
+
+    @classmethod
+    def of(cls, examples: Examples | Iterable[Example]) -> Examples:
+        """Return examples as arrays; arrays are returned as they are."""
+        if isinstance(examples, Examples):
+            return examples
+        examples = list(examples)
+        sizes = np.array([len(e.tokens) for e in examples], np.int64)
+        pool = np.fromiter((t for e in examples for t in e.tokens), np.int32, int(sizes.sum()))
+        prompts = np.array([e.prompt_length for e in examples], np.int64)
+        starts = np.cumsum(sizes) - sizes
+        return cls(pool, starts[:, None], sizes[:, None], prompts)
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self.example, range(len(self)))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of tokens of each example, int64 [N]."""
+        return self.sizes_NxP.sum(axis=1)
+
+    @property
+    def answers(self) -> np.ndarray:
+        """Number of answer tokens of each example, int64 [N]."""
+        return self.lengths - self.prompt_lengths
+
+    def take(self, chosen: np.ndarray) -> Examples:
+        """Return some of the examples; their tokens are not copied."""
+        return Examples(
+            self.pool, self.starts_NxP[chosen], self.sizes_NxP[chosen], self.prompt_lengths[chosen]
+        )
+
+    def tokens(self, chosen: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the token ids of some examples, one after the other, int32."""
+        starts, sizes = self.starts_NxP[chosen].ravel(), self.sizes_NxP[chosen].ravel()
+        return self.pool[np.repeat(starts, sizes) + ranges(sizes)]
+
+    def example(self, n: int) -> Example:
+        """Return one of them."""
+        return Example(tuple(self.tokens([n]).tolist()), int(self.prompt_lengths[n]))
+
+
+def ranges(sizes: np.ndarray) -> np.ndarray:
+    """Return 0, 1, ..., size - 1 for each size, one after the other."""
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - sizes, sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +137,9 @@ class Batch:
     """Rows of packed examples; leading axes may stand before B.
 
     A is the largest number of answer tokens in a row. A row with fewer has `weight` 0 in the
-    remaining places, and a row without examples is all padding.
+    remaining places, and a row without examples is all padding. The last four fields are there
+    where rows hold the examples of several adapters: units stand one after the other in a row, and
+    so do their answers; a unit that is not used has no tokens.
     """
 
     tokens_BxT: jax.Array  # int32
@@ -57,29 +148,33 @@ class Batch:
     at_BxA: jax.Array  # int32: the positions whose next token is scored
     targets_BxA: jax.Array  # int32: that next token
     weight_BxA: jax.Array  # float32: 1, or 0 where there is no target
+    adapter_BxU: jax.Array | None = None  # int32: which adapter each unit trains
+    sizes_BxU: jax.Array | None = None  # int32: tokens of each unit
+    answers_BxU: jax.Array | None = None  # int32: answer tokens of each unit
 
 
 _FIELDS = [field.name for field in dataclasses.fields(Batch)]
 jax.tree_util.register_dataclass(Batch, _FIELDS, meta_fields=[])
 
 
-def pack(examples: Sequence[Example], row_length: int) -> list[list[Example]]:
+def pack(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[list[int]]:
     """Distribute examples over rows of at most `row_length` tokens.
 
     Best fit, longest first (Johnson 1973): each example goes into the row where it leaves the least
     room. Examples of equal length keep the order given.
 
-    Returns:
-        Rows that together hold every example once.
+    Args:
+        lengths: Number of tokens of each example, at most `row_length`.
+        row_length: Number of tokens of a row.
 
-    Raises:
-        UserError: If an example is longer than a row.
+    Returns:
+        Rows that together hold the position of every example once.
     """
-    check_lengths(examples, row_length)
-    rows: list[list[Example]] = []
+    lengths = np.asarray(lengths)
+    rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, row), sorted
-    for example in sorted(examples, key=lambda e: -len(e.tokens)):
-        length = len(example.tokens)
+    for n in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[n])
         # The fullest row that still has room, or a new one.
         tightest = bisect.bisect_left(room, (length, -1))
         if tightest < len(room):
@@ -87,30 +182,83 @@ def pack(examples: Sequence[Example], row_length: int) -> list[list[Example]]:
         else:
             left, row = row_length, len(rows)
             rows.append([])
-        rows[row].append(example)
+        rows[row].append(n)
         bisect.insort(room, (left - length, row))
     return rows
 
 
-def check_lengths(examples: Sequence[Example], row_length: int) -> None:
+def units_of(lengths: np.ndarray, unit_length: int) -> list[list[int]]:
+    """Cut an adapter's examples of a step into units of at most `unit_length` tokens.
+
+    Returns:
+        The positions of each unit's examples. Shorter units come first: what is left to be placed
+        at the end are then full ones of all adapters, and the gaps of earlier rows were filled with
+        whatever fits.
+    """
+    units = pack(lengths, unit_length)
+    return sorted(units, key=lambda unit: int(lengths[unit].sum()))
+
+
+def place_units(
+    sizes: Sequence[Sequence[int]], row_length: int, most_units: int
+) -> list[list[tuple[int, int]]]:
+    """Place the units of several adapters in rows, those of each adapter in the order given.
+
+    A row takes the largest unit that fits among the next ones of all adapters, until none fits.
+
+    Args:
+        sizes: For each adapter, the tokens of its units.
+        row_length: Most tokens of a row.
+        most_units: Most units of a row.
+
+    Returns:
+        Rows of (adapter, number of its unit).
+    """
+    next_unit = [0] * len(sizes)
+    # The next unit of each adapter, by size; among equals, the last adapter's is taken first.
+    waiting = sorted((units[0], k) for k, units in enumerate(sizes) if len(units))
+    rows: list[list[tuple[int, int]]] = []
+    while waiting:
+        row: list[tuple[int, int]] = []
+        room = row_length
+        while len(row) < most_units:
+            largest = bisect.bisect_right(waiting, (room, len(sizes))) - 1
+            if largest < 0:
+                break
+            size, k = waiting.pop(largest)
+            row.append((k, next_unit[k]))
+            room -= size
+            next_unit[k] += 1
+            if next_unit[k] < len(sizes[k]):
+                bisect.insort(waiting, (sizes[k][next_unit[k]], k))
+        if not row:
+            raise ValueError(f"a unit of {waiting[0][0]} tokens in rows of {row_length}")
+        rows.append(row)
+    return rows
+
+
+def check_lengths(lengths: np.ndarray, row_length: int) -> None:
     """Raise UserError, with their number, if examples are longer than a row."""
-    lengths = [len(example.tokens) for example in examples]
-    if too_long := sum(length > row_length for length in lengths):
+    if too_long := int(np.sum(np.asarray(lengths) > row_length)):
         raise UserError(
             f"{too_long} of {len(lengths)} examples are longer than a row of {row_length} tokens "
             f"(the longest has {max(lengths)}); leave them out or lengthen the rows"
         )
 
 
-def answer_count(row: Row) -> int:
-    """Return the number of answer tokens of a row, which `Batch.at_BxA` must have room for."""
-    return sum(len(example.answer) for example in row)
+def fill(
+    rows: Sequence[Sequence[tuple[Examples, np.ndarray]]],
+    row_count: int,
+    row_length: int,
+    answers: int,
+) -> Batch:
+    """Write examples into numpy arrays [row_count, row_length or answers].
 
-
-def fill(rows: Sequence[Row], row_count: int, row_length: int, answers: int) -> Batch:
-    """Write packed rows into numpy arrays [row_count, row_length or answers].
-
-    Rows that are left over are padding.
+    Args:
+        rows: For each row, examples and which of them stand there, one after the other.
+        row_count: Number of rows; those that are left over are padding.
+        row_length: Number of tokens of a row.
+        answers: Most answer tokens of a row.
 
     Raises:
         ValueError: If rows, tokens or answers do not fit.
@@ -118,19 +266,44 @@ def fill(rows: Sequence[Row], row_count: int, row_length: int, answers: int) -> 
     if len(rows) > row_count:
         raise ValueError(f"{len(rows)} rows in a batch of {row_count}")
     # Zeros are padding: segment 0 is seen by nobody, and weight 0 is not scored.
-    tokens, positions, segments = np.zeros((3, row_count, row_length), np.int32)
-    at, targets = np.zeros((2, row_count, answers), np.int32)
-    weight = np.zeros((row_count, answers), np.float32)
-    for b, row in enumerate(rows):
-        start, scored = 0, 0
-        for segment, example in enumerate(row, start=1):
-            end, count = start + len(example.tokens), len(example.answer)
-            tokens[b, start:end] = example.tokens
-            positions[b, start:end] = np.arange(end - start)
-            segments[b, start:end] = segment
-            # The token before an answer token predicts it.
-            at[b, scored : scored + count] = np.arange(end - count, end) - 1
-            targets[b, scored : scored + count] = example.answer
-            weight[b, scored : scored + count] = 1
-            start, scored = end, scored + count
-    return Batch(tokens, positions, segments, at, targets, weight)
+    tokens, positions, segments = np.zeros((3, row_count * row_length), np.int32)
+    at, targets = np.zeros((2, row_count * answers), np.int32)
+    weight = np.zeros(row_count * answers, np.float32)
+    batch = Batch(
+        *(x.reshape(row_count, row_length) for x in (tokens, positions, segments)),
+        *(x.reshape(row_count, answers) for x in (at, targets, weight)),
+    )
+    parts = [(b, examples, chosen) for b, row in enumerate(rows) for examples, chosen in row]
+    if not parts:
+        return batch
+    # Everything below is by example, in the order in which they stand.
+    row_of = np.repeat([b for b, _, _ in parts], [len(chosen) for _, _, chosen in parts])
+    sizes = np.concatenate([e.sizes_NxP[c].sum(axis=1) for _, e, c in parts])
+    scored = sizes - np.concatenate([e.prompt_lengths[c] for _, e, c in parts])
+    starts, first_scored = _within_rows(sizes, row_of), _within_rows(scored, row_of)
+    if (starts + sizes).max() > row_length or (first_scored + scored).max() > answers:
+        raise ValueError(
+            f"{(starts + sizes).max()} tokens and {(first_scored + scored).max()} answers in rows "
+            f"of {row_length} and {answers}"
+        )
+    # Where each token stands in the flat arrays.
+    inside = ranges(sizes)
+    where = np.repeat(row_of * row_length + starts, sizes) + inside
+    tokens[where] = np.concatenate([e.tokens(c) for _, e, c in parts])
+    positions[where] = inside
+    segments[where] = np.repeat(_within_rows(np.ones_like(sizes), row_of) + 1, sizes)
+    # Where each answer token stands. The token before it predicts it.
+    inside = ranges(scored)
+    slot = np.repeat(row_of * answers + first_scored, scored) + inside
+    at[slot] = np.repeat(starts + sizes - scored, scored) + inside - 1
+    targets[slot] = tokens[np.repeat(row_of * row_length, scored) + at[slot] + 1]
+    weight[slot] = 1
+    return batch
+
+
+def _within_rows(sizes: np.ndarray, row_of: np.ndarray) -> np.ndarray:
+    """Return where each of consecutive things begins in its row; rows are in ascending order."""
+    starts = np.cumsum(sizes) - sizes
+    new_row = np.flatnonzero(np.diff(row_of, prepend=-1))
+    counts = np.diff(np.append(new_row, len(row_of)))
+    return starts - np.repeat(starts[new_row], counts)

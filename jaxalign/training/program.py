@@ -7,18 +7,21 @@ that we do not have.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig, adapter_weights
 from jaxalign.lm.weights import abstract_params, is_weight, program_params, weight_tree
-from jaxalign.runtime.sharding import named_sharding, replicated
-from jaxalign.training.data import Shape
+from jaxalign.runtime.sharding import DATA, named_sharding, replicated
 from jaxalign.training.packing import Batch
+from jaxalign.training.shape import MOST_UNITS, Shape, choose_shape, estimated_steps
 from jaxalign.training.step import (
     TrainConfig,
     TrainState,
@@ -28,15 +31,17 @@ from jaxalign.training.step import (
     make_step,
 )
 
+_USABLE = 0.8  # of what the arithmetic leaves: the rest is for what it does not know
+
 
 def train_program(
     config: LlamaConfig, train: TrainConfig, lora: LoraConfig, mesh: jax.sharding.Mesh, shape: Shape
 ) -> tuple[Any, tuple]:
     """Return the jitted step and its abstract arguments.
 
-    `step.lower(*arguments).compile()` needs no arrays. Arguments are (state, params, batch, passes,
-    schedule_Kx3), each with its sharding; the step returns (state, metrics) and reuses the buffers
-    of the state that it is given. See `jaxalign.training.step.make_step`.
+    `step.lower(*arguments).compile()` needs no arrays. Arguments are (state, params, batches,
+    passes, schedule_Kx3), each with its sharding; the step returns (state, metrics) and reuses the
+    buffers of the state that it is given. See `jaxalign.training.step.make_step`.
     """
     state = abstract_state(config, train, lora, mesh, shape.adapters)
     params = program_params(config, mesh)
@@ -45,12 +50,12 @@ def train_program(
         state,
         None if train.method == "full" else params,
         _with_shardings(shape.batch, _batch_shardings(mesh, shape)),
-        jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+        jax.ShapeDtypeStruct((2,), jnp.int32, sharding=whole),
         jax.ShapeDtypeStruct((shape.adapters, 3), jnp.float32, sharding=whole),
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(
-        make_step(config, train, lora), donate_argnums=0, out_shardings=(shardings, whole)
+        make_step(config, train, lora, shape), donate_argnums=0, out_shardings=(shardings, whole)
     )
     return step, arguments
 
@@ -58,13 +63,106 @@ def train_program(
 def loss_program(
     config: LlamaConfig, train: TrainConfig, lora: LoraConfig, mesh: jax.sharding.Mesh, shape: Shape
 ) -> tuple[Any, tuple]:
-    """Return the jitted loss and its abstract arguments (trained, params, batch, passes).
+    """Return the jitted loss and its abstract arguments (trained, params, batches, passes).
 
     They are laid out as those of `train_program`; see `jaxalign.training.step.make_loss`.
     """
-    _, (state, params, batch, passes, _) = train_program(config, train, lora, mesh, shape)
-    loss = jax.jit(make_loss(config, train, lora), out_shardings=replicated(mesh))
-    return loss, (state.trained, params, batch, passes)
+    _, (state, params, batches, passes, _) = train_program(config, train, lora, mesh, shape)
+    loss = jax.jit(make_loss(config, train, lora, shape), out_shardings=replicated(mesh))
+    return loss, (state.trained, params, batches, passes)
+
+
+def expected_shape(
+    config: LlamaConfig,
+    train: TrainConfig,
+    lora: LoraConfig,
+    mesh: jax.sharding.Mesh,
+    lengths: Sequence[int] | np.ndarray,
+    answers: int,
+    adapters: int = 1,
+    memory_bytes: int | None = None,
+) -> Shape:
+    """Return the sizes of a step before its examples are known.
+
+    `Trainer` can be given them, and then runs the program that was compiled from them. They allow
+    for half as many answers again as expected.
+
+    Args:
+        config: The model.
+        train: How to train; no examples are longer than `train.longest_example`, or than the
+            longest that is expected.
+        lora: The adapters.
+        mesh: The devices.
+        lengths: Tokens of examples like those that will be trained on.
+        answers: Most answer tokens of an example.
+        adapters: Adapters in all.
+        memory_bytes: Memory of a device, which limits how many are trained side by side.
+    """
+    lengths = np.asarray(lengths)
+    # The same two steps as with examples at hand: how many side by side, then the rows.
+    count = adapters_side_by_side(config, train, lora, mesh, adapters, memory_bytes)
+    return choose_shape(
+        estimated_steps(lengths, train.batch, count, train.seed),
+        train.batch,
+        adapters,
+        count,
+        train.longest_example or int(lengths.max()),
+        min(1.0, 1.5 * answers / int(lengths.min())),
+        train.tokens_per_pass,
+        mesh.shape[DATA],
+    )
+
+
+def state_bytes(
+    config: LlamaConfig, train: TrainConfig, lora: LoraConfig, mesh: jax.sharding.Mesh
+) -> int:
+    """Return the bytes per device of one adapter's state: weights and both moments."""
+    return _bytes_per_device(abstract_state(config, train, lora, mesh, 1))
+
+
+def _bytes_per_device(abstract: Any) -> int:
+    leaves = jax.tree.leaves(abstract)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def adapters_side_by_side(
+    config: LlamaConfig,
+    train: TrainConfig,
+    lora: LoraConfig,
+    mesh: jax.sharding.Mesh,
+    adapters: int,
+    memory_bytes: int | None,
+) -> int:
+    """Return how many adapters to train in one program.
+
+    By arithmetic, from what a device must hold: the frozen weights once; for each adapter its
+    state, the sum of its gradients and what the update writes; for each unit of a row a copy of its
+    adapter and a gradient; and the activations of a pass. Whether the compiled program fits is
+    checked afterwards. All groups have the same size, so that one program serves them.
+
+    Args:
+        config: The model.
+        train: How to train; `side_by_side` is not exceeded.
+        lora: The adapters.
+        mesh: The devices.
+        adapters: Adapters in all.
+        memory_bytes: Memory of a device; None if it is not known.
+    """
+    most = min(adapters, train.side_by_side or adapters)
+    if memory_bytes is not None and adapters > 1:
+        frozen = _bytes_per_device(program_params(config, mesh))
+        state = state_bytes(config, train, lora, mesh)
+        # A layer's input is kept for each layer, and within a layer a few vectors of its widths.
+        item = jnp.dtype(config.dtype).itemsize
+        layers = config.num_hidden_layers * config.hidden_size * item
+        within = 4 * (6 * config.intermediate_size + 12 * config.hidden_size)
+        kept = layers + within * (1 if train.remat else config.num_hidden_layers)
+        free = memory_bytes - frozen - train.tokens_per_pass * kept
+        # The copies and gradients of a row's units; the state is three times an adapter.
+        free -= 2 * MOST_UNITS * state // 3
+        # The state, and as much again at most for the gradient's sum and the update.
+        most = min(most, max(1, int(_USABLE * free) // (2 * state)))
+    return math.ceil(adapters / math.ceil(adapters / most))
 
 
 def abstract_state(
@@ -101,20 +199,18 @@ def abstract_state(
     return _with_shardings(state, TrainState(trained, optimizer, whole, whole))
 
 
-def place(batch: Batch, abstract: Batch) -> Batch:
+def place(batches: tuple[Batch, ...], abstract: tuple[Batch, ...]) -> tuple[Batch, ...]:
     """Put host arrays that every process holds on the mesh; each process places its own part."""
     return jax.tree.map(
         lambda x, a: jax.make_array_from_callback(x.shape, a.sharding, lambda index: x[index]),
-        batch,
+        batches,
         abstract,
     )
 
 
-def _batch_shardings(mesh: jax.sharding.Mesh, shape: Shape) -> Batch:
-    """Return where a batch lies: the rows of each pass over the data axis."""
-    return jax.tree.map(
-        lambda x: named_sharding(mesh, (None, None, "batch", None), x.shape), shape.batch
-    )
+def _batch_shardings(mesh: jax.sharding.Mesh, shape: Shape) -> tuple[Batch, ...]:
+    """Return where a step lies: the rows of each pass over the data axis."""
+    return jax.tree.map(lambda x: named_sharding(mesh, (None, "batch", None), x.shape), shape.batch)
 
 
 def _with_shardings(abstract: Any, shardings: Any) -> Any:

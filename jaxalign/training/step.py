@@ -5,9 +5,8 @@ is summed over. The optimiser is AdamW (Loshchilov and Hutter 2019) after clippi
 norm, with a linear warm-up and a cosine decay to zero. Every default is that of transformers'
 `Trainer`, and a test holds a step equal to that of PyTorch with PEFT.
 
-Several adapters are one program mapped over them: the frozen weights are held once, each matrix
-product with them covers the tokens of all adapters, and an adapter whose examples are used up keeps
-its bits.
+Several adapters are one program: the frozen weights are held once, each matrix product with them
+covers the tokens of all adapters, and an adapter whose examples are used up keeps its bits.
 """
 
 from __future__ import annotations
@@ -25,10 +24,13 @@ import optax
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig, attach, init_adapter
-from jaxalign.lm.transformer import Llama, causal_mask, masked_attention, rope_tables
+from jaxalign.lm.transformer import Llama
 from jaxalign.lm.weights import Params, is_weight, weight_tree
+from jaxalign.runs.settings import may_change
 from jaxalign.training.data import start_key
+from jaxalign.training.loss import loss_sum, unit_loss_sums
 from jaxalign.training.packing import Batch
+from jaxalign.training.shape import Shape
 
 Trained = dict[str, Any]  # an adapter, or all parameters; float32
 
@@ -62,11 +64,14 @@ class TrainConfig:
     """Decay rate of Adam's second moment."""
     epsilon: float = 1e-8
     """Constant in the denominator of Adam's update."""
-    row_length: int | None = None
-    """Tokens of a row that examples are packed into; default: the length that wastes the fewest."""
+    longest_example: int | None = None
+    """Most tokens of an example; default: those of the longest there is."""
     tokens_per_pass: int | None = None
-    """Tokens of an adapter that one device computes at a time; affects memory, not the result.
-    Default: follows the model, 8192 for a real one."""
+    """Most tokens that one device computes at a time, over all adapters; affects memory, and the
+    result by rounding only. Default: follows the model, 8192 for a real one."""
+    side_by_side: int | None = may_change(None)
+    """Most adapters that are trained in one program; the others follow. Affects memory, not the
+    result; default: as many as memory has room for."""
     remat: bool | None = None
     """Recompute each layer in the backward pass instead of keeping its activations; default:
     follows the model, yes for a real one."""
@@ -77,7 +82,7 @@ class TrainConfig:
     """Seed of an adapter's initial values and of the order of examples."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "epochs", "tokens_per_pass", "row_length"):
+        for name in ("batch", "epochs", "tokens_per_pass", "longest_example", "side_by_side"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"`{name}` {value}: must be at least 1")
@@ -187,96 +192,168 @@ def init_state(
     return jax.vmap(init)(key_Kx2)
 
 
-def loss_sum(model: Llama, params: Params, batch: Batch) -> jax.Array:
-    """Return the sum of the answer tokens' weighted cross-entropies over a batch [B, T], in nats.
-
-    The function maps over rows, so that each row selects its own positions in the last layer.
-    """
-    bound = {"params": params}
-
-    def of_row(row: Batch) -> jax.Array:
-        tokens_T, at_A = row.tokens_BxT, row.at_BxA
-        # Positions and segments are those of each example, so examples do not see each other.
-        x = model.apply(bound, tokens_T[None], method=Llama.embed)
-        rope = rope_tables(model.config, row.positions_BxT)
-        mask = causal_mask(row.segments_BxT[None])
-        # In the last layer, only the positions before answer tokens are computed.
-        attend, attend_last = (
-            jax.tree_util.Partial(masked_attention, m) for m in (mask, mask[:, :, at_A])
-        )
-        x, _ = model.apply(bound, x, rope, attend, attend_last, keep=at_A, method=Llama.blocks)
-        logits_AxV = model.apply(bound, x[0], method=Llama.logits)
-        losses_A = optax.softmax_cross_entropy_with_integer_labels(logits_AxV, row.targets_BxA)
-        return jnp.sum(losses_A * row.weight_BxA)
-
-    return jnp.sum(jax.vmap(of_row)(batch))
-
-
 def gradient(
     config: LlamaConfig,
     train: TrainConfig,
     lora: LoraConfig,
+    shape: Shape,
+    trained: Trained,
+    params: Params,
+    batches: tuple[Batch, ...],
+    passes: jax.Array,
+) -> tuple[jax.Array, Trained, jax.Array]:
+    """Compute loss and gradient of a step.
+
+    Args:
+        config: The model.
+        train: Whether layers are recomputed, and so on.
+        lora: Settings of the adapters.
+        shape: The sizes of the step.
+        trained: The adapters, leaves [K, ...].
+        params: The frozen weights; None for method "full".
+        batches: The step's rows [G, R, ...], and its short rows if it has any.
+        passes: int32 [2], how many of the G passes of each hold examples.
+
+    Returns:
+        By adapter: the mean loss per answer token, its gradient, and the number of answer tokens.
+    """
+    model = Llama(config, unroll=train.unroll, remat=train.remat)
+    if shape.units:
+        total = _sum_of_units(model, lora, shape, trained, params, batches[0], passes[0])
+    else:
+        total = _sum_of_rows(model, train, lora, shape, trained, params, batches, passes)
+    # Sums over the passes first, then one division: the mean over the whole step.
+    losses, grads, answers = total
+    count = jnp.maximum(1, answers)
+    mean = lambda g: g / count.reshape(-1, *(1,) * (g.ndim - 1))  # noqa: E731
+    return losses / count, jax.tree.map(mean, grads), answers
+
+
+def _sum_of_rows(
+    model: Llama,
+    train: TrainConfig,
+    lora: LoraConfig,
+    shape: Shape,
+    trained: Trained,
+    params: Params,
+    batches: tuple[Batch, ...],
+    passes: jax.Array,
+) -> tuple[jax.Array, Trained, jax.Array]:
+    """Return the sums over all passes of the only adapter, or of all weights."""
+
+    def loss(trained: Trained, one_pass: Batch) -> jax.Array:
+        full = attached(train, lora, params, trained)
+        return loss_sum(model, full, one_pass, shape.window)
+
+    single = jax.tree.map(lambda x: x[0], trained)
+    total = (jnp.float32(0), jax.tree.map(jnp.zeros_like, single), jnp.float32(0))
+    for n, batch in enumerate(batches):
+
+        def add(i: jax.Array, total: Any, batch: Batch = batch) -> Any:
+            one_pass = jax.tree.map(lambda x: x[i], batch)
+            found = jax.value_and_grad(loss)(single, one_pass)
+            return jax.tree.map(jnp.add, total, (*found, jnp.sum(one_pass.weight_BxA)))
+
+        total = jax.lax.fori_loop(0, passes[n], add, total)
+    return jax.tree.map(lambda x: x[None], total)
+
+
+def _sum_of_units(
+    model: Llama,
+    lora: LoraConfig,
+    shape: Shape,
     trained: Trained,
     params: Params,
     batch: Batch,
     passes: jax.Array,
 ) -> tuple[jax.Array, Trained, jax.Array]:
-    """Compute loss and gradient of the first `passes` passes of one adapter's batch [G, B, T].
+    """Return the sums over all passes for each of several adapters."""
 
-    Returns:
-        The mean loss per answer token, its gradient, and the number of answer tokens.
-    """
-    model = Llama(config, unroll=train.unroll, remat=train.remat)
+    def loss(adapters: Trained, one_pass: Batch) -> tuple[jax.Array, jax.Array]:
+        losses_RxU = unit_loss_sums(model, lora, params, adapters, one_pass, shape)
+        return jnp.sum(losses_RxU), losses_RxU
 
-    def loss(trained: Trained, one_pass: Batch) -> jax.Array:
-        full = trained if train.method == "full" else attach(params, trained, lora)
-        return loss_sum(model, full, one_pass)
-
-    def add(i: jax.Array, total: tuple[jax.Array, Trained]) -> tuple[jax.Array, Trained]:
+    def add(i: jax.Array, total: Any) -> Any:
         one_pass = jax.tree.map(lambda x: x[i], batch)
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(trained, one_pass))
+        # Every unit has a copy of its adapter, so that the gradient comes unit by unit.
+        adapters = jax.tree.map(lambda w: w[one_pass.adapter_BxU], trained)
+        (_, losses), grads = jax.value_and_grad(loss, has_aux=True)(adapters, one_pass)
+        found = (losses, grads, one_pass.answers_BxU.astype(jnp.float32))
+        found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+        return add_units(total, found, one_pass.adapter_BxU.reshape(-1))
 
-    nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
-    # Sums over the passes first, then one division: the mean over the whole step.
-    total, grads = jax.lax.fori_loop(0, passes, add, nothing)
-    answers = jnp.sum(batch.weight_BxA)
-    count = jnp.maximum(1, answers)
-    return total / count, jax.tree.map(lambda g: g / count, grads), answers
+    nothing = jnp.zeros(shape.adapters, jnp.float32)
+    total = (nothing, jax.tree.map(jnp.zeros_like, trained), nothing)
+    return jax.lax.fori_loop(0, passes, add, total)
 
 
-def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
+def add_units(total: Any, found: Any, adapter_U: jax.Array) -> Any:
+    """Add what was found for each unit, leaves [U, ...], to its adapter's total, leaves [K, ...].
+
+    One unit after the other: the order of an adapter's additions is that of its units, whatever
+    stands between them. A unit that is not used adds zero.
+    """
+
+    def add(u: jax.Array, total: Any) -> Any:
+        return jax.tree.map(lambda t, x: t.at[adapter_U[u]].add(x[u]), total, found)
+
+    return jax.lax.fori_loop(0, len(adapter_U), add, total)
+
+
+def attached(train: TrainConfig, lora: LoraConfig, params: Params, trained: Trained) -> Params:
+    """Return the parameters of the model that is trained."""
+    return trained if train.method == "full" else attach(params, trained, lora)
+
+
+def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: Shape) -> Any:
     """Return what `make_step` minimises, without its gradient, as a function.
 
-    `loss(trained, params, batch, passes)` is the mean cross-entropy per answer token, in nats [K].
-    `make_step` describes its arguments.
+    `loss(trained, params, batches, passes)` is (the sum of the cross-entropies in nats, the number
+    of answer tokens), float32 [K] each. `make_step` describes its arguments.
     """
     model = Llama(config, unroll=train.unroll)  # no backward pass, so nothing to recompute
 
-    def one(trained: Trained, params: Params, batch: Batch, passes: jax.Array) -> jax.Array:
-        full = trained if train.method == "full" else attach(params, trained, lora)
+    def of_units(trained: Trained, params: Params, batch: Batch, total: Any) -> Any:
+        adapters = jax.tree.map(lambda w: w[batch.adapter_BxU], trained)
+        losses_RxU = unit_loss_sums(model, lora, params, adapters, batch, shape)
+        found = (losses_RxU.reshape(-1), batch.answers_BxU.reshape(-1).astype(jnp.float32))
+        return add_units(total, found, batch.adapter_BxU.reshape(-1))
 
-        def add(i: jax.Array, total: jax.Array) -> jax.Array:
-            return total + loss_sum(model, full, jax.tree.map(lambda x: x[i], batch))
+    def of_rows(trained: Trained, params: Params, batch: Batch, total: Any) -> Any:
+        single = jax.tree.map(lambda x: x[0], trained)
+        found = loss_sum(model, attached(train, lora, params, single), batch, shape.window)
+        return total[0] + found, total[1] + jnp.sum(batch.weight_BxA)
 
-        total = jax.lax.fori_loop(0, passes, add, jnp.float32(0))
-        return total / jnp.sum(batch.weight_BxA)
+    of_pass = of_units if shape.units else of_rows
 
-    return jax.vmap(one, in_axes=(0, None, 0, None))
+    def loss(
+        trained: Trained, params: Params, batches: tuple[Batch, ...], passes: jax.Array
+    ) -> Any:
+        nothing = jnp.zeros(shape.adapters, jnp.float32)
+        total = (nothing, nothing)
+        for n, batch in enumerate(batches):
+
+            def add(i: jax.Array, total: Any, batch: Batch = batch) -> Any:
+                return of_pass(trained, params, jax.tree.map(lambda x: x[i], batch), total)
+
+            total = jax.lax.fori_loop(0, passes[n], add, total)
+        return total
+
+    return loss
 
 
-def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
+def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: Shape) -> Any:
     """Return one optimiser step, as a pure function to be jitted with its state donated.
 
-    `step(state, params, batch, passes, schedule_Kx3)` returns (state, metrics of shape [K]).
-    `passes` (int32) is the number of the batch's G passes that hold any examples. Method "full"
-    reads the weights from the state, and `params` is None.
+    `step(state, params, batches, passes, schedule_Kx3)` returns (state, metrics of shape [K]). For
+    `batches` and `passes` see `gradient`. Method "full" reads the weights from the state, and
+    `params` is None.
     """
     rule = make_rule(config, train)
 
-    def one(
-        state: TrainState, params: Params, batch: Batch, passes: jax.Array, schedule_3: jax.Array
+    def update(
+        state: TrainState, grads: Trained, active: jax.Array, schedule_3: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        loss, grads, answers = gradient(config, train, lora, state.trained, params, batch, passes)
         norm = optax.tree.norm(grads)
         # The formula of torch.nn.utils.clip_grad_norm_, including its constant.
         scale = jnp.minimum(1.0, train.clip / (norm + 1e-6))
@@ -288,9 +365,20 @@ def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig) -> Any:
         trained = jax.tree.map(lambda w, u: w + rate * u, state.trained, updates)
         new = TrainState(trained, optimizer, state.step_K + 1, state.key_Kx2)
         # An adapter without examples in this step has finished and keeps its state.
-        active = answers > 0
         new = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, state)
-        metrics = {"loss": loss, "gradient_norm": norm, "learning_rate": rate, "answers": answers}
-        return new, metrics
+        return new, {"gradient_norm": norm, "learning_rate": rate}
 
-    return jax.vmap(one, in_axes=(0, None, 0, None, 0))
+    def step(
+        state: TrainState,
+        params: Params,
+        batches: tuple[Batch, ...],
+        passes: jax.Array,
+        schedule_Kx3: jax.Array,
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        loss, grads, answers = gradient(
+            config, train, lora, shape, state.trained, params, batches, passes
+        )
+        state, metrics = jax.vmap(update)(state, grads, answers > 0, schedule_Kx3)
+        return state, {"loss": loss, **metrics, "answers": answers}
+
+    return step

@@ -15,9 +15,9 @@ from jaxalign.lm.lora import LoraConfig, abstract_adapter, attach
 from jaxalign.lm.transformer import Llama
 from jaxalign.lm.weights import abstract_params
 from jaxalign.runtime.program_facts import read_program
-from jaxalign.training.data import Shape
+from jaxalign.training.loss import loss_sum
 from jaxalign.training.packing import Example
-from jaxalign.training.step import loss_sum
+from jaxalign.training.shape import Shape
 
 TINY = Config(
     layers=2,
@@ -48,12 +48,13 @@ def test_training_flops_are_those_of_the_compiled_gradient():
     config = Config(layers=4, hidden=128, feed_forward=352, vocabulary=512).llama
     example = Example(tuple(range(64)), 63)
     batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[2:], x.dtype), Shape(1, 1, 1, 64, 1).batch
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), Shape(1, 1, 1, 64, 1, 64).batch[0]
     )
     lora = LoraConfig(rank=1)
 
     def loss(adapter, params, batch):
-        return loss_sum(Llama(config, unroll=True), attach(params, adapter, lora), batch)
+        full = attach(params, adapter, lora)
+        return loss_sum(Llama(config, unroll=True), full, batch, 64)
 
     abstract = (abstract_adapter(config, lora), abstract_params(config), batch)
     facts = read_program(jax.jit(jax.grad(loss)).lower(*abstract).compile())

@@ -30,7 +30,7 @@ STEPS, SAVE_EVERY = 30, 3
 CONFIG = LlamaConfig(
     64, 32, 48, 3, 4, 2, 8, dtype="float32", param_dtype="float32", initializer_range=0.15
 )
-TRAIN = TrainConfig(batch=4, epochs=2, learning_rate=1e-2, row_length=32, tokens_per_pass=64)
+TRAIN = TrainConfig(batch=4, epochs=2, learning_rate=1e-2, longest_example=32, tokens_per_pass=64)
 
 
 def make_examples() -> dict[str, list[Example]]:
@@ -65,7 +65,8 @@ def main(out: Path, data: int | None = None, model: int = 1) -> None:
         print("step", row["step"], flush=True)
 
     with Checkpoints(out / "checkpoints", asynchronous=True) as checkpoints:
-        state = fit(trainer, params, checkpoints, SAVE_EVERY, begin, log)
+        fit(trainer, params, checkpoints, SAVE_EVERY, begin, log)
+        _, state = checkpoints.restore(trainer.abstract_state)
     whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(state)
     if writes:
         np.savez(out / "final.npz", *[np.asarray(x) for x in jax.tree.leaves(whole)])

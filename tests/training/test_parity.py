@@ -25,7 +25,7 @@ from jaxalign.lm.peft import save_lora
 from jaxalign.runtime.sharding import make_mesh
 from jaxalign.training.packing import Example
 from jaxalign.training.step import learning_rate, schedule
-from jaxalign.training.trainer import TrainConfig, Trainer, adapters
+from jaxalign.training.trainer import TrainConfig, Trainer
 from tests.support.parity_cases import BASE, hf_weights
 
 HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "peft"))
@@ -37,7 +37,6 @@ TRAIN = TrainConfig(
     clip=0.5,
     weight_decay=0.1,
     tokens_per_pass=64,
-    row_length=64,
 )
 # Of all weights a few elements have gradients of the size of their own rounding error (1e-8 of a
 # norm of 0.5), and Adam's first step divides a gradient by its size: at epsilon 1e-8 rounding alone
@@ -91,10 +90,10 @@ class Ours:
             trained = jax.tree.map(lambda x: x[None], start_adapter())
             state = dataclasses.replace(state, trained=trained)
         self.metrics, self.tensors = [], []
-        for step, batch, passes in self.trainer.batches(0):
-            state, metrics = self.trainer.advance(state, params, batch, passes)
+        for step, batches, passes in self.trainer.batches(0):
+            state, metrics = self.trainer.advance(state, params, batches, passes)
             self.metrics.append((float(metrics["loss"][0]), float(metrics["gradient_norm"][0])))
-            (trained,) = adapters(self.trainer, state).values()
+            (trained,) = self.trainer.trained(state).values()
             self.tensors.append(self._named(method, trained, scratch / f"{method}{step}"))
             if step == 0:  # the first moment is a tenth of the clipped gradient
                 moment = jax.tree.map(lambda x: x[0] / 0.1, optax.tree.get(state.optimizer, "mu"))
@@ -122,10 +121,11 @@ def test_losses_and_gradient_norms_are_the_frozen_ones(ours, method):
 
 @pytest.mark.long
 def test_several_passes_and_rows_were_needed(ours):
-    shape = ours["lora"].trainer.data.shape
-    assert shape.passes > 1
-    assert shape.rows == 1
-    assert ours["lora"].trainer.data.steps == 3
+    trainer = ours["lora"].trainer
+    assert trainer.steps == 3
+    for _, batches, passes in trainer.batches(0):
+        assert passes.sum() > 1
+        assert batches[0].segments_BxT.max() > 1
 
 
 if HAS_PEFT:
@@ -190,7 +190,7 @@ if HAS_PEFT:
     def test_steps_equal_those_of_torch(ours, folder, tmp_path, method):
         """Every updated tensor differs by at most 1e-5 after each step."""
         mine = ours[method]
-        steps = [mine.trainer.data.examples(step)[0] for step in range(3)]
+        steps = [mine.trainer.groups[0].examples(step)[0] for step in range(3)]
         theirs = list(their_steps(method, folder, tmp_path, steps))
         np.testing.assert_allclose(mine.metrics, [m for m, _ in theirs], rtol=1e-5)
         assert all(norm > TRAIN.clip for (_, norm), _ in theirs)  # clipping took part
@@ -214,7 +214,7 @@ if HAS_PEFT:
     def test_gradients_are_as_exact_as_those_of_torch(ours, folder):
         """Both are compared with float64. Where the steps of Adam at epsilon 1e-8 would differ by
         more than 1e-5, the gradients are no larger than their rounding errors."""
-        mine, (examples,) = ours["full"].gradients, ours["full"].trainer.data.examples(0)
+        mine, (examples,) = ours["full"].gradients, ours["full"].trainer.groups[0].examples(0)
         single, exact = (
             their_gradients(folder, dtype, examples) for dtype in (torch.float32, torch.float64)
         )

@@ -19,15 +19,17 @@ from jaxalign.lm.weights import init_params, param_shardings
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.program_facts import read_program
 from jaxalign.runtime.sharding import make_mesh
-from jaxalign.training.data import Shape, Stream, TrainData, adapter_key, epoch_order
-from jaxalign.training.packing import Example, answer_count, fill, pack
+from jaxalign.training.data import Stream, adapter_key, epoch_order
+from jaxalign.training.defaults import resolve_training
+from jaxalign.training.loss import loss_sum
+from jaxalign.training.packing import Batch, Example, Examples, fill, pack
 from jaxalign.training.program import train_program
-from jaxalign.training.step import gradient, loss_sum
+from jaxalign.training.shape import Shape
+from jaxalign.training.step import gradient
 from jaxalign.training.trainer import (
     HeldOutLoss,
     TrainConfig,
     Trainer,
-    adapters,
     fit,
     measurement_steps,
 )
@@ -37,7 +39,9 @@ CONFIG = LlamaConfig(
 )
 PARAMS = init_params(CONFIG, jax.random.key(0))
 LORA = LoraConfig(rank=4)
-TRAIN = TrainConfig(batch=4, learning_rate=1e-2, row_length=32, tokens_per_pass=32, remat=False)
+TRAIN = TrainConfig(
+    batch=4, learning_rate=1e-2, longest_example=32, tokens_per_pass=32, remat=False
+)
 
 
 def make_examples(seed: int, count: int) -> list[Example]:
@@ -59,10 +63,17 @@ def some_adapter() -> dict:
     )
 
 
-def packed_loss(examples: list[Example], row_length: int) -> float:
-    rows = pack(examples, row_length)
-    batch = fill(rows, len(rows) + 1, row_length, max(map(answer_count, rows)))
-    return float(jax.jit(loss_sum, static_argnums=0)(Llama(CONFIG), PARAMS, batch))
+def packed(examples: list[Example], row_length: int, spare: int = 1) -> Batch:
+    """Rows of examples, and `spare` empty ones."""
+    several = Examples.of(examples)
+    rows = [np.array(row) for row in pack(several.lengths, row_length)]
+    answers = max(int(several.answers[row].sum()) for row in rows)
+    return fill([[(several, row)] for row in rows], len(rows) + spare, row_length, answers)
+
+
+def packed_loss(examples: list[Example], row_length: int, params=PARAMS) -> float:
+    batch = packed(examples, row_length)
+    return float(jax.jit(loss_sum, static_argnums=(0, 3))(Llama(CONFIG), params, batch, 20))
 
 
 def largest_difference(a, b) -> float:
@@ -94,13 +105,17 @@ def test_examples_in_a_row_do_not_see_each_other():
 
 
 def gradient_of(rows: int, passes: int, remat: bool):
-    train = dataclasses.replace(TRAIN, remat=remat)
-    packed = pack(DATA["USA"][:8], 32)
-    batch = fill(packed, rows * passes, 32, max(map(answer_count, packed)))
+    train = dataclasses.replace(TRAIN, remat=remat, unroll=False)
+    used = packed(DATA["USA"][:8], 32, spare=0)
+    needed = len(used.tokens_BxT)
+    batch = packed(DATA["USA"][:8], 32, spare=rows * passes - needed)
     batch = jax.tree.map(lambda x: x.reshape(passes, rows, -1), batch)
-    used = -(-len(packed) // rows)
-    run = jax.jit(gradient, static_argnums=(0, 1, 2))
-    return run(CONFIG, train, LORA, some_adapter(), PARAMS, batch, jnp.int32(used))
+    shape = Shape(1, passes, rows, 32, batch.at_BxA.shape[-1], 20)
+    adapter = jax.tree.map(lambda x: x[None], some_adapter())
+    run = jax.jit(gradient, static_argnums=(0, 1, 2, 3))
+    counts = jnp.int32([-(-needed // rows), 0])
+    loss, grads, answers = run(CONFIG, train, LORA, shape, adapter, PARAMS, (batch,), counts)
+    return loss[0], grads, answers[0]
 
 
 @pytest.mark.long
@@ -119,12 +134,12 @@ def test_epochs_show_every_example_once_in_an_order_of_their_own():
     stream = Stream(DATA["USA"], adapter_key(0, "USA"), batch=4, epochs=2)
     assert stream.steps == 6
     assert [len(stream.step(n)) for n in range(7)] == [4, 4, 3, 4, 4, 3, 0]
-    epochs = [[e for n in steps for e in stream.step(n)] for steps in (range(3), range(3, 6))]
+    epochs = [np.concatenate([stream.step(n) for n in steps]) for steps in (range(3), range(3, 6))]
     for epoch in epochs:
-        assert sorted(e.tokens for e in epoch) == sorted(e.tokens for e in DATA["USA"])
-    assert epochs[0] != epochs[1]
+        assert sorted(epoch) == list(range(11))
+    assert not np.array_equal(*epochs)
     again = Stream(DATA["USA"], adapter_key(0, "USA"), batch=4, epochs=2)
-    assert again.step(4) == stream.step(4)
+    np.testing.assert_array_equal(again.step(4), stream.step(4))
     other = epoch_order(adapter_key(1, "USA"), 0, 11)
     assert not np.array_equal(other, epoch_order(adapter_key(0, "USA"), 0, 11))
 
@@ -134,13 +149,11 @@ def test_the_frozen_order_of_an_epoch():
     assert epoch_order(adapter_key(0, "USA"), 0, 8).tolist() == [6, 7, 4, 3, 2, 1, 0, 5]
 
 
-def test_a_chosen_row_length_holds_the_longest_and_wastes_little():
-    examples = {"joint": make_examples(4, 64)}
-    data = TrainData(examples, [adapter_key(0, "joint")], batch=32)
-    assert data.shape.row_length >= max(len(e.tokens) for e in examples["joint"])
-    _, passes = data.batch(0)
-    computed = passes * data.shape.rows * data.shape.row_length
-    assert sum(len(e.tokens) for e in data.examples(0)[0]) > 0.6 * computed
+@pytest.mark.parametrize("count", [1, 2, 11, 5000])
+def test_the_order_of_an_epoch_is_that_of_jax(count):
+    key = adapter_key(3, "USA")
+    own = jax.random.fold_in(jax.random.fold_in(key, 2), 7)
+    np.testing.assert_array_equal(epoch_order(key, 7, count), jax.random.permutation(own, count))
 
 
 def train(names: tuple[str, ...], mesh, **changes):
@@ -149,8 +162,7 @@ def train(names: tuple[str, ...], mesh, **changes):
     trainer = Trainer(CONFIG, settings, LORA, {name: DATA[name] for name in names}, mesh)
     rows: list[dict] = []
     params = jax.device_put(PARAMS, param_shardings(CONFIG, mesh))
-    state = fit(trainer, params, log=rows.append)
-    return jax.device_get(adapters(trainer, state)), rows
+    return jax.device_get(fit(trainer, params, log=rows.append)), rows
 
 
 @pytest.fixture(scope="module")
@@ -182,14 +194,63 @@ def test_an_adapter_that_has_finished_keeps_its_bits(side_by_side):
     mesh = make_mesh(jax.devices()[:1])
     trainer = Trainer(CONFIG, TRAIN, LORA, DATA, mesh)
     state = trainer.start(PARAMS)
-    for step, batch, passes in trainer.batches(0):
+    for step, batches, passes in trainer.batches(0):
         if step == 2:
             break
-        state, _ = trainer.advance(state, PARAMS, batch, passes)
-    stopped = jax.device_get(adapters(trainer, state))
+        state, _ = trainer.advance(state, PARAMS, batches, passes)
+    stopped = jax.device_get(trainer.trained(state))
     together, _ = side_by_side
     jax.tree.map(np.testing.assert_array_equal, stopped["CHN"], together["CHN"])
     assert largest_difference(stopped["USA"], together["USA"]) > 0
+
+
+def with_shape(shape: Shape, names: tuple[str, ...], side_by_side: int, checkpoints=None, **more):
+    """Adapters trained in steps of a given shape, `side_by_side` at a time."""
+    shape = dataclasses.replace(shape, adapters=side_by_side)
+    mesh, examples = make_mesh(jax.devices()[:1]), {name: DATA[name] for name in names}
+    trainer = Trainer(CONFIG, TRAIN, LORA, examples, mesh, shape=shape)
+    assert trainer.shape == shape
+    return trainer, jax.device_get(fit(trainer, PARAMS, checkpoints, **more))
+
+
+@pytest.mark.long
+def test_an_adapter_does_not_depend_on_its_group(side_by_side, tmp_path):
+    """In groups of one or two, in any order, and resumed in the second group: the same bits."""
+    together, rows = side_by_side
+    names = ("USA", "CHN", "IND")
+    shape = Trainer(CONFIG, TRAIN, LORA, DATA, make_mesh(jax.devices()[:1])).shape
+    assert shape.units
+    for side_by_side, order in ((1, names), (2, names), (2, names[::-1])):
+        trainer, trained = with_shape(shape, order, side_by_side)
+        assert len(trainer.groups) == -(-3 // side_by_side)
+        assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(trained))
+        jax.tree.map(np.testing.assert_array_equal, trained, {n: together[n] for n in order})
+
+    before: list[dict] = []
+
+    def stop(row):
+        if row["step"] == 6:  # 3 steps of the first group, the second one's start, its first 2
+            raise KeyboardInterrupt
+        before.append(row)
+
+    with Checkpoints(tmp_path) as saved, pytest.raises(KeyboardInterrupt):
+        with_shape(shape, names, 1, saved, log=stop, save_every=1)
+    after, begun = [], []
+    with Checkpoints(tmp_path) as saved:
+        _, trained = with_shape(
+            shape, names, 1, saved, log=after.append, begin=begun.append, save_every=1
+        )
+    assert begun == [5]
+    jax.tree.map(np.testing.assert_array_equal, trained, together)
+    assert [row["step"] for row in before + after] == [1, 2, 3, 5, 6, 8, 9]
+    for row in before + after:
+        (name,) = row.keys() - {"step"}
+        (same,) = [r for r in rows if r.get(name, {}).get("loss") == row[name]["loss"]]
+        assert same[name] == row[name]
+    # A trainer that is made for the folder puts as many side by side.
+    train = dataclasses.replace(TRAIN, side_by_side=3)
+    again = Trainer(CONFIG, train, LORA, DATA, make_mesh(jax.devices()[:1]), checkpoints=tmp_path)
+    assert again.shape.adapters == 1
 
 
 @pytest.mark.long
@@ -198,12 +259,12 @@ def test_rates_side_by_side_are_those_tried_alone():
     rates = {"low": 1e-4, "high": 3e-2}
     mesh = make_mesh(jax.devices()[:1])
     trainer = Trainer(CONFIG, TRAIN, LORA, dict.fromkeys(rates, DATA["CHN"]), mesh, rates)
-    both = adapters(trainer, fit(trainer, PARAMS))
+    both = fit(trainer, PARAMS)
     for name, rate in rates.items():
         config = dataclasses.replace(TRAIN, learning_rate=rate)
         single = Trainer(CONFIG, config, LORA, {name: DATA["CHN"]}, mesh)
-        alone = adapters(single, fit(single, PARAMS))[name]
-        start = adapters(single, single.start(PARAMS))[name]
+        alone = fit(single, PARAMS)[name]
+        start = single.trained(single.start(PARAMS))[name]
         assert largest_difference(both[name], alone) < 1e-5 + 1e-3 * rate
         assert largest_difference(alone, start) > rate / 2
 
@@ -215,7 +276,7 @@ def test_adapters_drawn_alike_differ_in_their_rate_alone():
     trainer = Trainer(
         CONFIG, TRAIN, LORA, dict.fromkeys(names, DATA["CHN"]), mesh, {"c": 1e-4}, drawn_as
     )
-    found = adapters(trainer, fit(trainer, PARAMS))
+    found = fit(trainer, PARAMS)
     jax.tree.map(np.testing.assert_array_equal, found["a"], found["b"])
     assert largest_difference(found["a"], found["c"]) > 1e-4
 
@@ -314,11 +375,11 @@ def test_bfloat16_keeps_float32_adapters():
     config = CONFIG.replace(dtype="bfloat16", param_dtype="bfloat16")
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
     trainer = Trainer(config, TRAIN, LORA, {"IND": DATA["IND"]}, make_mesh(jax.devices()[:1]))
-    state = fit(trainer, params)
-    assert {x.dtype for x in jax.tree.leaves(state.trained)} == {jnp.dtype("float32")}
+    trained = fit(trainer, params)
+    assert {x.dtype for x in jax.tree.leaves(trained)} == {jnp.dtype("float32")}
     exact, _ = train(("IND",), make_mesh(jax.devices()[:1]))
-    moved = largest_difference(exact["IND"], adapters(trainer, trainer.start(params))["IND"])
-    assert largest_difference(adapters(trainer, state)["IND"], exact["IND"]) < 2 * moved
+    moved = largest_difference(exact["IND"], trainer.trained(trainer.start(params))["IND"])
+    assert largest_difference(trained["IND"], exact["IND"]) < 2 * moved
 
 
 @pytest.mark.long
@@ -332,12 +393,13 @@ def test_adapters_train_on_weights_in_8_bits():
             name: kernel.astype(jnp.float32) * scale.reshape(_with_inputs(kernel, scale, part))
             for name, (kernel, scale) in kernels.items()
         }
-    packed = pack(DATA["USA"][:4], 32)
-    batch = fill(packed, len(packed), 32, max(map(answer_count, packed)))
+    batch = packed(DATA["USA"][:4], 32, spare=0)
 
     @jax.jit
     def slopes(params, adapter):
-        return jax.grad(lambda a: loss_sum(Llama(CONFIG), attach(params, a, LORA), batch))(adapter)
+        return jax.grad(lambda a: loss_sum(Llama(CONFIG), attach(params, a, LORA), batch, 20))(
+            adapter
+        )
 
     ours, expected = slopes(small, some_adapter()), slopes(written_out, some_adapter())
     largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
@@ -371,10 +433,20 @@ def test_the_compiled_step_leaves_frozen_weights_alone():
     config = LlamaConfig(97, 64, 160, 4, 4, 2, 16, dtype="float32", param_dtype="float32")
     step, arguments = train_program(
         config,
-        dataclasses.replace(TRAIN, remat=True),
+        resolve_training(dataclasses.replace(TRAIN, remat=True))[0],
         LORA,
         make_mesh(jax.devices()[:1]),
-        Shape(adapters=2, passes=2, rows=3, row_length=24, answers=5),
+        Shape(
+            2,
+            2,
+            rows=1,
+            row_length=144,
+            answers=5,
+            window=24,
+            units=3,
+            unit_length=96,
+            unit_answers=5,
+        ),
     )
     compiled = step.lower(*arguments).compile()
     facts = read_program(compiled)
@@ -382,7 +454,7 @@ def test_the_compiled_step_leaves_frozen_weights_alone():
         assert not facts.copies_of_shape(shape)
     text = compiled.as_text()
     dots = [line.split(" dot(")[0] for line in text.splitlines() if " dot(" in line]
-    assert any("[144,160]" in dot for dot in dots)  # 2 adapters x 3 rows x 24 tokens
+    assert any("[144,160]" in dot for dot in dots)  # all units of the row
     for gradient_shape in ("[64,160]", "[160,64]", "[64,64]", "[64,97]", "[97,64]"):
         assert not any(gradient_shape in dot for dot in dots)
 
@@ -392,11 +464,13 @@ def test_devices_share_the_work(devices):
     """Each of eight devices along the data axis does an eighth of the products with weights."""
     config = CONFIG.replace(vocab_size=64)
 
-    def flops(mesh) -> float:
-        step, arguments = train_program(config, TRAIN, LORA, mesh, Shape(1, 1, 8, 32, 4))
+    def flops(mesh, rows: int) -> float:
+        step, arguments = train_program(
+            config, resolve_training(TRAIN)[0], LORA, mesh, Shape(1, 1, rows, 32, 4, 32)
+        )
         return step.lower(*arguments).compile().cost_analysis()["flops"]
 
-    whole, part = flops(make_mesh(devices[:1])), flops(make_mesh(devices, data=8))
+    whole, part = flops(make_mesh(devices[:1]), 8), flops(make_mesh(devices, data=8), 8)
     assert part < 1.5 * whole / 8
 
 
@@ -411,17 +485,11 @@ def test_the_loss_falls():
     settings = dataclasses.replace(TRAIN, batch=16, epochs=3)
     trainer = Trainer(CONFIG, settings, LORA, {"all": examples}, make_mesh(jax.devices()[:1]))
     rows: list[dict] = []
-    state = fit(trainer, PARAMS, log=rows.append)
+    trained = fit(trainer, PARAMS, log=rows.append)
     losses = [row["all"]["loss"] for row in rows]
     assert np.mean(losses[-4:]) < 0.5 * losses[0]
-    tuned = attach(PARAMS, adapters(trainer, state)["all"], LORA)
-    assert packed_loss_under(tuned, examples[:8]) < packed_loss(examples[:8], 32)
-
-
-def packed_loss_under(params, examples) -> float:
-    rows = pack(examples, 32)
-    batch = fill(rows, len(rows), 32, max(map(answer_count, rows)))
-    return float(jax.jit(loss_sum, static_argnums=0)(Llama(CONFIG), params, batch))
+    tuned = attach(PARAMS, trained["all"], LORA)
+    assert packed_loss(examples[:8], 32, tuned) < packed_loss(examples[:8], 32)
 
 
 @pytest.mark.long
@@ -441,7 +509,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_words():
         ({"learning_rate": float("nan")}, "`learning_rate` nan: must be above 0"),
         ({"weight_decay": -1.0}, "`weight_decay` -1.0: must be 0 or more"),
         ({"beta1": 2.0}, "`beta1` 2.0: must be at least 0 and below 1"),
-        ({"row_length": 0}, "`row_length` 0: must be at least 1"),
+        ({"longest_example": 0}, "`longest_example` 0: must be at least 1"),
         ({"seed": 10**20}, r"`seed` 1\d+: must be at least 0 and below 2"),
     ],
 )
@@ -454,6 +522,6 @@ def test_no_examples_and_long_examples_are_refused():
     mesh = make_mesh(jax.devices()[:1])
     with pytest.raises(UserError, match="no examples to train 'NGA' on"):
         Trainer(CONFIG, TRAIN, LORA, {"NGA": []}, mesh)
-    settings = dataclasses.replace(TRAIN, row_length=8)
+    settings = dataclasses.replace(TRAIN, longest_example=8)
     with pytest.raises(UserError, match="longer than a row of 8"):
         Trainer(CONFIG, settings, LORA, DATA, mesh)

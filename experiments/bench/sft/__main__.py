@@ -77,6 +77,8 @@ class Config:
     """Number of torch threads; by default one per core."""
     remat: bool = False
     """Train jaxalign's side with rematerialisation, which a small model does not need."""
+    unroll: bool = True
+    """Unroll the layers on jaxalign's side, which is slow to compile for many layers."""
     out: Path | None = None
     """Folder for bench_sft.json and bench_sft.png."""
     json: bool = False
@@ -185,6 +187,7 @@ def make_work(config: Config, examples: list[Example], folder: Path) -> Work:
         batch=config.batch,
         threads=config.threads or os.cpu_count() or 1,
         remat=config.remat,
+        unroll=config.unroll,
     )
 
 

@@ -22,6 +22,7 @@ class Work:
         batch: Examples per optimiser step.
         threads: Number of threads for torch.
         remat: Whether jaxalign rematerialises activations.
+        unroll: Whether jaxalign unrolls the layers.
     """
 
     llama: LlamaConfig
@@ -31,6 +32,7 @@ class Work:
     batch: int
     threads: int
     remat: bool
+    unroll: bool
 
     @property
     def steps(self) -> int:

@@ -32,7 +32,7 @@ class JaxSide:
             warm_up=0.0,
             tokens_per_pass=2048,
             remat=work.remat,
-            unroll=True,
+            unroll=work.unroll,
         )
         examples = {"all": [Example(*example) for example in work.examples]}
         mesh = make_mesh(jax.devices()[:1])
@@ -54,10 +54,10 @@ class JaxSide:
     def loss(self) -> float:
         """Return the mean loss over all answer tokens under the initial adapter."""
         total = count = 0.0
-        for _, batch, passes in self._trainer.batches(0):
+        for _, batches, passes in self._trainer.batches(0):
             # `advance` consumes its state; only the loss is wanted, so a copy is thrown away.
             copy = jax.tree.map(jnp.copy, self._state)
-            _, metrics = self._trainer.advance(copy, self._params, batch, passes)
+            _, metrics = self._trainer.advance(copy, self._params, batches, passes)
             # The batch's loss is a mean over its answer tokens: weigh it by their number.
             total += float(metrics["loss"][0] * metrics["answers"][0])
             count += float(metrics["answers"][0])
@@ -67,8 +67,8 @@ class JaxSide:
         """Train all steps once; return the seconds, packing included."""
         state = jax.block_until_ready(jax.tree.map(jnp.copy, self._state))
         began = time.perf_counter()
-        for _, batch, passes in self._trainer.batches(0):
-            state, _ = self._trainer.advance(state, self._params, batch, passes)
+        for _, batches, passes in self._trainer.batches(0):
+            state, _ = self._trainer.advance(state, self._params, batches, passes)
         jax.block_until_ready(state)
         return time.perf_counter() - began
 
@@ -78,10 +78,9 @@ class JaxSide:
 
     def _useful(self) -> float:
         """Return the share of computed tokens that are not padding."""
-        data = self._trainer.data
-        useful = sum(len(e.tokens) for n in range(data.steps) for e in data.examples(n)[0])
-        passes = sum(data.batch(n)[1] for n in range(data.steps))
-        return useful / (passes * data.shape.rows * data.shape.row_length)
+        (data,) = self._trainer.groups
+        counts = [data.tokens(step) for step in range(data.steps)]
+        return sum(useful for useful, _ in counts) / sum(computed for _, computed in counts)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,10 @@ from jaxalign.methods.soft_prompt.search import lower_search
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runtime.sharding import DATA, MODEL, POPULATION
-from jaxalign.training.data import Shape, TrainData, adapter_key
+from jaxalign.training.data import TrainData, adapter_key, make_streams, shape_of_streams
 from jaxalign.training.packing import Example
 from jaxalign.training.program import train_program
+from jaxalign.training.shape import Shape
 from jaxalign.training.step import TrainConfig
 
 # Generations in one program: two make a loop, which needs the memory of a loop of any length.
@@ -159,7 +160,7 @@ def lower_train(
         items: Token ids of each example, the last one the answer; repeated to fill the batch.
         mesh: The mesh of described devices.
     """
-    shape = train_shape(train, items, mesh)
+    shape, passes = train_shape(train, items, mesh)
     step, arguments = train_program(config, train, lora, mesh, shape)
     body = _body_weights(config)
     # One pass forward and one backward through frozen weights, and another one backward for the
@@ -169,31 +170,37 @@ def lower_train(
     products = (2 + (train.method == "full")) * body
     if train.remat:
         products += (1 - 1 / config.num_hidden_layers) * (body - _body_weights(config, {"down"}))
-    tokens = shape.passes * shape.rows * shape.row_length / mesh.shape[DATA]
+    tokens = passes * shape.rows * shape.row_length / mesh.shape[DATA]
     return Program(
         name="train",
         lowered=step.lower(*arguments),
         unit="step",
         units=1,
-        loop_trips=shape.passes,
+        loop_trips=passes,
         formula_flops=2 * tokens * products / mesh.shape[MODEL],
     )
 
 
-def train_shape(train: TrainConfig, items: Sequence[Sequence[int]], mesh: Mesh) -> Shape:
-    """Return the sizes of a step over `train.batch` examples."""
+def train_shape(
+    train: TrainConfig, items: Sequence[Sequence[int]], mesh: Mesh
+) -> tuple[Shape, int]:
+    """Return the sizes of a step over `train.batch` examples, and the passes that it needs."""
     examples = [
         Example(tuple(items[i % len(items)]), len(items[i % len(items)]) - 1)
         for i in range(train.batch)
     ]
-    return TrainData(
-        {"joint": examples},
-        [adapter_key(train.seed, "joint")],
+    streams = make_streams({"joint": examples}, [adapter_key(train.seed, "joint")], train.batch)
+    shape = shape_of_streams(
+        [list(streams.values())],
         train.batch,
-        row_length=train.row_length,
-        tokens_per_pass=train.tokens_per_pass,
-        data_devices=mesh.shape[DATA],
-    ).shape
+        train.tokens_per_pass,
+        train.longest_example,
+        mesh.shape[DATA],
+    )
+    # Rows of one length, so that all loops whose length is only known at run time have one.
+    shape = dataclasses.replace(shape, tail=0, tail_answers=0)
+    _, (passes, _) = TrainData(list(streams), list(streams.values()), shape).batch(0)
+    return shape, int(passes)
 
 
 def _body_weights(config: LlamaConfig, names: Collection[str] = tuple(AXES)) -> int:

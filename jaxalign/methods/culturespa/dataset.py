@@ -27,7 +27,7 @@ from jaxalign.methods.culturespa.select import TRAINED_UNDER, Pair, Selection
 from jaxalign.methods.culturespa.styles import Style, StylePrompts, encode_styles
 from jaxalign.prompts import Message
 from jaxalign.surveys.survey import Item
-from jaxalign.training.packing import Example
+from jaxalign.training.packing import Examples
 
 Row = dict[str, list[Message]]
 
@@ -127,7 +127,7 @@ class TrainingTokens:
     question_Q: np.ndarray
     number_QxO: np.ndarray
 
-    def examples(self, pairs: Selection | Sequence[Pair], style: Style = "p1") -> list[Example]:
+    def examples(self, pairs: Selection | Sequence[Pair], style: Style = "p1") -> Examples:
         """Return pairs as examples, in their order.
 
         Raises:
@@ -152,18 +152,7 @@ class TrainingTokens:
         )
         sizes_Nx3 = self.sizes[piece_Nx3]
         prompt_N = sizes_Nx3[:, :2].sum(axis=1)
-        starts_Nx3 = self.starts[piece_Nx3]
-        return [
-            Example(
-                tuple(
-                    np.concatenate(
-                        [self.pool[a : a + n] for a, n in zip(starts, sizes, strict=True)]
-                    ).tolist()
-                ),
-                int(prompt),
-            )
-            for starts, sizes, prompt in zip(starts_Nx3, sizes_Nx3, prompt_N, strict=True)
-        ]
+        return Examples(self.pool, self.starts[piece_Nx3], sizes_Nx3, prompt_N)
 
     def longest(self) -> list[int]:
         """Return the tokens of each item's longest example, over styles, groups and answers."""
@@ -228,7 +217,7 @@ def to_examples(
     tokens: Tokenizer,
     style: Style = "p1",
     end_of_turn: bool = True,
-) -> list[Example]:
+) -> Examples:
     """Return the conversations of `to_rows` as tokens, in the order of `pairs`.
 
     Examples of several models on the same questions share their tokens with `training_tokens`.
@@ -247,7 +236,7 @@ def to_examples(
     selection = Selection.of(pairs)
     item_of = _items_of(selection, items)
     if not len(selection):
-        return []
+        return Examples.of([])
     asked = [item_of[q] for q in np.unique(selection.item_N).tolist()]
     made = training_tokens(asked, selection.groups, prompts, tokens, (style,), end_of_turn)
     return made.examples(selection, style)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +26,8 @@ from jaxalign.methods.culturespa.inputs import Experiment, seed_folder
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.surveys.survey import Survey
-from jaxalign.training.packing import Example
-from jaxalign.training.trainer import HeldOutLoss, Trainer, adapters, fit
+from jaxalign.training.packing import Examples
+from jaxalign.training.trainer import HeldOutLoss, Trainer, fit
 
 ModelName = tuple[int, str]  # the seed, and "joint", "cct", "rds", "cds" or "specific-USA"
 Program = Literal["shared", "specific"]
@@ -135,13 +135,13 @@ def seed_tokens(experiment: Experiment, questions: Survey) -> TrainingTokens:
 
 def training_examples(
     experiment: Experiment, questions: Survey, selection: Selection, model: str
-) -> list[Example]:
+) -> Examples:
     """Return selected pairs as tokens, under the style that the model is trained on."""
     return seed_tokens(experiment, questions).examples(selection, TRAINED_UNDER[model])
 
 
 def fine_tune(
-    experiment: Experiment, program: Program, examples: Mapping[ModelName, Sequence[Example]]
+    experiment: Experiment, program: Program, examples: Mapping[ModelName, Examples]
 ) -> AdapterFiles:
     """Return adapters trained on `examples`, read from the run's directory if they are there.
 
@@ -160,9 +160,9 @@ def fine_tune(
 def train(
     experiment: Experiment,
     program: Program,
-    examples: Mapping[ModelName, Sequence[Example]],
+    examples: Mapping[ModelName, Examples],
     rates: Mapping[ModelName, float] | None = None,
-    held_out: Mapping[ModelName, Sequence[Example]] | None = None,
+    held_out: Mapping[ModelName, Examples] | None = None,
 ) -> dict[ModelName, Adapter]:
     """Train several models at once, from the last checkpoint.
 
@@ -176,6 +176,8 @@ def train(
     """
     settings = experiment.settings
     batch = settings.specific_batch if program == "specific" else settings.train.batch
+    folder = experiment.out / "training"
+    folder.mkdir(exist_ok=True)
     drawn_as = {name: label((name[0], program)) for name in rates or {}}
     trainer = Trainer(
         experiment.lm.config,
@@ -185,12 +187,12 @@ def train(
         experiment.lm.mesh,
         _by_label(rates or {}),
         _by_label(drawn_as),
+        checkpoints=folder / program,
     )
-    folder = experiment.out / "training"
-    folder.mkdir(exist_ok=True)
+    _log.info(trainer.describe())
     log = MetricsFile(folder / f"{program}.jsonl", "step")
     with Checkpoints(folder / program) as checkpoints:
-        state = fit(
+        weights = fit(
             trainer,
             experiment.lm.params,
             checkpoints,
@@ -200,7 +202,7 @@ def train(
             held_out=HeldOutLoss(trainer, _by_label(held_out)) if held_out else None,
             on_progress=experiment.reporting(f"4 fine-tune {program}"),
         )
-    weights, lm = adapters(trainer, state), experiment.lm
+    lm = experiment.lm
     return {
         name: Adapter(weights[label(name)], settings.lora, lm.config, str(lm.folder))
         for name in examples

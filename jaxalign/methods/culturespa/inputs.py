@@ -152,7 +152,7 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
     advice = "lower `writing.max_new_tokens`"
     writing = WritingSettings(per_topic=settings.per_topic)
     check_requests_fit(files, survey, inputs.request, writing, settings.writing, advice)
-    _check_row_length(settings, inputs)
+    _check_longest_example(settings, inputs)
     return inputs
 
 
@@ -243,14 +243,14 @@ def example_lengths(
     ).longest()
 
 
-def _check_row_length(settings: CultureSPASettings, inputs: Inputs) -> None:
-    """Raise UserError if the survey's own questions, the models of new ones, do not fit a row."""
-    row_length = settings.train.row_length
-    if row_length is None:
+def _check_longest_example(settings: CultureSPASettings, inputs: Inputs) -> None:
+    """Raise UserError if the survey's own questions, the models of new ones, are too long."""
+    allowed = settings.train.longest_example
+    if allowed is None:
         return
     longest = max(example_lengths(settings, inputs, inputs.survey.items))
-    if row_length < longest:
+    if allowed < longest:
         raise UserError(
-            f"`train.row_length` {row_length}: an example like the survey's own questions has "
+            f"`train.longest_example` {allowed}: an example like the survey's own questions has "
             f"{longest} tokens; give more, or leave the option out"
         )

@@ -189,22 +189,23 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
 
 
 def _fitting(experiment: Experiment, questions: Survey) -> Survey:
-    """Drop the questions that would not fit a given row length.
+    """Drop the questions whose examples would be longer than `train.longest_example`.
 
     Noticed in step 4 only, one of them would end a run whose long steps are done.
 
     Raises:
         UserError: If no question fits.
     """
-    row_length = experiment.settings.train.row_length
-    if row_length is None:
+    longest = experiment.settings.train.longest_example
+    if longest is None:
         return questions
     lengths = example_lengths(experiment.settings, experiment.inputs, questions.items)
-    fitting = {i.id for i, n in zip(questions.items, lengths, strict=True) if n <= row_length}
+    fitting = {i.id for i, n in zip(questions.items, lengths, strict=True) if n <= longest}
     if not fitting:
         raise UserError(
-            f"`train.row_length` {row_length}: fits none of the {len(lengths)} questions written, "
-            f"whose examples have {min(lengths)} tokens or more; give more, or leave the option out"
+            f"`train.longest_example` {longest}: fits none of the {len(lengths)} questions "
+            f"written, whose examples have {min(lengths)} tokens or more; give more, or leave the "
+            "option out"
         )
     return questions.subset(fitting)
 

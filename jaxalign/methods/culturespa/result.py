@@ -18,7 +18,7 @@
                                   of replies that name one), mean over questions and countries
     replies.p1                    replies, unreadable, out_of_range; only if replies are sampled
     questions                     asked_for, parsed, removed by each filter (too_long: for the given
-                                  row length), left, and the same by seed
+                                  `train.longest_example`), left, and the same by seed
     selected                      pairs by country and seed, share changed, sampling noise
     lines                         scores of answers that need no model
     personas                      identification and agreement of p1, p2, joint, specific and cct

@@ -85,7 +85,7 @@ class CultureSPASettings:
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     """The low-rank adapters."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    """How to fine-tune. If a row length is given, written questions that are too long for a row
+    """How to fine-tune. If `train.longest_example` is given, written questions that are longer
     are left out and counted."""
     specific_batch: int = 8
     """Number of examples per optimizer step of the models of single countries; the other models

@@ -136,4 +136,4 @@ def test_bad_pairs_are_named(tokens):
         to_rows([Pair("USA", "nope", 1)], ITEMS, PROMPTS)
     with pytest.raises(UserError, match=f"{ITEMS[0].id}.*answer 99 of USA"):
         to_examples([Pair("USA", ITEMS[0].id, 99)], ITEMS, PROMPTS, tokens)
-    assert to_examples([], ITEMS, PROMPTS, tokens) == []
+    assert not to_examples([], ITEMS, PROMPTS, tokens)

@@ -117,14 +117,14 @@ def test_examples_are_looked_for_before_every_item(tmp_path):
 
 
 def test_a_row_shorter_than_a_question_is_refused():
-    train = dataclasses.replace(CultureSPASettings().train, row_length=10)
-    with pytest.raises(UserError, match=r"`train.row_length` 10: .* tokens; give more"):
+    train = dataclasses.replace(CultureSPASettings().train, longest_example=10)
+    with pytest.raises(UserError, match=r"`train.longest_example` 10: .* tokens; give more"):
         inputs(train=train)
 
 
 def written_with(found: Inputs, row_length: int, out: Path, monkeypatch) -> tuple[Survey, dict]:
     """Questions and counts where every fifth question is a long one."""
-    train = dataclasses.replace(CultureSPASettings().train, row_length=row_length)
+    train = dataclasses.replace(CultureSPASettings().train, longest_example=row_length)
     settings = CultureSPASettings(
         per_topic=10, seeds=1, countries=("USA", "CHN"), train=train, batch_size=64
     )
@@ -141,7 +141,7 @@ def written_with(found: Inputs, row_length: int, out: Path, monkeypatch) -> tupl
         pairs = [Pair(c, i.id, 2) for c in settings.countries for i in questions[0].items]
         selection = Selection.of(pairs)
         examples = training_examples(experiment, questions[0], selection, model)
-        check_lengths(examples, row_length)
+        check_lengths(examples.lengths, row_length)
     return questions[0], counts[0]
 
 
@@ -158,7 +158,7 @@ def test_written_questions_too_long_for_a_row_are_left_out_and_counted(tmp_path,
     questions, counts = written_with(found, 10 * room, tmp_path / "long", monkeypatch)
     assert counts["removed"]["too_long"] == 0
     assert counts["left"] == len(questions.items) == counts["parsed"]
-    with pytest.raises(UserError, match=r"`train.row_length` 20: fits none of the \d+ questions"):
+    with pytest.raises(UserError, match=r"`train.longest_example` 20: fits none of the \d+"):
         written_with(found, 20, tmp_path / "none", monkeypatch)
 
 

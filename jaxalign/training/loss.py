@@ -1,0 +1,149 @@
+"""The cross-entropy of answers, for rows of packed examples of one adapter or of several.
+
+A row is a long sequence of short examples. What a step minimises is the sum over a pass's rows;
+with several adapters, the sum of each unit (see `jaxalign.training.packing`), so that the gradient
+of a unit's adapter is that of its own examples alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxalign.lm.lanes import KEPT_LANES, KEPT_PLACES, LANES, PLACES, to_lanes, unit_lanes
+from jaxalign.lm.lora import LoraConfig, attach
+from jaxalign.lm.transformer import Llama, causal_mask, masked_attention, rope_tables
+from jaxalign.lm.weights import Params
+from jaxalign.training.attention import attend_within
+from jaxalign.training.packing import Batch
+from jaxalign.training.shape import Shape
+
+# Positions of a row whose logits exist at once: 128 MiB in float32 at a vocabulary of 128,256.
+HEAD_POSITIONS = 256
+# With more than one answer token in so many tokens, the last layer is computed for all positions.
+_FEW_ANSWERS = 16
+
+
+def loss_sum(model: Llama, params: Params, batch: Batch, window: int) -> jax.Array:
+    """Return the sum of the answer tokens' weighted cross-entropies over a batch [B, T], in nats.
+
+    Args:
+        model: The model.
+        params: Its parameters, perhaps with an adapter beside them.
+        batch: Rows of packed examples.
+        window: Most tokens of an example.
+    """
+    return jnp.sum(_answer_losses(model, params, lambda _: params, batch, None, window))
+
+
+def unit_loss_sums(
+    model: Llama, lora: LoraConfig, params: Params, adapters: Any, batch: Batch, shape: Shape
+) -> jax.Array:
+    """Return the sum of the weighted cross-entropies of each unit, float32 [B, U], in nats.
+
+    Args:
+        model: The model.
+        lora: Settings of the adapters.
+        params: The frozen weights.
+        adapters: The adapter of each unit: a tree whose leaves begin with [B, U].
+        batch: Rows of packed examples of several adapters, [B, T].
+        shape: The sizes of units and of rows.
+    """
+    lanes = jax.vmap(lambda n: unit_lanes(n, shape.unit_length, shape.row_length))(batch.sizes_BxU)
+    kept = jax.vmap(lambda n: unit_lanes(n, shape.unit_answers, shape.answers))(batch.answers_BxU)
+    beside = {LANES: lanes[0], PLACES: lanes[1]}
+    beside_last = dict(beside)
+    if _has_few_answers(shape.answers, shape.row_length):
+        beside_last |= {KEPT_LANES: kept[0], KEPT_PLACES: kept[1]}
+    layers = model.config.num_hidden_layers - 1
+
+    def params_of_row(of_row: Any) -> Params:
+        """Put the units' adapters, and where the units are, beside the kernels of each layer."""
+        adapters_U, beside, beside_last = of_row
+        # Layers are the leading axis of what is stacked: [U, layers, ...] -> [layers, U, ...].
+        stacked = jax.tree.map(lambda w: jnp.moveaxis(w, 0, 1), adapters_U["layers"])
+        full = attach(params, adapters_U | {"layers": stacked}, lora)
+        repeat = lambda x: jnp.broadcast_to(x, (layers, *x.shape))  # noqa: E731
+        return full | {
+            "layers": full["layers"] | jax.tree.map(repeat, beside),
+            "last": full["last"] | beside_last,
+        }
+
+    of_rows = (adapters, beside, beside_last)
+    losses_BxA = _answer_losses(model, params, params_of_row, batch, of_rows, shape.window)
+    return jnp.sum(jax.vmap(to_lanes)(losses_BxA, *kept), axis=-1)
+
+
+def _answer_losses(
+    model: Llama,
+    params: Params,
+    params_of_row: Callable[[Any], Params],
+    batch: Batch,
+    of_rows: Any,
+    window: int,
+) -> jax.Array:
+    """Return the weighted cross-entropy of each answer token, float32 [B, A], in nats.
+
+    Args:
+        model: The model.
+        params: The parameters outside the layers, the same for all rows.
+        params_of_row: Returns a row's parameters from its part of `of_rows`.
+        batch: Rows of packed examples.
+        of_rows: What differs between the rows' parameters; leaves begin with [B].
+        window: Most tokens of an example.
+    """
+
+    def answers_of(row: Batch, of_row: Any) -> jax.Array:
+        tokens_T, at_A = row.tokens_BxT, row.at_BxA
+        bound = {"params": params_of_row(of_row)}
+        # Positions and segments are those of each example, so examples do not see each other.
+        x = model.apply(bound, tokens_T[None], method=Llama.embed)
+        rope = rope_tables(model.config, row.positions_BxT)
+        attend = attend_within(row.segments_BxT, window)
+        if not _has_few_answers(len(at_A), len(tokens_T)):
+            # Long answers: the last layer is like the others, with its attention in blocks.
+            x, _ = model.apply(bound, x, rope, attend, method=Llama.blocks)
+            return x[0, at_A]
+        # In the last layer, only the positions before answer tokens are computed.
+        mask = causal_mask(row.segments_BxT[None])[:, :, at_A]
+        attend_last = jax.tree_util.Partial(masked_attention, mask)
+        x, _ = model.apply(bound, x, rope, attend, attend_last, keep=at_A, method=Llama.blocks)
+        return x[0]
+
+    x_BxAxD = jax.vmap(answers_of)(batch, of_rows)
+    return _head_losses(model, params, x_BxAxD, batch.targets_BxA) * batch.weight_BxA
+
+
+def _has_few_answers(answers: int, row_length: int) -> bool:
+    return _FEW_ANSWERS * answers <= row_length
+
+
+def _head_losses(
+    model: Llama, params: Params, x_BxAxD: jax.Array, targets_BxA: jax.Array
+) -> jax.Array:
+    """Return the cross-entropies [B, A] of targets, `HEAD_POSITIONS` of a row at a time.
+
+    The logits of all answers would take more memory than everything else where answers are long.
+    Those of a chunk are computed again in the backward pass.
+    """
+
+    def losses(x: jax.Array, targets: jax.Array) -> jax.Array:
+        logits = model.apply({"params": params}, x, method=Llama.logits)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+    B, A = targets_BxA.shape
+    if A <= HEAD_POSITIONS:
+        return losses(x_BxAxD, targets_BxA)
+    chunks = math.ceil(A / HEAD_POSITIONS)
+    size = math.ceil(A / chunks)
+    # [B, A, ...] -> [chunks, B, size, ...], padded at the end.
+    pad = [(0, 0), (0, chunks * size - A)]
+    x = jnp.pad(x_BxAxD, [*pad, (0, 0)]).reshape(B, chunks, size, -1).swapaxes(0, 1)
+    targets = jnp.pad(targets_BxA, pad).reshape(B, chunks, size).swapaxes(0, 1)
+    found = jax.lax.map(lambda chunk: jax.checkpoint(losses)(*chunk), (x, targets))
+    return found.swapaxes(0, 1).reshape(B, -1)[:, :A]
