@@ -157,6 +157,8 @@ def _soft_prompt(
         topology.program_bytes,
         run.candidates,
         search_dims=run.prompt.dims(files.config.hidden_size),
+        searches=len(run.countries),
+        searches=len(run.countries),
         model_parallel=run.model_parallel,
     )
 

@@ -168,7 +168,14 @@ def lower_control(
     """
     count = len(entries)
     inputs = abstract_inputs(
-        config, layout, prompt, mesh, kernel, entries=count, objective=objective, weights=weights
+        config,
+        layout,
+        prompt,
+        mesh,
+        kernel,
+        entries=count,
+        objective=objective,
+        weights=weights,
     )
     dims = prompt.dims(config.hidden_size)
     fitness = _control_fitness(config, layout.tokens_computed)

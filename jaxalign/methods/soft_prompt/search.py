@@ -93,10 +93,13 @@ def choose_search_mesh(problem: Problem, candidates: int | None = None, prefix: 
         prefix: Text before the reason that is logged.
     """
     settings, config = problem.settings, problem.model.config
+    if candidates is None:
+        candidates = settings.candidates
     mesh, choice = device_mesh(
         config,
-        settings.candidates if candidates is None else candidates,
+        candidates,
         search_dims=settings.prompt.dims(config.hidden_size),
+        searches=max(1, candidates // settings.strategy.population),
         model_parallel=settings.model_parallel,
         weights=settings.weights,
     )
