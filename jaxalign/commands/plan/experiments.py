@@ -158,7 +158,6 @@ def _soft_prompt(
         run.candidates,
         search_dims=run.prompt.dims(files.config.hidden_size),
         searches=len(run.countries),
-        searches=len(run.countries),
         model_parallel=run.model_parallel,
     )
 

@@ -113,8 +113,10 @@ def run_culturespa(
     _log.info(f"survey: {inputs.survey.name}, {len(items)} items; seeds: {settings.seeds}")
     mesh, choice = device_mesh(config, None, model_parallel=settings.model_parallel)
     _log.info(choice.describe())
-    # Every program is compiled now, before anything is loaded or written.
-    check_memory(settings, inputs, mesh, on_progress)
+    # Every program is compiled now, before anything is loaded or written. Those of the pocket model
+    # take megabytes, and compiling them takes as long as running them.
+    if not inputs.files.is_pocket:
+        check_memory(settings, inputs, mesh, on_progress)
     lm = load_model(inputs.files, mesh=mesh)
     facts = inputs.facts()
     with Run.create(out, settings, facts, settings.resume) as run:
