@@ -468,7 +468,7 @@ def lower_search(
         mesh: The devices, which may be only described.
         entries: Group and seed of each entry. Only their number matters.
         chunk: Prompts evaluated at a time on each device.
-        generations: Generations of the dispatch.
+        generations: Generations of the dispatch; 0 lowers the evaluation of generation 0.
         kernel: The attention kernel.
         objective: The objective of the entries' groups, in arrays or shapes; default: the VSM's.
         weights: Storage of the linear layers, as in `load_model`.
@@ -485,7 +485,7 @@ def lower_search(
         objective=objective,
         weights=weights,
     )
-    return evolution.lower(generations, inputs)
+    return evolution.lower(generations, inputs) if generations else evolution.lower_first(inputs)
 
 
 def abstract_inputs(
