@@ -152,7 +152,7 @@ class GgufFile:
         if self.fields.get("split.count", 1) > 1:
             raise UserError(
                 f"{path}: one of {self.fields['split.count']} parts of a model; join them first "
-                "with gguf-split of llama.cpp"
+                "with llama.cpp's program gguf-split"
             )
 
     def config(self, dtype: DType) -> LlamaConfig:
