@@ -456,6 +456,7 @@ def lower_search(
     generations: int,
     kernel: Kernel = "xla",
     objective: Objective | None = None,
+    weights: WeightFormat = "stored",
 ) -> jax.stages.Lowered:
     """Lower one dispatch of a search from shapes alone.
 
@@ -467,16 +468,24 @@ def lower_search(
         mesh: The devices, which may be only described.
         entries: Group and seed of each entry. Only their number matters.
         chunk: Prompts evaluated at a time on each device.
-        generations: Generations of the dispatch.
+        generations: Generations of the dispatch; 0 lowers the evaluation of generation 0.
         kernel: The attention kernel.
         objective: The objective of the entries' groups, in arrays or shapes; default: the VSM's.
+        weights: Storage of the linear layers, as in `load_model`.
     """
     fitness, dims = make_fitness(config, chunk), prompt.dims(config.hidden_size)
     evolution = make_evolution(optimizer, dims, fitness, mesh, entries)
     inputs = abstract_inputs(
-        config, layout, prompt, mesh, kernel, entries=len(entries), objective=objective
+        config,
+        layout,
+        prompt,
+        mesh,
+        kernel,
+        entries=len(entries),
+        objective=objective,
+        weights=weights,
     )
-    return evolution.lower(generations, inputs)
+    return evolution.lower(generations, inputs) if generations else evolution.lower_first(inputs)
 
 
 def abstract_inputs(
@@ -488,6 +497,7 @@ def abstract_inputs(
     *,
     entries: int = 1,
     objective: Objective | None = None,
+    weights: WeightFormat = "stored",
 ) -> FitnessInputs:
     """Return what the fitness reads as `jax.ShapeDtypeStruct`s with their shardings.
 
@@ -501,6 +511,7 @@ def abstract_inputs(
         kernel: The attention kernel.
         entries: Number of entries, C.
         objective: The objective of their groups, in arrays or shapes; default: the VSM's.
+        weights: Storage of the linear layers, as in `load_model`.
     """
     whole = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
     floats = functools.partial(whole, dtype=jnp.float32)
@@ -508,7 +519,7 @@ def abstract_inputs(
     if objective is None:
         objective = _vsm_shapes(layout, entries)
     return FitnessInputs(
-        items=abstract_items(config, layout, mesh, kernel),
+        items=abstract_items(config, layout, mesh, kernel, weights),
         objective=jax.tree.map(lambda x: whole(np.shape(x), dtype=x.dtype), objective),
         space=Space(
             start=floats((entries, M, D)),
