@@ -17,7 +17,6 @@ import dataclasses
 from collections.abc import Hashable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -336,4 +335,4 @@ class DecodeQueue:
         return jax.device_put(array, self._split)
 
     def _everywhere(self, array: np.ndarray) -> jax.Array:
-        return jax.device_put(jnp.asarray(array), self._whole)
+        return jax.device_put(array, self._whole)

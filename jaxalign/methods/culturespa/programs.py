@@ -69,12 +69,10 @@ def stand_ins(
         for topic, originals in by_topic.items():
             for n in range(wanted):
                 original = originals[n % len(originals)]
-                words = original.text.split()
+                words = f"{original.stem} {original.text}".split()
                 text = " ".join(words[i] for i in random.permutation(len(words)))
                 items.append(dataclasses.replace(original, id=f"{topic} {n}", text=text, stem=""))
-        stand_in_of[seed] = dataclasses.replace(
-            survey, name="stand-ins", items=tuple(items), distributions={}
-        )
+        stand_in_of[seed] = Survey("stand-ins", "", "", "paraphrase", tuple(items))
     return stand_in_of
 
 
