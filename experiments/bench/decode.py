@@ -1,24 +1,26 @@
-"""Measure decoding speed in tokens per second against transformers' `generate`.
+"""Measure prefill and decoding in tokens per second against transformers' `generate`.
 
     python -m experiments.bench.decode
-    python -m experiments.bench.decode --batch 8 --new-tokens 32 --repeats 3 --json decode.json
+    python -m experiments.bench.decode --size 135m --dtype bfloat16 --batch 16 --prompt-tokens 256
 
-Both tools decode greedily in float32 with the same random model (hidden size 256, 6 layers,
-vocabulary 4,096): prompts of 8 to 96 tokens in one batch, no stop tokens. They take turns on the
-same machine, the median rate is reported, and the replies are compared. The first call of each tool
-is not counted, because it compiles our program. Needs torch; takes a minute or two on two cores.
+Both tools decode greedily with the same random weights: as many prompts as there are slots, no stop
+tokens. Each call is made twice, for one new token (the prefill) and for all of them, and the
+difference is the decoding. The tools take turns on the same machine, the median rate is reported,
+and the replies are compared. The first call of each is not counted, because it compiles our
+programs. Needs torch; `tiny` takes a minute or two on two cores, `135m` about ten.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -27,15 +29,17 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
 from jaxalign.core.progress import Progress
 from jaxalign.lm.checkpoint import save_checkpoint
-from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.config import DType, LlamaConfig
 from jaxalign.lm.generate import Sampling, generate
 from jaxalign.lm.weights import init_params
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table, progress_bars
 
-MODEL = LlamaConfig(
-    4096, 256, 688, 6, 8, 4, 32, dtype="float32", param_dtype="float32", initializer_range=0.1
-)
+# Shapes of a model of 7M parameters, and of SmolLM2-135M.
+SIZES = {
+    "tiny": LlamaConfig(4096, 256, 688, 6, 8, 4, 32, initializer_range=0.1),
+    "135m": LlamaConfig(49_152, 576, 1536, 30, 9, 3, 64, rope_theta=1e5, tie_word_embeddings=True),
+}
 Replies = list[list[int]]
 
 
@@ -43,9 +47,14 @@ Replies = list[list[int]]
 class Config:
     """Sample replies with this package and with transformers; compare tokens a second."""
 
+    size: Literal["tiny", "135m"] = "tiny"
+    """Shape of the model: hidden size 256 and 6 layers, or that of SmolLM2-135M."""
+    dtype: DType = "float32"
+    """Dtype of weights and activations, of both tools."""
     batch: int = 32
-    """Number of prompts. transformers decodes all of them in one padded batch; jaxalign groups them
-    by padded length."""
+    """Number of prompts, all decoded together."""
+    prompt_tokens: int | None = None
+    """Number of tokens of each prompt. Default: 8 to 96, as in practice unequal."""
     new_tokens: int = 128
     """Number of tokens in each reply."""
     repeats: int = 5
@@ -56,8 +65,10 @@ class Config:
     """File to which the figures are also written."""
 
     def __post_init__(self) -> None:
-        if min(self.batch, self.new_tokens, self.repeats) < 1:
-            raise UserError("--batch, --new-tokens and --repeats must be at least 1")
+        if min(self.batch, self.new_tokens - 1, self.repeats, self.prompt_tokens or 1) < 1:
+            raise UserError(
+                "--batch, --repeats and --prompt-tokens must be at least 1, --new-tokens at least 2"
+            )
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must be 0 or more")
         check_new_file(self.json, "json")
@@ -71,46 +82,78 @@ def bench(config: Config) -> dict[str, Any]:
     """
     if importlib.util.find_spec("torch") is None:
         raise UserError("the comparison needs torch: pip install torch==2.13.0")
-    params = init_params(MODEL, jax.random.key(config.seed))
+    llama = SIZES[config.size].replace(dtype=config.dtype, param_dtype=config.dtype)
+    params = init_params(llama, jax.random.key(config.seed))
     random = np.random.default_rng(config.seed)
     # Unequal lengths, as in practice: padding is part of what is compared.
     lengths = random.integers(8, 97, config.batch)
-    prompts = [random.integers(0, MODEL.vocab_size, n).tolist() for n in lengths]
-    sampling = Sampling(config.new_tokens, temperature=0.0)
+    if config.prompt_tokens is not None:
+        lengths[:] = config.prompt_tokens
+    prompts = [random.integers(0, llama.vocab_size, n).tolist() for n in lengths]
+
+    def ours(new_tokens: int) -> Replies:
+        sampling = Sampling(new_tokens, temperature=0.0)
+        # The same caches for both numbers of new tokens.
+        positions = int(lengths.max()) + config.new_tokens
+        return generate(
+            llama, params, prompts, sampling, (), batch_size=config.batch, positions=positions
+        )
+
+    theirs = _transformers(llama, params, prompts)
     tools = {
-        "jaxalign": lambda: generate(MODEL, params, prompts, sampling, ()),
-        "transformers": _transformers(params, prompts, config.new_tokens),
+        (tool, new): functools.partial(call, new)
+        for tool, call in (("jaxalign", ours), ("transformers", theirs))
+        for new in (1, config.new_tokens)
     }
     seconds, replies = _take_turns(tools, config.repeats)
-    tokens = config.batch * config.new_tokens
     # No stop tokens: every reply has its full length, so both tools produce the same number.
-    rates = {tool: tokens / statistics.median(taken) for tool, taken in seconds.items()}
+    median = {key: statistics.median(taken) for key, taken in seconds.items()}
+    decoded = config.batch * (config.new_tokens - 1)
+    rates = {
+        tool: {
+            "prefill": int(lengths.sum()) / median[tool, 1],
+            "decode": decoded / (median[tool, config.new_tokens] - median[tool, 1]),
+        }
+        for tool in ("jaxalign", "transformers")
+    }
     # Rounding may decide a tie between two tokens, so a few replies can differ.
-    same = sum(a == b for a, b in zip(*replies.values(), strict=True))
-    title = f"Greedy replies, {config.batch} prompts × {config.new_tokens} tokens, float32"
-    rows = [[tool, rate, min(seconds[tool])] for tool, rate in rates.items()]
-    print_table(title, ("tool", "tokens per second (median)", "fastest call, s"), rows)
-    ratio = rates["jaxalign"] / rates["transformers"]
-    print(
-        f"jaxalign decodes {ratio:.2f} times as fast as transformers; "
-        f"{same} of {config.batch} replies are identical"
+    whole = [replies[tool, config.new_tokens] for tool in rates]
+    same = sum(a == b for a, b in zip(*whole, strict=True))
+    title = (
+        f"Greedy replies, {config.size}, {config.batch} prompts x {config.new_tokens} tokens, "
+        f"{config.dtype}"
     )
-    figures = {"rates": rates, "ratio": ratio, "seconds": seconds, "same_replies": same}
+    rows = [[tool, rate["prefill"], rate["decode"]] for tool, rate in rates.items()]
+    print_table(title, ("tool", "prefill, tokens/s", "decoding, tokens/s"), rows)
+    ratio = {
+        what: rates["jaxalign"][what] / rates["transformers"][what]
+        for what in ("prefill", "decode")
+    }
+    print(
+        f"jaxalign prefills {ratio['prefill']:.2f} times as fast as transformers and decodes "
+        f"{ratio['decode']:.2f} times as fast; {same} of {config.batch} replies are identical"
+    )
+    figures = {
+        "rates": rates,
+        "ratio": ratio,
+        "seconds": {f"{tool}, {new} new tokens": s for (tool, new), s in seconds.items()},
+        "same_replies": same,
+    }
     if config.json is not None:
         write_json(config.json, {"config": config, **figures})
     return figures
 
 
 def _take_turns(
-    tools: dict[str, Callable[[], Replies]], repeats: int
-) -> tuple[dict[str, list[float]], dict[str, Replies]]:
+    tools: dict[tuple[str, int], Callable[[], Replies]], repeats: int
+) -> tuple[dict[tuple[str, int], list[float]], dict[tuple[str, int], Replies]]:
     """Call the tools alternately, so that neither gets the quieter machine.
 
     Returns:
         The seconds of each timed call by tool, and the last replies by tool.
     """
-    seconds: dict[str, list[float]] = {tool: [] for tool in tools}
-    replies: dict[str, Replies] = {}
+    seconds: dict[tuple[str, int], list[float]] = {tool: [] for tool in tools}
+    replies: dict[tuple[str, int], Replies] = {}
     # One round more than is counted: the first one compiles.
     calls = (repeats + 1) * len(tools)
     with progress_bars() as on_progress:
@@ -124,7 +167,7 @@ def _take_turns(
     return {tool: taken[1:] for tool, taken in seconds.items()}, replies
 
 
-def _transformers(params: Any, prompts: Replies, new_tokens: int) -> Callable[[], Replies]:
+def _transformers(llama: LlamaConfig, params: Any, prompts: Replies) -> Callable[[int], Replies]:
     """Return a function that decodes with transformers' `generate` and the same weights.
 
     The prompts are padded on the left, as `generate` requires.
@@ -133,14 +176,15 @@ def _transformers(params: Any, prompts: Replies, new_tokens: int) -> Callable[[]
     from transformers import LlamaForCausalLM
 
     with tempfile.TemporaryDirectory(prefix="jaxalign-bench-") as folder:
-        save_checkpoint(Path(folder) / "model", params, MODEL)
-        model = LlamaForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32).eval()
+        save_checkpoint(Path(folder) / "model", params, llama)
+        dtype = getattr(torch, llama.dtype)
+        model = LlamaForCausalLM.from_pretrained(f"{folder}/model", dtype=dtype).eval()
     # Padding on the left: new tokens of all prompts then start at the same position.
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
 
-    def call() -> Replies:
+    def call(new_tokens: int) -> Replies:
         out = model.generate(
             ids,
             attention_mask=mask,

@@ -38,6 +38,7 @@ from jaxalign.prompts import load_prompts
 from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table
+from jaxalign.runtime.platform import lowering_for
 from jaxalign.runtime.program_facts import ProgramFacts, read_program
 from jaxalign.runtime.sharding import make_mesh
 from jaxalign.runtime.topology import described_devices, parse_topology
@@ -120,7 +121,8 @@ def bench(config: Config) -> None:
             points.append(scaling_point(series, llama, layout, mesh, population, config))
     for name, mesh in zip(config.topologies, described, strict=True):
         series, population = f"weak, {name.split(':')[0]}", config.per_device * mesh.devices.size
-        points.append(scaling_point(series, llama, layout, mesh, population, config))
+        with lowering_for(parse_topology(name).platform):
+            points.append(scaling_point(series, llama, layout, mesh, population, config))
     show(points)
     if config.json:
         write_json(config.json, {"model": config.model, "points": points})

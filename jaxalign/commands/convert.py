@@ -41,6 +41,8 @@ def run(config: Config) -> None:
     """Convert, open the result, and print what it is."""
     if not config.source.exists():
         raise UserError(f"`source` {config.source}: no such file")
+    if config.source.is_dir():
+        raise UserError(f"`source` {config.source}: a folder; name the GGUF file in it")
     if not is_gguf(config.source):
         raise UserError(f"`source` {config.source}: not a GGUF file")
     with progress_bars(config.quiet) as show:

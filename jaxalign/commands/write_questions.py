@@ -73,7 +73,8 @@ class Settings:
         default_factory=lambda: PUBLISHED_SAMPLING
     )
     batch_size: int = may_change(64)
-    """Number of replies written at a time; in float32 the questions do not depend on it."""
+    """Largest number of replies written at a time, fewer if memory is short; in float32 the
+    questions do not depend on it."""
     quiet: bool = may_change(False)
     """Show no progress bar."""
 

@@ -3,7 +3,7 @@
     prefill   pieces of prompts, packed from any slots, into the cache
     fork      a slot's first positions copied to another slot: a shared beginning, a second sample
     start     the first token of replies, drawn after their prompts
-    decode    up to `limit` steps of all slots, or of a quarter of them
+    decode    up to `limit` steps of all slots, or of half or a quarter of them
 
 Their shapes are fixed (`SlotShape`). Slots are spread over the population and data axes of the mesh
 by `shard_map`: every device works on its own, and all agree on when a decode segment ends. A model
@@ -76,8 +76,9 @@ class SlotShape:
 
     @property
     def decode_rows(self) -> tuple[int, ...]:
-        """Numbers of rows of the decode program: all slots, and a quarter for a queue's end."""
-        return (self.slots, self.slots // 4) if self.slots >= 8 else (self.slots,)
+        """Numbers of rows of the decode program: all slots; half and a quarter for few replies."""
+        halves = (self.slots // 2, self.slots // 4) if self.slots >= 8 else ()
+        return (self.slots, *halves)
 
     @property
     def structs(self) -> Slots:

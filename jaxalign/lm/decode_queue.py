@@ -17,7 +17,6 @@ import dataclasses
 from collections.abc import Hashable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -264,9 +263,8 @@ class DecodeQueue:
         """Run one segment."""
         shape = self._shape
         writing = collections.Counter(share for share, _ in self._writing)
-        rows = shape.slots
-        if not self._waiting and max(writing.values()) <= shape.decode_rows[-1]:
-            rows = shape.decode_rows[-1]
+        # While prompts wait every slot is in use; towards the end, fewer rows may hold the rest.
+        rows = min(rows for rows in shape.decode_rows if rows >= max(writing.values()))
         (row_slots,) = self._table(1, rows)
         for share in range(shape.shares):
             # The slots in use first, so that they are among the rows.
@@ -337,4 +335,4 @@ class DecodeQueue:
         return jax.device_put(array, self._split)
 
     def _everywhere(self, array: np.ndarray) -> jax.Array:
-        return jax.device_put(jnp.asarray(array), self._whole)
+        return jax.device_put(array, self._whole)

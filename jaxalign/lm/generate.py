@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import jax
@@ -23,6 +24,7 @@ from jax.sharding import Mesh
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.decode_cache import SHARES
 from jaxalign.lm.decode_loop import SlotShape, choose_slots, decode_programs, rounded_positions
 from jaxalign.lm.decode_queue import DecodeQueue
 from jaxalign.lm.sampling import Sampling
@@ -31,7 +33,15 @@ from jaxalign.runtime.hosts import agreed
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.sharding import make_mesh, place_whole, replicated
 
-__all__ = ["Sampling", "choose_slots", "decode_programs", "generate", "open_queue", "stream"]
+__all__ = [
+    "Sampling",
+    "choose_slots",
+    "decode_programs",
+    "generate",
+    "open_queue",
+    "slots_of",
+    "stream",
+]
 
 _log = logging.getLogger("jaxalign")
 
@@ -213,19 +223,41 @@ def open_queue(
     if mesh is None:
         mesh = make_mesh(jax.local_devices()[:1], population=1)
     params = place_whole(params, replicated(mesh))
-    shape = SlotShape(config, sampling, mesh, 1, rounded_positions(positions))
-    # Two sizes, so that few programs are compiled: all slots, or a quarter of them.
-    size = batch_size if replies > batch_size // 4 else max(1, batch_size // 4)
-    slots = -(-size // shape.shares)
     free = agreed(available_bytes(mesh.local_devices[0]) or 0)
     if free:
         free -= sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
-        fitting = choose_slots(config, free, shape.positions)
-        if fitting < slots:
-            _log.info("%d replies at a time on each device, as many as fit its memory", fitting)
-            slots = fitting
-    shape = SlotShape(config, sampling, mesh, slots, shape.positions)
+    wanted = slots_of(config, mesh, replies, batch_size, positions)
+    slots = slots_of(config, mesh, replies, batch_size, positions, free)
+    if slots < wanted:
+        _log.info("%d replies at a time on each device, as many as fit its memory", slots)
+    shape = SlotShape(config, sampling, mesh, slots, rounded_positions(positions))
     return DecodeQueue(shape, params, stop_tokens, seed, extra_ExD)
+
+
+def slots_of(
+    config: LlamaConfig,
+    mesh: Mesh,
+    replies: int,
+    batch_size: int,
+    positions: int,
+    free_bytes: int = 0,
+) -> int:
+    """Return the number of slots on each share of the mesh.
+
+    Args:
+        config: The model.
+        mesh: The devices, which may be only described.
+        replies: About how many replies there will be.
+        batch_size: Replies written at a time, at most.
+        positions: Largest number of tokens of a prompt and its reply.
+        free_bytes: Memory of a device that its weights leave; 0 if it is not known.
+    """
+    # Two sizes, so that few programs are compiled: all slots, or a quarter of them.
+    size = batch_size if replies > batch_size // 4 else max(1, batch_size // 4)
+    slots = -(-size // math.prod(mesh.shape[axis] for axis in SHARES))
+    if not free_bytes:
+        return slots
+    return min(slots, choose_slots(config, free_bytes, rounded_positions(positions)))
 
 
 def _check_extra(config: LlamaConfig, extra: jax.Array | np.ndarray | None) -> np.ndarray | None:

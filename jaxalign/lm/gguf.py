@@ -32,6 +32,8 @@ _INSTALL = "pip install 'gguf>=0.17'"
 _BLOCK_VALUES = 4 * 2**20  # numbers that are dequantised at a time
 _ROPE_FACTORS = "rope_freqs.weight"
 
+_log = logging.getLogger("jaxalign")
+
 # Names of a layer's weights: of `weights.block_weights`, and in a GGUF after `blk.{i}.`.
 _LAYER_NAMES = {
     "attention_norm": "attn_norm",
@@ -106,6 +108,7 @@ def convert_gguf(
             kind of tokenizer, or lacks something that the folder needs.
     """
     check_no_weights(out)
+    _log.info(f"reading the metadata of {source}; a vocabulary of 128,000 takes half a minute")
     file = GgufFile(source)
     config = file.config(dtype)
     places = tensor_places(config)
@@ -149,7 +152,7 @@ class GgufFile:
         if self.fields.get("split.count", 1) > 1:
             raise UserError(
                 f"{path}: one of {self.fields['split.count']} parts of a model; join them first "
-                "with llama.cpp's gguf-split --merge"
+                "with llama.cpp's program gguf-split"
             )
 
     def config(self, dtype: DType) -> LlamaConfig:

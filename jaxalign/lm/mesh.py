@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
@@ -25,9 +26,9 @@ from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.sharding import MODEL, make_mesh, partition_spec
 
 ROOM = 0.25  # share of a chip's memory that is kept free for everything but weights
-# Copies of the population that compiled searches were seen to hold: the population itself, its
-# candidates, and two sets of random draws for them.
-_SEARCH_COPIES = 4
+# Copies that compiled searches hold: of the searches on a device, their members and candidates; of
+# its stretch of candidates, one to evaluate; of the one search that is asked, two sets of draws.
+_HELD_COPIES, _STRETCH_COPIES, _ASKED_COPIES = 2, 1, 2
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
@@ -60,6 +61,7 @@ def choose_mesh(
     population: int | None,
     *,
     search_dims: int = 0,
+    searches: int = 1,
     model_parallel: int | None = None,
     data_parallel: int | None = None,
     weights: WeightFormat = "stored",
@@ -73,7 +75,9 @@ def choose_mesh(
         population: Number of candidates that are evaluated together; devices that do not share
             weights go to the population axis. None (fine-tuning, decoding): they go to the data
             axis.
-        search_dims: Number of values in a candidate; every device holds the whole population.
+        search_dims: Number of values in a candidate.
+        searches: Number of searches that the candidates belong to, in equal parts; a device holds
+            those whose candidates it evaluates.
         model_parallel: Length of the model axis; default: chosen here.
         data_parallel: Length of the data axis; default: 1 with a population, else all that the
             model axis leaves.
@@ -91,7 +95,11 @@ def choose_mesh(
             f"{num_devices=}, {chip_bytes=}, {population=}: each must be at least 1 to make a mesh"
         )
     if model_parallel is None:
-        search_bytes = _SEARCH_COPIES * 4 * (population or 0) * search_dims
+
+        def search_bytes(model: int) -> int:
+            members = num_devices // model // (data_parallel or 1)
+            return _search_bytes(population or 0, searches, search_dims, max(1, members))
+
         model, reason = _choose_model(
             config, num_devices, chip_bytes, search_bytes, population, weights
         )
@@ -122,6 +130,7 @@ def device_mesh(
     population: int | None,
     *,
     search_dims: int = 0,
+    searches: int = 1,
     model_parallel: int | None = None,
     data_parallel: int | None = None,
     weights: WeightFormat = "stored",
@@ -141,6 +150,7 @@ def device_mesh(
         memory,
         population,
         search_dims=search_dims,
+        searches=searches,
         model_parallel=model_parallel,
         data_parallel=data_parallel,
         weights=weights,
@@ -174,7 +184,7 @@ def _choose_model(
     config: LlamaConfig,
     num_devices: int,
     chip_bytes: int,
-    search_bytes: int,
+    search_bytes: Callable[[int], int],
     population: int | None,
     weights: WeightFormat,
 ) -> tuple[int, str]:
@@ -182,13 +192,17 @@ def _choose_model(
     # Weights are read-only, so a copy on each device costs no communication: the shortest axis
     # on which they fit beside the search is the fastest.
     lengths = [n for n in model_axis_lengths(config) if num_devices % n == 0]
-    budget = int(chip_bytes * (1 - ROOM)) - search_bytes
-    fitting = [n for n in lengths if weight_bytes(config, n, weights) <= budget]
+
+    def kept_free(model: int) -> int:
+        return chip_bytes - int(chip_bytes * (1 - ROOM)) + search_bytes(model)
+
+    fitting = [n for n in lengths if weight_bytes(config, n, weights) + kept_free(n) <= chip_bytes]
     if not fitting:
-        raise UserError(_too_large(config, num_devices, chip_bytes, search_bytes, lengths, weights))
+        least = min(search_bytes(n) for n in lengths)
+        raise UserError(_too_large(config, num_devices, chip_bytes, least, lengths, weights))
     model, whole = fitting[0], f"{_gib(weight_bytes(config, 1, weights))} of {_kind(weights)}"
     if model == 1:
-        reason = f"{whole} fit whole beside the {_gib(chip_bytes - budget)} kept free"
+        reason = f"{whole} fit whole beside the {_gib(kept_free(1))} kept free"
         reason += f" of {_gib(chip_bytes)}"
     else:
         share, before = (
@@ -196,7 +210,7 @@ def _choose_model(
             lengths[lengths.index(model) - 1],
         )
         reason = f"{whole} in {model} parts of {share} on {_gib(chip_bytes)}"
-        reason += f"; in {before} they would not leave {_gib(chip_bytes - budget)} free"
+        reason += f"; in {before} they would not leave {_gib(kept_free(before))} free"
     shares = num_devices // model
     if population is None or shares <= population or model == fitting[-1]:
         return model, reason
@@ -204,6 +218,22 @@ def _choose_model(
     longer = [n for n in fitting if num_devices // n <= population] or fitting[-1:]
     reason += f"; {population} candidates are fewer than {shares} shares, so "
     return longer[0], reason + f"{longer[0]} devices work on each"
+
+
+def _search_bytes(candidates: int, searches: int, dims: int, members: int) -> int:
+    """Return the bytes that a device of `members` needs for searches, as `optim.shares` has them.
+
+    Args:
+        candidates: Candidates of all searches.
+        searches: Number of searches.
+        dims: Values of a candidate, float32.
+        members: Devices along the population axis.
+    """
+    each, stretch = -(-candidates // searches), -(-candidates // members)
+    # A stretch may begin and end within a search.
+    held = min(searches, -(-stretch // max(1, each)) + 1)
+    vectors = _HELD_COPIES * held * each + _STRETCH_COPIES * stretch + _ASKED_COPIES * each
+    return 4 * dims * vectors
 
 
 def _check_model(config: LlamaConfig, num_devices: int, model: int) -> None:

@@ -26,6 +26,7 @@ from jaxalign.lm.safetensors_io import check_not_pointer
 BEGIN, END, TURN_END = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>")
 _STOPS = (TURN_END, END, "<|eom_id|>")
+_REPLY = "Fairly."  # a reply, behind which the chat template ends the turn
 _SAMPLE = "How happy are you, from 1 to 10?"
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _HASHED = (*_FILES, "tokenizer_config.json", "special_tokens_map.json", "merges.txt")
@@ -120,11 +121,11 @@ class Tokenizer:
         Raises:
             UserError: If there is none of these.
         """
-        reply = "reply"
-        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}]
-        behind = self.encode(self.render(chat, add_generation_prompt=False).rpartition(reply)[2])
-        if behind and behind[0] in self.tokenizer.added_tokens_decoder:
-            return behind[0]
+        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _REPLY}]
+        _, found, behind = self.render(chat, add_generation_prompt=False).rpartition(_REPLY)
+        ids = self.encode(behind) if found else []
+        if ids and ids[0] in self.tokenizer.added_tokens_decoder:
+            return ids[0]
         if (eot := vocab.get(TURN_END, eos)) is None:
             raise UserError(
                 f"{self.folder}: the chat template ends no turn, and the tokenizer has neither "

@@ -76,6 +76,8 @@ def generate(
         sampling,
         lm.tokenizer.stop_ids,
         seed=seed,
+        batch_size=1,
+        mesh=lm.mesh,
         extra_embeddings=extra_MxD,
     )
     return lm.tokenizer.decode(reply)

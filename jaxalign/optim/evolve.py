@@ -114,6 +114,13 @@ class Evolution:
         source = abstract(self.source, lambda _: self._split)
         return self.advance.lower(self._device_shapes(), context, source, generations)
 
+    def lower_first(self, context: Any = None) -> jax.stages.Lowered:
+        """Lower the evaluation of generation 0 from shapes alone, as `lower` does `run`."""
+        shape = (self.shares.entry_NxK.size, *self._shape[1:])
+        members = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self._split)
+        source = abstract(self.source, lambda _: self._split)
+        return self.start.lower(members, context, source)
+
     def for_entries(self, entries: Sequence[Entry]) -> Evolution:
         """Return the same compiled programs for other entries; UserError for another number."""
         entries = _checked(entries)

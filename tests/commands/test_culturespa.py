@@ -97,7 +97,7 @@ def test_a_report_tells_lost_replies_pairs_and_what_was_not_trained(tmp_path):
     ("arguments", "message"),
     [
         ("culturespa --countries USA", "--countries USA: give two or more"),
-        ("culturespa --train.row-length 10", "--train.row-length 10: an example"),
+        ("culturespa --train.longest-example 10", "--train.longest-example 10: an example"),
         ("culturespa --examples leak_free --survey x.json", "name another survey, --source"),
         ("write-questions --attempts 0.5", "--attempts 0.5: give 1 to"),
         ("write-questions --max-new-tokens 5000", "lower --examples or --max-new-tokens"),

@@ -79,6 +79,15 @@ def test_topologies() -> None:
         assert all(parse_topology(topology.name) == topology for topology in chip.topologies())
 
 
+def test_a_computer_without_an_accelerator() -> None:
+    cpu = parse_topology("cpu:16")
+    assert (cpu.name, cpu.num_chips, cpu.platform, cpu.is_tpu) == ("cpu:16", 1, "cpu", False)
+    # The process and the compiler take some of the memory.
+    assert 15 * GIB < cpu.program_bytes < 16 * GIB
+    with pytest.raises(UserError, match="peak rates of a CPU are not known; give an `experiment`"):
+        plan(topology="cpu:16")
+
+
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5e:16", "v5p:4x4", "v5e:0x4", "h200:2x4", ""])
 def test_topologies_that_do_not_exist(name: str) -> None:
     with pytest.raises(UserError, match="topology"):

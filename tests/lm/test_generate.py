@@ -307,7 +307,7 @@ def test_programs_compile_without_arrays_and_update_the_cache_in_place(devices) 
     mesh = make_mesh(devices[:2], population=1, data=2)
     config = BASE.replace(dtype="bfloat16", param_dtype="bfloat16")
     programs = decode_programs(config, Sampling(48, 0.0), mesh, slots=3, positions=200)
-    assert len(programs) == 5
+    assert len(programs) == 5  # of eight slots or more: seven, with decode for fewer rows
     for name, (program, arguments) in programs.items():
         if name == "start" or "128" in name:
             continue

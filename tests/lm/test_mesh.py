@@ -153,6 +153,11 @@ def test_the_search_takes_its_share():
     assert choose_mesh(llama, 128, chip, 4096).model == 2
     assert choose_mesh(llama, 128, chip, 4096, search_dims=131_072).model == 4
     assert choose_mesh(PRESETS["llama3-8b"], 256, V5E, 4096, search_dims=65_536).model == 2
+    # Eighteen searches beside each other are shared out: more chips, less on each.
+    many = {"population": 18 * 1024, "search_dims": 65_536, "searches": 18}
+    with pytest.raises(UserError, match="GiB of the search"):
+        choose_mesh(PRESETS["llama3-8b"], 1, V5E, **many)
+    assert choose_mesh(PRESETS["llama3-8b"], 16, V5E, **many).model == 2
     with pytest.raises(UserError, match="GiB of the search"):
         choose_mesh(llama, 1, chip, 4096, search_dims=131_072)
 

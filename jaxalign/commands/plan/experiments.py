@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -23,18 +24,19 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.mesh import MeshChoice, choose_mesh
 from jaxalign.lm.model import ModelFiles
+from jaxalign.methods.culturespa import CultureSPASettings
+from jaxalign.methods.culturespa import programs as culturespa
+from jaxalign.methods.culturespa.inputs import read_inputs
+from jaxalign.methods.culturespa.settings import resolve_settings
 from jaxalign.methods.soft_prompt import Settings as SoftPromptSettings
 from jaxalign.methods.soft_prompt import programs as soft_prompt
 from jaxalign.methods.soft_prompt.problem import read_problem
 from jaxalign.methods.soft_prompt.search import choose_execution
-from jaxalign.pocket.society import held_out_survey
 from jaxalign.runtime.platform import lowering_for
 from jaxalign.runtime.programs import Need, Program, measure_program, summary_text
 from jaxalign.runtime.sharding import make_mesh
 from jaxalign.runtime.topology import Topology, described_devices, parse_topology
-from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.hofstede import DIMENSIONS
-from jaxalign.surveys.survey import Survey
 
 _log = logging.getLogger("jaxalign")
 
@@ -103,11 +105,15 @@ def plan_experiment(settings: PlanSettings, on_progress: OnProgress = ignore) ->
     files = model_files(settings)
     with tempfile.TemporaryDirectory() as scratch, lowering_for(topology.platform):
         began = time.process_time()
-        make = {"soft-prompt": _soft_prompt}[settings.experiment]
-        choice, programs_of = make(settings, topology, files, Path(scratch))
-        host_seconds = time.process_time() - began
+        make = {"soft-prompt": _soft_prompt, "culturespa": _culturespa}[settings.experiment]
+        choice, plan_host, programs_of = make(settings, topology, files, Path(scratch))
+        before_mesh = time.process_time() - began
+        mesh = make_mesh(described_devices(topology), **choice.sizes)
+        began = time.process_time()
+        planned = plan_host(mesh)
+        host_seconds = before_mesh + time.process_time() - began
         _log.info(f"{settings.experiment} on {topology.name}: {choice.describe()}")
-        programs = programs_of(make_mesh(described_devices(topology), **choice.sizes))
+        programs = programs_of(mesh, planned)
         needs = []
         for done, program in enumerate(programs):
             fields = {"compiling": program.name}
@@ -119,15 +125,13 @@ def plan_experiment(settings: PlanSettings, on_progress: OnProgress = ignore) ->
     )
 
 
-Maker = Callable[
-    [PlanSettings, Topology, ModelFiles, Path],
-    tuple[MeshChoice, Callable[[Mesh], Sequence[Program]]],
-]
+# The mesh's sizes; what is planned on the host; and the programs that follow from it.
+Made = tuple[MeshChoice, Callable[[Mesh], Any], Callable[[Mesh, Any], Sequence[Program]]]
 
 
 def _soft_prompt(
     settings: PlanSettings, topology: Topology, files: ModelFiles, scratch: Path
-) -> tuple[MeshChoice, Callable[[Mesh], Sequence[Program]]]:
+) -> Made:
     countries = _countries(settings)
     given = settings.experiment_strategy
     # The targets' values do not matter to a plan, and not every country has published ones.
@@ -153,15 +157,48 @@ def _soft_prompt(
         topology.program_bytes,
         run.candidates,
         search_dims=run.prompt.dims(files.config.hidden_size),
+        searches=len(run.countries),
         model_parallel=run.model_parallel,
     )
 
-    def programs_of(mesh: Mesh) -> Sequence[Program]:
+    def programs_of(mesh: Mesh, answers: soft_prompt.AnswerPlans) -> Sequence[Program]:
         execution = choose_execution(problem, mesh, {"attention": run.attention})
         search = soft_prompt.fitting_search(problem, mesh, execution, topology.program_bytes)
-        return soft_prompt.run_programs(problem, mesh, search)
+        return soft_prompt.run_programs(problem, mesh, search, answers)
 
-    return choice, programs_of
+    return choice, lambda mesh: soft_prompt.plan_answers(problem), programs_of
+
+
+def _culturespa(
+    settings: PlanSettings, topology: Topology, files: ModelFiles, scratch: Path
+) -> Made:
+    run = CultureSPASettings(
+        survey=settings.survey,
+        countries=_countries(settings),
+        per_topic=settings.per_topic,
+        seeds=settings.seeds,
+        train=settings.train,
+        lora=settings.lora,
+        reading=settings.reading,
+        model_parallel=settings.model_parallel,
+    )
+    run, notes = resolve_settings(run, files, topology.program_bytes)
+    for note in notes:
+        _log.info(note)
+    inputs = read_inputs(run, files)
+    choice = choose_mesh(
+        files.config,
+        topology.num_chips,
+        topology.program_bytes,
+        None,
+        model_parallel=run.model_parallel,
+    )
+    questions = culturespa.stand_ins(inputs.survey, run)
+
+    def plan_host(mesh: Mesh) -> Sequence[Program]:
+        return culturespa.run_programs(run, inputs, mesh, topology.program_bytes, questions)
+
+    return choice, plan_host, lambda mesh, programs: programs
 
 
 def _countries(settings: PlanSettings) -> tuple[str, ...]:
@@ -169,17 +206,11 @@ def _countries(settings: PlanSettings) -> tuple[str, ...]:
     names = settings.countries
     if len(names) > 1 or not names[0].isdecimal():
         return names
-    survey = _survey(settings)
+    survey = culturespa.survey_of(settings.survey)
     known = tuple(survey.distributions)
     if not 1 <= int(names[0]) <= len(known):
         raise UserError(f"`countries` {names[0]}: survey {survey.name!r} has {len(known)}")
     return known[: int(names[0])]
-
-
-def _survey(settings: PlanSettings) -> Survey:
-    if settings.survey is None:
-        return held_out_survey()
-    return read_answered(settings.survey, "survey", None)
 
 
 def _row(need: Need, available: int) -> tuple[str, ...]:

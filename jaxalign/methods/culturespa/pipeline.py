@@ -31,6 +31,7 @@ import numpy as np
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain, write_json
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import load_model, open_model
 from jaxalign.methods.culturespa.answer import answer_survey, answer_written
 from jaxalign.methods.culturespa.dataset import write_selected
@@ -43,6 +44,7 @@ from jaxalign.methods.culturespa.inputs import (
     seed_folder,
 )
 from jaxalign.methods.culturespa.measure import Answers, measure
+from jaxalign.methods.culturespa.programs import check_run as check_memory
 from jaxalign.methods.culturespa.questions import from_item, to_survey
 from jaxalign.methods.culturespa.result import CultureSPAResult, make_record
 from jaxalign.methods.culturespa.select import Selection, describe_selection, select_pairs
@@ -59,6 +61,7 @@ from jaxalign.methods.culturespa.write import (
     model_writer,
 )
 from jaxalign.runs import Run, check_run
+from jaxalign.runtime.memory import log_peak
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey, load, to_json
 
@@ -108,18 +111,29 @@ def run_culturespa(
     config, items = inputs.files.config, inputs.survey.items
     _log.info(f"model {inputs.files.folder}: {config.num_hidden_layers} layers, {config.dtype}")
     _log.info(f"survey: {inputs.survey.name}, {len(items)} items; seeds: {settings.seeds}")
-    lm = load_model(inputs.files, model_parallel=settings.model_parallel)
+    mesh, choice = device_mesh(config, None, model_parallel=settings.model_parallel)
+    _log.info(choice.describe())
+    # Every program is compiled now, before anything is loaded or written. Those of the pocket model
+    # take megabytes, and compiling them takes as long as running them.
+    if not inputs.files.is_pocket:
+        check_memory(settings, inputs, mesh, on_progress)
+    lm = load_model(inputs.files, mesh=mesh)
     facts = inputs.facts()
     with Run.create(out, settings, facts, settings.resume) as run:
         for note in run.notes:
             _log.info(note)
         experiment = Experiment(settings, inputs, lm, out, on_progress)
         questions, written = write_all(experiment)
+        log_peak("1 write")
         survey_replies = answer_survey(experiment)
         replies = answer_written(experiment, questions)
+        log_peak("2 answer")
         selections, selected = select_all(experiment, questions, replies)
+        log_peak("3 select")
         adapters = fine_tune_all(experiment, questions, selections)
+        log_peak("4 fine-tune")
         measured = measure(experiment, adapters, survey_replies)
+        log_peak("5 measure")
         record = plain(make_record(settings, inputs, measured, written, selected, facts))
         write_json(out / "answers.json", _answers_record(experiment, measured.answers))
         write_json(out / "result.json", record)

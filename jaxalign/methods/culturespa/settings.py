@@ -19,7 +19,7 @@ from jaxalign.answering.batch import default_block_tokens
 from jaxalign.core.errors import UserError
 from jaxalign.lm.generate import Sampling
 from jaxalign.lm.lora import LoraConfig
-from jaxalign.lm.mesh import weight_bytes
+from jaxalign.lm.mesh import ROOM, weight_bytes
 from jaxalign.lm.model import ModelFiles
 from jaxalign.methods.culturespa.styles import Examples
 from jaxalign.methods.culturespa.write import PUBLISHED_SAMPLING
@@ -184,7 +184,8 @@ def _replies_at_a_time(
     # Keys and values of every layer, for each token of a reply and its prompt.
     values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     row_bytes = values * jax.numpy.dtype(config.dtype).itemsize * (_REPLY_TOKENS + new_tokens)
-    weights = weight_bytes(config) // max(1, jax.local_device_count())
+    # Weights that are split over devices take at most what a mesh leaves them.
+    weights = min(weight_bytes(config), int((1 - ROOM) * memory_bytes))
     fitting = max(1, (memory_bytes - weights) // (4 * row_bytes))
     return min(most, 1 << int(math.log2(fitting)))
 

@@ -40,6 +40,7 @@ from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.core.templates import render
 from jaxalign.lm.generate import Sampling
 from jaxalign.lm.model import LM, ModelFiles
+from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.culturespa.questions import (
     Question,
     Refusal,
@@ -498,6 +499,24 @@ def check_requests_fit(
             )
 
 
+def longest_request(
+    tokenizer: Tokenizer, survey: Survey, prompt: str, writing: WritingSettings
+) -> int:
+    """Return the tokens of a request with the longest examples of its topic.
+
+    Caches are made for it: the same for every seed, and so are the programs.
+    """
+    requests = [
+        request_text(
+            prompt,
+            topic.name,
+            sorted(topic.seeds, key=lambda q: -len(as_json(q)))[: writing.examples],
+        )
+        for topic in make_topics(survey)
+    ]
+    return max(len(tokenizer.encode_chat([{"role": "user", "content": text}])) for text in requests)
+
+
 def model_writer(
     lm: LM,
     survey: Survey,
@@ -517,18 +536,7 @@ def model_writer(
         batch_size: Number of replies written at a time.
     """
     topics = make_topics(survey)
-    # Caches for the longest examples of a topic: the same for every seed, and so are the programs.
-    requests = [
-        request_text(
-            prompt,
-            topic.name,
-            sorted(topic.seeds, key=lambda q: -len(as_json(q)))[: writing.examples],
-        )
-        for topic in topics
-    ]
-    longest = max(
-        len(lm.tokenizer.encode_chat([{"role": "user", "content": text}])) for text in requests
-    )
+    longest = longest_request(lm.tokenizer, survey, prompt, writing)
     return ModelWriter(
         lm,
         sampling,

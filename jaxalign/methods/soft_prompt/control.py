@@ -18,6 +18,7 @@ from jaxalign.answering.plan import Layout
 from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.weights import WeightFormat
 from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
 from jaxalign.methods.soft_prompt.search import Search, abstract_inputs
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
@@ -150,6 +151,7 @@ def lower_control(
     steps: int = GRADIENT_STEPS_PER_DISPATCH,
     kernel: Kernel = "xla",
     objective: Objective | None = None,
+    weights: WeightFormat = "stored",
 ) -> jax.stages.Lowered:
     """Lower one dispatch of the gradient control from shapes alone.
 
@@ -162,10 +164,18 @@ def lower_control(
         steps: Steps of the dispatch.
         kernel: The attention kernel.
         objective: The objective of the entries' groups, in arrays or shapes; default: the VSM's.
+        weights: Storage of the linear layers, as in `load_model`.
     """
     count = len(entries)
     inputs = abstract_inputs(
-        config, layout, prompt, mesh, kernel, entries=count, objective=objective
+        config,
+        layout,
+        prompt,
+        mesh,
+        kernel,
+        entries=count,
+        objective=objective,
+        weights=weights,
     )
     dims = prompt.dims(config.hidden_size)
     fitness = _control_fitness(config, layout.tokens_computed)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.answering.conversations import soft_prompt_layout
+from jaxalign.answering.encode import encode
 from jaxalign.answering.plan import Layout
 from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.errors import UserError
@@ -27,7 +28,7 @@ from jaxalign.methods.conditions import InContext, draw_examples
 from jaxalign.methods.soft_prompt.settings import Settings, check_settings
 from jaxalign.methods.soft_prompt.space import make_space, prompt_text
 from jaxalign.pocket.society import held_out_survey as simulated_survey
-from jaxalign.prompts import Message, Prompts, load_prompts
+from jaxalign.prompts import Prompts, load_prompts
 from jaxalign.stats.objectives import Objective, ObjectiveInputs, objectives
 from jaxalign.surveys.formats import read_answered, read_questionnaire
 from jaxalign.surveys.hofstede import DIMENSIONS, country_name, is_score_file, targets
@@ -137,8 +138,8 @@ def read_problem(
             "so that none is left to be held out; ask for fewer, or give another `held_out`"
         )
     prompt, tokens = settings.prompt, model.tokenizer
-    questions = [[prompts.user(item)] for item in survey.items]
-    refuse_too_long(model, questions, f"`prompt.length` {prompt.length}", prompt.length)
+    longest = max(len(tokens.encode_chat([prompts.user(item)])) for item in survey.items)
+    refuse_too_long(model, longest + prompt.length, f"`prompt.length` {prompt.length}")
     file_names(settings.countries)
     return Problem(
         settings=settings,
@@ -215,31 +216,23 @@ def check_comparison(problem: Problem) -> None:
     # Every question of both surveys must fit into the model's context: under the soft prompt, and
     # after the examples of the ICL baseline.
     items = (*problem.tuned_survey.items, *problem.held_out_survey.items)
-    questions = [[problem.prompts.user(item)] for item in items]
-    length, model = settings.prompt.length, problem.model
-    refuse_too_long(model, questions, f"`prompt.length` {length}", length)
-    for country in settings.countries:
-        lead_in = problem.in_context(country).lead_in(problem.prompts)
-        conversations = [lead_in + question for question in questions]
-        refuse_too_long(model, conversations, f"`icl_examples` {settings.icl_examples}")
+    lead_ins = [problem.in_context(c).lead_in(problem.prompts) for c in settings.countries]
+    asked = encode(problem.model.tokenizer, problem.prompts, [[], *lead_ins], items)
+    plain, *shown = asked.lengths_N.reshape(-1, len(items)).max(axis=1).tolist()
+    length = settings.prompt.length
+    refuse_too_long(problem.model, plain + length, f"`prompt.length` {length}")
+    for longest in shown:
+        refuse_too_long(problem.model, longest, f"`icl_examples` {settings.icl_examples}")
 
 
-def refuse_too_long(
-    model: ModelFiles,
-    conversations: Sequence[Sequence[Message]],
-    parameter: str,
-    prompt_tokens: int = 0,
-) -> None:
-    """Raise UserError for conversations longer than what the model was trained to read.
+def refuse_too_long(model: ModelFiles, longest: int, parameter: str) -> None:
+    """Raise UserError for a conversation longer than what the model was trained to read.
 
     Args:
         model: The model that is asked.
-        conversations: The conversations, each ending in a question.
-        parameter: The parameter that makes them long, with its value, for the message.
-        prompt_tokens: Tokens of the soft prompt that is added to each.
+        longest: Tokens of the longest conversation.
+        parameter: The parameter that makes it long, with its value, for the message.
     """
-    longest = max(len(model.tokenizer.encode_chat(messages)) for messages in conversations)
-    longest += prompt_tokens
     if longest > model.config.max_position_embeddings:
         raise UserError(
             f"{parameter}: with the longest question {longest:,} tokens, but the model has "

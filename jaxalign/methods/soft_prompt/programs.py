@@ -7,23 +7,53 @@ The run lists its programs with `run_programs` and checks them before it loads o
 from __future__ import annotations
 
 import dataclasses
+import math
 
+import jax
 from jax.sharding import Mesh
 
+from jaxalign.answering.batch import default_block_tokens
+from jaxalign.answering.block_plan import BlockPlan, plan_blocks
+from jaxalign.answering.block_program import answer_program
 from jaxalign.answering.cost import candidate_flops
+from jaxalign.answering.options import prepare_items
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.lm.weights import program_params
+from jaxalign.methods.soft_prompt.answers import baseline_conversations, tuned_conversations
 from jaxalign.methods.soft_prompt.control import GRADIENT_STEPS_PER_DISPATCH, lower_control
 from jaxalign.methods.soft_prompt.problem import Problem
-from jaxalign.methods.soft_prompt.search import ExecutionPlan, lower_search
+from jaxalign.methods.soft_prompt.search import ExecutionPlan, abstract_inputs, lower_search
 from jaxalign.optim.evolve import entries_of
 from jaxalign.runtime.hosts import agreed
 from jaxalign.runtime.memory import available_bytes
-from jaxalign.runtime.programs import CHECKING, Need, Program, check_programs, measure_program
+from jaxalign.runtime.platform import target_platform
+from jaxalign.runtime.programs import (
+    CHECKING,
+    Need,
+    Program,
+    check_programs,
+    measure_program,
+)
 from jaxalign.runtime.sharding import MODEL, POPULATION
 
 _SMALLER = (
     "split the weights over more devices (`model_parallel`), or store them with `weights` int8"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerPlans:
+    """What the runs asks besides the search, planned on the host: the shapes of its blocks.
+
+    Attributes:
+        baselines: Of both surveys under the baselines.
+        tuned: Of both surveys under the prompts of every method.
+        prompt_rows: Embeddings of these prompts.
+    """
+
+    baselines: BlockPlan
+    tuned: BlockPlan
+    prompt_rows: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +64,94 @@ class SearchProgram:
     program: Program
 
 
-def run_programs(problem: Problem, mesh: Mesh, search: SearchProgram) -> tuple[Program, ...]:
+def plan_answers(problem: Problem) -> AnswerPlans:
+    """Plan the blocks of both surveys under the baselines and under the tuned prompts."""
+    settings = problem.settings
+    # The starts, the tuned prompts, and those of the gradient control.
+    prompts = len(settings.countries) * (3 if settings.gradient_steps else 2)
+    block_tokens = default_block_tokens(target_platform())
+    return AnswerPlans(
+        baselines=plan_blocks(baseline_conversations(problem), block_tokens),
+        tuned=plan_blocks(tuned_conversations(problem, prompts), block_tokens),
+        prompt_rows=prompts * settings.prompt.length,
+    )
+
+
+def run_programs(
+    problem: Problem, mesh: Mesh, search: SearchProgram, answers: AnswerPlans
+) -> tuple[Program, ...]:
     """Return the programs of a run, in the order in which it executes them.
 
     Args:
         problem: What is searched.
         mesh: The devices, which may be only described.
         search: The search, from `fitting_search`.
+        answers: What is asked besides, from `plan_answers`.
     """
-    programs = [search.program]
+    programs = []
+    if problem.settings.prompt.placement != "front":
+        programs.append(_text_program(problem, mesh, search.execution))
+    # The questions that the search has prepared stay on the devices to the end of the run.
+    prepared = _prepared_bytes(problem, mesh, search.execution)
+    programs += [
+        _answer_program(problem, mesh, answers.baselines, 0, "baselines", prepared),
+        search_program(problem, mesh, search.execution, first=True),
+        search.program,
+    ]
     if problem.settings.gradient_steps:
         programs.append(_control_program(problem, mesh, search.execution))
+    programs.append(
+        _answer_program(
+            problem, mesh, answers.tuned, answers.prompt_rows, "tuned prompts", prepared
+        )
+    )
     return tuple(programs)
+
+
+def _answer_program(
+    problem: Problem, mesh: Mesh, plan: BlockPlan, extra_rows: int, stage: str, beside_bytes: int
+) -> Program:
+    settings, config = problem.settings, problem.model.config
+    jitted, arguments = answer_program(
+        config, mesh, plan.shape, extra_rows=extra_rows, weights=settings.weights
+    )
+    return Program.of(
+        f"answers to both surveys, {stage}",
+        stage,
+        jitted,
+        arguments,
+        beside_bytes=beside_bytes,
+        remedy=_SMALLER,
+        unit="block",
+    )
+
+
+def _text_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> Program:
+    """Return what computes the text before the soft prompts, once for all of them."""
+    config, layout = problem.model.config, problem.layout
+    prepare = jax.jit(lambda params: prepare_items(config, params, layout, execution.kernel))
+    return Program.of(
+        "text before the prompts",
+        "search",
+        prepare,
+        (program_params(config, mesh, problem.settings.weights),),
+        remedy=_SMALLER,
+    )
+
+
+def _prepared_bytes(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> int:
+    """Return the bytes per device of what the search reads besides the weights."""
+    inputs = abstract_inputs(
+        problem.model.config,
+        problem.layout,
+        problem.settings.prompt,
+        mesh,
+        execution.kernel,
+        entries=len(problem.settings.countries),
+        objective=problem.objective(),
+    )
+    inputs = inputs.replace(items=inputs.items.replace(params=None))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(inputs))
 
 
 def fitting_search(
@@ -72,10 +178,12 @@ def fitting_search(
     return SearchProgram(execution, program)
 
 
-def search_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> Program:
-    """Return one dispatch of generations of all countries' searches."""
+def search_program(
+    problem: Problem, mesh: Mesh, execution: ExecutionPlan, first: bool = False
+) -> Program:
+    """Return one dispatch of generations of all countries' searches, or the first generation."""
     settings, config = problem.settings, problem.model.config
-    generations = min(settings.save_every, settings.generations)
+    generations = 0 if first else min(settings.save_every, settings.generations)
     entries = entries_of(settings.countries, settings.seed)
     # Of each device, in whole chunks.
     per_device = -(-settings.candidates // mesh.shape[POPULATION])
@@ -84,7 +192,7 @@ def search_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> Pr
     if problem.settings.prompt.placement != "after":
         flops = computed * candidate_flops(config, problem.layout).total / mesh.shape[MODEL]
     return Program(
-        name="generations of the search",
+        name="first generation" if first else "generations of the search",
         stage="search",
         lower=lambda: lower_search(
             config,
@@ -97,10 +205,11 @@ def search_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> Pr
             generations=generations,
             kernel=execution.kernel,
             objective=problem.objective(),
+            weights=settings.weights,
         ),
         remedy=f"give a smaller `population`, or a `prompt.projection`; or {_SMALLER}",
         unit="generation",
-        units=generations,
+        units=max(1, generations),
         formula_flops=flops,
     )
 
@@ -119,6 +228,7 @@ def _control_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> 
             steps=min(GRADIENT_STEPS_PER_DISPATCH, settings.gradient_steps),
             kernel=execution.kernel,
             objective=problem.objective().differentiable(),
+            weights=settings.weights,
         ),
         remedy="`gradient_steps` 0 leaves the gradient control out",
         unit="step",
@@ -149,5 +259,6 @@ def check_run(
     available = agreed(available_bytes(device) or 0)
     on_progress(Progress(CHECKING, 0, 1, "programs", fields={"compiling": "the search"}))
     search = fitting_search(problem, mesh, execution, available)
-    needs = check_programs(run_programs(problem, mesh, search), device, on_progress)
+    programs = run_programs(problem, mesh, search, plan_answers(problem))
+    needs = check_programs(programs, device, on_progress)
     return search.execution, needs

@@ -93,10 +93,13 @@ def choose_search_mesh(problem: Problem, candidates: int | None = None, prefix: 
         prefix: Text before the reason that is logged.
     """
     settings, config = problem.settings, problem.model.config
+    if candidates is None:
+        candidates = settings.candidates
     mesh, choice = device_mesh(
         config,
-        settings.candidates if candidates is None else candidates,
+        candidates,
         search_dims=settings.prompt.dims(config.hidden_size),
+        searches=max(1, candidates // settings.strategy.population),
         model_parallel=settings.model_parallel,
         weights=settings.weights,
     )
@@ -453,6 +456,7 @@ def lower_search(
     generations: int,
     kernel: Kernel = "xla",
     objective: Objective | None = None,
+    weights: WeightFormat = "stored",
 ) -> jax.stages.Lowered:
     """Lower one dispatch of a search from shapes alone.
 
@@ -464,16 +468,24 @@ def lower_search(
         mesh: The devices, which may be only described.
         entries: Group and seed of each entry. Only their number matters.
         chunk: Prompts evaluated at a time on each device.
-        generations: Generations of the dispatch.
+        generations: Generations of the dispatch; 0 lowers the evaluation of generation 0.
         kernel: The attention kernel.
         objective: The objective of the entries' groups, in arrays or shapes; default: the VSM's.
+        weights: Storage of the linear layers, as in `load_model`.
     """
     fitness, dims = make_fitness(config, chunk), prompt.dims(config.hidden_size)
     evolution = make_evolution(optimizer, dims, fitness, mesh, entries)
     inputs = abstract_inputs(
-        config, layout, prompt, mesh, kernel, entries=len(entries), objective=objective
+        config,
+        layout,
+        prompt,
+        mesh,
+        kernel,
+        entries=len(entries),
+        objective=objective,
+        weights=weights,
     )
-    return evolution.lower(generations, inputs)
+    return evolution.lower(generations, inputs) if generations else evolution.lower_first(inputs)
 
 
 def abstract_inputs(
@@ -485,6 +497,7 @@ def abstract_inputs(
     *,
     entries: int = 1,
     objective: Objective | None = None,
+    weights: WeightFormat = "stored",
 ) -> FitnessInputs:
     """Return what the fitness reads as `jax.ShapeDtypeStruct`s with their shardings.
 
@@ -498,6 +511,7 @@ def abstract_inputs(
         kernel: The attention kernel.
         entries: Number of entries, C.
         objective: The objective of their groups, in arrays or shapes; default: the VSM's.
+        weights: Storage of the linear layers, as in `load_model`.
     """
     whole = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
     floats = functools.partial(whole, dtype=jnp.float32)
@@ -505,7 +519,7 @@ def abstract_inputs(
     if objective is None:
         objective = _vsm_shapes(layout, entries)
     return FitnessInputs(
-        items=abstract_items(config, layout, mesh, kernel),
+        items=abstract_items(config, layout, mesh, kernel, weights),
         objective=jax.tree.map(lambda x: whole(np.shape(x), dtype=x.dtype), objective),
         space=Space(
             start=floats((entries, M, D)),

@@ -50,6 +50,7 @@ from jaxalign.optim.api import Optimizer
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runs import Run, check_run, recorded_run
 from jaxalign.runs.checkpoints import claim
+from jaxalign.runtime.memory import log_peak
 from jaxalign.runtime.sharding import DATA
 from jaxalign.surveys.survey import Survey, vsm
 
@@ -246,10 +247,12 @@ def run_soft_prompt(
             _log.info(note)
         # The baselines come first: they take little, and a fault in them shows early.
         tuned, held_out = ask_baselines(problem, lm, run.out / "answers", on_progress)
+        log_peak("baselines")
         checkpoints = settings.checkpoints or run.out / "checkpoints"
         if run.writes:
             claim(checkpoints, recorded_run(run.out)[0])
         outcome = search.run(checkpoints, record=run, resume=run.resumed, on_progress=on_progress)
+        log_peak("search")
         # Saved before the follow-up, which may take long too.
         prompts = {"start": search.start_prompts, "tuned": search.prompts(outcome.best_CxZ)}
         found = soft_prompts(problem, prompts["tuned"])
@@ -261,7 +264,9 @@ def run_soft_prompt(
             folder = control_directory(checkpoints, settings.gradient_steps)
             z_CxZ = control.run(folder, resume=run.resumed, on_progress=on_progress)
             prompts["gradient"] = search.prompts(z_CxZ)
+            log_peak("gradient control")
         asked = ask_tuned(problem, lm, prompts, run.out / "answers", on_progress)
+        log_peak("tuned prompts")
         tuned, held_out = tuned | asked[0], held_out | asked[1]
         # Not among the settings that a resumed run must keep, yet the result depends on it.
         facts = facts | {"gradient_steps": settings.gradient_steps}

@@ -89,6 +89,16 @@ def evaluation_temporaries(population: int) -> int:
     return read_program(lowered.compile()).memory.temporaries
 
 
+def test_weights_in_8_bits_are_planned_as_such():
+    """From shapes, as the memory check sees them: int8 matrices with a scale for each output."""
+    prompt = SoftPromptConfig(length=layout().prompt_length)
+    mesh = make_mesh(jax.devices()[:1])
+    inputs = abstract_inputs(SMALL, layout(), prompt, mesh, weights="int8")
+    for part in (inputs.items.params["layers"], inputs.items.params["last"]):
+        assert part["down"].dtype == jnp.int8
+        assert part["down_scale"].shape[-1] == SMALL.hidden_size
+
+
 def search_temporaries(population: int) -> int:
     """Of asking and telling alone."""
     mesh, strategy = make_mesh(jax.devices()[:1]), Strategy(population=population)
