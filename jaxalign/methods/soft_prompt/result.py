@@ -63,7 +63,7 @@ def make_result(
         held_out: By method, the responses to the held-out survey, one condition per country.
     """
     settings, survey = problem.settings, problem.held_out_survey
-    # Of every method, how close each country's answers come to every country's people, item by item.
+    # Of every method, how close each country's answers come to every country's people, by item.
     similarity = {
         method: similarity_by_item(survey, settings.countries, responses.log_probs)
         for method, responses in held_out.items()
