@@ -1,10 +1,12 @@
 """Supervised fine-tuning: low-rank adapters, one or several side by side, or all weights.
 
 fine_tune        conversations in, adapter out
-trainer          the loop on a mesh, with checkpoints and held-out loss
-step             loss, optimiser and state of one step
-program          the compiled step and its shardings
+trainer          the loop on a mesh, group by group, with checkpoints and held-out loss
+step             optimiser and state of one step
+loss, attention  what a step minimises, for long rows of short examples
+program          the compiled step and its shardings, and how many adapters fit side by side
 data, packing    which examples a step sees, packed into rows
+shape            the lengths of rows that waste the least
 conversations    files of conversations, and which questions are held out
 """
 

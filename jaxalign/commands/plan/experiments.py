@@ -103,12 +103,14 @@ def plan_experiment(settings: PlanSettings, on_progress: OnProgress = ignore) ->
     topology = parse_topology(settings.topology)
     check(settings)
     files = model_files(settings)
+    # First, because it turns off the compilation cache, which JAX asks only once.
+    devices = described_devices(topology)
     with tempfile.TemporaryDirectory() as scratch, lowering_for(topology.platform):
         began = time.process_time()
         make = {"soft-prompt": _soft_prompt, "culturespa": _culturespa}[settings.experiment]
         choice, plan_host, programs_of = make(settings, topology, files, Path(scratch))
         before_mesh = time.process_time() - began
-        mesh = make_mesh(described_devices(topology), **choice.sizes)
+        mesh = make_mesh(devices, **choice.sizes)
         began = time.process_time()
         planned = plan_host(mesh)
         host_seconds = before_mesh + time.process_time() - began

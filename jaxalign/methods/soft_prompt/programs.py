@@ -150,6 +150,7 @@ def _prepared_bytes(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> i
         entries=len(problem.settings.countries),
         objective=problem.objective(),
     )
+    # The weights are left out: they are arguments of the programs that this is counted beside.
     inputs = inputs.replace(items=inputs.items.replace(params=None))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(inputs))
 
