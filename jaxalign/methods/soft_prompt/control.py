@@ -154,6 +154,8 @@ def lower_control(
     *,
     entries: Sequence[Entry],
     steps: int = GRADIENT_STEPS_PER_DISPATCH,
+    total_steps: int | None = None,
+    learning_rate: float = 0.05,
     kernel: Kernel = "xla",
     objective: Objective | None = None,
     weights: WeightFormat = "stored",
@@ -167,6 +169,8 @@ def lower_control(
         mesh: The devices, which may be only described.
         entries: Group and seed of each entry. Only their number matters.
         steps: Steps of the dispatch.
+        total_steps: Steps of the whole control; default: those of the dispatch.
+        learning_rate: The first learning rate. Like the total, a constant of the program.
         kernel: The attention kernel.
         objective: The objective of the entries' groups, in arrays or shapes; default: the VSM's.
         weights: Storage of the linear layers, as in `load_model`.
@@ -184,5 +188,5 @@ def lower_control(
     )
     dims = prompt.dims(config.hidden_size)
     fitness = _control_fitness(config, layout.tokens_computed)
-    descent = make_descent(fitness, steps, 0.05, dims, mesh, count)
+    descent = make_descent(fitness, total_steps or steps, learning_rate, dims, mesh, count)
     return descent.lower(steps, inputs)

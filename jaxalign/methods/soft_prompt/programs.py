@@ -227,6 +227,8 @@ def _control_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> 
             mesh,
             entries=entries_of(settings.countries, settings.seed),
             steps=min(GRADIENT_STEPS_PER_DISPATCH, settings.gradient_steps),
+            total_steps=settings.gradient_steps,
+            learning_rate=settings.gradient_rate,
             kernel=execution.kernel,
             objective=problem.objective().differentiable(),
             weights=settings.weights,
