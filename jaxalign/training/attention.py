@@ -15,7 +15,10 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxalign.lm.lanes import from_lanes, to_lanes
 from jaxalign.lm.transformer import Attend, exact_products
+
+Lanes = tuple[jax.Array, jax.Array]  # of `jaxalign.lm.lanes.unit_lanes`
 
 # Float32 scores that are held at once; more are computed a few blocks at a time, and again in the
 # backward pass.
@@ -47,6 +50,72 @@ def attend_within(segments_T: jax.Array, window: int) -> Attend:
         window: Most tokens of an example. With longer ones the result would be wrong.
     """
     return jax.tree_util.Partial(functools.partial(_attend, window), segments_T)
+
+
+def attend_in_units(segments_T: jax.Array, lanes: Lanes, window: int) -> Attend:
+    """Return the attention of `attend_within`, computed unit by unit.
+
+    A unit's keys then stand in the same places wherever the unit is in its row: sums over keys have
+    one order, and a unit's bits do not depend on what stands beside it.
+
+    Args:
+        segments_T: int32, the example that each token belongs to; 0 is padding.
+        lanes: Where the units are (`jaxalign.lm.lanes.unit_lanes`).
+        window: Most tokens of an example.
+    """
+    return jax.tree_util.Partial(functools.partial(_attend_in_units, window), segments_T, lanes)
+
+
+def attend_kept_in_units(
+    segments_T: jax.Array, at_A: jax.Array, lanes: Lanes, kept: Lanes
+) -> Attend:
+    """Return the attention of the queries at some positions, computed unit by unit.
+
+    Args:
+        segments_T: int32, the example that each token belongs to; 0 is padding.
+        at_A: int32, the positions of the queries.
+        lanes: Where the units are.
+        kept: Where the units' queries are among these.
+    """
+    return jax.tree_util.Partial(_attend_kept_in_units, segments_T, at_A, lanes, kept)
+
+
+def _attend_in_units(
+    window: int,
+    segments_T: jax.Array,
+    lanes: Lanes,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    cache: None = None,
+) -> jax.Array:
+    q, k, v = (to_lanes(x[0], *lanes)[:, None] for x in (q, k, v))
+    segments_UxM = to_lanes(segments_T, *lanes)
+    o = jax.vmap(functools.partial(_attend, window))(segments_UxM, q, k, v)
+    return from_lanes(o[:, 0], *lanes)[None]
+
+
+def _attend_kept_in_units(
+    segments_T: jax.Array,
+    at_A: jax.Array,
+    lanes: Lanes,
+    kept: Lanes,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    cache: None = None,
+) -> jax.Array:
+    k, v = (to_lanes(x[0], *lanes) for x in (k, v))
+    # Keys of the query's own example up to the query. Places without a token have segment 0.
+    key_segments, query_segments = to_lanes(segments_T, *lanes), to_lanes(segments_T[at_A], *kept)
+    key_at, query_at = to_lanes(jnp.arange(len(segments_T)), *lanes), to_lanes(at_A, *kept)
+    seen = (query_segments[:, :, None] == key_segments[:, None]) & (key_segments > 0)[:, None]
+    seen &= key_at[:, None] <= query_at[:, :, None]
+    q = to_lanes(q[0], *kept)
+    U, A, N, H = q.shape
+    K = k.shape[2]
+    o = _attend_block(q.reshape(U, A, K, N // K, H), k, v, seen)
+    return from_lanes(o.reshape(U, A, N, H), *kept)[None]
 
 
 def _attend(

@@ -17,9 +17,9 @@ import optax
 
 from jaxalign.lm.lanes import KEPT_LANES, KEPT_PLACES, LANES, PLACES, to_lanes, unit_lanes
 from jaxalign.lm.lora import LoraConfig, attach
-from jaxalign.lm.transformer import Llama, causal_mask, masked_attention, rope_tables
+from jaxalign.lm.transformer import Attend, Llama, causal_mask, masked_attention, rope_tables
 from jaxalign.lm.weights import Params
-from jaxalign.training.attention import attend_within
+from jaxalign.training.attention import attend_in_units, attend_kept_in_units, attend_within
 from jaxalign.training.packing import Batch
 from jaxalign.training.shape import Shape
 
@@ -38,7 +38,16 @@ def loss_sum(model: Llama, params: Params, batch: Batch, window: int) -> jax.Arr
         batch: Rows of packed examples.
         window: Most tokens of an example.
     """
-    return jnp.sum(_answer_losses(model, params, lambda _: params, batch, None, window))
+
+    def attention(row: Batch, _: None) -> tuple[Attend, Attend]:
+        segments_T = row.segments_BxT
+        mask = causal_mask(segments_T[None])[:, :, row.at_BxA]
+        return (
+            attend_within(segments_T, window),
+            jax.tree_util.Partial(masked_attention, mask),
+        )
+
+    return jnp.sum(_answer_losses(model, params, lambda _: params, attention, batch, None))
 
 
 def unit_loss_sums(
@@ -64,7 +73,7 @@ def unit_loss_sums(
 
     def params_of_row(of_row: Any) -> Params:
         """Put the units' adapters, and where the units are, beside the kernels of each layer."""
-        adapters_U, beside, beside_last = of_row
+        adapters_U, beside, beside_last, _ = of_row
         # Layers are the leading axis of what is stacked: [U, layers, ...] -> [layers, U, ...].
         stacked = jax.tree.map(lambda w: jnp.moveaxis(w, 0, 1), adapters_U["layers"])
         full = attach(params, adapters_U | {"layers": stacked}, lora)
@@ -74,8 +83,15 @@ def unit_loss_sums(
             "last": full["last"] | beside_last,
         }
 
-    of_rows = (adapters, beside, beside_last)
-    losses_BxA = _answer_losses(model, params, params_of_row, batch, of_rows, shape.window)
+    def attention(row: Batch, of_row: Any) -> tuple[Attend, Attend]:
+        lanes, kept = of_row[3]
+        return (
+            attend_in_units(row.segments_BxT, lanes, shape.window),
+            attend_kept_in_units(row.segments_BxT, row.at_BxA, lanes, kept),
+        )
+
+    of_rows = (adapters, beside, beside_last, (lanes, kept))
+    losses_BxA = _answer_losses(model, params, params_of_row, attention, batch, of_rows)
     return jnp.sum(jax.vmap(to_lanes)(losses_BxA, *kept), axis=-1)
 
 
@@ -83,9 +99,9 @@ def _answer_losses(
     model: Llama,
     params: Params,
     params_of_row: Callable[[Any], Params],
+    attention: Callable[[Batch, Any], tuple[Attend, Attend]],
     batch: Batch,
     of_rows: Any,
-    window: int,
 ) -> jax.Array:
     """Return the weighted cross-entropy of each answer token, float32 [B, A], in nats.
 
@@ -93,9 +109,9 @@ def _answer_losses(
         model: The model.
         params: The parameters outside the layers, the same for all rows.
         params_of_row: Returns a row's parameters from its part of `of_rows`.
+        attention: Returns a row's attention, of all positions and of those before answer tokens.
         batch: Rows of packed examples.
-        of_rows: What differs between the rows' parameters; leaves begin with [B].
-        window: Most tokens of an example.
+        of_rows: What differs between the rows besides; leaves begin with [B].
     """
 
     def answers_of(row: Batch, of_row: Any) -> jax.Array:
@@ -104,14 +120,12 @@ def _answer_losses(
         # Positions and segments are those of each example, so examples do not see each other.
         x = model.apply(bound, tokens_T[None], method=Llama.embed)
         rope = rope_tables(model.config, row.positions_BxT)
-        attend = attend_within(row.segments_BxT, window)
+        attend, attend_last = attention(row, of_row)
         if not _has_few_answers(len(at_A), len(tokens_T)):
             # Long answers: the last layer is like the others, with its attention in blocks.
             x, _ = model.apply(bound, x, rope, attend, method=Llama.blocks)
             return x[0, at_A]
         # In the last layer, only the positions before answer tokens are computed.
-        mask = causal_mask(row.segments_BxT[None])[:, :, at_A]
-        attend_last = jax.tree_util.Partial(masked_attention, mask)
         x, _ = model.apply(bound, x, rope, attend, attend_last, keep=at_A, method=Llama.blocks)
         return x[0]
 
