@@ -27,7 +27,7 @@ METHODS = [method.key for method in CULTURESPA_METHODS]
 COUNTRIES = ["USA", "CHN", "NGA", "SWE"]
 SMALL = (
     f"--countries {' '.join(COUNTRIES)} --per-topic 4 --seeds 2 --resamples 50 "
-    "--writing.max-new-tokens 96 --batch-size 8 --block-tokens 1024 --train.no-unroll "
+    "--writing.max-new-tokens 96 --batch-size 8 --block-tokens 1024 --train.unroll False "
     "--train.batch 2 --specific-batch 2 --save-every 2 --quiet"
 ).split()
 

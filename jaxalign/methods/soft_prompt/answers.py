@@ -46,6 +46,7 @@ def tuned_conversations(problem: Problem, prompts: int) -> Conversations:
     The prompts are rows of the embeddings that the answers are computed with, one after the other.
     """
     prompt, V = problem.settings.prompt, problem.model.config.vocab_size
+    # Ids past the vocabulary: prompt p owns `length` of them, from V + p * length on.
     firsts = range(V, V + prompts * prompt.length, prompt.length)
     lead_ins = [SoftLeadIn(range(i, i + prompt.length), prompt.placement) for i in firsts]
     return encode(problem.model.tokenizer, problem.prompts, lead_ins, _items(problem))
@@ -101,6 +102,7 @@ def ask_tuned(
     Returns:
         The responses to the tuned and to the held-out survey.
     """
+    # Method by method, country by country: the order of `tuned_conversations`.
     every = [prompt_MxD for prompts_CxMxD in prompts.values() for prompt_MxD in prompts_CxMxD]
     answers = answer_exact(
         lm.config,
@@ -113,6 +115,7 @@ def ask_tuned(
         on_progress=on_progress,
         task="tuned prompts, block",
     )
+    # Each method's prompts are consecutive conditions, one per country.
     count = len(problem.settings.countries)
     rows = {m: list(range(i * count, (i + 1) * count)) for i, m in enumerate(prompts)}
     return _by_survey(problem, answers, rows)

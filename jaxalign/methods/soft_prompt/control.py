@@ -66,12 +66,14 @@ class Control:
 
         with contextlib.ExitStack() as stack:
             saved = checkpoints and stack.enter_context(Checkpoints(checkpoints))
+            # A checkpoint has one row per entry, whatever the number of devices that wrote it.
             done, state = 0, None
             if saved and resume and saved.steps:
                 done, state = saved.restore(descent.abstract_state())
             state = descent.start() if state is None else descent.to_devices(state)
             on_progress(progress(done, {}))
             while done < settings.gradient_steps:
+                # Short dispatches, so that there is progress to show and little to lose.
                 steps = min(GRADIENT_STEPS_PER_DISPATCH, settings.gradient_steps - done)
                 state = jax.block_until_ready(descent.run(state, steps, self.inputs))
                 done += steps
@@ -79,6 +81,7 @@ class Control:
                     saved.save(done, descent.to_entries(state))
                 losses = zip(groups, descent.best(state)[1], strict=True)
                 on_progress(progress(done, {group: f"{loss:.1f}" for group, loss in losses}))
+        # The point that the last step led to has not been evaluated yet.
         return descent.best(descent.last(state, self.inputs))[0]
 
 
@@ -92,6 +95,7 @@ def make_control(search: Search) -> Control:
         UserError: where the control, which comes after the search, will not fit into memory.
     """
     settings, inputs = search.problem.settings, search.inputs
+    # Weights and items are the search's own arrays; only the objective is another one.
     inputs = inputs.replace(objective=inputs.objective.differentiable())
     descent = make_descent(
         _control_fitness(search.problem.model.config, search.problem.layout.tokens_computed),
@@ -136,6 +140,7 @@ def _control_fitness(config: LlamaConfig, tokens: int) -> Callable:
         config: The model.
         tokens: Tokens of a prompt and all questions.
     """
+    # Per token and layer: inputs of the products, as wide as the model or its feed-forward layer.
     kept = 6 * config.hidden_size + 3 * config.intermediate_size
     kept_bytes = tokens * config.num_hidden_layers * kept * jnp.dtype(config.dtype).itemsize
     return make_fitness(config, chunk=1, remat=kept_bytes > _MOST_ACTIVATIONS)
@@ -149,6 +154,8 @@ def lower_control(
     *,
     entries: Sequence[Entry],
     steps: int = GRADIENT_STEPS_PER_DISPATCH,
+    total_steps: int | None = None,
+    learning_rate: float = 0.05,
     kernel: Kernel = "xla",
     objective: Objective | None = None,
     weights: WeightFormat = "stored",
@@ -162,6 +169,8 @@ def lower_control(
         mesh: The devices, which may be only described.
         entries: Group and seed of each entry. Only their number matters.
         steps: Steps of the dispatch.
+        total_steps: Steps of the whole control; default: those of the dispatch.
+        learning_rate: The first learning rate. Like the total, a constant of the program.
         kernel: The attention kernel.
         objective: The objective of the entries' groups, in arrays or shapes; default: the VSM's.
         weights: Storage of the linear layers, as in `load_model`.
@@ -179,5 +188,5 @@ def lower_control(
     )
     dims = prompt.dims(config.hidden_size)
     fitness = _control_fitness(config, layout.tokens_computed)
-    descent = make_descent(fitness, steps, 0.05, dims, mesh, count)
+    descent = make_descent(fitness, total_steps or steps, learning_rate, dims, mesh, count)
     return descent.lower(steps, inputs)

@@ -150,6 +150,7 @@ def _prepared_bytes(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> i
         entries=len(problem.settings.countries),
         objective=problem.objective(),
     )
+    # The weights are left out: they are arguments of the programs that this is counted beside.
     inputs = inputs.replace(items=inputs.items.replace(params=None))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(inputs))
 
@@ -226,6 +227,8 @@ def _control_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> 
             mesh,
             entries=entries_of(settings.countries, settings.seed),
             steps=min(GRADIENT_STEPS_PER_DISPATCH, settings.gradient_steps),
+            total_steps=settings.gradient_steps,
+            learning_rate=settings.gradient_rate,
             kernel=execution.kernel,
             objective=problem.objective().differentiable(),
             weights=settings.weights,

@@ -63,12 +63,14 @@ def make_result(
         held_out: By method, the responses to the held-out survey, one condition per country.
     """
     settings, survey = problem.settings, problem.held_out_survey
+    # Of every method, how close each country's answers come to every country's people, by item.
     similarity = {
         method: similarity_by_item(survey, settings.countries, responses.log_probs)
         for method, responses in held_out.items()
     }
     # matrix[p, c]: score of the prompt tuned for country p against country c.
     matrix_CxC = np.nanmean(similarity["tuned"], axis=-1)
+    # What needs no model stands beside each country's scores.
     entries, trivial = {}, {}
     for c, country in enumerate(settings.countries):
         group = objective.group_record(c)
