@@ -89,13 +89,21 @@ def test_python_gives_the_result_of_the_command(tiny, by_command, tmp_path):
     names = ["result.json", "metrics.jsonl", *(f"prompts/{c}.safetensors" for c in COUNTRIES)]
     for name in names:
         assert (out / name).read_bytes() == (by_command / name).read_bytes(), name
-    assert [(event.task, event.done) for event in events] == [
-        ("generation", 0),
-        ("generation", 2),
-        ("generation", 3),
-        ("gradient step", 0),
-        ("gradient step", 2),
+    # No stage is silent, and each reports its beginning and its end.
+    done: dict[str, list[int]] = {}
+    for event in events:
+        done.setdefault(event.task, []).append(event.done)
+    assert list(done) == [
+        "check memory: program",
+        "baselines, block",
+        "generation",
+        "gradient step",
+        "tuned prompts, block",
     ]
+    assert done["generation"] == [0, 2, 3]
+    assert done["gradient step"] == [0, 2]
+    for task in ("baselines, block", "tuned prompts, block"):
+        assert done[task] == list(range(done[task][-1] + 1))
     for country, prompt in tuned.items():
         saved = SoftPrompt.load(by_command / "prompts" / f"{country}.safetensors")
         np.testing.assert_array_equal(prompt.embeddings_MxD, saved.embeddings_MxD)
