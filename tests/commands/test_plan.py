@@ -248,11 +248,12 @@ def program(name: str, **sizes: int) -> tuple[Estimate, LlamaConfig]:
 @pytest.mark.long
 @pytest.mark.parametrize("model", [1, 2])
 def test_population_program(devices, model: int) -> None:
-    """Compiled FLOPs match the formula; candidates exchange nothing but their fitness."""
+    """Compiled FLOPs match the formula; candidates exchange their fitness, and devices metrics."""
     made, llama = program("population", model=model)
     assert made.flops == pytest.approx(made.formula_flops, rel=0.02)
     across = [e for e in made.exchanges if e.group_size != model]
-    assert sum(e.bytes for e in across) <= 16 * 4
+    fitness, metrics = 16 * 4, 5 * 4 * len(devices) / model
+    assert sum(e.bytes for e in across) <= fitness + metrics
     assert made.memory.arguments >= weight_bytes(llama, model)
     among_model = [e for e in made.exchanges if e.group_size == model and model > 1]
     assert {e.kind for e in among_model} <= {"all-reduce"}  # never a weight gathered

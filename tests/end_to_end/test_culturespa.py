@@ -22,6 +22,8 @@ from jaxalign.methods.base import CULTURESPA_METHODS
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.surveys.survey import to_json
 
+pytestmark = pytest.mark.long  # each test needs a whole run
+
 ROOT = Path(__file__).parents[2]
 METHODS = [method.key for method in CULTURESPA_METHODS]
 COUNTRIES = ["USA", "CHN", "NGA", "SWE"]
@@ -145,7 +147,6 @@ def test_adapters_are_for_peft_and_pictures_are_there(finished):
     assert (finished / "report.html").stat().st_size > 10_000
 
 
-@pytest.mark.long
 def test_resumed_after_each_step_ends_with_the_same_result(finished, inputs, tmp_path):
     """What is on disk when a step has ended, and the rest done again."""
     later = ["result.json", "answers.json", "answers", "training"]
@@ -165,7 +166,6 @@ def test_resumed_after_each_step_ends_with_the_same_result(finished, inputs, tmp
         assert (folder / "result.json").read_bytes() == (finished / "result.json").read_bytes()
 
 
-@pytest.mark.long
 def test_killed_while_training_and_while_measuring_equals_unbroken(finished, inputs, tmp_path):
     folder = tmp_path / "killed"
     for sign in ("seed0/questions.json", "training/shared/2", "seed0/adapters/joint"):
@@ -188,7 +188,6 @@ def test_a_resumed_run_with_another_setting_is_refused(finished, inputs):
     assert err.count("\n") == 1
 
 
-@pytest.mark.long
 def test_studies_of_a_finished_run(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
@@ -202,7 +201,6 @@ def test_studies_of_a_finished_run(finished, tmp_path):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.long
 def test_studies_that_train_anew(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
@@ -217,7 +215,6 @@ def test_studies_that_train_anew(finished, tmp_path):
     assert list(strategies) == ["crqpc", "rds", "cds", "p1", "jensen_shannon-0.02"]
 
 
-@pytest.mark.long
 def test_learning_rates_told_apart_on_questions_held_out(finished, tmp_path):
     """No question is on both sides, and a rate of almost nothing leaves the loss where it was."""
     folder = tmp_path / "run"

@@ -52,8 +52,8 @@ def test_bits_are_a_view_of_the_same_memory(split):
 def test_no_loop_copies_the_weights_and_gradients_reach_the_adapter():
     """The loss of an adapted model, summed in a loop over batches, with remat; and its gradient.
 
-    As bits it equals the plain computation, and temporaries stay below the weights' own bytes,
-    where the plain program holds a float32 copy of them.
+    As bits it equals the plain computation, and temporaries stay below the weights' own bytes. The
+    plain program held a float32 copy of them before jax 0.12.
     """
     params = jax.jit(lambda key: init_params(BF16, key))(jax.random.key(0))
     lora = LoraConfig(rank=2, targets=("q", "down"))
@@ -82,4 +82,4 @@ def test_no_loop_copies_the_weights_and_gradients_reach_the_adapter():
         scale = np.abs(expected).max()
         np.testing.assert_allclose(ours, expected, atol=0.03 * scale)
     stored = sum(x.nbytes for x in jax.tree.leaves(params))
-    assert temporaries[1] < stored < temporaries[0]
+    assert temporaries[1] < stored
