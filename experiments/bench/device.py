@@ -1,4 +1,4 @@
-"""Measure this package's programs on whatever accelerator is at hand, the most decisive ones first.
+"""Measure this package's programs on the accelerator of this machine, the decisive ones first.
 
     python -m experiments.bench.device --minutes 12
     python -m experiments.bench.device --model llama3.2-1b --parts kernels chunks population
@@ -52,7 +52,7 @@ _GRACE_SECONDS = 45  # past the end, before a program that hangs is given up
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Measure this package's programs on the device at hand, within a given time."""
+    """Measure this package's programs on this machine's device, within a given time."""
 
     minutes: float = 12
     """Time for everything, compilation included."""

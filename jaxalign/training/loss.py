@@ -25,7 +25,7 @@ from jaxalign.training.shape import Shape
 
 # Positions of a row whose logits exist at once: 128 MiB in float32 at a vocabulary of 128,256.
 HEAD_POSITIONS = 256
-# With more than one answer token in so many tokens, the last layer is computed for all positions.
+# With more than one answer token in this many tokens, the last layer is computed for all positions.
 _FEW_ANSWERS = 16
 
 

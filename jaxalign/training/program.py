@@ -99,7 +99,7 @@ def expected_shape(
         memory_bytes: Memory of a device, which limits how many are trained side by side.
     """
     lengths = np.asarray(lengths)
-    # The same two steps as with examples at hand: how many side by side, then the rows.
+    # The same two steps as for the examples themselves: how many side by side, then the rows.
     count = adapters_side_by_side(config, train, lora, mesh, adapters, memory_bytes)
     return choose_shape(
         estimated_steps(lengths, train.batch, count, train.seed),

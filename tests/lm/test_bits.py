@@ -48,7 +48,6 @@ def test_bits_are_a_view_of_the_same_memory(split):
     np.testing.assert_array_equal(from_bits(bits), np.arange(64, dtype=np.float32))
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="bits are for CPUs")
 def test_no_loop_copies_the_weights_and_gradients_reach_the_adapter():
     """The loss of an adapted model, summed in a loop over batches, with remat; and its gradient.
 

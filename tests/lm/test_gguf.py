@@ -8,15 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import gguf
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
-
-pytest.importorskip("gguf")
-
-import gguf
 from gguf.quants import dequantize, quantize
+from safetensors.numpy import load_file
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
@@ -225,7 +222,7 @@ def _parity_files() -> list[str]:
 @pytest.mark.reference
 @pytest.mark.parametrize("name", _parity_files())
 def test_logits_are_transformers_own(make: Callable[..., Path], tmp_path: Path, name: str) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
     import transformers
 
     from jaxalign.lm.transformer import Llama

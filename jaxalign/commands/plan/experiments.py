@@ -204,7 +204,7 @@ def _culturespa(
 
 
 def _countries(settings: PlanSettings) -> tuple[str, ...]:
-    """Return the countries' names; a number stands for so many of the survey's first ones."""
+    """Return the countries' names; a number N stands for the survey's first N."""
     names = settings.countries
     if len(names) > 1 or not names[0].isdecimal():
         return names

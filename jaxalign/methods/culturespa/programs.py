@@ -166,7 +166,7 @@ def _decoding(
     stage: str,
     what: str,
 ) -> list[Program]:
-    """Return the programs that write replies to prompts of at most so many tokens."""
+    """Return the programs that write replies to prompts of at most `prompt_tokens` tokens."""
     config = inputs.files.config
     weights = weight_bytes(config, mesh.shape[MODEL])
     positions = prompt_tokens + sampling.max_new_tokens

@@ -358,10 +358,10 @@ def _draw(candidates: Selection, sizes: Mapping[str, int], name: str) -> Selecti
 
 def _ranks(start: str, items: Sequence[str], item_N: np.ndarray) -> np.ndarray:
     """Return the first 8 bytes of the SHA-256 of `start` and each item's id, as uint64."""
-    begun = hashlib.sha256(start.encode())
+    prefix = hashlib.sha256(start.encode())
     ranks = np.empty(len(item_N), np.uint64)
     for n, q in enumerate(item_N.tolist()):
-        hashed = begun.copy()
+        hashed = prefix.copy()
         hashed.update(items[q].encode())
         ranks[n] = int.from_bytes(hashed.digest()[:8], "big")
     return ranks
