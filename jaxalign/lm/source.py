@@ -1,4 +1,4 @@
-"""Find the model that a user names: a folder, a GGUF file, a hub id or the name of a packaged one."""
+"""Find the model that a user names: a folder, a GGUF file, a hub id or a packaged model."""
 
 from __future__ import annotations
 
