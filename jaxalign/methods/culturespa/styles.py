@@ -49,7 +49,7 @@ class Texts:
     """Prompt texts as jinja sources.
 
     `cross_culture` may use `persona`, the rendered persona line, and `similar` and `different`,
-    lists of group names; `unaware` uses no name.
+    lists of `GroupName`; `unaware` uses no name.
     """
 
     prompts: Prompts
@@ -57,10 +57,16 @@ class Texts:
     cross_culture: str
 
 
-def load_texts(folder: Path | None = None) -> Texts:
-    """Return the package's texts, each replaced by `folder/NAME.jinja` where that file exists."""
-    prompts = load_prompts(folder)  # refuses a folder that does not exist
-    return Texts(prompts, read_prompt("unaware", folder), read_prompt("cross_culture", folder))
+def load_texts(
+    folder: Path | None = None, *, language: str = "en", model_folder: Path | None = None
+) -> Texts:
+    """Return the texts of all styles; the places are those of `jaxalign.prompts.load_prompts`."""
+    places = {"language": language, "model_folder": model_folder}
+    prompts = load_prompts(folder, **places)  # refuses a folder that does not exist
+    unaware, cross_culture = (
+        read_prompt(name, folder, **places) for name in ("unaware", "cross_culture")
+    )
+    return Texts(prompts, unaware, cross_culture)
 
 
 def reads_answers(style: Style) -> bool:
@@ -224,7 +230,9 @@ class StylePrompts:
         persona = self.texts.prompts.system(group_name(group))
         if style == "p1":
             return persona
-        near, far = (list(map(group_name, names)) for names in self._neighbours[group])
+        near, far = (
+            list(map(self.texts.prompts.name_of, names)) for names in self._neighbours[group]
+        )
         values = {"persona": persona["content"], "similar": near, "different": far}
         return _system_message("cross_culture", self.texts.cross_culture, **values)
 

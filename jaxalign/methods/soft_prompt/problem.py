@@ -129,7 +129,7 @@ def read_problem(
     if model is None:
         model = open_model(settings.model, settings.dtype)
     check_space(settings, model.config)
-    prompts = load_prompts(settings.prompts)
+    prompts = load_prompts(settings.prompts, model_folder=model.folder)
     answered = read_held_out(settings)
     examples = draw_examples(answered, settings.countries, settings.icl_examples, settings.seed)
     if len(examples) == len(answered.items):
