@@ -39,8 +39,10 @@ class CultureSPASettings:
     """Directory of the run; default: runs/culturespa-<date>-<time>."""
     resume: bool = may_change(False)
     """Continue the run in the output directory; finished steps are not repeated."""
-    model: Path | None = None
-    """Folder of a Hugging Face Llama; default: the pocket model that ships with the package."""
+    model: str | None = None
+    """Model: a Hugging Face folder, a GGUF file of a Llama, a hub id such as
+    meta-llama/Meta-Llama-3-8B-Instruct, or smollm2; default: the pocket model that ships with the
+    package."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of weights and activations; auto: float32 for the pocket model, bfloat16 for others."""
     survey: Path | None = None

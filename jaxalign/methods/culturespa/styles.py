@@ -34,7 +34,7 @@ from jaxalign.methods.base import PROMPTED
 from jaxalign.methods.conditions import draw_examples
 from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_prompt
 from jaxalign.stats.alignment import between_countries
-from jaxalign.surveys.hofstede import country_name
+from jaxalign.surveys.names import country_name
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.surveys.tables import make_tables
 
