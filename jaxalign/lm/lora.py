@@ -98,7 +98,7 @@ class Adapter:
         from jaxalign.lm.peft import load_lora  # here, because that module imports this one
 
         config, weights = load_lora(Path(folder), lm.config)
-        return cls(weights, config, lm.config, str(lm.folder))
+        return cls(weights, config, lm.config, lm.name)
 
     def save_peft(self, folder: str | Path) -> None:
         """Write the adapter as float32, for `PeftModel.from_pretrained(model, folder)`."""

@@ -34,12 +34,14 @@ from jaxalign.methods.base import PROMPTED
 from jaxalign.methods.conditions import draw_examples
 from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_prompt
 from jaxalign.stats.alignment import between_countries
-from jaxalign.surveys.hofstede import country_name
+from jaxalign.surveys.names import country_name
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.surveys.tables import make_tables
 
 Style = Literal["unaware", "p1", "p2", "p3", "p1p3", "p2p3"]
 Examples = Literal["paper", "leak_free"]
+P3Form = Literal["turns", "one_message"]
+P3_CHOICES = ("topics", "similar")  # or a file
 STYLES: tuple[Style, ...] = tuple(method.key for method in PROMPTED)
 NO_GROUP = ("",)  # the group of a style that names none
 

@@ -19,7 +19,7 @@ from jaxalign.methods.culturespa.styles import (
 from jaxalign.pocket import phrases
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.surveys.formats import culturespa as cs
-from jaxalign.surveys.hofstede import country_name
+from jaxalign.surveys.names import country_name
 from tests.support.culture_folder import published_similarities
 
 DATA = os.environ.get("JAXALIGN_CULTURESPA_DATA")
