@@ -40,6 +40,8 @@ from jaxalign.surveys.tables import make_tables
 
 Style = Literal["unaware", "p1", "p2", "p3", "p1p3", "p2p3"]
 Examples = Literal["paper", "leak_free"]
+P3Form = Literal["turns", "one_message"]
+P3_CHOICES = ("topics", "similar")  # or a file
 STYLES: tuple[Style, ...] = tuple(method.key for method in PROMPTED)
 NO_GROUP = ("",)  # the group of a style that names none
 
