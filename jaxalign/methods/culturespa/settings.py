@@ -17,6 +17,7 @@ import jax
 
 from jaxalign.answering.batch import default_block_tokens
 from jaxalign.core.errors import UserError
+from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.generate import Sampling
 from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.mesh import ROOM, weight_bytes
@@ -214,14 +215,19 @@ def _replies_at_a_time(
         memory_bytes = available_bytes(jax.local_devices()[0])
     if memory_bytes is None:
         return most
-    new_tokens = max(settings.writing.max_new_tokens, settings.answering.max_new_tokens)
-    # Keys and values of every layer, for each token of a reply and its prompt.
-    values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    row_bytes = values * jax.numpy.dtype(config.dtype).itemsize * (_REPLY_TOKENS + new_tokens)
+    row_bytes = reply_bytes(settings, config)
     # Weights that are split over devices take at most what a mesh leaves them.
     weights = min(weight_bytes(config), int((1 - ROOM) * memory_bytes))
     fitting = max(1, (memory_bytes - weights) // (4 * row_bytes))
     return min(most, 1 << int(math.log2(fitting)))
+
+
+def reply_bytes(settings: CultureSPASettings, config: LlamaConfig) -> int:
+    """Return about how many bytes the cache of one reply takes, with a long prompt."""
+    new_tokens = max(settings.writing.max_new_tokens, settings.answering.max_new_tokens)
+    # Keys and values of every layer, for each token of a reply and its prompt.
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return values * jax.numpy.dtype(config.dtype).itemsize * (_REPLY_TOKENS + new_tokens)
 
 
 _LEAST = {
