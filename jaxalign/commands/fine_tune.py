@@ -64,8 +64,10 @@ class Config:
     resume: bool = may_change(False)
     """Continue the run in --out; it ends with the same bits as one that was never stopped (on
     another number of devices: the same up to rounding)."""
-    model: Path | None = None
-    """Folder of a Hugging Face Llama; default: the pocket Llama that ships with the package."""
+    model: str | None = None
+    """Model: a Hugging Face folder, a GGUF file of a Llama, a hub id such as
+    meta-llama/Meta-Llama-3-8B-Instruct, or smollm2; default: the pocket model that ships with the
+    package."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of weights and activations; auto: float32 for the pocket Llama, bfloat16 for others.
     What is trained is always float32."""
@@ -174,7 +176,7 @@ def _results(
     """
     if config.train.method == "full":
         return None, trained_model(trainer, trained, lm)
-    (adapter,) = trained_adapters(trainer, trained, lm.folder).values()
+    (adapter,) = trained_adapters(trainer, trained, lm.name).values()
     return adapter, merged_model(lm, adapter) if config.merge else None
 
 

@@ -57,8 +57,10 @@ class Settings:
     resume: bool = may_change(False)
     """Continue the run in the output directory; it ends with the same questions as one that was
     never interrupted."""
-    model: Path | None = None
-    """Folder of a Hugging Face Llama; default: the pocket model that ships with the package."""
+    model: str | None = None
+    """Model: a Hugging Face folder, a GGUF file of a Llama, a hub id such as
+    meta-llama/Meta-Llama-3-8B-Instruct, or smollm2; default: the pocket model that ships with the
+    package."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of weights and activations; auto: float32 for the pocket model, bfloat16 for others."""
     survey: Path | None = None
@@ -103,7 +105,7 @@ def run(settings: Settings) -> None:
     inputs = read_inputs(settings)
     files, seeds = inputs.files, inputs.survey
     topics = len({item.topic for item in seeds.items})
-    print(f"model {files.folder}: {files.config.num_hidden_layers} layers, {files.config.dtype}")
+    print(f"model {files.name}: {files.config.num_hidden_layers} layers, {files.config.dtype}")
     print(f"seeds: {seeds.name}, {len(seeds.items)} questions on {topics} topics")
     with Run.create(settings.out, settings, inputs.facts(), settings.resume) as claimed:
         for note in claimed.notes:
@@ -123,7 +125,7 @@ def run(settings: Settings) -> None:
         filtered = filter_questions(written.questions, map(from_item, seeds.items))
         claimed.write("result.json", make_result(written, filtered))
         show(written, filtered)
-        model = "the pocket Llama" if settings.model is None else files.folder.resolve().name
+        model = "the pocket Llama" if settings.model is None else Path(files.name).name
         source = f"written by {model}, weights {files.sha256[:12]}"
         survey = to_survey(filtered.questions, f"questions after {seeds.name}", source)
         claimed.write("questions.json", to_json(survey))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +17,9 @@ import jax
 from jaxalign.lm.checkpoint import load_checkpoint, weights_sha256
 from jaxalign.lm.config import DType, LlamaConfig, read_config
 from jaxalign.lm.mesh import device_mesh
+from jaxalign.lm.source import POCKET_FOLDER, ModelSource, find_model
 from jaxalign.lm.tokenizer import Tokenizer, check_vocabulary
 from jaxalign.lm.weights import Params, WeightFormat, param_shardings
-
-# The small trained model that ships with the package; `jaxalign.pocket` describes it.
-POCKET_FOLDER = Path(str(resources.files("jaxalign"))) / "pocket" / "model"
 
 _log = logging.getLogger("jaxalign")
 
@@ -35,11 +32,18 @@ class ModelFiles:
         folder: The folder, in Hugging Face layout.
         config: Shapes, constants and dtypes.
         tokenizer: The folder's tokenizer and chat template.
+        source: Where they come from, if the user named them; by default the folder itself.
     """
 
     folder: Path
     config: LlamaConfig
     tokenizer: Tokenizer = dataclasses.field(repr=False)
+    source: ModelSource | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What results and adapters call the model: the path, hub id or name that was given."""
+        return str(self.folder) if self.source is None else self.source.name
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -84,8 +88,13 @@ class LM:
 
     @property
     def folder(self) -> Path:
-        """The folder that the model was read from."""
+        """The folder with the config and the tokenizer."""
         return self.files.folder
+
+    @property
+    def name(self) -> str:
+        """What results and adapters call the model: the path, hub id or name that was given."""
+        return self.files.name
 
     @property
     def sha256(self) -> str:
@@ -117,13 +126,14 @@ def open_model(
         >>> files.config.num_hidden_layers, files.config.dtype
         (4, 'float32')
     """
-    folder = POCKET_FOLDER if path is None else Path(path)
+    source = find_model(path)
+    folder = source.folder
     if dtype == "auto":
         dtype = "float32" if _is_pocket(folder) else "bfloat16"
     config = read_config(folder, dtype)
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(tokenizer, config)
-    return ModelFiles(folder, config, tokenizer)
+    return ModelFiles(folder, config, tokenizer, source)
 
 
 def load_model(

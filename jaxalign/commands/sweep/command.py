@@ -220,7 +220,7 @@ def run_one(
                 group=cell.country,
                 start=start_text(group.problem, cell.country),
                 seed=cell.seed,
-                model=str(group.problem.model.folder),
+                model=group.problem.model.name,
                 model_sha256=group.problem.model.sha256,
             ).save(run.out / "prompts" / f"{cell.id}.safetensors")
     records.add([record for record, _ in results])

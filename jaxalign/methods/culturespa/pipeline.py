@@ -109,7 +109,7 @@ def run_culturespa(
         _log.info(note)
     inputs = read_inputs(settings, files)
     config, items = inputs.files.config, inputs.survey.items
-    _log.info(f"model {inputs.files.folder}: {config.num_hidden_layers} layers, {config.dtype}")
+    _log.info(f"model {inputs.files.name}: {config.num_hidden_layers} layers, {config.dtype}")
     _log.info(f"survey: {inputs.survey.name}, {len(items)} items; seeds: {settings.seeds}")
     mesh, choice = device_mesh(config, None, model_parallel=settings.model_parallel)
     _log.info(choice.describe())
