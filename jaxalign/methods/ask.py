@@ -59,7 +59,7 @@ def ask(
     >>> answers.log_probs.shape, answers.valid_mass.shape
     ((2, 24, 5), (2, 24))
     """
-    prompts = load_prompts() if prompts is None else prompts
+    prompts = load_prompts(model_folder=lm.folder) if prompts is None else prompts
     names = tuple(condition.name for condition in conditions)
     if not names:
         raise UserError("`conditions`: give at least one condition to ask under")

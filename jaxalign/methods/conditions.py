@@ -19,7 +19,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.lora import Adapter
 from jaxalign.methods.base import ICL, NAIVE, PERSONA, Condition, PlacedPrompt
 from jaxalign.prompts import Message, Prompts, icl_messages
-from jaxalign.surveys.hofstede import country_name
+from jaxalign.surveys.names import country_name
 from jaxalign.surveys.survey import Item, Survey
 
 

@@ -57,7 +57,8 @@ def generate(
     messages = text_or_messages
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    lead_in = condition.lead_in(load_prompts() if prompts is None else prompts)
+    prompts = load_prompts(model_folder=lm.folder) if prompts is None else prompts
+    lead_in = condition.lead_in(prompts)
     conversation = [*lead_in, *messages]
     params, soft = adapted_params(lm, condition), condition.soft_prompt
     if soft is None:

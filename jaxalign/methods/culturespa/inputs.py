@@ -144,7 +144,7 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         files=files,
         survey=survey,
         tables=tables,
-        prompts=_style_prompts(settings, survey),
+        prompts=_style_prompts(settings, survey, files.folder),
         request=load_request(),
         guard=guard,
         guard_name=guard_name,
@@ -156,7 +156,9 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
     return inputs
 
 
-def _style_prompts(settings: CultureSPASettings, survey: Survey) -> StylePrompts:
+def _style_prompts(
+    settings: CultureSPASettings, survey: Survey, model_folder: Path
+) -> StylePrompts:
     source = None
     if settings.examples == "leak_free":
         source = society_values_module()
@@ -167,7 +169,8 @@ def _style_prompts(settings: CultureSPASettings, survey: Survey) -> StylePrompts
     if missing := [group for group in settings.countries if group not in shown.distributions]:
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
     groups = _possible_neighbours(settings.countries, shown)
-    prompts = StylePrompts(load_texts(settings.texts), survey, groups, settings.examples, source)
+    texts = load_texts(settings.texts, model_folder=model_folder)
+    prompts = StylePrompts(texts, survey, groups, settings.examples, source)
     _check_texts(prompts, settings.countries)
     for note in _notes(prompts, settings.countries):
         _log.info(note)

@@ -31,7 +31,7 @@ from jaxalign.pocket.society import held_out_survey as simulated_survey
 from jaxalign.prompts import Prompts, load_prompts
 from jaxalign.stats.objectives import Objective, ObjectiveInputs, objectives
 from jaxalign.surveys.formats import read_answered, read_questionnaire
-from jaxalign.surveys.hofstede import DIMENSIONS, country_name, is_score_file, targets
+from jaxalign.surveys.hofstede import DIMENSIONS, is_score_file, name_in_edition, targets
 from jaxalign.surveys.survey import Item, Survey, vsm
 from jaxalign.surveys.tables import option_table
 
@@ -64,7 +64,7 @@ class Problem:
     def group_name(self, group: str) -> str:
         """Return what prompts call a group: a country's English name, or a group's own."""
         groups = (*self.tuned_survey.distributions, *self.answered_survey.distributions)
-        return country_name(group, self.settings.edition, groups)
+        return name_in_edition(group, self.settings.edition, groups)
 
     def in_context(self, group: str) -> InContext:
         """Return the condition of the ICL baseline for a group."""
@@ -129,7 +129,7 @@ def read_problem(
     if model is None:
         model = open_model(settings.model, settings.dtype)
     check_space(settings, model.config)
-    prompts = load_prompts(settings.prompts)
+    prompts = load_prompts(settings.prompts, model_folder=model.folder)
     answered = read_held_out(settings)
     examples = draw_examples(answered, settings.countries, settings.icl_examples, settings.seed)
     if len(examples) == len(answered.items):
