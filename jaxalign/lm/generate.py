@@ -157,6 +157,7 @@ def stream(
     positions: int,
     batch_size: int = 64,
     mesh: Mesh | None = None,
+    extra_embeddings: jax.Array | np.ndarray | None = None,
 ) -> Iterator[tuple[Hashable, list[int]]]:
     """Generate replies to any number of prompts, and yield each as soon as it is finished.
 
@@ -173,6 +174,7 @@ def stream(
         positions: Largest number of tokens of a prompt and its reply.
         batch_size: Replies written at a time, at most; fewer if memory is short.
         mesh: Devices, as for `generate`.
+        extra_embeddings: Embeddings beyond the vocabulary, as for `generate`.
 
     Yields:
         (name, new tokens without the stop token), in the order in which they are finished. In
@@ -196,6 +198,7 @@ def stream(
         batch_size=batch_size,
         positions=positions,
         mesh=mesh,
+        extra_ExD=_check_extra(config, extra_embeddings),
     )
     left = iter(requests)
     while True:

@@ -151,6 +151,12 @@ class WithAdapter(Condition):
         """Return the messages of the condition that is adapted."""
         return self.condition.lead_in(prompts)
 
+    def lead_ins(
+        self, prompts: Prompts, items: Sequence[Item]
+    ) -> tuple[list[list[Message]], np.ndarray]:
+        """Return what the condition that is adapted puts before each item."""
+        return self.condition.lead_ins(prompts, items)
+
 
 def draw_examples(survey: Survey, groups: Sequence[str], count: int, seed: int) -> tuple[Item, ...]:
     """Draw questions that all groups answered, taking turns between topics.
