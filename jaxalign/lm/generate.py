@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -25,7 +25,13 @@ from jax.sharding import Mesh
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.decode_cache import SHARES
-from jaxalign.lm.decode_loop import SlotShape, choose_slots, decode_programs, rounded_positions
+from jaxalign.lm.decode_loop import (
+    SEGMENT,
+    SlotShape,
+    choose_slots,
+    decode_programs,
+    rounded_positions,
+)
 from jaxalign.lm.decode_queue import DecodeQueue
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.weights import Params
@@ -42,6 +48,8 @@ __all__ = [
     "slots_of",
     "stream",
 ]
+
+_FEW_STEPS = 4  # decode steps between two looks at replies that someone watches
 
 _log = logging.getLogger("jaxalign")
 
@@ -60,6 +68,7 @@ def generate(
     on_batch: Callable[[int], None] | None = None,
     samples: int = 1,
     positions: int = 0,
+    on_tokens: Callable[[Mapping[int, Sequence[int]]], None] | None = None,
 ) -> list[list[int]]:
     """Generate new tokens for every prompt.
 
@@ -82,6 +91,8 @@ def generate(
         samples: Replies to each prompt, which is computed once for all of them.
         positions: Tokens of a prompt and its reply for which caches are made, if that is more than
             these prompts need: calls with the same value share their programs.
+        on_tokens: Called every few steps with the tokens so far of each reply that is being
+            written or was just finished, by its index in the result.
 
     Returns:
         The new tokens of each reply without the stop token, in the order of the prompts; those to
@@ -120,10 +131,15 @@ def generate(
             number = ids[i][sample] if by_reply else ids[i]
             queue.add((i, sample), prompt, int(number), 0 if by_reply else sample)
     replies: list[list[int]] = [[] for _ in range(len(prompts) * samples)]
-    while finished := queue.receive():
+    while len(queue):
+        finished = queue.step(SEGMENT if on_tokens is None else _FEW_STEPS)
         for (i, sample), tokens in finished:
             replies[i * samples + sample] = tokens
-        if on_batch is not None:
+        if on_tokens is not None:
+            now = {i * samples + sample: tokens for (i, sample), tokens in finished}
+            now |= {i * samples + n: tokens for (i, n), tokens in queue.written().items()}
+            on_tokens(now)
+        if finished and on_batch is not None:
             on_batch(queue.counts.replies)
     _log.debug("%s", queue.counts)
     return replies
