@@ -6,14 +6,15 @@ Nothing here takes long or writes a file, so that bad input is refused before th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign.answering.partial import digest
 from jaxalign.core.errors import UserError
 from jaxalign.lm.lora import Adapter, LoraConfig
 from jaxalign.lm.model import ModelFiles
-from jaxalign.methods.ask import Questions, answers_key, encode_conditions
+from jaxalign.methods.ask import Questions, adapter_digest, encode_conditions
 from jaxalign.methods.ask_survey.settings import (
     VSM,
     WITHOUT_COUNTRY,
@@ -110,14 +111,14 @@ class Job:
     Attributes:
         adapter: Folder of the adapter beside the weights, if there is one.
         lora: Its settings.
-        sha256: Hash of its weights.
+        digest: Hash of its weights.
         asked: The conditions.
         questions: The items under them, as token ids.
     """
 
     adapter: Path | None
     lora: LoraConfig | None
-    sha256: str | None
+    digest: str | None
     asked: tuple[Asked, ...]
     questions: Questions
 
@@ -184,9 +185,7 @@ def read_inputs(settings: AskSettings, files: ModelFiles) -> AskInputs:
                 by_adapter.setdefault(voice.adapter, []).append(Asked(row, group, condition))
     jobs = tuple(_job(files, worded.texts, survey, *pair) for pair in by_adapter.items())
     facts = _facts(settings, files, survey, test, source, worded, systems, jobs)
-    return AskInputs(
-        files, survey, test, countries, worded.texts, tuple(rows), jobs, facts
-    )
+    return AskInputs(files, survey, test, countries, worded.texts, tuple(rows), jobs, facts)
 
 
 def _read_survey(settings: AskSettings) -> tuple[Survey, ChoiceTest | None]:
@@ -243,9 +242,7 @@ def _countries(
     )
 
 
-def _groups(
-    system: System, style: AnyStyle, countries: tuple[str, ...]
-) -> tuple[str | None, ...]:
+def _groups(system: System, style: AnyStyle, countries: tuple[str, ...]) -> tuple[str | None, ...]:
     """Return the groups that a system speaks as under a style, (None,) where none is named."""
     spoken = tuple(voice.group for voice in system.voices)
     if spoken != (None,):
@@ -265,11 +262,9 @@ def _voice_of(system: System, group: str | None, style: AnyStyle) -> Voice:
 def _read_systems(settings: AskSettings, survey: Survey) -> tuple[System, ...]:
     """Return the model, its adapters and its soft prompts, grouped as they are reported."""
     known = settings.countries or tuple(survey.distributions)
-    if not survey.distributions and settings.countries is None:
-        styles = tuple(s for s in settings.all_styles if s in WITHOUT_COUNTRY)
-        styles = styles if settings.styles is None else settings.all_styles
-    else:
-        styles = settings.all_styles
+    styles = settings.all_styles
+    if settings.styles is None and not known:  # nobody to speak as
+        styles = tuple(style for style in styles if style in WITHOUT_COUNTRY)
     systems = [System(MODEL, "the model", (Voice(),), styles)] if settings.unchanged else []
     single: dict[str, list[Voice]] = {}
     for given in settings.adapter:
@@ -284,7 +279,9 @@ def _read_systems(settings: AskSettings, survey: Survey) -> tuple[System, ...]:
         prompt = SoftPrompt.load(path)
         group = name if name in known else prompt.group if name is None else None
         if group is not None and known and group not in known:
-            raise UserError(f"`prompt` {given}: tuned for {group}, which is not among the countries")
+            raise UserError(
+                f"`prompt` {given}: tuned for {group}, which is not among the countries"
+            )
         if group is not None:
             single.setdefault("prompts", []).append(Voice(group, prompt=prompt))
         else:
@@ -304,7 +301,9 @@ def _read_systems(settings: AskSettings, survey: Survey) -> tuple[System, ...]:
         systems.append(System(kind, titles[kind], tuple(voices), of_kind))
     keys = [system.key for system in systems]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise UserError(f"`adapter` and `prompt`: two are called {twice[0]!r}; name them with NAME=")
+        raise UserError(
+            f"`adapter` and `prompt`: two are called {twice[0]!r}; name them with NAME="
+        )
     return tuple(systems)
 
 
@@ -377,4 +376,35 @@ def _job(
     if adapter is None:
         return Job(None, None, None, tuple(asked), questions)
     loaded = Adapter.load(adapter, files)
-    return Job(adapter, loaded.config, adapter_sha256(loaded), tuple(asked), questions)
+    return Job(adapter, loaded.config, adapter_digest(loaded), tuple(asked), questions)
+
+
+def _facts(
+    settings: AskSettings,
+    files: ModelFiles,
+    survey: Survey,
+    test: ChoiceTest | None,
+    source: Survey | None,
+    worded: _Wording,
+    systems: Sequence[System],
+    jobs: Sequence[Job],
+) -> dict[str, Any]:
+    """Return hashes and texts that a resumed run must find unchanged."""
+    prompts = {
+        f"{system.key} {voice.group or ''}".strip(): digest(voice.prompt.embeddings_MxD)
+        for system in systems
+        for voice in system.voices
+        if voice.prompt is not None
+    }
+    return {
+        **files.facts(),
+        "survey": survey.name,
+        "survey_sha256": survey.sha256 if test is None else test.sha256,
+        "simulated": survey.simulated,
+        "source_sha256": None if source is None else source.sha256,
+        "countries": list(settings.countries),
+        "icl_examples": [item.id for item in worded.examples],
+        "texts": dataclasses.asdict(worded.texts),
+        "adapters": {str(job.adapter): job.digest for job in jobs if job.adapter is not None},
+        "prompts": prompts,
+    }

@@ -15,9 +15,7 @@ from jaxalign.methods.culturespa.styles import P3_CHOICES, Examples, P3Form, rea
 from jaxalign.runs import may_change
 from jaxalign.surveys.hofstede import DEFAULT_EDITION
 
-AnyStyle = Literal[
-    "unaware", "p1", "p2", "p3", "p1p3", "p2p3", "naive", "persona", "icl"
-]
+AnyStyle = Literal["unaware", "p1", "p2", "p3", "p1p3", "p2p3", "naive", "persona", "icl"]
 WITHOUT_COUNTRY: tuple[AnyStyle, ...] = (UNAWARE.key, NAIVE.key)
 """The styles that name no country."""
 OF_SOFT_PROMPTS: tuple[AnyStyle, ...] = (PERSONA.key, ICL.key, NAIVE.key)
