@@ -96,7 +96,7 @@ def answer_sampled(
     return np.array(out)
 
 
-def model_sampler(lm: LM, sampling: Sampling, seed: int, batch_size: int) -> Sampler:
+def model_sampler(lm: LM, sampling: Sampling, seed: int, batch_size: int | None) -> Sampler:
     """Return what samples a model's replies for `answer_sampled`.
 
     Args:
