@@ -57,8 +57,10 @@ class Settings:
     resume: bool = may_change(False)
     """Continue the run in the output directory; it ends with the same questions as one that was
     never interrupted."""
-    model: Path | None = None
-    """Folder of a Hugging Face Llama; default: the pocket model that ships with the package."""
+    model: str | None = None
+    """Model: a Hugging Face folder, a GGUF file of a Llama, a hub id such as
+    meta-llama/Meta-Llama-3-8B-Instruct, or smollm2; default: the pocket model that ships with the
+    package."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of weights and activations; auto: float32 for the pocket model, bfloat16 for others."""
     survey: Path | None = None
@@ -90,8 +92,7 @@ class Inputs:
     def facts(self) -> dict[str, str]:
         """Return hashes and texts that a resumed run must find unchanged."""
         return {
-            "model_sha256": self.files.sha256,
-            "tokenizer_sha256": self.files.tokenizer.sha256,
+            **self.files.facts(),
             "survey_sha256": self.survey.sha256,
             "prompt": self.prompt,
         }
@@ -99,11 +100,11 @@ class Inputs:
 
 def run(settings: Settings) -> None:
     """Write questions, filter them, and print what became of requests and questions."""
-    check_run(settings.out, settings, settings.resume)
-    inputs = read_inputs(settings)
+    recorded = check_run(settings.out, settings, settings.resume)
+    inputs = read_inputs(settings, recorded.get("model_revision"))
     files, seeds = inputs.files, inputs.survey
     topics = len({item.topic for item in seeds.items})
-    print(f"model {files.folder}: {files.config.num_hidden_layers} layers, {files.config.dtype}")
+    print(f"model {files.name}: {files.config.num_hidden_layers} layers, {files.config.dtype}")
     print(f"seeds: {seeds.name}, {len(seeds.items)} questions on {topics} topics")
     with Run.create(settings.out, settings, inputs.facts(), settings.resume) as claimed:
         for note in claimed.notes:
@@ -123,17 +124,25 @@ def run(settings: Settings) -> None:
         filtered = filter_questions(written.questions, map(from_item, seeds.items))
         claimed.write("result.json", make_result(written, filtered))
         show(written, filtered)
-        model = "the pocket Llama" if settings.model is None else files.folder.resolve().name
+        model = "the pocket Llama" if settings.model is None else Path(files.name).name
         source = f"written by {model}, weights {files.sha256[:12]}"
         survey = to_survey(filtered.questions, f"questions after {seeds.name}", source)
         claimed.write("questions.json", to_json(survey))
     print(f"{len(survey.items)} questions in {settings.out / 'questions.json'}")
 
 
-def read_inputs(settings: Settings) -> Inputs:
-    """Read and check everything that is quick to check. Raises UserError for whatever is wrong."""
+def read_inputs(settings: Settings, revision: str | None = None) -> Inputs:
+    """Read and check everything that is quick to check.
+
+    Args:
+        settings: The run's settings.
+        revision: Commit of a model from the hub that a resumed run has recorded.
+
+    Raises:
+        UserError: For whatever is wrong.
+    """
     check_batch_size(settings.batch_size)
-    files = open_model(settings.model, settings.dtype)
+    files = open_model(settings.model, settings.dtype, revision=revision)
     survey = held_out_survey()
     if settings.survey is not None:
         survey = read_questionnaire(settings.survey, "survey")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -25,7 +25,13 @@ from jax.sharding import Mesh
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.decode_cache import SHARES
-from jaxalign.lm.decode_loop import SlotShape, choose_slots, decode_programs, rounded_positions
+from jaxalign.lm.decode_loop import (
+    SEGMENT,
+    SlotShape,
+    choose_slots,
+    decode_programs,
+    rounded_positions,
+)
 from jaxalign.lm.decode_queue import DecodeQueue
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.weights import Params
@@ -45,6 +51,8 @@ __all__ = [
 ]
 
 _MOST_SLOTS = {"cpu": 64}  # on each share of a mesh, where memory decides; 256 elsewhere
+_FEW_STEPS = 4  # decode steps between two looks at replies that someone watches
+
 _log = logging.getLogger("jaxalign")
 
 
@@ -62,6 +70,7 @@ def generate(
     on_batch: Callable[[int], None] | None = None,
     samples: int = 1,
     positions: int = 0,
+    on_tokens: Callable[[Mapping[int, Sequence[int]]], None] | None = None,
 ) -> list[list[int]]:
     """Generate new tokens for every prompt.
 
@@ -85,6 +94,8 @@ def generate(
         samples: Replies to each prompt, which is computed once for all of them.
         positions: Tokens of a prompt and its reply for which caches are made, if that is more than
             these prompts need: calls with the same value share their programs.
+        on_tokens: Called every few steps with the tokens so far of each reply that is being
+            written or was just finished, by its index in the result.
 
     Returns:
         The new tokens of each reply without the stop token, in the order of the prompts; those to
@@ -123,10 +134,15 @@ def generate(
             number = ids[i][sample] if by_reply else ids[i]
             queue.add((i, sample), prompt, int(number), 0 if by_reply else sample)
     replies: list[list[int]] = [[] for _ in range(len(prompts) * samples)]
-    while finished := queue.receive():
+    while len(queue):
+        finished = queue.step(SEGMENT if on_tokens is None else _FEW_STEPS)
         for (i, sample), tokens in finished:
             replies[i * samples + sample] = tokens
-        if on_batch is not None:
+        if on_tokens is not None:
+            now = {i * samples + sample: tokens for (i, sample), tokens in finished}
+            now |= {i * samples + n: tokens for (i, n), tokens in queue.written().items()}
+            on_tokens(now)
+        if finished and on_batch is not None:
             on_batch(queue.counts.replies)
     _log.debug("%s", queue.counts)
     return replies
@@ -144,6 +160,7 @@ def stream(
     positions: int,
     batch_size: int | None = 64,
     mesh: Mesh | None = None,
+    extra_embeddings: jax.Array | np.ndarray | None = None,
 ) -> Iterator[tuple[Hashable, list[int]]]:
     """Generate replies to any number of prompts, and yield each as soon as it is finished.
 
@@ -161,6 +178,7 @@ def stream(
         batch_size: Replies written at a time on all devices, at most; fewer if memory is short.
             None: as many as suit the memory (`slots_of`).
         mesh: Devices, as for `generate`.
+        extra_embeddings: Embeddings beyond the vocabulary, as for `generate`.
 
     Yields:
         (name, new tokens without the stop token), in the order in which they are finished. In
@@ -184,6 +202,7 @@ def stream(
         batch_size=batch_size,
         positions=positions,
         mesh=mesh,
+        extra_ExD=_check_extra(config, extra_embeddings),
     )
     left = iter(requests)
     while True:

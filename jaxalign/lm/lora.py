@@ -98,7 +98,7 @@ class Adapter:
         from jaxalign.lm.peft import load_lora  # here, because that module imports this one
 
         config, weights = load_lora(Path(folder), lm.config)
-        return cls(weights, config, lm.config, str(lm.folder))
+        return cls(weights, config, lm.config, lm.name)
 
     def save_peft(self, folder: str | Path) -> None:
         """Write the adapter as float32, for `PeftModel.from_pretrained(model, folder)`."""
@@ -120,12 +120,12 @@ def adapter_weights(config: LlamaConfig, lora: LoraConfig) -> dict[str, dict[str
     block: dict[str, Weight] = {}
     for name, kernel in block_weights(config).items():
         if name in lora.targets:
-            block |= _pair(name, kernel, lora.rank)
+            block |= weight_pair(name, kernel, lora.rank)
     layers = {name: stacked(w, config.num_hidden_layers - 1) for name, w in block.items()}
     return {"layers": layers, "last": block}
 
 
-def _pair(name: str, kernel: Weight, rank: int) -> dict[str, Weight]:
+def weight_pair(name: str, kernel: Weight, rank: int) -> dict[str, Weight]:
     """Return A and B of one kernel: A has the kernel's inputs, B its outputs."""
     cut = input_dims(kernel.shape, kernel.fan_in)
     stem = kernel.hf_name.removesuffix(".weight")

@@ -12,7 +12,6 @@ config is complete.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,31 +25,13 @@ from safetensors.numpy import save
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_atomically, write_text
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.lora import AdapterWeights, LoraConfig, adapter_weights
+from jaxalign.lm.lora import AdapterWeights, LoraConfig, adapter_weights, weight_pair
+from jaxalign.lm.peft_config import Adapted, adapted_layers
 from jaxalign.lm.safetensors_io import check_not_pointer
 from jaxalign.lm.weights import Weight, block_weights
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FLOATS = ("F32", "F16", "BF16")
-
-# Settings of LoRA under which PEFT computes something else. Each must be absent or false.
-_UNSUPPORTED = (
-    "use_rslora",
-    "use_dora",
-    "fan_in_fan_out",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "layers_to_transform",
-    "layer_replication",
-    "target_parameters",
-    "lora_bias",
-    "exclude_modules",
-    "trainable_token_indices",
-    "alora_invocation_tokens",
-)
-# Values of `init_lora_weights` that leave the base weights unchanged.
-_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 _METADATA = "jaxalign_soft_prompt"  # metadata key of our own files; its value is one JSON object
 _TENSOR, _PEFT_TENSOR = "prompt", "prompt_embeddings"
@@ -99,6 +80,11 @@ def save_lora(
 def load_lora(folder: Path, config: LlamaConfig) -> tuple[LoraConfig, AdapterWeights]:
     """Read an adapter that PEFT or `save_lora` wrote.
 
+    Adapters here have one rank, one scale and the same linear maps in every layer. Where PEFT's
+    differ from layer to layer, the result computes the same: lower ranks are filled up with zeros,
+    maps without an adapter get one that is zero, and each scale is multiplied into B. So is the
+    scale of rank-stabilised LoRA, alpha / sqrt(rank).
+
     Returns:
         Its settings, and its weights in float32.
 
@@ -106,54 +92,69 @@ def load_lora(folder: Path, config: LlamaConfig) -> tuple[LoraConfig, AdapterWei
         UserError: If a file is missing or truncated (the message names it), if the adapter was made
             for another model, or if it uses a variant of LoRA that is not computed here.
     """
-    lora = _read_lora_config(folder, config)
-    weights = adapter_weights(config, lora)
-    names = _named(weights, config, lora)
-    tensors, _ = _read_tensors(folder / WEIGHTS, set(names), f"this model's LoRA {lora.targets}")
+    fields, where = _read_config(folder, "LORA"), folder / CONFIG
+    adapted = adapted_layers(fields, config, where)
+    block = block_weights(config)
+    targets = tuple(name for name in _modules(config) if any(name == n for _, n in adapted))
+    names = {
+        _peft_name(layer, half): (half, rank)
+        for (layer, name), (rank, _) in adapted.items()
+        for half in weight_pair(name, block[name], rank).values()
+    }
+    tensors, _ = _read_tensors(folder / WEIGHTS, set(names), f"this model's LoRA {targets}")
     # A wrong shape means another model, or another rank than the config states.
-    for name, (_, weight) in names.items():
+    for name, (weight, rank) in names.items():
         if tensors[name].shape != weight.hf_shape:
             raise UserError(
-                f"{folder / WEIGHTS}: {name} is {list(tensors[name].shape)}, for this model it is "
-                f"{list(weight.hf_shape)}"
+                f"{folder / WEIGHTS}: {name} is {list(tensors[name].shape)}, for this model and "
+                f"rank {rank} it is {list(weight.hf_shape)}"
             )
+    lora = _common_settings(fields, adapted, targets)
     loaded: AdapterWeights = {"layers": {}, "last": {}}
-    for key, weight in weights["last"].items():
-        # All layers but the last are stacked.
-        *stack, last = (
-            _from_peft(tensors[_peft_name(i, weight)], weight)
-            for i in range(config.num_hidden_layers)
-        )
-        loaded["layers"][key] = np.stack(stack) if stack else np.zeros((0, *weight.shape))
-        loaded["last"][key] = last
+    for name in targets:
+        for key, whole in weight_pair(name, block[name], lora.rank).items():
+            # All layers but the last are stacked.
+            *stack, last = (
+                _one_layer(tensors, adapted.get((layer, name)), layer, whole, lora)
+                for layer in range(config.num_hidden_layers)
+            )
+            loaded["layers"][key] = np.stack(stack) if stack else np.zeros((0, *whole.shape))
+            loaded["last"][key] = last
     return lora, jax.tree.map(lambda x: jax.numpy.asarray(x, np.float32), loaded)
 
 
-def _read_lora_config(folder: Path, config: LlamaConfig) -> LoraConfig:
-    fields, where = _read_config(folder, "LORA"), folder / CONFIG
-    for name in _UNSUPPORTED:
-        if fields.get(name):
-            raise UserError(f"{where}: {name}={fields[name]!r} is not supported")
-    if (start := fields.get("init_lora_weights", True)) not in _INITIALISATIONS:
-        raise UserError(
-            f"{where}: init_lora_weights={start!r} is not supported: it may change the base weights"
-        )
-    if fields.get("bias", "none") != "none":
-        raise UserError(f"{where}: bias={fields['bias']!r} is not supported; 'none' is")
-    rank, alpha = fields.get("r"), fields.get("lora_alpha")
-    if type(rank) is not int or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise UserError(f"{where}: r={rank!r}, lora_alpha={alpha!r} are not numbers")
-    return LoraConfig(rank, float(alpha), _targets(fields.get("target_modules"), config, where))
+def _common_settings(
+    fields: Mapping[str, Any],
+    adapted: Mapping[tuple[int, str], Adapted],
+    targets: tuple[str, ...],
+) -> LoraConfig:
+    """Return one rank and scale for all layers: the highest rank; 1 where the scales differ."""
+    rank = max(layer.rank for layer in adapted.values())
+    scales = {layer.scale for layer in adapted.values()}
+    if len(scales) > 1:
+        return LoraConfig(rank, float(rank), targets)
+    (scale,), alpha = scales, fields.get("lora_alpha")
+    # The file's own number, if it is the numerator of the scale.
+    stated = isinstance(alpha, int | float) and alpha / rank == scale
+    return LoraConfig(rank, float(alpha) if stated else scale * rank, targets)
 
 
-def _targets(modules: Any, config: LlamaConfig, where: Path) -> tuple[str, ...]:
-    """Return our names of PEFT's `target_modules`."""
-    ours = {theirs: name for name, theirs in _modules(config).items()}
-    if modules == "all-linear":
-        return tuple(ours.values())
-    if not isinstance(modules, list) or not modules or set(map(str, modules)) - set(ours):
-        raise UserError(f"{where}: target_modules={modules!r}; a list of {', '.join(ours)}")
-    return tuple(name for theirs, name in ours.items() if theirs in modules)
+def _one_layer(
+    tensors: Mapping[str, np.ndarray],
+    layer: Adapted | None,
+    index: int,
+    whole: Weight,
+    lora: LoraConfig,
+) -> np.ndarray:
+    """Return A or B of one layer in the rank of all; zeros where the layer has no adapter."""
+    is_b = whole.hf_name.endswith("lora_B.weight")
+    filled = np.zeros(whole.hf_shape, np.float32)  # A [rank, in], B [out, rank]
+    if layer is not None:
+        value = tensors[_peft_name(index, whole)].astype(np.float32)
+        if is_b and layer.scale != lora.scale:
+            value = value * np.float32(layer.scale / lora.scale)
+        filled[: value.shape[0], : value.shape[1]] = value
+    return _from_peft(filled, whole)
 
 
 def _modules(config: LlamaConfig) -> dict[str, str]:
@@ -330,7 +331,11 @@ def _read_config(folder: Path, peft_type: str) -> dict[str, Any]:
     try:
         fields = _json_object(path.read_text(encoding="utf-8"), path, "not a PEFT config")
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"{path}: cannot be read; give the folder of a PEFT adapter") from None
+        inside = sorted(folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
+        hint = f", such as {inside[0].parent}" if inside else ""
+        raise UserError(
+            f"{path}: cannot be read; give the folder of a PEFT adapter{hint}"
+        ) from None
     if fields.get("peft_type") != peft_type:
         raise UserError(f"{path}: peft_type={fields.get('peft_type')!r}, not {peft_type!r}")
     return fields
@@ -345,6 +350,11 @@ def _read_tensors(
     `kind` does, or if a tensor has another dtype than F32, F16 or BF16.
     """
     if not path.is_file():
+        if (pickled := path.with_suffix(".bin")).is_file():
+            raise UserError(
+                f"{pickled}: a pickle, which can run any code when it is read; save the adapter "
+                "as safetensors, as PEFT does by default"
+            )
         raise UserError(f"{path}: no such file")
     check_not_pointer(path)
     try:

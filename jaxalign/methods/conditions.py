@@ -19,7 +19,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.lora import Adapter
 from jaxalign.methods.base import ICL, NAIVE, PERSONA, Condition, PlacedPrompt
 from jaxalign.prompts import Message, Prompts, icl_messages
-from jaxalign.surveys.hofstede import country_name
+from jaxalign.surveys.names import country_name
 from jaxalign.surveys.survey import Item, Survey
 
 
@@ -150,6 +150,12 @@ class WithAdapter(Condition):
     def lead_in(self, prompts: Prompts) -> list[Message]:
         """Return the messages of the condition that is adapted."""
         return self.condition.lead_in(prompts)
+
+    def lead_ins(
+        self, prompts: Prompts, items: Sequence[Item]
+    ) -> tuple[list[list[Message]], np.ndarray]:
+        """Return what the condition that is adapted puts before each item."""
+        return self.condition.lead_ins(prompts, items)
 
 
 def draw_examples(survey: Survey, groups: Sequence[str], count: int, seed: int) -> tuple[Item, ...]:

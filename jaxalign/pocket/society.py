@@ -36,7 +36,8 @@ from jaxalign.pocket.responses import (
     values_responses,
 )
 from jaxalign.stats.vsm import FORMULAS
-from jaxalign.surveys.hofstede import DIMENSIONS, country_name, edition_scores
+from jaxalign.surveys.hofstede import DIMENSIONS, edition_scores
+from jaxalign.surveys.names import country_name
 from jaxalign.surveys.survey import Item, Survey, from_json, vsm
 
 __all__ = [

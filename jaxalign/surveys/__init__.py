@@ -8,7 +8,8 @@ from __future__ import annotations
 from jaxalign.surveys.check import SurveyCheck, check_survey
 from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.formats import read_survey
-from jaxalign.surveys.hofstede import DIMENSIONS, country_name, country_scores
+from jaxalign.surveys.hofstede import DIMENSIONS, country_scores
+from jaxalign.surveys.names import country_name, demonym, with_article
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Item, Survey, vsm
 
@@ -22,6 +23,8 @@ __all__ = [
     "check_survey",
     "country_name",
     "country_scores",
+    "demonym",
     "read_survey",
     "vsm",
+    "with_article",
 ]

@@ -21,7 +21,6 @@ A blank is a score that was not published. It stays absent and is never filled i
 from __future__ import annotations
 
 import csv
-import difflib
 import functools
 import math
 import os
@@ -33,6 +32,7 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.surveys.formats.files import bad, read_table, shown
+from jaxalign.surveys.names import countries, country_name, suggest
 
 DIMENSIONS = ("pdi", "idv", "mas", "uai", "lto", "ivr")
 EDITIONS = (
@@ -42,20 +42,6 @@ EDITIONS = (
     "legacy_estimate_pre2021",
 )
 DEFAULT_EDITION = "hofstede_insights_2021_23"
-
-# A name that the matrix abbreviates and no later edition spells out, and countries of the World
-# Values Survey's wave 7 that no edition has.
-_SPELLED_OUT = {
-    "KGZ": "Kyrgyzstan",
-    "MAC": "Macao",
-    "MDV": "Maldives",
-    "MMR": "Myanmar",
-    "NIC": "Nicaragua",
-    "NIR": "Northern Ireland",
-    "PSE": "Palestine",
-    "TJK": "Tajikistan",
-    "UZB": "Uzbekistan",
-}
 
 Scores = dict[str, float]  # by dimension
 
@@ -112,13 +98,13 @@ def edition_scores(edition: str | Path = DEFAULT_EDITION) -> dict[str, Scores]:
     }
 
 
-def country_name(
-    country: str, edition: str | Path = DEFAULT_EDITION, groups: Collection[str] = ()
+def name_in_edition(
+    group: str, edition: str | Path = DEFAULT_EDITION, groups: Collection[str] = ()
 ) -> str:
-    """Return the name of a country or group in plain English, such as "Saudi Arabia".
+    """Return the name of a country or other group in English, such as "Saudi Arabia".
 
     Args:
-        country: ISO 3166 alpha-3 code, or the name of another group.
+        group: ISO 3166 alpha-3 code, or the name of another group.
         edition: As for `country_scores`. A file of your own may give a name for each group; a
             group without one is called by its `group`.
         groups: Groups that a file names, such as the keys of a survey's `distributions`: one that
@@ -128,19 +114,18 @@ def country_name(
         UserError: Nothing says what the group is called.
 
     Examples:
-        >>> from jaxalign.surveys import country_name
-        >>> country_name("SAU")
+        >>> from jaxalign.surveys.hofstede import name_in_edition
+        >>> name_in_edition("SAU")
         'Saudi Arabia'
-        >>> country_name("night owls", groups=["night owls"])
+        >>> name_in_edition("night owls", groups=["night owls"])
         'night owls'
     """
-    if is_score_file(edition) and country in (own := _read_scores(Path(edition))):
-        return own[country][0] or _names().get(country, country)
-    if country in _names():
-        return _names()[country]
-    if country in groups:
-        return country
-    raise UserError(f"country {country!r} is unknown; {_suggestion(country, tuple(_names()))}")
+    own = _read_scores(Path(edition)) if is_score_file(edition) else {}
+    if group in own and own[group][0]:
+        return own[group][0]
+    if group not in countries() and (group in own or group in groups):
+        return group
+    return country_name(group)
 
 
 def targets(
@@ -210,17 +195,13 @@ def _unknown(country: str, edition: str | Path, scores: Mapping[str, object]) ->
         return f"country {country!r} is not in {edition}; it has {', '.join(scores)}"
     if others := [e for e in EDITIONS if country in edition_scores(e)]:
         return f"country {country!r} is not in edition {edition!r}; it is in {', '.join(others)}"
-    return f"country {country!r} is unknown; {_suggestion(country, tuple(scores))}"
+    return f"country {country!r} is unknown; {_suggestion(country, scores)}"
 
 
-def _suggestion(wanted: str, known: tuple[str, ...]) -> str:
+def _suggestion(wanted: str, known: Collection[str]) -> str:
     """Return the codes nearest to `wanted`, by code or by name; all codes if none is near."""
-    spelled = {**{_names()[c].lower(): c for c in known}, **{c.lower(): c for c in known}}
-    # Names and codes are compared with one list, so that "saudi arabia" finds SAU.
-    near = difflib.get_close_matches(wanted.lower(), spelled, n=3, cutoff=0.6)
-    if near:
-        codes = dict.fromkeys(spelled[n] for n in near)
-        return "did you mean " + " or ".join(f"{c} ({_names()[c]})" for c in codes) + "?"
+    if near := suggest(wanted, known):
+        return f"did you mean {near}?"
     return (
         "use a three-letter code, or give other groups' scores in a CSV as `edition`: "
         + " ".join(sorted(known))
@@ -264,12 +245,6 @@ def _edition(edition: str | Path) -> list[dict[str, str]]:
 def _rows() -> tuple[dict[str, str], ...]:
     path = resources.files("jaxalign.surveys").joinpath("data/hofstede.csv")
     return tuple(csv.DictReader(path.read_text("utf-8").splitlines()))
-
-
-@functools.cache
-def _names() -> dict[str, str]:
-    """Return names by code. A later edition spells out what the matrix abbreviates ('U.S.A.')."""
-    return {row["iso3"]: row["name"] for e in EDITIONS for row in _edition(e)} | _SPELLED_OUT
 
 
 def _read_scores(path: Path) -> dict[str, tuple[str, Scores]]:

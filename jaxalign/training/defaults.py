@@ -120,6 +120,8 @@ def _shown(value: Any) -> str:
     """Return a value as a line shows it: 1e-4, 4,096, yes."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, str):
+        return value.replace("_", " ")
     if isinstance(value, float):
         return np.format_float_scientific(value, trim="-", exp_digits=1)
     return f"{value:,}"

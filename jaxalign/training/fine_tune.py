@@ -112,12 +112,12 @@ def fine_tune(
             found = run(saved)
     if train.method == "full":
         return trained_model(trainer, found, lm)
-    trained = trained_adapters(trainer, found, lm.folder)
+    trained = trained_adapters(trainer, found, lm.name)
     return trained if several else trained[JOINT]
 
 
 def trained_adapters(
-    trainer: Trainer, trained: Mapping[str, Trained], base_model: str | Path
+    trainer: Trainer, trained: Mapping[str, Trained], base_model: str
 ) -> dict[str, Adapter]:
     """Return the trained adapters by name: whole on every device, or on the host if they were.
 
@@ -126,7 +126,7 @@ def trained_adapters(
     Args:
         trainer: What has trained them.
         trained: What `fit` returned.
-        base_model: Name or folder of the model, for the records of PEFT.
+        base_model: Name of the model, for the records of PEFT.
     """
     gather = jax.jit(lambda x: x, out_shardings=replicated(trainer.mesh))
     whole = {
@@ -134,7 +134,7 @@ def trained_adapters(
         for name, weights in trained.items()
     }
     return {
-        name: Adapter(weights, trainer.lora, trainer.config, str(base_model))
+        name: Adapter(weights, trainer.lora, trainer.config, base_model)
         for name, weights in whole.items()
     }
 

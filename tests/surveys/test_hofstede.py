@@ -38,22 +38,6 @@ def test_a_caller_may_change_the_result() -> None:
     assert c.country_scores("USA")["pdi"] == 40.0
 
 
-def test_names_are_plain_english() -> None:
-    names = {
-        "USA": "United States",
-        "SAU": "Saudi Arabia",
-        "CHN": "China",
-        "IND": "India",
-        "CZE": "Czech Republic",
-        "KOR": "South Korea",
-        "KGZ": "Kyrgyzstan",
-        "MNG": "Mongolia",
-    }
-    assert {iso3: c.country_name(iso3) for iso3 in names} == names
-    every = {iso3 for edition in c.EDITIONS for iso3 in c.edition_scores(edition)}
-    assert not [n for n in map(c.country_name, every) if n.endswith((" Rep", ".")) or not n]
-
-
 def test_targets_in_the_order_asked_for() -> None:
     target_Cx6, used_6 = c.targets(["SAU", "USA"])
     np.testing.assert_array_equal(target_Cx6, [[72, 48, 43, 64, 27, 14], [40, 91, 62, 46, 26, 68]])
@@ -95,7 +79,7 @@ def test_refusals_are_one_line_that_says_what_to_do(arguments: tuple, parts: lis
 
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(UserError, match="'ZZZ' is unknown"):
-        c.country_name("ZZZ")
+        c.name_in_edition("ZZZ")
 
 
 # -- a file of the user's own ---------------------------------------------------------------------
@@ -124,14 +108,14 @@ def test_any_named_group_may_have_scores(own: Path) -> None:
 
 
 def test_groups_are_named_by_their_file(own: Path) -> None:
-    assert c.country_name("night owls", own) == "people who work at night"
-    assert c.country_name("Gen Z", own) == "Gen Z", "the file has no name, so it is the group's"
-    assert c.country_name("CHN", own) == "China", "a country without a name keeps its own"
-    assert c.country_name("USA", own) == "United States"
-    assert c.country_name("early birds", groups=("early birds",)) == "early birds"
+    assert c.name_in_edition("night owls", own) == "people who work at night"
+    assert c.name_in_edition("Gen Z", own) == "Gen Z", "the file has no name, so it is the group's"
+    assert c.name_in_edition("CHN", own) == "China", "a country without a name keeps its own"
+    assert c.name_in_edition("USA", own) == "United States"
+    assert c.name_in_edition("early birds", groups=("early birds",)) == "early birds"
     for group in ("Gen Z", "night owls"):
         with pytest.raises(UserError, match=f"{group!r} is unknown"):
-            c.country_name(group)
+            c.name_in_edition(group)
 
 
 def test_semicolons_and_absent_columns(tmp_path: Path) -> None:

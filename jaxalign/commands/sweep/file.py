@@ -2,7 +2,7 @@
 
     countries = ["USA", "CHN"]       # ISO 3166 alpha-3 codes
     seeds = 5                        # 0 to 4; or a list: [7, 11]
-    models = ["pocket"]              # folders of Hugging Face Llamas; "pocket" is the one shipped
+    models = ["pocket"]              # as --model has them; "pocket" is the one shipped
     prompt_lengths = [4, 16]
     generations = 40                 # any name in SETTINGS, as `jaxalign soft-prompt` has it
 
@@ -93,7 +93,7 @@ class Sweep:
         base = self.base_config
         return dataclasses.replace(
             base,
-            model=None if model == POCKET else Path(model),
+            model=None if model == POCKET else model,
             strategy=strategy,
             prompt=dataclasses.replace(base.prompt, length=length),
         )

@@ -204,8 +204,7 @@ def train(
         )
     lm = experiment.lm
     return {
-        name: Adapter(weights[label(name)], settings.lora, lm.config, str(lm.folder))
-        for name in examples
+        name: Adapter(weights[label(name)], settings.lora, lm.config, lm.name) for name in examples
     }
 
 

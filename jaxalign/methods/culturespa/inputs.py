@@ -11,11 +11,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxalign.answering.blocks import Conversations
-from jaxalign.answering.encode import encode
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.model import LM, ModelFiles, open_model
+from jaxalign.methods.ask import Questions, encode_conditions
+from jaxalign.methods.conditions import Plain
 from jaxalign.methods.culturespa.dataset import training_tokens
 from jaxalign.methods.culturespa.settings import (
     CultureSPASettings,
@@ -68,16 +68,15 @@ class Inputs:
     guard_name: str
 
     @functools.cached_property
-    def guard_conversations(self) -> Conversations:
+    def guard_questions(self) -> Questions:
         """The guard's questions as tokens, without a system message; encoded once."""
         items = [item for item, _ in self.guard]
-        return encode(self.files.tokenizer, self.prompts.texts.prompts, [[]], items)
+        return encode_conditions(self.files, self.prompts.texts.prompts, [Plain()], items)
 
     def facts(self) -> dict[str, object]:
         """Return hashes and texts that a resumed run must find unchanged."""
         return {
-            "model_sha256": self.files.sha256,
-            "tokenizer_sha256": self.files.tokenizer.sha256,
+            **self.files.facts(),
             "survey_sha256": self.survey.sha256,
             "survey": self.survey.name,
             "shown_sha256": self.prompts.shown.sha256,
@@ -144,7 +143,7 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         files=files,
         survey=survey,
         tables=tables,
-        prompts=_style_prompts(settings, survey),
+        prompts=_style_prompts(settings, survey, files.folder),
         request=load_request(),
         guard=guard,
         guard_name=guard_name,
@@ -156,7 +155,9 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
     return inputs
 
 
-def _style_prompts(settings: CultureSPASettings, survey: Survey) -> StylePrompts:
+def _style_prompts(
+    settings: CultureSPASettings, survey: Survey, model_folder: Path
+) -> StylePrompts:
     source = None
     if settings.examples == "leak_free":
         source = society_values_module()
@@ -167,7 +168,8 @@ def _style_prompts(settings: CultureSPASettings, survey: Survey) -> StylePrompts
     if missing := [group for group in settings.countries if group not in shown.distributions]:
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
     groups = _possible_neighbours(settings.countries, shown)
-    prompts = StylePrompts(load_texts(settings.texts), survey, groups, settings.examples, source)
+    texts = load_texts(settings.texts, model_folder=model_folder)
+    prompts = StylePrompts(texts, survey, groups, settings.examples, source)
     _check_texts(prompts, settings.countries)
     for note in _notes(prompts, settings.countries):
         _log.info(note)

@@ -19,7 +19,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.generate import Sampling
 from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.model import ModelFiles
-from jaxalign.methods.culturespa.styles import Examples
+from jaxalign.methods.culturespa.styles import P3_CHOICES, Examples, P3Form
 from jaxalign.methods.culturespa.write import PUBLISHED_SAMPLING
 from jaxalign.runs import may_change
 from jaxalign.runtime.platform import target_platform
@@ -36,8 +36,10 @@ class CultureSPASettings:
     """Directory of the run; default: runs/culturespa-<date>-<time>."""
     resume: bool = may_change(False)
     """Continue the run in the output directory; finished steps are not repeated."""
-    model: Path | None = None
-    """Folder of a Hugging Face Llama; default: the pocket model that ships with the package."""
+    model: str | None = None
+    """Model: a Hugging Face folder, a GGUF file of a Llama, a hub id such as
+    meta-llama/Meta-Llama-3-8B-Instruct, or smollm2; default: the pocket model that ships with the
+    package."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of weights and activations; auto: float32 for the pocket model, bfloat16 for others."""
     survey: Path | None = None
@@ -52,6 +54,13 @@ class CultureSPASettings:
     per_topic: int | None = None
     """Number of questions to write on each topic; default: follows the model, the paper's 1000 for
     a real one and 12 for the pocket model."""
+    questions: tuple[Path, ...] = ()
+    """Files of existing questions to start from instead of writing new ones: JSON as CultureSPA
+    released it, or a survey, such as the questions.json of write-questions. All seeds share
+    them."""
+    constrain: bool = False
+    """Let the model write nothing but JSON of the requested form: tokens that cannot continue it
+    are never drawn."""
     seeds: int | None = None
     """Number of seeds. Every random step is repeated for each: questions, selection, adapters and
     the order of examples. Default: follows the model, 1 for a real one and 5 for the pocket
@@ -66,13 +75,24 @@ class CultureSPASettings:
     examples: Examples = "paper"
     """Where the styles P2 and P3 read countries' answers. paper: the tested survey; leak_free:
     another one."""
+    p3_choice: str | None = None
+    """Which questions P3 shows before a question. topics: those of its topic first; similar: those
+    whose words are most alike; or a file that ranks the questions of the survey by similarity
+    (JSON: an object that maps an item to a list of items, the most similar first, as CultureSPA
+    released it; or CSV with the columns item and similar). Default: follows the model, similar for
+    a real one and topics for the pocket model."""
+    p3_form: P3Form | None = None
+    """How P3 shows them. one_message: all of them in the system message, as published; turns: each
+    as a question with its reply. Default: follows the model, one_message for a real one and turns
+    for the pocket model."""
     source: Path | None = None
     """The other survey, for leak-free examples; default, with the default survey: the simulated
     society's values module."""
     source_distributions: Path | None = None
     """Answers by country to a source in a CSV of your own."""
     texts: Path | None = None
-    """Folder with prompt texts of your own; default: the package's."""
+    """Folder with prompt texts of your own (persona.jinja, question.jinja, self_alignment.jinja
+    ...); default: the package's."""
     writing: Sampling = dataclasses.field(default_factory=lambda: PUBLISHED_SAMPLING)
     """How new questions are sampled."""
     answering: Sampling = dataclasses.field(
@@ -127,6 +147,8 @@ class CultureSPASettings:
 _NAMES = {
     "per_topic": "questions on each topic",
     "seeds": "seeds",
+    "p3_choice": "questions that P3 shows",
+    "p3_form": "form of P3",
     "block_tokens": "tokens of a block of exact answers",
 }
 FOR_POCKET = "suits the pocket model"
@@ -146,15 +168,27 @@ def resolve_settings(
         The resolved settings, and one line per replaced setting with its value and source.
     """
     if files.is_pocket:
-        size = {"per_topic": Default(12, FOR_POCKET), "seeds": Default(5, FOR_POCKET)}
+        following = {
+            "per_topic": Default(12, FOR_POCKET),
+            "seeds": Default(5, FOR_POCKET),
+            "p3_choice": Default("topics", FOR_POCKET),
+            "p3_form": Default("turns", FOR_POCKET),
+        }
     else:
-        size = {"per_topic": Default(1000, PAPER), "seeds": Default(1, PAPER)}
+        following = {
+            "per_topic": Default(1000, PAPER),
+            "seeds": Default(1, PAPER),
+            "p3_choice": Default("similar", "the paper's, with similarity by words"),
+            "p3_form": Default("one_message", PAPER),
+        }
+    if settings.questions:
+        del following["per_topic"]  # nothing is written
     platform = target_platform()
     if files.is_pocket:
         block_tokens = Default(_POCKET_BLOCK_TOKENS, FOR_POCKET)
     else:
         block_tokens = Default(default_block_tokens(platform), f"chosen for a {platform}")
-    defaults = size | {"block_tokens": block_tokens}
+    defaults = following | {"block_tokens": block_tokens}
     resolved, notes = resolve(settings, defaults, _NAMES)
     train, train_notes = resolve_training(settings.train, files, "culturespa")
     return dataclasses.replace(resolved, train=train), notes + train_notes
@@ -192,6 +226,11 @@ def check_settings(settings: CultureSPASettings) -> None:
             f"`train.method` {settings.train.method}: CultureSPA trains adapters side by side; "
             "give lora"
         )
+    choice = settings.p3_choice
+    if choice is not None and choice not in P3_CHOICES and not Path(choice).is_file():
+        raise UserError(f"`p3_choice` {choice}: give {', '.join(P3_CHOICES)} or an existing file")
+    if settings.constrain and settings.questions:
+        raise UserError("`constrain`: nothing is written with `questions`; leave one of them out")
     for shares, survey in (("distributions", "survey"), ("source_distributions", "source")):
         if (path := getattr(settings, shares)) is not None and getattr(settings, survey) is None:
             raise UserError(f"`{shares}` {path}: goes with a `{survey}` of your own")

@@ -34,12 +34,14 @@ from jaxalign.methods.base import PROMPTED
 from jaxalign.methods.conditions import draw_examples
 from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_prompt
 from jaxalign.stats.alignment import between_countries
-from jaxalign.surveys.hofstede import country_name
+from jaxalign.surveys.names import country_name
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.surveys.tables import make_tables
 
 Style = Literal["unaware", "p1", "p2", "p3", "p1p3", "p2p3"]
 Examples = Literal["paper", "leak_free"]
+P3Form = Literal["turns", "one_message"]
+P3_CHOICES = ("topics", "similar")  # or a file
 STYLES: tuple[Style, ...] = tuple(method.key for method in PROMPTED)
 NO_GROUP = ("",)  # the group of a style that names none
 
@@ -49,7 +51,7 @@ class Texts:
     """Prompt texts as jinja sources.
 
     `cross_culture` may use `persona`, the rendered persona line, and `similar` and `different`,
-    lists of group names; `unaware` uses no name.
+    lists of `GroupName`; `unaware` uses no name.
     """
 
     prompts: Prompts
@@ -57,10 +59,16 @@ class Texts:
     cross_culture: str
 
 
-def load_texts(folder: Path | None = None) -> Texts:
-    """Return the package's texts, each replaced by `folder/NAME.jinja` where that file exists."""
-    prompts = load_prompts(folder)  # refuses a folder that does not exist
-    return Texts(prompts, read_prompt("unaware", folder), read_prompt("cross_culture", folder))
+def load_texts(
+    folder: Path | None = None, *, language: str = "en", model_folder: Path | None = None
+) -> Texts:
+    """Return the texts of all styles; the places are those of `jaxalign.prompts.load_prompts`."""
+    places = {"language": language, "model_folder": model_folder}
+    prompts = load_prompts(folder, **places)  # refuses a folder that does not exist
+    unaware, cross_culture = (
+        read_prompt(name, folder, **places) for name in ("unaware", "cross_culture")
+    )
+    return Texts(prompts, unaware, cross_culture)
 
 
 def reads_answers(style: Style) -> bool:
@@ -224,7 +232,9 @@ class StylePrompts:
         persona = self.texts.prompts.system(group_name(group))
         if style == "p1":
             return persona
-        near, far = (list(map(group_name, names)) for names in self._neighbours[group])
+        near, far = (
+            list(map(self.texts.prompts.name_of, names)) for names in self._neighbours[group]
+        )
         values = {"persona": persona["content"], "similar": near, "different": far}
         return _system_message("cross_culture", self.texts.cross_culture, **values)
 

@@ -31,7 +31,7 @@ from jaxalign.pocket.society import held_out_survey as simulated_survey
 from jaxalign.prompts import Prompts, load_prompts
 from jaxalign.stats.objectives import Objective, ObjectiveInputs, objectives
 from jaxalign.surveys.formats import read_answered, read_questionnaire
-from jaxalign.surveys.hofstede import DIMENSIONS, country_name, is_score_file, targets
+from jaxalign.surveys.hofstede import DIMENSIONS, is_score_file, name_in_edition, targets
 from jaxalign.surveys.survey import Item, Survey, vsm
 from jaxalign.surveys.tables import option_table
 
@@ -64,7 +64,7 @@ class Problem:
     def group_name(self, group: str) -> str:
         """Return what prompts call a group: a country's English name, or a group's own."""
         groups = (*self.tuned_survey.distributions, *self.answered_survey.distributions)
-        return country_name(group, self.settings.edition, groups)
+        return name_in_edition(group, self.settings.edition, groups)
 
     def in_context(self, group: str) -> InContext:
         """Return the condition of the ICL baseline for a group."""
@@ -90,8 +90,7 @@ class Problem:
     def facts(self) -> dict[str, Any]:
         """Return the hashes that a resumed run must find unchanged."""
         facts = {
-            "model_sha256": self.model.sha256,
-            "tokenizer_sha256": self.model.tokenizer.sha256,
+            **self.model.facts(),
             "instrument_sha256": self.tuned_survey.sha256,
             "held_out_sha256": self.answered_survey.sha256,
             "simulated_held_out": self.simulated,
@@ -107,7 +106,10 @@ class Problem:
 
 
 def read_problem(
-    settings: Settings, model: ModelFiles | None = None, survey: Survey | None = None
+    settings: Settings,
+    model: ModelFiles | None = None,
+    survey: Survey | None = None,
+    revision: str | None = None,
 ) -> Problem:
     """Read and check everything that is quick to check.
 
@@ -115,6 +117,7 @@ def read_problem(
         settings: The run's settings.
         model: The model's files; default: those that the settings name.
         survey: The survey that is tuned; default: the one that the settings name.
+        revision: Commit of a model from the hub that a resumed run has recorded.
 
     Raises:
         UserError: for whatever is wrong with the settings or with a file that they name.
@@ -127,9 +130,9 @@ def read_problem(
     make_objective(settings, survey)  # raises what the survey or the groups lack
     targets(settings.anchor, settings.edition, settings.dimensions)
     if model is None:
-        model = open_model(settings.model, settings.dtype)
+        model = open_model(settings.model, settings.dtype, revision=revision)
     check_space(settings, model.config)
-    prompts = load_prompts(settings.prompts)
+    prompts = load_prompts(settings.prompts, model_folder=model.folder)
     answered = read_held_out(settings)
     examples = draw_examples(answered, settings.countries, settings.icl_examples, settings.seed)
     if len(examples) == len(answered.items):

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxalign.answering.conversations import Placement
 from jaxalign.core.errors import UserError
-from jaxalign.lm.peft import load_prompt, save_prompt, save_prompt_tuning
+from jaxalign.lm.peft import load_prompt, load_prompt_tuning, save_prompt, save_prompt_tuning
 from jaxalign.methods.base import TUNED, Condition
 
 
@@ -64,12 +64,26 @@ class SoftPrompt(Condition):
 
     @classmethod
     def load(cls, path: str | Path) -> SoftPrompt:
-        """Read a prompt that `save` wrote.
+        """Read a prompt that `save` wrote, or the folder of one that PEFT or `save_peft` wrote.
+
+        What PEFT does not record is None: the group, and the seed. A prompt of PEFT always stands
+        in front.
+
+        Args:
+            path: A safetensors file of ours, or a folder with `adapter_config.json`.
 
         Raises:
             UserError: naming the file, where it is missing, truncated or no soft prompt.
         """
-        embeddings_MxD, metadata = load_prompt(Path(path))
+        path = Path(path)
+        if path.is_dir():
+            embeddings_MxD, fields = load_prompt_tuning(path)
+            return cls(
+                embeddings_MxD,
+                start=fields.get("prompt_tuning_init_text"),
+                model=fields.get("base_model_name_or_path"),
+            )
+        embeddings_MxD, metadata = load_prompt(path)
         placement = metadata.get("placement", "front")
         if placement not in get_args(Placement):
             raise UserError(f"{path}: placement {placement!r} is none of {get_args(Placement)}")

@@ -26,8 +26,10 @@ class Settings:
     """Directory of the run; default: runs/soft_prompt-<date>-<time>."""
     resume: bool = may_change(False)
     """Whether to continue the run in --out; it ends with the same bits as one never stopped."""
-    model: Path | None = None
-    """Folder of a Hugging Face Llama; default: the pocket Llama that ships with the package."""
+    model: str | None = None
+    """Model: a Hugging Face folder, a GGUF file of a Llama, a hub id such as
+    meta-llama/Meta-Llama-3-8B-Instruct, or smollm2; default: the pocket model that ships with the
+    package."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of weights and activations; auto is float32 for the pocket Llama and bfloat16
     for every other model."""

@@ -214,7 +214,8 @@ def run_soft_prompt(
     out = _directory(settings)
     recorded = check_run(out, settings, settings.resume)
     settings = dataclasses.replace(settings, checkpoints=checkpoint_directory(settings, out))
-    problem = read_problem(settings, None if lm is None else lm.files, survey)
+    given, revision = None if lm is None else lm.files, recorded.get("model_revision")
+    problem = read_problem(settings, given, survey, revision)
     check_comparison(problem)
     # The mesh needs no weights; a model that is already loaded moves to it.
     if lm is None:
@@ -224,7 +225,7 @@ def run_soft_prompt(
         mesh = lm.mesh
     execution = choose_execution(problem, mesh, recorded)
     config = problem.model.config
-    _log.info(f"model {problem.model.folder}: {config.num_hidden_layers} layers, {config.dtype}")
+    _log.info(f"model {problem.model.name}: {config.num_hidden_layers} layers, {config.dtype}")
     if not problem.model.is_pocket and (note := pocket_defaults(settings)):
         _log.info(note)
     if cache := jax.config.jax_compilation_cache_dir:
@@ -286,7 +287,7 @@ def soft_prompts(problem: Problem, prompts_CxMxD: jax.Array) -> dict[str, SoftPr
             group=group,
             start=start_text(problem, group),
             seed=settings.seed,
-            model=str(problem.model.folder),
+            model=problem.model.name,
             model_sha256=problem.model.sha256,
         )
         for group, prompt_MxD in zip(settings.countries, np.asarray(prompts_CxMxD), strict=True)
@@ -314,7 +315,7 @@ def _model_settings(lm: LM) -> dict[str, Any]:
     """Return the settings that name a loaded model, as a command line would give them."""
     usual = "float32" if lm.files.is_pocket else "bfloat16"
     return {
-        "model": None if lm.files.is_pocket else lm.folder,
+        "model": None if lm.files.is_pocket else lm.name,
         "dtype": "auto" if lm.config.dtype == usual else lm.config.dtype,
         "weights": "int8" if _is_int8(lm) else "stored",
     }

@@ -22,7 +22,8 @@ from typing import Any
 from jaxalign.core.errors import UserError
 from jaxalign.surveys.formats.base import FORMATS, Format
 from jaxalign.surveys.formats.files import FileStart, bad, read_table, shown
-from jaxalign.surveys.hofstede import EDITIONS, country_name, edition_scores
+from jaxalign.surveys.hofstede import EDITIONS, edition_scores
+from jaxalign.surveys.names import country_name
 from jaxalign.surveys.survey import Item, Survey
 
 COLUMNS = ("question", "selections", "options", "source")
