@@ -65,7 +65,7 @@ from jaxalign.methods.culturespa.write import (
     collect_questions,
     model_writer,
 )
-from jaxalign.runs import Run, check_run
+from jaxalign.runs import Run, check_run, recorded_facts
 from jaxalign.runtime.memory import available_bytes, log_peak
 from jaxalign.runtime.programs import check_programs
 from jaxalign.surveys.responses import Responses
@@ -108,7 +108,8 @@ def run_culturespa(
     """
     out = _directory(settings)
     check_settings(settings)
-    files = open_model(settings.model, settings.dtype)
+    recorded = recorded_facts(out, settings.resume)
+    files = open_model(settings.model, settings.dtype, revision=recorded.get("model_revision"))
     settings, notes = resolve_settings(settings, files)
     check_run(out, settings, settings.resume)
     for note in notes:
@@ -167,7 +168,7 @@ def _check_programs(
         steps = None if inputs.files.is_pocket else expected_steps(settings, inputs, mesh)
     if inputs.files.is_pocket:
         available = available_bytes(mesh.local_devices[0])
-        if (why := small_run(settings, inputs, available)) is not None:
+        if (why := small_run(settings, inputs, mesh, available)) is not None:
             _log.info(why)
             return steps
     check_memory(settings, inputs, mesh, steps, on_progress)

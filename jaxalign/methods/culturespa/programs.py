@@ -31,7 +31,7 @@ from jaxalign.lm.weights import Params, program_params
 from jaxalign.methods.culturespa.inputs import Inputs
 from jaxalign.methods.culturespa.measure import conversations_to_measure
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
-from jaxalign.methods.culturespa.settings import CultureSPASettings, reply_bytes
+from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.culturespa.styles import STYLES, encode_styles
 from jaxalign.methods.culturespa.training_steps import (
     Steps,
@@ -53,6 +53,7 @@ from jaxalign.training.shape import MOST_UNITS
 _FEW = 16
 # A run that takes at most this share of the memory by estimate is not checked program by program.
 _SMALL = 1 / 8
+_PROMPT_TOKENS = 1024  # of a long request
 
 
 def survey_of(path: Path | None) -> Survey:
@@ -157,7 +158,9 @@ def expected_steps(settings: CultureSPASettings, inputs: Inputs, mesh: Mesh) -> 
     return plan_steps(settings, inputs, mesh, available, stand_ins(inputs.survey, settings, _FEW))
 
 
-def small_run(settings: CultureSPASettings, inputs: Inputs, available: int | None) -> str | None:
+def small_run(
+    settings: CultureSPASettings, inputs: Inputs, mesh: Mesh, available: int | None
+) -> str | None:
     """Return a line that says why a run needs no check, or None if it does need one.
 
     By estimate: everything that any program of the run holds, added up as if all of it were held at
@@ -167,6 +170,7 @@ def small_run(settings: CultureSPASettings, inputs: Inputs, available: int | Non
     Args:
         settings: The run's settings, resolved.
         inputs: What they name.
+        mesh: The devices.
         available: Bytes that programs may use on a device; None if that is not known.
     """
     if available is None:
@@ -174,7 +178,11 @@ def small_run(settings: CultureSPASettings, inputs: Inputs, available: int | Non
     config, train = inputs.files.config, settings.train
     widths = 6 * config.intermediate_size + 12 * config.hidden_size  # kept of a token and layer
     activations = 4 * config.num_hidden_layers * widths
-    caches = 2 * settings.batch_size * reply_bytes(settings, config)  # and copied
+    # Keys and values of every layer for each token of a reply and its prompt, and their copies.
+    positions = _PROMPT_TOKENS + settings.writing.max_new_tokens
+    slots = slots_of(config, mesh, 10**6, settings.batch_size, positions, available)
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    caches = 2 * slots * positions * values * jax.numpy.dtype(config.dtype).itemsize
     adapter = 4 * sum(x.size for x in jax.tree.leaves(abstract_adapter(config, settings.lora)))
     # An adapter, both moments, the gradient's sum and the update; and each unit's copy of one.
     adapters = 6 * adapter * max(model_counts(settings)) + 2 * MOST_UNITS * adapter

@@ -72,12 +72,12 @@ def test_sizes_are_kept_for_a_resumed_run(run, tmp_path):
 
 
 def test_only_a_run_that_takes_little_memory_is_not_checked(run):
-    settings, inputs, *_ = run
-    assert small_run(settings, inputs, 16 * 2**30).startswith("memory: at most 0.")
-    assert small_run(settings, inputs, 2**30) is None
-    assert small_run(settings, inputs, None) is None
+    settings, inputs, mesh, _ = run
+    assert small_run(settings, inputs, mesh, 16 * 2**30).startswith("memory: at most 0.")
+    assert small_run(settings, inputs, mesh, 2**30) is None
+    assert small_run(settings, inputs, mesh, None) is None
     many = dataclasses.replace(settings, seeds=1000)
-    assert small_run(many, inputs, 16 * 2**30) is None
+    assert small_run(many, inputs, mesh, 16 * 2**30) is None
 
 
 class Compiled(logging.Handler):
