@@ -55,9 +55,7 @@ _HELP = "/reset forgets what has been said, /quit leaves; anything else is said 
 class Config:
     """Talk to a model plain and under tuned prompts, adapters and personas, side by side."""
 
-    target: Annotated[
-        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL|RUN]")
-    ] = None
+    target: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL|RUN]")] = None
     """Model: a Hugging Face folder, a GGUF file of a Llama, a hub id or smollm2; or the directory
     of a run, which brings its model and all the prompts and adapters it has tuned; default: the
     pocket model that ships with the package."""
