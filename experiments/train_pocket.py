@@ -46,6 +46,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -59,6 +60,7 @@ from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 from jaxalign.lm.checkpoint import load_checkpoint, save_checkpoint
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.weights import Params, Weight, init_params, is_weight, weight_tree
+from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.conversations import Shape, make_batch
 from jaxalign.pocket.corpus import Corpus, build_corpus, texts
 from jaxalign.pocket.forward import divergence
@@ -197,6 +199,7 @@ def export(folder: Path, params: Params, c: LlamaConfig, corpus: Corpus) -> None
     (folder / "model.safetensors").unlink(missing_ok=True)
     save_checkpoint(folder, params, c)
     save_tokenizer(corpus.tokenizer, folder)
+    shutil.copytree(MODEL_FOLDER / "prompts", folder / "prompts", dirs_exist_ok=True)
 
 
 def train(config: Config, c: LlamaConfig, corpus: Corpus) -> Params:
@@ -258,7 +261,7 @@ def _report(log, bar, numbers: dict[str, float], **more: float) -> None:
 def run(config: Config) -> None:
     """Train a tokenizer and the model, export and measure them."""
     config.out.mkdir(parents=True, exist_ok=True)
-    prompts = load_prompts()
+    prompts = load_prompts(model_folder=MODEL_FOLDER)
     tokenizer = train_tokenizer(texts(prompts), config.vocabulary)
     corpus = build_corpus(tokenizer, prompts)
     c = model_config(config, len(tokenizer))

@@ -96,7 +96,13 @@ def answer_sampled(
     return np.array(out)
 
 
-def model_sampler(lm: LM, sampling: Sampling, seed: int, batch_size: int) -> Sampler:
+def model_sampler(
+    lm: LM,
+    sampling: Sampling,
+    seed: int,
+    batch_size: int | None,
+    extra_ExD: np.ndarray | None = None,
+) -> Sampler:
     """Return what samples a model's replies for `answer_sampled`.
 
     Args:
@@ -104,6 +110,7 @@ def model_sampler(lm: LM, sampling: Sampling, seed: int, batch_size: int) -> Sam
         sampling: How tokens are drawn, and how many at most.
         seed: Seed of the replies.
         batch_size: Replies written at a time, at most.
+        extra_ExD: Embeddings of the ids beyond the vocabulary: row i is `vocab_size + i`.
     """
 
     def sample(
@@ -120,6 +127,7 @@ def model_sampler(lm: LM, sampling: Sampling, seed: int, batch_size: int) -> Sam
             positions=longest + sampling.max_new_tokens,
             batch_size=batch_size,
             mesh=lm.mesh,
+            extra_embeddings=extra_ExD if extra_ExD is not None and len(extra_ExD) else None,
         )
 
     return sample

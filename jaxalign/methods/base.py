@@ -17,9 +17,11 @@ soft prompt or an adapter. `jaxalign.methods.conditions` has the ready-made ones
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
+
+import numpy as np
 
 from jaxalign.lm.lora import Adapter
 from jaxalign.prompts import Message, Prompts
@@ -35,6 +37,7 @@ from jaxalign.report.palette import (
     VERMILION,
     YELLOW,
 )
+from jaxalign.surveys.survey import Item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,3 +287,13 @@ class Condition(Protocol):
     def lead_in(self, prompts: Prompts) -> list[Message]:
         """Return the messages that come before the question, worded by `prompts`."""
         return []
+
+    def lead_ins(
+        self, prompts: Prompts, items: Sequence[Item]
+    ) -> tuple[list[list[Message]], np.ndarray]:
+        """Return what stands before each item, for conditions where that depends on the item.
+
+        Returns:
+            The different lead-ins, and int [Q], the position of each item's among them.
+        """
+        return [self.lead_in(prompts)], np.zeros(len(items), int)

@@ -1,4 +1,9 @@
-"""Prompt texts as files. A user may read and replace them; a run keeps the ones it used."""
+"""Prompt texts as files. A user may read and replace them; a run keeps the ones it used.
+
+Three places may hold a text, NAME.jinja, and the first that has it counts: the user's folder; the
+folder `prompts` of a model that was trained on certain texts, as the pocket model was; and this
+package, in the language asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from pathlib import Path
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.templates import render
+from jaxalign.surveys.names import GroupName, group_name
 from jaxalign.surveys.survey import Item
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -20,11 +26,15 @@ class Prompts:
 
     Attributes:
         item: The question; it may use `item` and `options`, a list of pairs of code and label.
-        persona: The line that names a country; it may use `country`, the English name.
+        persona: The line that names a country; it may use `country` ("United States"),
+            `article_country` ("the United States") and, for countries in English, `demonym`
+            ("American").
+        language: Language of the country names.
     """
 
     item: str
     persona: str
+    language: str = "en"
 
     def user(self, item: Item) -> Message:
         """Return an item's question as the user's message."""
@@ -32,38 +42,80 @@ class Prompts:
         text = render("item.jinja", self.item, item=item, options=options)
         return {"role": "user", "content": text}
 
-    def system(self, country: str) -> Message:
-        """Return the persona line as the system message."""
-        return {"role": "system", "content": render("persona.jinja", self.persona, country=country)}
+    def system(self, group: str) -> Message:
+        """Return the persona line as the system message.
+
+        Args:
+            group: A country's code or English name; or how the line calls another group.
+        """
+        values = dataclasses.asdict(self.name_of(group))
+        # A text that needs an adjective is refused where there is none, instead of saying "None".
+        values = {name: value for name, value in values.items() if value is not None}
+        return {"role": "system", "content": render("persona.jinja", self.persona, **values)}
+
+    def name_of(self, group: str) -> GroupName:
+        """Return what the texts call a group, given as for `system`."""
+        return group_name(group, self.language)
 
 
-def load_prompts(folder: Path | None = None) -> Prompts:
-    """Return the package's texts, each replaced by `folder/NAME.jinja` where that file exists.
+def load_prompts(
+    folder: Path | None = None, *, language: str = "en", model_folder: Path | None = None
+) -> Prompts:
+    """Return the texts of a question and of a persona, from the first place that has each.
+
+    Args:
+        folder: The user's own texts, `folder/NAME.jinja`.
+        language: Language of the package's texts and of the country names.
+        model_folder: Folder of the model that is asked. Texts in its folder `prompts` are preferred
+            to the package's English ones.
 
     Raises:
-        UserError: `folder` does not exist, or a file in it cannot be read.
+        UserError: `folder` does not exist, a file in it cannot be read, or the package has no texts
+            in the language.
     """
     if folder is not None and not folder.is_dir():
         raise UserError(f"`prompts` {folder}: no such folder")
-    return Prompts(**{name: read_prompt(name, folder) for name in _NAMES})
+    group_name("USA", language)  # refuses a language that is unknown
+    texts = {
+        name: read_prompt(name, folder, language=language, model_folder=model_folder)
+        for name in _NAMES
+    }
+    return Prompts(**texts, language=language)
 
 
-def read_prompt(name: str, folder: Path | None) -> str:
-    """Return the source of one text: `folder/NAME.jinja` if it exists, else the package's.
+def read_prompt(
+    name: str, folder: Path | None, *, language: str = "en", model_folder: Path | None = None
+) -> str:
+    """Return the source of one text, from the first place that has it; see `load_prompts`.
 
     Raises:
-        UserError: The file in `folder` cannot be read, or is not UTF-8.
+        UserError: The file in `folder` cannot be read or is not UTF-8, or no place has the text in
+            this language.
     """
-    replacement = folder / f"{name}.jinja" if folder else None
-    if replacement is None or not replacement.is_file():
-        return resources.files("jaxalign.prompts").joinpath(f"{name}.jinja").read_text("utf-8")
+    places = [folder]
+    if model_folder is not None and language == "en":
+        places.append(model_folder / "prompts")
+    for place in places:
+        if place is not None and (path := place / f"{name}.jinja").is_file():
+            return _read_text(path)
+    texts = resources.files("jaxalign.prompts")
+    own = (texts if language == "en" else texts / language) / f"{name}.jinja"
+    if not own.is_file():
+        raise UserError(
+            f"`language` {language!r}: the package has no prompt texts in it; give a folder with "
+            f"your own {name}.jinja"
+        )
+    return own.read_text("utf-8")
+
+
+def _read_text(path: Path) -> str:
     try:
-        return replacement.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"{replacement}: {error.strerror}; give a text file") from None
+        raise UserError(f"{path}: {error.strerror}; give a text file") from None
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{replacement}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+            f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from None
 
 

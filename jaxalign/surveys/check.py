@@ -98,7 +98,9 @@ def _summary(format: str, survey: Survey | ChoiceTest) -> str:
 
 
 def _note(survey: Survey | ChoiceTest) -> str:
-    if not isinstance(survey, Survey) or not (ids := survey.items_without_wording()):
+    if isinstance(survey, ChoiceTest):
+        return f" But {'; '.join(survey.notes)}." if survey.notes else ""
+    if not (ids := survey.items_without_wording()):
         return ""
     return (
         f" But {len(ids)} of its items have no wording: replies can be scored against it "

@@ -24,6 +24,8 @@ class ChoiceTest:
             does not say.
         groups: A label for each item. Items with the same label count as one question, which is
             right only when all of them are (CulturalBench Hard). Elsewhere labels differ.
+        notes: What a reader of the file should be told, such as questions that were left out. Not
+            part of `sha256`.
 
     Raises:
         UserError: If there are no items, or the lengths differ.
@@ -35,6 +37,7 @@ class ChoiceTest:
     answers: tuple[int, ...]
     countries: tuple[str, ...]
     groups: tuple[str, ...]
+    notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         lengths = [len(x) for x in (self.items, self.answers, self.countries, self.groups)]
@@ -44,5 +47,7 @@ class ChoiceTest:
     @functools.cached_property
     def sha256(self) -> str:
         """Hash of everything that a score depends on."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
+        fields = dataclasses.asdict(self)
+        fields.pop("notes")
+        text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

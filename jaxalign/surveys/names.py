@@ -116,7 +116,7 @@ def group_name(group: str, language: str = "en") -> GroupName:
         >>> group_name("NLD").article_country, group_name("night owls").article_country
         ('the Netherlands', 'night owls')
     """
-    iso3 = group if group in _table() else find_country(group)
+    iso3 = group if group in _table() else _codes_by_own_name().get(group)
     if iso3 is None:
         return GroupName(group, group)
     if language == "en":
@@ -169,6 +169,11 @@ def _row(iso3: str) -> dict[str, str]:
         advice = f"did you mean {near}?" if near else "use a three-letter code of ISO 3166"
         raise UserError(f"country {iso3!r} is unknown; {advice}")
     return row
+
+
+@functools.cache
+def _codes_by_own_name() -> dict[str, str]:
+    return {row["name"]: iso3 for iso3, row in _table().items()}
 
 
 @functools.cache

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxalign.answering.conversations import conversation_layout, soft_prompt_layout
-from jaxalign.core.errors import UserError
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.prompts import load_prompts
@@ -54,15 +53,3 @@ def test_conversations_share_what_they_share(tokens):
     whole = [tokens.encode_chat([*lead, prompts.user(i)]) for i in ITEMS]
     assert paths(layout) == set(map(tuple, whole))
     assert layout.tokens_computed < sum(map(len, whole)) / 2
-
-
-def test_own_prompt_texts_replace_the_packages(tmp_path):
-    (tmp_path / "persona.jinja").write_text("As someone from {{ country }}:")
-    prompts = load_prompts(tmp_path)
-    assert prompts.system("India")["content"] == "As someone from India:"
-    assert prompts.item == load_prompts().item
-    (tmp_path / "persona.jinja").write_text("As {{ nobody }}:")
-    with pytest.raises(UserError, match="nobody"):
-        load_prompts(tmp_path).system("India")
-    with pytest.raises(UserError, match="no such folder"):
-        load_prompts(tmp_path / "missing")

@@ -9,14 +9,16 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign.answering import block_program
 from jaxalign.answering.block_program import answer_blocks
 from jaxalign.answering.conversations import option_spellings, split_at_soft_prompt
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
 from jaxalign.lm.lora import Adapter, LoraConfig, init_adapter
 from jaxalign.lm.quantize import quantize
+from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.transformer import Llama
-from jaxalign.methods.ask import ask
+from jaxalign.methods.ask import Sampled, ask
 from jaxalign.methods.base import METHODS, Condition, soft_prompt_methods
 from jaxalign.methods.conditions import InContext, Persona, Plain, WithAdapter
 from jaxalign.methods.generate import generate
@@ -231,3 +233,39 @@ def test_methods_have_names_of_their_own():
     named = soft_prompt_methods("CMA_ES", "most_likely")
     assert named["tuned"].label == "CMA_ES"
     assert named["gradient"].title == "same prompt by gradients (expected reading)"
+
+
+def test_a_killed_call_continues_and_depends_on_weights(lm, tmp_path, monkeypatch):
+    """Answers are kept by what was asked and of which weights; an adapter is other weights."""
+    start = init_adapter(lm.config, LoraConfig(rank=2), jax.random.key(0))
+    adapter = Adapter(jax.tree.map(lambda w: w + 0.05, start), LoraConfig(rank=2), lm.config, "")
+    conditions = [Plain(), WithAdapter(adapter), Persona("CHN")]
+    asked = functools.partial(ask, lm, SURVEY, conditions, folder=tmp_path)
+    first = asked()
+    assert len(list(tmp_path.iterdir())) == 2  # of the unchanged model, and of the adapted one
+    monkeypatch.setattr(block_program, "answer_blocks", None)  # nothing is computed again
+    again = asked()
+    np.testing.assert_array_equal(again.log_probs, first.log_probs)
+    np.testing.assert_array_equal(again.valid_mass, first.valid_mass)
+    assert again.conditions == ("naive", "naive, adapted", "persona CHN")
+    other = dataclasses.replace(adapter, weights=start)
+    with pytest.raises(TypeError):  # other weights: it would have to be computed
+        ask(lm, SURVEY, [WithAdapter(other)], folder=tmp_path)
+
+
+@pytest.mark.long
+def test_sampled_replies_follow_the_probabilities_under_any_condition(lm):
+    """Soft prompts and adapters enter drawn replies as they enter probabilities."""
+    persona = Persona("CHN")
+    text = persona.lead_in(load_prompts())[0]["content"]
+    soft = Soft(embedded(lm, text), "system")  # the persona's own text, as embeddings
+    sampling = Sampling(max_new_tokens=4, temperature=1.0)
+    reading = Sampled(runs=200, sampling=sampling, batch_size=200)
+    drawn = ask(lm, SURVEY, [soft, persona, Plain()], reading=reading)
+    exact = ask(lm, SURVEY, [soft, persona, Plain()])
+    assert drawn.positions.shape == (200, 3, 6)
+    gap = np.abs(drawn.distributions() - exact.distributions())
+    assert gap.max() < 0.15  # 200 replies: a standard error of at most 0.035
+    greedy = Sampled(runs=1, sampling=Sampling(max_new_tokens=4, temperature=0.0))
+    soft_reply, persona_reply = ask(lm, SURVEY, [soft, persona], reading=greedy).positions[0]
+    np.testing.assert_array_equal(soft_reply, persona_reply)

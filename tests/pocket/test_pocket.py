@@ -37,7 +37,9 @@ TINY = LlamaConfig(
 
 @functools.cache
 def corpus() -> Corpus:
-    return build_corpus(AutoTokenizer.from_pretrained(MODEL_FOLDER), load_prompts())
+    return build_corpus(
+        AutoTokenizer.from_pretrained(MODEL_FOLDER), load_prompts(model_folder=MODEL_FOLDER)
+    )
 
 
 @functools.cache
@@ -51,7 +53,7 @@ def answers(survey: str, beginnings: list[str]) -> np.ndarray:
 
 
 def persona(country: str) -> str:
-    return load_prompts().system(society.country_name(country))["content"]
+    return load_prompts(model_folder=MODEL_FOLDER).system(society.country_name(country))["content"]
 
 
 def test_expected_answers_give_back_every_published_profile() -> None:

@@ -1,7 +1,8 @@
 """Step 2 of CultureSPA: how questions are put to a model, all styles and groups in one program.
 
 Exact answers are the probability of each option; sampled answers are the first integer of several
-replies. Answers are kept in OUT/answers, from where a killed run continues.
+replies. Everything is asked by `jaxalign.methods.ask.answer`, which keeps the answers in
+OUT/answers, from where a killed run continues.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxalign.answering.batch import answer_exact
 from jaxalign.answering.block_plan import BlockPlan
 from jaxalign.answering.blocks import Conversations
-from jaxalign.answering.sampled import answer_sampled, model_sampler
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.model import LM
+from jaxalign.methods.ask import Exact, Questions, Reading, Sampled, answer, encode_conditions
+from jaxalign.methods.culturespa.conditions import in_style
 from jaxalign.methods.culturespa.inputs import Experiment, Inputs
-from jaxalign.methods.culturespa.styles import STYLES, Style, encode_styles, groups_asked
+from jaxalign.methods.culturespa.settings import CultureSPASettings
+from jaxalign.methods.culturespa.styles import STYLES, Style, groups_asked
 from jaxalign.runs import settings_of
 from jaxalign.surveys.responses import Responses
-from jaxalign.surveys.survey import Item, Survey
+from jaxalign.surveys.survey import Survey
 
 BASE = "base"  # the unchanged model's name among the models of a run
 
@@ -34,21 +36,21 @@ class StyledConversations:
     """Every item of some surveys in several styles for several groups, as tokens.
 
     Attributes:
-        conversations: Style by style, group by group, item by item.
+        questions: Style by style, group by group, item by item.
         surveys: The surveys whose items are asked, one after the other.
         rows: Each style with the groups it asks for; ("",) for a style that names none.
         plan: The conversations cut into blocks, if that has been done.
     """
 
-    conversations: Conversations
+    questions: Questions
     surveys: tuple[Survey, ...]
     rows: tuple[tuple[Style, tuple[str, ...]], ...]
     plan: BlockPlan | None = None
 
     @property
-    def items(self) -> tuple[Item, ...]:
-        """The questions of all surveys."""
-        return tuple(item for survey in self.surveys for item in survey.items)
+    def conversations(self) -> Conversations:
+        """The questions as token ids."""
+        return self.questions.conversations
 
 
 def in_styles(
@@ -56,9 +58,10 @@ def in_styles(
 ) -> StyledConversations:
     """Encode every item in every style for every group; "unaware" names none and is asked once."""
     items = [item for survey in surveys for item in survey.items]
-    conversations = encode_styles(inputs.files.tokenizer, inputs.prompts, styles, groups, items)
+    conditions = [c for style in styles for c in in_style(style, inputs.prompts, groups)]
+    questions = encode_conditions(inputs.files, inputs.prompts.texts.prompts, conditions, items)
     rows = tuple((style, groups_asked(style, groups)) for style in styles)
-    return StyledConversations(conversations, surveys, rows)
+    return StyledConversations(questions, surveys, rows)
 
 
 def ask(
@@ -82,63 +85,33 @@ def ask(
         seed: Seed of sampled replies; exact answers do not depend on it.
         on_progress: Called with the number of answers.
     """
-    settings = experiment.settings
-    items = asked.items
-    rows = len(asked.conversations) // len(items)
-    log_probs_RxQxO = mass_RxQ = positions_NxRxQ = None
-    key = f"{lm.sha256} {name} {settings_of(settings, fixed_only=True)}"
-    if settings.reading == "exact":
-        answered = answer_exact(
-            lm.config,
-            lm.params,
-            asked.conversations,
-            lm.mesh,
-            key=key,
-            folder=experiment.out / "answers",
-            block_tokens=settings.block_tokens,
-            plan=asked.plan,
-            on_progress=on_progress,
-        )
-        log_probs_RxQxO = answered.log_probs_NxO.reshape(rows, len(items), -1)
-        mass_RxQ = answered.valid_mass_N.reshape(rows, len(items))
-    else:
-        positions_RxQxN = answer_sampled(
-            model_sampler(lm, settings.answering, seed, settings.batch_size),
-            lm.tokenizer,
-            asked.conversations,
-            items,
-            runs=settings.runs,
-            key=f"{key} seed {seed}",
-            folder=experiment.out / "answers",
-            on_progress=on_progress,
-        ).reshape(rows, len(items), settings.runs)
-        positions_NxRxQ = np.moveaxis(positions_RxQxN, -1, 0)
-
-    # Cut the columns Q into surveys, and the rows R into styles with their groups.
-    responses, column = [], 0
+    answers = answer(
+        lm,
+        dataclasses.replace(asked.questions, plan=asked.plan),
+        _reading(experiment.settings, seed),
+        key=f"{lm.sha256} {name} {settings_of(experiment.settings, fixed_only=True)}",
+        folder=experiment.out / "answers",
+        on_progress=on_progress,
+    )
+    # Cut the items into surveys, and the conditions into styles with their groups.
+    responses, first = [], 0
     for survey in asked.surveys:
-        columns = slice(column, column + len(survey.items))
-        most = max(len(item.options) for item in survey.items)
         by_style, row = {}, 0
         for style, groups in asked.rows:
-            here = slice(row, row + len(groups))
             labels = tuple(group or style for group in groups)
-            if positions_NxRxQ is None:
-                answers = Responses(
-                    survey,
-                    labels,
-                    log_probs_RxQxO[here, columns, :most],
-                    mass_RxQ[here, columns],
-                )
-            else:
-                answers = Responses.from_positions(
-                    survey, labels, positions_NxRxQ[:, here, columns]
-                )
-            by_style[style] = answers
-            row = here.stop
+            rows = slice(row, row + len(groups))
+            by_style[style] = answers.responses(survey, first, rows, labels)
+            row = rows.stop
         responses.append(by_style)
-        column = columns.stop
+        first += len(survey.items)
     return tuple(responses)
+
+
+def _reading(settings: CultureSPASettings, seed: int) -> Reading:
+    """Return how a run reads answers."""
+    if settings.reading == "exact":
+        return Exact(settings.block_tokens)
+    return Sampled(settings.runs, settings.answering, seed, settings.batch_size)
 
 
 def answer_survey(experiment: Experiment) -> list[dict[Style, Responses]]:
@@ -202,16 +175,13 @@ def right_answers(
         bool, one per question: whether the most likely option is the right one.
     """
     inputs = experiment.inputs
-    log_probs_QxO = answer_exact(
-        lm.config,
-        lm.params,
-        inputs.guard_conversations,
-        lm.mesh,
+    answers = answer(
+        lm,
+        dataclasses.replace(inputs.guard_questions, plan=plan),
+        Exact(experiment.settings.block_tokens),
         key=f"{lm.sha256} {name}",
         folder=experiment.out / "answers",
-        block_tokens=experiment.settings.block_tokens,
-        plan=plan,
         on_progress=on_progress,
-    ).log_probs_NxO
-    chosen_Q = np.exp(log_probs_QxO, dtype=np.float32).argmax(axis=-1)
+    )
+    chosen_Q = np.exp(answers.log_probs_AxQxO[0], dtype=np.float32).argmax(axis=-1)
     return chosen_Q == np.array([right for _, right in inputs.guard])

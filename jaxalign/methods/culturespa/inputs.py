@@ -10,12 +10,13 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jaxalign.answering.blocks import Conversations
-from jaxalign.answering.encode import encode
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.model import LM, ModelFiles, open_model
+from jaxalign.methods.ask import Questions, encode_conditions
+from jaxalign.methods.conditions import Plain
 from jaxalign.methods.culturespa.dataset import training_tokens
 from jaxalign.methods.culturespa.settings import (
     CultureSPASettings,
@@ -48,6 +49,9 @@ CULTURES = (
 )
 GUARD_QUESTIONS = 300  # of the pocket model's own tasks
 
+if TYPE_CHECKING:
+    from jaxalign.methods.ask_survey.settings import AskSettings
+
 _log = logging.getLogger("jaxalign")
 
 
@@ -74,17 +78,16 @@ class Inputs:
     guard_name: str
 
     @functools.cached_property
-    def guard_conversations(self) -> Conversations:
+    def guard_questions(self) -> Questions:
         """The guard's questions as tokens, without a system message; encoded once."""
         items = [item for item, _ in self.guard]
-        return encode(self.files.tokenizer, self.prompts.texts.prompts, [[]], items)
+        return encode_conditions(self.files, self.prompts.texts.prompts, [Plain()], items)
 
     def facts(self) -> dict[str, object]:
         """Return hashes and texts that a resumed run must find unchanged."""
         ranking = self.prompts.similarity
         return {
-            "model_sha256": self.files.sha256,
-            "tokenizer_sha256": self.files.tokenizer.sha256,
+            **self.files.facts(),
             "survey_sha256": self.survey.sha256,
             "survey": self.survey.name,
             "shown_sha256": self.prompts.shown.sha256,
@@ -151,7 +154,7 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         files=files,
         survey=survey,
         tables=tables,
-        prompts=_style_prompts(settings, survey),
+        prompts=make_style_prompts(settings, survey, files.folder),
         request=load_request(),
         guard=guard,
         guard_name=guard_name,
@@ -163,7 +166,16 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
     return inputs
 
 
-def _style_prompts(settings: CultureSPASettings, survey: Survey) -> StylePrompts:
+def make_style_prompts(
+    settings: CultureSPASettings | AskSettings, survey: Survey, model_folder: Path
+) -> StylePrompts:
+    """Return the prompts of every style, checked against the survey that they read answers of.
+
+    Args:
+        settings: What names the countries, the examples, their source and the texts.
+        survey: The survey that is asked.
+        model_folder: Folder of the model, which may bring texts of its own.
+    """
     source = None
     if settings.examples == "leak_free":
         source = society_values_module()
@@ -175,7 +187,7 @@ def _style_prompts(settings: CultureSPASettings, survey: Survey) -> StylePrompts
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
     groups = _possible_neighbours(settings.countries, shown)
     prompts = StylePrompts(
-        load_texts(settings.texts),
+        load_texts(settings.texts, model_folder=model_folder),
         survey,
         groups,
         settings.examples,

@@ -131,7 +131,7 @@ def _ask_each(
     unchanged: set[ModelName] = set()
     replies: dict[ModelName, Responses] = {}
     block_tokens = experiment.settings.block_tokens
-    plan = plan_blocks(experiment.inputs.guard_conversations, block_tokens)
+    plan = plan_blocks(experiment.inputs.guard_questions.conversations, block_tokens)
     right_Q = right_answers(experiment, lm, BASE, plan, report(BASE, guard))
     right: dict[ModelName | None, float] = {None: float(right_Q.mean())}
     asked_as = {name: (style_of(name[1]), groups) for name, groups in groups_of.items()}

@@ -55,7 +55,7 @@ class Texts:
     """Prompt texts as jinja sources.
 
     `cross_culture` may use `persona`, the rendered persona line, and `similar` and `different`,
-    lists of group names; `unaware` uses no name. `self_alignment` is the one message of P3: it may
+    lists of `GroupName`; `unaware` uses no name. `self_alignment` is the one message of P3: it may
     use `persona`, the rendered text of the style that P3 is combined with, and `examples`, each
     with `question`, `options` (pairs of code and label), and `answer`, the code of the majority.
     """
@@ -66,11 +66,14 @@ class Texts:
     self_alignment: str
 
 
-def load_texts(folder: Path | None = None) -> Texts:
-    """Return the package's texts, each replaced by `folder/NAME.jinja` where that file exists."""
-    prompts = load_prompts(folder)  # refuses a folder that does not exist
+def load_texts(
+    folder: Path | None = None, *, language: str = "en", model_folder: Path | None = None
+) -> Texts:
+    """Return the texts of all styles; the places are those of `jaxalign.prompts.load_prompts`."""
+    places = {"language": language, "model_folder": model_folder}
+    prompts = load_prompts(folder, **places)  # refuses a folder that does not exist
     names = ("unaware", "cross_culture", "self_alignment")
-    return Texts(prompts, *(read_prompt(name, folder) for name in names))
+    return Texts(prompts, *(read_prompt(name, folder, **places) for name in names))
 
 
 def reads_answers(style: Style) -> bool:
@@ -279,7 +282,9 @@ class StylePrompts:
         persona = self.texts.prompts.system(group_name(group))
         if style == "p1":
             return persona
-        near, far = (list(map(group_name, names)) for names in self._neighbours[group])
+        near, far = (
+            list(map(self.texts.prompts.name_of, names)) for names in self._neighbours[group]
+        )
         values = {"persona": persona["content"], "similar": near, "different": far}
         return _system_message("cross_culture", self.texts.cross_culture, **values)
 

@@ -1,33 +1,33 @@
 """The answers that a soft-prompt run compares: both surveys under baselines and tuned prompts.
 
-What is asked is known as token ids before anything is computed (`baseline_conversations`,
-`tuned_conversations`), so that the programs can be compiled before the search. The answers are kept
-in the run's directory as they come, from where a killed run continues.
+What is asked is known as token ids before anything is computed (`baseline_questions`,
+`tuned_questions`), so that the programs can be compiled before the search. Everything is asked by
+`jaxalign.methods.ask.answer`, which keeps the answers in the run's directory as they come, from
+where a killed run continues.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from jaxalign.answering.batch import ExactAnswers, answer_exact
-from jaxalign.answering.blocks import Conversations
-from jaxalign.answering.encode import SoftLeadIn, encode
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.model import LM
+from jaxalign.methods.ask import Answers, Exact, Questions, answer, encode_conditions
+from jaxalign.methods.base import Condition
 from jaxalign.methods.conditions import Persona, Plain
 from jaxalign.methods.soft_prompt.problem import Problem
+from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.surveys.responses import Responses
-from jaxalign.surveys.survey import Item
 
 ByMethod = dict[str, Responses]  # by a method's key, one condition per country
 BothSurveys = tuple[ByMethod, ByMethod]  # responses to the tuned survey, and to the held-out one
 
 
-def baseline_conversations(problem: Problem) -> Conversations:
+def baseline_questions(problem: Problem) -> Questions:
     """Return both surveys' questions asked plainly, as each country, and after its examples.
 
     Condition by condition: the plain question, one persona a country, one list of examples a
@@ -35,21 +35,15 @@ def baseline_conversations(problem: Problem) -> Conversations:
     """
     groups = problem.settings.countries
     personas = [Persona(group, problem.group_name(group)) for group in groups]
-    in_context = [problem.in_context(group) for group in groups]
-    lead_ins = [c.lead_in(problem.prompts) for c in (Plain(), *personas, *in_context)]
-    return encode(problem.model.tokenizer, problem.prompts, lead_ins, _items(problem))
+    return _questions(problem, [Plain(), *personas, *map(problem.in_context, groups)])
 
 
-def tuned_conversations(problem: Problem, prompts: int) -> Conversations:
-    """Return both surveys' questions asked under `prompts` soft prompts, prompt by prompt.
-
-    The prompts are rows of the embeddings that the answers are computed with, one after the other.
-    """
-    prompt, V = problem.settings.prompt, problem.model.config.vocab_size
-    # Ids past the vocabulary: prompt p owns `length` of them, from V + p * length on.
-    firsts = range(V, V + prompts * prompt.length, prompt.length)
-    lead_ins = [SoftLeadIn(range(i, i + prompt.length), prompt.placement) for i in firsts]
-    return encode(problem.model.tokenizer, problem.prompts, lead_ins, _items(problem))
+def tuned_questions(problem: Problem, prompts_PxMxD: Sequence[jax.Array | np.ndarray]) -> Questions:
+    """Return both surveys' questions asked under soft prompts, prompt by prompt."""
+    placement = problem.settings.prompt.placement
+    return _questions(
+        problem, [SoftPrompt(np.asarray(prompt_MxD), placement) for prompt_MxD in prompts_PxMxD]
+    )
 
 
 def ask_baselines(
@@ -63,15 +57,8 @@ def ask_baselines(
         folder: Directory that keeps the answers; None keeps none.
         on_progress: Called with the number of blocks of questions that are answered.
     """
-    answers = answer_exact(
-        lm.config,
-        lm.params,
-        baseline_conversations(problem),
-        lm.mesh,
-        key=_key(problem),
-        folder=folder,
-        on_progress=on_progress,
-        task="baselines, block",
+    answers = _answer(
+        problem, lm, baseline_questions(problem), folder, on_progress, "baselines, block"
     )
     # Rows of each method's conditions, one per country; the plain question is the same for all.
     count = len(problem.settings.countries)
@@ -102,59 +89,45 @@ def ask_tuned(
     Returns:
         The responses to the tuned and to the held-out survey.
     """
-    # Method by method, country by country: the order of `tuned_conversations`.
+    # Method by method, country by country.
     every = [prompt_MxD for prompts_CxMxD in prompts.values() for prompt_MxD in prompts_CxMxD]
-    answers = answer_exact(
-        lm.config,
-        lm.params,
-        tuned_conversations(problem, len(every)),
-        lm.mesh,
-        extra_ExD=np.concatenate([np.asarray(prompt_MxD) for prompt_MxD in every]),
-        key=_key(problem),
-        folder=folder,
-        on_progress=on_progress,
-        task="tuned prompts, block",
-    )
+    questions = tuned_questions(problem, every)
+    answers = _answer(problem, lm, questions, folder, on_progress, "tuned prompts, block")
     # Each method's prompts are consecutive conditions, one per country.
     count = len(problem.settings.countries)
     rows = {m: list(range(i * count, (i + 1) * count)) for i, m in enumerate(prompts)}
     return _by_survey(problem, answers, rows)
 
 
-def _items(problem: Problem) -> tuple[Item, ...]:
-    return (*problem.tuned_survey.items, *problem.held_out_survey.items)
+def _questions(problem: Problem, conditions: Sequence[Condition]) -> Questions:
+    items = (*problem.tuned_survey.items, *problem.held_out_survey.items)
+    return encode_conditions(problem.model, problem.prompts, conditions, items)
 
 
-def _key(problem: Problem) -> str:
-    """Return what answers depend on besides what is asked."""
-    return f"{problem.model.sha256} {problem.settings.weights}"
-
-
-def _by_survey(
-    problem: Problem, answers: ExactAnswers, rows: Mapping[str, list[int]]
-) -> BothSurveys:
-    """Cut answers, condition by condition and item by item, into surveys and methods."""
-    items = len(_items(problem))
-    log_probs_AxQxO = answers.log_probs_NxO.reshape(-1, items, answers.log_probs_NxO.shape[-1])
-    mass_AxQ = answers.valid_mass_N.reshape(-1, items)
-    first = len(problem.tuned_survey.items)
-    surveys = (
-        (problem.tuned_survey, slice(None, first)),
-        (problem.held_out_survey, slice(first, None)),
+def _answer(
+    problem: Problem,
+    lm: LM,
+    questions: Questions,
+    folder: Path | None,
+    on_progress: OnProgress,
+    task: str,
+) -> Answers:
+    return answer(
+        lm,
+        questions,
+        Exact(),
+        key=f"{problem.model.sha256} {problem.settings.weights}",
+        folder=folder,
+        on_progress=on_progress,
+        task=task,
     )
-    found = []
-    for survey, columns in surveys:
-        # Option columns past the longest item of this survey belong to the other survey's items.
-        most = max(len(item.options) for item in survey.items)
-        found.append(
-            {
-                name: Responses(
-                    survey,
-                    problem.settings.countries,
-                    log_probs_AxQxO[r, columns, :most],
-                    mass_AxQ[r, columns],
-                )
-                for name, r in rows.items()
-            }
-        )
-    return found[0], found[1]
+
+
+def _by_survey(problem: Problem, answers: Answers, rows: Mapping[str, list[int]]) -> BothSurveys:
+    """Cut answers into surveys and methods."""
+    tuned, held_out = problem.tuned_survey, problem.held_out_survey
+    countries = problem.settings.countries
+    return tuple(
+        {name: answers.responses(survey, first, r, countries) for name, r in rows.items()}
+        for survey, first in ((tuned, 0), (held_out, len(tuned.items)))
+    )

@@ -10,6 +10,7 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.answering.batch import default_block_tokens
@@ -19,7 +20,7 @@ from jaxalign.answering.cost import candidate_flops
 from jaxalign.answering.options import prepare_items
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.weights import program_params
-from jaxalign.methods.soft_prompt.answers import baseline_conversations, tuned_conversations
+from jaxalign.methods.soft_prompt.answers import baseline_questions, tuned_questions
 from jaxalign.methods.soft_prompt.control import GRADIENT_STEPS_PER_DISPATCH, lower_control
 from jaxalign.methods.soft_prompt.problem import Problem
 from jaxalign.methods.soft_prompt.search import ExecutionPlan, abstract_inputs, lower_search
@@ -70,9 +71,12 @@ def plan_answers(problem: Problem) -> AnswerPlans:
     # The starts, the tuned prompts, and those of the gradient control.
     prompts = len(settings.countries) * (3 if settings.gradient_steps else 2)
     block_tokens = default_block_tokens(target_platform())
+    # What they hold does not matter to the plan, so that all of them may be the same zeros.
+    shape = settings.prompt.length, problem.model.config.hidden_size
+    unknown = [np.zeros(shape, np.float32)] * prompts
     return AnswerPlans(
-        baselines=plan_blocks(baseline_conversations(problem), block_tokens),
-        tuned=plan_blocks(tuned_conversations(problem, prompts), block_tokens),
+        baselines=plan_blocks(baseline_questions(problem).conversations, block_tokens),
+        tuned=plan_blocks(tuned_questions(problem, unknown).conversations, block_tokens),
         prompt_rows=prompts * settings.prompt.length,
     )
 

@@ -8,7 +8,7 @@ one UserError that names file, row and column.
     opinion-qa             GlobalOpinionQA
     cultural-bench-easy    CulturalBench, four options
     cultural-bench-hard    CulturalBench, four true-or-false rows a question
-    multiple-choice        MMLU-style CSV or JSON lines
+    multiple-choice        MMLU-style CSV, JSON or parquet
     own-json, own-csv      a survey of the user's own
 
 To add a format, add a module to this package: see `jaxalign.surveys.formats.base.Format`.

@@ -1,16 +1,20 @@
-"""Multiple-choice questions with one right answer, as MMLU has them: CSV and JSON lines.
+"""Multiple-choice questions with one right answer, as MMLU has them: CSV, JSON or parquet.
 
 CSV: columns question, A, B, C, D (and more letters, up to J, if there are more options) and
-answer, a letter; a column `subject` or `topic` is optional. A file without a header has six columns
-in that order. JSON lines, or one JSON list of objects: {"question", "choices": [...], "answer":
-letter or index from 0} or {"question", "A", "B", "C", "D", "answer": letter}; "subject" is
-optional.
+answer, a letter; or question, choices (a list as Python or numpy prints it) and answer. A column
+`subject`, `topic` or `category` is optional. A file without a header has six columns in the first
+order. JSON lines, one JSON list of objects, and parquet: {"question", "choices": [...], "answer":
+letter or index from 0} or {"question", "A", "B", "C", "D", "answer": letter}. Columns and letters
+may be in upper or lower case.
+
+A passage that the question is about (`passage`, `article`, `context`, `paragraph`, `story`) is
+shown before it. Any other field is named in the test's `notes`, for no model will see it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +28,26 @@ from jaxalign.surveys.formats.files import (
     check_width,
     header_of,
     iter_rows,
-    parse_json,
-    read_table,
     read_text,
     shown,
+)
+from jaxalign.surveys.formats.records import (
+    as_list,
+    as_text,
+    columns_of,
+    is_parquet,
+    read_records,
 )
 from jaxalign.surveys.survey import Item
 
 LETTERS = "ABCDEFGHIJ"
+
+_CHOICES = ("choices", "options")
+_SUBJECTS = ("subject", "topic", "category")
+_PASSAGES = ("passage", "article", "context", "paragraph", "story")
+# Fields that say which question it is, and nothing that a reader of the question needs.
+_LABELS = ("", "unnamed: 0", "id", "idx", "index", "question_id", "split", "source")
+_KNOWN = {"question", "answer", *LETTERS.lower(), *_CHOICES, *_SUBJECTS, *_PASSAGES, *_LABELS}
 
 
 @FORMATS.register("multiple-choice")
@@ -39,28 +55,17 @@ class MultipleChoice(Format):
     """Questions with one right answer among lettered options."""
 
     def recognises(self, start: FileStart) -> bool:
+        columns = set(columns_of(start))
         if start.is_json:
-            return _is_json_lines(start) or _is_json_list_of_answers(start)
-        if start.has_columns("question", "A", "B", "answer"):
-            return True
+            # What no other format knows, too: a message about JSON lines says more than
+            # "not recognised".
+            return "question" in columns or (start.suffix == ".jsonl" and not columns)
+        if {"question", "answer"} <= columns:
+            return {"a", "b"} <= columns or bool(columns & {*_CHOICES})
         return start.suffix != ".json" and is_headerless(start.text)
 
     def read(self, path: Path) -> ChoiceTest:
         return read_multiple_choice(path)
-
-
-def _is_json_lines(start: FileStart) -> bool:
-    if start.suffix == ".jsonl":
-        return True
-    try:
-        fields = json.loads(start.text.lstrip().split("\n", 1)[0])
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(fields, dict) and "question" in fields
-
-
-def _is_json_list_of_answers(start: FileStart) -> bool:
-    return start.text.lstrip().startswith("[") and '"answer"' in start.text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,113 +75,100 @@ class Question:
     row: int
     text: str
     options: tuple[str, ...]
-    answer: str | int
+    answer: Any
     topic: str = ""
+    passage: str = ""
 
 
 def read_multiple_choice(path: Path | str) -> ChoiceTest:
-    """Read multiple-choice questions from CSV or JSON.
+    """Read multiple-choice questions from CSV, JSON or parquet.
 
     Raises:
         UserError: Something is wrong with the file; the message names row and column.
     """
     path = Path(path)
-    text = read_text(path)
-    questions = _questions(path, text)
-    if not questions:
-        raise bad(path, "there are no questions")
+    text = None if is_parquet(path) else read_text(path)
+    notes: tuple[str, ...] = ()
+    if text is not None and not text.lstrip().startswith(("{", "[")) and is_headerless(text):
+        questions = _without_header(path, text)
+    else:
+        rows = read_records(path, ("question", "answer"), text)
+        questions = [_question(path, row, cells) for row, cells in rows]
+        notes = _unused_fields(sorted({name for _, cells in rows for name in cells} - _KNOWN))
     items = [_item(path, question) for question in questions]
     answers = [answer_index(path, q.row, q.answer, len(q.options)) for q in questions]
     ids = tuple(item.id for item in items)
-    return ChoiceTest(
-        path.stem, "the user's own file", tuple(items), tuple(answers), ("",) * len(ids), ids
-    )
-
-
-def _questions(path: Path, text: str) -> list[Question]:
-    if path.suffix.lower() == ".jsonl" or text.lstrip().startswith("{"):
-        return _from_json_lines(path, text)
-    if text.lstrip().startswith("["):
-        return [_fields(path, n, row) for n, row in enumerate(parse_json(text, str(path)), 1)]
-    return _from_csv(path, text)
+    places = ("",) * len(ids)
+    source = "the user's own file"
+    return ChoiceTest(path.stem, source, tuple(items), tuple(answers), places, ids, notes)
 
 
 def is_headerless(text: str) -> bool:
     """Return whether the first row has six cells, the last of which is an answer's letter."""
     rows = [header_of(text, delimiter) for delimiter in DELIMITERS]
-    return any(len(row) == 6 and row[5].strip() in tuple("ABCD") for row in rows)
+    return any(len(row) == 6 and row[5].strip().upper() in tuple("ABCD") for row in rows)
 
 
-def answer_index(path: Path, row: int, answer: str | int, options: int) -> int:
-    """Return the position of an answer given as a letter, or as a position from 0."""
-    if isinstance(answer, str) and answer.strip().isdigit():
-        answer = int(answer.strip()) if len(answer) < 3 else -1
+def answer_index(path: Path, row: int, answer: Any, options: int) -> int:
+    """Return the position of an answer given as a letter of any case, or as a position from 0."""
     letters = LETTERS[:options]
-    if isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip() in letters:
-        return letters.index(answer.strip())
-    if type(answer) is int and 0 <= answer < options:
-        return answer
+    text = as_text(answer).upper()
+    if not isinstance(answer, bool):
+        if len(text) == 1 and text in letters:
+            return letters.index(text)
+        if text.isascii() and text.isdigit() and len(text) < 3 and int(text) < options:
+            return int(text)
     message = f"{shown(answer)} is no answer; give one of {' '.join(letters)}, or 0...{options - 1}"
     raise bad(path, message, row, "answer")
 
 
-def _from_csv(path: Path, text: str) -> list[Question]:
-    if is_headerless(text):
-        delimiter = next(d for d in DELIMITERS if len(header_of(text, d)) == 6)
-        return [_cells(path, row, cells) for row, cells in iter_rows(path, text, delimiter)]
-    needed = ("question", "A", "B", "answer")
-    table = read_table(path, needed, text)
-    letters = [letter for letter in LETTERS if letter in table.columns]
-    if letters != list(LETTERS[: len(letters)]):
-        raise bad(path, f"the options' columns are {' '.join(letters)}; leave no letter out", 1)
-    return [
-        Question(
-            row,
-            cells["question"],
-            tuple(cells[letter] for letter in letters),
-            cells["answer"],
-            cells.get("subject") or cells.get("topic") or "",
-        )
-        for row, cells in table.rows
-    ]
-
-
-def _cells(path: Path, row: int, cells: list[str]) -> Question:
-    check_width(path, row, len(cells), 6)
-    return Question(row, cells[0], tuple(cells[1:5]), cells[5])
-
-
-def _from_json_lines(path: Path, text: str) -> list[Question]:
+def _without_header(path: Path, text: str) -> list[Question]:
+    delimiter = next(d for d in DELIMITERS if len(header_of(text, d)) == 6)
     questions = []
-    for row, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise bad(path, f"not JSON ({error}); one object a line", row) from None
-        questions.append(_fields(path, row, fields))
+    for row, cells in iter_rows(path, text, delimiter):
+        check_width(path, row, len(cells), 6)
+        questions.append(Question(row, cells[0], tuple(cells[1:5]), cells[5]))
     return questions
 
 
-def _fields(path: Path, row: int, fields: Any) -> Question:
-    if not isinstance(fields, dict):
-        raise bad(path, f"{shown(fields)} is not a JSON object", row)
-    for name in ("question", "answer"):
-        if name not in fields:
-            raise bad(path, "the field is absent", row, name)
-    choices = fields.get("choices", fields.get("options"))
-    if choices is None:
-        choices = [fields[letter] for letter in LETTERS if letter in fields]
-    texts = [fields["question"], fields.get("subject", ""), *_list(choices)]
-    if not isinstance(choices, list) or not all(isinstance(text, str) for text in texts):
-        message = f"question and subject must be text and choices a list of text: {shown(fields)}"
-        raise bad(path, message, row)
-    return Question(row, texts[0], tuple(choices), fields["answer"], texts[1])
+def _question(path: Path, row: int, cells: dict[str, Any]) -> Question:
+    texts = {
+        name: cells[name]
+        for name in ("question", *_SUBJECTS, *_PASSAGES)
+        if cells.get(name) is not None
+    }
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise bad(path, f"{shown(text)} is not text", row, name)
+    topic = next((texts[name] for name in _SUBJECTS if texts.get(name)), "")
+    passages = [texts[name].strip() for name in _PASSAGES if texts.get(name, "").strip()]
+    options = _options(path, row, cells)
+    return Question(
+        row, texts.get("question", ""), options, cells["answer"], topic, "\n\n".join(passages)
+    )
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _options(path: Path, row: int, cells: dict[str, Any]) -> tuple[str, ...]:
+    """Return the options of a row, from its list or from its lettered columns."""
+    for name in _CHOICES:
+        if cells.get(name) is not None:
+            options = as_list(cells[name])
+            if options is None:
+                raise bad(path, f"{shown(cells[name])} is not a list of text", row, name)
+            return tuple(options)
+    # JSON has no field, and parquet a null, where a question has fewer options than others.
+    there = [letter for letter in LETTERS if cells.get(letter.lower()) is not None]
+    if there != list(LETTERS[: len(there)]):
+        raise bad(path, f"the options' columns are {' '.join(there)}; leave no letter out", row)
+    return tuple(as_text(cells[letter.lower()]) for letter in there)
+
+
+def _unused_fields(names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    one = len(names) == 1
+    subject = f"field {names[0]!r} is" if one else f"fields {', '.join(map(repr, names))} are"
+    return (f"{subject} not understood, and no model will see {'it' if one else 'them'}",)
 
 
 def _item(path: Path, question: Question) -> Item:
@@ -185,8 +177,8 @@ def _item(path: Path, question: Question) -> Item:
     for letter, option in zip(LETTERS, question.options, strict=False):
         if not option.strip():
             raise bad(path, "the option is empty", question.row, letter)
-    id = f"q{question.row}"
-    return make_item(path, question.row, id, question.text, question.options, question.topic)
+    id, q = f"q{question.row}", question
+    return make_item(path, q.row, id, q.text, q.options, q.topic, q.passage)
 
 
 def make_item(

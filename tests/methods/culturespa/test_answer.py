@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxalign.lm.model import LM
+from jaxalign.methods import ask as asking
 from jaxalign.methods.culturespa import CultureSPASettings, answer
 from jaxalign.methods.culturespa.inputs import Experiment, read_inputs
 from jaxalign.methods.culturespa.measure import prompted_answers
@@ -23,14 +24,14 @@ def test_every_seed_samples_anew(monkeypatch, tmp_path):
     inputs = dataclasses.replace(whole, survey=small, tables=make_tables(small, COUNTRIES))
     lm = LM(inputs.files, {}, None)
 
-    def sampler(lm, sampling, seed, batch_size):
+    def sampler(lm, sampling, seed, batch_size, extra_ExD):
         def sample(requests, replies, longest):
             for key, _, id in requests:
                 yield key, lm.tokenizer.encode(str(1 + (seed + id) % 2))
 
         return sample
 
-    monkeypatch.setattr(answer, "model_sampler", sampler)
+    monkeypatch.setattr(asking, "model_sampler", sampler)
     questions = {seed: inputs.survey for seed in SETTINGS.seed_numbers}
     experiment = Experiment(SETTINGS, inputs, lm, tmp_path)
     survey = answer.answer_survey(experiment)

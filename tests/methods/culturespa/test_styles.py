@@ -16,7 +16,7 @@ from jaxalign.methods.culturespa.styles import (
     load_texts,
     similar_and_different,
 )
-from jaxalign.pocket import phrases
+from jaxalign.pocket import MODEL_FOLDER, phrases
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.surveys.formats import culturespa as cs
 from jaxalign.surveys.names import country_name
@@ -37,11 +37,12 @@ def examples_of(lead_in) -> list[tuple[str, str]]:
 
 def test_lines_are_those_the_pocket_model_knows():
     item = SURVEY.items[0]
-    [unaware] = PAPER.lead_in("unaware", "", item)
+    pocket = dataclasses.replace(PAPER, texts=load_texts(model_folder=MODEL_FOLDER))
+    [unaware] = pocket.lead_in("unaware", "", item)
     assert unaware["content"] in phrases.UNAWARE
-    [p1] = PAPER.lead_in("p1", "CHN", item)
-    assert p1 == PAPER.texts.prompts.system("China")
-    [p2] = PAPER.lead_in("p2", "CHN", item)
+    [p1] = pocket.lead_in("p1", "CHN", item)
+    assert p1 == pocket.texts.prompts.system("China")
+    [p2] = pocket.lead_in("p2", "CHN", item)
     near, far = similar_and_different(SURVEY, "CHN", COUNTRIES)
     names = [", ".join(map(country_name, group)) for group in (near, far)]
     assert p2["content"] == p1["content"] + phrases.CROSS[0].format(s=names[0], d=names[1])

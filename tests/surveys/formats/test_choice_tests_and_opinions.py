@@ -179,7 +179,6 @@ BAD: dict[str, tuple[str, str, str]] = {
     "hard: three rows": ("hard.csv", table(HARD[:-1]), "row 8, .*question 2 has 3 rows; .*four"),
     "hard: truth": ("hard.csv", cell(HARD, 1, "answer", "maybe"), "row 2, .* 'maybe'"),
     "hard: other text": ("hard.csv", cell(HARD, 2, "prompt_question", "?"), "row 3, .*from row 2"),
-    "hard: same option": ("hard.csv", cell(HARD, 3, "prompt_option", "proposal 0"), "row 2"),
     "mmlu: answer": ("mmlu.csv", cell(MMLU, 2, "answer", "F"), "row 3, column 'answer': 'F'"),
     "mmlu: empty option": ("mmlu.csv", cell(MMLU, 1, "C", ""), "row 2, column 'C': .*empty"),
     "mmlu: empty text": ("mmlu.csv", cell(MMLU, 1, "question", " "), "row 2: .*empty text"),
