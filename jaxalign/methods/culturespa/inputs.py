@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, ignore
@@ -41,6 +42,9 @@ CULTURES = (
     *("AUS", "NZL"),  # Oceania
 )
 GUARD_QUESTIONS = 300  # of the pocket model's own tasks
+
+if TYPE_CHECKING:
+    from jaxalign.methods.ask_survey.settings import AskSettings
 
 _log = logging.getLogger("jaxalign")
 
@@ -143,7 +147,7 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         files=files,
         survey=survey,
         tables=tables,
-        prompts=_style_prompts(settings, survey, files.folder),
+        prompts=make_style_prompts(settings, survey, files.folder),
         request=load_request(),
         guard=guard,
         guard_name=guard_name,
@@ -155,9 +159,16 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
     return inputs
 
 
-def _style_prompts(
-    settings: CultureSPASettings, survey: Survey, model_folder: Path
+def make_style_prompts(
+    settings: CultureSPASettings | AskSettings, survey: Survey, model_folder: Path
 ) -> StylePrompts:
+    """Return the prompts of every style, checked against the survey that they read answers of.
+
+    Args:
+        settings: What names the countries, the examples, their source and the texts.
+        survey: The survey that is asked.
+        model_folder: Folder of the model, which may bring texts of its own.
+    """
     source = None
     if settings.examples == "leak_free":
         source = society_values_module()

@@ -262,7 +262,7 @@ def real_files(**changes) -> ModelFiles:
 def test_a_real_model_gets_the_papers_settings_and_the_pocket_model_its_own():
     """Every replaced setting is said once, with its source; given ones are left alone."""
     settings = CultureSPASettings(seeds=3)
-    real, notes = resolve_settings(settings, real_files(), memory_bytes=2**36)
+    real, notes = resolve_settings(settings, real_files())
     assert (real.per_topic, real.seeds, real.lora) == (1000, 3, LoraConfig(8, 16.0))
     assert real.train == resolve_training(TrainConfig())[0]
     assert (real.train.batch, real.train.learning_rate, real.specific_batch) == (128, 1e-4, 8)
@@ -271,22 +271,12 @@ def test_a_real_model_gets_the_papers_settings_and_the_pocket_model_its_own():
     assert notes.count(expected) == 1
     assert not any("seeds" in note for note in notes)
     pocket, notes = resolve_settings(CultureSPASettings(), open_model())
-    assert (pocket.per_topic, pocket.seeds, pocket.batch_size) == (12, 5, 64)
+    assert (pocket.per_topic, pocket.seeds, pocket.batch_size) == (12, 5, None)
     assert pocket.block_tokens == 4096
     assert (pocket.train.batch, pocket.train.learning_rate) == (8, 1e-2)
     assert (pocket.train.remat, pocket.train.unroll) == (False, True)
     assert "learning rate 1e-2 (measured on the pocket model; give `train.lea" in "\n".join(notes)
     assert resolve_settings(pocket, open_model()) == (pocket, ())
-
-
-def test_fewer_replies_at_a_time_where_memory_is_short():
-    config = dataclasses.replace(open_model().config, num_hidden_layers=32, head_dim=128)
-    sizes = [
-        resolve_settings(CultureSPASettings(), real_files(config=config), memory)[0].batch_size
-        for memory in (2**29, 2**31, 2**40)
-    ]
-    assert sizes == sorted(sizes)
-    assert sizes[0] < sizes[-1] == 64
 
 
 def test_the_documented_command_for_8b_gives_what_no_default_can():
