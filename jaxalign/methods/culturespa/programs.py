@@ -344,7 +344,7 @@ def _measuring_programs(
             programs += _sampled_programs(
                 settings, inputs, mesh, available, asked.conversations, what, "measure", lora
             )
-    guard = plan_blocks(inputs.guard_conversations, settings.block_tokens)
+    guard = plan_blocks(inputs.guard_questions.conversations, settings.block_tokens)
     for adapter, who in ((None, "the unchanged model"), (lora, "a fine-tuned model")):
         name = f"answers to the guard, {who}"
         programs.append(_exact_program(settings, inputs, mesh, guard, name, "measure", adapter))
