@@ -100,7 +100,7 @@ def model_sampler(
     lm: LM,
     sampling: Sampling,
     seed: int,
-    batch_size: int,
+    batch_size: int | None,
     extra_ExD: np.ndarray | None = None,
 ) -> Sampler:
     """Return what samples a model's replies for `answer_sampled`.
