@@ -58,7 +58,7 @@ H200_PEAK, ASSUMED_SHARE = 989e12, 0.4
 class Config:
     """Time exact answers to a survey in every prompt style, beside the search."""
 
-    model: Path | None = None
+    model: str | None = None
     """Folder of a Hugging Face Llama; default: the pocket model."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of weights and activations; auto is float32 for the pocket model and bfloat16 for

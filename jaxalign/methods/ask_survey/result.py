@@ -17,8 +17,9 @@
                       a − b, paired by question: over those that both answered in each of their runs
     lines.LINE        {mean, countries}: scores of answers that need no model
     vsm               where the survey holds the VSM's items: constant, edition, published
-                      {COUNTRY}, scores {KEY: {COUNTRY or "": {pdi, ...}}}, distance {KEY: {COUNTRY: points}},
-                      the sum of absolute differences to the published scores, and lines {COUNTRY}
+                      {COUNTRY}, scores {KEY: {COUNTRY or "": {pdi, ...}}}, lines {COUNTRY}, and
+                      distance {KEY: {COUNTRY: points}}, the sum of absolute differences to the
+                      published scores
     test              where questions have right answers: questions, places, accuracy {KEY: {COUNTRY
                       or "": {value, low, high, places {PLACE: {value, low, high, questions}},
                       minus_first {value, low, high}}}} in percent, with Wilson's interval over
