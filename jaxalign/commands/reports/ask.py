@@ -88,7 +88,10 @@ def _sections(record: Record, analyses: Mapping[str, Record], out: Path) -> list
         section(
             "Constant answers",
             Text(_constant_statement(record, analyses)),
-            constant_table(_constants(record), _people(analyses)),
+            constant_table(
+                {row["title"]: row["constant"] for row in record["rows"].values()}
+                | ({"people's majority answers": people} if (people := _people(analyses)) else {})
+            ),
         ),
         section("Replies", tables.replies_table(record)),
         section("Each way of asking by itself", _reports(analyses, record)),

@@ -62,28 +62,20 @@ def constant_statement(
     return f"One number for nearly everything: {words}{more}.{beside}"
 
 
-def constant_table(
-    constants: Mapping[str, Constant | None], people: Mapping[str, Constant | None]
-) -> Table | None:
-    """Return the most frequent number and position of everybody's answers."""
+def constant_table(columns: Mapping[str, Mapping[str, Constant | None]]) -> Table | None:
+    """Return the most frequent number of everybody's answers, with its share.
+
+    Args:
+        columns: By way of answering, the most frequent answer by country; "" where none is named.
+    """
+    countries = dict.fromkeys(country for by in columns.values() for country in by)
     rows = tuple(
-        (
-            name,
-            c["code"],
-            c["share"],
-            c["position"],
-            c["position_share"],
-            people[name]["share"] if people.get(name) else None,
-        )
-        for name, c in constants.items()
-        if c
+        (country or "no country", *(_cell(by.get(country)) for by in columns.values()))
+        for country in countries
     )
-    columns = (
-        "Who answers",
-        "Most frequent number",
-        "Share of the answers, %",
-        "Most frequent position",
-        "Share of the answers at it, %",
-        "Of people's majority answers, %",
-    )
-    return Table("The answer given most often", columns, rows, digits=1) if rows else None
+    caption = "The number given most often, and its share of the answers"
+    return Table(caption, ("Asked for", *columns), rows, folded=len(rows) > 8) if rows else None
+
+
+def _cell(constant: Constant | None) -> str | None:
+    return constant and f"{constant['code']} ({number(constant['share'], 0)} %)"

@@ -100,7 +100,13 @@ def _sections(analysis: Mapping[str, Any], out: Path) -> list[Section]:
         section(
             "Constant answers",
             Text(_constant_statement(analysis)),
-            constant_table(_constants(analysis), analysis["constant"]["people"]),
+            constant_table(
+                {
+                    figures.MODES["aware"].label: analysis["constant"]["aware"],
+                    figures.MODES["unaware"].label: {"": analysis["constant"]["unaware"]},
+                    "people's majority answers": analysis["constant"]["people"],
+                }
+            ),
         ),
         section(
             "Unreadable replies",

@@ -80,7 +80,10 @@ def ask_survey(settings: AskSettings, on_progress: OnProgress = ignore) -> AskRu
         >>> from jaxalign.methods.ask_survey import AskSettings
         >>> settings = AskSettings(countries=("USA", "CHN"), styles=("unaware", "p1"))
         >>> run = ja.ask_survey(settings)  # doctest: +SKIP
-        >>> run.record["rows"]["model-p1"]["mean"]  # doctest: +SKIP
+        >>> run.record["rows"]["model-p1"]["mean"]["value"]  # doctest: +SKIP
+        >>> ja.ask_survey(AskSettings(styles=("p1", "p1")))
+        Traceback (most recent call last):
+        jaxalign.core.errors.UserError: `styles` p1 p1: give at least one, each once
     """
     out = _directory(settings)
     check_settings(settings)
