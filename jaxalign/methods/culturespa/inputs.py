@@ -23,6 +23,12 @@ from jaxalign.methods.culturespa.settings import (
     check_settings,
     resolve_settings,
 )
+from jaxalign.methods.culturespa.similar import (
+    Ranking,
+    Similarity,
+    WordSimilarity,
+    read_ranking,
+)
 from jaxalign.methods.culturespa.styles import StylePrompts, group_name, load_texts
 from jaxalign.methods.culturespa.write import WritingSettings, check_requests_fit, load_request
 from jaxalign.pocket.general import general_questions
@@ -79,6 +85,7 @@ class Inputs:
 
     def facts(self) -> dict[str, object]:
         """Return hashes and texts that a resumed run must find unchanged."""
+        ranking = self.prompts.similarity
         return {
             **self.files.facts(),
             "survey_sha256": self.survey.sha256,
@@ -88,7 +95,7 @@ class Inputs:
             "prompt": self.request,
             "texts": dataclasses.asdict(self.prompts.texts),
             "guard": self.guard_name,
-        }
+        } | ({"p3_ranking_sha256": ranking.sha256} if isinstance(ranking, Ranking) else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,12 +186,26 @@ def make_style_prompts(
     if missing := [group for group in settings.countries if group not in shown.distributions]:
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
     groups = _possible_neighbours(settings.countries, shown)
-    texts = load_texts(settings.texts, model_folder=model_folder)
-    prompts = StylePrompts(texts, survey, groups, settings.examples, source)
+    prompts = StylePrompts(
+        load_texts(settings.texts, model_folder=model_folder),
+        survey,
+        groups,
+        settings.examples,
+        source,
+        similarity=_similarity(settings.p3_choice, shown),
+        p3_form=settings.p3_form,
+    )
     _check_texts(prompts, settings.countries)
     for note in _notes(prompts, settings.countries):
         _log.info(note)
     return prompts
+
+
+def _similarity(choice: str, shown: Survey) -> Similarity | None:
+    """Return what chooses the examples of P3; None for those of the item's topic."""
+    if choice == "topics":
+        return None
+    return WordSimilarity(shown.items) if choice == "similar" else read_ranking(choice)
 
 
 def _possible_neighbours(groups: tuple[str, ...], shown: Survey) -> tuple[str, ...]:
