@@ -32,7 +32,7 @@ from jaxalign.lm.lora import Adapter, LoraConfig
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import LM, load_model, open_model
 from jaxalign.report.figures import save_training_losses
-from jaxalign.runs import Run, check_run, may_change, with_flags
+from jaxalign.runs import Run, check_run, may_change, recorded_facts, with_flags
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runs.console import progress_bars
 from jaxalign.training.conversations import hold_out, read_conversations
@@ -100,7 +100,8 @@ class Config:
 
 def tune(config: Config) -> None:
     """Run the command: read, train, write adapter, model and picture."""
-    files = open_model(config.model, config.dtype)
+    recorded = recorded_facts(config.out, config.resume)
+    files = open_model(config.model, config.dtype, revision=recorded.get("model_revision"))
     train, notes = resolve_training(config.train, files)
     config = dataclasses.replace(config, train=train)
     check_run(config.out, config, config.resume)
@@ -124,7 +125,7 @@ def tune(config: Config) -> None:
     held_out_loss = HeldOutLoss(trainer, {JOINT: held_out}) if held_out else None
     print(trainer.describe())
     facts = {
-        "model_sha256": files.sha256,
+        **files.facts(),
         "data_sha256": hashlib.sha256(config.data.read_bytes()).hexdigest(),
         "examples": len(examples),
         "held_out": len(held_out),

@@ -92,8 +92,7 @@ class Inputs:
     def facts(self) -> dict[str, str]:
         """Return hashes and texts that a resumed run must find unchanged."""
         return {
-            "model_sha256": self.files.sha256,
-            "tokenizer_sha256": self.files.tokenizer.sha256,
+            **self.files.facts(),
             "survey_sha256": self.survey.sha256,
             "prompt": self.prompt,
         }
@@ -101,8 +100,8 @@ class Inputs:
 
 def run(settings: Settings) -> None:
     """Write questions, filter them, and print what became of requests and questions."""
-    check_run(settings.out, settings, settings.resume)
-    inputs = read_inputs(settings)
+    recorded = check_run(settings.out, settings, settings.resume)
+    inputs = read_inputs(settings, recorded.get("model_revision"))
     files, seeds = inputs.files, inputs.survey
     topics = len({item.topic for item in seeds.items})
     print(f"model {files.name}: {files.config.num_hidden_layers} layers, {files.config.dtype}")
@@ -132,10 +131,18 @@ def run(settings: Settings) -> None:
     print(f"{len(survey.items)} questions in {settings.out / 'questions.json'}")
 
 
-def read_inputs(settings: Settings) -> Inputs:
-    """Read and check everything that is quick to check. Raises UserError for whatever is wrong."""
+def read_inputs(settings: Settings, revision: str | None = None) -> Inputs:
+    """Read and check everything that is quick to check.
+
+    Args:
+        settings: The run's settings.
+        revision: Commit of a model from the hub that a resumed run has recorded.
+
+    Raises:
+        UserError: For whatever is wrong.
+    """
     check_batch_size(settings.batch_size)
-    files = open_model(settings.model, settings.dtype)
+    files = open_model(settings.model, settings.dtype, revision=revision)
     survey = held_out_survey()
     if settings.survey is not None:
         survey = read_questionnaire(settings.survey, "survey")

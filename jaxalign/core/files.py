@@ -150,6 +150,18 @@ def _sync_directory(folder: Path) -> None:
         os.close(handle)
 
 
+def cache_folder(name: str) -> Path:
+    """Return the folder `name` of the user's cache, which need not exist yet.
+
+    The cache is the folder around $JAXALIGN_CACHE, which is the compilation cache, else
+    $XDG_CACHE_HOME/jaxalign, else ~/.cache/jaxalign.
+    """
+    if given := os.environ.get("JAXALIGN_CACHE"):
+        return Path(given).parent / name
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "jaxalign" / name
+
+
 def check_new_file(path: Path | None, parameter: str) -> None:
     """Check, before any work is done, that a file can be written to `path`.
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import ml_dtypes  # noqa: F401  teaches numpy, and so safetensors, bfloat16
@@ -72,6 +72,18 @@ class Place(NamedTuple):
     weight: Weight
 
 
+class StoredTensor(Protocol):
+    """A tensor in a file: a safetensors slice, or what reads another format in the same way."""
+
+    def get_shape(self) -> list[int]:
+        """Return the shape, as Hugging Face has it."""
+        ...
+
+    def __getitem__(self, index: slice | tuple[slice, slice]) -> np.ndarray:
+        """Return the numbers of some rows, or of some rows and columns."""
+        ...
+
+
 def load_checkpoint(
     folder: Path,
     config: LlamaConfig,
@@ -94,32 +106,52 @@ def load_checkpoint(
         UserError: If a tensor is missing, left over, of another shape or dtype, or truncated; the
             message names file and tensor.
     """
+    with contextlib.ExitStack() as stack:
+        # The files stay mapped until every parameter has been read.
+        tensors = _open_tensors(folder, config, stack)
+        return read_params(tensors, config, shardings, weights)
+
+
+def read_params(
+    tensors: Mapping[str, StoredTensor],
+    config: LlamaConfig,
+    shardings: Params | None = None,
+    weights: WeightFormat = "stored",
+) -> Params:
+    """Read the parameters of a model from open tensors.
+
+    Args:
+        tensors: Every tensor of the model by its Hugging Face name, of the shape it has there.
+        config: As for `load_checkpoint`.
+        shardings: As for `load_checkpoint`.
+        weights: As for `load_checkpoint`.
+    """
     tree = weight_tree(config, weights)
     if shardings is None:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: here, tree, is_leaf=is_weight)
-    with contextlib.ExitStack() as stack:
-        # The files stay mapped until every parameter has been read.
-        tensors = _open_tensors(folder, config, stack)
-        # A kernel and its scale read the same tensors; the scale of an output is computed once.
-        quantisers = {
-            keys: Quantiser(layers, config.param_dtype)
-            for keys, layers in tensors.items()
-            if weights == "int8" and (*keys[:-1], f"{keys[-1]}_scale") in _paths(tree)
-        }
+    by_keys: dict[tuple[str, ...], list[StoredTensor]] = {}  # one per layer
+    for name, place in tensor_places(config).items():
+        by_keys.setdefault(place.keys, []).append(tensors[name])
+    # A kernel and its scale read the same tensors; the scale of an output is computed once.
+    quantisers = {
+        keys: Quantiser(layers, config.param_dtype)
+        for keys, layers in by_keys.items()
+        if weights == "int8" and (*keys[:-1], f"{keys[-1]}_scale") in _paths(tree)
+    }
 
-        def read(path: tuple[Any, ...], weight: Weight, sharding: jax.sharding.Sharding):
-            keys = tuple(key.key for key in path)
-            kernel = (*keys[:-1], keys[-1].removesuffix("_scale"))
-            if kernel in quantisers:
-                read_shard = functools.partial(_read_int8, weight, quantisers[kernel])
-            else:
-                read_shard = functools.partial(
-                    _read_shard, weight, tensors[keys], dtype=config.param_dtype
-                )
-            return _read_weight(weight, sharding, read_shard)
+    def read(path: tuple[Any, ...], weight: Weight, sharding: jax.sharding.Sharding):
+        keys = tuple(key.key for key in path)
+        kernel = (*keys[:-1], keys[-1].removesuffix("_scale"))
+        if kernel in quantisers:
+            read_shard = functools.partial(_read_int8, weight, quantisers[kernel])
+        else:
+            read_shard = functools.partial(
+                _read_shard, weight, by_keys[keys], dtype=config.param_dtype
+            )
+        return _read_weight(weight, sharding, read_shard)
 
-        return jax.tree_util.tree_map_with_path(read, tree, shardings, is_leaf=is_weight)
+    return jax.tree_util.tree_map_with_path(read, tree, shardings, is_leaf=is_weight)
 
 
 def save_checkpoint(
@@ -201,14 +233,8 @@ def tensor_places(config: LlamaConfig) -> dict[str, Place]:
 # Reading
 
 
-def _open_tensors(
-    folder: Path, config: LlamaConfig, stack: contextlib.ExitStack
-) -> dict[tuple[str, ...], list[Any]]:
-    """Open the tensors of each parameter, and check them without reading their values.
-
-    Returns:
-        By a parameter's keys, its safetensors slices, one per layer.
-    """
+def _open_tensors(folder: Path, config: LlamaConfig, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Open the tensors of a model by name, and check them without reading their values."""
     places = tensor_places(config)
     opened: dict[str, Any] = {}
     heads: list[tuple[Path, Any]] = []  # that the config says are the embeddings
@@ -230,10 +256,7 @@ def _open_tensors(
     _check_complete(folder, places, opened)
     for path, head in heads:
         _check_same(path, head, opened[weight_tree(config)["embed"].hf_name])
-    tensors: dict[tuple[str, ...], list[Any]] = {}
-    for name, place in places.items():
-        tensors.setdefault(place.keys, []).append(opened[name])
-    return tensors
+    return opened
 
 
 def _check_left_over(path: Path, name: str, shape: tuple[int, ...], config: LlamaConfig) -> None:
@@ -305,7 +328,7 @@ def _read_weight(
     return jax.make_array_from_callback(weight.shape, sharding, read)
 
 
-def _read_shard(weight: Weight, layers: list[Any], index: Index, dtype: str) -> np.ndarray:
+def _read_shard(weight: Weight, layers: list[StoredTensor], index: Index, dtype: str) -> np.ndarray:
     """Read the part `index` of a parameter, layer by layer if it is a stack."""
     out = _aligned_empty(tuple(s.stop - s.start for s in index), dtype)
     if weight.axes[0] != "layers":
@@ -317,7 +340,7 @@ def _read_shard(weight: Weight, layers: list[Any], index: Index, dtype: str) -> 
 
 
 def _fill(
-    out: np.ndarray, tensor: Any, weight: Weight, index: Index, shape: tuple[int, ...]
+    out: np.ndarray, tensor: StoredTensor, weight: Weight, index: Index, shape: tuple[int, ...]
 ) -> None:
     """Read one layer's part `index` of a tensor into `out`; `shape` is the layer's."""
     if len(shape) == 1:
@@ -353,8 +376,8 @@ def _read_int8(weight: Weight, quantiser: Quantiser, index: Index) -> np.ndarray
 class Quantiser:
     """Reads one linear layer in 8 bits, in blocks of a few MiB, from its tensors in the file."""
 
-    def __init__(self, layers: list[Any], dtype: str) -> None:
-        """Take safetensors slices [out, in], one per layer, and the dtype they are rounded to."""
+    def __init__(self, layers: list[StoredTensor], dtype: str) -> None:
+        """Take stored tensors [out, in], one per layer, and the dtype they are rounded to."""
         self._layers, self._dtype = layers, dtype
         self._scales: dict[tuple[int, int, int], np.ndarray] = {}
 
@@ -396,7 +419,7 @@ def _flat_range(index: Index, shape: tuple[int, ...]) -> slice:
     return slice(index[0].start * inner, index[0].stop * inner)
 
 
-def _copy(tensor: Any, rows: slice, columns: slice, out: np.ndarray) -> None:
+def _copy(tensor: StoredTensor, rows: slice, columns: slice, out: np.ndarray) -> None:
     """Copy tensor[rows, columns] to `out`, a few MiB of rows at a time."""
     # The file may store 4 bytes per number.
     step = max(_BLOCK_ROWS, _CHUNK_BYTES // (4 * (columns.stop - columns.start)))

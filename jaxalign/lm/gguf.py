@@ -1,8 +1,12 @@
-"""Convert a GGUF file of a Llama, as llama.cpp uses them, to a model folder.
+"""Read what a GGUF file of a Llama says about the model, and convert it to a model folder.
 
 The file is read with the `gguf` package, which also knows how to turn every quantised type back
-into numbers. Weights pass through memory a few MiB at a time. Whatever the file does not say, or
-says in a way that cannot be written as a Hugging Face folder, is refused by name.
+into numbers (`gguf_tensors`). Config, tokenizer and chat template come from the file's metadata;
+whatever it does not say, or says in a way that cannot be written as a Hugging Face folder, is
+refused by name.
+
+To use a file as it is, only its description is written, once, to the user's cache: a few MB of
+config, tokenizer and a table of tensors. Weights are read from the file itself.
 
 Source: the GGUF specification (github.com/ggml-org/ggml/blob/master/docs/gguf.md), and the writer
 of such files, llama.cpp's `convert_hf_to_gguf.py`.
@@ -10,6 +14,9 @@ of such files, llama.cpp's `convert_hf_to_gguf.py`.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterator
@@ -20,37 +27,30 @@ import ml_dtypes  # noqa: F401  teaches numpy bfloat16
 import numpy as np
 
 from jaxalign.core.errors import UserError
-from jaxalign.core.files import staging_folder
+from jaxalign.core.files import cache_folder, staging_folder
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.checkpoint import Place, check_no_weights, tensor_places, write_weights
 from jaxalign.lm.config import DType, LlamaConfig, RopeScaling, config_to_hf
+from jaxalign.lm.gguf_tensors import (
+    OUTER_NAMES,
+    GgufTensor,
+    can_dequantize,
+    gguf_name,
+    open_tensors,
+)
 from jaxalign.lm.gguf_tokenizer import special_ids, write_tokenizer
-from jaxalign.lm.safetensors_io import write_json
+from jaxalign.lm.safetensors_io import Span, tensors_sha256, write_json
 from jaxalign.lm.tokenizer import Tokenizer, check_vocabulary
 
 _INSTALL = "pip install 'gguf>=0.17'"
 _BLOCK_VALUES = 4 * 2**20  # numbers that are dequantised at a time
 _ROPE_FACTORS = "rope_freqs.weight"
+_TABLE = "tensors.json"
+# A description belongs to this many bytes at the start of a file. Metadata take about 8 MB.
+_HEADER_BYTES = 2**26
+_CACHE_FORMAT = 1  # another number makes every description anew
 
 _log = logging.getLogger("jaxalign")
-
-# Names of a layer's weights: of `weights.block_weights`, and in a GGUF after `blk.{i}.`.
-_LAYER_NAMES = {
-    "attention_norm": "attn_norm",
-    "q": "attn_q",
-    "k": "attn_k",
-    "v": "attn_v",
-    "o": "attn_output",
-    "mlp_norm": "ffn_norm",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
-}
-_OUTER_NAMES = {
-    "embed": "token_embd.weight",
-    "norm": "output_norm.weight",
-    "head": "output.weight",
-}
 
 # Keys of the architecture that are read, and those that say nothing about the computation.
 _READ_TEXT = """
@@ -108,44 +108,94 @@ def convert_gguf(
             kind of tokenizer, or lacks something that the folder needs.
     """
     check_no_weights(out)
-    _log.info(f"reading the metadata of {source}; a vocabulary of 128,000 takes half a minute")
     file = GgufFile(source)
     config = file.config(dtype)
-    places = tensor_places(config)
-    file.check_tensors(config)
+    tensors = open_tensors(source, file.spans, config)
+    names = {place: name for name, place in tensor_places(config).items()}
     done = 0
 
     def blocks(place: Place) -> Iterator[np.ndarray]:
         nonlocal done
-        yield from file.rows(place, config)
+        yield from _rows(tensors[names[place]], config.param_dtype)
         done += 1
-        on_progress(Progress("tensor", done, len(places), unit="tensors"))
+        on_progress(Progress("tensor", done, len(tensors), unit="tensors"))
 
-    on_progress(Progress("tensor", 0, len(places), unit="tensors"))
+    on_progress(Progress("tensor", 0, len(tensors), unit="tensors"))
     with staging_folder(out, last="config.json") as aside:
-        write_tokenizer(aside, file.fields, source, config.max_position_embeddings)
-        _check_tokenizer(aside, source, config)
+        file.write_description(aside, config)
         write_weights(aside, config, blocks, max_shard_bytes)
-        ids = special_ids(file.fields)
-        write_json(aside / "generation_config.json", ids)
-        write_json(aside / "config.json", config_to_hf(config) | ids)
     return config
 
 
+def describe_gguf(source: Path) -> Path:
+    """Return a folder with what a GGUF file says about the model; it is made once.
+
+    The folder holds `config.json`, the tokenizer and a table of the tensors. It is in the user's
+    cache, under the hash of the file's size and first bytes.
+
+    Raises:
+        UserError: As `convert_gguf`, and if the cache cannot be written.
+    """
+    _library(source)
+    folder = cache_folder("models") / f"gguf-{_header_sha256(source)[:32]}"
+    try:
+        if not _describes(folder, source):
+            file = GgufFile(source)
+            config = file.config("bfloat16")
+            with staging_folder(folder, last="config.json") as aside:
+                file.write_description(aside, config)
+                write_json(aside / _TABLE, file.table())
+    except OSError as error:
+        raise UserError(
+            f"{folder}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
+    return folder
+
+
+def open_gguf(source: Path, folder: Path, config: LlamaConfig) -> dict[str, GgufTensor]:
+    """Return the tensors of a GGUF file by their Hugging Face name; their values stay on disk.
+
+    Args:
+        source: The GGUF file.
+        folder: Its description (`describe_gguf`).
+        config: The model, as read from that folder.
+    """
+    return open_tensors(source, _read_table(folder)[0], config)
+
+
+def gguf_sha256(source: Path, folder: Path) -> str:
+    """Return a hash that tells the weights of GGUF files apart, as `weights_sha256` does.
+
+    Args:
+        source: The GGUF file.
+        folder: Its description (`describe_gguf`).
+    """
+    return _hash_of(source.resolve(), folder, source.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_of(source: Path, folder: Path, _modified_ns: int) -> str:
+    return tensors_sha256((name, source, span) for name, span in _read_table(folder)[0].items())
+
+
 class GgufFile:
-    """A GGUF file, opened and checked, whose tensors stay on disk until they are read."""
+    """The metadata of a GGUF file, checked, and where its tensors are."""
 
     def __init__(self, path: Path) -> None:
         """Read the metadata of a file; UserError if that fails or it is not a Llama."""
         reader_class = _library(path)
+        _log.info(f"reading the metadata of {path}; a vocabulary of 128,000 takes half a minute")
         try:
             reader = reader_class(path)
             self.fields = {name: field.contents() for name, field in reader.fields.items()}
         except (ValueError, KeyError, IndexError, UnicodeDecodeError, OSError) as error:
             line = " ".join(str(error).split())
             raise UserError(f"{path}: not a whole GGUF file ({line}); download it again") from None
+        if reader.byte_order != "I":
+            raise UserError(f"{path}: written for a computer of the other byte order")
         self.path = path
-        self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.spans = {tensor.name: _span(tensor) for tensor in reader.tensors}
+        self._header_bytes = reader.data_offset
         architecture = self._field("general.architecture")
         if architecture != "llama":
             raise UserError(f"{path}: general.architecture {architecture!r}; only llama is handled")
@@ -156,7 +206,11 @@ class GgufFile:
             )
 
     def config(self, dtype: DType) -> LlamaConfig:
-        """Return the config that the metadata describes; UserError if it is not handled."""
+        """Return the config that the metadata describes.
+
+        Raises:
+            UserError: If the model is not handled, or the tensors are not those of a Llama.
+        """
         self._check_fields()
         width, heads = self._int("embedding_length"), self._int("attention.head_count")
         head_dim = self.fields.get("llama.attention.key_length", width // max(1, heads))
@@ -165,11 +219,10 @@ class GgufFile:
                 raise UserError(
                     f"{self.path}: llama.{name} {value} is not the {head_dim} of a head"
                 )
-        embed = self._tensor(_OUTER_NAMES["embed"])
-        vocabulary = int(embed.shape[-1])
+        vocabulary = self._tensor(OUTER_NAMES["embed"]).shape[0]
         if (said := self.fields.get("llama.vocab_size", vocabulary)) != vocabulary:
             raise UserError(f"{self.path}: llama.vocab_size {said}, but {vocabulary} embeddings")
-        return LlamaConfig(
+        config = LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=width,
             intermediate_size=self._int("feed_forward_length"),
@@ -180,52 +233,50 @@ class GgufFile:
             rope_theta=_shortest(self._field("llama.rope.freq_base")),
             rope_scaling=self._rope_scaling(head_dim),
             rms_norm_eps=_shortest(self._field("llama.attention.layer_norm_rms_epsilon")),
-            tie_word_embeddings=_OUTER_NAMES["head"] not in self.tensors,
+            tie_word_embeddings=OUTER_NAMES["head"] not in self.spans,
             max_position_embeddings=self._int("context_length"),
             dtype=dtype,
             param_dtype=dtype,
         )
+        self._check_tensors(config)
+        return config
 
-    def check_tensors(self, config: LlamaConfig) -> None:
+    def _check_tensors(self, config: LlamaConfig) -> None:
         """Raise UserError for a tensor that is missing, left over or of another shape."""
         places = tensor_places(config).values()
-        expected = {_gguf_name(place, config): place.weight.hf_shape for place in places}
-        left_over = self.tensors.keys() - expected.keys() - {_ROPE_FACTORS}
+        expected = {gguf_name(place, config): place.weight.hf_shape for place in places}
+        left_over = self.spans.keys() - expected.keys() - {_ROPE_FACTORS}
         if left_over:
             raise UserError(f"{self.path}: tensor {min(left_over)}; a Llama has no such weight")
         for name, shape in expected.items():
-            # GGUF lists the fastest dimension first.
-            stored = tuple(int(size) for size in reversed(self._tensor(name).shape))
+            stored, kind = self._tensor(name).shape, self._tensor(name).dtype
             if stored != shape:
                 raise UserError(f"{self.path}: {name} is {stored}; by the metadata it is {shape}")
+            if not can_dequantize(kind):
+                raise UserError(
+                    f"{self.path}: {name} has type {kind}, which the gguf package cannot turn into "
+                    "numbers; take a file of another type, such as Q8_0"
+                )
 
-    def rows(self, place: Place, config: LlamaConfig) -> Iterator[np.ndarray]:
-        """Yield the rows of a tensor in blocks, as Hugging Face orders and stores them."""
-        tensor = self._tensor(_gguf_name(place, config))
-        shape = place.weight.hf_shape
-        if len(shape) == 1:
-            yield self._values(tensor, tensor.data).astype(config.param_dtype)
-            return
-        order = row_order(place.keys[-1], config)
-        step = max(1, _BLOCK_VALUES // shape[1])
-        for start in range(0, shape[0], step):
-            stop = min(start + step, shape[0])
-            # Rows are quantised one by one, so any of them can be read alone, in any order.
-            rows = tensor.data[start:stop] if order is None else tensor.data[order[start:stop]]
-            values = self._values(tensor, rows).reshape(stop - start, shape[1])
-            yield np.ascontiguousarray(values.astype(config.param_dtype, copy=False))
+    def write_description(self, folder: Path, config: LlamaConfig) -> None:
+        """Write `config.json`, `generation_config.json` and the tokenizer to an empty folder.
 
-    def _values(self, tensor: Any, data: np.ndarray) -> np.ndarray:
-        from gguf.quants import dequantize
+        Raises:
+            UserError: If something that the tokenizer needs is missing or wrong.
+        """
+        write_tokenizer(folder, self.fields, self.path, config.max_position_embeddings)
+        _check_tokenizer(folder, self.path, config)
+        ids = special_ids(self.fields)
+        write_json(folder / "generation_config.json", ids)
+        write_json(folder / "config.json", config_to_hf(config) | ids)
 
-        try:
-            return dequantize(np.ascontiguousarray(data), tensor.tensor_type)
-        except NotImplementedError:
-            kind = tensor.tensor_type.name
+    def table(self) -> dict[str, Any]:
+        """Return `tensors.json`: where the tensors are, and the bytes that the config came from."""
+        if self._header_bytes > _HEADER_BYTES:
             raise UserError(
-                f"{self.path}: {tensor.name} has type {kind}, which the gguf package cannot "
-                "turn into numbers; take a file of another type, such as Q8_0"
-            ) from None
+                f"{self.path}: metadata of {self._header_bytes} bytes; convert the file"
+            )
+        return {"tensors": self.spans, "rope": _rope_bytes(self.path, self.spans)}
 
     def _check_fields(self) -> None:
         """Raise UserError for a key of the architecture that may change the computation."""
@@ -240,10 +291,10 @@ class GgufFile:
 
     def _rope_scaling(self, head_dim: int) -> RopeScaling | None:
         """Return the llama3 rule that gives the factors of the file, None if it has none."""
-        if _ROPE_FACTORS not in self.tensors:
+        if _ROPE_FACTORS not in self.spans:
             return None
-        tensor = self.tensors[_ROPE_FACTORS]
-        factors = self._values(tensor, tensor.data).reshape(-1)
+        file = np.memmap(self.path, np.uint8, mode="r")
+        factors = GgufTensor(file, self.spans[_ROPE_FACTORS])[:]
         theta = _shortest(self._field("llama.rope.freq_base"))
         original = self.fields.get("llama.rope.scaling.original_context_length", _ORIGINAL)
         for length in dict.fromkeys((original, _ORIGINAL)):
@@ -257,10 +308,10 @@ class GgufFile:
             f"{original} or {_ORIGINAL}); it cannot be written to a config.json"
         )
 
-    def _tensor(self, name: str) -> Any:
-        if name not in self.tensors:
+    def _tensor(self, name: str) -> Span:
+        if name not in self.spans:
             raise UserError(f"{self.path}: tensor {name} is missing")
-        return self.tensors[name]
+        return self.spans[name]
 
     def _field(self, name: str) -> Any:
         if name not in self.fields:
@@ -276,19 +327,6 @@ class GgufFile:
         return value
 
 
-def row_order(name: str, config: LlamaConfig) -> np.ndarray | None:
-    """Return which row of a GGUF matrix is each row of Hugging Face's; None if they agree.
-
-    llama.cpp turns neighbouring pairs of dimensions, Hugging Face the first half of a head with the
-    second: within each head, rows in the order [d/2, 2] become rows in the order [2, d/2].
-    """
-    heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}.get(name)
-    if heads is None:
-        return None
-    rows = np.arange(heads * config.head_dim)
-    return rows.reshape(heads, config.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
-
-
 def rope_factors(rule: RopeScaling, theta: float, head_dim: int) -> np.ndarray:
     """Return what llama.cpp divides each frequency by, as its converter writes it [head_dim / 2].
 
@@ -302,13 +340,20 @@ def rope_factors(rule: RopeScaling, theta: float, head_dim: int) -> np.ndarray:
     return 1 / ((1 - smooth) / rule.factor + smooth)
 
 
-def _gguf_name(place: Place, config: LlamaConfig) -> str:
-    """Return the name of a tensor in a GGUF file."""
-    if len(place.keys) == 1:
-        return _OUTER_NAMES[place.keys[0]]
-    # The last layer is kept apart from the stack of the others.
-    layer = config.num_hidden_layers - 1 if place.layer is None else place.layer
-    return f"blk.{layer}.{_LAYER_NAMES[place.keys[-1]]}.weight"
+def _span(tensor: Any) -> Span:
+    """Return where a tensor is; GGUF lists the fastest dimension first."""
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+    begin = int(tensor.data_offset)
+    return Span(tensor.tensor_type.name, shape, begin, begin + int(tensor.n_bytes))
+
+
+def _rows(tensor: GgufTensor, dtype: str) -> Iterator[np.ndarray]:
+    """Yield a tensor in blocks of rows, in a dtype."""
+    shape = tensor.get_shape()
+    step = max(1, _BLOCK_VALUES // math.prod(shape[1:]))
+    for start in range(0, shape[0], step):
+        rows = tensor[start : min(start + step, shape[0])]
+        yield np.ascontiguousarray(rows.astype(dtype, copy=False))
 
 
 def _shortest(value: float) -> float:
@@ -334,3 +379,44 @@ def _check_tokenizer(folder: Path, source: Path, config: LlamaConfig) -> None:
         check_vocabulary(Tokenizer.load(folder), config)
     except UserError as error:
         raise UserError(str(error).replace(str(folder), str(source))) from None
+
+
+# Descriptions in the cache
+
+
+def _header_sha256(path: Path) -> str:
+    """Return the hash of a file's size and of the bytes that hold its metadata."""
+    digest = hashlib.sha256(f"{_CACHE_FORMAT} {path.stat().st_size}\n".encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_HEADER_BYTES))
+    return digest.hexdigest()
+
+
+def _describes(folder: Path, source: Path) -> bool:
+    """Whether a folder holds the whole description of a file."""
+    if not (folder / "config.json").is_file():
+        return False
+    spans, rope = _read_table(folder)
+    return _rope_bytes(source, spans) == rope
+
+
+def _read_table(folder: Path) -> tuple[dict[str, Span], str]:
+    fields = json.loads((folder / _TABLE).read_text("utf-8"))
+    spans = {
+        name: Span(dtype, tuple(shape), begin, end)
+        for name, (dtype, shape, begin, end) in fields["tensors"].items()
+    }
+    return spans, fields["rope"]
+
+
+def _rope_bytes(path: Path, spans: dict[str, Span]) -> str:
+    """Return the bytes of the RoPE factors as hexadecimal digits.
+
+    They are part of the config, but may lie anywhere in the file.
+    """
+    if _ROPE_FACTORS not in spans:
+        return ""
+    span = spans[_ROPE_FACTORS]
+    with path.open("rb") as file:
+        file.seek(span.begin)
+        return file.read(span.end - span.begin).hex()

@@ -14,8 +14,9 @@ from typing import Literal
 
 import jax
 
-from jaxalign.lm.checkpoint import load_checkpoint, weights_sha256
+from jaxalign.lm.checkpoint import load_checkpoint, read_params, weights_sha256
 from jaxalign.lm.config import DType, LlamaConfig, read_config
+from jaxalign.lm.gguf import gguf_sha256, open_gguf
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.source import POCKET_FOLDER, ModelSource, find_model
 from jaxalign.lm.tokenizer import Tokenizer, check_vocabulary
@@ -48,7 +49,24 @@ class ModelFiles:
     @functools.cached_property
     def sha256(self) -> str:
         """A hash of the weights, as hexadecimal digits (`weights_sha256`); computed once."""
+        if self.weights_file is not None:
+            return gguf_sha256(self.weights_file, self.folder)
         return weights_sha256(self.folder)
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The GGUF file that holds the weights; None if the folder holds them."""
+        return None if self.source is None else self.source.weights_file
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a model from the hub; None for others."""
+        return None if self.source is None else self.source.revision
+
+    def facts(self) -> dict[str, str]:
+        """Return what the record of a run says of the model: hashes, and the commit if any."""
+        facts = {"model_sha256": self.sha256, "tokenizer_sha256": self.tokenizer.sha256}
+        return facts if self.revision is None else facts | {"model_revision": self.revision}
 
     @property
     def is_pocket(self) -> bool:
@@ -103,18 +121,25 @@ class LM:
 
 
 def open_model(
-    path: str | Path | None = None, dtype: DType | Literal["auto"] = "auto"
+    path: str | Path | None = None,
+    dtype: DType | Literal["auto"] = "auto",
+    *,
+    revision: str | None = None,
+    with_weights: bool = True,
 ) -> ModelFiles:
-    """Read and check a model folder without loading its weights.
+    """Read and check a model without loading its weights.
 
     Args:
-        path: A folder in Hugging Face layout (`config.json`, tokenizer, safetensors); None opens
-            the pocket model that ships with the package.
+        path: A folder in Hugging Face layout (`config.json`, tokenizer, safetensors), a GGUF file,
+            a hub id such as `meta-llama/Meta-Llama-3-8B-Instruct` (fetched if the hub's cache lacks
+            it), or `smollm2`; None opens the pocket model that ships with the package.
         dtype: Dtype of weights and activations; `"auto"` is float32 for the pocket model and
             bfloat16 for every other.
+        revision: Commit of a hub id that a resumed run has recorded.
+        with_weights: Whether to fetch the weights of a hub id too.
 
     Returns:
-        The folder with its config and tokenizer.
+        The model's config and tokenizer, and where its weights are.
 
     Raises:
         UserError: If a file is missing or damaged, if the config describes a model that is not
@@ -126,7 +151,7 @@ def open_model(
         >>> files.config.num_hidden_layers, files.config.dtype
         (4, 'float32')
     """
-    source = find_model(path)
+    source = find_model(path, revision=revision, with_weights=with_weights)
     folder = source.folder
     if dtype == "auto":
         dtype = "float32" if _is_pocket(folder) else "bfloat16"
@@ -144,11 +169,11 @@ def load_model(
     model_parallel: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> LM:
-    """Load a Llama from a folder in Hugging Face layout onto the devices of this machine.
+    """Load a Llama onto the devices of this machine.
 
     Args:
-        path: The model folder, or what `open_model` returned for it (`dtype` is then ignored); None
-            loads the pocket model.
+        path: A folder, GGUF file, hub id or name, as for `open_model`, or what `open_model`
+            returned for it (`dtype` is then ignored); None loads the pocket model.
         dtype: Dtype of weights and activations; `"auto"` is float32 for the pocket model and
             bfloat16 for every other.
         weights: `"int8"` stores the linear layers in 8 bits, which halves their memory. They are
@@ -177,7 +202,11 @@ def load_model(
         )
         _log.info(choice.describe())
     shardings = param_shardings(files.config, mesh, weights)
-    params = load_checkpoint(files.folder, files.config, shardings, weights)
+    if files.weights_file is None:
+        params = load_checkpoint(files.folder, files.config, shardings, weights)
+    else:
+        tensors = open_gguf(files.weights_file, files.folder, files.config)
+        params = read_params(tensors, files.config, shardings, weights)
     return LM(files, params, mesh)
 
 

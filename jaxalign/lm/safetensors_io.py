@@ -126,8 +126,12 @@ def weights_sha256(folder: Path) -> str:
 @functools.lru_cache(maxsize=64)
 def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
     """Return the hash of weight files; their time and size are there to tell changed files."""
+    return tensors_sha256((n, path, s) for path, _, _ in files for n, s in read_spans(path).items())
+
+
+def tensors_sha256(tensors: Iterable[tuple[str, Path, Span]]) -> str:
+    """Return the hash of `weights_sha256` over tensors: name, file, and where it is in the file."""
     digest = hashlib.sha256()
-    tensors = [(n, path, s) for path, _, _ in files for n, s in read_spans(path).items()]
     for name, path, span in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name} {span.dtype} {list(span.shape)}\n".encode())
         with path.open("rb") as file:

@@ -9,7 +9,7 @@
 
 from jaxalign.core.files import MetricsFile, finite_or_none, plain, write_json
 from jaxalign.runs.environment import environment, versions
-from jaxalign.runs.run import Run, check_run, recorded_run
+from jaxalign.runs.run import Run, check_run, recorded_facts, recorded_run
 from jaxalign.runs.settings import may_change, settings_of, with_flags
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "finite_or_none",
     "may_change",
     "plain",
+    "recorded_facts",
     "recorded_run",
     "settings_of",
     "versions",

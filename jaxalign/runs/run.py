@@ -169,6 +169,16 @@ def recorded_run(out: Path) -> tuple[str | None, dict[str, Any]]:
     return hashlib.sha256((out / _CONFIG).read_bytes()).hexdigest(), fields["settings"]
 
 
+def recorded_facts(out: Path, resume: bool) -> dict[str, Any]:
+    """Return the facts of the run that is continued in `out`; an empty dict for a new run.
+
+    For what must be known before the settings are complete, such as the commit of a model from the
+    hub. `check_run` says what is wrong with the directory.
+    """
+    fields = _config_fields(out) if resume and out.is_dir() else None
+    return {} if fields is None else fields["facts"]
+
+
 def _claim(out: Path) -> int:
     """Make `out` if need be and lock it. The kernel releases the lock however the process ends."""
     try:

@@ -7,6 +7,7 @@ proves that a program compiles and fits; it proves neither speed nor numerics.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.mesh import MeshChoice, choose_mesh
 from jaxalign.lm.model import ModelFiles
 from jaxalign.lm.sampling import Sampling
+from jaxalign.lm.source import find_model
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
@@ -61,8 +63,8 @@ class PlanSettings:
     """Chips as kind:shape: a slice of v4, v5e, v5p or v6e, or h200:1 to h200:8. With an experiment
     also cpu:16, a computer with 16 GiB of memory and no accelerator."""
     model: str = "llama3-8b"
-    """Preset (llama3-8b, llama3-70b, llama3.2-1b ...) or folder of a Hugging Face Llama. Its
-    weights are not read."""
+    """Preset (llama3-8b, llama3-70b, llama3.2-1b ...), or a model: a Hugging Face folder, a GGUF
+    file, a hub id or smollm2. Its weights are neither read nor fetched."""
     program: tuple[ProgramName, ...] = ("population",)
     """Programs to plan: population (a generation of the search), decode (a batch of replies), train
     (a step of fine-tuning)."""
@@ -276,13 +278,10 @@ def compile_program(topology: Topology, choice: MeshChoice, program: Program) ->
 
 
 def read_model(settings: PlanSettings) -> LlamaConfig:
-    """Return the config of the preset or of the folder, in bfloat16."""
+    """Return the config of the preset or of the model, in bfloat16."""
     if settings.model in PRESETS:
         return PRESETS[settings.model]
-    if not Path(settings.model).is_dir():
-        known = ", ".join(PRESETS)
-        raise UserError(f"`model` {settings.model}: neither a folder nor one of {known}")
-    return read_config(Path(settings.model))
+    return read_config(_model_folder(settings))
 
 
 def model_files(settings: PlanSettings) -> ModelFiles:
@@ -300,7 +299,20 @@ def make_layout(settings: PlanSettings, tokens: Tokenizer) -> Layout:
 def _tokenizer_folder(settings: PlanSettings) -> Path:
     if settings.tokenizer is not None:
         return settings.tokenizer
-    return MODEL_FOLDER if settings.model in PRESETS else Path(settings.model)
+    return MODEL_FOLDER if settings.model in PRESETS else _model_folder(settings)
+
+
+@functools.lru_cache(maxsize=8)
+def _found(model: str) -> Path:
+    return find_model(model, with_weights=False).folder
+
+
+def _model_folder(settings: PlanSettings) -> Path:
+    """Return the folder with the config of a model that is no preset."""
+    try:
+        return _found(settings.model)
+    except UserError as error:
+        raise UserError(f"`model`: {error}; presets are {', '.join(PRESETS)}") from None
 
 
 def _items(settings: PlanSettings) -> tuple[Item, ...]:

@@ -100,9 +100,9 @@ def sweep(settings: SweepSettings) -> None:
         return show_status(out)
     described = read_sweep(settings.file)
     check_unchanged(settings.file, out, described)
-    check_run(out, described, resume=True)
+    recorded = check_run(out, described, resume=True)
     try:
-        groups = make_plan(described, settings.cells_per_program)
+        groups = make_plan(described, settings.cells_per_program, recorded)
     except UserError as error:  # from a value of the file
         raise UserError(f"{settings.file}: {error}") from None
     with Run.create(out, described, facts(groups), resume=True) as run:
@@ -118,7 +118,13 @@ def sweep(settings: SweepSettings) -> None:
 
 def facts(groups: Sequence[Group]) -> dict[str, Any]:
     """Return the hashes that a continued sweep must find unchanged."""
-    names = ("model_sha256", "tokenizer_sha256", "instrument_sha256", "prompts")
+    names = (
+        "model_sha256",
+        "tokenizer_sha256",
+        "model_revision",
+        "instrument_sha256",
+        "prompts",
+    )
     return {
         f"{group.model}.{name}": value
         for group in groups

@@ -11,8 +11,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from jaxalign.answering.cost import candidate_flops
 from jaxalign.commands.sweep.file import POCKET, NamedStrategy, Sweep
@@ -90,11 +92,18 @@ class Group:
         return each * self.candidates_per_cell * cells * fraction
 
 
-def make_plan(sweep: Sweep, cells_per_program: int) -> tuple[Group, ...]:
+def make_plan(
+    sweep: Sweep, cells_per_program: int, recorded: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Group, ...]:
     """Return the groups of a sweep, in the order of its file.
 
     Reads and checks everything that a group names, so that bad input is refused before anything
     runs.
+
+    Args:
+        sweep: What the file describes.
+        cells_per_program: Largest number of cells in a batch.
+        recorded: Facts of the sweep that is continued; models from the hub keep their commits.
 
     Raises:
         UserError: for the first thing that is wrong.
@@ -109,7 +118,9 @@ def make_plan(sweep: Sweep, cells_per_program: int) -> tuple[Group, ...]:
     axes = itertools.product(sweep.models, sweep.strategies, sweep.prompt_lengths)
     for model, strategy, length in axes:
         name = group_name(names[model], strategy.name, length)
-        problem = read_problem(sweep.settings(model, strategy.strategy, length), opened.get(model))
+        revision = recorded.get(f"{names[model]}.model_revision")
+        settings = sweep.settings(model, strategy.strategy, length)
+        problem = read_problem(settings, opened.get(model), revision=revision)
         opened[model] = problem.model
         cells = [Cell(next(numbers), name, *entry) for entry in entries]
         batches = make_batches(name, cells, cells_per_program, sweep)

@@ -76,8 +76,7 @@ class Inputs:
     def facts(self) -> dict[str, object]:
         """Return hashes and texts that a resumed run must find unchanged."""
         return {
-            "model_sha256": self.files.sha256,
-            "tokenizer_sha256": self.files.tokenizer.sha256,
+            **self.files.facts(),
             "survey_sha256": self.survey.sha256,
             "survey": self.survey.name,
             "shown_sha256": self.prompts.shown.sha256,

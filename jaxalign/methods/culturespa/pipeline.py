@@ -60,7 +60,7 @@ from jaxalign.methods.culturespa.write import (
     collect_questions,
     model_writer,
 )
-from jaxalign.runs import Run, check_run
+from jaxalign.runs import Run, check_run, recorded_facts
 from jaxalign.runtime.memory import log_peak
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey, load, to_json
@@ -102,7 +102,8 @@ def run_culturespa(
     """
     out = _directory(settings)
     check_settings(settings)
-    files = open_model(settings.model, settings.dtype)
+    recorded = recorded_facts(out, settings.resume)
+    files = open_model(settings.model, settings.dtype, revision=recorded.get("model_revision"))
     settings, notes = resolve_settings(settings, files)
     check_run(out, settings, settings.resume)
     for note in notes:

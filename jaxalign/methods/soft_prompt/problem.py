@@ -90,8 +90,7 @@ class Problem:
     def facts(self) -> dict[str, Any]:
         """Return the hashes that a resumed run must find unchanged."""
         facts = {
-            "model_sha256": self.model.sha256,
-            "tokenizer_sha256": self.model.tokenizer.sha256,
+            **self.model.facts(),
             "instrument_sha256": self.tuned_survey.sha256,
             "held_out_sha256": self.answered_survey.sha256,
             "simulated_held_out": self.simulated,
@@ -107,7 +106,10 @@ class Problem:
 
 
 def read_problem(
-    settings: Settings, model: ModelFiles | None = None, survey: Survey | None = None
+    settings: Settings,
+    model: ModelFiles | None = None,
+    survey: Survey | None = None,
+    revision: str | None = None,
 ) -> Problem:
     """Read and check everything that is quick to check.
 
@@ -115,6 +117,7 @@ def read_problem(
         settings: The run's settings.
         model: The model's files; default: those that the settings name.
         survey: The survey that is tuned; default: the one that the settings name.
+        revision: Commit of a model from the hub that a resumed run has recorded.
 
     Raises:
         UserError: for whatever is wrong with the settings or with a file that they name.
@@ -127,7 +130,7 @@ def read_problem(
     make_objective(settings, survey)  # raises what the survey or the groups lack
     targets(settings.anchor, settings.edition, settings.dimensions)
     if model is None:
-        model = open_model(settings.model, settings.dtype)
+        model = open_model(settings.model, settings.dtype, revision=revision)
     check_space(settings, model.config)
     prompts = load_prompts(settings.prompts, model_folder=model.folder)
     answered = read_held_out(settings)

@@ -214,7 +214,8 @@ def run_soft_prompt(
     out = _directory(settings)
     recorded = check_run(out, settings, settings.resume)
     settings = dataclasses.replace(settings, checkpoints=checkpoint_directory(settings, out))
-    problem = read_problem(settings, None if lm is None else lm.files, survey)
+    given, revision = None if lm is None else lm.files, recorded.get("model_revision")
+    problem = read_problem(settings, given, survey, revision)
     check_comparison(problem)
     # The mesh needs no weights; a model that is already loaded moves to it.
     if lm is None:
