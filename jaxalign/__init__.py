@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxalign.lm.model import LM, load_model
     from jaxalign.methods.ask import ask
     from jaxalign.methods.conditions import InContext, Persona, Plain
+    from jaxalign.methods.cultural_bench import cultural_bench
     from jaxalign.methods.culturespa import filter_questions, run_culturespa, write_questions
     from jaxalign.methods.generate import generate
     from jaxalign.methods.soft_prompt import SoftPrompt, run_soft_prompt, tune_soft_prompt
@@ -65,6 +66,7 @@ _HOMES = {
     "similarity": "stats",
     "score_replies": "stats",
     "Interval": "stats",
+    "cultural_bench": "methods.cultural_bench",
     # Tuning
     "tune_soft_prompt": "methods.soft_prompt",
     "run_soft_prompt": "methods.soft_prompt",

@@ -29,6 +29,9 @@ class Command:
 COMMANDS = {
     "soft-prompt": Command("soft_prompt", "tune_prompts", "Tune one soft prompt per country."),
     "culturespa": Command("culturespa", "culturespa", "Run CultureSPA from start to end."),
+    "cultural-bench": Command(
+        "cultural_bench", "measure", "Score a model on CulturalBench under every method."
+    ),
     "sweep": Command("sweep.command", "sweep", "Run many searches described in one file."),
     "fine-tune": Command("fine_tune", "tune", "Fine-tune a model on your own conversations."),
     "write-questions": Command("write_questions", "run", "Let a model write survey questions."),
