@@ -36,6 +36,8 @@ COMMANDS = {
     "fine-tune": Command("fine_tune", "tune", "Fine-tune a model on your own conversations."),
     "write-questions": Command("write_questions", "run", "Let a model write survey questions."),
     "filter-questions": Command("filter_questions", "run", "Filter generated survey questions."),
+    "chat": Command("chat", "chat", "Talk to a model under several conditions, side by side."),
+    "inspect": Command("inspect", "show", "Show which tokens a tuned soft prompt is near."),
     "score": Command("score", "score", "Score replies from any tool against a survey."),
     "convert": Command("convert", "run", "Convert a GGUF file to a model folder."),
     "check": Command("check", "run", "Check whether a survey file can be used."),

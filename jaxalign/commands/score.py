@@ -31,6 +31,7 @@ from jaxalign.stats.analysis import score_replies
 from jaxalign.stats.metrics import DEFAULT_METRICS
 from jaxalign.surveys.replies import Numbering, ReaderName
 from jaxalign.surveys.reply_files import Mode
+from jaxalign.surveys.responses import NOT_ANSWERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +135,7 @@ def summary(analysis: Mapping[str, Any], config: Config) -> dict[str, Any]:
 
 def _without_answer(counts: Mapping[str, Any]) -> int:
     """Return the number of replies that name no option."""
-    return counts["unreadable"] + counts["out_of_range"]
+    return sum(counts[reason] for reason in NOT_ANSWERS)
 
 
 def _two_decimals(points: float | None) -> float | None:
@@ -191,6 +192,10 @@ def _show_unreadable(analysis: Mapping[str, Any]) -> None:
     counts.append(f"unaware {_without_answer(unreadable['unaware'])}")
     total = unreadable["total"]["replies"]
     print(f"replies without an answer, of {total}: {', '.join(counts)}")
+    if lists := unreadable["total"]["option_lists"]:
+        print(f"of these, {lists} repeat the options and take none")
+    for note in analysis.get("notes", ()):
+        print(f"note: {note}")
 
 
 def _text(points: float | None) -> str:

@@ -122,6 +122,7 @@ class DecodeQueue:
         self._beginnings: list[dict[bytes, dict[_Reply, None]]] = [{} for _ in shares]
         self._held: dict[tuple[int, int], _Reply] = {}
         self._slots = empty_slots(shape)
+        self._report: Report | None = None  # of the last segment
 
     def __len__(self) -> int:
         """Return the number of replies that are not finished."""
@@ -155,9 +156,27 @@ class DecodeQueue:
         """
         finished: list[tuple[Hashable, list[int]]] = []
         while not finished and len(self):
-            self._admit()
-            finished = self._collect(self._decode())
+            finished = self.step()
         return finished
+
+    def step(self, steps: int = SEGMENT) -> list[tuple[Hashable, list[int]]]:
+        """Decode a few steps; return (name, tokens) of the replies that are finished, if any.
+
+        Args:
+            steps: Tokens that each reply grows by, at most; at most `SEGMENT`.
+        """
+        self._admit()
+        self._report = self._decode(steps)
+        return self._collect(self._report)
+
+    def written(self) -> dict[Hashable, list[int]]:
+        """Return the tokens so far of the replies that are being written, by name."""
+        rows = {
+            reply.name: share * self._shape.slots + slot
+            for (share, slot), reply in self._writing.items()
+        }
+        report = self._report
+        return {n: report.tokens_BxG[row, : report.step_B[row]].tolist() for n, row in rows.items()}
 
     def _admit(self) -> None:
         """Give free slots to waiting prompts, and bring the prompts into the cache."""
@@ -259,8 +278,8 @@ class DecodeQueue:
                 self._shape, self._params, self._slots, *arguments, self._seed, self._stop
             )
 
-    def _decode(self) -> Report:
-        """Run one segment."""
+    def _decode(self, steps: int) -> Report:
+        """Run one segment of at most so many steps."""
         shape = self._shape
         writing = collections.Counter(share for share, _ in self._writing)
         # While prompts wait every slot is in use; towards the end, fewer rows may hold the rest.
@@ -279,7 +298,7 @@ class DecodeQueue:
             self._params,
             self._slots,
             self._spread(row_slots),
-            self._everywhere(np.int32(SEGMENT)),
+            self._everywhere(np.int32(steps)),
             self._everywhere(np.int32(enough)),
             self._stop,
         )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -25,12 +25,19 @@ from jax.sharding import Mesh
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.decode_cache import SHARES
-from jaxalign.lm.decode_loop import SlotShape, choose_slots, decode_programs, rounded_positions
+from jaxalign.lm.decode_loop import (
+    SEGMENT,
+    SlotShape,
+    choose_slots,
+    decode_programs,
+    rounded_positions,
+)
 from jaxalign.lm.decode_queue import DecodeQueue
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.weights import Params
 from jaxalign.runtime.hosts import agreed
 from jaxalign.runtime.memory import available_bytes
+from jaxalign.runtime.platform import target_platform
 from jaxalign.runtime.sharding import make_mesh, place_whole, replicated
 
 __all__ = [
@@ -43,6 +50,9 @@ __all__ = [
     "stream",
 ]
 
+_MOST_SLOTS = {"cpu": 64}  # on each share of a mesh, where memory decides; 256 elsewhere
+_FEW_STEPS = 4  # decode steps between two looks at replies that someone watches
+
 _log = logging.getLogger("jaxalign")
 
 
@@ -54,12 +64,13 @@ def generate(
     stop_tokens: Sequence[int],
     seed: int = 0,
     ids: Sequence[int] | np.ndarray | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = 64,
     mesh: Mesh | None = None,
     extra_embeddings: jax.Array | np.ndarray | None = None,
     on_batch: Callable[[int], None] | None = None,
     samples: int = 1,
     positions: int = 0,
+    on_tokens: Callable[[Mapping[int, Sequence[int]]], None] | None = None,
 ) -> list[list[int]]:
     """Generate new tokens for every prompt.
 
@@ -73,7 +84,8 @@ def generate(
         seed: In [0, 2^32).
         ids: One integer in [0, 2^32) per prompt, from which its random keys are derived; default:
             its index. Or [prompts, samples], one for each reply.
-        batch_size: Replies written at a time, at most; fewer if memory is short.
+        batch_size: Replies written at a time on all devices, at most; fewer if memory is short.
+            None: as many as suit the memory (`slots_of`).
         mesh: Devices whose population and data axes replies are spread over. `params` are used as
             they lie on it, and copied to every device if they lie elsewhere.
         extra_embeddings: float [E, D], embeddings that are in no vocabulary, such as tuned soft
@@ -82,6 +94,8 @@ def generate(
         samples: Replies to each prompt, which is computed once for all of them.
         positions: Tokens of a prompt and its reply for which caches are made, if that is more than
             these prompts need: calls with the same value share their programs.
+        on_tokens: Called every few steps with the tokens so far of each reply that is being
+            written or was just finished, by its index in the result.
 
     Returns:
         The new tokens of each reply without the stop token, in the order of the prompts; those to
@@ -120,10 +134,15 @@ def generate(
             number = ids[i][sample] if by_reply else ids[i]
             queue.add((i, sample), prompt, int(number), 0 if by_reply else sample)
     replies: list[list[int]] = [[] for _ in range(len(prompts) * samples)]
-    while finished := queue.receive():
+    while len(queue):
+        finished = queue.step(SEGMENT if on_tokens is None else _FEW_STEPS)
         for (i, sample), tokens in finished:
             replies[i * samples + sample] = tokens
-        if on_batch is not None:
+        if on_tokens is not None:
+            now = {i * samples + sample: tokens for (i, sample), tokens in finished}
+            now |= {i * samples + n: tokens for (i, n), tokens in queue.written().items()}
+            on_tokens(now)
+        if finished and on_batch is not None:
             on_batch(queue.counts.replies)
     _log.debug("%s", queue.counts)
     return replies
@@ -139,7 +158,7 @@ def stream(
     *,
     replies: int,
     positions: int,
-    batch_size: int = 64,
+    batch_size: int | None = 64,
     mesh: Mesh | None = None,
     extra_embeddings: jax.Array | np.ndarray | None = None,
 ) -> Iterator[tuple[Hashable, list[int]]]:
@@ -156,7 +175,8 @@ def stream(
         seed: In [0, 2^32).
         replies: Number of requests.
         positions: Largest number of tokens of a prompt and its reply.
-        batch_size: Replies written at a time, at most; fewer if memory is short.
+        batch_size: Replies written at a time on all devices, at most; fewer if memory is short.
+            None: as many as suit the memory (`slots_of`).
         mesh: Devices, as for `generate`.
         extra_embeddings: Embeddings beyond the vocabulary, as for `generate`.
 
@@ -203,7 +223,7 @@ def open_queue(
     seed: int,
     *,
     replies: int,
-    batch_size: int,
+    batch_size: int | None,
     positions: int,
     mesh: Mesh | None = None,
     extra_ExD: np.ndarray | None = None,
@@ -218,7 +238,8 @@ def open_queue(
         seed: In [0, 2^32).
         replies: About how many replies there will be; a quarter of `batch_size` slots or fewer do
             for few of them.
-        batch_size: Replies written at a time, at most; fewer if memory is short.
+        batch_size: Replies written at a time on all devices, at most; fewer if memory is short.
+            None: as many as suit the memory (`slots_of`).
         positions: Largest number of tokens of a prompt and its reply.
         mesh: Devices, as for `generate`.
         extra_ExD: Embeddings beyond the vocabulary, in the dtype of activations.
@@ -229,10 +250,9 @@ def open_queue(
     free = agreed(available_bytes(mesh.local_devices[0]) or 0)
     if free:
         free -= sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
-    wanted = slots_of(config, mesh, replies, batch_size, positions)
     slots = slots_of(config, mesh, replies, batch_size, positions, free)
-    if slots < wanted:
-        _log.info("%d replies at a time on each device, as many as fit its memory", slots)
+    if batch_size is None or slots < slots_of(config, mesh, replies, batch_size, positions):
+        _log.info("%d replies at a time on each share of the mesh, chosen by memory", slots)
     shape = SlotShape(config, sampling, mesh, slots, rounded_positions(positions))
     return DecodeQueue(shape, params, stop_tokens, seed, extra_ExD)
 
@@ -241,7 +261,7 @@ def slots_of(
     config: LlamaConfig,
     mesh: Mesh,
     replies: int,
-    batch_size: int,
+    batch_size: int | None,
     positions: int,
     free_bytes: int = 0,
 ) -> int:
@@ -251,16 +271,22 @@ def slots_of(
         config: The model.
         mesh: The devices, which may be only described.
         replies: About how many replies there will be.
-        batch_size: Replies written at a time, at most.
+        batch_size: Replies written at a time on all shares, at most. None: on each share the power
+            of two whose caches take at most a quarter of the free memory, but no more than
+            64 on a CPU and 256 elsewhere.
         positions: Largest number of tokens of a prompt and its reply.
         free_bytes: Memory of a device that its weights leave; 0 if it is not known.
     """
+    shares, positions = math.prod(mesh.shape[axis] for axis in SHARES), rounded_positions(positions)
+    if batch_size is None:
+        most = _MOST_SLOTS.get(target_platform(), 256)
+        if free_bytes:
+            most = min(most, choose_slots(config, free_bytes // 4, positions))
+        batch_size = shares * (1 << int(math.log2(most)))
     # Two sizes, so that few programs are compiled: all slots, or a quarter of them.
     size = batch_size if replies > batch_size // 4 else max(1, batch_size // 4)
-    slots = -(-size // math.prod(mesh.shape[axis] for axis in SHARES))
-    if not free_bytes:
-        return slots
-    return min(slots, choose_slots(config, free_bytes, rounded_positions(positions)))
+    slots = -(-size // shares)
+    return min(slots, choose_slots(config, free_bytes, positions)) if free_bytes else slots
 
 
 def _check_extra(config: LlamaConfig, extra: jax.Array | np.ndarray | None) -> np.ndarray | None:
@@ -276,9 +302,9 @@ def _check_extra(config: LlamaConfig, extra: jax.Array | np.ndarray | None) -> n
 
 
 def _check_numbers(
-    prompts: int, ids: Sequence[int] | np.ndarray, samples: int, seed: int, batch_size: int
+    prompts: int, ids: Sequence[int] | np.ndarray, samples: int, seed: int, batch_size: int | None
 ) -> None:
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UserError(f"`batch_size` {batch_size}: must be at least 1")
     if np.shape(ids) not in ((prompts,), (prompts, samples)):
         raise UserError(

@@ -291,13 +291,17 @@ def answers_key(lm: LM, adapter: Adapter | None = None) -> str:
     dtypes = f"{lm.config.dtype} {lm.params['last']['q'].dtype}"
     if adapter is None:
         return f"{lm.sha256} {dtypes}"
+    return f"{lm.sha256} {dtypes} adapter {adapter_digest(adapter)}"
+
+
+def adapter_digest(adapter: Adapter) -> str:
+    """Return sixteen hexadecimal digits for the weights of an adapter and their scale."""
     leaves = [
         (group, name, np.asarray(weights[name]))
         for group, weights in sorted(adapter.weights.items())
         for name in sorted(weights)
     ]
-    parts = [part for leaf in leaves for part in leaf]
-    return f"{lm.sha256} {dtypes} adapter {digest(adapter.config.scale, *parts)}"
+    return digest(adapter.config.scale, *(part for leaf in leaves for part in leaf))
 
 
 def encode_conditions(

@@ -158,6 +158,42 @@ class WithAdapter(Condition):
         return self.condition.lead_ins(prompts, items)
 
 
+@dataclasses.dataclass(frozen=True)
+class WithPrompt(Condition):
+    """Another condition, asked with a soft prompt besides its messages.
+
+    Attributes:
+        prompt: the soft prompt, such as a `SoftPrompt`.
+        condition: what stands between it and the question.
+        label: name in results; default: that of `condition` and "with prompt".
+    """
+
+    prompt: PlacedPrompt = dataclasses.field(repr=False)
+    condition: Condition = Plain()
+    label: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Label of the condition in results."""
+        return self.label or f"{self.condition.name}, with prompt"
+
+    @property
+    def group(self) -> str | None:
+        """The group of the other condition."""
+        return self.condition.group
+
+    @property
+    def soft_prompt(self) -> PlacedPrompt:
+        """The soft prompt."""
+        return self.prompt
+
+    def lead_ins(
+        self, prompts: Prompts, items: Sequence[Item]
+    ) -> tuple[list[list[Message]], np.ndarray]:
+        """Return what the other condition puts before each item."""
+        return self.condition.lead_ins(prompts, items)
+
+
 def draw_examples(survey: Survey, groups: Sequence[str], count: int, seed: int) -> tuple[Item, ...]:
     """Draw questions that all groups answered, taking turns between topics.
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 import jax
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import cache_folder
 from jaxalign.core.progress import OnProgress, Progress, Speed, ignore
 from jaxalign.runs.settings import with_flags
 from jaxalign.runtime import hosts
@@ -135,15 +136,15 @@ def _program() -> str | None:
 def enable_compilation_cache() -> Path | None:
     """Keep compiled programs from one run to the next.
 
-    The directory is the one JAX has been given already, else $JAXALIGN_CACHE, else
-    ~/.cache/jaxalign/xla.
+    The directory is the one JAX has been given already, else $JAXALIGN_CACHE, else `xla` in the
+    user's cache (`core.files.cache_folder`).
 
     Returns:
         The directory; None if it cannot be written to, and nothing is kept.
     """
     if given := jax.config.jax_compilation_cache_dir:
         return Path(given)
-    folder = Path(os.environ.get("JAXALIGN_CACHE") or Path.home() / ".cache" / "jaxalign" / "xla")
+    folder = Path(os.environ.get("JAXALIGN_CACHE") or cache_folder("xla"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

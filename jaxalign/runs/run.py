@@ -29,8 +29,8 @@ from jaxalign.core.files import MetricsFile, plain, write_json
 from jaxalign.runs.environment import environment, versions
 from jaxalign.runs.settings import check_facts, check_settings, settings_of
 
-_FORMAT = "jaxalign run 1"
-_CONFIG = "config.json"
+FORMAT = "jaxalign run 1"
+CONFIG = "config.json"
 _LOCK = ".lock"
 _LOGS = "logs"
 _VERDICTS = ("refused", "new", "resumed")
@@ -166,7 +166,7 @@ def recorded_run(out: Path) -> tuple[str | None, dict[str, Any]]:
     fields = _config_fields(out) if out.is_dir() else None
     if fields is None:
         return None, {}
-    return hashlib.sha256((out / _CONFIG).read_bytes()).hexdigest(), fields["settings"]
+    return hashlib.sha256((out / CONFIG).read_bytes()).hexdigest(), fields["settings"]
 
 
 def recorded_facts(out: Path, resume: bool) -> dict[str, Any]:
@@ -214,8 +214,8 @@ def _begin(
         check_facts(out, facts, recorded["facts"])
         return True, _version_notes(recorded["versions"])
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    fields = {"format": _FORMAT, "started": started, "settings": settings_of(config)}
-    write_json(out / _CONFIG, fields | {"facts": facts} | environment())
+    fields = {"format": FORMAT, "started": started, "settings": settings_of(config)}
+    write_json(out / CONFIG, fields | {"facts": facts} | environment())
     return False, ()
 
 
@@ -235,21 +235,21 @@ def _config_fields(out: Path) -> dict[str, Any] | None:
     Raises:
         UserError: `config.json` is not that of a run, or is missing while other files are there.
     """
-    path = out / _CONFIG
+    path = out / CONFIG
     if not path.exists():
         if others := sorted(p.name for p in out.iterdir() if not _may_precede_config(p.name)):
             raise UserError(
-                f"`out` {out}: holds {others[0]!r} but no {_CONFIG} of a run; give another `out`"
+                f"`out` {out}: holds {others[0]!r} but no {CONFIG} of a run; give another `out`"
             )
         return None
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         parts = (fields[name] for name in ("settings", "facts", "versions"))
-        if fields["format"] == _FORMAT and all(isinstance(part, dict) for part in parts):
+        if fields["format"] == FORMAT and all(isinstance(part, dict) for part in parts):
             return fields
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise UserError(f"`out` {out}: its {_CONFIG} is not a jaxalign run's; give another `out`")
+    raise UserError(f"`out` {out}: its {CONFIG} is not a jaxalign run's; give another `out`")
 
 
 def _may_precede_config(name: str) -> bool:
@@ -258,7 +258,7 @@ def _may_precede_config(name: str) -> bool:
     The lock and a half-written file may be left by a kill, and a launcher keeps the output of its
     processes in the folder of logs.
     """
-    return name in (_LOCK, _LOGS) or (name.startswith(f".{_CONFIG}.") and name.endswith(".tmp"))
+    return name in (_LOCK, _LOGS) or (name.startswith(f".{CONFIG}.") and name.endswith(".tmp"))
 
 
 def _version_notes(then: Mapping[str, str]) -> tuple[str, ...]:

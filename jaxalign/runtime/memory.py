@@ -154,13 +154,19 @@ def fitting_chunk(
     return chunk, check_fits(build(chunk), device, remedy)
 
 
-def check_fits(compiled: Any, device: jax.Device, remedy: str) -> int:
+def check_fits(compiled: Any, device: jax.Device, remedy: str, beside_bytes: int = 0) -> int:
     """Return the bytes per device that a compiled program needs.
+
+    Args:
+        compiled: The program.
+        device: Where it will run.
+        remedy: What the user can do if it does not fit, for the message.
+        beside_bytes: Bytes of what else lives on the device then, which count as needed.
 
     Raises:
         UserError: The device has fewer; the message ends with `remedy`.
     """
-    needed, available = needed_bytes(compiled), available_bytes(device)
+    needed, available = needed_bytes(compiled) + beside_bytes, available_bytes(device)
     if available is not None and needed > available:
         raise UserError(
             f"out of memory foreseen: the compiled program needs {needed / 2**30:.2f} GiB on "

@@ -4,8 +4,10 @@ A run lists its programs as `Program`s, built from shapes alone. `check_programs
 adds what else lives on the device while it runs, and refuses the run if one does not fit. The same
 list is what `jaxalign plan --experiment` prints for chips that this machine does not have.
 
-A program that was checked is compiled again where it is first called. JAX's persistent compilation
-cache, which every command turns on, makes that a matter of reading a file.
+JAX compiles a jitted function once in a process for the same shapes and shardings, whether it is
+compiled ahead of time, as here, or called. So a program that was checked is not compiled again
+where a run calls the same function with what was listed; where sizes differ in the end, and in the
+next process, JAX's persistent compilation cache, which every command turns on, helps.
 """
 
 from __future__ import annotations

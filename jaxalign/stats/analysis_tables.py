@@ -27,6 +27,7 @@ from jaxalign.stats.analysis_case import (
     points,
     run_scores,
 )
+from jaxalign.surveys.responses import NOT_ANSWERS
 from jaxalign.surveys.survey import Survey
 
 
@@ -121,17 +122,14 @@ def unreadable(aware: Mapping[str, Runs], unaware: Runs) -> dict[str, Any]:
         counts = [responses.counts() for responses in runs]
         return {
             "runs": len(runs),
-            "replies": sum(c["replies"] for c in counts),
-            "unreadable": sum(c["unreadable"] for c in counts),
-            "out_of_range": sum(c["out_of_range"] for c in counts),
+            **{key: sum(c[key] for c in counts) for key in ("replies", *NOT_ANSWERS)},
             "items": sorted({i for responses in runs for i in responses.unreadable_items()}),
         }
 
     personas = {country: record(runs) for country, runs in aware.items()}
     without = record(unaware)
     total = {
-        key: sum(r[key] for r in (*personas.values(), without))
-        for key in ("replies", "unreadable", "out_of_range")
+        key: sum(r[key] for r in (*personas.values(), without)) for key in ("replies", *NOT_ANSWERS)
     }
     return {"aware": personas, "unaware": without, "total": total}
 

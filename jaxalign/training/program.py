@@ -7,6 +7,7 @@ that we do not have.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -41,8 +42,17 @@ def train_program(
 
     `step.lower(*arguments).compile()` needs no arrays. Arguments are (state, params, batches,
     passes, schedule_Kx3), each with its sharding; the step returns (state, metrics) and reuses the
-    buffers of the state that it is given. See `jaxalign.training.step.make_step`.
+    buffers of the state that it is given. See `jaxalign.training.step.make_step`. The same sizes
+    give the same jitted step, which JAX compiles once in a process: a step that was checked before
+    a run is not compiled again when training begins.
     """
+    return _train_program(config, train, lora, mesh, shape)
+
+
+@functools.lru_cache(maxsize=4)
+def _train_program(
+    config: LlamaConfig, train: TrainConfig, lora: LoraConfig, mesh: jax.sharding.Mesh, shape: Shape
+) -> tuple[Any, tuple]:
     state = abstract_state(config, train, lora, mesh, shape.adapters)
     params = program_params(config, mesh)
     whole = replicated(mesh)
@@ -117,10 +127,11 @@ def state_bytes(
     config: LlamaConfig, train: TrainConfig, lora: LoraConfig, mesh: jax.sharding.Mesh
 ) -> int:
     """Return the bytes per device of one adapter's state: weights and both moments."""
-    return _bytes_per_device(abstract_state(config, train, lora, mesh, 1))
+    return bytes_per_device(abstract_state(config, train, lora, mesh, 1))
 
 
-def _bytes_per_device(abstract: Any) -> int:
+def bytes_per_device(abstract: Any) -> int:
+    """Return the bytes that a tree of abstract arrays with shardings takes on each device."""
     leaves = jax.tree.leaves(abstract)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
@@ -150,7 +161,7 @@ def adapters_side_by_side(
     """
     most = min(adapters, train.side_by_side or adapters)
     if memory_bytes is not None and adapters > 1:
-        frozen = _bytes_per_device(program_params(config, mesh))
+        frozen = bytes_per_device(program_params(config, mesh))
         state = state_bytes(config, train, lora, mesh)
         # A layer's input is kept for each layer, and within a layer a few vectors of its widths.
         item = jnp.dtype(config.dtype).itemsize

@@ -59,6 +59,20 @@ class Shape:
     tail: int = 0
     tail_answers: int = 0
 
+    def holds(self, longest: int, answer_share: float) -> bool:
+        """Return whether examples fit into its rows, wherever they stand.
+
+        Args:
+            longest: Tokens of the longest example.
+            answer_share: Largest share of an example's tokens that are its answer.
+        """
+        room = (
+            (self.row_length, self.answers),
+            (self.unit_length, self.unit_answers),
+            (self.tail, self.tail_answers),
+        )
+        return longest <= self.window and all(answer_share * n <= answers for n, answers in room)
+
     @property
     def batch(self) -> tuple[Batch, ...]:
         """The batch of a step as `jax.ShapeDtypeStruct`s: its rows, and its short rows if any."""

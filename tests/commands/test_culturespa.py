@@ -66,8 +66,9 @@ def test_a_report_tells_lost_replies_pairs_and_what_was_not_trained(tmp_path):
     random = np.random.default_rng(2)
     shape = (2, 3, len(COUNTRIES), 6)
     answers = {m: random.integers(0, 2, shape).astype(np.float32) for m in (*STYLES, *TUNED)}
-    counts = {m: {"replies": 108, "unreadable": 5, "out_of_range": 7} for m in answers}
-    counts["cct"] = {"replies": 0, "unreadable": 0, "out_of_range": 0}
+    lost = {"unreadable": 5, "out_of_range": 7, "option_lists": 0}
+    counts = {m: {"replies": 108} | lost for m in answers}
+    counts["cct"] = {"replies": 0} | dict.fromkeys(lost, 0)
     same = {"cct": {"models": ["seed0 cct", "seed1 cct"], "all": True}}
     right = {"before": [0.9]} | {m: [0.9, 0.8] for m in TUNED}
     written = {"asked_for": 8, "requests": 9, "parsed": 8, "left": 8, "removed": {}}

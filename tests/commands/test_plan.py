@@ -330,7 +330,7 @@ def test_smallest_slice(caplog) -> None:
     ("changes", "words"),
     [
         ({"topology": "v5e:16"}, "2 dimensions"),
-        ({"model": "llama9"}, "neither a folder nor one of llama3-8b"),
+        ({"model": "llama9"}, "llama9: no such folder or file; presets are llama3-8b"),
         ({"model": "llama3-70b"}, "weights do not fit"),
         ({"items": 0}, "`items` 0"),
         ({"program": ()}, "`program`"),

@@ -61,6 +61,32 @@ def test_the_scores_file(config: Config, result: dict[str, Any]) -> None:
     assert summary(result, config) == scores
 
 
+def test_lists_of_options_and_runs_that_did_not_end_are_said(
+    folder: Path, tmp_path: Path, capsys
+) -> None:
+    rows = json.loads((folder / "result/wvs_result_culture_aware_USA_0.json").read_text("utf-8"))
+    texts = {row["Q_id"]: row["answer"] for row in rows}
+    first = rows[0]
+    texts[first["Q_id"]] = " ".join(f"{n} = {o}" for n, o in enumerate(first["option_lst"], 1))
+    samples = [
+        {"id": item, "epoch": 1, "output": {"completion": text, "choices": []}}
+        for item, text in texts.items()
+    ]
+    log = {"version": 2, "status": "cancelled", "eval": {}, "samples": samples}
+    write(tmp_path / "log_aware_USA_0.json", log)
+    files = (tmp_path / "log_aware_USA_0.json",)
+    score(Config(folder, files, resamples=50, out=tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "of these, 1 repeat the options and take none" in said
+    assert "note: " in said
+    assert "status cancelled" in said
+    report = (tmp_path / "out/report.md").read_text("utf-8")
+    assert "1 repeated the options without taking one" in report
+    assert "inspect ended with status cancelled" in report
+    result = json.loads((tmp_path / "out/result.json").read_text("utf-8"))
+    assert result["unreadable"]["aware"]["USA"]["option_lists"] == 1
+
+
 @pytest.mark.long
 def test_a_score_on_few_items_says_so(folder: Path, tmp_path: Path, capsys) -> None:
     rows = json.loads((folder / "result/wvs_result_culture_aware_USA_0.json").read_text("utf-8"))

@@ -18,11 +18,12 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint
 from jaxalign.lm.config import PRESETS, LlamaConfig
 from jaxalign.lm.decode_loop import choose_slots, prefill_program, rounded_positions
-from jaxalign.lm.generate import Sampling, decode_programs, generate, open_queue
+from jaxalign.lm.generate import Sampling, decode_programs, generate, open_queue, slots_of
 from jaxalign.lm.lora import attach
 from jaxalign.lm.peft import load_lora
 from jaxalign.lm.transformer import Llama
 from jaxalign.lm.weights import param_shardings
+from jaxalign.runtime.platform import lowering_for
 from jaxalign.runtime.sharding import make_mesh
 from tests.support.decode_cases import (
     DECODE_CASES,
@@ -366,3 +367,26 @@ def test_bad_input(changes: dict, message: str) -> None:
     given = {"prompts": [[1], [2]], "sampling": DRAWN, "stop_tokens": ()} | changes
     with pytest.raises(UserError, match=message):
         generate(BASE, {}, **given)
+
+
+def test_memory_decides_how_many_replies_are_written_at_a_time(monkeypatch) -> None:
+    """Each share of a mesh gets as many as suit its own memory, however many shares there are."""
+    llama, gib = PRESETS["llama3-8b"], 2**30
+
+    def slots(shares: int, free: int, batch_size: int | None = None) -> int:
+        mesh = abstract_mesh(shares)
+        return slots_of(llama, mesh, 10_000, batch_size, 1024, free)
+
+    # A cache of 1,024 positions is 128 MiB.
+    assert [slots(1, n * gib) for n in (2, 8, 90)] == [1, 4, 64]
+    assert slots(8, 8 * gib) == slots(1, 8 * gib)
+    with lowering_for("cuda"):
+        assert slots(1, 100 * gib) == 128
+        assert slots(1, 0) == 256
+    # A number that is given is that of all shares, and memory only lowers it.
+    assert slots(8, 90 * gib, 64) == 8
+    assert slots(1, 4 * gib, 64) == choose_slots(llama, 4 * gib, 1024) < 64
+
+
+def abstract_mesh(shares: int) -> jax.sharding.AbstractMesh:
+    return jax.sharding.AbstractMesh((1, shares, 1), ("population", "data", "model"))

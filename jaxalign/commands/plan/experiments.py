@@ -184,7 +184,7 @@ def _culturespa(
         reading=settings.reading,
         model_parallel=settings.model_parallel,
     )
-    run, notes = resolve_settings(run, files, topology.program_bytes)
+    run, notes = resolve_settings(run, files)
     for note in notes:
         _log.info(note)
     inputs = read_inputs(run, files)

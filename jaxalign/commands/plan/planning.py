@@ -312,7 +312,7 @@ def _model_folder(settings: PlanSettings) -> Path:
     try:
         return _found(settings.model)
     except UserError as error:
-        raise UserError(f"`model`: {error}; presets are {', '.join(PRESETS)}") from None
+        raise UserError(f"`model` {error}; presets are {', '.join(PRESETS)}") from None
 
 
 def _items(settings: PlanSettings) -> tuple[Item, ...]:

@@ -14,6 +14,7 @@ REPLY_COLUMNS = {
     "replies": "replies",
     "unreadable": "without a number",
     "out_of_range": "with a number that no option has",
+    "option_lists": "that repeat the options",
 }
 INTERVALS = ("95 % over questions", "95 % over seeds")
 

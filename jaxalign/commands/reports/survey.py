@@ -117,6 +117,8 @@ def _statements(analysis: Mapping[str, Any]) -> tuple[str, ...]:
     if analysis["personas"]:
         statements += [_identification_statement(analysis), _dispersion_statement(analysis)]
     statements += [_long_item_statement(analysis), _unreadable_statement(analysis)]
+    # A file of replies may be incomplete, which a reader of the scores must know.
+    statements += analysis.get("notes", ())
     return tuple(s for s in statements if s)
 
 
@@ -198,8 +200,9 @@ def _unreadable_statement(analysis: Mapping[str, Any]) -> str:
     total = analysis["unreadable"]["total"]
     return (
         f"Of {number(total['replies'], 0)} replies, {number(total['unreadable'], 0)} held no "
-        f"number and {number(total['out_of_range'], 0)} held a number that belongs to no option; "
-        "these are left out."
+        f"number, {number(total['out_of_range'], 0)} held a number that belongs to no option and "
+        f"{number(total['option_lists'], 0)} repeated the options without taking one; these are "
+        "left out."
     )
 
 

@@ -1,6 +1,7 @@
 """Step 4 of CultureSPA: the adapters of all seeds, trained side by side in two programs.
 
-    OUT/training/shared/, specific/             checkpoints, from which a killed run continues
+    OUT/training/steps.json                     sizes of the steps (`training_steps`)
+                /shared/, specific/             checkpoints, from which a killed run continues
                 /shared.jsonl, specific.jsonl   loss, gradient norm and learning rate of each step
     OUT/seed0/adapters/joint, cct, rds, cds, specific-USA, ...   adapters for PEFT
 
@@ -10,7 +11,6 @@ single selected pair has no specific model; the unchanged model stands in for it
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -24,9 +24,11 @@ from jaxalign.lm.model import ModelFiles
 from jaxalign.methods.culturespa.dataset import TrainingTokens, training_tokens
 from jaxalign.methods.culturespa.inputs import Experiment, seed_folder
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
+from jaxalign.methods.culturespa.training_steps import FOLDER, Steps, train_settings
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.surveys.survey import Survey
 from jaxalign.training.packing import Examples
+from jaxalign.training.shape import Shape
 from jaxalign.training.trainer import HeldOutLoss, Trainer, fit
 
 ModelName = tuple[int, str]  # the seed, and "joint", "cct", "rds", "cds" or "specific-USA"
@@ -96,6 +98,7 @@ def fine_tune_all(
     experiment: Experiment,
     questions: Mapping[int, Survey],
     selected: Mapping[int, Mapping[str, Selection]],
+    steps: Steps | None = None,
 ) -> AdapterFiles:
     """Fine-tune the models of every seed.
 
@@ -103,6 +106,7 @@ def fine_tune_all(
         experiment: The run.
         questions: The written questions by seed.
         selected: The pairs to train on, by seed and model.
+        steps: The sizes of the steps whose programs were checked; default: chosen now.
 
     Returns:
         The adapters of all models that have any pairs.
@@ -117,9 +121,9 @@ def fine_tune_all(
             specifics[seed, specific(group)] = tokens.examples(selection, TRAINED_UNDER["joint"])
         experiment.on_progress(Progress("4 fine-tune: encode seed", done, len(selected), "seeds"))
     _log.info("4 fine-tune: joint, CCT and the selection's controls")
-    adapters_of = fine_tune(experiment, "shared", shared)
+    adapters_of = fine_tune(experiment, "shared", shared, steps and steps.shared)
     _log.info("4 fine-tune: one model for each country")
-    return adapters_of | fine_tune(experiment, "specific", specifics)
+    return adapters_of | fine_tune(experiment, "specific", specifics, steps and steps.specific)
 
 
 def seed_tokens(experiment: Experiment, questions: Survey) -> TrainingTokens:
@@ -141,17 +145,25 @@ def training_examples(
 
 
 def fine_tune(
-    experiment: Experiment, program: Program, examples: Mapping[ModelName, Examples]
+    experiment: Experiment,
+    program: Program,
+    examples: Mapping[ModelName, Examples],
+    shape: Shape | None = None,
 ) -> AdapterFiles:
     """Return adapters trained on `examples`, read from the run's directory if they are there.
 
-    Models without examples are left out. `program` names the folder of checkpoints and decides how
-    many examples a step has.
+    Models without examples are left out.
+
+    Args:
+        experiment: The run.
+        program: The folder of checkpoints; decides how many examples a step has.
+        examples: Training data of each model.
+        shape: The sizes of a step; default: chosen for the examples.
     """
     examples = {name: rows for name, rows in examples.items() if rows}
     folders = {name: adapter_folder(experiment.out, name) for name in examples}
     if not all((folder / "adapter_config.json").exists() for folder in folders.values()):
-        trained = train(experiment, program, examples)
+        trained = train(experiment, program, examples, shape=shape)
         for name, folder in folders.items():
             trained[name].save_peft(folder)
     return AdapterFiles(folders, experiment.lm.files)
@@ -163,6 +175,7 @@ def train(
     examples: Mapping[ModelName, Examples],
     rates: Mapping[ModelName, float] | None = None,
     held_out: Mapping[ModelName, Examples] | None = None,
+    shape: Shape | None = None,
 ) -> dict[ModelName, Adapter]:
     """Train several models at once, from the last checkpoint.
 
@@ -173,20 +186,21 @@ def train(
         rates: Highest learning rate of each model. Given rates, the models of a seed start alike
             and see their examples in one order, so that they differ in nothing else.
         held_out: Examples of each model whose loss is logged beside that of the training data.
+        shape: The sizes of a step; default: chosen for the examples.
     """
     settings = experiment.settings
-    batch = settings.specific_batch if program == "specific" else settings.train.batch
-    folder = experiment.out / "training"
+    folder = experiment.out / FOLDER
     folder.mkdir(exist_ok=True)
     drawn_as = {name: label((name[0], program)) for name in rates or {}}
     trainer = Trainer(
         experiment.lm.config,
-        dataclasses.replace(settings.train, batch=batch),
+        train_settings(settings, program == "specific"),
         settings.lora,
         _by_label(examples),
         experiment.lm.mesh,
         _by_label(rates or {}),
         _by_label(drawn_as),
+        shape=shape,
         checkpoints=folder / program,
     )
     _log.info(trainer.describe())

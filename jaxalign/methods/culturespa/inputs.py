@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, ignore
@@ -21,6 +22,12 @@ from jaxalign.methods.culturespa.settings import (
     CultureSPASettings,
     check_settings,
     resolve_settings,
+)
+from jaxalign.methods.culturespa.similar import (
+    Ranking,
+    Similarity,
+    WordSimilarity,
+    read_ranking,
 )
 from jaxalign.methods.culturespa.styles import StylePrompts, group_name, load_texts
 from jaxalign.methods.culturespa.write import WritingSettings, check_requests_fit, load_request
@@ -41,6 +48,9 @@ CULTURES = (
     *("AUS", "NZL"),  # Oceania
 )
 GUARD_QUESTIONS = 300  # of the pocket model's own tasks
+
+if TYPE_CHECKING:
+    from jaxalign.methods.ask_survey.settings import AskSettings
 
 _log = logging.getLogger("jaxalign")
 
@@ -75,6 +85,7 @@ class Inputs:
 
     def facts(self) -> dict[str, object]:
         """Return hashes and texts that a resumed run must find unchanged."""
+        ranking = self.prompts.similarity
         return {
             **self.files.facts(),
             "survey_sha256": self.survey.sha256,
@@ -84,7 +95,7 @@ class Inputs:
             "prompt": self.request,
             "texts": dataclasses.asdict(self.prompts.texts),
             "guard": self.guard_name,
-        }
+        } | ({"p3_ranking_sha256": ranking.sha256} if isinstance(ranking, Ranking) else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +154,7 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         files=files,
         survey=survey,
         tables=tables,
-        prompts=_style_prompts(settings, survey, files.folder),
+        prompts=make_style_prompts(settings, survey, files.folder),
         request=load_request(),
         guard=guard,
         guard_name=guard_name,
@@ -155,9 +166,16 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
     return inputs
 
 
-def _style_prompts(
-    settings: CultureSPASettings, survey: Survey, model_folder: Path
+def make_style_prompts(
+    settings: CultureSPASettings | AskSettings, survey: Survey, model_folder: Path
 ) -> StylePrompts:
+    """Return the prompts of every style, checked against the survey that they read answers of.
+
+    Args:
+        settings: What names the countries, the examples, their source and the texts.
+        survey: The survey that is asked.
+        model_folder: Folder of the model, which may bring texts of its own.
+    """
     source = None
     if settings.examples == "leak_free":
         source = society_values_module()
@@ -168,12 +186,26 @@ def _style_prompts(
     if missing := [group for group in settings.countries if group not in shown.distributions]:
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
     groups = _possible_neighbours(settings.countries, shown)
-    texts = load_texts(settings.texts, model_folder=model_folder)
-    prompts = StylePrompts(texts, survey, groups, settings.examples, source)
+    prompts = StylePrompts(
+        load_texts(settings.texts, model_folder=model_folder),
+        survey,
+        groups,
+        settings.examples,
+        source,
+        similarity=_similarity(settings.p3_choice, shown),
+        p3_form=settings.p3_form,
+    )
     _check_texts(prompts, settings.countries)
     for note in _notes(prompts, settings.countries):
         _log.info(note)
     return prompts
+
+
+def _similarity(choice: str, shown: Survey) -> Similarity | None:
+    """Return what chooses the examples of P3; None for those of the item's topic."""
+    if choice == "topics":
+        return None
+    return WordSimilarity(shown.items) if choice == "similar" else read_ranking(choice)
 
 
 def _possible_neighbours(groups: tuple[str, ...], shown: Survey) -> tuple[str, ...]:

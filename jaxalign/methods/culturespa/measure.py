@@ -28,7 +28,7 @@ from jaxalign.methods.culturespa.fine_tune import ModelName, group_of, label, sp
 from jaxalign.methods.culturespa.inputs import Experiment, Inputs
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.styles import STYLES, Style
-from jaxalign.surveys.responses import Responses
+from jaxalign.surveys.responses import NOT_ANSWERS, Responses
 
 TUNED = tuple(method.key for method in FINE_TUNED)
 
@@ -280,7 +280,7 @@ def changes(adapter: Adapter) -> bool:
 
 
 def _sum(replies: Iterable[Responses]) -> dict[str, int]:
-    total = {"replies": 0, "unreadable": 0, "out_of_range": 0}
+    total = dict.fromkeys(("replies", *NOT_ANSWERS), 0)
     for each in replies:
         counts = each.counts()
         total = {name: count + counts[name] for name, count in total.items()}

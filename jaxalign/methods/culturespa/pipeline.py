@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxalign.core.errors import UserError
@@ -33,18 +34,21 @@ from jaxalign.core.files import plain, write_json
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import load_model, open_model
+from jaxalign.methods.culturespa import training_steps
 from jaxalign.methods.culturespa.answer import answer_survey, answer_written
 from jaxalign.methods.culturespa.dataset import write_selected
 from jaxalign.methods.culturespa.filters import FilteredQuestions, filter_questions
 from jaxalign.methods.culturespa.fine_tune import fine_tune_all
 from jaxalign.methods.culturespa.inputs import (
     Experiment,
+    Inputs,
     example_lengths,
     read_inputs,
     seed_folder,
 )
 from jaxalign.methods.culturespa.measure import Answers, measure
 from jaxalign.methods.culturespa.programs import check_run as check_memory
+from jaxalign.methods.culturespa.programs import expected_steps, small_run, training_programs
 from jaxalign.methods.culturespa.questions import from_item, to_survey
 from jaxalign.methods.culturespa.result import CultureSPAResult, make_record
 from jaxalign.methods.culturespa.select import Selection, describe_selection, select_pairs
@@ -54,6 +58,7 @@ from jaxalign.methods.culturespa.settings import (
     resolve_settings,
 )
 from jaxalign.methods.culturespa.styles import Style
+from jaxalign.methods.culturespa.training_steps import Steps
 from jaxalign.methods.culturespa.write import (
     WritingSettings,
     WrittenQuestions,
@@ -61,7 +66,8 @@ from jaxalign.methods.culturespa.write import (
     model_writer,
 )
 from jaxalign.runs import Run, check_run, recorded_facts
-from jaxalign.runtime.memory import log_peak
+from jaxalign.runtime.memory import available_bytes, log_peak
+from jaxalign.runtime.programs import check_programs
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey, load, to_json
 
@@ -114,24 +120,25 @@ def run_culturespa(
     _log.info(f"survey: {inputs.survey.name}, {len(items)} items; seeds: {settings.seeds}")
     mesh, choice = device_mesh(config, None, model_parallel=settings.model_parallel)
     _log.info(choice.describe())
-    # Every program is compiled now, before anything is loaded or written. Those of the pocket model
-    # take megabytes, and compiling them takes as long as running them.
-    if not inputs.files.is_pocket:
-        check_memory(settings, inputs, mesh, on_progress)
+    steps = _check_programs(settings, inputs, mesh, out, on_progress)
     lm = load_model(inputs.files, mesh=mesh)
     facts = inputs.facts()
     with Run.create(out, settings, facts, settings.resume) as run:
         for note in run.notes:
             _log.info(note)
         experiment = Experiment(settings, inputs, lm, out, on_progress)
+        if steps is not None:
+            training_steps.write_steps(out, steps)
         questions, written = write_all(experiment)
+        if steps is not None:
+            steps = _fitting_steps(experiment, steps, questions)
         log_peak("1 write")
         survey_replies = answer_survey(experiment)
         replies = answer_written(experiment, questions)
         log_peak("2 answer")
         selections, selected = select_all(experiment, questions, replies)
         log_peak("3 select")
-        adapters = fine_tune_all(experiment, questions, selections)
+        adapters = fine_tune_all(experiment, questions, selections, steps)
         log_peak("4 fine-tune")
         measured = measure(experiment, adapters, survey_replies)
         log_peak("5 measure")
@@ -139,6 +146,49 @@ def run_culturespa(
         write_json(out / "answers.json", _answers_record(experiment, measured.answers))
         write_json(out / "result.json", record)
     return CultureSPAResult(out, record, measured.answers, adapters)
+
+
+def _check_programs(
+    settings: CultureSPASettings,
+    inputs: Inputs,
+    mesh: jax.sharding.Mesh,
+    out: Path,
+    on_progress: OnProgress,
+) -> Steps | None:
+    """Compile and check every program of a run, before anything is loaded or written.
+
+    Returns:
+        The sizes of the training steps, by which the run trains in the programs that were checked.
+        None on the pocket model, whose trainer chooses them for the examples, and for a run that
+        began without.
+    """
+    if training_steps.begun(out):
+        steps = training_steps.read_steps(out)
+    else:
+        steps = None if inputs.files.is_pocket else expected_steps(settings, inputs, mesh)
+    if inputs.files.is_pocket:
+        available = available_bytes(mesh.local_devices[0])
+        if (why := small_run(settings, inputs, mesh, available)) is not None:
+            _log.info(why)
+            return steps
+    check_memory(settings, inputs, mesh, steps, on_progress)
+    return steps
+
+
+def _fitting_steps(experiment: Experiment, steps: Steps, questions: Mapping[int, Survey]) -> Steps:
+    """Return the sizes of the training steps; larger ones, checked, if the questions need them."""
+    settings, inputs, mesh = experiment.settings, experiment.inputs, experiment.lm.mesh
+    if training_steps.are_held(steps, settings, inputs, questions):
+        return steps
+    device = mesh.local_devices[0]
+    found = training_steps.plan_steps(settings, inputs, mesh, available_bytes(device), questions)
+    _log.info(
+        f"some written questions are longer than the {steps.shared.window} tokens of an example "
+        f"that training was planned for; planned again for {found.shared.window}"
+    )
+    check_programs(training_programs(settings, inputs, mesh, found), device, experiment.on_progress)
+    training_steps.write_steps(experiment.out, found)
+    return found
 
 
 def _directory(settings: CultureSPASettings) -> Path:

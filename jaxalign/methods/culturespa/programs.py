@@ -3,6 +3,10 @@
 What the model will write and what will be selected is not known when a run begins. Texts of the
 survey's own lengths stand in for it (`stand_ins`): memory depends on the sizes of blocks, batches
 and rows, which the settings fix, and hardly on the words.
+
+JAX compiles a program once in a process. The programs that answer the survey and the guard, write,
+train and measure are executed as they were checked, and are not compiled again; only the blocks of
+the written questions have sizes of their own.
 """
 
 from __future__ import annotations
@@ -11,33 +15,45 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.answering.block_plan import BlockPlan, plan_blocks
 from jaxalign.answering.block_program import answer_program
 from jaxalign.answering.blocks import Conversations
-from jaxalign.answering.encode import encode
 from jaxalign.core.progress import OnProgress, ignore
+from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.generate import Sampling, decode_programs, slots_of
-from jaxalign.lm.lora import LoraConfig
+from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.mesh import weight_bytes
-from jaxalign.methods.culturespa.dataset import training_tokens
+from jaxalign.lm.weights import Params, program_params
 from jaxalign.methods.culturespa.inputs import Inputs
+from jaxalign.methods.culturespa.measure import conversations_to_measure
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.culturespa.styles import STYLES, encode_styles
+from jaxalign.methods.culturespa.training_steps import (
+    Steps,
+    model_counts,
+    plan_steps,
+    train_settings,
+)
 from jaxalign.methods.culturespa.write import WritingSettings, longest_request, make_topics
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.programs import Need, Program, check_programs
-from jaxalign.runtime.sharding import MODEL
+from jaxalign.runtime.sharding import MODEL, replicated
 from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.survey import Item, Survey
-from jaxalign.training.program import expected_shape, train_program
+from jaxalign.training.program import train_program
+from jaxalign.training.shape import MOST_UNITS
 
 # Stand-ins on each topic that are enough for the check before a run: they fill several blocks.
 _FEW = 16
+# A run that takes at most this share of the memory by estimate is not checked program by program.
+_SMALL = 1 / 8
+_PROMPT_TOKENS = 1024  # of a long request
 
 
 def survey_of(path: Path | None) -> Survey:
@@ -82,6 +98,7 @@ def run_programs(
     mesh: Mesh,
     available: int | None,
     questions: Mapping[int, Survey],
+    steps: Steps | None = None,
 ) -> tuple[Program, ...]:
     """Return the programs of a run, in the order in which it executes them.
 
@@ -91,8 +108,11 @@ def run_programs(
         mesh: The devices, which may be only described.
         available: Bytes that programs may use on a device; None if that is not known.
         questions: The written questions by seed, or what stands in for them.
+        steps: The sizes of the training steps; default: those that suit the questions.
     """
     groups = settings.countries
+    if steps is None:
+        steps = plan_steps(settings, inputs, mesh, available, questions)
     tokenizer, prompts = inputs.files.tokenizer, inputs.prompts
     programs = _writing_programs(settings, inputs, mesh, available)
     survey = encode_styles(tokenizer, prompts, STYLES, groups, inputs.survey.items)
@@ -102,21 +122,79 @@ def run_programs(
     written = encode_styles(tokenizer, prompts, ("unaware", "p1", "p2"), groups, items)
     for asked, what in ((survey, "the survey"), (written, "the written questions")):
         if settings.reading == "exact":
-            programs.append(_exact_program(settings, inputs, mesh, asked, f"answers to {what}"))
+            plan = plan_blocks(asked, settings.block_tokens)
+            programs.append(_exact_program(settings, inputs, mesh, plan, f"answers to {what}"))
         else:
             programs += _sampled_programs(settings, inputs, mesh, available, asked, what)
-    programs += _training_programs(settings, inputs, mesh, available, questions)
+    programs += training_programs(settings, inputs, mesh, steps)
     return (*programs, *_measuring_programs(settings, inputs, mesh, available))
 
 
 def check_run(
-    settings: CultureSPASettings, inputs: Inputs, mesh: Mesh, on_progress: OnProgress = ignore
+    settings: CultureSPASettings,
+    inputs: Inputs,
+    mesh: Mesh,
+    steps: Steps | None = None,
+    on_progress: OnProgress = ignore,
 ) -> tuple[Need, ...]:
-    """Compile and check every program of a run; UserError names one that does not fit."""
+    """Compile and check every program of a run; UserError names one that does not fit.
+
+    Args:
+        settings: The run's settings, resolved.
+        inputs: What they name.
+        mesh: The devices.
+        steps: The sizes of the training steps, if they are fixed.
+        on_progress: Called before the first program and after each.
+    """
     device = mesh.local_devices[0]
     questions = stand_ins(inputs.survey, settings, _FEW)
-    programs = run_programs(settings, inputs, mesh, available_bytes(device), questions)
+    programs = run_programs(settings, inputs, mesh, available_bytes(device), questions, steps)
     return check_programs(programs, device, on_progress)
+
+
+def expected_steps(settings: CultureSPASettings, inputs: Inputs, mesh: Mesh) -> Steps:
+    """Return the sizes of the training steps that suit texts like the survey's own."""
+    available = available_bytes(mesh.local_devices[0])
+    return plan_steps(settings, inputs, mesh, available, stand_ins(inputs.survey, settings, _FEW))
+
+
+def small_run(
+    settings: CultureSPASettings, inputs: Inputs, mesh: Mesh, available: int | None
+) -> str | None:
+    """Return a line that says why a run needs no check, or None if it does need one.
+
+    By estimate: everything that any program of the run holds, added up as if all of it were held at
+    once, takes a small part of the memory. Meant for the pocket model, whose programs take longer
+    to compile than to run.
+
+    Args:
+        settings: The run's settings, resolved.
+        inputs: What they name.
+        mesh: The devices.
+        available: Bytes that programs may use on a device; None if that is not known.
+    """
+    if available is None:
+        return None
+    config, train = inputs.files.config, settings.train
+    widths = 6 * config.intermediate_size + 12 * config.hidden_size  # kept of a token and layer
+    activations = 4 * config.num_hidden_layers * widths
+    # Keys and values of every layer for each token of a reply and its prompt, and their copies.
+    positions = _PROMPT_TOKENS + settings.writing.max_new_tokens
+    slots = slots_of(config, mesh, 10**6, settings.batch_size, positions, available)
+    values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    caches = 2 * slots * positions * values * jax.numpy.dtype(config.dtype).itemsize
+    adapter = 4 * sum(x.size for x in jax.tree.leaves(abstract_adapter(config, settings.lora)))
+    # An adapter, both moments, the gradient's sum and the update; and each unit's copy of one.
+    adapters = 6 * adapter * max(model_counts(settings)) + 2 * MOST_UNITS * adapter
+    tokens = max(train.tokens_per_pass, settings.block_tokens)
+    logits = 8 * train.batch * max(model_counts(settings)) * config.vocab_size
+    total = weight_bytes(config) + caches + adapters + 2 * tokens * activations + logits
+    if total > _SMALL * available:
+        return None
+    return (
+        f"memory: at most {total / 2**30:.2f} of {available / 2**30:.1f} GiB by estimate, so the "
+        "programs are not compiled before the run"
+    )
 
 
 def _writing_programs(
@@ -137,21 +215,16 @@ def _sampled_programs(
     available: int | None,
     asked: Conversations,
     what: str,
+    stage: str = "answer",
+    lora: LoraConfig | None = None,
 ) -> list[Program]:
     lead_ins = np.array([len(tokens) for tokens in asked.lead_ins])
     questions = np.array([len(tokens) for tokens in asked.questions])
     longest = int((lead_ins[asked.pairs[:, 0]] + questions[asked.pairs[:, 1]]).max())
     replies = len(asked) * settings.runs
+    sampling, what = settings.answering, f", {what}"
     return _decoding(
-        settings,
-        inputs,
-        mesh,
-        available,
-        settings.answering,
-        replies,
-        longest,
-        "answer",
-        f", {what}",
+        settings, inputs, mesh, available, sampling, replies, longest, stage, what, lora
     )
 
 
@@ -165,6 +238,7 @@ def _decoding(
     prompt_tokens: int,
     stage: str,
     what: str,
+    lora: LoraConfig | None = None,
 ) -> list[Program]:
     """Return the programs that write replies to prompts of at most `prompt_tokens` tokens."""
     config = inputs.files.config
@@ -179,6 +253,7 @@ def _decoding(
         slots=slots,
         positions=positions,
         stop_tokens=len(inputs.files.tokenizer.stop_ids),
+        params=None if lora is None else _params_with_adapter(config, mesh, lora),
     )
     remedy = "lower `batch_size`, or split the weights over more devices (`model_parallel`)"
     return [
@@ -197,68 +272,41 @@ def _decoding(
     ]
 
 
+def _params_with_adapter(config: LlamaConfig, mesh: Mesh, lora: LoraConfig) -> Params:
+    """Return a model's parameters with an adapter beside them, in shapes."""
+    whole = replicated(mesh)
+    params = program_params(config, mesh)
+    beside = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        abstract_adapter(config, lora),
+    )
+    return params | {group: params[group] | beside[group] for group in beside}
+
+
 def _exact_program(
     settings: CultureSPASettings,
     inputs: Inputs,
     mesh: Mesh,
-    asked: Conversations,
+    plan: BlockPlan,
     name: str,
     stage: str = "answer",
     lora: LoraConfig | None = None,
-    beside_bytes: int = 0,
 ) -> Program:
-    plan: BlockPlan = plan_blocks(asked, settings.block_tokens)
     jitted, arguments = answer_program(inputs.files.config, mesh, plan.shape, lora=lora)
-    return Program.of(
-        name,
-        stage,
-        jitted,
-        arguments,
-        beside_bytes=beside_bytes,
-        remedy="lower `block_tokens`",
-        unit="block",
-    )
+    remedy = "lower `block_tokens`"
+    return Program.of(name, stage, jitted, arguments, remedy=remedy, unit="block")
 
 
-def _training_programs(
-    settings: CultureSPASettings,
-    inputs: Inputs,
-    mesh: Mesh,
-    available: int | None,
-    questions: Mapping[int, Survey],
+def training_programs(
+    settings: CultureSPASettings, inputs: Inputs, mesh: Mesh, steps: Steps
 ) -> list[Program]:
     """Return one step of the models of all groups, and one of the models of single groups."""
-    lengths, answers = [], 1
-    for survey in questions.values():
-        tokens = training_tokens(
-            survey.items,
-            settings.countries,
-            inputs.prompts,
-            inputs.files.tokenizer,
-            end_of_turn=settings.end_of_turn,
-        )
-        number = int(tokens.sizes[tokens.number_QxO[tokens.number_QxO >= 0]].max())
-        sizes_SxCxQ = tokens.sizes[tokens.lead_in_SxCxQ] + tokens.sizes[tokens.question_Q]
-        lengths.append(sizes_SxCxQ.reshape(-1) + number)
-        answers = max(answers, number)
-    models = len(TRAINED_UNDER), len(settings.countries)
-    batches = settings.train.batch, settings.specific_batch
     names = "models of all countries", "models of single countries"
     programs = []
-    for count, batch, name in zip(models, batches, names, strict=True):
-        train = dataclasses.replace(settings.train, batch=batch)
-        config, adapters = inputs.files.config, count * settings.seeds
-        shape = expected_shape(
-            config,
-            train,
-            settings.lora,
-            mesh,
-            np.concatenate(lengths),
-            answers,
-            adapters,
-            available,
-        )
-        jitted, arguments = train_program(config, train, settings.lora, mesh, shape)
+    for specific, (name, adapters) in enumerate(zip(names, model_counts(settings), strict=True)):
+        shape = steps.specific if specific else steps.shared
+        train = train_settings(settings, bool(specific))
+        jitted, arguments = train_program(inputs.files.config, train, settings.lora, mesh, shape)
         programs.append(
             Program.of(
                 f"a step of the {name}, {shape.adapters} of {adapters} at a time",
@@ -277,22 +325,27 @@ def _measuring_programs(
     settings: CultureSPASettings, inputs: Inputs, mesh: Mesh, available: int | None
 ) -> list[Program]:
     """Return how the models with adapters answer the survey, and every model the guard."""
-    tokenizer, prompts, groups = inputs.files.tokenizer, inputs.prompts, settings.countries
+    lora, groups = settings.lora, settings.countries
+    asked_as = [(style, groups) for style in TRAINED_UNDER.values()]
+    asked_as += [(TRAINED_UNDER["joint"], (group,)) for group in groups]
+    ways = conversations_to_measure(inputs, asked_as, settings.block_tokens)
     programs = []
-    asked = encode_styles(tokenizer, prompts, ("p1",), groups, inputs.survey.items)
-    what = "the survey, with an adapter"
-    if settings.reading == "exact":
-        programs.append(
-            _exact_program(
-                settings, inputs, mesh, asked, f"answers to {what}", "measure", settings.lora
+    # Models that are asked for as many groups share a program.
+    for count, who in ((len(groups), "all countries"), (1, "a single country")):
+        (asked, *_) = (way for (_, named), way in ways.items() if len(named) == count)
+        what = f"the survey, a model of {who}"
+        if settings.reading == "exact":
+            programs.append(
+                _exact_program(
+                    settings, inputs, mesh, asked.plan, f"answers to {what}", "measure", lora
+                )
             )
-        )
-    else:
-        programs += _sampled_programs(settings, inputs, mesh, available, asked, what)
-    guard = encode(tokenizer, prompts.texts.prompts, [[]], [item for item, _ in inputs.guard])
-    programs.append(
-        _exact_program(
-            settings, inputs, mesh, guard, "answers to the guard", "measure", settings.lora
-        )
-    )
+        else:
+            programs += _sampled_programs(
+                settings, inputs, mesh, available, asked.conversations, what, "measure", lora
+            )
+    guard = plan_blocks(inputs.guard_questions.conversations, settings.block_tokens)
+    for adapter, who in ((None, "the unchanged model"), (lora, "a fine-tuned model")):
+        name = f"answers to the guard, {who}"
+        programs.append(_exact_program(settings, inputs, mesh, guard, name, "measure", adapter))
     return programs

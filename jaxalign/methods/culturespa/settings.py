@@ -9,7 +9,6 @@ values and not the Nones.
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Literal
 
@@ -19,12 +18,10 @@ from jaxalign.answering.batch import default_block_tokens
 from jaxalign.core.errors import UserError
 from jaxalign.lm.generate import Sampling
 from jaxalign.lm.lora import LoraConfig
-from jaxalign.lm.mesh import ROOM, weight_bytes
 from jaxalign.lm.model import ModelFiles
 from jaxalign.methods.culturespa.styles import P3_CHOICES, Examples, P3Form
 from jaxalign.methods.culturespa.write import PUBLISHED_SAMPLING
 from jaxalign.runs import may_change
-from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.platform import target_platform
 from jaxalign.training.defaults import PAPER, Default, resolve, resolve_training
 from jaxalign.training.step import TrainConfig
@@ -118,7 +115,8 @@ class CultureSPASettings:
     resamples: int = 4000
     """Number of resamples of the bootstrap over questions."""
     batch_size: int | None = may_change(None)
-    """Number of replies written at a time; default: as many as fit well into memory."""
+    """Number of replies written at a time on all devices; default: as many as fit well into
+    memory."""
     block_tokens: int | None = None
     """Number of tokens computed together in exact answering; lower it if memory is short. Default:
     follows the model and the device, 2048 for a real model on a CPU and 4096 elsewhere."""
@@ -151,24 +149,20 @@ _NAMES = {
     "seeds": "seeds",
     "p3_choice": "questions that P3 shows",
     "p3_form": "form of P3",
-    "batch_size": "replies at a time",
     "block_tokens": "tokens of a block of exact answers",
 }
 FOR_POCKET = "suits the pocket model"
 _POCKET_BLOCK_TOKENS = 4096
-_MOST_REPLIES = {"cpu": 64}  # at a time; 256 elsewhere
-_REPLY_TOKENS = 1024  # assumed length of a prompt when the replies at a time are chosen
 
 
 def resolve_settings(
-    settings: CultureSPASettings, files: ModelFiles, memory_bytes: int | None = None
+    settings: CultureSPASettings, files: ModelFiles
 ) -> tuple[CultureSPASettings, tuple[str, ...]]:
     """Return the settings with every None that follows the model or the device replaced.
 
     Args:
         settings: The settings; given values stay as they are, so resolving twice changes nothing.
         files: The model.
-        memory_bytes: Memory of a device; default: what is free on the first one.
 
     Returns:
         The resolved settings, and one line per replaced setting with its value and source.
@@ -194,34 +188,10 @@ def resolve_settings(
         block_tokens = Default(_POCKET_BLOCK_TOKENS, FOR_POCKET)
     else:
         block_tokens = Default(default_block_tokens(platform), f"chosen for a {platform}")
-    defaults = following | {
-        "batch_size": Default(
-            _replies_at_a_time(settings, files, platform, memory_bytes), "chosen by memory"
-        ),
-        "block_tokens": block_tokens,
-    }
+    defaults = following | {"block_tokens": block_tokens}
     resolved, notes = resolve(settings, defaults, _NAMES)
     train, train_notes = resolve_training(settings.train, files, "culturespa")
     return dataclasses.replace(resolved, train=train), notes + train_notes
-
-
-def _replies_at_a_time(
-    settings: CultureSPASettings, files: ModelFiles, platform: str, memory_bytes: int | None
-) -> int:
-    """Return a power of two, so that the caches of replies take a quarter of the free memory."""
-    config, most = files.config, _MOST_REPLIES.get(platform, 256)
-    if memory_bytes is None:
-        memory_bytes = available_bytes(jax.local_devices()[0])
-    if memory_bytes is None:
-        return most
-    new_tokens = max(settings.writing.max_new_tokens, settings.answering.max_new_tokens)
-    # Keys and values of every layer, for each token of a reply and its prompt.
-    values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    row_bytes = values * jax.numpy.dtype(config.dtype).itemsize * (_REPLY_TOKENS + new_tokens)
-    # Weights that are split over devices take at most what a mesh leaves them.
-    weights = min(weight_bytes(config), int((1 - ROOM) * memory_bytes))
-    fitting = max(1, (memory_bytes - weights) // (4 * row_bytes))
-    return min(most, 1 << int(math.log2(fitting)))
 
 
 _LEAST = {

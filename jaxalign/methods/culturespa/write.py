@@ -523,7 +523,7 @@ def model_writer(
     prompt: str,
     writing: WritingSettings,
     sampling: Sampling,
-    batch_size: int,
+    batch_size: int | None,
 ) -> Writer:
     """Return a writer that samples its replies from a model.
 

@@ -82,7 +82,7 @@ class ModelWriter:
         lm: LM,
         sampling: Sampling,
         seed: int,
-        batch_size: int,
+        batch_size: int | None,
         replies: int,
         positions: int = 0,
     ) -> None:

@@ -248,6 +248,12 @@ def start_text(problem: Problem, group: str) -> str:
     return prompt_text(problem.settings.prompt, problem.group_name(group))
 
 
+def recorded_start(problem: Problem, group: str) -> str | None:
+    """Return what a group's prompt says about its start: the text; None if it was drawn."""
+    by_text = problem.settings.prompt.initialisation == "text"
+    return start_text(problem, group) if by_text else None
+
+
 def file_names(groups: Sequence[str]) -> dict[str, str]:
     """Return each group's name as part of a file name; UserError where two would share one."""
     names = {group: re.sub(r"[^\w.+-]+", "_", group) for group in groups}

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.core.errors import UserError
-from jaxalign.core.files import write_atomically
+from jaxalign.core.files import cache_folder, write_atomically
 from jaxalign.surveys.formats.files import bad
 
 MOST_CODES = 64  # codes 0...63; the longest scale has 11, lists of parties or years have far more
@@ -153,9 +152,8 @@ def count(
 
 
 def default_cache_folder() -> Path:
-    """Return `surveys` beside the folder $JAXALIGN_CACHE, else in ~/.cache/jaxalign."""
-    given = os.environ.get("JAXALIGN_CACHE")
-    return (Path(given).parent if given else Path.home() / ".cache" / "jaxalign") / "surveys"
+    """Return the folder `surveys` of the user's cache."""
+    return cache_folder("surveys")
 
 
 def cache_name(file_sha256: str, suffix: str, settings: object) -> str:

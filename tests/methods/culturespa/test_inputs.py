@@ -53,6 +53,7 @@ def inputs(**settings) -> Inputs:
         ({"model": Path("/nowhere")}, "/nowhere"),
         ({"survey": Path("/nowhere.json")}, "/nowhere.json"),
         ({"guard": Path("/nowhere.csv")}, "/nowhere.csv"),
+        ({"p3_choice": "nearest"}, "`p3_choice` nearest: give topics, similar or an existing"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(change, said):
@@ -262,31 +263,24 @@ def real_files(**changes) -> ModelFiles:
 def test_a_real_model_gets_the_papers_settings_and_the_pocket_model_its_own():
     """Every replaced setting is said once, with its source; given ones are left alone."""
     settings = CultureSPASettings(seeds=3)
-    real, notes = resolve_settings(settings, real_files(), memory_bytes=2**36)
+    real, notes = resolve_settings(settings, real_files())
     assert (real.per_topic, real.seeds, real.lora) == (1000, 3, LoraConfig(8, 16.0))
     assert real.train == resolve_training(TrainConfig())[0]
     assert (real.train.batch, real.train.learning_rate, real.specific_batch) == (128, 1e-4, 8)
+    assert (real.p3_choice, real.p3_form) == ("similar", "one_message")
+    assert "form of P3 one message (the paper's; give `p3_form` to change)" in notes
     assert (real.train.remat, real.train.unroll, real.end_of_turn) == (True, False, False)
     expected = "learning rate 1e-4 (the paper's; give `train.learning_rate` to change)"
     assert notes.count(expected) == 1
     assert not any("seeds" in note for note in notes)
     pocket, notes = resolve_settings(CultureSPASettings(), open_model())
-    assert (pocket.per_topic, pocket.seeds, pocket.batch_size) == (12, 5, 64)
+    assert (pocket.per_topic, pocket.seeds, pocket.batch_size) == (12, 5, None)
     assert pocket.block_tokens == 4096
+    assert (pocket.p3_choice, pocket.p3_form) == ("topics", "turns")
     assert (pocket.train.batch, pocket.train.learning_rate) == (8, 1e-2)
     assert (pocket.train.remat, pocket.train.unroll) == (False, True)
     assert "learning rate 1e-2 (measured on the pocket model; give `train.lea" in "\n".join(notes)
     assert resolve_settings(pocket, open_model()) == (pocket, ())
-
-
-def test_fewer_replies_at_a_time_where_memory_is_short():
-    config = dataclasses.replace(open_model().config, num_hidden_layers=32, head_dim=128)
-    sizes = [
-        resolve_settings(CultureSPASettings(), real_files(config=config), memory)[0].batch_size
-        for memory in (2**29, 2**31, 2**40)
-    ]
-    assert sizes == sorted(sizes)
-    assert sizes[0] < sizes[-1] == 64
 
 
 def test_the_documented_command_for_8b_gives_what_no_default_can():
