@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from jaxalign.core.errors import UserError
     from jaxalign.lm.lora import Adapter
     from jaxalign.lm.model import LM, load_model
-    from jaxalign.methods.ask import ask
+    from jaxalign.methods.ask import Exact, Sampled, ask
+    from jaxalign.methods.ask_survey import ask_survey
     from jaxalign.methods.conditions import InContext, Persona, Plain
     from jaxalign.methods.cultural_bench import cultural_bench
     from jaxalign.methods.culturespa import filter_questions, run_culturespa, write_questions
@@ -56,6 +57,9 @@ _HOMES = {
     "country_scores": "surveys",
     # Asking
     "ask": "methods.ask",
+    "ask_survey": "methods.ask_survey",
+    "Exact": "methods.ask",
+    "Sampled": "methods.ask",
     "Plain": "methods.conditions",
     "Persona": "methods.conditions",
     "InContext": "methods.conditions",

@@ -32,6 +32,7 @@ COMMANDS = {
     "cultural-bench": Command(
         "cultural_bench", "measure", "Score a model on CulturalBench under every method."
     ),
+    "ask": Command("ask", "ask", "Ask a model any survey or test, without training."),
     "sweep": Command("sweep.command", "sweep", "Run many searches described in one file."),
     "fine-tune": Command("fine_tune", "tune", "Fine-tune a model on your own conversations."),
     "write-questions": Command("write_questions", "run", "Let a model write survey questions."),
