@@ -99,7 +99,8 @@ def test_result_has_the_documented_format(finished):
 def test_the_page_holds_its_pictures(finished):
     """Drawn into it, so that it stands alone."""
     page = (finished / "report.html").read_text("utf-8")
-    assert page.count('class="drawing') == 4  # methods, selection, countries, pairs
+    # The methods, the selections, the countries and the pairs.
+    assert page.count('class="drawing"') + page.count('class="drawing wide"') == 4
     assert "<img" not in page
 
 
