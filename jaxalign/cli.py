@@ -29,6 +29,9 @@ class Command:
 COMMANDS = {
     "soft-prompt": Command("soft_prompt", "tune_prompts", "Tune one soft prompt per country."),
     "culturespa": Command("culturespa", "culturespa", "Run CultureSPA from start to end."),
+    "cultural-bench": Command(
+        "cultural_bench", "measure", "Score a model on CulturalBench under every method."
+    ),
     "ask": Command("ask", "ask", "Ask a model any survey or test, without training."),
     "sweep": Command("sweep.command", "sweep", "Run many searches described in one file."),
     "fine-tune": Command("fine_tune", "tune", "Fine-tune a model on your own conversations."),
