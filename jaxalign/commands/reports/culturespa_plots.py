@@ -16,7 +16,7 @@ import numpy as np
 from jaxalign.commands.reports.culturespa_tables import title
 from jaxalign.methods.base import JOINT, METHODS, P1, SPECIFIC, UNAWARE
 from jaxalign.report.document import Estimate, Key
-from jaxalign.report.drawing import Panel, save_png
+from jaxalign.report.drawing import Panel, new_figure, save_png
 from jaxalign.report.figures import Series, dots, heat_map
 from jaxalign.report.palette import (
     BLUE,
@@ -53,9 +53,8 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
     pairs.png                    selected pairs by topic and country
     prompting.png                fine-tuned models under every prompt style
     """
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.6, 5.2), layout="constrained")
+    figure = new_figure((8.6, 5.2))
     draw_methods(figure.add_subplot(), result)
     save(figure, out / "methods.png", legend="outside upper center")
     plot_selections(out / "selection.png", with_p1(result))
@@ -207,9 +206,8 @@ def draw_methods(axes: Axes, result: Mapping[str, Any]) -> None:
 
 def plot_selections(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
     """Write a PNG with a row for each joint model, by how its data were selected."""
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 0.45 * len(records) + 1.6), layout="constrained")
+    figure = new_figure((7.2, 0.45 * len(records) + 1.6))
     axes = figure.add_subplot()
     draw_rows(axes, records)
     axes.set_title("The joint model by how its training data were selected", fontsize=11)
