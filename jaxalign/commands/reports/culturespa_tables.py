@@ -122,9 +122,13 @@ def prompting_sentences(result: Mapping[str, Any]) -> list[str]:
         styles_of: dict[str, list[str]] = {}
         for style, row in by_style.items():
             styles_of.setdefault(row["verdict"], []).append(METHODS[style].label)
-        found = "; ".join(f"{v} under {', '.join(styles)}" for v, styles in styles_of.items())
+        found = []
+        for verdict, styles in styles_of.items():
+            what, _, over = verdict.partition(", ")  # "higher", "over questions only"
+            found.append(f"{what} under {', '.join(styles)}" + (f" ({over})" if over else ""))
         sentences.append(
-            f"{model_label(model)} beside the unchanged model under the same style: {found}."
+            f"{model_label(model)} beside the unchanged model under the same style: "
+            f"{'; '.join(found)}."
         )
     return sentences
 
