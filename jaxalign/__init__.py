@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxalign.methods.ask import Exact, Sampled, ask
     from jaxalign.methods.ask_survey import ask_survey
     from jaxalign.methods.conditions import InContext, Persona, Plain
+    from jaxalign.methods.cultural_bench import cultural_bench
     from jaxalign.methods.culturespa import filter_questions, run_culturespa, write_questions
     from jaxalign.methods.generate import generate
     from jaxalign.methods.soft_prompt import SoftPrompt, run_soft_prompt, tune_soft_prompt
@@ -69,6 +70,7 @@ _HOMES = {
     "similarity": "stats",
     "score_replies": "stats",
     "Interval": "stats",
+    "cultural_bench": "methods.cultural_bench",
     # Tuning
     "tune_soft_prompt": "methods.soft_prompt",
     "run_soft_prompt": "methods.soft_prompt",

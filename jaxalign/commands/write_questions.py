@@ -124,11 +124,11 @@ def run(settings: Settings) -> None:
             )
         filtered = filter_questions(written.questions, map(from_item, seeds.items))
         claimed.write("result.json", make_result(written, filtered))
-        show(written, filtered)
         model = "the pocket Llama" if settings.model is None else Path(files.name).name
         source = f"written by {model}, weights {files.sha256[:12]}"
         survey = to_survey(filtered.questions, f"questions after {seeds.name}", source)
         claimed.write("questions.json", to_json(survey))
+    show(written, filtered)
     print(f"{len(survey.items)} questions in {settings.out / 'questions.json'}")
 
 

@@ -68,6 +68,11 @@ class System:
     voices: tuple[Voice, ...]
     styles: tuple[AnyStyle, ...]
 
+    @property
+    def is_soft(self) -> bool:
+        """Whether these are soft prompts."""
+        return self.voices[0].prompt is not None
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
