@@ -158,7 +158,7 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         survey=survey,
         tables=tables,
         prompts=make_style_prompts(settings, survey, files.folder),
-        request=load_request(),
+        request=load_request(folder=settings.texts, model_folder=files.folder),
         guard=guard,
         guard_name=guard_name,
     )
