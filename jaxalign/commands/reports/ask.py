@@ -128,7 +128,7 @@ def statements(record: Record, analyses: Mapping[str, Record]) -> tuple[str, ...
 def _score_statement(record: Record, key: str) -> str:
     row = record["rows"][key]
     mean = Estimate.read(row["mean"])
-    statement = f"{row['title']}: {with_bounds(mean, 2)} points"
+    statement = f"{tables.title_of(record, key)}: {with_bounds(mean, 2)} points"
     for difference in record["differences"]:
         if difference["a"] == key and difference["b"] == _first_reference(record, key):
             other = record["rows"][difference["b"]]["title"]
@@ -145,7 +145,13 @@ def _baseline_statement(record: Record) -> str:
     """State which baselines score higher than the model at its best."""
     lines = {name: line["mean"] for name, line in record["lines"].items()}
     known = {name: mean for name, mean in lines.items() if mean is not None}
-    means = [row["mean"]["value"] for row in record["rows"].values() if row.get("mean")]
+    count = len(record["countries"])
+    means = [
+        row["mean"]["value"]
+        for row in record["rows"].values()
+        # A mean over some of the countries cannot be set beside baselines over all of them.
+        if row["mean"] and len(row["countries"] or record["countries"]) == count
+    ]
     if not known or not means:
         return ""
     higher = [f"{LINES[n]} ({number(mean)})" for n, mean in known.items() if mean > max(means)]
@@ -158,7 +164,7 @@ def _baseline_statement(record: Record) -> str:
 
 
 def _identification_statement(record: Record, key: str, analysis: Record) -> str:
-    if not analysis["personas"]:
+    if len(analysis["personas"]) < 2:
         return ""
     rows, alike = analysis["identification"]["rows"], analysis["dispersion"]
     words = (
@@ -195,7 +201,8 @@ def _scores_figure(record: Record, out: Path) -> Figure | None:
     if not record["lines"]:
         return None
     entries = [
-        (row["title"], True, Estimate.read(row["mean"])) for row in record["rows"].values()
+        (tables.title_of(record, key), True, Estimate.read(row["mean"]))
+        for key, row in record["rows"].items()
     ] + [
         (LINES[name], False, Estimate.read(line["mean"])) for name, line in record["lines"].items()
     ]

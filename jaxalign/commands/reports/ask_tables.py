@@ -20,6 +20,13 @@ VERDICTS = {
 _MEAN = "Mean"
 
 
+def title_of(record: Record, key: str) -> str:
+    """Return what a row is called; a mean over some of the countries says over how many."""
+    row, count = record["rows"][key], len(record["countries"])
+    spoken = len(row["countries"] or record["countries"])
+    return row["title"] if spoken == count else f"{row['title']} ({spoken} of {count} countries)"
+
+
 def ranking_table(entries: Sequence[tuple[str, bool, Estimate | None]], count: str) -> Table:
     """Return the numbers of the ranking of ways of asking and baselines."""
     rows = tuple((name, "model" if is_model else "baseline", v) for name, is_model, v in entries)
@@ -39,7 +46,7 @@ def overview_table(record: Record) -> Table | None:
         shares = [c["share"] for c in row["constant"].values() if c]
         rows.append(
             (
-                row["title"],
+                title_of(record, key),
                 Estimate.read(row["mean"]),
                 Estimate.read(difference),
                 record["rows"][difference["b"]]["title"] if difference else None,
@@ -83,7 +90,7 @@ def scores_table(record: Record) -> Table | None:
         )
     columns = (
         "Country",
-        *(row["title"] for row in record["rows"].values()),
+        *(title_of(record, key) for key in record["rows"]),
         *(f"Baseline: {LINES[name]}" for name in record["lines"]),
     )
     return Table("Score by country, in points, beside the baselines", columns, tuple(rows), 2)

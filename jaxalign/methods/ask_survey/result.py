@@ -11,7 +11,8 @@
         .constant     {COUNTRY or "": {code, share, position, position_share, answers}}: the most
                       frequent code, its share of the answers in percent, and the same of positions
         .scores, .mean  {COUNTRY: {value, low, high}}: alignment in points, with its interval over
-                      questions, and the mean over the countries spoken as
+                      questions, and the mean over the countries spoken as, which may be fewer
+                      than `countries` where adapters or prompts speak for one country each
         .analysis     key of the analysis that they come from
     differences       [{a, b, value, low, high, verdict, countries {COUNTRY: {value, low, high}}}]:
                       a − b, paired by question: over those that both answered in each of their runs
@@ -198,8 +199,12 @@ def _differences(
     responses: ByRow,
     analyses: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return every row that speaks as countries minus its reference, and every row of an adapter or
-    a soft prompt minus every row of the unchanged model."""
+    """Return which rows are compared, and their differences.
+
+    Every row that speaks as countries is compared with its reference; one of an adapter with the
+    unchanged model under the same style; and one of soft prompts also with every style of the
+    unchanged model that names countries, as the prompts are tuned to do without naming any.
+    """
     found = []
     for row in inputs.rows:
         reference = _reference(row, inputs.rows)
@@ -218,7 +223,8 @@ def _differences(
         known = {(difference["a"], difference["b"]) for difference in found}
         for a in changed:
             for b in unchanged:
-                if (a.key, b.key) not in known:
+                instead = a.system.is_soft and b.groups != (None,)
+                if (a.key, b.key) not in known and (a.style == b.style or instead):
                     pair = (_positions(responses[row.key], tables) for row in (a, b))
                     record = _paired(*pair, tables, draws)
                     found.append({"a": a.key, "b": b.key} | record)
