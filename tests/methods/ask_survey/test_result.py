@@ -55,7 +55,7 @@ def answers_of(inputs: AskInputs, positions) -> ByRow:
     }
 
 
-def test_rows_are_paired_with_those_that_name_nobody(survey, tmp_path):
+def aware_and_constant(survey: Survey, tmp_path):
     """The personas answer as their country, the unaware model 1 throughout, two replies each."""
     settings, inputs = asked(survey, tmp_path, reading="sampled", runs=2)
     gold = dict(zip(COUNTRIES, make_tables(survey, COUNTRIES).gold_CxQ.astype(int), strict=True))
@@ -66,9 +66,13 @@ def test_rows_are_paired_with_those_that_name_nobody(survey, tmp_path):
 
     responses = answers_of(inputs, positions)
     analyses = analyses_of(settings, inputs, responses)
+    return make_record(settings, inputs, responses, analyses), analyses
+
+
+def test_rows_are_paired_with_those_that_name_nobody(survey, tmp_path):
+    record, analyses = aware_and_constant(survey, tmp_path)
     # The unaware model is in the analysis of the personas, and needs none of its own.
     assert list(analyses) == ["model-p1", "prompts-unaware", "prompts-p1"]
-    record = make_record(settings, inputs, responses, analyses)
     rows = record["rows"]
     assert rows["model-p1"]["mean"] == {"value": 100, "low": 100, "high": 100}
     assert rows["model-unaware"]["analysis"] == "model-p1"
@@ -94,6 +98,10 @@ def test_rows_are_paired_with_those_that_name_nobody(survey, tmp_path):
     same = pairs["prompts-p1", "model-p1"]
     assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
 
+
+@pytest.mark.long
+def test_the_report_says_what_is_set_beside_what(survey, tmp_path):
+    record, analyses = aware_and_constant(survey, tmp_path)
     ask_report(record | {"versions": {}}, analyses, tmp_path)
     check_report(tmp_path)
     said = " ".join(statements(record, analyses))
