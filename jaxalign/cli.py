@@ -10,6 +10,8 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxalign.core.streams import replace_what_cannot_be_printed
+
 
 @dataclasses.dataclass(frozen=True)
 class Command:
@@ -52,6 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Command-line arguments; default: those of the process.
     """
+    replace_what_cannot_be_printed()
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
         print(usage())

@@ -6,7 +6,8 @@ under every prompt style, and the selected pairs by topic and country.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from jaxalign.commands.reports.culturespa_tables import title
 from jaxalign.methods.base import JOINT, METHODS, P1, SPECIFIC, UNAWARE
 from jaxalign.report.document import Estimate, Key
-from jaxalign.report.drawing import Panel, save_png
+from jaxalign.report.drawing import Panel, new_figure, save_png
 from jaxalign.report.figures import Series, dots, heat_map
 from jaxalign.report.palette import (
     BLUE,
@@ -52,9 +53,8 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
     pairs.png                    selected pairs by topic and country
     prompting.png                fine-tuned models under every prompt style
     """
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.6, 5.2), layout="constrained")
+    figure = new_figure((8.6, 5.2))
     draw_methods(figure.add_subplot(), result)
     save(figure, out / "methods.png", legend="outside upper center")
     plot_selections(out / "selection.png", with_p1(result))
@@ -88,7 +88,22 @@ def country_panels(result: Mapping[str, Any]) -> list[Panel]:
             for key in keys
         ]
         panels.append(dots("", rows, series, "cultural alignment score × 100"))
-    return panels
+    shown = [country_score(result, key, c) for key in keys for c in countries]
+    ends = [end for e in shown if e.has_interval for end in (e.low, e.high)]
+    if not ends:
+        return panels
+    low, high = min(ends) - 1, max(ends) + 1  # the same for all panels
+    return [_with(panel, lambda axes: axes.set_xlim(low, high)) for panel in panels]
+
+
+def _with(panel: Panel, more: Callable[[Axes], object]) -> Panel:
+    """Return a panel that is finished by `more`."""
+
+    def draw(axes: Axes) -> None:
+        panel.draw(axes)
+        more(axes)
+
+    return dataclasses.replace(panel, draw=draw)
 
 
 def shown_methods(result: Mapping[str, Any]) -> list[str]:
@@ -132,7 +147,7 @@ def pairs_panel(result: Mapping[str, Any]) -> Panel:
         result["settings"]["countries"],
         shares,
         "topic of the question",
-        "% of the topic's questions whose answer changes when the country is named",
+        "% of the topic's questions selected",
     )
 
 
@@ -158,9 +173,10 @@ def prompting_panels(prompting: Mapping[str, Any]) -> list[Panel]:
         Series(_model_key(model), tuple(_with_interval(by_style[style]) for style in styles))
         for model, by_style in prompting["minus_base"].items()
     ]
+    added = dots("What fine-tuning adds", rows, gains, "points, fine-tuned minus unchanged")
     return [
         dots("Score under each style", rows, scores, "cultural alignment score × 100"),
-        dots("What fine-tuning adds", rows, gains, "points: fine-tuned minus unchanged model"),
+        _with(added, lambda axes: axes.axvline(0, color=MUTED, linewidth=1)),
     ]
 
 
@@ -190,9 +206,8 @@ def draw_methods(axes: Axes, result: Mapping[str, Any]) -> None:
 
 def plot_selections(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
     """Write a PNG with a row for each joint model, by how its data were selected."""
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 0.45 * len(records) + 1.6), layout="constrained")
+    figure = new_figure((7.2, 0.45 * len(records) + 1.6))
     axes = figure.add_subplot()
     draw_rows(axes, records)
     axes.set_title("The joint model by how its training data were selected", fontsize=11)
