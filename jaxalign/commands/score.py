@@ -70,7 +70,7 @@ class Config:
 
 
 def score(config: Config) -> None:
-    """Score the replies, print the scores, and write `result.json` and the report."""
+    """Score the replies, write `result.json` and the report, and print the scores."""
     check_new_file(config.json, "json")
     out = config.out or Path("runs") / time.strftime("score_replies-%Y%m%d-%H%M%S")
     check_run(out, config)
@@ -86,12 +86,12 @@ def score(config: Config) -> None:
         resamples=config.resamples,
         seed=config.seed,
     )
-    show(analysis)
     if config.json is not None:
         write_json(config.json, summary(analysis, config))
     with Run.create(out, config, {"survey": analysis["instrument"]["sha256"]}) as run:
         run.write("result.json", analysis)
     reports.survey_report(analysis, out)
+    show(analysis)
     print(f"results in {out}")
 
 

@@ -67,7 +67,8 @@ class Settings:
     """Survey with topics whose questions are the examples (CultureSPA's folder, a survey file);
     default: the simulated society's."""
     prompt: Path | None = None
-    """File with a request text of your own (jinja2); default: the package's question.jinja."""
+    """File with a request text of your own (jinja2); default: the model's own, else the package's
+    question.jinja."""
     writing: Annotated[WritingSettings, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=lambda: WritingSettings(per_topic=20)
     )
@@ -123,11 +124,11 @@ def run(settings: Settings) -> None:
             )
         filtered = filter_questions(written.questions, map(from_item, seeds.items))
         claimed.write("result.json", make_result(written, filtered))
-        show(written, filtered)
         model = "the pocket Llama" if settings.model is None else Path(files.name).name
         source = f"written by {model}, weights {files.sha256[:12]}"
         survey = to_survey(filtered.questions, f"questions after {seeds.name}", source)
         claimed.write("questions.json", to_json(survey))
+    show(written, filtered)
     print(f"{len(survey.items)} questions in {settings.out / 'questions.json'}")
 
 
@@ -146,7 +147,8 @@ def read_inputs(settings: Settings, revision: str | None = None) -> Inputs:
     survey = held_out_survey()
     if settings.survey is not None:
         survey = read_questionnaire(settings.survey, "survey")
-    inputs = Inputs(files, survey, load_request(settings.prompt))
+    request = load_request(settings.prompt, model_folder=files.folder)
+    inputs = Inputs(files, survey, request)
     check_requests_fit(files, survey, inputs.prompt, settings.writing, settings.sampling)
     return inputs
 

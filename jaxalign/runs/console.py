@@ -20,6 +20,7 @@ import jax
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import cache_folder
+from jaxalign.core.streams import replace_what_cannot_be_printed
 from jaxalign.core.progress import OnProgress, Progress, Speed, ignore
 from jaxalign.runs.settings import with_flags
 from jaxalign.runtime import hosts
@@ -39,7 +40,8 @@ def main(
 ) -> None:
     """Read settings from the command line and call `run` with them.
 
-    Notes that the library logs are printed to standard output. The process exits with code 2 for
+    Notes that the library logs are printed to standard output; characters that it cannot show are
+    replaced. The process exits with code 2 for
     bad input, which is explained in one line on standard error, and with 130 if it is interrupted.
     Any other exception is a bug and keeps its traceback.
 
@@ -50,6 +52,7 @@ def main(
         args: Command-line arguments; default: those of the process.
         program: How the help text names the program; default: how the process was started.
     """
+    replace_what_cannot_be_printed()
     try:
         with _insistent_interrupt(), notes_to_stdout(config_class):
             config = _parse(config_class, args, program or _program())
@@ -64,6 +67,9 @@ def main(
         hint = "; continue with --resume" if resumable else ""
         print(f"interrupted{hint}", file=sys.stderr)
         _leave(130)
+    except BrokenPipeError:  # ... | head: whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(1)
     except Exception:
         if not hosts.joined():
             raise

@@ -37,6 +37,10 @@ of `jaxalign.stats.metrics`. "aware" replies were given as a person of a country
     long_items     items of ten options or more: count, share_of_denominator, share_of_error
                    {COUNTRY} (percent), and alignment on them and on the others: long {COUNTRY},
                    short {COUNTRY}
+    constant       {aware: {COUNTRY: K}, unaware: K, people: {COUNTRY: K}} with K {code, share,
+                   position, position_share, answers}: the most frequent code and its share in
+                   percent of all answers, and the same for the position of an option, counted from
+                   1; people: of majority answers. None where there are no answers
     unreadable     {aware: {COUNTRY: U}, unaware: U} with U {runs, replies, unreadable,
                    out_of_range, option_lists, items [id]} over all runs; total: {replies,
                    unreadable, out_of_range, option_lists}
@@ -257,6 +261,7 @@ def analyse(
         "identification": sections.identification(case),
         "dispersion": sections.dispersion(case),
         "long_items": sections.long_items(case),
+        "constant": sections.constant(case),
         "unreadable": sections.unreadable(aware, unaware),
         "topics": sections.topics(case),
         "items": sections.items(case),

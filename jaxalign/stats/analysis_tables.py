@@ -29,6 +29,7 @@ from jaxalign.stats.analysis_case import (
 )
 from jaxalign.surveys.responses import NOT_ANSWERS
 from jaxalign.surveys.survey import Survey
+from jaxalign.surveys.tables import option_table
 
 
 def about(survey: Survey) -> dict[str, Any]:
@@ -112,6 +113,57 @@ def long_items(case: Case) -> dict[str, Any]:
         },
         "long": {persona: points(long_C[c]) for persona, c in persona_rows},
         "short": {persona: points(short_C[c]) for persona, c in persona_rows},
+    }
+
+
+def constant(case: Case) -> dict[str, Any]:
+    """Find how much of a persona's answers is one number, as of a model that says 1 throughout.
+
+    All runs count together. The same share of people's majority answers stands beside it: scales
+    alike make some number frequent whoever answers.
+    """
+    _, codes_QxO = option_table(case.survey)
+    rows = _persona_rows(case)
+    without = most_frequent(case.unaware_RxQ, codes_QxO)
+    return {
+        "aware": {p: most_frequent(case.aware_RxCxQ[:, c], codes_QxO) for p, c in rows},
+        "unaware": without,
+        "people": {
+            country: most_frequent(gold_Q[None], codes_QxO)
+            for country, gold_Q in zip(case.tables.countries, case.tables.gold_CxQ, strict=True)
+        },
+    }
+
+
+def most_frequent(answers_RxQ: np.ndarray, codes_QxO: np.ndarray) -> dict[str, Any] | None:
+    """Find the most frequent code and the most frequent position among answers.
+
+    Args:
+        answers_RxQ: positions of options, NaN for no answer.
+        codes_QxO: the items' codes.
+
+    Returns:
+        The code, the position counted from 1, and the share of each in percent; None without
+        answers.
+    """
+    known = ~np.isnan(answers_RxQ)
+    if not known.any():
+        return None
+    runs, items = np.nonzero(known)
+    positions = answers_RxQ[runs, items].astype(int)
+
+    def most(values: np.ndarray) -> tuple[int, float | None]:
+        found, counts = np.unique(values, return_counts=True)
+        return int(found[counts.argmax()]), points(counts.max() / counts.sum())
+
+    code, share = most(codes_QxO[items, positions])
+    position, position_share = most(positions)
+    return {
+        "code": code,
+        "share": share,
+        "position": position + 1,
+        "position_share": position_share,
+        "answers": len(positions),
     }
 
 

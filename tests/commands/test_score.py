@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
@@ -61,6 +62,7 @@ def test_the_scores_file(config: Config, result: dict[str, Any]) -> None:
     assert summary(result, config) == scores
 
 
+@pytest.mark.long
 def test_lists_of_options_and_runs_that_did_not_end_are_said(
     folder: Path, tmp_path: Path, capsys
 ) -> None:
@@ -148,6 +150,37 @@ def test_the_command_line_ends_with_2_and_one_line(folder: Path, tmp_path: Path,
         main(score, Config, [*args, "--mode", "unaware", "--out", str(tmp_path / "o")])
     assert leaving.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_results_are_written_whatever_the_terminal_shows(
+    folder: Path, tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case S1: `PYTHONIOENCODING=latin-1` ended in a traceback, and nothing had been written."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setattr(reports, "survey_report", lambda result, out: None)
+    files = [str(path) for path in reply_files(folder)]
+    args = ["--survey", str(folder), "--replies", *files, "--resamples", "50"]
+    main(score, Config, [*args, "--out", str(tmp_path / "o"), "--json", str(tmp_path / "s.json")])
+    stream.flush()
+    assert b"Cultural alignment score" in stream.buffer.getvalue()
+    assert json.loads((tmp_path / "s.json").read_text("utf-8"))["scores"]["USA"]["aware"] == 100
+    assert (tmp_path / "o/result.json").is_file()
+
+
+def test_results_are_written_before_they_are_shown(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(analysis: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(reports, "survey_report", lambda result, out: None)
+    monkeypatch.setattr("jaxalign.commands.score.show", broken)
+    config = Config(folder, reply_files(folder), resamples=50, out=tmp_path / "o")
+    with pytest.raises(BrokenPipeError):
+        score(config)
+    assert (tmp_path / "o/result.json").is_file()
 
 
 if DATA:

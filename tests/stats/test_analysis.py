@@ -36,6 +36,7 @@ KEYS = [
     "identification",
     "dispersion",
     "long_items",
+    "constant",
     "unreadable",
     "topics",
     "items",

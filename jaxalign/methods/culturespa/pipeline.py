@@ -49,9 +49,15 @@ from jaxalign.methods.culturespa.inputs import (
 from jaxalign.methods.culturespa.measure import Answers, measure
 from jaxalign.methods.culturespa.programs import check_run as check_memory
 from jaxalign.methods.culturespa.programs import expected_steps, small_run, training_programs
+from jaxalign.methods.culturespa.prompting import ask_in_other_styles, prompting_record
 from jaxalign.methods.culturespa.questions import from_item, to_survey
 from jaxalign.methods.culturespa.result import CultureSPAResult, make_record
-from jaxalign.methods.culturespa.select import Selection, describe_selection, select_pairs
+from jaxalign.methods.culturespa.select import (
+    Selection,
+    describe_selection,
+    pairs_by_topic,
+    select_pairs,
+)
 from jaxalign.methods.culturespa.settings import (
     CultureSPASettings,
     check_settings,
@@ -141,8 +147,15 @@ def run_culturespa(
         adapters = fine_tune_all(experiment, questions, selections, steps)
         log_peak("4 fine-tune")
         measured = measure(experiment, adapters, survey_replies)
+        record = make_record(settings, inputs, measured, written, selected, facts)
+        if settings.prompting:
+            _log.info("5 measure: the fine-tuned models under every prompt style")
+            prompted = ask_in_other_styles(experiment, adapters, measured.answers)
+            record["prompting"] = prompting_record(
+                settings, inputs, measured.answers, prompted, measured.unchanged
+            )
         log_peak("5 measure")
-        record = plain(make_record(settings, inputs, measured, written, selected, facts))
+        record = plain(record)
         write_json(out / "answers.json", _answers_record(experiment, measured.answers))
         write_json(out / "result.json", record)
     return CultureSPAResult(out, record, measured.answers, adapters)
@@ -309,6 +322,7 @@ def select_all(
     for done, (seed, survey) in enumerate(questions.items(), 1):
         selections[seed] = select_pairs(replies[seed], groups, survey.items, seed)
         counts[seed] = describe_selection(replies[seed], groups, selections[seed])
+        counts[seed]["topics"] = pairs_by_topic(selections[seed]["joint"], survey.items)
         folder = seed_folder(experiment.out, seed) / "selected"
         write_selected(folder, selections[seed], survey.items, prompts)
         experiment.on_progress(Progress("3 select: seed", done, len(questions), "seeds"))

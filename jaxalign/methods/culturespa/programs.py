@@ -29,7 +29,8 @@ from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.mesh import weight_bytes
 from jaxalign.lm.weights import Params, program_params
 from jaxalign.methods.culturespa.inputs import Inputs
-from jaxalign.methods.culturespa.measure import conversations_to_measure
+from jaxalign.methods.culturespa.measure import Ways, conversations_to_measure
+from jaxalign.methods.culturespa.prompting import prompted_ways
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.culturespa.styles import STYLES, encode_styles
@@ -326,26 +327,34 @@ def _measuring_programs(
 ) -> list[Program]:
     """Return how the models with adapters answer the survey, and every model the guard."""
     lora, groups = settings.lora, settings.countries
-    asked_as = [(style, groups) for style in TRAINED_UNDER.values()]
-    asked_as += [(TRAINED_UNDER["joint"], (group,)) for group in groups]
-    ways = conversations_to_measure(inputs, asked_as, settings.block_tokens)
-    programs = []
-    # Models that are asked for as many groups share a program.
-    for count, who in ((len(groups), "all countries"), (1, "a single country")):
-        (asked, *_) = (way for (_, named), way in ways.items() if len(named) == count)
-        what = f"the survey, a model of {who}"
-        if settings.reading == "exact":
-            programs.append(
-                _exact_program(
-                    settings, inputs, mesh, asked.plan, f"answers to {what}", "measure", lora
+
+    def survey(ways: Ways, what: str) -> list[Program]:
+        programs = []
+        # Models that are asked for as many groups share a program.
+        for count, who in ((len(groups), "all countries"), (1, "a single country")):
+            (asked, *_) = (way for (_, named), way in ways.items() if len(named) == count)
+            name = f"{what}, a model of {who}"
+            if settings.reading == "exact":
+                programs.append(
+                    _exact_program(
+                        settings, inputs, mesh, asked.plan, f"answers to {name}", "measure", lora
+                    )
                 )
-            )
-        else:
-            programs += _sampled_programs(
-                settings, inputs, mesh, available, asked.conversations, what, "measure", lora
-            )
+            else:
+                programs += _sampled_programs(
+                    settings, inputs, mesh, available, asked.conversations, name, "measure", lora
+                )
+        return programs
+
+    asked_as = [((style,), groups) for style in TRAINED_UNDER.values()]
+    asked_as += [((TRAINED_UNDER["joint"],), (group,)) for group in groups]
+    ways = conversations_to_measure(inputs, asked_as, settings.block_tokens)
+    programs = survey(ways, "the survey")
     guard = plan_blocks(inputs.guard_questions.conversations, settings.block_tokens)
     for adapter, who in ((None, "the unchanged model"), (lora, "a fine-tuned model")):
         name = f"answers to the guard, {who}"
         programs.append(_exact_program(settings, inputs, mesh, guard, name, "measure", adapter))
+    if settings.prompting:
+        ways = prompted_ways(inputs, groups, settings.block_tokens)
+        programs += survey(ways, "the survey in the other styles")
     return programs

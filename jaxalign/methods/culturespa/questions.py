@@ -22,6 +22,23 @@ from jaxalign.core.errors import UserError
 from jaxalign.surveys.survey import Item, Survey
 
 FEWEST_OPTIONS, MOST_OPTIONS = 2, 20  # the released questions have 2 to 11
+_TEXT = {"type": "string"}
+SCHEMA = json.dumps(  # what a request asks for
+    {
+        "type": "object",
+        "properties": {
+            "question": _TEXT,
+            "options": {
+                "type": "array",
+                "items": _TEXT,
+                "minItems": FEWEST_OPTIONS,
+                "maxItems": MOST_OPTIONS,
+            },
+        },
+        "required": ["question", "options"],
+        "additionalProperties": False,
+    }
+)
 LONGEST_REPLY = 20_000  # characters; 256 tokens are about 1,000
 LONGEST_TEXT = 1_000  # characters of a question or an option; the released ones stay below 500
 

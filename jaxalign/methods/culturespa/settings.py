@@ -93,6 +93,9 @@ class CultureSPASettings:
     texts: Path | None = None
     """Folder with prompt texts of your own (persona.jinja, question.jinja, self_alignment.jinja
     ...); default: the package's."""
+    language: str = "en"
+    """Language of the prompt texts and of the country names in them: en or zh, or the code of any
+    other together with texts of your own. Questions are asked as the survey words them."""
     writing: Sampling = dataclasses.field(default_factory=lambda: PUBLISHED_SAMPLING)
     """How new questions are sampled."""
     answering: Sampling = dataclasses.field(
@@ -112,6 +115,10 @@ class CultureSPASettings:
     guard: Path | None = None
     """MMLU-style questions that fine-tuning should not make the model worse at; default: tasks that
     the pocket model was trained on."""
+    prompting: bool | None = may_change(None)
+    """Ask the joint and the specific models under every prompt style as well, not only under the
+    one that they were trained with. Default: follows the model, yes for a real one and no for the
+    pocket model. A finished run that is resumed with it only asks what it has not asked."""
     resamples: int = 4000
     """Number of resamples of the bootstrap over questions."""
     batch_size: int | None = may_change(None)
@@ -149,6 +156,7 @@ _NAMES = {
     "seeds": "seeds",
     "p3_choice": "questions that P3 shows",
     "p3_form": "form of P3",
+    "prompting": "fine-tuned models under every prompt style",
     "block_tokens": "tokens of a block of exact answers",
 }
 FOR_POCKET = "suits the pocket model"
@@ -173,6 +181,7 @@ def resolve_settings(
             "seeds": Default(5, FOR_POCKET),
             "p3_choice": Default("topics", FOR_POCKET),
             "p3_form": Default("turns", FOR_POCKET),
+            "prompting": Default(False, "half as long again on the pocket model"),
         }
     else:
         following = {
@@ -180,6 +189,7 @@ def resolve_settings(
             "seeds": Default(1, PAPER),
             "p3_choice": Default("similar", "the paper's, with similarity by words"),
             "p3_form": Default("one_message", PAPER),
+            "prompting": Default(True, PAPER),
         }
     if settings.questions:
         del following["per_topic"]  # nothing is written
