@@ -76,6 +76,9 @@ class Config:
     """Model to use instead of the one that the run recorded."""
     prompts: Path | None = None
     """Folder with your own persona.jinja; default: the run's, else the package's."""
+    language: str = "en"
+    """Language of the persona lines and of the country names in them: en or zh, or the code of any
+    other together with texts of your own."""
     temperature: float = 0.0
     """Divisor of the logits; 0 always takes the most likely token."""
     top_p: float = 1.0
@@ -156,7 +159,7 @@ def open_columns(config: Config) -> Columns:
     soft = load_prompts_by_name(prompt_paths, files)
     adapters = load_adapters_by_name(adapter_paths, files)
     own_texts = config.prompts or _texts_of(run)
-    prompts = load_prompts(own_texts, model_folder=files.folder)
+    prompts = load_prompts(own_texts, language=config.language, model_folder=files.folder)
     unadapted: dict[str, Condition] = {f"persona {code}": Persona(code) for code in config.persona}
     unadapted |= {f"prompt {name}": prompt for name, prompt in soft.items()}
     conditions: dict[str, Condition] = {"plain": Plain()} | unadapted

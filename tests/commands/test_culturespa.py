@@ -11,7 +11,7 @@ import pytest
 from jaxalign.cli import run_command
 from jaxalign.commands.reports.culturespa import write_culturespa_report
 from jaxalign.commands.reports.culturespa_plots import write_plots
-from jaxalign.commands.reports.culturespa_tables import show_result
+from jaxalign.commands.reports.culturespa_tables import prompting_sentences, show_result
 from jaxalign.core.files import plain, write_json
 from jaxalign.methods.culturespa import CultureSPAResult, CultureSPASettings
 from jaxalign.methods.culturespa.inputs import read_inputs
@@ -103,6 +103,16 @@ def test_a_report_tells_lost_replies_pairs_and_what_was_not_trained(tmp_path):
     assert "| trust | 25.0 | 0.0 | 50.0 |" in report  # of 4 questions
     for name in ("methods", "selection", "countries", "pairs", "prompting"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_fine_tuning_adds_to_each_style_in_words():
+    verdicts = {"p1": "higher", "p2": "lower", "p3": "higher", "p1p3": "lower, over questions only"}
+    rows = {style: {"verdict": verdict} for style, verdict in verdicts.items()}
+    assert prompting_sentences({"prompting": {"minus_base": {"joint": rows}}}) == [
+        "joint beside the unchanged model under the same style: higher under P1, P3; lower under "
+        "P2; lower under P1 + P3 (over questions only)."
+    ]
+    assert prompting_sentences({}) == []
 
 
 @pytest.mark.parametrize(

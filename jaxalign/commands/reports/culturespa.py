@@ -27,6 +27,7 @@ from jaxalign.commands.reports.culturespa_tables import (
     model_title,
     pair_count,
     prompting_differences,
+    prompting_sentences,
     reply_rows,
     title,
     untrained_sentences,
@@ -113,6 +114,7 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
 def statements(result: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the differences that the paper's claims rest on, and the guard, as sentences."""
     sentences = [_difference_sentence(name, d) for name, d in result["differences"].items()]
+    sentences += prompting_sentences(result)
     limit = result["guard"]["limit"]
     for method, change in result["guard"]["change"].items():
         within = "within" if change["within"] else "not within"

@@ -6,7 +6,8 @@ under every prompt style, and the selected pairs by topic and country.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,22 @@ def country_panels(result: Mapping[str, Any]) -> list[Panel]:
             for key in keys
         ]
         panels.append(dots("", rows, series, "cultural alignment score × 100"))
-    return panels
+    shown = [country_score(result, key, c) for key in keys for c in countries]
+    ends = [end for e in shown if e.has_interval for end in (e.low, e.high)]
+    if not ends:
+        return panels
+    low, high = min(ends) - 1, max(ends) + 1  # the same for all panels
+    return [_with(panel, lambda axes: axes.set_xlim(low, high)) for panel in panels]
+
+
+def _with(panel: Panel, more: Callable[[Axes], object]) -> Panel:
+    """Return a panel that is finished by `more`."""
+
+    def draw(axes: Axes) -> None:
+        panel.draw(axes)
+        more(axes)
+
+    return dataclasses.replace(panel, draw=draw)
 
 
 def shown_methods(result: Mapping[str, Any]) -> list[str]:
@@ -131,7 +147,7 @@ def pairs_panel(result: Mapping[str, Any]) -> Panel:
         result["settings"]["countries"],
         shares,
         "topic of the question",
-        "% of the topic's questions whose answer changes when the country is named",
+        "% of the topic's questions selected",
     )
 
 
@@ -157,9 +173,10 @@ def prompting_panels(prompting: Mapping[str, Any]) -> list[Panel]:
         Series(_model_key(model), tuple(_with_interval(by_style[style]) for style in styles))
         for model, by_style in prompting["minus_base"].items()
     ]
+    added = dots("What fine-tuning adds", rows, gains, "points, fine-tuned minus unchanged")
     return [
         dots("Score under each style", rows, scores, "cultural alignment score × 100"),
-        dots("What fine-tuning adds", rows, gains, "points: fine-tuned minus unchanged model"),
+        _with(added, lambda axes: axes.axvline(0, color=MUTED, linewidth=1)),
     ]
 
 

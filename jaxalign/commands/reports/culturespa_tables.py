@@ -84,6 +84,8 @@ def show_prompting(prompting: Mapping[str, Any], countries: Sequence[str]) -> No
         ],
     )
     differences = prompting_differences(prompting)
+    for sentence in prompting_sentences({"prompting": prompting}):
+        print(sentence)
     print_table(
         "What fine-tuning adds to each style, and each style to P1, paired",
         ["difference", "points", *INTERVALS, "the first is"],
@@ -111,6 +113,24 @@ def prompting_differences(prompting: Mapping[str, Any]) -> dict[str, Mapping[str
         for style, row in by_style.items():
             named[f"{model_label(model)}: {METHODS[style].label} − {METHODS['p1'].label}"] = row
     return named
+
+
+def prompting_sentences(result: Mapping[str, Any]) -> list[str]:
+    """Return, for each fine-tuned model, under which styles it is above the unchanged one."""
+    sentences = []
+    for model, by_style in result.get("prompting", {}).get("minus_base", {}).items():
+        styles_of: dict[str, list[str]] = {}
+        for style, row in by_style.items():
+            styles_of.setdefault(row["verdict"], []).append(METHODS[style].label)
+        found = []
+        for verdict, styles in styles_of.items():
+            what, _, over = verdict.partition(", ")  # "higher", "over questions only"
+            found.append(f"{what} under {', '.join(styles)}" + (f" ({over})" if over else ""))
+        sentences.append(
+            f"{model_label(model)} beside the unchanged model under the same style: "
+            f"{'; '.join(found)}."
+        )
+    return sentences
 
 
 def model_title(model: str) -> str:

@@ -29,6 +29,7 @@ from jaxalign.methods.culturespa.inputs import make_style_prompts
 from jaxalign.methods.culturespa.styles import STYLES, StylePrompts, Texts, group_name, load_texts
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.pocket.society import held_out_survey, society_values_module
+from jaxalign.prompts import untranslated
 from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.formats import read_answered, read_any
 from jaxalign.surveys.survey import Item, Survey, vsm
@@ -203,15 +204,21 @@ def read_inputs(settings: AskSettings, files: ModelFiles) -> AskInputs:
         rows=tuple(rows),
         jobs=jobs,
         shows_test=settings.examples == "paper",
-        notes=tuple(_notes(settings, files, systems, styles)),
+        notes=tuple(_notes(settings, files, survey, systems, styles)),
         facts=facts,
     )
 
 
 def _notes(
-    settings: AskSettings, files: ModelFiles, systems: Sequence[System], styles: set[AnyStyle]
+    settings: AskSettings,
+    files: ModelFiles,
+    survey: Survey,
+    systems: Sequence[System],
+    styles: set[AnyStyle],
 ) -> list[str]:
     notes = []
+    if note := untranslated(settings.language, survey):
+        notes.append(note)
     shown = [s for s in STYLES if s in styles and needs_examples(s)]
     if settings.examples == "paper" and shown:
         notes.append(
@@ -381,7 +388,9 @@ class _Wording:
         styles: set[AnyStyle],
     ) -> None:
         self._source, self.shown = source, None
-        self.texts = load_texts(settings.texts, model_folder=files.folder)
+        self.texts = load_texts(
+            settings.texts, language=settings.language, model_folder=files.folder
+        )
         self.examples: tuple[Item, ...] = ()
         if any(needs_examples(style) and style != ICL.key for style in styles):
             pocket = files.is_pocket

@@ -34,6 +34,7 @@ from jaxalign.methods.culturespa.styles import StylePrompts, group_name, load_te
 from jaxalign.methods.culturespa.write import WritingSettings, check_requests_fit, load_request
 from jaxalign.pocket.general import general_questions
 from jaxalign.pocket.society import held_out_survey, society_values_module
+from jaxalign.prompts import untranslated
 from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.formats.multiple_choice import read_multiple_choice
 from jaxalign.surveys.survey import Item, Survey
@@ -155,6 +156,8 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
     survey = held_out_survey()
     if settings.survey is not None:
         survey = read_answered(settings.survey, "survey", settings.distributions)
+    if note := untranslated(settings.language, survey):
+        _log.info(note)
     tables = make_tables(survey, settings.countries)
     guard_name, guard = read_guard(settings.guard)
     inputs = Inputs(
@@ -198,7 +201,7 @@ def make_style_prompts(
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
     groups = _possible_neighbours(settings.countries, shown)
     prompts = StylePrompts(
-        load_texts(settings.texts, model_folder=model_folder),
+        load_texts(settings.texts, language=settings.language, model_folder=model_folder),
         survey,
         groups,
         settings.examples,

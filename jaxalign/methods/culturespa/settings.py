@@ -93,6 +93,9 @@ class CultureSPASettings:
     texts: Path | None = None
     """Folder with prompt texts of your own (persona.jinja, question.jinja, self_alignment.jinja
     ...); default: the package's."""
+    language: str = "en"
+    """Language of the prompt texts and of the country names in them: en or zh, or the code of any
+    other together with texts of your own. Questions are asked as the survey words them."""
     writing: Sampling = dataclasses.field(default_factory=lambda: PUBLISHED_SAMPLING)
     """How new questions are sampled."""
     answering: Sampling = dataclasses.field(
