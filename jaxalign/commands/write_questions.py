@@ -69,6 +69,9 @@ class Settings:
     prompt: Path | None = None
     """File with a request text of your own (jinja2); default: the model's own, else the package's
     question.jinja."""
+    constrain: bool = False
+    """Let the model write nothing but JSON of the requested form: tokens that cannot continue it
+    are never drawn."""
     writing: Annotated[WritingSettings, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=lambda: WritingSettings(per_topic=20)
     )
@@ -120,6 +123,7 @@ def run(settings: Settings) -> None:
                 prompt=inputs.prompt,
                 batch_size=settings.batch_size,
                 replies=settings.out / "replies.jsonl",
+                constrain=settings.constrain,
                 on_progress=on_progress,
             )
         filtered = filter_questions(written.questions, map(from_item, seeds.items))
