@@ -49,8 +49,8 @@ _LIMITS = (
     "everything is right in about 75 % of the rows and in none of the questions. Shares of rows "
     "are given to compare with work that reports them.",
     "Accuracy on Hard moves with how often a model says true, whether or not it knows anything: a "
-    "model that says it at random is right in up to 10.5 % of the questions, one that rarely says it "
-    "in few. A difference there counts only together with one in the share of true rows that are "
+    "model that says it at random is right in up to 10.5 % of the questions, one that rarely says "
+    "it in few. A difference there counts only together with one in the share of true rows that are "
     "the likeliest, which does not depend on that.",
     "Intervals over questions say what other questions like these would give. They do not cover "
     "other wordings, other tunings or other models. Few questions are asked about some countries.",
