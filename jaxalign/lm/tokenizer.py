@@ -25,6 +25,8 @@ from jaxalign.lm.safetensors_io import check_not_pointer
 
 BEGIN, END, TURN_END = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>")
+# What some chat templates (Zephyr's, TinyLlama's) write as plain text.
+_TEXT_MARKERS = {"<|system|>", "<|user|>", "<|assistant|>"}
 _STOPS = (TURN_END, END, "<|eom_id|>")
 _REPLY = "Fairly."  # a reply, behind which the chat template ends the turn
 _SAMPLE = "How happy are you, from 1 to 10?"
@@ -93,9 +95,10 @@ class Tokenizer:
         return dataclasses.replace(tokens, eot_id=eot, stop_ids=tuple(sorted(stops - {None})))
 
     def _check_markers(self, vocab: dict[str, int]) -> None:
-        """Check that every `<|marker|>` the template writes is one token."""
+        """Check that every `<|marker|>` the template writes is one token, or meant as text."""
         written = _MARKER.findall(self.render([{"role": "user", "content": "?"}]))
-        if unknown := [name for name in dict.fromkeys(written) if name not in vocab]:
+        known = vocab.keys() | _TEXT_MARKERS
+        if unknown := [name for name in dict.fromkeys(written) if name not in known]:
             raise UserError(
                 f"{self.folder}: the tokenizer lacks {', '.join(unknown)}, which the chat template "
                 "writes; give the folder of a Llama-3 with its tokenizer"
