@@ -109,7 +109,9 @@ def test_bad_input_is_one_line_before_anything_is_written(tmp_path, capsys):
     assert "row 2, column 'answer': 'E' is no answer" in refused(capsys, "--easy", letter, *out)
     good = write_csv(tmp_path / "good.csv", easy)
     assert "this is CulturalBench Easy, not" in refused(capsys, "--hard", good, *out)
-    assert "no finished soft-prompt run" in refused(capsys, "--easy", good, "--run", tmp_path, *out)
+    assert "no soft-prompt run that has ended" in refused(
+        capsys, "--easy", good, "--run", tmp_path, *out
+    )
     assert "--countries FRA" in refused(capsys, "--easy", good, "--countries", "France", *out)
     lacking = write_csv(tmp_path / "x.csv", [{"prompt_question": "a", "answer": "A"}])
     message = refused(capsys, "--easy", lacking, *out)

@@ -357,7 +357,7 @@ def test_answers_equal_those_to_single_questions(files, both, bench, adapter):
                 dataclasses.replace(own, group="x"),
                 WithAdapter(adapter, Plain(), "adapted"),
             ]
-            expected = ask(lm, survey, conditions).distributions()[..., 0]
+            expected = ask(lm, survey, conditions, prompts=load_prompts()).distributions()[..., 0]
             for row, method in ((0, "naive"), (1, "persona"), (2, "tuned"), (3, "adapted")):
                 probs = methods[method].first_probs_SxQ[0, where]
                 if method == "tuned" and code == "PER":

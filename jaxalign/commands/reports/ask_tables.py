@@ -126,14 +126,12 @@ def replies_table(record: Record) -> Table | None:
     """Return how many replies named no option; only sampled ones can."""
     if record["settings"]["reading"] == "exact":
         return None
+    counts = ("replies", "unreadable", "out_of_range", "option_lists")
     rows = tuple(
-        (
-            row["title"],
-            *(row["replies"][name] for name in ("replies", "unreadable", "out_of_range")),
-        )
+        (row["title"], *(row["replies"][name] for name in counts))
         for row in record["rows"].values()
     )
-    columns = ("Asked as", "Replies", "No number", "Number of no option")
+    columns = ("Asked as", "Replies", "No number", "Number of no option", "Only a list of options")
     return Table("Replies that gave no answer", columns, rows)
 
 

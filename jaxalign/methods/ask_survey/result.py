@@ -7,7 +7,7 @@
         .reads_test   whether its prompts hold answers of the tested survey
         .valid_mass   probability that a reply begins with an option (if sampled: share of replies
                       that name one), mean over what was asked
-        .replies      replies, unreadable, out_of_range
+        .replies      replies, unreadable, out_of_range, option_lists
         .constant     {COUNTRY or "": {code, share, position, position_share, answers}}: the most
                       frequent code, its share of the answers in percent, and the same of positions
         .scores, .mean  {COUNTRY: {value, low, high}}: alignment in points, with its interval over
@@ -49,6 +49,13 @@ from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis import analyse
 from jaxalign.stats.analysis_tables import about, most_frequent
 from jaxalign.stats.bootstrap import count_draws
+from jaxalign.stats.choice_scores import (
+    choice_scores,
+    paired_difference,
+    questions_of,
+    share_interval,
+    trivial_answers,
+)
 from jaxalign.stats.intervals import Interval
 from jaxalign.stats.paired_scores import drawn_scores, spread
 from jaxalign.stats.scores import vsm_scores
@@ -339,8 +346,6 @@ def _target(scores: Mapping[str, float]) -> np.ndarray:
 
 def _test(settings: AskSettings, inputs: AskInputs, responses: ByRow) -> dict[str, Any]:
     """Return how many questions each row answers rightly, over all and by place."""
-    from jaxalign.stats.choice_scores import paired_difference, questions_of, trivial_answers
-
     test = inputs.test
     labels, question_Q = questions_of(test)
     place_of = dict(zip(question_Q.tolist(), test.countries, strict=True))
@@ -376,15 +381,11 @@ def _test(settings: AskSettings, inputs: AskInputs, responses: ByRow) -> dict[st
 
 def _right(test: ChoiceTest, answers: Responses) -> np.ndarray:
     """Return float64 [G]: the share of replies that answer each question rightly."""
-    from jaxalign.stats.choice_scores import choice_scores
-
     positions_NxQ = answers.answers()[:, 0]
     return choice_scores(test, np.nan_to_num(positions_NxQ, nan=-1).astype(int)).right_G
 
 
 def _percent(right_G: np.ndarray) -> dict[str, Any]:
-    from jaxalign.stats.choice_scores import share_interval
-
     interval, questions = share_interval(right_G)
     return {
         "value": 100 * interval.mean,

@@ -30,10 +30,12 @@ from jaxalign.methods.cultural_bench.result import make_result, question_records
 from jaxalign.methods.cultural_bench.sets import BenchSet, read_set
 from jaxalign.methods.cultural_bench.settings import Settings, check_settings
 from jaxalign.methods.soft_prompt import SoftPrompt
+from jaxalign.methods.tuned import other_model, read_tuned_run
 from jaxalign.prompts import Prompts, load_prompts, read_prompt
-from jaxalign.runs import Run, check_run, recorded_run, settings_of, versions
+from jaxalign.runs import Run, check_run, settings_of, versions
 from jaxalign.runtime.memory import log_peak
 from jaxalign.runtime.programs import check_programs
+from jaxalign.surveys.formats.cultural_bench import country_code
 
 _log = logging.getLogger("jaxalign")
 _EXACT = Exact()
@@ -162,7 +164,7 @@ def run_cultural_bench(settings: Settings, on_progress: OnProgress = ignore) -> 
     notes = _notes(bench, files)
     for note in notes:
         _log.info(note)
-    checked = programs(bench, files, mesh, settings.weights)
+    checked = programs(bench, files, mesh, reading, settings.weights)
     check_programs(checked, mesh.local_devices[0], on_progress)
     lm = load_model(files, weights=settings.weights, mesh=mesh)
     facts = _facts(bench, files, texts, adapter)
@@ -227,18 +229,25 @@ def _read(settings: Settings, files: ModelFiles) -> tuple[Prompts, tuple[BenchSe
 
 def _soft_prompts(settings: Settings) -> tuple[str | None, tuple[SoftPrompt, ...]]:
     """Return the model that is asked, and the tuned prompts of a run and of single files."""
-    model, paths = settings.model, list(settings.prompt)
+    model, prompts = settings.model, []
     if settings.run is not None:
-        found = sorted((settings.run / "prompts").glob("*.safetensors"))
-        recorded = recorded_run(settings.run)[1] if found else {}
-        if not recorded:
+        tuned = read_tuned_run(settings.run)
+        if tuned is None or not tuned.prompts:
             raise UserError(
-                f"`run` {settings.run}: no finished soft-prompt run (it has no config.json or no "
-                "prompts/*.safetensors); give the directory of one, or files by `prompt`"
+                f"`run` {settings.run}: no soft-prompt run that has ended (it lacks config.json or "
+                "prompts/*.safetensors); give the directory of one, or name files by `prompt`, "
+                "folders by `adapter`"
             )
-        paths = found + paths
-        model = model or recorded.get("model")
-    return model, tuple(map(SoftPrompt.load, paths))
+        prompts += map(SoftPrompt.load, tuned.prompts.values())
+        model = model or tuned.model
+    for given in settings.prompt:
+        group, found, path = given.rpartition("=")
+        if not found or Path(given).exists():
+            prompts.append(SoftPrompt.load(given))
+        else:
+            own = country_code(group) if group else None
+            prompts.append(dataclasses.replace(SoftPrompt.load(path), group=own))
+    return model, tuple(prompts)
 
 
 def _prepare(
@@ -306,9 +315,9 @@ def _notes(bench: Bench, files: ModelFiles) -> list[str]:
             f"{TUNED.title}: no other country's prompt is given, so there is no control by "
             f"{PERMUTED.title}"
         )
-    others = [p for p in bench.soft_prompts if p.model_sha256 not in (None, files.sha256)]
-    if others:
-        notes.append(f"{len(others)} soft prompts were tuned for another model than {files.name}")
+    for prompt in bench.soft_prompts:
+        if why := other_model(prompt, files):
+            notes.append(f"soft prompt of {prompt.group or 'no country'}: {why}")
     return notes
 
 

@@ -36,9 +36,9 @@ class Settings:
     run: Path | None = None
     """Directory of a soft-prompt run: each country's tuned prompt is put before the questions about
     that country, and before those about the run's other countries as a control."""
-    prompt: tuple[Path, ...] = ()
-    """Further soft prompts: files of ours, or folders that PEFT wrote. One that names no country,
-    as PEFT's, is put before every question."""
+    prompt: tuple[str, ...] = ()
+    """Further soft prompts: files of ours, or folders that PEFT wrote. COUNTRY=FILE says whose it
+    is; one that neither says nor knows its country, as PEFT's, is put before every question."""
     adapter: Path | None = None
     """Folder of a low-rank adapter, ours or PEFT's: the adapted model is asked too, plainly and in
     character."""
@@ -55,8 +55,8 @@ class Settings:
     """Number of replies to each question if they are sampled."""
     answering: Sampling = ANSWERING
     """How replies are drawn if they are."""
-    batch_size: int = 64
-    """Number of replies written at a time, at most."""
+    batch_size: int = may_change(64)
+    """Number of replies written at a time, at most; fewer if memory is short."""
     prompts: Path | None = None
     """Folder with your own prompt texts (item.jinja, persona.jinja, judgement.jinja for the rows of
     Hard); default: the package's."""
