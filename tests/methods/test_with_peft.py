@@ -83,7 +83,7 @@ def run_of_an_adapter(folder: Path, lm, theirs) -> tuple[Path, str]:
             for i in range(2, 6)
         )
     )
-    settings = ["--train.epochs", "3", "--train.learning-rate", "0.01", "--lora.rank", "4", "--quiet"]
+    settings = "--train.epochs 3 --train.learning-rate 0.01 --lora.rank 4 --quiet".split()
     run_command("fine-tune", ["--data", str(data), "--out", str(folder), *settings])
     return folder / "adapter", "adapter tuned"
 
