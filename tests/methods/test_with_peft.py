@@ -83,8 +83,9 @@ def run_of_an_adapter(folder: Path, lm, theirs) -> tuple[Path, str]:
             for i in range(2, 6)
         )
     )
-    settings = "--train.epochs 3 --train.learning-rate 0.01 --lora.rank 4 --quiet".split()
-    run_command("fine-tune", ["--data", str(data), "--out", str(folder), *settings])
+    files = ["--data", str(data), "--out", str(folder)]
+    training = ["--train.epochs", "3", "--train.learning-rate", "0.01", "--lora.rank", "4"]
+    run_command("fine-tune", [*files, *training, "--quiet"])
     return folder / "adapter", "adapter tuned"
 
 
