@@ -76,7 +76,7 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	@echo "Installing jaxalign into $(VENV) (about a minute)"
-	@$(PIP) -e .
+	@$(PIP) -e '.[survey]'
 	@touch $@
 
 $(INSTALLED_TEST): pyproject.toml | $(BIN)/python

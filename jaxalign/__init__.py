@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from jaxalign.core.errors import UserError
     from jaxalign.lm.lora import Adapter
     from jaxalign.lm.model import LM, load_model
-    from jaxalign.methods.ask import ask
+    from jaxalign.methods.ask import Exact, Sampled, ask
+    from jaxalign.methods.ask_survey import ask_survey
     from jaxalign.methods.conditions import InContext, Persona, Plain
+    from jaxalign.methods.cultural_bench import cultural_bench
     from jaxalign.methods.culturespa import filter_questions, run_culturespa, write_questions
     from jaxalign.methods.generate import generate
     from jaxalign.methods.soft_prompt import SoftPrompt, run_soft_prompt, tune_soft_prompt
@@ -55,6 +57,9 @@ _HOMES = {
     "country_scores": "surveys",
     # Asking
     "ask": "methods.ask",
+    "ask_survey": "methods.ask_survey",
+    "Exact": "methods.ask",
+    "Sampled": "methods.ask",
     "Plain": "methods.conditions",
     "Persona": "methods.conditions",
     "InContext": "methods.conditions",
@@ -65,6 +70,7 @@ _HOMES = {
     "similarity": "stats",
     "score_replies": "stats",
     "Interval": "stats",
+    "cultural_bench": "methods.cultural_bench",
     # Tuning
     "tune_soft_prompt": "methods.soft_prompt",
     "run_soft_prompt": "methods.soft_prompt",

@@ -10,6 +10,8 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxalign.core.streams import replace_what_cannot_be_printed
+
 
 @dataclasses.dataclass(frozen=True)
 class Command:
@@ -29,10 +31,16 @@ class Command:
 COMMANDS = {
     "soft-prompt": Command("soft_prompt", "tune_prompts", "Tune one soft prompt per country."),
     "culturespa": Command("culturespa", "culturespa", "Run CultureSPA from start to end."),
+    "cultural-bench": Command(
+        "cultural_bench", "measure", "Score a model on CulturalBench under every method."
+    ),
+    "ask": Command("ask", "ask", "Ask a model any survey or test, without training."),
     "sweep": Command("sweep.command", "sweep", "Run many searches described in one file."),
     "fine-tune": Command("fine_tune", "tune", "Fine-tune a model on your own conversations."),
     "write-questions": Command("write_questions", "run", "Let a model write survey questions."),
     "filter-questions": Command("filter_questions", "run", "Filter generated survey questions."),
+    "chat": Command("chat", "chat", "Talk to a model under several conditions, side by side."),
+    "inspect": Command("inspect", "show", "Show which tokens a tuned soft prompt is near."),
     "score": Command("score", "score", "Score replies from any tool against a survey."),
     "convert": Command("convert", "run", "Convert a GGUF file to a model folder."),
     "check": Command("check", "run", "Check whether a survey file can be used."),
@@ -46,6 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Command-line arguments; default: those of the process.
     """
+    replace_what_cannot_be_printed()
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
         print(usage())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import io
 
 import pytest
 
@@ -49,3 +51,21 @@ def test_a_command_is_called_by_its_name(name: str, capsys: pytest.CaptureFixtur
         main([name, "--help"])
     assert left.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: jaxalign {name} [-h]")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+@pytest.mark.parametrize("args", [["score", "--help"], ["chat", "--help"], ["--help"], ["sow"]])
+def test_a_terminal_without_utf_8_gets_question_marks(
+    args: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case S1: help texts are drawn in boxes, and tables hold dashes."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in "oe"]
+    monkeypatch.setattr("sys.stdout", streams[0])
+    monkeypatch.setattr("sys.stderr", streams[1])
+    with contextlib.suppress(SystemExit):
+        main(args)
+        print("· – ×")
+    for stream in streams:
+        stream.flush()
+    said = b"".join(stream.buffer.getvalue() for stream in streams)
+    assert b"usage: jaxalign" in said or b"no command" in said

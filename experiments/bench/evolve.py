@@ -30,7 +30,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.bench.scaling import values_layout
 from jaxalign.answering.cost import candidate_flops, device_name, matmul_peak
@@ -39,6 +38,7 @@ from jaxalign.core.files import check_new_file
 from jaxalign.lm.config import PRESETS
 from jaxalign.optim.evolve import Evolution, make_evolution
 from jaxalign.optim.strategy import DIFFERENTIAL_EVOLUTION, Strategy
+from jaxalign.report.drawing import new_figure
 from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table
@@ -287,7 +287,7 @@ def _cells(row: Row) -> list[object]:
 
 def plot(path: Path, rows: list[Row]) -> None:
     """Save a PNG: the share of a generation over dimensions, measured and estimated."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = new_figure((6.4, 4.2))
     axes = figure.subplots()
     markers = dict(zip(dict.fromkeys(r.algorithm for r in rows), "osD^v*", strict=False))
     colours = dict(zip(dict.fromkeys(r.population for r in rows), COLOURS * 9, strict=False))

@@ -19,7 +19,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from jaxalign.answering.cost import device_name
 from jaxalign.answering.options import PreparedItems, option_log_probs, prepare_items
@@ -31,6 +30,7 @@ from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.weights import init_params
 from jaxalign.optim.evolve import Evolution, make_evolution
 from jaxalign.optim.strategy import Strategy
+from jaxalign.report.drawing import new_figure
 from jaxalign.report.palette import BLUE, GREEN, ORANGE
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table, progress_bars
@@ -232,7 +232,7 @@ def plot(
     path: Path, points: list[Point], slopes_by_axis: dict[str, dict[str, float | None]]
 ) -> None:
     """Save a PNG of three log-log panels: FLOPs, seconds and memory over each number."""
-    figure = Figure(figsize=(10.5, 3.8), layout="constrained")
+    figure = new_figure((10.5, 3.8))
     panels = figure.subplots(1, len(AXES), sharey=True)
     for panel, axis in zip(panels, AXES, strict=True):
         axis_points = [p for p in points if p.axis == axis]

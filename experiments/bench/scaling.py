@@ -20,8 +20,6 @@ from typing import Literal
 
 import jax
 from jax.sharding import Mesh
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from jaxalign.answering.conversations import soft_prompt_layout
 from jaxalign.answering.cost import candidate_flops
@@ -35,6 +33,7 @@ from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.prompts import load_prompts
+from jaxalign.report.drawing import new_figure
 from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table
@@ -247,7 +246,9 @@ def show(points: list[Point]) -> None:
 
 def plot(path: Path, points: list[Point]) -> None:
     """Save a PNG of the work of one device and the bytes it exchanges over devices, log-log."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = new_figure((9, 3.6))
+    from matplotlib.ticker import NullLocator
+
     left, right = figure.subplots(1, 2)
     for series, colour in zip(dict.fromkeys(p.series for p in points), COLOURS, strict=False):
         line = [p for p in points if p.series == series]

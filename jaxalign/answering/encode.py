@@ -2,8 +2,8 @@
 
 18 countries x 13,000 questions are 234,000 conversations. A tokenizer treats the text on either
 side of a special token separately, so a conversation is the tokens of its lead-in followed by those
-of its question. The first and the last question are encoded whole after every lead-in, to see that
-the chat template words them alike.
+of its question. To see that the chat template words questions alike, the first one is encoded whole
+after every lead-in, and the last one after a lead-in of each kind.
 """
 
 from __future__ import annotations
@@ -140,18 +140,31 @@ class _Encoder:
         conversations = [self.whole(lead_ins[0], q) for q in range(len(self.questions))]
         start = _last_special(self.tokenizer, conversations)
         questions = [conversation[start:] for conversation in conversations]
-        encoded = []
+        encoded, kinds = [], set()
         for lead_in in lead_ins:
-            first, last = self.whole(lead_in, 0), self.whole(lead_in, len(questions) - 1)
+            first = self.whole(lead_in, 0)
             before = first[: max(0, len(first) - len(questions[0]))]
-            for conversation, question in ((first, questions[0]), (last, questions[-1])):
-                if not np.array_equal(conversation, np.concatenate([before, question])):
-                    raise UserError(
-                        f"{self.tokenizer.folder}: its chat template words a question differently "
-                        "after another lead-in; give a template that does not"
-                    )
+            self._check(first, before, questions[0])
+            if (kind := _kind(lead_in)) not in kinds:
+                kinds.add(kind)
+                self._check(self.whole(lead_in, len(questions) - 1), before, questions[-1])
             encoded.append(before)
         return encoded, questions
+
+    def _check(self, conversation: np.ndarray, before: np.ndarray, question: np.ndarray) -> None:
+        """Raise UserError unless a conversation is its lead-in followed by the question."""
+        if not np.array_equal(conversation, np.concatenate([before, question])):
+            raise UserError(
+                f"{self.tokenizer.folder}: its chat template words a question differently after "
+                "another lead-in; give a template that does not"
+            )
+
+
+def _kind(lead_in: LeadIn) -> tuple[object, ...]:
+    """Return what a chat template may make its wording depend on: where a prompt stands, roles."""
+    if isinstance(lead_in, SoftLeadIn):
+        return (lead_in.placement, *_kind(lead_in.messages))
+    return tuple(message["role"] for message in lead_in)
 
 
 def _is_behind(lead_in: LeadIn) -> bool:

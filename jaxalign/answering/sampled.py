@@ -26,8 +26,8 @@ from jaxalign.lm.generate import stream
 from jaxalign.lm.model import LM
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.tokenizer import Tokenizer
-from jaxalign.surveys.replies import first_integer, position
-from jaxalign.surveys.responses import NO_REPLY, OUT_OF_RANGE, UNREADABLE
+from jaxalign.surveys.replies import read_option
+from jaxalign.surveys.responses import NO_REPLY
 from jaxalign.surveys.survey import Item
 
 # Takes (name, prompt, id) of each reply, their number, and the largest number of tokens of a
@@ -62,8 +62,8 @@ def answer_sampled(
         on_progress: Called with the number of replies.
 
     Returns:
-        Positions of options, counted from 0; UNREADABLE for a reply without an integer,
-        OUT_OF_RANGE for one whose first integer belongs to no option.
+        Positions of options, counted from 0, or why a reply names none; see
+        `jaxalign.surveys.replies.read_option`.
 
     Raises:
         UserError: If `runs` is below 1, or a file in `folder` cannot be continued.
@@ -90,7 +90,7 @@ def answer_sampled(
     )
     for (n, run), reply in sample(requests(), len(missing), longest):
         text = tokenizer.decode(list(reply))
-        out[n, run] = _option_named(text, items[conversations.pairs[n][1]])
+        out[n, run] = read_option(text, items[conversations.pairs[n][1]])
         done += 1
         on_progress(Progress("reply", done, out.size, "replies"))
     return np.array(out)
@@ -131,15 +131,6 @@ def model_sampler(
         )
 
     return sample
-
-
-def _option_named(text: str, item: Item) -> int:
-    """Return the position of the option that a reply names, UNREADABLE or OUT_OF_RANGE."""
-    number = first_integer(text, item)
-    if number is None:
-        return UNREADABLE
-    at = position(number, item, "codes")
-    return OUT_OF_RANGE if at is None else at
 
 
 def _sample_id(prompt: Sequence[int], run: int) -> int:

@@ -40,18 +40,19 @@ class Settings:
 
 
 def run(settings: Settings) -> None:
-    """Filter the questions of a file, print the counts, and write what is left."""
+    """Filter the questions of a file, write what is left, and print the counts."""
     check_new_file(settings.out, "out")
     seeds = read_seeds(settings.seeds)
     questions, refused = read_questions(settings.file)
-    if refused:
-        print_table("Refused entries", ("reason", "entries"), list(map(list, refused.items())))
     filtered = filter_questions(questions, seeds)
-    show_filters(len(questions), filtered.counts)
     if settings.out is not None:
         source = f"{settings.file.name}, filtered"
         survey = to_survey(filtered.questions, settings.file.stem, source)
         write_json(settings.out, to_json(survey))
+    if refused:
+        print_table("Refused entries", ("reason", "entries"), list(map(list, refused.items())))
+    show_filters(len(questions), filtered.counts)
+    if settings.out is not None:
         print(f"{len(survey.items)} questions in {settings.out}")
 
 

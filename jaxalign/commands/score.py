@@ -31,6 +31,7 @@ from jaxalign.stats.analysis import score_replies
 from jaxalign.stats.metrics import DEFAULT_METRICS
 from jaxalign.surveys.replies import Numbering, ReaderName
 from jaxalign.surveys.reply_files import Mode
+from jaxalign.surveys.responses import NOT_ANSWERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Config:
 
 
 def score(config: Config) -> None:
-    """Score the replies, print the scores, and write `result.json` and the report."""
+    """Score the replies, write `result.json` and the report, and print the scores."""
     check_new_file(config.json, "json")
     out = config.out or Path("runs") / time.strftime("score_replies-%Y%m%d-%H%M%S")
     check_run(out, config)
@@ -85,12 +86,12 @@ def score(config: Config) -> None:
         resamples=config.resamples,
         seed=config.seed,
     )
-    show(analysis)
     if config.json is not None:
         write_json(config.json, summary(analysis, config))
     with Run.create(out, config, {"survey": analysis["instrument"]["sha256"]}) as run:
         run.write("result.json", analysis)
     reports.survey_report(analysis, out)
+    show(analysis)
     print(f"results in {out}")
 
 
@@ -134,7 +135,7 @@ def summary(analysis: Mapping[str, Any], config: Config) -> dict[str, Any]:
 
 def _without_answer(counts: Mapping[str, Any]) -> int:
     """Return the number of replies that name no option."""
-    return counts["unreadable"] + counts["out_of_range"]
+    return sum(counts[reason] for reason in NOT_ANSWERS)
 
 
 def _two_decimals(points: float | None) -> float | None:
@@ -191,6 +192,10 @@ def _show_unreadable(analysis: Mapping[str, Any]) -> None:
     counts.append(f"unaware {_without_answer(unreadable['unaware'])}")
     total = unreadable["total"]["replies"]
     print(f"replies without an answer, of {total}: {', '.join(counts)}")
+    if lists := unreadable["total"]["option_lists"]:
+        print(f"of these, {lists} repeat the options and take none")
+    for note in analysis.get("notes", ()):
+        print(f"note: {note}")
 
 
 def _text(points: float | None) -> str:

@@ -112,6 +112,16 @@ def load_checkpoint(
         return read_params(tensors, config, shardings, weights)
 
 
+def read_tensor(folder: Path, config: LlamaConfig, name: str) -> np.ndarray:
+    """Read one tensor of a model folder, by its Hugging Face name, in its own dtype.
+
+    Raises:
+        UserError: As `load_checkpoint`, for any tensor of the folder.
+    """
+    with contextlib.ExitStack() as stack:
+        return _open_tensors(folder, config, stack)[name][:]
+
+
 def read_params(
     tensors: Mapping[str, StoredTensor],
     config: LlamaConfig,

@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.constrain import Written
 from jaxalign.runtime.sharding import DATA, MODEL, POPULATION
 
 SHARES = (POPULATION, DATA)  # mesh axes that slots are spread over
@@ -51,9 +52,12 @@ class Slots:
     tokens_BxG: jax.Array  # int32: the reply
     stream_BxD: jax.Array  # the normed stream at the prompt's last token
     random_BxW: jax.Array  # uint32: the reply's random key
+    written: Written | None = None  # where replies stand in the form that they are held to
 
 
-def slot_structs(config: LlamaConfig, slots: int, positions: int, new_tokens: int) -> Slots:
+def slot_structs(
+    config: LlamaConfig, slots: int, positions: int, new_tokens: int, constrained: bool = False
+) -> Slots:
     """Return shapes and dtypes of the state of `slots` slots."""
     c, dtype = config, stored_dtype(config)
     L, K, H = c.num_hidden_layers, c.num_key_value_heads, c.head_dim
@@ -72,6 +76,7 @@ def slot_structs(config: LlamaConfig, slots: int, positions: int, new_tokens: in
         tokens_BxG=of((slots, new_tokens), jnp.int32),
         stream_BxD=of((slots, c.hidden_size), jnp.dtype(c.dtype)),
         random_BxW=of((slots, 2), jnp.uint32),
+        written=Written(count, count) if constrained else None,
     )
 
 

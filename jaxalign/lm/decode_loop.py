@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.constrain import Constraint, Written, advance, begin, mask
 from jaxalign.lm.decode_cache import (
     KEY_BLOCK,
     PIECE,
@@ -56,6 +57,7 @@ class SlotShape:
         mesh: The devices.
         slots: Slots on each share of the mesh.
         positions: Positions of a slot's cache, a multiple of `KEY_BLOCK`.
+        constrained: Whether replies are held to a form (`jaxalign.lm.constrain`).
     """
 
     config: LlamaConfig
@@ -63,6 +65,7 @@ class SlotShape:
     mesh: Mesh
     slots: int
     positions: int
+    constrained: bool = False
 
     @property
     def shares(self) -> int:
@@ -83,8 +86,8 @@ class SlotShape:
     @property
     def structs(self) -> Slots:
         """Shapes and dtypes of the state on all devices."""
-        new = self.sampling.max_new_tokens
-        return slot_structs(self.config, self.slots * self.shares, self.positions, new)
+        new, slots = self.sampling.max_new_tokens, self.slots * self.shares
+        return slot_structs(self.config, slots, self.positions, new, self.constrained)
 
 
 @struct.dataclass
@@ -183,6 +186,7 @@ def start_program(
     sample_A: jax.Array,
     seed: jax.Array,
     stop_tokens: jax.Array,
+    constraint: Constraint | None = None,
 ) -> Slots:
     """Draw the first token of replies whose prompts are in the cache.
 
@@ -196,17 +200,19 @@ def start_program(
         sample_A: int32, numbers of their samples, likewise.
         seed: uint32, likewise.
         stop_tokens: int32 [n], tokens that end a reply.
+        constraint: The form that replies are held to, if `shape.constrained`.
     """
 
     def share(
-        params: Params, slots: Slots, replies: tuple[jax.Array, ...], one: tuple[jax.Array, ...]
+        params: Params, slots: Slots, replies: tuple[jax.Array, ...], one: tuple[Any, ...]
     ) -> Slots:
-        (slot, length, number, sample), (seed, stop) = replies, one
+        (slot, length, number, sample), (seed, stop, constraint) = replies, one
         random = reply_keys(seed, number, sample)
         stream = jnp.take(slots.stream_BxD, jnp.minimum(slot, shape.slots - 1), axis=0)
         logits = output_logits(shape.config, params, stream)
         first = jnp.zeros_like(length)
-        token = next_tokens(shape.sampling, step_keys(random, first), logits)
+        written = None if constraint is None else begin(len(length))
+        token, written = _draw(shape, constraint, written, step_keys(random, first), logits)
         live = (shape.sampling.max_new_tokens > 1) & ~_stops(token, stop)
 
         def put(state: jax.Array, value: jax.Array) -> jax.Array:
@@ -219,9 +225,10 @@ def start_program(
             live_B=put(slots.live_B, live),
             tokens_BxG=slots.tokens_BxG.at[slot, 0].set(token, mode="drop"),
             random_BxW=put(slots.random_BxW, random),
+            written=jax.tree.map(put, slots.written, written),
         )
 
-    replies, one = (slot_A, length_A, id_A, sample_A), (seed, stop_tokens)
+    replies, one = (slot_A, length_A, id_A, sample_A), (seed, stop_tokens, constraint)
     return _placed(shape, _on_shares(shape, share)(params, slots, replies, one))
 
 
@@ -245,6 +252,7 @@ def segment_program(
     limit: jax.Array,
     enough: jax.Array,
     stop_tokens: jax.Array,
+    constraint: Constraint | None = None,
 ) -> tuple[Slots, Report]:
     """Decode until `limit` steps have run, `enough` slots are free, or every reply has ended.
 
@@ -258,33 +266,39 @@ def segment_program(
         limit: int32 scalar.
         enough: int32 scalar, free slots of all shares together.
         stop_tokens: int32 [n], tokens that end a reply.
+        constraint: The form that replies are held to, if `shape.constrained`.
     """
 
     def share(
-        params: Params, slots: Slots, mine: tuple[jax.Array, ...], one: tuple[jax.Array, ...]
+        params: Params, slots: Slots, mine: tuple[jax.Array, ...], one: tuple[Any, ...]
     ) -> tuple[Slots, jax.Array]:
-        (limit, enough, stop), rows_A = one, None if rows == shape.slots else mine[0]
+        (limit, enough, stop, form), rows_A = one, None if rows == shape.slots else mine[0]
         start = _count(shape, _take_rows(slots, rows_A), jnp.int32(0))
 
         def goes_on(state: _Rows) -> jax.Array:
             return (state.steps < limit) & (state.live > 0) & (state.free < enough)
 
         def step(state: _Rows) -> _Rows:
-            decoded = _step(shape, params, state.slots, rows_A, stop)
+            decoded = _step(shape, params, state.slots, rows_A, stop, form)
             return _count(shape, decoded, state.steps + 1)
 
         end = jax.lax.while_loop(goes_on, step, start)
         return _put_rows(slots, end.slots, rows_A), end.steps[None]
 
     run = _on_shares(shape, share, steps=True)
-    slots, steps = run(params, slots, (rows_A,), (limit, enough, stop_tokens))
+    slots, steps = run(params, slots, (rows_A,), (limit, enough, stop_tokens, constraint))
     report = Report(steps[0], slots.live_B, slots.step_B, slots.tokens_BxG)
     report = jax.lax.with_sharding_constraint(report, replicated(shape.mesh))
     return _placed(shape, slots), report
 
 
 def _step(
-    shape: SlotShape, params: Params, slots: Slots, rows_A: jax.Array | None, stop: jax.Array
+    shape: SlotShape,
+    params: Params,
+    slots: Slots,
+    rows_A: jax.Array | None,
+    stop: jax.Array,
+    constraint: Constraint | None,
 ) -> Slots:
     """Write the keys of the tokens before the newest, pass the newest through, and draw."""
     A, G = slots.tokens_BxG.shape
@@ -306,7 +320,8 @@ def _step(
     )
     logits = output_logits(shape.config, params, x)
     # A token's key depends on its reply and its step only.
-    token = next_tokens(shape.sampling, step_keys(slots.random_BxW, slots.step_B), logits)
+    random = step_keys(slots.random_BxW, slots.step_B)
+    token, written = _draw(shape, constraint, slots.written, random, logits)
     live = slots.live_B
     goes_on = live & ~_stops(token, stop) & (slots.step_B + 1 < G)
     return slots.replace(
@@ -321,7 +336,25 @@ def _step(
         tokens_BxG=slots.tokens_BxG.at[every, jnp.where(live, slots.step_B, G)].set(
             token, mode="drop"
         ),
+        written=written,
     )
+
+
+def _draw(
+    shape: SlotShape,
+    constraint: Constraint | None,
+    written: Written | None,
+    keys_A: jax.Array,
+    logits_AxV: jax.Array,
+) -> tuple[jax.Array, Written | None]:
+    """Draw the next token of each row; where replies are held to a form, one that it allows.
+
+    What is drawn for a row that is not live has no meaning, and no effect.
+    """
+    if constraint is None:
+        return next_tokens(shape.sampling, keys_A, logits_AxV), None
+    token_A = next_tokens(shape.sampling, keys_A, mask(constraint, written, logits_AxV))
+    return token_A, advance(constraint, written, token_A)
 
 
 def _count(shape: SlotShape, slots: Slots, steps: jax.Array) -> _Rows:
@@ -387,6 +420,7 @@ def decode_programs(
     stop_tokens: int = 1,
     extra_rows: int = 0,
     params: Params | None = None,
+    constraint: Constraint | None = None,
 ) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """Return every program of a decoding run as {name: (jitted, abstract arguments)}.
 
@@ -402,8 +436,11 @@ def decode_programs(
         extra_rows: Rows of `extra_embeddings`.
         params: Abstract weights with their shardings, if there are more than the model's own (an
             adapter).
+        constraint: The form that replies are held to; only its shape matters.
     """
-    shape = SlotShape(config, sampling, mesh, slots, rounded_positions(positions))
+    shape = SlotShape(
+        config, sampling, mesh, slots, rounded_positions(positions), constraint is not None
+    )
     whole, split = replicated(mesh), NamedSharding(mesh, PartitionSpec(SHARES))
     of = jax.ShapeDtypeStruct
     params = program_params(config, mesh) if params is None else as_bits(params)
@@ -413,6 +450,7 @@ def decode_programs(
         structs,
         slot_shardings(structs, mesh),
     )
+    form = jax.tree.map(lambda leaf: of(leaf.shape, leaf.dtype, sharding=whole), constraint)
     stop, scalar = of((stop_tokens,), jnp.int32, sharding=whole), of((), jnp.int32, sharding=whole)
 
     def per_share(rows: int, *more: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -432,10 +470,10 @@ def decode_programs(
     seed = of((), jnp.uint32, sharding=whole)
     programs["start"] = (
         start_program,
-        (shape, params, state, each, each, ids, each, seed, stop),
+        (shape, params, state, each, each, ids, each, seed, stop, form),
     )
     for rows in shape.decode_rows:
-        arguments = (shape, rows, params, state, per_share(rows), scalar, scalar, stop)
+        arguments = (shape, rows, params, state, per_share(rows), scalar, scalar, stop, form)
         programs[f"decode {rows} rows"] = (segment_program, arguments)
     return programs
 

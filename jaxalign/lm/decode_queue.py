@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign.lm.bits import as_bits
+from jaxalign.lm.constrain import Constraint
 from jaxalign.lm.decode_cache import PIECE, SHARES
 from jaxalign.lm.decode_loop import (
     SEGMENT,
@@ -95,6 +96,7 @@ class DecodeQueue:
         stop_tokens: Token ids that end a reply.
         seed: In [0, 2^32).
         extra_ExD: Embeddings beyond the vocabulary, in the dtype of activations.
+        constraint: The form that replies are held to, if `shape.constrained`.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class DecodeQueue:
         stop_tokens: Sequence[int],
         seed: int,
         extra_ExD: np.ndarray | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         self.counts = DecodeCounts()
         self._shape, self._params = shape, as_bits(params)
@@ -113,6 +116,7 @@ class DecodeQueue:
         self._stop = self._everywhere(np.asarray(list(stop_tokens), np.int32))
         self._seed = self._everywhere(np.uint32(seed))
         self._extra = () if extra_ExD is None else (self._everywhere(extra_ExD),)
+        self._constraint = jax.tree.map(self._everywhere, constraint)
         self._waiting: collections.deque[_Reply] = collections.deque()
         shares = range(shape.shares)
         self._free = [collections.deque(range(shape.slots)) for _ in shares]
@@ -275,7 +279,13 @@ class DecodeQueue:
                 number[row], sample[row] = reply.id, reply.sample
             arguments = map(self._spread, (slot, length, number, sample))
             self._slots = start_program(
-                self._shape, self._params, self._slots, *arguments, self._seed, self._stop
+                self._shape,
+                self._params,
+                self._slots,
+                *arguments,
+                self._seed,
+                self._stop,
+                self._constraint,
             )
 
     def _decode(self, steps: int) -> Report:
@@ -301,6 +311,7 @@ class DecodeQueue:
             self._everywhere(np.int32(steps)),
             self._everywhere(np.int32(enough)),
             self._stop,
+            self._constraint,
         )
         report = jax.device_get(report)
         self.counts.steps += int(report.steps)

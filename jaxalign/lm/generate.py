@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.constrain import Constraint
 from jaxalign.lm.decode_cache import SHARES
 from jaxalign.lm.decode_loop import (
     SEGMENT,
@@ -71,6 +72,7 @@ def generate(
     samples: int = 1,
     positions: int = 0,
     on_tokens: Callable[[Mapping[int, Sequence[int]]], None] | None = None,
+    constraint: Constraint | None = None,
 ) -> list[list[int]]:
     """Generate new tokens for every prompt.
 
@@ -96,6 +98,7 @@ def generate(
             these prompts need: calls with the same value share their programs.
         on_tokens: Called every few steps with the tokens so far of each reply that is being
             written or was just finished, by its index in the result.
+        constraint: A form that replies are held to (`jaxalign.lm.constrain`).
 
     Returns:
         The new tokens of each reply without the stop token, in the order of the prompts; those to
@@ -126,6 +129,7 @@ def generate(
         positions=max(longest, positions),
         mesh=mesh,
         extra_ExD=extra_ExD,
+        constraint=constraint,
     )
     # With an id for each reply there is no number of a sample to tell them apart.
     by_reply = np.ndim(ids) == 2
@@ -227,6 +231,7 @@ def open_queue(
     positions: int,
     mesh: Mesh | None = None,
     extra_ExD: np.ndarray | None = None,
+    constraint: Constraint | None = None,
 ) -> DecodeQueue:
     """Return an empty queue for prompts that may come at any time.
 
@@ -243,6 +248,7 @@ def open_queue(
         positions: Largest number of tokens of a prompt and its reply.
         mesh: Devices, as for `generate`.
         extra_ExD: Embeddings beyond the vocabulary, in the dtype of activations.
+        constraint: A form that replies are held to.
     """
     if mesh is None:
         mesh = make_mesh(jax.local_devices()[:1], population=1)
@@ -253,8 +259,10 @@ def open_queue(
     slots = slots_of(config, mesh, replies, batch_size, positions, free)
     if batch_size is None or slots < slots_of(config, mesh, replies, batch_size, positions):
         _log.info("%d replies at a time on each share of the mesh, chosen by memory", slots)
-    shape = SlotShape(config, sampling, mesh, slots, rounded_positions(positions))
-    return DecodeQueue(shape, params, stop_tokens, seed, extra_ExD)
+    shape = SlotShape(
+        config, sampling, mesh, slots, rounded_positions(positions), constraint is not None
+    )
+    return DecodeQueue(shape, params, stop_tokens, seed, extra_ExD, constraint)
 
 
 def slots_of(

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import numpy as np
 
-from jaxalign.lm.checkpoint import load_checkpoint, read_params, weights_sha256
+from jaxalign.lm.checkpoint import load_checkpoint, read_params, read_tensor, weights_sha256
 from jaxalign.lm.config import DType, LlamaConfig, read_config
 from jaxalign.lm.gguf import gguf_sha256, open_gguf
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.source import POCKET_FOLDER, ModelSource, find_model
 from jaxalign.lm.tokenizer import Tokenizer, check_vocabulary
-from jaxalign.lm.weights import Params, WeightFormat, param_shardings
+from jaxalign.lm.weights import Params, WeightFormat, outer_weights, param_shardings
 
 _log = logging.getLogger("jaxalign")
 
@@ -208,6 +209,20 @@ def load_model(
         tensors = open_gguf(files.weights_file, files.folder, files.config)
         params = read_params(tensors, files.config, shardings, weights)
     return LM(files, params, mesh)
+
+
+def load_embeddings(files: ModelFiles) -> np.ndarray:
+    """Read the embedding table of a model alone, [V, D] in the model's dtype.
+
+    Raises:
+        UserError: If the model's files are missing or damaged.
+    """
+    name = outer_weights(files.config)["embed"].hf_name
+    if files.weights_file is not None:
+        table = open_gguf(files.weights_file, files.folder, files.config)[name][:]
+    else:
+        table = read_tensor(files.folder, files.config, name)
+    return table.astype(files.config.param_dtype)
 
 
 def _is_pocket(folder: Path) -> bool:

@@ -27,8 +27,12 @@ BEGIN, END, TURN_END = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>")
 # What some chat templates (Zephyr's, TinyLlama's) write as plain text.
 _TEXT_MARKERS = {"<|system|>", "<|user|>", "<|assistant|>"}
-_STOPS = (TURN_END, END, "<|eom_id|>")
+# Other ends of a turn that a Llama 3 writes; of a model tuned with another template they are left
+# overs of its vocabulary.
+_LLAMA3_STOPS = (TURN_END, "<|eom_id|>")
 _REPLY = "Fairly."  # a reply, behind which the chat template ends the turn
+_MARK = "\u2045reply\u2046"  # a reply that no template rewrites
+_COMPARED = 16  # characters before a reply by which a prompt is recognised
 _SAMPLE = "How happy are you, from 1 to 10?"
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _HASHED = (*_FILES, "tokenizer_config.json", "special_tokens_map.json", "merges.txt")
@@ -50,9 +54,10 @@ class Tokenizer:
         sha256: A hash of the tokenizer's files and the template.
         vocab_size: One more than the largest id.
         eot_id: The id that ends a turn, as the chat template writes it.
+        turn_end: What the chat template writes behind a reply, up to and including that id.
         bos_id: The id that begins a text, if there is one.
         stop_ids: Token ids that end a reply: the end of a turn, the end of text, and those that
-            `generation_config.json` lists.
+            `generation_config.json` (without one, `config.json`) lists.
     """
 
     tokenizer: Any = dataclasses.field(repr=False)
@@ -61,6 +66,7 @@ class Tokenizer:
     sha256: str
     vocab_size: int
     eot_id: int
+    turn_end: str
     bos_id: int | None
     stop_ids: tuple[int, ...]
 
@@ -84,15 +90,19 @@ class Tokenizer:
             folder=folder,
             sha256=_sha256(folder, template),
             vocab_size=max(vocab.values()) + 1,
-            eot_id=-1,  # both are known once the template has been rendered
+            eot_id=-1,  # these are known once the template has been rendered
+            turn_end="",
             bos_id=vocab.get(BEGIN) if bos is None else bos,
             stop_ids=(),
         )
         tokens._check_markers(vocab)
         tokens._check_round_trip()
-        eot = tokens._end_of_turn(vocab, eos)
-        stops = {vocab.get(name) for name in _STOPS} | {eos, eot} | _generation_stops(folder)
-        return dataclasses.replace(tokens, eot_id=eot, stop_ids=tuple(sorted(stops - {None})))
+        turn_end, eot = tokens._end_of_turn(vocab, eos)
+        stops = {vocab.get(END), eos, eot} | _generation_stops(folder)
+        if eot == vocab.get(TURN_END):
+            stops |= {vocab.get(name) for name in _LLAMA3_STOPS}
+        stop_ids = tuple(sorted(stops - {None}))
+        return dataclasses.replace(tokens, eot_id=eot, turn_end=turn_end, stop_ids=stop_ids)
 
     def _check_markers(self, vocab: dict[str, int]) -> None:
         """Check that every `<|marker|>` the template writes is one token, or meant as text."""
@@ -116,25 +126,47 @@ class Tokenizer:
                 "its tokenizer.json is damaged or of another model"
             )
 
-    def _end_of_turn(self, vocab: dict[str, int], eos: int | None) -> int:
-        """Return the token that the chat template writes after a reply.
+    def _end_of_turn(self, vocab: dict[str, int], eos: int | None) -> tuple[str, int]:
+        """Return what the chat template writes behind a reply, and the token that it ends with.
 
-        Where it writes none, that is `<|eot_id|>`, else the end of text.
+        Where it writes none, the token is `<|eot_id|>`, else the end of text.
 
         Raises:
             UserError: If there is none of these.
         """
-        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _REPLY}]
-        _, found, behind = self.render(chat, add_generation_prompt=False).rpartition(_REPLY)
-        ids = self.encode(behind) if found else []
-        if ids and ids[0] in self.tokenizer.added_tokens_decoder:
-            return ids[0]
+        end = self._behind_reply()
+        for token in self.encode(end):
+            if (added := self.tokenizer.added_tokens_decoder.get(token)) is not None:
+                return end[: end.index(added.content) + len(added.content)], token
         if (eot := vocab.get(TURN_END, eos)) is None:
             raise UserError(
                 f"{self.folder}: the chat template ends no turn, and the tokenizer has neither "
                 f"{TURN_END} nor an eos_token"
             )
-        return eot
+        return end, eot
+
+    def _behind_reply(self) -> str:
+        """Return what the template writes behind a reply, without the header of another turn.
+
+        Some templates begin the assistant's next turn whether they are asked to or not. So what
+        stands behind a reply that ends the chat is compared with what stands behind one that the
+        user replies to.
+        """
+        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _REPLY}]
+        text = self.render(chat, add_generation_prompt=False)
+        _, found, behind = text.rpartition(_REPLY)
+        if not found:
+            return ""
+        if self.render(chat) != text:  # the template begins no turn that it was not asked for
+            return behind
+        try:
+            longer = self.render([*chat, {"role": "user", "content": "?"}], False)
+        except UserError:
+            return behind
+        same = _common_beginning(behind, longer.rpartition(_REPLY)[2])
+        if any(token in self.tokenizer.added_tokens_decoder for token in self.encode(same)):
+            return same
+        return behind if same == behind else same[: len(same) - len(same.lstrip())]
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; special tokens only where the text spells them.
@@ -182,6 +214,47 @@ class Tokenizer:
     ) -> list[int]:
         """Return the ids of a conversation, by default up to where the assistant's reply begins."""
         return self.encode(self.render(messages, add_generation_prompt))
+
+    def split_reply(self, messages: Sequence[Message]) -> tuple[str, str]:
+        """Split a conversation that ends with a reply, as the template writes it.
+
+        Returns:
+            What stands before the reply: the prompt that the model is given, and whatever the
+            template writes between that and a reply. And the reply with the template's own end of
+            the turn, without what some templates write behind that, such as another header.
+
+        Raises:
+            UserError: If the template writes a prompt differently once it has been replied to, so
+                that the beginning of the reply cannot be found.
+        """
+        prompt = self.render(messages[:-1])
+        whole = self.render(messages, add_generation_prompt=False)
+        reply = messages[-1]["content"].strip()
+        rest = whole.removeprefix(prompt)
+        if not whole.startswith(prompt) or not rest.lstrip().startswith(reply):
+            # Where a reply begins does not depend on what it says.
+            marked = self.render([*messages[:-1], {**messages[-1], "content": _MARK}], False)
+            before, found, _ = marked.partition(_MARK)
+            blanks = len(before) - len(before.rstrip())
+            ends = [len(before) - blank for blank in range(blanks + 1)]
+            if before.startswith(prompt):
+                start = max(len(prompt), len(before) - blanks)
+                prompt = before[:start]
+            else:
+                near = prompt[-_COMPARED:]
+                start = next((end for end in ends if before[:end].endswith(near)), -1)
+            if not found or start < 0 or not whole.startswith(before):
+                raise UserError(
+                    f"{self.folder}: the chat template writes a prompt differently once it has a "
+                    "reply, so the beginning of the reply cannot be found"
+                )
+            rest = whole[start:]
+        blanks = len(rest) - len(rest.lstrip())
+        at = blanks + len(reply) if rest.startswith(reply, blanks) else 0
+        end = rest.find(self.turn_end, at)
+        if end < 0:  # a turn that the template does not end
+            return prompt, rest[:at] if at else rest
+        return prompt, rest[: end + len(self.turn_end)]
 
     def encode_chat_split(
         self, messages: Sequence[Message], sentinel: str, add_generation_prompt: bool = True
@@ -328,10 +401,14 @@ def _own_template(tokenizer: Any, folder: Path) -> str | None:
 def _generation_stops(folder: Path) -> set[int]:
     """Return the tokens that end a reply by the folder's `generation_config.json`, if it has one.
 
+    Without one, those of `config.json` count, as they do for transformers.
+
     Raises:
         UserError: If the file is damaged.
     """
     path = folder / "generation_config.json"
+    if not path.is_file():
+        path = folder / "config.json"
     if not path.is_file():
         return set()
     check_not_pointer(path)
@@ -351,6 +428,11 @@ def _sha256(folder: Path, template: str) -> str:
         if (folder / name).is_file():
             digest.update(f"\n{name}\n".encode() + (folder / name).read_bytes())
     return digest.hexdigest()
+
+
+def _common_beginning(a: str, b: str) -> str:
+    pairs = zip(a, b, strict=False)
+    return a[: next((n for n, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))]
 
 
 def _begins(short: tuple[int, ...], long: tuple[int, ...]) -> bool:

@@ -46,6 +46,10 @@ class Exact:
 
     Attributes:
         block_tokens: Tokens computed together; default: follows the device.
+
+    >>> import jaxalign as ja
+    >>> ja.Exact(block_tokens=4096)
+    Exact(block_tokens=4096)
     """
 
     block_tokens: int | None = None
@@ -60,6 +64,10 @@ class Sampled:
         sampling: How replies are drawn; default: as CultureSPA does.
         seed: Seed of the replies.
         batch_size: Replies written at a time, at most; fewer if memory is short.
+
+    >>> import jaxalign as ja
+    >>> ja.Sampled(runs=5).sampling.temperature
+    0.6
     """
 
     runs: int = 3

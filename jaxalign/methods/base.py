@@ -4,11 +4,12 @@ A `Method` is a way of getting a model's answers: asking plainly, naming a count
 prompt. Results, tables, plots and reports all take its key, its labels and its colour from the list
 below, so that a method is called and drawn alike wherever it appears. To add one, add it here.
 
-    SOFT_PROMPT_METHODS   compared by `jaxalign soft-prompt`
-    CULTURESPA_METHODS    compared by `jaxalign culturespa`
-    PROMPTED, FINE_TUNED  its prompts for the unchanged model, and its fine-tuned models
-    SELECTIONS            the same CultureSPA model by how its training data were selected
-    METHODS               all of them, by key
+    SOFT_PROMPT_METHODS     compared by `jaxalign soft-prompt`
+    CULTURAL_BENCH_METHODS  compared by `jaxalign cultural-bench`
+    CULTURESPA_METHODS      compared by `jaxalign culturespa`
+    PROMPTED, FINE_TUNED    its prompts for the unchanged model, and its fine-tuned models
+    SELECTIONS              the same CultureSPA model by how its training data were selected
+    METHODS                 all of them, by key
 
 A `Condition` is what a single question is asked under: the messages before it, and optionally a
 soft prompt or an adapter. `jaxalign.methods.conditions` has the ready-made ones.
@@ -132,6 +133,23 @@ PERMUTED = Method(
     marker="X",
 )
 
+ADAPTED = Method(
+    key="adapted",
+    label="adapter",
+    title="adapted model",
+    description="The question alone, put to the model with a low-rank adapter.",
+    color=INK,
+    marker="s",
+)
+ADAPTED_PERSONA = Method(
+    key="adapted_persona",
+    label="adapter, persona",
+    title="adapted model, persona line",
+    description="The persona line and the question, put to the model with a low-rank adapter.",
+    color=MUTED,
+    marker="v",
+)
+
 UNAWARE = Method(
     key="unaware",
     label="unaware",
@@ -220,12 +238,22 @@ CDS = Method(
 )
 
 SOFT_PROMPT_METHODS = (NAIVE, PERSONA, ICL, START, TUNED, GRADIENT)
+CULTURAL_BENCH_METHODS = (NAIVE, PERSONA, ICL, TUNED, PERMUTED, ADAPTED, ADAPTED_PERSONA)
 PROMPTED = (UNAWARE, P1, P2, P3, P1_P3, P2_P3)
 FINE_TUNED = (JOINT, SPECIFIC, CCT, RDS, CDS)
 CULTURESPA_METHODS = (*PROMPTED, JOINT, SPECIFIC, CCT)
 SELECTIONS = (CRQPC, RDS, CDS)
 METHODS: Mapping[str, Method] = MappingProxyType(
-    {method.key: method for method in (*SOFT_PROMPT_METHODS, *CULTURESPA_METHODS, *SELECTIONS)}
+    {
+        method.key: method
+        for methods in (
+            SOFT_PROMPT_METHODS,
+            CULTURAL_BENCH_METHODS,
+            CULTURESPA_METHODS,
+            SELECTIONS,
+        )
+        for method in methods
+    }
 )
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from jaxalign.core.errors import UserError
 from jaxalign.core.templates import render
 from jaxalign.surveys.names import GroupName, group_name
-from jaxalign.surveys.survey import Item
+from jaxalign.surveys.survey import Item, Survey
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 _NAMES = ("item", "persona")
+_FEW = 0.002  # share of a text's letters: names and loan words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,28 @@ def _read_text(path: Path) -> str:
         raise UserError(
             f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from None
+
+
+def untranslated(language: str, survey: Survey) -> str | None:
+    """Return a note where a survey's questions are in another language than the texts around them.
+
+    A survey does not say its language. If hardly a letter of its questions lies outside ASCII, they
+    are taken for English.
+
+    Args:
+        language: Language of the prompt texts.
+        survey: What is asked.
+    """
+    if language == "en":
+        return None
+    texts = (t for item in survey.items for t in (item.stem, item.text, *item.options))
+    letters = [c for text in texts for c in text if c.isalpha()]
+    if sum(not c.isascii() for c in letters) > _FEW * len(letters):
+        return None
+    return (
+        f"`language` {language}: the questions and options of {survey.name!r} seem to be in "
+        f"English and are asked as they are; only the texts around them are in {language}"
+    )
 
 
 def icl_messages(prompts: Prompts, examples: list[tuple[Item, int]]) -> list[Message]:

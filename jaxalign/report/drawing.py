@@ -8,11 +8,15 @@ that another drawing could also use.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from jaxalign.core.files import write_atomically
@@ -63,7 +67,6 @@ def save_png(path: Path, panels: Sequence[Panel], keys: Sequence[Key] = ()) -> N
         panels: Arranged in rows, from left to right.
         keys: Entries of the legend.
     """
-    from matplotlib.figure import Figure
 
     width, height = (max(panel.size[side] for panel in panels) for side in (0, 1))
     # As few rows as fit into the width, filled evenly: four panels are two rows of two, not 3 + 1.
@@ -72,7 +75,7 @@ def save_png(path: Path, panels: Sequence[Panel], keys: Sequence[Key] = ()) -> N
     across = max(width * columns, _LEAST_INCHES)
     keys_in_a_row = max(2, int(across / _KEY_INCHES))
     legend = 0.3 * -(-len(keys) // keys_in_a_row)
-    figure = Figure(figsize=(across, height * rows + legend), layout="constrained")
+    figure = new_figure((across, height * rows + legend))
     for i, panel in enumerate(panels):
         _fill(figure, panel, (rows, columns, i + 1))
     if keys:
@@ -86,6 +89,34 @@ def save_png(path: Path, panels: Sequence[Panel], keys: Sequence[Key] = ()) -> N
     write_atomically(
         path, lambda file: figure.savefig(file, dpi=_DPI, facecolor="white", format="png")
     )
+
+
+def load_matplotlib() -> ModuleType:
+    """Import matplotlib, whatever back end the environment names.
+
+    A program that a notebook starts inherits MPLBACKEND, and matplotlib refuses to be imported if
+    that back end is not installed here. None is needed: figures are written to files.
+    """
+    if "matplotlib" in sys.modules:
+        return sys.modules["matplotlib"]
+    given = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if given is not None:
+            os.environ["MPLBACKEND"] = given
+    if given:  # for whoever uses pyplot in this process later on
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = given
+    return matplotlib
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """Return an empty figure of this width and height in inches, made without pyplot."""
+    load_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
 
 
 def plain(text: str, most: int = 38) -> str:
@@ -102,10 +133,8 @@ def cut(text: str, most: int) -> str:
 
 
 def _drawing(panel: Panel, prefix: str) -> Drawing:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=panel.size, layout="constrained")
+    matplotlib = load_matplotlib()
+    figure = new_figure(panel.size)
     _fill(figure, panel, (1, 1, 1))
     buffer = io.StringIO()
     # Real text rather than outlines, and the same bytes from the same data.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxalign.report.document import Estimate, Key, is_number
-from jaxalign.report.drawing import Panel, cut, plain, save_png
+from jaxalign.report.drawing import Panel, cut, load_matplotlib, plain, save_png
 from jaxalign.report.palette import BLUE, GREEN, HEAT, INK, LINE, MUTED, ORANGE, SKY
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def heat_map(
         digits: Decimals of the numbers.
         marked: (row, column) of the cells to be framed.
     """
-    import matplotlib
+    matplotlib = load_matplotlib()
     from matplotlib.colors import Normalize
 
     rows, columns = ([cut(n, 18) for n in names] for names in (rows, columns))

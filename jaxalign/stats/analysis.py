@@ -37,9 +37,13 @@ of `jaxalign.stats.metrics`. "aware" replies were given as a person of a country
     long_items     items of ten options or more: count, share_of_denominator, share_of_error
                    {COUNTRY} (percent), and alignment on them and on the others: long {COUNTRY},
                    short {COUNTRY}
+    constant       {aware: {COUNTRY: K}, unaware: K, people: {COUNTRY: K}} with K {code, share,
+                   position, position_share, answers}: the most frequent code and its share in
+                   percent of all answers, and the same for the position of an option, counted from
+                   1; people: of majority answers. None where there are no answers
     unreadable     {aware: {COUNTRY: U}, unaware: U} with U {runs, replies, unreadable,
-                   out_of_range, items [id]} over all runs; total: {replies, unreadable,
-                   out_of_range}
+                   out_of_range, option_lists, items [id]} over all runs; total: {replies,
+                   unreadable, out_of_range, option_lists}
     topics         [{topic, items, long_items, aware {COUNTRY}, unaware {COUNTRY},
                    mean_of_others {COUNTRY}}] for personas
     items          [{id, topic, scale, options (number of), majority {COUNTRY}, aware {COUNTRY},
@@ -49,6 +53,8 @@ of `jaxalign.stats.metrics`. "aware" replies were given as a person of a country
                    rows and countries as columns
     map            points [{label, kind: country | persona | unaware, country, x, y}], explained
                    (percent of squared distances): classical scaling of 1 − alignment
+    notes          [what a reader of the scores should know about the files of replies]; only
+                   from `score_replies`
 
 "verdict" is "no clear difference" where zero lies in the interval, else "above" or "below".
 """
@@ -171,7 +177,7 @@ def score_replies(
     for run, answers in zip(runs, responses, strict=True):
         (unaware if run.country is None else aware[run.country]).append(answers)
     personas = {name: answers for name, answers in aware.items() if answers}
-    return analyse(
+    analysis = analyse(
         survey,
         personas,
         unaware,
@@ -180,6 +186,8 @@ def score_replies(
         seed=seed,
         metrics=metrics,
     )
+    notes = dict.fromkeys(f"{run.source}: {note}" for run in runs for note in run.notes)
+    return analysis | {"notes": list(notes)}
 
 
 def _read_runs(
@@ -253,6 +261,7 @@ def analyse(
         "identification": sections.identification(case),
         "dispersion": sections.dispersion(case),
         "long_items": sections.long_items(case),
+        "constant": sections.constant(case),
         "unreadable": sections.unreadable(aware, unaware),
         "topics": sections.topics(case),
         "items": sections.items(case),

@@ -27,7 +27,9 @@ from jaxalign.stats.analysis_case import (
     points,
     run_scores,
 )
+from jaxalign.surveys.responses import NOT_ANSWERS
 from jaxalign.surveys.survey import Survey
+from jaxalign.surveys.tables import option_table
 
 
 def about(survey: Survey) -> dict[str, Any]:
@@ -114,6 +116,57 @@ def long_items(case: Case) -> dict[str, Any]:
     }
 
 
+def constant(case: Case) -> dict[str, Any]:
+    """Find how much of a persona's answers is one number, as of a model that says 1 throughout.
+
+    All runs count together. The same share of people's majority answers stands beside it: scales
+    alike make some number frequent whoever answers.
+    """
+    _, codes_QxO = option_table(case.survey)
+    rows = _persona_rows(case)
+    without = most_frequent(case.unaware_RxQ, codes_QxO)
+    return {
+        "aware": {p: most_frequent(case.aware_RxCxQ[:, c], codes_QxO) for p, c in rows},
+        "unaware": without,
+        "people": {
+            country: most_frequent(gold_Q[None], codes_QxO)
+            for country, gold_Q in zip(case.tables.countries, case.tables.gold_CxQ, strict=True)
+        },
+    }
+
+
+def most_frequent(answers_RxQ: np.ndarray, codes_QxO: np.ndarray) -> dict[str, Any] | None:
+    """Find the most frequent code and the most frequent position among answers.
+
+    Args:
+        answers_RxQ: positions of options, NaN for no answer.
+        codes_QxO: the items' codes.
+
+    Returns:
+        The code, the position counted from 1, and the share of each in percent; None without
+        answers.
+    """
+    known = ~np.isnan(answers_RxQ)
+    if not known.any():
+        return None
+    runs, items = np.nonzero(known)
+    positions = answers_RxQ[runs, items].astype(int)
+
+    def most(values: np.ndarray) -> tuple[int, float | None]:
+        found, counts = np.unique(values, return_counts=True)
+        return int(found[counts.argmax()]), points(counts.max() / counts.sum())
+
+    code, share = most(codes_QxO[items, positions])
+    position, position_share = most(positions)
+    return {
+        "code": code,
+        "share": share,
+        "position": position + 1,
+        "position_share": position_share,
+        "answers": len(positions),
+    }
+
+
 def unreadable(aware: Mapping[str, Runs], unaware: Runs) -> dict[str, Any]:
     """Count the replies that name no option."""
 
@@ -121,17 +174,14 @@ def unreadable(aware: Mapping[str, Runs], unaware: Runs) -> dict[str, Any]:
         counts = [responses.counts() for responses in runs]
         return {
             "runs": len(runs),
-            "replies": sum(c["replies"] for c in counts),
-            "unreadable": sum(c["unreadable"] for c in counts),
-            "out_of_range": sum(c["out_of_range"] for c in counts),
+            **{key: sum(c[key] for c in counts) for key in ("replies", *NOT_ANSWERS)},
             "items": sorted({i for responses in runs for i in responses.unreadable_items()}),
         }
 
     personas = {country: record(runs) for country, runs in aware.items()}
     without = record(unaware)
     total = {
-        key: sum(r[key] for r in (*personas.values(), without))
-        for key in ("replies", "unreadable", "out_of_range")
+        key: sum(r[key] for r in (*personas.values(), without)) for key in ("replies", *NOT_ANSWERS)
     }
     return {"aware": personas, "unaware": without, "total": total}
 

@@ -5,11 +5,15 @@ Three layouts are recognised by their content:
 - CultureSPA result files: a JSON list of {"Q_id", "question", "option_lst", "answer"};
 - samples that lm-evaluation-harness 0.4 writes with its option log_samples: one JSON object a line,
   with "doc" and "resps", a list of lists of texts, or else "filtered_resps". The item's id is one
-  of ID_FIELDS in "doc". If a task has several filters, only the lines of the first one are read.
-  Repeats count as runs;
+  of ID_FIELDS in "doc". A task with several filters has a line for each of them: those of the first
+  "filter" are read; older versions write no "filter", and a line that repeats the same replies to
+  an item is passed over. Repeats count as runs;
 - inspect_ai logs, version 2, written as `.json` (`inspect log convert` makes one from an `.eval`
   archive): "samples" with "output". The item's id is one of ID_FIELDS in a sample's "metadata", or
-  else the sample's "id". Epochs count as runs.
+  else the sample's "id". Epochs count as runs. A log of a run that did not end well is read as far
+  as it goes, with a note; a sample that ended in an error and has no reply is left out.
+
+A reply of null is one in which the model said nothing: it is unreadable, not an error.
 
 An id may be a whole number if no field holds a text; it is then read as text.
 
@@ -23,6 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +55,7 @@ class Replies:
         run: Number of the run.
         texts: The reply to each item, by id.
         options: The options that were shown, by item id, if the file says so.
+        notes: What a reader of the scores should know about the file, a sentence each.
     """
 
     source: Path
@@ -58,6 +64,7 @@ class Replies:
     run: int
     texts: Mapping[str, str]
     options: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +77,7 @@ class _Row:
     options: tuple[str, ...] = ()
     country: str | None = None
     mode: str | None = None
+    again: bool = False  # whether the file may hold the same reply several times
 
 
 def read_replies(
@@ -88,22 +96,26 @@ def read_replies(
     """
     runs: dict[tuple[str, str | None, int], list[_Row]] = {}
     name = _NAME.search(path.stem)
-    for row in _rows(path):
+    notes: list[str] = []
+    for row in _rows(path, notes):
         key = _run_of(path, row, name, country, mode)
         runs.setdefault(key, []).append(row)
     if not runs:
-        raise bad(path, "no replies")
-    return tuple(_replies(path, key, rows) for key, rows in runs.items())
+        raise bad(path, "; ".join(["no replies", *notes]))
+    return tuple(_replies(path, key, rows, tuple(notes)) for key, rows in runs.items())
 
 
-def _replies(path: Path, key: tuple[Any, str | None, int], rows: Sequence[_Row]) -> Replies:
+def _replies(
+    path: Path, key: tuple[Any, str | None, int], rows: Sequence[_Row], notes: tuple[str, ...]
+) -> Replies:
     texts: dict[str, str] = {}
     for row in rows:
-        if row.item in texts:
+        if row.item in texts and not (row.again and row.text == texts[row.item]):
             raise bad(path, f"item {row.item} is answered twice in one run")
         texts[row.item] = row.text
     mode, country, run = key
-    return Replies(path, mode, country, run, texts, {r.item: r.options for r in rows if r.options})
+    options = {row.item: row.options for row in rows if row.options}
+    return Replies(path, mode, country, run, texts, options, notes)
 
 
 def _run_of(
@@ -123,17 +135,25 @@ def _run_of(
     return mode, country, run
 
 
-def _rows(path: Path) -> Iterator[_Row]:
-    """Yield the replies of a file that holds a list, an object with samples, or JSON lines."""
+def _rows(path: Path, notes: list[str]) -> Iterator[_Row]:
+    """Yield the replies of a file that holds a list, an object with samples, or JSON lines.
+
+    What a reader of the scores should know about the file is added to `notes`.
+    """
     if path.suffix == ".eval":
-        raise bad(path, "an archive; convert it to JSON with `inspect log convert`")
+        command = f"inspect log convert {shlex.quote(str(path))} --to json --output-dir json-logs"
+        raise bad(path, f"an archive; convert it with: {command}")
     if path.suffix == ".jsonl":
         return _harness_rows(path)
     value = parse_json(read_text(path), str(path))
     if isinstance(value, list):
         return _culturespa_rows(value, path)
     if isinstance(value, dict) and isinstance(value.get("samples"), list):
+        _note_status(value, notes)
         return _inspect_rows(value["samples"], path)
+    if isinstance(value, dict) and "status" in value and "eval" in value:
+        _note_status(value, notes)
+        raise bad(path, "; ".join(["an inspect log without samples", *notes]))
     raise bad(
         path,
         "neither CultureSPA replies (a list), nor an inspect log (an object with samples),"
@@ -148,7 +168,9 @@ def _culturespa_rows(rows: Sequence[Any], path: Path) -> Iterator[_Row]:
         options = fields.get("option_lst", [])
         if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
             raise bad(where, "'option_lst' must be a list of texts")
-        text = _text(fields.get("answer"), f"{where}: 'answer'")
+        if "answer" not in fields:
+            raise bad(where, "no 'answer'")
+        text = _text(fields["answer"], f"{where}: 'answer'")
         item, country, mode = _labels(fields, where)
         yield _Row(item, text, 0, tuple(options), country, mode)
 
@@ -163,7 +185,7 @@ def _harness_rows(path: Path) -> Iterator[_Row]:
             continue  # the same replies again, filtered in another way
         item, country, mode = _labels(_object(fields.get("doc"), f"{where}: 'doc'"), where)
         for run, text in enumerate(_harness_texts(fields, where)):
-            yield _Row(item, text, run, (), country, mode)
+            yield _Row(item, text, run, (), country, mode, again=first_filter is None)
 
 
 def _harness_texts(fields: Mapping[str, Any], where: str) -> list[str]:
@@ -173,16 +195,42 @@ def _harness_texts(fields: Mapping[str, Any], where: str) -> list[str]:
     value = fields.get(name)
     while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
         value = value[0]
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+    texts = value if isinstance(value, list) else [value]
+    if not texts or not all(t is None or isinstance(t, str) for t in texts) or name not in fields:
         raise bad(where, "'resps' or 'filtered_resps' must hold the texts of replies")
-    return texts
+    return [_text(t, where) for t in texts]
+
+
+def _note_status(log: Mapping[str, Any], notes: list[str]) -> None:
+    """Note that a run of inspect did not end well, and how many samples have no reply for it."""
+    status, error = log.get("status"), log.get("error")
+    if isinstance(status, str) and status != "success":
+        said = error.get("message") if isinstance(error, dict) else None
+        reason = f": {shown(said.splitlines()[0])}" if isinstance(said, str) and said else ""
+        notes.append(f"inspect ended with status {status}{reason}; samples may be missing")
+    samples = log.get("samples")
+    failed = sum(map(_failed, samples)) if isinstance(samples, list) else 0
+    if failed:
+        notes.append(
+            f"{failed} of {len(samples)} samples ended in an error without a reply; they count as "
+            "not asked"
+        )
+
+
+def _failed(sample: Any) -> bool:
+    """Return whether a sample ended in an error before the model replied."""
+    if not isinstance(sample, dict) or not sample.get("error"):
+        return False
+    output = sample.get("output")
+    return not (isinstance(output, dict) and (output.get("completion") or output.get("choices")))
 
 
 def _inspect_rows(samples: Sequence[Any], path: Path) -> Iterator[_Row]:
     for n, value in enumerate(samples, start=1):
         where = f"{path}: sample {n}"
         sample = _object(value, where)
+        if _failed(sample):
+            continue
         epoch = sample.get("epoch", 1)
         if type(epoch) is not int or not 1 <= epoch <= 10**6:
             raise bad(where, f"epoch {shown(epoch)} is not a whole number from 1")
@@ -232,7 +280,9 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _text(value: Any, where: str) -> str:
-    """Return a reply as text; a reply that is a JSON number counts as its text."""
+    """Return a reply as text: a number as it is written, null as a reply that says nothing."""
+    if value is None:
+        return ""
     if type(value) is int:
         return str(value) if abs(value) < 10**9 else "999999999"
     if not isinstance(value, str):

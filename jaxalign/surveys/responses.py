@@ -20,6 +20,13 @@ from jaxalign.surveys.tables import option_table
 UNREADABLE = -1  # the reply holds no number
 OUT_OF_RANGE = -2  # the reply's number belongs to no option
 NO_REPLY = -3  # nothing was asked or nothing was returned
+OPTION_LIST = -4  # the reply repeats the options and takes none
+# Why a reply is no answer, as counted in results.
+NOT_ANSWERS = {
+    "unreadable": UNREADABLE,
+    "out_of_range": OUT_OF_RANGE,
+    "option_lists": OPTION_LIST,
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -38,8 +45,8 @@ class Responses:
         valid_mass: float32 [A, Q]: the probability that a reply begins with an option at all
             (for sampled answers: the share of the replies that name one). None where unknown.
         positions: int [R, A, Q]: for sampled and recorded answers, the position of the option that
-            each of R replies named, or `UNREADABLE`, `OUT_OF_RANGE` or `NO_REPLY`. None for exact
-            answers.
+            each of R replies named, or `UNREADABLE`, `OUT_OF_RANGE`, `OPTION_LIST` or
+            `NO_REPLY`. None for exact answers.
 
     Examples:
         >>> import numpy as np
@@ -87,7 +94,7 @@ class Responses:
             survey: The survey that was asked.
             conditions: A labels.
             positions: int [R, A, Q]: which option each of R replies names, counted from 0, or
-                `UNREADABLE`, `OUT_OF_RANGE` or `NO_REPLY`.
+                `UNREADABLE`, `OUT_OF_RANGE`, `OPTION_LIST` or `NO_REPLY`.
 
         Returns:
             Responses whose probabilities are shares of the replies that name an option.
@@ -146,20 +153,21 @@ class Responses:
         return np.where(position < 0, np.nan, position).astype(np.float32)
 
     def counts(self) -> dict[str, int]:
-        """Return how many `replies` there are, and how many are `unreadable` or `out_of_range`."""
+        """Return how many `replies` there are, and how many of these name no option, by reason.
+
+        The keys of the reasons are those of `NOT_ANSWERS`.
+        """
         if self.positions is None:
-            return {"replies": self.log_probs[..., 0].size, "unreadable": 0, "out_of_range": 0}
-        return {
-            "replies": int((self.positions != NO_REPLY).sum()),
-            "unreadable": int((self.positions == UNREADABLE).sum()),
-            "out_of_range": int((self.positions == OUT_OF_RANGE).sum()),
+            return {"replies": self.log_probs[..., 0].size} | dict.fromkeys(NOT_ANSWERS, 0)
+        return {"replies": int((self.positions != NO_REPLY).sum())} | {
+            reason: int((self.positions == mark).sum()) for reason, mark in NOT_ANSWERS.items()
         }
 
     def unreadable_items(self) -> list[str]:
         """Return the ids of the items with a reply that names no option, in the survey's order."""
         if self.positions is None:
             return []
-        unreadable_Q = np.isin(self.positions, (UNREADABLE, OUT_OF_RANGE)).any(axis=(0, 1))
+        unreadable_Q = np.isin(self.positions, list(NOT_ANSWERS.values())).any(axis=(0, 1))
         return [item.id for item, bad in zip(self.survey.items, unreadable_Q, strict=True) if bad]
 
     def row(self, condition: str) -> int:

@@ -112,6 +112,8 @@ class Survey:
             options is the majority answer.
         simulated: Whether the distributions are made up, so that no result says anything about
             people. Not part of `sha256`.
+        notes: What a file holds that is not in the survey, and why: one line each. Not part of
+            `sha256`.
 
     Raises:
         UserError: If there are no items, ids repeat, a group has no name, or a distribution or
@@ -138,6 +140,7 @@ class Survey:
         default_factory=dict, compare=False, repr=False
     )
     simulated: bool = False
+    notes: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.items:

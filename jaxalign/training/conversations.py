@@ -109,21 +109,20 @@ def to_conversation(tokenizer: Tokenizer, messages: Any, where: str) -> Conversa
 def to_example(tokenizer: Tokenizer, messages: Sequence[Message]) -> Example:
     """Tokenise a conversation whose last message is the answer.
 
-    Prompt and answer are tokenised separately, as they are when the model replies.
+    The answer is the reply and the end of the turn as the chat template writes them. It is
+    tokenised behind the prompt; where the two would merge, by itself, as it is when the model
+    replies.
 
     Raises:
         UserError: If the chat template writes a prompt differently once it has been replied to, so
             that the answer cannot be told from the prompt.
     """
-    prompt_text = tokenizer.render(messages[:-1])
-    whole_text = tokenizer.render(messages, add_generation_prompt=False)
-    if not whole_text.startswith(prompt_text):
-        raise UserError(
-            f"{tokenizer.folder}: the chat template writes a prompt differently once it has a "
-            "reply, so the beginning of the reply cannot be found"
-        )
-    prompt = tokenizer.encode(prompt_text)
-    return Example((*prompt, *tokenizer.encode(whole_text[len(prompt_text) :])), len(prompt))
+    prompt_text, answer_text = tokenizer.split_reply(messages)
+    prompt, whole = tokenizer.encode(prompt_text), tokenizer.encode(prompt_text + answer_text)
+    answer = whole[len(prompt) :]
+    if whole[: len(prompt)] != prompt:
+        answer = tokenizer.encode(answer_text)
+    return Example((*prompt, *answer), len(prompt))
 
 
 def hold_out(

@@ -11,11 +11,12 @@ import pytest
 from jaxalign.cli import run_command
 from jaxalign.commands.reports.culturespa import write_culturespa_report
 from jaxalign.commands.reports.culturespa_plots import write_plots
-from jaxalign.commands.reports.culturespa_tables import show_result
+from jaxalign.commands.reports.culturespa_tables import prompting_sentences, show_result
 from jaxalign.core.files import plain, write_json
 from jaxalign.methods.culturespa import CultureSPAResult, CultureSPASettings
 from jaxalign.methods.culturespa.inputs import read_inputs
 from jaxalign.methods.culturespa.measure import TUNED, Measured
+from jaxalign.methods.culturespa.prompting import OTHER_STYLES, Prompted, prompting_record
 from jaxalign.methods.culturespa.result import SELECTION_MODELS, make_record
 from jaxalign.methods.culturespa.styles import STYLES
 from jaxalign.pocket.society import held_out_survey
@@ -23,6 +24,7 @@ from jaxalign.surveys.tables import make_tables
 
 COUNTRIES = ("USA", "CHN", "NGA")
 SETTINGS = CultureSPASettings(countries=COUNTRIES, seeds=2, reading="sampled", runs=3, resamples=20)
+TOPICS = {"trust": {"questions": 4, "pairs": {"USA": 1, "CHN": 0, "NGA": 2}}}
 
 
 def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
@@ -39,7 +41,7 @@ def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
     right = {"before": [0.9], "joint": [0.9, 0.9]}
     counts = {"asked_for": 1, "requests": 1, "parsed": 1, "left": 1, "removed": {}}
     measured = Measured(answers, right, counts={}, untrained={})
-    selected = {0: {"pairs": {m: {} for m in SELECTION_MODELS.values()}}}
+    selected = {0: {"pairs": {m: {} for m in SELECTION_MODELS.values()}, "topics": TOPICS}}
     result = make_record(settings, inputs, measured, {0: counts}, selected, {"simulated": True})
     write_json(tmp_path / "result.json", result)  # refuses NaN
     unaware = result["methods"]["unaware"]
@@ -66,8 +68,9 @@ def test_a_report_tells_lost_replies_pairs_and_what_was_not_trained(tmp_path):
     random = np.random.default_rng(2)
     shape = (2, 3, len(COUNTRIES), 6)
     answers = {m: random.integers(0, 2, shape).astype(np.float32) for m in (*STYLES, *TUNED)}
-    counts = {m: {"replies": 108, "unreadable": 5, "out_of_range": 7} for m in answers}
-    counts["cct"] = {"replies": 0, "unreadable": 0, "out_of_range": 0}
+    lost = {"unreadable": 5, "out_of_range": 7, "option_lists": 0}
+    counts = {m: {"replies": 108} | lost for m in answers}
+    counts["cct"] = {"replies": 0} | dict.fromkeys(lost, 0)
     same = {"cct": {"models": ["seed0 cct", "seed1 cct"], "all": True}}
     right = {"before": [0.9]} | {m: [0.9, 0.8] for m in TUNED}
     written = {"asked_for": 8, "requests": 9, "parsed": 8, "left": 8, "removed": {}}
@@ -77,9 +80,13 @@ def test_a_report_tells_lost_replies_pairs_and_what_was_not_trained(tmp_path):
         inputs,
         Measured(answers, right, counts, same),
         {s: written for s in (0, 1)},
-        {s: {"pairs": pairs} for s in (0, 1)},
+        {s: {"pairs": pairs, "topics": TOPICS} for s in (0, 1)},
         inputs.facts(),
     )
+    mass = {method: dict.fromkeys(OTHER_STYLES, 0.5) for method in ("joint", "specific")}
+    lost = {m: dict.fromkeys(OTHER_STYLES, counts["p1"]) for m in mass}
+    prompted = Prompted({m: {s: answers[s] for s in OTHER_STYLES} for m in mass}, mass, lost)
+    result["prompting"] = prompting_record(SETTINGS, inputs, answers, prompted)
     assert result["replies"]["p1"] == counts["p1"]
     assert result["untrained"] == same
     assert "cct" not in result["methods"]
@@ -91,6 +98,21 @@ def test_a_report_tells_lost_replies_pairs_and_what_was_not_trained(tmp_path):
     assert "| CultureSPA CCT" not in report
     assert any("CRQPC" in line and "| 82 |" in line for line in report.splitlines())
     assert any("P1" in line and "| 108 | 5 | 7 |" in line for line in report.splitlines())
+    assert "| CultureSPA joint, P2 | 108 | 5 | 7 |" in report
+    assert "joint under P2 − unchanged under P2 | 0.00" in report
+    assert "| trust | 25.0 | 0.0 | 50.0 |" in report  # of 4 questions
+    for name in ("methods", "selection", "countries", "pairs", "prompting"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_fine_tuning_adds_to_each_style_in_words():
+    verdicts = {"p1": "higher", "p2": "lower", "p3": "higher", "p1p3": "lower, over questions only"}
+    rows = {style: {"verdict": verdict} for style, verdict in verdicts.items()}
+    assert prompting_sentences({"prompting": {"minus_base": {"joint": rows}}}) == [
+        "joint beside the unchanged model under the same style: higher under P1, P3; lower under "
+        "P2; lower under P1 + P3 (over questions only)."
+    ]
+    assert prompting_sentences({}) == []
 
 
 @pytest.mark.parametrize(

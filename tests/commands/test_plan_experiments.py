@@ -92,11 +92,13 @@ def test_every_program_of_a_culturespa_run(model, measured):
         assert name in names
     assert "a step of the models of all countries, 8 of 8 at a time" in names
     assert "a step of the models of single countries, 4 of 4 at a time" in names
-    assert names[-4:] == [
+    assert names[-6:] == [
         "answers to the survey, a model of all countries",
         "answers to the survey, a model of a single country",
         "answers to the guard, the unchanged model",
         "answers to the guard, a fine-tuned model",
+        "answers to the survey in the other styles, a model of all countries",
+        "answers to the survey in the other styles, a model of a single country",
     ]
     # Weights are on the device while caches are copied, although they are no arguments of that.
     (fork,) = (need for need in plan.needs if need.program.name == "fork")

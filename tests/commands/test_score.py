@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
@@ -59,6 +60,33 @@ def test_the_scores_file(config: Config, result: dict[str, Any]) -> None:
     assert scores["unreadable"] == 4
     assert scores["unreadable_by"] == {"aware": {"USA": 0, "CHN": 4}, "unaware": 0}
     assert summary(result, config) == scores
+
+
+@pytest.mark.long
+def test_lists_of_options_and_runs_that_did_not_end_are_said(
+    folder: Path, tmp_path: Path, capsys
+) -> None:
+    rows = json.loads((folder / "result/wvs_result_culture_aware_USA_0.json").read_text("utf-8"))
+    texts = {row["Q_id"]: row["answer"] for row in rows}
+    first = rows[0]
+    texts[first["Q_id"]] = " ".join(f"{n} = {o}" for n, o in enumerate(first["option_lst"], 1))
+    samples = [
+        {"id": item, "epoch": 1, "output": {"completion": text, "choices": []}}
+        for item, text in texts.items()
+    ]
+    log = {"version": 2, "status": "cancelled", "eval": {}, "samples": samples}
+    write(tmp_path / "log_aware_USA_0.json", log)
+    files = (tmp_path / "log_aware_USA_0.json",)
+    score(Config(folder, files, resamples=50, out=tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "of these, 1 repeat the options and take none" in said
+    assert "note: " in said
+    assert "status cancelled" in said
+    report = (tmp_path / "out/report.md").read_text("utf-8")
+    assert "1 repeated the options without taking one" in report
+    assert "inspect ended with status cancelled" in report
+    result = json.loads((tmp_path / "out/result.json").read_text("utf-8"))
+    assert result["unreadable"]["aware"]["USA"]["option_lists"] == 1
 
 
 @pytest.mark.long
@@ -122,6 +150,37 @@ def test_the_command_line_ends_with_2_and_one_line(folder: Path, tmp_path: Path,
         main(score, Config, [*args, "--mode", "unaware", "--out", str(tmp_path / "o")])
     assert leaving.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_results_are_written_whatever_the_terminal_shows(
+    folder: Path, tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case S1: `PYTHONIOENCODING=latin-1` ended in a traceback, and nothing had been written."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setattr(reports, "survey_report", lambda result, out: None)
+    files = [str(path) for path in reply_files(folder)]
+    args = ["--survey", str(folder), "--replies", *files, "--resamples", "50"]
+    main(score, Config, [*args, "--out", str(tmp_path / "o"), "--json", str(tmp_path / "s.json")])
+    stream.flush()
+    assert b"Cultural alignment score" in stream.buffer.getvalue()
+    assert json.loads((tmp_path / "s.json").read_text("utf-8"))["scores"]["USA"]["aware"] == 100
+    assert (tmp_path / "o/result.json").is_file()
+
+
+def test_results_are_written_before_they_are_shown(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(analysis: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(reports, "survey_report", lambda result, out: None)
+    monkeypatch.setattr("jaxalign.commands.score.show", broken)
+    config = Config(folder, reply_files(folder), resamples=50, out=tmp_path / "o")
+    with pytest.raises(BrokenPipeError):
+        score(config)
+    assert (tmp_path / "o/result.json").is_file()
 
 
 if DATA:

@@ -99,7 +99,8 @@ def test_result_has_the_documented_format(finished):
 def test_the_page_holds_its_pictures(finished):
     """Drawn into it, so that it stands alone."""
     page = (finished / "report.html").read_text("utf-8")
-    assert page.count('class="drawing wide"') == 2
+    # The methods, the selections, the countries and the pairs.
+    assert page.count('class="drawing"') + page.count('class="drawing wide"') == 4
     assert "<img" not in page
 
 
@@ -141,7 +142,7 @@ def test_adapters_are_for_peft_and_pictures_are_there(finished):
     adapter = Adapter.load(finished / "seed0" / "adapters" / "joint", lm)
     assert adapter.config.rank == 8
     assert np.abs(adapter.weights["last"]["q_b"]).max() > 0
-    for name in ("methods.png", "selection.png"):
+    for name in ("methods.png", "selection.png", "countries.png", "pairs.png"):
         assert (finished / name).read_bytes().startswith(b"\x89PNG")
     assert "CultureSPA" in (finished / "report.md").read_text("utf-8")
     assert (finished / "report.html").stat().st_size > 10_000
@@ -199,6 +200,24 @@ def test_studies_of_a_finished_run(finished, tmp_path):
     assert guard["after"] == result["guard"]["after"]
     for name in ("topics", "matrices", "strategies", "guard"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fine_tuned_models_under_every_style(finished, inputs, tmp_path):
+    """By a study of the run, and by the run itself, which finds the study's answers."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    assert "under every prompt style" in run("culturespa.prompting", folder, "--quiet")
+    record = json.loads((folder / "prompting.json").read_text("utf-8"))
+    assert list(record["scores"]) == ["base", "joint", "specific"]
+    result = result_of(finished)
+    for model, method in (("base", "p1"), ("joint", "joint"), ("specific", "specific")):
+        assert record["scores"][model]["p1"] == result["methods"][method]
+    assert record["minus_base"]["joint"]["p1"] == result["differences"]["joint_minus_p1"]
+    answers = sorted(path.name for path in (folder / "answers").iterdir())
+    run("culturespa", "--out", folder, "--resume", "--prompting", "True", *inputs)
+    assert result_of(folder)["prompting"] == record
+    assert sorted(path.name for path in (folder / "answers").iterdir()) == answers
+    assert "Fine-tuned models under every prompt style" in (folder / "report.md").read_text("utf-8")
 
 
 def test_studies_that_train_anew(finished, tmp_path):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from jaxalign.core.errors import UserError
+from jaxalign.methods.culturespa.styles import STYLES, StylePrompts, load_texts
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.phrases import CROSS
-from jaxalign.prompts import Prompts, load_prompts, read_prompt
+from jaxalign.pocket.society import held_out_survey
+from jaxalign.prompts import Prompts, load_prompts, read_prompt, untranslated
 from jaxalign.surveys.names import countries, country_name, demonym, with_article
-from jaxalign.surveys.survey import vsm
+from jaxalign.surveys.survey import Item, Survey, vsm
 
 
 def persona(group: str, prompts: Prompts | None = None) -> str:
@@ -67,3 +70,67 @@ def test_the_pocket_model_keeps_the_texts_it_was_trained_on(tmp_path: Path) -> N
     assert load_prompts(model_folder=tmp_path / "other") == load_prompts()
     item = vsm().items[0]
     assert trained.user(item) == load_prompts().user(item)
+
+
+# -- languages ------------------------------------------------------------------------------------
+
+
+def test_chinese_texts_name_countries_in_chinese() -> None:
+    chinese = load_texts(language="zh")
+    assert chinese.prompts.language == "zh"
+    for iso3 in countries():
+        assert country_name(iso3, "zh") in persona(iso3, chinese.prompts)
+    assert "美国" in persona("United States", chinese.prompts), "conditions pass English names"
+    styles = StylePrompts(chinese, held_out_survey(), ("USA", "CHN", "IND", "NLD"), count=2)
+    item = held_out_survey().items[0]
+    for style in STYLES:
+        for message in styles.conversation(style, "NLD", item):
+            if message["role"] != "assistant":
+                assert re.search("[\u4e00-\u9fff]", message["content"]), (style, message)
+                outside = message["content"]
+                for asked in held_out_survey().items:  # the survey's own words stay English
+                    for text in (asked.stem, asked.text, *asked.options):
+                        outside = outside.replace(text, "") if text else outside
+                assert not re.search("[A-Za-z]", outside), outside
+    assert "荷兰" in styles.conversation("p1", "NLD", item)[0]["content"]
+    assert "、" in styles.conversation("p2", "NLD", item)[0]["content"]
+
+
+def test_both_languages_have_the_same_texts_and_values() -> None:
+    for name in ("item", "persona", "unaware", "cross_culture", "self_alignment"):
+        texts = [read_prompt(name, None, language=language) for language in ("en", "zh")]
+        used = [
+            set(re.findall(r"(?:item|example)\.\w+|\b(?:persona|similar|code)\b", t)) for t in texts
+        ]
+        assert used[0] == used[1], name
+
+
+def test_another_language_needs_texts_of_the_users_own(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"`language` 'de'.*give a folder with your own item\.jinja"
+    ):
+        load_prompts(language="de")
+    (tmp_path / "persona.jinja").write_text("Du kommst aus {{ country }}.", "utf-8")
+    (tmp_path / "item.jinja").write_text("{{ item.text }}", "utf-8")
+    assert persona("USA", load_prompts(tmp_path, language="de")) == (
+        "Du kommst aus Vereinigte Staaten."
+    )
+    with pytest.raises(UserError, match="`language` 'klingon' is unknown"):
+        load_prompts(tmp_path, language="klingon")
+    english = load_prompts(tmp_path, model_folder=MODEL_FOLDER)
+    assert persona("USA", english) == "Du kommst aus United States."
+    # A model's own texts are English, and not asked for.
+    chinese = load_prompts(language="zh", model_folder=MODEL_FOLDER)
+    assert chinese == load_prompts(language="zh")
+
+
+def test_questions_in_another_language_than_the_texts_are_said() -> None:
+    english = held_out_survey()
+    assert untranslated("en", english) is None
+    note = untranslated("zh", english)
+    assert english.name in note
+    assert "English" in note
+    items = (Item("q", "工作在您的生活中有多重要？", ("非常重要", "不重要"), (1, 2)),)
+    assert untranslated("zh", Survey("s", "1", "x", "official", items)) is None
+    items = (Item("q", "Wie wichtig ist für Sie die Familie?", ("sehr", "gar nicht"), (1, 2)),)
+    assert untranslated("de", Survey("s", "1", "x", "official", items)) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -151,6 +152,8 @@ from pathlib import Path
 from jaxalign.report import figures
 from jaxalign.report.drawing import drawings, save_png
 assert "matplotlib" not in sys.modules, "imported before it is needed"
+heat = figures.heat_map("t", ["a"], ["b"], [[1.0]], "r", "c")
+save_png(Path(sys.argv[1]), [heat])
 panels, keys = figures.convergence({"USA": ([3.0, 2.0], [5.0, 4.0])}, {}, {}, "loss")
 save_png(Path(sys.argv[1]), panels, keys)
 drawings("a", panels)
@@ -158,10 +161,28 @@ assert "matplotlib.pyplot" not in sys.modules
 """
 
 
-def test_neither_pyplot_nor_the_back_end_of_a_notebook_is_used(tmp_path: Path) -> None:
-    """A notebook leaves MPLBACKEND in the environment of the processes it starts."""
-    environment = os.environ | {"MPLBACKEND": "module://no_such.backend"}
+@pytest.mark.parametrize(
+    "back_end", ["module://no_such.backend", "module://matplotlib_inline.backend_inline", "other"]
+)
+def test_neither_pyplot_nor_the_back_end_of_a_notebook_is_used(
+    tmp_path: Path, back_end: str
+) -> None:
+    """A notebook leaves MPLBACKEND in the environment of the processes it starts. (Case S2.)"""
+    environment = os.environ | {"MPLBACKEND": back_end}
     command = [sys.executable, "-c", WITHOUT_PYPLOT, str(tmp_path / "a.png")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     png_size(tmp_path / "a.png")
+
+
+def test_matplotlib_is_imported_where_it_is_used() -> None:
+    """So that `--help` needs none, and every import of it ignores the back end."""
+    root = Path(__file__).parents[2]
+    rooms = (root / room for room in ("jaxalign", "experiments", "tpu"))
+    for path in sorted(file for room in rooms for file in room.rglob("*.py")):
+        text = path.read_text("utf-8")
+        if "matplotlib" in text:
+            assert "pyplot" not in text.replace("without pyplot", "").replace("uses pyplot", "")
+            assert not re.search(r"^(import|from) matplotlib", text, re.MULTILINE), path
+            if path.name != "drawing.py":
+                assert "import matplotlib\n" not in text, f"{path}: use load_matplotlib"

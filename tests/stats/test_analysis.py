@@ -36,11 +36,13 @@ KEYS = [
     "identification",
     "dispersion",
     "long_items",
+    "constant",
     "unreadable",
     "topics",
     "items",
     "alignment",
     "map",
+    "notes",
 ]
 
 
@@ -122,9 +124,10 @@ def test_countries_without_a_persona_have_none(result) -> None:
 
 
 def test_unreadable_replies_are_counted(result) -> None:
-    counts = {"runs": 2, "replies": 24, "unreadable": 2, "out_of_range": 2}
+    counts = {"runs": 2, "replies": 24, "unreadable": 2, "out_of_range": 2, "option_lists": 0}
     assert result["unreadable"]["aware"]["CHN"] == counts | {"items": ["Q1", "Q48"]}
-    assert result["unreadable"]["total"] == {"replies": 48, "unreadable": 2, "out_of_range": 2}
+    total = {"replies": 48, "unreadable": 2, "out_of_range": 2, "option_lists": 0}
+    assert result["unreadable"]["total"] == total
 
 
 def test_tables_cover_every_topic_and_item_once(result) -> None:

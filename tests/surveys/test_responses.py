@@ -29,7 +29,7 @@ def test_exact_answers_are_the_exponentials_of_log_probabilities():
     np.testing.assert_array_equal(found.most_likely_positions(), [[1, 0]])
     np.testing.assert_array_equal(found.most_likely(), [[1, 1]])
     np.testing.assert_array_equal(found.answers(), [[[1, 0]]])
-    assert found.counts() == {"replies": 2, "unreadable": 0, "out_of_range": 0}
+    assert found.counts() == {"replies": 2, "unreadable": 0, "out_of_range": 0, "option_lists": 0}
     assert found.distributions().dtype == found.expected().dtype == np.float32
 
 
@@ -42,7 +42,7 @@ def test_sampled_answers_are_shares_of_the_replies_that_name_an_option():
     np.testing.assert_array_equal(found.valid_mass, np.array([[1, 1 / 3]], np.float32))
     np.testing.assert_array_equal(found.answers()[:, 0, 0], [2, 2, 1, 2])
     np.testing.assert_array_equal(found.answers()[:, 0, 1], [0, np.nan, np.nan, np.nan])
-    assert found.counts() == {"replies": 7, "unreadable": 1, "out_of_range": 1}
+    assert found.counts() == {"replies": 7, "unreadable": 1, "out_of_range": 1, "option_lists": 0}
 
 
 def test_shares_of_replies_keep_their_bits():

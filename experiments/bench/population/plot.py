@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments.bench.population.report import LABELS
+from jaxalign.report.drawing import new_figure
 from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE, VERMILION
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLOURS = {
     "ours": BLUE,
@@ -36,7 +38,7 @@ def draw(path: Path, result: dict[str, Any]) -> None:
         path: File to write.
         result: What `report.make_result` returned.
     """
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = new_figure((12, 4))
     left, right = figure.subplots(1, 2)
     ratios(left, result)
     roofline(right, result)

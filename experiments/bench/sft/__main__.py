@@ -29,7 +29,6 @@ from typing import Literal
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.bench.population.worker import Worker
 from experiments.bench.sft.work import Work
@@ -40,6 +39,7 @@ from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.peft import save_lora
 from jaxalign.lm.weights import init_params
+from jaxalign.report.drawing import new_figure
 from jaxalign.runs import settings_of, write_json
 from jaxalign.runs.console import main, print_table, progress_bars
 from jaxalign.training.packing import Example
@@ -299,7 +299,7 @@ def show(config: Config, result: dict) -> None:
 
 def plot(path: Path, result: dict) -> None:
     """Save a plot of every repeat's speed, with the two frameworks of a repeat joined."""
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    figure = new_figure((5, 3.2))
     axes = figure.subplots()
     pairs = zip(result["repeats"]["torch"], result["repeats"]["jax"], strict=True)
     for theirs, ours in pairs:

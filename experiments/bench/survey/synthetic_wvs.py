@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxalign.surveys.formats.wvs_scales import published_codes
+
 ROWS, COLUMNS = 97_220, 600  # about the size of version 6 of the file
 COUNTRIES = 64
 _ROWS_AT_ONCE = 4000
@@ -69,12 +71,16 @@ def _respondents(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield blocks of respondents: rows so far, country, weight and codes.
 
-    Codes are 1 to 10, and -5 to -1 (missing) in 8 % of the cells.
+    Codes are those of the published scale (1 to 10 in columns without one), and -5 to -1 (missing)
+    in 8 % of the cells.
     """
     rng = np.random.default_rng(seed)
+    scales = [published_codes(name) or range(1, 11) for name in column_names(columns)[2:]]
+    first_C = np.array([scale[0] for scale in scales])
+    end_C = np.array([scale[-1] + 1 for scale in scales])
     for start in range(0, rows, _ROWS_AT_ONCE):
         n = min(_ROWS_AT_ONCE, rows - start)
-        codes_RxC = rng.integers(1, 11, (n, columns - 2))
+        codes_RxC = rng.integers(first_C, end_C, (n, columns - 2))
         missing = rng.random(codes_RxC.shape) < 0.08
         codes_RxC[missing] = -rng.integers(1, 6, int(missing.sum()))
         country_R = (start + np.arange(n)) * COUNTRIES // rows

@@ -26,6 +26,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_json
 from jaxalign.methods.culturespa.result import method_record, run_scores
 from jaxalign.methods.culturespa.select import fraction
+from jaxalign.report.drawing import new_figure
 from jaxalign.report.palette import BLUE, LINE, MUTED, VERMILION
 from jaxalign.runs import may_change
 from jaxalign.runs.console import main, print_table, progress_bars
@@ -83,12 +84,11 @@ def run(settings: FractionsSettings) -> None:
 
 def draw(path: Path, record: dict[str, Any]) -> None:
     """Draw the mean score over the fraction of pairs, with intervals over questions and seeds."""
-    from matplotlib.figure import Figure
 
     known = {name: row for name, row in record.items() if row["mean"] is not None}
     x = np.array([float(name) for name in known])
     rows = list(known.values())
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = new_figure((6.4, 4.0))
     axes = figure.add_subplot()
     bands = np.array([row["interval"] for row in rows]).reshape(-1, 2)
     axes.fill_between(x, *bands.T, color=LINE, label="95 %, questions")

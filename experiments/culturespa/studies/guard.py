@@ -36,6 +36,7 @@ from jaxalign.methods.culturespa.fine_tune import (
 from jaxalign.methods.culturespa.inputs import Experiment, read_guard
 from jaxalign.methods.culturespa.measure import TUNED, model_names
 from jaxalign.methods.culturespa.result import GUARD_POINTS, guard_record
+from jaxalign.report.drawing import new_figure
 from jaxalign.report.palette import BLUE, LINE, MUTED, VERMILION
 from jaxalign.runs.console import main, progress_bars
 
@@ -120,10 +121,9 @@ def by_topic(
 
 def draw(path: Path, record: dict[str, Any]) -> None:
     """Draw the accuracy of each method and seed beside the one before and the tolerated change."""
-    from matplotlib.figure import Figure
 
     names = list(record["after"])
-    figure = Figure(figsize=(6.4, 0.5 * len(names) + 1.6), layout="constrained")
+    figure = new_figure((6.4, 0.5 * len(names) + 1.6))
     axes = figure.add_subplot()
     before = record["before"]
     axes.axvspan(before - GUARD_POINTS, before + GUARD_POINTS, color=LINE, label="within a point")

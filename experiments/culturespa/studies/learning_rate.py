@@ -28,6 +28,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import MetricsFile, write_json
 from jaxalign.methods.culturespa.fine_tune import ModelName, label, train, training_examples
 from jaxalign.methods.culturespa.select import hold_out
+from jaxalign.report.drawing import new_figure
 from jaxalign.report.palette import BLUE, MUTED, VERMILION
 from jaxalign.runs import Run, may_change
 from jaxalign.runs.console import main, print_table, progress_bars
@@ -155,12 +156,11 @@ def show(record: dict[str, Any]) -> None:
 
 def draw(path: Path, record: dict[str, Any]) -> None:
     """Draw training and held-out loss over the learning rate."""
-    from matplotlib.figure import Figure
 
     rates = [float(rate) for rate in record["rates"]]
     order, rows = np.argsort(rates), list(record["rates"].values())
     x = np.array(rates)[order]
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = new_figure((6.4, 4.0))
     axes = figure.add_subplot()
     for rate, row in zip(rates, rows, strict=True):
         axes.plot([rate] * len(row["by_seed"]), row["by_seed"], "_", color=MUTED, markersize=8)

@@ -32,6 +32,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import finite_or_none, write_json
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.culturespa.result import PERSONAS
+from jaxalign.report.drawing import new_figure
 from jaxalign.report.palette import HEAT
 from jaxalign.runs.console import main, print_table
 from jaxalign.stats.alignment import alignment, between_countries
@@ -179,12 +180,11 @@ def _number(value: float | None) -> str:
 
 def draw(path: Path, record: dict[str, Any]) -> None:
     """Draw the matrices of humans and of every method on one scale."""
-    from matplotlib.figure import Figure
 
     panels = {"humans": record["humans"]} | record["methods"]
     values = np.concatenate([np.ravel(np.array(p["matrix"], float)) for p in panels.values()])
     lowest = np.nanmin(values)
-    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    figure = new_figure((9.6, 6.4))
     for i, (name, panel) in enumerate(panels.items()):
         axes = figure.add_subplot(2, 3, i + 1)
         matrix_CxC = np.array(panel["matrix"], float)

@@ -20,6 +20,7 @@ from jaxalign.commands.reports.culturespa_plots import save
 from jaxalign.commands.reports.culturespa_tables import INTERVALS, bounds
 from jaxalign.core.files import write_json
 from jaxalign.methods.base import CRQPC, RDS
+from jaxalign.report.drawing import new_figure
 from jaxalign.report.palette import BLUE, LINE, ORANGE
 from jaxalign.runs.console import main, print_table
 from jaxalign.stats.intervals import seed_interval
@@ -116,10 +117,9 @@ def show(record: dict[str, Any]) -> None:
 
 def draw(path: Path, record: dict[str, Any]) -> None:
     """Draw the share of each topic's pairs that is selected, the most selected at the top."""
-    from matplotlib.figure import Figure
 
     topics = sorted(record, key=lambda topic: record[topic]["selected"]["mean"] or 0)
-    figure = Figure(figsize=(7.6, 0.34 * len(topics) + 1.3), layout="constrained")
+    figure = new_figure((7.6, 0.34 * len(topics) + 1.3))
     axes = figure.add_subplot()
     for y, topic in enumerate(topics):
         selected = record[topic]["selected"]

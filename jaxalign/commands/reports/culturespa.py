@@ -9,19 +9,31 @@ from typing import Any
 
 from jaxalign.commands.reports.culturespa_plots import (
     SHOWN_LINES,
+    country_keys,
+    country_panels,
+    country_score,
     draw_methods,
     draw_rows,
+    pair_shares,
+    pairs_panel,
+    prompting_keys,
+    prompting_panels,
+    shown_methods,
     with_p1,
 )
 from jaxalign.commands.reports.culturespa_tables import (
     REPLY_COLUMNS,
     difference_label,
+    model_title,
     pair_count,
+    prompting_differences,
+    prompting_sentences,
     reply_rows,
     title,
     untrained_sentences,
 )
 from jaxalign.methods.base import METHODS
+from jaxalign.methods.culturespa.prompting import OTHER_STYLES
 from jaxalign.methods.culturespa.result import SELECTION_MODELS
 from jaxalign.report.common import provenance
 from jaxalign.report.document import (
@@ -86,6 +98,8 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
         sections=(
             section("In short", Listing(statements(result), "Findings, in points of the score")),
             _methods(result, out),
+            _countries(result, out),
+            *_prompting(result, out),
             _selections(result, out),
             section("Guard: what fine-tuning must not break", *_guard(result["guard"])),
             section("Written questions", *_questions(result["questions"])),
@@ -100,6 +114,7 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
 def statements(result: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the differences that the paper's claims rest on, and the guard, as sentences."""
     sentences = [_difference_sentence(name, d) for name, d in result["differences"].items()]
+    sentences += prompting_sentences(result)
     limit = result["guard"]["limit"]
     for method, change in result["guard"]["change"].items():
         within = "within" if change["within"] else "not within"
@@ -198,6 +213,101 @@ def _differences(result: Mapping[str, Any]) -> Table:
     )
 
 
+def _countries(result: Mapping[str, Any], out: Path) -> Section:
+    methods = shown_methods(result)
+    rows = tuple(
+        (country, *(country_score(result, key, country) for key in methods))
+        for country in result["settings"]["countries"]
+    )
+    table = Table(
+        "Scores by country with 95 % intervals over questions",
+        ("Country", *(METHODS[key].label for key in methods)),
+        rows,
+    )
+    return section(
+        "Country by country",
+        Figure(
+            "Score of the main methods in each country, with 95 % intervals over questions",
+            "One row per country, ordered by the unaware model's score, with a mark and a bar for "
+            "each method",
+            out / "countries.png",
+            drawings("countries", country_panels(result)),
+            table,
+            tuple(country_keys(result)),
+        ),
+    )
+
+
+def _prompting(result: Mapping[str, Any], out: Path) -> tuple[Section, ...]:
+    """Return a section on the fine-tuned models under every style, if they were asked."""
+    if "prompting" not in result:
+        return ()
+    prompting = result["prompting"]
+    models = list(prompting["scores"])
+    styles = list(prompting["scores"][models[0]])
+    table = Table(
+        "Mean score by prompt style and model, with 95 % intervals over questions",
+        ("Style", *map(model_title, models)),
+        tuple(
+            (
+                METHODS[style].title,
+                *(_over_questions(prompting["scores"][model][style]) for model in models),
+            )
+            for style in styles
+        ),
+    )
+    columns = ("Difference", "Points (over questions)", "Points (over seeds)", "The first is")
+    differences = Table(
+        "What fine-tuning adds under each style, and what each style adds to P1",
+        columns,
+        tuple(
+            (name, _over_questions(row), _over_seeds(row), row["verdict"])
+            for name, row in prompting_differences(prompting).items()
+        ),
+        digits=2,
+        signed=columns[1:3],
+    )
+    figure = Figure(
+        "Models under every prompt style",
+        "Left: one row per style with the score of each model. Right: what fine-tuning adds",
+        out / "prompting.png",
+        drawings("prompting", prompting_panels(prompting)),
+        table,
+        tuple(prompting_keys(prompting)),
+    )
+    replies = tuple(
+        (f"{model_title(model)}, {METHODS[style].label}", *(counts[key] for key in REPLY_COLUMNS))
+        for model, by_style in prompting["replies"].items()
+        for style, counts in by_style.items()
+    )
+    mass = tuple(
+        (model_title(model), *(by_style.get(style) for style in OTHER_STYLES))
+        for model, by_style in prompting["valid_mass"].items()
+    )
+    return (
+        section(
+            "Fine-tuned models under every prompt style",
+            Text(
+                "The paper's claim is that fine-tuning combines with prompting. The joint and the "
+                "specific models were trained under P1; here they answer under every style. A "
+                "difference is paired by question, country and seed."
+            ),
+            figure,
+            differences,
+            Table(
+                "Probability that a reply begins with an option",
+                ("Model", *(METHODS[style].label for style in OTHER_STYLES)),
+                mass,
+                digits=3,
+                folded=True,
+            ),
+            Table("Replies that are not an answer", ("Model", *REPLY_COLUMNS.values()), replies)
+            if replies
+            else None,
+        ),
+    )
+
+
 def _selections(result: Mapping[str, Any], out: Path) -> Section:
     rows = tuple(
         (
@@ -230,6 +340,25 @@ def _selections(result: Mapping[str, Any], out: Path) -> Section:
             "the country is named, RDS as many at random, CDS as many whose answer stays the same."
         ),
         figure,
+        _pairs(result, out),
+    )
+
+
+def _pairs(result: Mapping[str, Any], out: Path) -> Figure:
+    countries = result["settings"]["countries"]
+    topics, shares = pair_shares(result)
+    table = Table(
+        "Selected pairs by topic and country, in % of the topic's questions",
+        ("Topic", *countries),
+        tuple((topic, *row) for topic, row in zip(topics, shares, strict=True)),
+    )
+    return Figure(
+        "Selected pairs (CRQPC) by topic and country",
+        "A cell per topic and country with the percentage of the topic's written questions whose "
+        "answer changes when the country is named",
+        out / "pairs.png",
+        drawings("pairs", [pairs_panel(result)]),
+        table,
     )
 
 
@@ -261,6 +390,11 @@ def _guard(guard: Mapping[str, Any]) -> tuple[Text, Table]:
 
 def _questions(questions: Mapping[str, Any]) -> tuple[Table]:
     rows = [(words, questions[key]) for key, words in _QUESTION_COUNTS.items()]
+    if not questions["requests"]:
+        rows = [
+            ("entries of the files that the run was given", questions["asked_for"]),
+            ("entries that are a question", questions["parsed"]),
+        ]
     rows += [
         (f"removed by the filter “{name.replace('_', ' ')}”", count)
         for name, count in questions["removed"].items()

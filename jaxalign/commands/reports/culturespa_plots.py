@@ -1,15 +1,23 @@
-"""The pictures of `jaxalign culturespa`: methods and selections with their intervals."""
+"""The pictures of `jaxalign culturespa`.
+
+Methods and selections with their intervals, the methods country by country, the fine-tuned models
+under every prompt style, and the selected pairs by topic and country.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxalign.commands.reports.culturespa_tables import title
-from jaxalign.methods.base import P1
+from jaxalign.methods.base import JOINT, METHODS, P1, SPECIFIC, UNAWARE
+from jaxalign.report.document import Estimate, Key
+from jaxalign.report.drawing import Panel, new_figure, save_png
+from jaxalign.report.figures import Series, dots, heat_map
 from jaxalign.report.palette import (
     BLUE,
     GREEN,
@@ -34,15 +42,153 @@ SHOWN_LINES = {
     "own_mean": ("own country's mean answer", "-", GREEN),
 }
 
+_MOST_COUNTRIES = 9  # in a column of the figure by country
+
 
 def write_plots(out: Path, result: Mapping[str, Any]) -> None:
-    """Write `methods.png` and `selection.png` to the folder `out`."""
-    from matplotlib.figure import Figure
+    """Write the pictures that a result has data for to the folder `out`.
 
-    figure = Figure(figsize=(8.6, 5.2), layout="constrained")
+    methods.png, selection.png   mean scores
+    countries.png                scores by country
+    pairs.png                    selected pairs by topic and country
+    prompting.png                fine-tuned models under every prompt style
+    """
+
+    figure = new_figure((8.6, 5.2))
     draw_methods(figure.add_subplot(), result)
     save(figure, out / "methods.png", legend="outside upper center")
     plot_selections(out / "selection.png", with_p1(result))
+    save_png(out / "countries.png", country_panels(result), country_keys(result))
+    save_png(out / "pairs.png", [pairs_panel(result)])
+    if "prompting" in result:
+        plot_prompting(out / "prompting.png", result["prompting"])
+
+
+def country_keys(result: Mapping[str, Any]) -> list[Key]:
+    """Return the legend of `country_panels`."""
+    return [METHODS[key].legend().as_mark(interval=True) for key in shown_methods(result)]
+
+
+def country_panels(result: Mapping[str, Any]) -> list[Panel]:
+    """Return the score of the main methods by country, with intervals over questions.
+
+    Countries are in the order of the unaware model's score, so that it is seen who gains.
+    """
+    keys, methods = shown_methods(result), result["methods"]
+    countries = sorted(
+        result["settings"]["countries"], key=lambda c: -(methods[keys[0]]["countries"][c] or 0)
+    )
+    halves = -(-len(countries) // _MOST_COUNTRIES)
+    each = -(-len(countries) // halves)
+    panels = []
+    for first in range(0, len(countries), each):
+        rows = countries[first : first + each]
+        series = [
+            Series(METHODS[key].legend(), tuple(country_score(result, key, c) for c in rows))
+            for key in keys
+        ]
+        panels.append(dots("", rows, series, "cultural alignment score × 100"))
+    shown = [country_score(result, key, c) for key in keys for c in countries]
+    ends = [end for e in shown if e.has_interval for end in (e.low, e.high)]
+    if not ends:
+        return panels
+    low, high = min(ends) - 1, max(ends) + 1  # the same for all panels
+    return [_with(panel, lambda axes: axes.set_xlim(low, high)) for panel in panels]
+
+
+def _with(panel: Panel, more: Callable[[Axes], object]) -> Panel:
+    """Return a panel that is finished by `more`."""
+
+    def draw(axes: Axes) -> None:
+        panel.draw(axes)
+        more(axes)
+
+    return dataclasses.replace(panel, draw=draw)
+
+
+def shown_methods(result: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the methods that are compared country by country."""
+    return [m.key for m in (UNAWARE, P1, JOINT, SPECIFIC) if m.key in result["methods"]]
+
+
+def country_score(result: Mapping[str, Any], method: str, country: str) -> Estimate:
+    """Return a method's score in a country, with its interval over questions."""
+    record = result["methods"][method]
+    bounds = record["country_intervals"][country] or (None, None)
+    return Estimate(record["countries"][country], *bounds)
+
+
+def pair_shares(result: Mapping[str, Any]) -> tuple[list[str], list[list[float | None]]]:
+    """Return the topics, and of each the percentage of its questions that is selected by country.
+
+    The pairs are those of the joint model (CRQPC), of all seeds together.
+    """
+    by_seed = [seed["topics"] for seed in result["selected"].values()]
+    topics = list(dict.fromkeys(topic for by_topic in by_seed for topic in by_topic))
+    shares: list[list[float | None]] = []
+    for topic in topics:
+        found = [by_topic[topic] for by_topic in by_seed if topic in by_topic]
+        questions = sum(each["questions"] for each in found)
+        shares.append(
+            [
+                100 * sum(each["pairs"][country] for each in found) / questions
+                for country in result["settings"]["countries"]
+            ]
+        )
+    return topics, shares
+
+
+def pairs_panel(result: Mapping[str, Any]) -> Panel:
+    """Return a heat map of the selected pairs: topics by countries."""
+    topics, shares = pair_shares(result)
+    return heat_map(
+        "",
+        topics,
+        result["settings"]["countries"],
+        shares,
+        "topic of the question",
+        "% of the topic's questions selected",
+    )
+
+
+def plot_prompting(path: Path, prompting: Mapping[str, Any]) -> None:
+    """Write a PNG with the unchanged and the fine-tuned models under every prompt style."""
+    save_png(path, prompting_panels(prompting), prompting_keys(prompting))
+
+
+def prompting_keys(prompting: Mapping[str, Any]) -> list[Key]:
+    """Return the legend of `prompting_panels`."""
+    return [_model_key(model).as_mark(interval=True) for model in prompting["scores"]]
+
+
+def prompting_panels(prompting: Mapping[str, Any]) -> list[Panel]:
+    """Return the scores under every style, and what fine-tuning adds under each."""
+    styles = list(next(iter(prompting["scores"].values())))
+    rows = [METHODS[style].label for style in styles]
+    scores = [
+        Series(_model_key(model), tuple(_with_interval(by_style[style]) for style in styles))
+        for model, by_style in prompting["scores"].items()
+    ]
+    gains = [
+        Series(_model_key(model), tuple(_with_interval(by_style[style]) for style in styles))
+        for model, by_style in prompting["minus_base"].items()
+    ]
+    added = dots("What fine-tuning adds", rows, gains, "points, fine-tuned minus unchanged")
+    return [
+        dots("Score under each style", rows, scores, "cultural alignment score × 100"),
+        _with(added, lambda axes: axes.axvline(0, color=MUTED, linewidth=1)),
+    ]
+
+
+def _model_key(model: str) -> Key:
+    if model in METHODS:
+        return METHODS[model].legend()
+    return Key("unchanged model", ORANGE, "-", "o")
+
+
+def _with_interval(record: Mapping[str, Any]) -> Estimate:
+    mean = record.get("mean", record.get("value"))
+    return Estimate(mean, *(record["interval"] or (None, None)))
 
 
 def with_p1(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,9 +206,8 @@ def draw_methods(axes: Axes, result: Mapping[str, Any]) -> None:
 
 def plot_selections(path: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
     """Write a PNG with a row for each joint model, by how its data were selected."""
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 0.45 * len(records) + 1.6), layout="constrained")
+    figure = new_figure((7.2, 0.45 * len(records) + 1.6))
     axes = figure.add_subplot()
     draw_rows(axes, records)
     axes.set_title("The joint model by how its training data were selected", fontsize=11)

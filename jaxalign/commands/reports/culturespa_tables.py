@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.methods.base import METHODS
@@ -14,6 +14,7 @@ REPLY_COLUMNS = {
     "replies": "replies",
     "unreadable": "without a number",
     "out_of_range": "with a number that no option has",
+    "option_lists": "that repeat the options",
 }
 INTERVALS = ("95 % over questions", "95 % over seeds")
 
@@ -47,6 +48,8 @@ def show_result(result: Mapping[str, Any]) -> None:
     )
     if rows := reply_rows(result):
         print_table("Sampled replies", ("method", *REPLY_COLUMNS.values()), rows)
+    if "prompting" in result:
+        show_prompting(result["prompting"], countries)
     for sentence in untrained_sentences(result):
         print(sentence)
     show_guard(result["guard"])
@@ -67,6 +70,77 @@ def show_differences(differences: Mapping[str, Mapping[str, Any]]) -> None:
     ]
     columns = ["difference", "points", *INTERVALS, "the first is"]
     print_table("Paired differences between methods", columns, rows)
+
+
+def show_prompting(prompting: Mapping[str, Any], countries: Sequence[str]) -> None:
+    """Print the scores of the models under every prompt style, and their paired differences."""
+    print_table(
+        "Models under every prompt style, score × 100",
+        ["model", "style", *countries, "mean", *INTERVALS],
+        [
+            [model_title(model), METHODS[style].label, *row["countries"].values(), *mean_cells(row)]
+            for model, by_style in prompting["scores"].items()
+            for style, row in by_style.items()
+        ],
+    )
+    differences = prompting_differences(prompting)
+    for sentence in prompting_sentences({"prompting": prompting}):
+        print(sentence)
+    print_table(
+        "What fine-tuning adds to each style, and each style to P1, paired",
+        ["difference", "points", *INTERVALS, "the first is"],
+        [
+            [
+                name,
+                row["value"],
+                bounds(row["interval"], "+"),
+                bounds(row["seed_interval"], "+"),
+                row["verdict"],
+            ]
+            for name, row in differences.items()
+        ],
+    )
+
+
+def prompting_differences(prompting: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the paired differences of `prompting` by a name in words."""
+    named = {}
+    for model, by_style in prompting["minus_base"].items():
+        for style, row in by_style.items():
+            short = METHODS[style].label
+            named[f"{model_label(model)} under {short} − unchanged under {short}"] = row
+    for model, by_style in prompting["minus_p1"].items():
+        for style, row in by_style.items():
+            named[f"{model_label(model)}: {METHODS[style].label} − {METHODS['p1'].label}"] = row
+    return named
+
+
+def prompting_sentences(result: Mapping[str, Any]) -> list[str]:
+    """Return, for each fine-tuned model, under which styles it is above the unchanged one."""
+    sentences = []
+    for model, by_style in result.get("prompting", {}).get("minus_base", {}).items():
+        styles_of: dict[str, list[str]] = {}
+        for style, row in by_style.items():
+            styles_of.setdefault(row["verdict"], []).append(METHODS[style].label)
+        found = []
+        for verdict, styles in styles_of.items():
+            what, _, over = verdict.partition(", ")  # "higher", "over questions only"
+            found.append(f"{what} under {', '.join(styles)}" + (f" ({over})" if over else ""))
+        sentences.append(
+            f"{model_label(model)} beside the unchanged model under the same style: "
+            f"{'; '.join(found)}."
+        )
+    return sentences
+
+
+def model_title(model: str) -> str:
+    """Return the name in words of a fine-tuned model, or of the unchanged one."""
+    return METHODS[model].title if model in METHODS else "unchanged model"
+
+
+def model_label(model: str) -> str:
+    """Return the short name of a fine-tuned model, or of the unchanged one."""
+    return METHODS[model].label if model in METHODS else "unchanged"
 
 
 def title(key: str) -> str:
@@ -144,8 +218,10 @@ def show_guard(guard: Mapping[str, Any]) -> None:
 
 def _show_questions(questions: Mapping[str, Any]) -> None:
     removed = ", ".join(f"{n.replace('_', ' ')} {k}" for n, k in questions["removed"].items() if k)
+    requests = questions["requests"]  # none: the questions existed already
     print(
-        f"written questions over all seeds: {questions['asked_for']} asked for in "
-        f"{questions['requests']} requests, {questions['parsed']} accepted, {questions['left']} "
-        f"left after the filters; removed: {removed or 'none'}"
+        f"{'written' if requests else 'existing'} questions over all seeds: "
+        f"{questions['asked_for']} {f'asked for in {requests} requests' if requests else 'read'}, "
+        f"{questions['parsed']} accepted, {questions['left']} left after the filters; removed: "
+        f"{removed or 'none'}"
     )

@@ -11,12 +11,13 @@ from typing import Any
 
 from jaxalign.commands.reports import survey_figures as figures
 from jaxalign.commands.reports import survey_tables as tables
+from jaxalign.commands.reports.constant import constant_statement, constant_table
 from jaxalign.report.common import provenance
 from jaxalign.report.document import Document, Estimate, Listing, Note, Section, Text, section
 from jaxalign.report.render import write_report
 from jaxalign.report.wording import chance_of_many, joined, number, tally, verdict, with_bounds
 
-_SIMULATED = (
+SIMULATED = (
     "Simulated: nobody was asked. A program made up the countries' answers to this survey, so no "
     "number here is a finding about people."
 )
@@ -63,7 +64,7 @@ def survey_report(analysis: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
         title="How close the answers come to countries",
         summary=f"{who if personas else 'A model without a persona'}, compared with the people of "
         f"{count} countries on the {survey['items']} questions of {survey['name']}.",
-        labels=(Note(_SIMULATED, "label"),) if survey["simulated"] else (),
+        labels=(Note(SIMULATED, "label"),) if survey["simulated"] else (),
         sections=tuple(s for s in _sections(analysis, out) if s.blocks),
     )
     return write_report(document, out)
@@ -97,6 +98,17 @@ def _sections(analysis: Mapping[str, Any], out: Path) -> list[Section]:
             tables.long_items_table(analysis),
         ),
         section(
+            "Constant answers",
+            Text(_constant_statement(analysis)),
+            constant_table(
+                {
+                    figures.MODES["aware"].label: analysis["constant"]["aware"],
+                    figures.MODES["unaware"].label: {"": analysis["constant"]["unaware"]},
+                    "people's majority answers": analysis["constant"]["people"],
+                }
+            ),
+        ),
+        section(
             "Unreadable replies",
             Text(_unreadable_statement(analysis)),
             tables.unreadable_table(analysis),
@@ -116,7 +128,13 @@ def _statements(analysis: Mapping[str, Any]) -> tuple[str, ...]:
     ]
     if analysis["personas"]:
         statements += [_identification_statement(analysis), _dispersion_statement(analysis)]
-    statements += [_long_item_statement(analysis), _unreadable_statement(analysis)]
+    statements += [
+        _constant_statement(analysis),
+        _long_item_statement(analysis),
+        _unreadable_statement(analysis),
+    ]
+    # A file of replies may be incomplete, which a reader of the scores must know.
+    statements += analysis.get("notes", ())
     return tuple(s for s in statements if s)
 
 
@@ -186,6 +204,16 @@ def _dispersion_statement(analysis: Mapping[str, Any]) -> str:
     )
 
 
+def _constants(analysis: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer given most often, by persona, and without one."""
+    constant = analysis["constant"]
+    return {**constant["aware"], figures.MODES["unaware"].label: constant["unaware"]}
+
+
+def _constant_statement(analysis: Mapping[str, Any]) -> str:
+    return constant_statement(_constants(analysis), analysis["constant"]["people"])
+
+
 def _long_item_statement(analysis: Mapping[str, Any]) -> str:
     long_items = analysis["long_items"]
     return (
@@ -198,8 +226,9 @@ def _unreadable_statement(analysis: Mapping[str, Any]) -> str:
     total = analysis["unreadable"]["total"]
     return (
         f"Of {number(total['replies'], 0)} replies, {number(total['unreadable'], 0)} held no "
-        f"number and {number(total['out_of_range'], 0)} held a number that belongs to no option; "
-        "these are left out."
+        f"number, {number(total['out_of_range'], 0)} held a number that belongs to no option and "
+        f"{number(total['option_lists'], 0)} repeated the options without taking one; these are "
+        "left out."
     )
 
 

@@ -191,12 +191,21 @@ def unreadable_table(analysis: Mapping[str, Any]) -> Table:
             group["replies"],
             group["unreadable"],
             group["out_of_range"],
+            group["option_lists"],
             _first_names(group["items"]),
         )
         for name, group in groups
         if group["runs"]
     )
-    columns = ("Persona", "Runs", "Replies", "No number", "Number of no option", "Questions")
+    columns = (
+        "Persona",
+        "Runs",
+        "Replies",
+        "No number",
+        "Number of no option",
+        "Options repeated",
+        "Questions",
+    )
     return Table("Replies that gave no answer", columns, rows)
 
 

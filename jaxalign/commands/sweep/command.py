@@ -38,7 +38,7 @@ from jaxalign.commands.sweep.result import make_result, show_result, write_plot
 from jaxalign.commands.sweep.status import CELLS, StatusBoard, show_status
 from jaxalign.core.errors import UserError
 from jaxalign.lm.model import load_model
-from jaxalign.methods.soft_prompt.problem import start_text
+from jaxalign.methods.soft_prompt.problem import recorded_start
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.search import Search, choose_execution, choose_search_mesh
 from jaxalign.runs import MetricsFile, Run, check_run
@@ -224,7 +224,7 @@ def run_one(
                 embeddings_MxD=prompt_MxD,
                 placement=group.problem.settings.prompt.placement,
                 group=cell.country,
-                start=start_text(group.problem, cell.country),
+                start=recorded_start(group.problem, cell.country),
                 seed=cell.seed,
                 model=group.problem.model.name,
                 model_sha256=group.problem.model.sha256,

@@ -26,6 +26,7 @@ from jaxalign.commands.reports.soft_prompt_parts import constants_words
 from jaxalign.commands.sweep.plan import group_name
 from jaxalign.methods.soft_prompt.result import reading_words
 from jaxalign.methods.soft_prompt.settings import Settings
+from jaxalign.report.drawing import new_figure
 from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from jaxalign.runs import versions
 from jaxalign.runs.console import print_table
@@ -164,13 +165,12 @@ def write_plot(path: Path, result: Mapping[str, Any]) -> None:
     Bars are the standard deviation over seeds; thin lines reach from the easiest to the hardest
     country.
     """
-    from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(g["model"] for g in result["groups"]))
     strategies = list(dict.fromkeys(g["strategy"] for g in result["groups"]))
     lengths = sorted({g["prompt_length"] for g in result["groups"]})
     reading = result["reading"]
-    figure = Figure(figsize=(max(5.6, 4.2 * len(models)), 4.0), layout="constrained")
+    figure = new_figure((max(5.6, 4.2 * len(models)), 4.0))
     panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     for axes, model in zip(panels, models, strict=True):
         for i, strategy in enumerate(strategies):

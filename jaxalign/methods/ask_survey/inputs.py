@@ -26,9 +26,11 @@ from jaxalign.methods.base import ICL, METHODS, NAIVE, PERSONA, Condition
 from jaxalign.methods.conditions import InContext, Persona, Plain, WithPrompt, draw_examples
 from jaxalign.methods.culturespa.conditions import InStyle
 from jaxalign.methods.culturespa.inputs import make_style_prompts
-from jaxalign.methods.culturespa.styles import StylePrompts, Texts, group_name, load_texts
+from jaxalign.methods.culturespa.similar import Ranking
+from jaxalign.methods.culturespa.styles import STYLES, StylePrompts, Texts, group_name, load_texts
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.pocket.society import held_out_survey, society_values_module
+from jaxalign.prompts import untranslated
 from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.formats import read_answered, read_any
 from jaxalign.surveys.survey import Item, Survey, vsm
@@ -67,6 +69,11 @@ class System:
     title: str
     voices: tuple[Voice, ...]
     styles: tuple[AnyStyle, ...]
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether these are soft prompts."""
+        return self.voices[0].prompt is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +142,8 @@ class AskInputs:
         texts: The prompt texts.
         rows: The rows of the overview.
         jobs: What is asked, by the weights that are needed.
+        shows_test: Whether prompts that hold answers of countries hold those of this survey.
+        notes: What the user should know before the long work.
         facts: Hashes and texts that a resumed run must find unchanged.
     """
 
@@ -145,6 +154,8 @@ class AskInputs:
     texts: Texts
     rows: tuple[Row, ...]
     jobs: tuple[Job, ...]
+    shows_test: bool
+    notes: tuple[str, ...]
     facts: dict[str, Any]
 
     @property
@@ -185,7 +196,45 @@ def read_inputs(settings: AskSettings, files: ModelFiles) -> AskInputs:
                 by_adapter.setdefault(voice.adapter, []).append(Asked(row, group, condition))
     jobs = tuple(_job(files, worded.texts, survey, *pair) for pair in by_adapter.items())
     facts = _facts(settings, files, survey, test, source, worded, systems, jobs)
-    return AskInputs(files, survey, test, countries, worded.texts, tuple(rows), jobs, facts)
+    return AskInputs(
+        files=files,
+        survey=survey,
+        test=test,
+        countries=countries,
+        texts=worded.texts,
+        rows=tuple(rows),
+        jobs=jobs,
+        shows_test=settings.examples == "paper",
+        notes=tuple(_notes(settings, files, survey, systems, styles)),
+        facts=facts,
+    )
+
+
+def _notes(
+    settings: AskSettings,
+    files: ModelFiles,
+    survey: Survey,
+    systems: Sequence[System],
+    styles: set[AnyStyle],
+) -> list[str]:
+    notes = []
+    if note := untranslated(settings.language, survey):
+        notes.append(note)
+    shown = [s for s in STYLES if s in styles and needs_examples(s)]
+    if settings.examples == "paper" and shown:
+        notes.append(
+            f"{', '.join(shown)} read answers of the very survey that is asked, as published; "
+            "`examples` leak_free takes them from another one"
+        )
+    for system in systems:
+        for voice in system.voices:
+            made_for = voice.prompt.model_sha256 if voice.prompt else None
+            if made_for not in (None, files.sha256):
+                notes.append(
+                    f"{system.title} {voice.group or ''}".strip()
+                    + ": tuned for other weights than these"
+                )
+    return notes
 
 
 def _read_survey(settings: AskSettings) -> tuple[Survey, ChoiceTest | None]:
@@ -340,7 +389,9 @@ class _Wording:
         styles: set[AnyStyle],
     ) -> None:
         self._source, self.shown = source, None
-        self.texts = load_texts(settings.texts, model_folder=files.folder)
+        self.texts = load_texts(
+            settings.texts, language=settings.language, model_folder=files.folder
+        )
         self.examples: tuple[Item, ...] = ()
         if any(needs_examples(style) and style != ICL.key for style in styles):
             pocket = files.is_pocket
@@ -353,6 +404,8 @@ class _Wording:
             self.shown = self.style_prompts.shown
         else:
             self.style_prompts = StylePrompts(self.texts, survey, settings.countries)
+            if source is not None:  # refuses one that shares questions with the survey
+                StylePrompts(self.texts, survey, settings.countries, "leak_free", source)
         if ICL.key in styles:
             self.examples = draw_examples(
                 source, settings.countries, settings.icl_examples, settings.seed
@@ -396,6 +449,7 @@ def _facts(
         for voice in system.voices
         if voice.prompt is not None
     }
+    ranking = worded.style_prompts.similarity
     return {
         **files.facts(),
         "survey": survey.name,
@@ -405,6 +459,7 @@ def _facts(
         "countries": list(settings.countries),
         "icl_examples": [item.id for item in worded.examples],
         "texts": dataclasses.asdict(worded.texts),
+        "p3_ranking_sha256": ranking.sha256 if isinstance(ranking, Ranking) else None,
         "adapters": {str(job.adapter): job.digest for job in jobs if job.adapter is not None},
         "prompts": prompts,
     }

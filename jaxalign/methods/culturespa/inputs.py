@@ -18,15 +18,23 @@ from jaxalign.lm.model import LM, ModelFiles, open_model
 from jaxalign.methods.ask import Questions, encode_conditions
 from jaxalign.methods.conditions import Plain
 from jaxalign.methods.culturespa.dataset import training_tokens
+from jaxalign.methods.culturespa.existing import ExistingQuestions, read_existing
 from jaxalign.methods.culturespa.settings import (
     CultureSPASettings,
     check_settings,
     resolve_settings,
 )
+from jaxalign.methods.culturespa.similar import (
+    Ranking,
+    Similarity,
+    WordSimilarity,
+    read_ranking,
+)
 from jaxalign.methods.culturespa.styles import StylePrompts, group_name, load_texts
 from jaxalign.methods.culturespa.write import WritingSettings, check_requests_fit, load_request
 from jaxalign.pocket.general import general_questions
 from jaxalign.pocket.society import held_out_survey, society_values_module
+from jaxalign.prompts import untranslated
 from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.formats.multiple_choice import read_multiple_choice
 from jaxalign.surveys.survey import Item, Survey
@@ -61,6 +69,7 @@ class Inputs:
         request: Text of a request for a question, as a jinja source.
         guard: Questions that fine-tuning should not break, with the right option's position.
         guard_name: Name and hash of the guard's questions.
+        existing: Questions to start from instead of writing new ones.
     """
 
     files: ModelFiles
@@ -70,6 +79,7 @@ class Inputs:
     request: str
     guard: tuple[tuple[Item, int], ...]
     guard_name: str
+    existing: ExistingQuestions | None = None
 
     @functools.cached_property
     def guard_questions(self) -> Questions:
@@ -79,7 +89,7 @@ class Inputs:
 
     def facts(self) -> dict[str, object]:
         """Return hashes and texts that a resumed run must find unchanged."""
-        return {
+        facts: dict[str, object] = {
             **self.files.facts(),
             "survey_sha256": self.survey.sha256,
             "survey": self.survey.name,
@@ -89,6 +99,11 @@ class Inputs:
             "texts": dataclasses.asdict(self.prompts.texts),
             "guard": self.guard_name,
         }
+        if isinstance(ranking := self.prompts.similarity, Ranking):
+            facts["p3_ranking_sha256"] = ranking.sha256
+        if self.existing is not None:
+            facts["questions_sha256"] = self.existing.sha256
+        return facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +156,8 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
     survey = held_out_survey()
     if settings.survey is not None:
         survey = read_answered(settings.survey, "survey", settings.distributions)
+    if note := untranslated(settings.language, survey):
+        _log.info(note)
     tables = make_tables(survey, settings.countries)
     guard_name, guard = read_guard(settings.guard)
     inputs = Inputs(
@@ -148,13 +165,17 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         survey=survey,
         tables=tables,
         prompts=make_style_prompts(settings, survey, files.folder),
-        request=load_request(),
+        request=load_request(folder=settings.texts, model_folder=files.folder),
         guard=guard,
         guard_name=guard_name,
+        existing=read_existing(settings.questions, survey) if settings.questions else None,
     )
-    advice = "lower `writing.max_new_tokens`"
-    writing = WritingSettings(per_topic=settings.per_topic)
-    check_requests_fit(files, survey, inputs.request, writing, settings.writing, advice)
+    if inputs.existing is None:
+        advice = "lower `writing.max_new_tokens`"
+        writing = WritingSettings(per_topic=settings.per_topic)
+        check_requests_fit(files, survey, inputs.request, writing, settings.writing, advice)
+    else:
+        _log.info(inputs.existing.describe())
     _check_longest_example(settings, inputs)
     return inputs
 
@@ -179,12 +200,26 @@ def make_style_prompts(
     if missing := [group for group in settings.countries if group not in shown.distributions]:
         raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
     groups = _possible_neighbours(settings.countries, shown)
-    texts = load_texts(settings.texts, model_folder=model_folder)
-    prompts = StylePrompts(texts, survey, groups, settings.examples, source)
+    prompts = StylePrompts(
+        load_texts(settings.texts, language=settings.language, model_folder=model_folder),
+        survey,
+        groups,
+        settings.examples,
+        source,
+        similarity=_similarity(settings.p3_choice, shown),
+        p3_form=settings.p3_form,
+    )
     _check_texts(prompts, settings.countries)
     for note in _notes(prompts, settings.countries):
         _log.info(note)
     return prompts
+
+
+def _similarity(choice: str, shown: Survey) -> Similarity | None:
+    """Return what chooses the examples of P3; None for those of the item's topic."""
+    if choice == "topics":
+        return None
+    return WordSimilarity(shown.items) if choice == "similar" else read_ranking(choice)
 
 
 def _possible_neighbours(groups: tuple[str, ...], shown: Survey) -> tuple[str, ...]:

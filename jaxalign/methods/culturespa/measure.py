@@ -28,13 +28,15 @@ from jaxalign.methods.culturespa.fine_tune import ModelName, group_of, label, sp
 from jaxalign.methods.culturespa.inputs import Experiment, Inputs
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.styles import STYLES, Style
-from jaxalign.surveys.responses import Responses
+from jaxalign.surveys.responses import NOT_ANSWERS, Responses
 
 TUNED = tuple(method.key for method in FINE_TUNED)
 
 # float32 positions of options [R, N, C, Q]: seeds (1 where they cannot matter), runs, groups, items
 Answers = np.ndarray
-AskedAs = tuple[Style, tuple[str, ...]]  # the style and the groups that a model is asked under
+# The styles and the groups that a model is asked under, and what it is asked in them.
+AskedAs = tuple[tuple[Style, ...], tuple[str, ...]]
+Ways = dict[AskedAs, StyledConversations]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,11 @@ class Measured:
     untrained: dict[str, dict[str, Any]]
     valid_mass: dict[str, float] = dataclasses.field(default_factory=dict)
 
+    @property
+    def unchanged(self) -> frozenset[str]:
+        """Methods none of whose models was changed by fine-tuning."""
+        return frozenset(name for name, models in self.untrained.items() if models["all"])
+
 
 def measure(
     experiment: Experiment,
@@ -75,15 +82,17 @@ def measure(
         method: [r for name, r in replies.items() if _method(name) == method] for method in TUNED
     }
     return Measured(
-        answers=prompted | _tuned_answers(experiment, replies, prompted),
-        right=_right_by_method(experiment, right),
-        counts={method: _sum(found) for method, found in by_method.items()},
-        untrained=untrained_models(experiment, adapters.keys() - unchanged),
-        valid_mass={
-            method: float(np.nanmean([np.nanmean(r.valid_mass) for r in found]))
-            for method, found in by_method.items()
-            if found
+        answers=prompted
+        | {
+            method: tuned_answers(
+                experiment, replies, method, prompted[TRAINED_UNDER.get(method, "p1")]
+            )
+            for method in TUNED
         },
+        right=_right_by_method(experiment, right),
+        counts={method: sum_counts(found) for method, found in by_method.items()},
+        untrained=untrained_models(experiment, adapters.keys() - unchanged),
+        valid_mass={method: mean_mass(found) for method, found in by_method.items() if found},
     )
 
 
@@ -109,8 +118,8 @@ def _ask_each(
         the models whose adapter changes nothing.
     """
     lm, survey, guard = experiment.lm, experiment.inputs.survey, len(experiment.inputs.guard)
-    groups_of = {name: _groups_of(experiment, name[1]) for name in adapters}
-    answers_of = {name: len(groups) * len(survey.items) for name, groups in groups_of.items()}
+    named = {name: groups_of(experiment, name[1]) for name in adapters}
+    answers_of = {name: len(groups) * len(survey.items) for name, groups in named.items()}
     total = sum(answers_of.values()) + guard * (1 + len(adapters))
     done = 0
 
@@ -134,7 +143,7 @@ def _ask_each(
     plan = plan_blocks(experiment.inputs.guard_questions.conversations, block_tokens)
     right_Q = right_answers(experiment, lm, BASE, plan, report(BASE, guard))
     right: dict[ModelName | None, float] = {None: float(right_Q.mean())}
-    asked_as = {name: (style_of(name[1]), groups) for name, groups in groups_of.items()}
+    asked_as = {name: ((style_of(name[1]),), groups) for name, groups in named.items()}
     inputs = experiment.inputs
     conversations = conversations_to_measure(inputs, asked_as.values(), block_tokens)
     for name in adapters:
@@ -155,27 +164,28 @@ def _ask_each(
 
 def conversations_to_measure(
     inputs: Inputs, asked_as: Iterable[AskedAs], block_tokens: int
-) -> dict[AskedAs, StyledConversations]:
+) -> Ways:
     """Encode the survey and cut it into blocks, for each way in which fine-tuned models are asked.
 
-    Models that are asked alike share their conversations. Those that are asked for as many groups
-    share a shape, and so a compiled program: the specific models of all groups run in one.
+    Models that are asked alike share their conversations. Those that are asked in as many styles
+    for as many groups share a shape, and so a compiled program: the specific models of all groups
+    run in one.
 
     Args:
         inputs: What the run was given.
-        asked_as: Style and groups that a model is asked under; may repeat.
+        asked_as: Styles and groups that a model is asked under; may repeat.
         block_tokens: Tokens of a block.
     """
-    conversations: dict[AskedAs, StyledConversations] = {}
-    by_size: dict[int, list[AskedAs]] = {}
-    for style, groups in dict.fromkeys(asked_as):
-        conversations[style, groups] = in_styles(inputs, (style,), groups, inputs.survey)
-        by_size.setdefault(len(groups), []).append((style, groups))
+    ways: Ways = {}
+    by_size: dict[tuple[int, int], list[AskedAs]] = {}
+    for styles, groups in dict.fromkeys(asked_as):
+        ways[styles, groups] = in_styles(inputs, styles, groups, inputs.survey)
+        by_size.setdefault((len(styles), len(groups)), []).append((styles, groups))
     for alike in by_size.values():
-        plans = [plan_blocks(conversations[key].conversations, block_tokens) for key in alike]
+        plans = [plan_blocks(ways[key].conversations, block_tokens) for key in alike]
         for key, plan in zip(alike, with_one_shape(plans), strict=True):
-            conversations[key] = dataclasses.replace(conversations[key], plan=plan)
-    return conversations
+            ways[key] = dataclasses.replace(ways[key], plan=plan)
+    return ways
 
 
 def style_of(model: str) -> Style:
@@ -183,7 +193,7 @@ def style_of(model: str) -> Style:
     return TRAINED_UNDER["joint" if group_of(model) else model]
 
 
-def _groups_of(experiment: Experiment, model: str) -> tuple[str, ...]:
+def groups_of(experiment: Experiment, model: str) -> tuple[str, ...]:
     """Return the groups that a fine-tuned model answers for."""
     group = group_of(model)
     return (group,) if group else experiment.groups
@@ -198,29 +208,32 @@ def model_names(groups: Sequence[str], method: str) -> list[str]:
     return list(map(specific, groups)) if method == "specific" else [method]
 
 
-def _tuned_answers(
+def tuned_answers(
     experiment: Experiment,
     replies: Mapping[ModelName, Responses],
-    prompted: Mapping[str, Answers],
-) -> dict[str, Answers]:
-    """Return the fine-tuned models' answers by method.
+    method: str,
+    plain: Answers,
+) -> Answers:
+    """Return the answers of a method's fine-tuned models under one style.
 
-    Where there is no adapter, the unchanged model's answers under the same style take its place.
+    Args:
+        experiment: The run.
+        replies: What every model replied under the style.
+        method: The method, such as "joint".
+        plain: The unchanged model's answers under the same style, which take the place of those of
+            a model that there is no adapter for.
     """
     seeds = experiment.settings.seed_numbers
-    plain = {s: np.broadcast_to(a, (len(seeds), *a.shape[1:])) for s, a in prompted.items()}
-    answers = {}
-    for method in TUNED:
-        answers_RxNxCxQ = plain[TRAINED_UNDER.get(method, "p1")].copy()
-        for r, seed in enumerate(seeds):
-            if (seed, method) in replies:
-                answers_RxNxCxQ[r] = replies[seed, method].answers()
-            if method == "specific":
-                for c, group in enumerate(experiment.groups):
-                    if (name := (seed, specific(group))) in replies:
-                        answers_RxNxCxQ[r, :, c] = replies[name].answers()[:, 0]
-        answers[method] = answers_RxNxCxQ
-    return answers
+    answers_RxNxCxQ = np.broadcast_to(plain, (len(seeds), *plain.shape[1:])).copy()
+    for r, seed in enumerate(seeds):
+        if (seed, method) in replies:
+            # A style that names no group is asked once, for all of them.
+            answers_RxNxCxQ[r] = replies[seed, method].answers()
+        if method == "specific":
+            for c, group in enumerate(experiment.groups):
+                if (name := (seed, specific(group))) in replies:
+                    answers_RxNxCxQ[r, :, c] = replies[name].answers()[:, 0]
+    return answers_RxNxCxQ
 
 
 def _right_by_method(
@@ -279,9 +292,15 @@ def changes(adapter: Adapter) -> bool:
     )
 
 
-def _sum(replies: Iterable[Responses]) -> dict[str, int]:
-    total = {"replies": 0, "unreadable": 0, "out_of_range": 0}
+def sum_counts(replies: Iterable[Responses]) -> dict[str, int]:
+    """Return the number of replies, and of those without an answer, of several models."""
+    total = dict.fromkeys(("replies", *NOT_ANSWERS), 0)
     for each in replies:
         counts = each.counts()
         total = {name: count + counts[name] for name, count in total.items()}
     return total
+
+
+def mean_mass(replies: Sequence[Responses]) -> float:
+    """Return the mean probability of several models that a reply begins with an option."""
+    return float(np.nanmean([np.nanmean(each.valid_mass) for each in replies]))

@@ -49,9 +49,15 @@ from jaxalign.methods.culturespa.inputs import (
 from jaxalign.methods.culturespa.measure import Answers, measure
 from jaxalign.methods.culturespa.programs import check_run as check_memory
 from jaxalign.methods.culturespa.programs import expected_steps, small_run, training_programs
+from jaxalign.methods.culturespa.prompting import ask_in_other_styles, prompting_record
 from jaxalign.methods.culturespa.questions import from_item, to_survey
 from jaxalign.methods.culturespa.result import CultureSPAResult, make_record
-from jaxalign.methods.culturespa.select import Selection, describe_selection, select_pairs
+from jaxalign.methods.culturespa.select import (
+    Selection,
+    describe_selection,
+    pairs_by_topic,
+    select_pairs,
+)
 from jaxalign.methods.culturespa.settings import (
     CultureSPASettings,
     check_settings,
@@ -141,8 +147,15 @@ def run_culturespa(
         adapters = fine_tune_all(experiment, questions, selections, steps)
         log_peak("4 fine-tune")
         measured = measure(experiment, adapters, survey_replies)
+        record = make_record(settings, inputs, measured, written, selected, facts)
+        if settings.prompting:
+            _log.info("5 measure: the fine-tuned models under every prompt style")
+            prompted = ask_in_other_styles(experiment, adapters, measured.answers)
+            record["prompting"] = prompting_record(
+                settings, inputs, measured.answers, prompted, measured.unchanged
+            )
         log_peak("5 measure")
-        record = plain(make_record(settings, inputs, measured, written, selected, facts))
+        record = plain(record)
         write_json(out / "answers.json", _answers_record(experiment, measured.answers))
         write_json(out / "result.json", record)
     return CultureSPAResult(out, record, measured.answers, adapters)
@@ -207,7 +220,8 @@ def write_all(experiment: Experiment) -> tuple[dict[int, Survey], dict[int, dict
     """
     settings = experiment.settings
     topics = len({item.topic for item in experiment.inputs.survey.items})
-    per_seed = settings.per_topic * topics
+    existing = experiment.inputs.existing
+    per_seed = len(existing.questions) if existing else settings.per_topic * topics
     questions, counts = {}, {}
 
     def report(done: int, fields: Mapping[str, str]) -> None:
@@ -233,22 +247,34 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
     """Write the questions of one seed, filter them, and keep those that can be trained on."""
     settings, inputs, lm = experiment.settings, experiment.inputs, experiment.lm
     folder = seed_folder(experiment.out, seed)
-    writing = WritingSettings(per_topic=settings.per_topic, seed=seed)
-    written = collect_questions(
-        inputs.survey,
-        model_writer(
-            lm, inputs.survey, inputs.request, writing, settings.writing, settings.batch_size
-        ),
-        inputs.request,
-        writing,
-        folder / "replies.jsonl",
-        on_progress=on_progress,
-    )
+    if inputs.existing is not None:
+        written = inputs.existing.as_written
+        asked_for = len(written.questions) + sum(written.refused.values())
+        source = f"files with hash {inputs.existing.sha256[:12]}"
+    else:
+        writing = WritingSettings(per_topic=settings.per_topic, seed=seed)
+        written = collect_questions(
+            inputs.survey,
+            model_writer(
+                lm,
+                inputs.survey,
+                inputs.request,
+                writing,
+                settings.writing,
+                settings.batch_size,
+                constrain=settings.constrain,
+            ),
+            inputs.request,
+            writing,
+            folder / "replies.jsonl",
+            on_progress=on_progress,
+        )
+        asked_for = settings.per_topic * len(written.topics)
+        source = f"written by a model, weights {lm.sha256[:12]}, seed {seed}"
     filtered = filter_questions(written.questions, map(from_item, inputs.survey.items))
-    source = f"written by a model, weights {lm.sha256[:12]}, seed {seed}"
     survey = to_survey(filtered.questions, f"questions after {inputs.survey.name}", source)
     fitting = _fitting(experiment, survey)
-    counts = _counts(settings, written, filtered, len(fitting.items))
+    counts = _counts(asked_for, written, filtered, len(fitting.items))
     write_json(folder / "written.json", counts)
     write_json(folder / "questions.json", to_json(fitting))  # last: marks the step as done
 
@@ -276,12 +302,12 @@ def _fitting(experiment: Experiment, questions: Survey) -> Survey:
 
 
 def _counts(
-    settings: CultureSPASettings, written: WrittenQuestions, filtered: FilteredQuestions, left: int
+    asked_for: int, written: WrittenQuestions, filtered: FilteredQuestions, left: int
 ) -> dict[str, Any]:
     """Return `written.json`; `left` counts the questions that also fit a row."""
     filters = filtered.counts
     return {
-        "asked_for": settings.per_topic * len(written.topics),
+        "asked_for": asked_for,
         "requests": written.requests,
         "parsed": len(written.questions),
         "refused": written.refused,
@@ -309,6 +335,7 @@ def select_all(
     for done, (seed, survey) in enumerate(questions.items(), 1):
         selections[seed] = select_pairs(replies[seed], groups, survey.items, seed)
         counts[seed] = describe_selection(replies[seed], groups, selections[seed])
+        counts[seed]["topics"] = pairs_by_topic(selections[seed]["joint"], survey.items)
         folder = seed_folder(experiment.out, seed) / "selected"
         write_selected(folder, selections[seed], survey.items, prompts)
         experiment.on_progress(Progress("3 select: seed", done, len(questions), "seeds"))

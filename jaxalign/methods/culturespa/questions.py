@@ -22,6 +22,23 @@ from jaxalign.core.errors import UserError
 from jaxalign.surveys.survey import Item, Survey
 
 FEWEST_OPTIONS, MOST_OPTIONS = 2, 20  # the released questions have 2 to 11
+_TEXT = {"type": "string"}
+SCHEMA = json.dumps(  # what a request asks for
+    {
+        "type": "object",
+        "properties": {
+            "question": _TEXT,
+            "options": {
+                "type": "array",
+                "items": _TEXT,
+                "minItems": FEWEST_OPTIONS,
+                "maxItems": MOST_OPTIONS,
+            },
+        },
+        "required": ["question", "options"],
+        "additionalProperties": False,
+    }
+)
 LONGEST_REPLY = 20_000  # characters; 256 tokens are about 1,000
 LONGEST_TEXT = 1_000  # characters of a question or an option; the released ones stay below 500
 
@@ -81,8 +98,12 @@ def parse_question(reply: str | bytes) -> Question | Refusal:
         pairs, end = json.JSONDecoder(object_pairs_hook=tuple).raw_decode(text)
     except RecursionError:
         return Refusal("nested too deeply")
-    except ValueError:  # not JSON, cut short, or a number of thousands of digits
-        return Refusal("not JSON, or cut short")
+    except json.JSONDecodeError as error:
+        # A text without its closing quote, or nothing where more should be: the end is missing.
+        cut = error.msg.startswith("Unterminated string") or error.pos >= len(text)
+        return Refusal("cut short" if cut else "not JSON")
+    except ValueError:  # a number of thousands of digits
+        return Refusal("not JSON")
     if end < len(text):
         return Refusal("text after the JSON object")
     keys = [key.strip().rstrip(":").lower() for key, _ in pairs]

@@ -19,7 +19,16 @@
     replies.p1                    replies, unreadable, out_of_range; only if replies are sampled
     questions                     asked_for, parsed, removed by each filter (too_long: for the given
                                   `train.longest_example`), left, and the same by seed
-    selected                      pairs by country and seed, share changed, sampling noise
+    selected                      pairs by country and seed, share changed, sampling noise; under
+                                  topics the questions of each topic, and the joint model's pairs
+                                  of each topic by country
+    prompting                     with the setting `prompting`: the joint and the specific models
+                                  under every prompt style (`prompting`)
+        .scores.joint.p2          as methods.p2, of "base" (the unchanged model), joint or specific
+        .minus_base.joint.p2      fine-tuned minus unchanged model, both under the style, as in
+                                  differences
+        .minus_p1.joint.p2        a model under the style minus the same model under P1
+        .valid_mass, .replies     as below, by model and style
     lines                         scores of answers that need no model
     personas                      identification and agreement of p1, p2, joint, specific and cct
     settings, facts, versions     what is needed to make the result again
@@ -139,7 +148,7 @@ def make_record(
         selected: The counts of step 3 by seed.
         facts: Hashes and texts that the result depends on.
     """
-    unchanged = {name for name, models in measured.untrained.items() if models["all"]}
+    unchanged = measured.unchanged
     answers = {name: a for name, a in measured.answers.items() if name not in unchanged}
     right = {name: values for name, values in measured.right.items() if name not in unchanged}
     draws = count_draws(len(inputs.survey.items), settings.resamples, settings.first_seed)

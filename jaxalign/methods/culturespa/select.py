@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -318,6 +319,28 @@ def hold_out(selection: Selection, share: float, seed: int) -> tuple[Selection, 
     held_out = held_out_questions((selection.items[q] for q in asked), share, seed)
     apart_N = np.array([item in held_out for item in selection.items], bool)[selection.item_N]
     return selection.where(~apart_N), selection.where(apart_N)
+
+
+def pairs_by_topic(selection: Selection, items: Sequence[Item]) -> dict[str, dict[str, Any]]:
+    """Return, for each topic, its number of questions and the pairs selected of each group.
+
+    Args:
+        selection: Pairs of questions and groups.
+        items: All questions, selected or not.
+    """
+    topic_of = {item.id: item.topic for item in items}
+    topics = list(dict.fromkeys(topic_of.values()))
+    topic_I = np.array([topics.index(topic_of[i]) for i in selection.items], np.int64)
+    pairs_TxC = np.zeros((len(topics), len(selection.groups)), np.int64)
+    np.add.at(pairs_TxC, (topic_I[selection.item_N], selection.group_N), 1)
+    questions = Counter(topic_of.values())
+    return {
+        topic: {
+            "questions": questions[topic],
+            "pairs": dict(zip(selection.groups, pairs_TxC[t].tolist(), strict=True)),
+        }
+        for t, topic in enumerate(topics)
+    }
 
 
 def expected_noise(distribution_xO: np.ndarray) -> np.ndarray:

@@ -93,6 +93,9 @@ class CultureSPASettings:
     texts: Path | None = None
     """Folder with prompt texts of your own (persona.jinja, question.jinja, self_alignment.jinja
     ...); default: the package's."""
+    language: str = "en"
+    """Language of the prompt texts and of the country names in them: en or zh, or the code of any
+    other together with texts of your own. Questions are asked as the survey words them."""
     writing: Sampling = dataclasses.field(default_factory=lambda: PUBLISHED_SAMPLING)
     """How new questions are sampled."""
     answering: Sampling = dataclasses.field(
@@ -112,6 +115,10 @@ class CultureSPASettings:
     guard: Path | None = None
     """MMLU-style questions that fine-tuning should not make the model worse at; default: tasks that
     the pocket model was trained on."""
+    prompting: bool | None = may_change(None)
+    """Ask the joint and the specific models under every prompt style as well, not only under the
+    one that they were trained with. Default: follows the model, yes for a real one and no for the
+    pocket model. A finished run that is resumed with it only asks what it has not asked."""
     resamples: int = 4000
     """Number of resamples of the bootstrap over questions."""
     batch_size: int | None = may_change(None)
@@ -149,6 +156,7 @@ _NAMES = {
     "seeds": "seeds",
     "p3_choice": "questions that P3 shows",
     "p3_form": "form of P3",
+    "prompting": "fine-tuned models under every prompt style",
     "block_tokens": "tokens of a block of exact answers",
 }
 FOR_POCKET = "suits the pocket model"
@@ -173,6 +181,7 @@ def resolve_settings(
             "seeds": Default(5, FOR_POCKET),
             "p3_choice": Default("topics", FOR_POCKET),
             "p3_form": Default("turns", FOR_POCKET),
+            "prompting": Default(False, "half as long again on the pocket model"),
         }
     else:
         following = {
@@ -180,9 +189,10 @@ def resolve_settings(
             "seeds": Default(1, PAPER),
             "p3_choice": Default("similar", "the paper's, with similarity by words"),
             "p3_form": Default("one_message", PAPER),
+            "prompting": Default(True, PAPER),
         }
     if settings.questions:
-        del following["per_topic"]  # nothing is written
+        settings = dataclasses.replace(settings, per_topic=0)  # nothing is written
     platform = target_platform()
     if files.is_pocket:
         block_tokens = Default(_POCKET_BLOCK_TOKENS, FOR_POCKET)
@@ -216,7 +226,8 @@ def check_settings(settings: CultureSPASettings) -> None:
         )
     for name, least in _LEAST.items():
         value = getattr(settings, name)
-        if value is not None and value < least:
+        unused = name == "per_topic" and settings.questions
+        if value is not None and value < least and not unused:
             raise UserError(f"`{name}` {value}: give at least {least}")
     countries = settings.countries
     if len(countries) < 2 or len(set(countries)) < len(countries):
@@ -229,8 +240,9 @@ def check_settings(settings: CultureSPASettings) -> None:
     choice = settings.p3_choice
     if choice is not None and choice not in P3_CHOICES and not Path(choice).is_file():
         raise UserError(f"`p3_choice` {choice}: give {', '.join(P3_CHOICES)} or an existing file")
-    if settings.constrain and settings.questions:
-        raise UserError("`constrain`: nothing is written with `questions`; leave one of them out")
+    for name in ("constrain", "per_topic"):
+        if settings.questions and getattr(settings, name):
+            raise UserError(f"`{name}`: nothing is written with `questions`; leave one of them out")
     for shares, survey in (("distributions", "survey"), ("source_distributions", "source")):
         if (path := getattr(settings, shares)) is not None and getattr(settings, survey) is None:
             raise UserError(f"`{shares}` {path}: goes with a `{survey}` of your own")

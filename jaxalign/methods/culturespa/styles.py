@@ -6,6 +6,9 @@
     p3        self-alignment: `unaware`, then related questions with the country's majority answers
     p1p3      p1, then those questions           p2p3      p2, then those questions
 
+P3's questions are those of the item's topic, or those most like it (`similar`). They are shown as
+turns of the conversation, or, as published, all in the system message (`p3_form`).
+
 A country may be any group that the survey has answers of. Which groups are alike (p2) and what most
 people of a group answer (p3) are read from a survey. The paper reads them from the very survey that
 the model is tested on. `examples="leak_free"` takes both from another survey, and never from the
@@ -32,6 +35,7 @@ from jaxalign.core.templates import render
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.base import PROMPTED
 from jaxalign.methods.conditions import draw_examples
+from jaxalign.methods.culturespa.similar import Similarity
 from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_prompt
 from jaxalign.stats.alignment import between_countries
 from jaxalign.surveys.names import country_name
@@ -41,7 +45,7 @@ from jaxalign.surveys.tables import make_tables
 Style = Literal["unaware", "p1", "p2", "p3", "p1p3", "p2p3"]
 Examples = Literal["paper", "leak_free"]
 P3Form = Literal["turns", "one_message"]
-P3_CHOICES = ("topics", "similar")  # or a file
+P3_CHOICES = ("topics", "similar")  # or a file that ranks questions
 STYLES: tuple[Style, ...] = tuple(method.key for method in PROMPTED)
 NO_GROUP = ("",)  # the group of a style that names none
 
@@ -51,12 +55,17 @@ class Texts:
     """Prompt texts as jinja sources.
 
     `cross_culture` may use `persona`, the rendered persona line, and `similar` and `different`,
-    lists of `GroupName`; `unaware` uses no name.
+    lists of `GroupName`; `unaware` uses no name. `self_alignment` is the one message of P3: it may
+    use `persona`, the rendered text of the style that P3 is combined with, and `examples`, each
+    with `question`, `options` (pairs of code and label), and `answer`, the code of the majority.
+    Both may use `country`, `article_country` and `demonym` of the group, as `Prompts.persona` does;
+    not so P3 by itself, which names no group.
     """
 
     prompts: Prompts
     unaware: str
     cross_culture: str
+    self_alignment: str
 
 
 def load_texts(
@@ -65,10 +74,8 @@ def load_texts(
     """Return the texts of all styles; the places are those of `jaxalign.prompts.load_prompts`."""
     places = {"language": language, "model_folder": model_folder}
     prompts = load_prompts(folder, **places)  # refuses a folder that does not exist
-    unaware, cross_culture = (
-        read_prompt(name, folder, **places) for name in ("unaware", "cross_culture")
-    )
-    return Texts(prompts, unaware, cross_culture)
+    names = ("unaware", "cross_culture", "self_alignment")
+    return Texts(prompts, *(read_prompt(name, folder, **places) for name in names))
 
 
 def reads_answers(style: Style) -> bool:
@@ -133,6 +140,10 @@ class StylePrompts:
         count: Number of examples that p3 shows.
         neighbours: Number of similar and of different groups that p2 names.
         seed: Seed of the order in which examples are drawn.
+        similarity: Chooses the questions most like the item's as examples; None: those of the
+            item's topic first (see `examples_for`).
+        p3_form: How examples are shown: as "turns" of the conversation, or in "one_message", the
+            system message.
     """
 
     texts: Texts
@@ -143,6 +154,8 @@ class StylePrompts:
     count: int = 5
     neighbours: int = 3
     seed: int = 0
+    similarity: Similarity | None = None
+    p3_form: P3Form = "turns"
 
     def __post_init__(self) -> None:
         if self.examples not in ("paper", "leak_free"):
@@ -160,7 +173,8 @@ class StylePrompts:
         return self.examples == "paper" and reads_answers(style)
 
     def lead_in(self, style: Style, group: str, item: Item) -> list[Message]:
-        """Return the messages before `item`: the system message and, for p3, the examples."""
+        """Return the messages before `item`: the system message, and the examples of p3 in it or
+        after it."""
         if style not in STYLES:
             raise UserError(f"style {style!r} is unknown; choose from {', '.join(STYLES)}")
         if style != "unaware" and group not in self.groups:
@@ -170,7 +184,30 @@ class StylePrompts:
             return [system]
         majority = self._majorities[group]
         answered = [(example, majority[example.id]) for example in self.examples_for(item)]
-        return [system, *icl_messages(self.texts.prompts, answered)]
+        if self.p3_form == "turns":
+            return [system, *icl_messages(self.texts.prompts, answered)]
+        return [self._one_message(system, answered, {} if style == "p3" else self._names(group))]
+
+    def _one_message(
+        self, system: Message, answered: list[tuple[Item, int]], names: dict[str, str]
+    ) -> Message:
+        """Return the system message of p3 that holds examples with their answers."""
+        examples = [
+            {
+                "question": f"{example.stem} {example.text}".strip(),
+                "options": list(zip(example.codes, example.options, strict=True)),
+                "answer": example.codes[answer],
+            }
+            for example, answer in answered
+        ]
+        content = render(
+            "self_alignment.jinja",
+            self.texts.self_alignment,
+            persona=system["content"],
+            examples=examples,
+            **names,
+        )
+        return {"role": "system", "content": content}
 
     def conversation(self, style: Style, group: str, item: Item) -> list[Message]:
         """Return the messages before `item`, and the question itself."""
@@ -188,24 +225,37 @@ class StylePrompts:
     def examples_for(self, item: Item) -> tuple[Item, ...]:
         """Return the questions that p3 shows before `item`, the same for every group.
 
-        paper: other questions of the tested survey, those of the item's topic first. leak_free:
-        questions of the other survey, of other topics. The seed draws one order of all questions,
-        so that items of a topic share their examples. Fewer than `count` if there are no more.
+        paper: other questions of the tested survey. leak_free: questions of the other survey, of
+        other topics. With a `similarity`, those most like the item; else those of the item's topic
+        first, in one order of all questions that the seed draws, so that items of a topic share
+        their examples. Fewer than `count` if there are no more.
 
         Raises:
             UserError: If there is none.
         """
+        if item not in self._chosen:
+            self._chosen[item] = self._choose(item)
+        return self._chosen[item]
+
+    def _choose(self, item: Item) -> tuple[Item, ...]:
         others = [e for e in self._order if (e.stem, e.text) != (item.stem, item.text)]
-        if self.examples == "paper":
-            others.sort(key=lambda example: example.topic != item.topic)
-        else:
+        if self.examples == "leak_free":
             others = [example for example in others if example.topic != item.topic]
+        if self.similarity is not None:
+            others = self.similarity.rank(item, others)
+        elif self.examples == "paper":
+            others.sort(key=lambda example: example.topic != item.topic)
         if not others:
             raise UserError(
                 f"item {item.id!r}: {' '.join(self.groups)} all answered no question of "
                 f"{self.shown.name!r} that may be shown before it; give a survey with more of them"
             )
         return tuple(others[: self.count])
+
+    @functools.cached_property
+    def _chosen(self) -> dict[Item, tuple[Item, ...]]:
+        """The examples of each item that was asked so far."""
+        return {}
 
     @functools.cached_property
     def _order(self) -> tuple[Item, ...]:
@@ -226,7 +276,16 @@ class StylePrompts:
         }
 
     def _system(self, style: str, group: str) -> Message:
-        """Return the system message of "unaware", "p1" or "p2"."""
+        """Return the system message of "unaware", "p1" or "p2", which is rendered once."""
+        if (style, group) not in self._systems:
+            self._systems[style, group] = self._render_system(style, group)
+        return self._systems[style, group]
+
+    @functools.cached_property
+    def _systems(self) -> dict[tuple[str, str], Message]:
+        return {}
+
+    def _render_system(self, style: str, group: str) -> Message:
         if style == "unaware":
             return _system_message("unaware", self.texts.unaware)
         persona = self.texts.prompts.system(group_name(group))
@@ -236,7 +295,13 @@ class StylePrompts:
             list(map(self.texts.prompts.name_of, names)) for names in self._neighbours[group]
         )
         values = {"persona": persona["content"], "similar": near, "different": far}
+        values |= self._names(group)
         return _system_message("cross_culture", self.texts.cross_culture, **values)
+
+    def _names(self, group: str) -> dict[str, str]:
+        """Return what texts may call a group: `country` and, where there are, the other forms."""
+        names = dataclasses.asdict(self.texts.prompts.name_of(group))
+        return {form: name for form, name in names.items() if name is not None}
 
 
 def _system_message(name: str, source: str, **values: object) -> Message:

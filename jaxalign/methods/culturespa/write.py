@@ -28,7 +28,6 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +37,15 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import MetricsFile, write_atomically
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.core.templates import render
+from jaxalign.lm.constrain import Constraint, object_with_list
+from jaxalign.lm.constrain import constrain as make_constraint
 from jaxalign.lm.generate import Sampling
 from jaxalign.lm.model import LM, ModelFiles
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.culturespa.questions import (
+    FEWEST_OPTIONS,
+    MOST_OPTIONS,
+    SCHEMA,
     Question,
     Refusal,
     as_json,
@@ -52,7 +56,7 @@ from jaxalign.methods.culturespa.questions import (
     with_ids,
 )
 from jaxalign.methods.culturespa.writer import ModelWriter, Writer
-from jaxalign.prompts import Message
+from jaxalign.prompts import Message, read_prompt
 from jaxalign.surveys.survey import Survey
 
 MOST_REQUESTS = 1 << 20  # per topic, so that topic and request number together fit into 32 bits
@@ -151,6 +155,7 @@ def write_questions(
     prompt: str | None = None,
     batch_size: int = 64,
     replies: Path | None = None,
+    constrain: bool = False,
     on_progress: OnProgress = ignore,
 ) -> WrittenQuestions:
     """Have a model write new questions on each topic of a survey.
@@ -160,11 +165,13 @@ def write_questions(
         survey: Its questions are the seeds, shown as examples; every item needs a topic.
         writing: How many questions, how many examples, and the seed.
         sampling: How replies are sampled; by default as published.
-        prompt: Text of a request as a jinja source, see `load_request`; default: the package's.
+        prompt: Text of a request as a jinja source; default: see `load_request`.
         batch_size: Number of replies written at a time. In float32 the questions do not depend on
             it.
         replies: A file that keeps every reply as a JSON line. Requests whose replies it already
             holds are not sent again, so an interrupted call can be repeated.
+        constrain: Whether to hold replies to JSON of the form that a request asks for: tokens that
+            cannot go on with it are not drawn.
         on_progress: Called with the number of questions written so far.
 
     Returns:
@@ -187,9 +194,10 @@ def write_questions(
         (2, 'trust')
     """
     check_batch_size(batch_size)
-    prompt = load_request() if prompt is None else prompt
+    if prompt is None:
+        prompt = load_request(model_folder=lm.files.folder)
     check_requests_fit(lm.files, survey, prompt, writing, sampling)
-    writer = model_writer(lm, survey, prompt, writing, sampling, batch_size)
+    writer = model_writer(lm, survey, prompt, writing, sampling, batch_size, constrain)
     return collect_questions(survey, writer, prompt, writing, replies, on_progress=on_progress)
 
 
@@ -448,25 +456,34 @@ class _Count:
         return Progress("question", done, self.wanted, "questions", fields=fields)
 
 
-def load_request(path: Path | None = None) -> str:
-    """Return the text of a request as a jinja source, from a file or from the package.
+def load_request(
+    path: Path | None = None, *, folder: Path | None = None, model_folder: Path | None = None
+) -> str:
+    """Return the text of a request as a jinja source.
 
-    The source may use `topic`, and `examples`, a list of JSON objects as texts.
+    The source may use `topic`; `examples`, a list of JSON objects as texts; and `schema`, the JSON
+    schema of a reply as a text.
+
+    Args:
+        path: A file with the text; default: question.jinja from the places that follow.
+        folder: Folder with prompt texts of the user's own.
+        model_folder: Folder of the model, which may bring the request that it was trained on.
 
     Raises:
         UserError: If the file cannot be read.
     """
+    if path is None:
+        return read_prompt("question", folder, model_folder=model_folder)
     try:
-        if path is not None:
-            return path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompt {path}: cannot be read ({error})") from None
-    return resources.files("jaxalign.prompts").joinpath("question.jinja").read_text("utf-8")
 
 
 def request_text(prompt: str, topic: str, examples: Sequence[Question]) -> str:
     """Return the user message of a request. Raises UserError for a faulty jinja source."""
-    return render("question.jinja", prompt, topic=topic, examples=list(map(as_json, examples)))
+    shown = list(map(as_json, examples))
+    return render("question.jinja", prompt, topic=topic, examples=shown, schema=SCHEMA)
 
 
 def check_batch_size(batch_size: int) -> None:
@@ -524,6 +541,7 @@ def model_writer(
     writing: WritingSettings,
     sampling: Sampling,
     batch_size: int | None,
+    constrain: bool = False,
 ) -> Writer:
     """Return a writer that samples its replies from a model.
 
@@ -534,8 +552,13 @@ def model_writer(
         writing: How many questions, how many examples, and the seed.
         sampling: How replies are sampled.
         batch_size: Number of replies written at a time.
+        constrain: Whether to hold replies to JSON of the form asked for.
+
+    Raises:
+        UserError: If replies are to be constrained and the tokenizer is of an unknown kind.
     """
     topics = make_topics(survey)
+    constraint = question_constraint(lm.tokenizer, lm.config.vocab_size) if constrain else None
     longest = longest_request(lm.tokenizer, survey, prompt, writing)
     return ModelWriter(
         lm,
@@ -544,4 +567,11 @@ def model_writer(
         batch_size,
         replies=writing.per_topic * len(topics),
         positions=longest + sampling.max_new_tokens,
+        constraint=constraint,
     )
+
+
+def question_constraint(tokenizer: Tokenizer, vocab_size: int) -> Constraint:
+    """Return the form of a reply for a model: JSON as `questions.SCHEMA` says, on one line."""
+    form = object_with_list("question", "options", FEWEST_OPTIONS, MOST_OPTIONS)
+    return make_constraint(form, tokenizer, vocab_size)

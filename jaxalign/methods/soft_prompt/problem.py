@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,12 +29,14 @@ from jaxalign.methods.conditions import InContext, draw_examples
 from jaxalign.methods.soft_prompt.settings import Settings, check_settings
 from jaxalign.methods.soft_prompt.space import make_space, prompt_text
 from jaxalign.pocket.society import held_out_survey as simulated_survey
-from jaxalign.prompts import Prompts, load_prompts
+from jaxalign.prompts import Prompts, load_prompts, untranslated
 from jaxalign.stats.objectives import Objective, ObjectiveInputs, objectives
 from jaxalign.surveys.formats import read_answered, read_questionnaire
 from jaxalign.surveys.hofstede import DIMENSIONS, is_score_file, name_in_edition, targets
 from jaxalign.surveys.survey import Item, Survey, vsm
 from jaxalign.surveys.tables import option_table
+
+_log = logging.getLogger("jaxalign")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +135,11 @@ def read_problem(
     if model is None:
         model = open_model(settings.model, settings.dtype, revision=revision)
     check_space(settings, model.config)
-    prompts = load_prompts(settings.prompts, model_folder=model.folder)
+    prompts = load_prompts(settings.prompts, language=settings.language, model_folder=model.folder)
     answered = read_held_out(settings)
+    for asked in {survey.name: survey, answered.name: answered}.values():
+        if note := untranslated(settings.language, asked):
+            _log.info(note)
     examples = draw_examples(answered, settings.countries, settings.icl_examples, settings.seed)
     if len(examples) == len(answered.items):
         raise UserError(
@@ -144,7 +150,7 @@ def read_problem(
     longest = max(len(tokens.encode_chat([prompts.user(item)])) for item in survey.items)
     refuse_too_long(model, longest + prompt.length, f"`prompt.length` {prompt.length}")
     file_names(settings.countries)
-    return Problem(
+    problem = Problem(
         settings=settings,
         model=model,
         prompts=prompts,
@@ -153,6 +159,9 @@ def read_problem(
         examples=examples,
         layout=soft_prompt_layout(tokens, prompts, survey.items, prompt.placement, prompt.length),
     )
+    for group in settings.countries:
+        recorded_start(problem, group)  # raises what the initial text lacks
+    return problem
 
 
 def make_objective(
@@ -245,7 +254,16 @@ def refuse_too_long(model: ModelFiles, longest: int, parameter: str) -> None:
 
 def start_text(problem: Problem, group: str) -> str:
     """Return the text that a group's soft prompt starts from."""
-    return prompt_text(problem.settings.prompt, problem.group_name(group))
+    text, name = problem.settings.prompt.text, problem.group_name(group)
+    if text is None:
+        return problem.prompts.system(name)["content"]
+    return prompt_text(text, problem.prompts.name_of(name))
+
+
+def recorded_start(problem: Problem, group: str) -> str | None:
+    """Return what a group's prompt says about its start: the text; None if it was drawn."""
+    by_text = problem.settings.prompt.initialisation == "text"
+    return start_text(problem, group) if by_text else None
 
 
 def file_names(groups: Sequence[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ class SoftPrompt(Condition):
         embeddings_MxD: float32 [M, D], one row per virtual token.
         placement: "front", "system" or "after", as in `jaxalign.answering.conversations`.
         group: The group that it was tuned for, such as a country's ISO 3166 code.
-        start: The text that the search started from.
+        start: The text that the search started from; None if it did not start from a text.
         seed: Seed of the search.
         model: Folder of the model that it was tuned for.
         model_sha256: Hash of that model's weights.

@@ -60,6 +60,9 @@ class Settings:
     """CSV with country, item, code and share, if --held-out is a CSV of your own."""
     prompts: Path | None = None
     """Folder with your own prompt texts (item.jinja, persona.jinja); default: the package's."""
+    language: str = "en"
+    """Language of the prompt texts and of the country names in them: en or zh, or the code of any
+    other together with texts of your own. Questions are asked as the survey words them."""
     icl_examples: int = 5
     """Number of examples before each question of the ICL baseline."""
     prompt: SoftPromptConfig = dataclasses.field(default_factory=SoftPromptConfig)

@@ -32,7 +32,7 @@ from jaxalign.methods.soft_prompt.problem import (
     check_comparison,
     file_names,
     read_problem,
-    start_text,
+    recorded_start,
 )
 from jaxalign.methods.soft_prompt.programs import check_run as check_memory
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
@@ -285,7 +285,7 @@ def soft_prompts(problem: Problem, prompts_CxMxD: jax.Array) -> dict[str, SoftPr
             embeddings_MxD=prompt_MxD,
             placement=settings.prompt.placement,
             group=group,
-            start=start_text(problem, group),
+            start=recorded_start(problem, group),
             seed=settings.seed,
             model=problem.model.name,
             model_sha256=problem.model.sha256,

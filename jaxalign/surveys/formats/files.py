@@ -21,6 +21,7 @@ from jaxalign.core.errors import UserError
 DELIMITERS = ",;\t"
 _SHOWN = 60  # characters of an offending value that an error repeats
 _START_BYTES = 1 << 20  # enough for any header
+_SEP_LINE = re.compile(r"\ufeff?\"?sep=([,;\t|])\"?[ \t;,]*(?:\r\n|\n|\r)", re.IGNORECASE)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # JSON can spell half a character, UTF-8 cannot
 
 
@@ -127,8 +128,9 @@ class FileStart:
 
     @functools.cached_property
     def headers(self) -> tuple[tuple[str, ...], ...]:
-        """The cells of the first row if it is delimited by commas, semicolons or tabs."""
-        return tuple(tuple(header_of(self.text, delimiter)) for delimiter in DELIMITERS)
+        """The cells of the header if it is delimited by commas, semicolons or tabs."""
+        text, _, given = after_sep_line(self.text)
+        return tuple(tuple(header_of(text, delimiter)) for delimiter in given or DELIMITERS)
 
     @property
     def is_json(self) -> bool:
@@ -219,8 +221,9 @@ def read_table(
         UserError: Something is wrong with the file; the message names row and column.
     """
     text = read_text(path) if text is None else text
-    delimiter = find_delimiter(path, text, needed)
-    numbered = iter_rows(path, text, delimiter)
+    text, lines_before, given = after_sep_line(text)
+    delimiter = find_delimiter(path, text, needed, given or DELIMITERS)
+    numbered = iter_rows(path, text, delimiter, lines_before + 1)
     _, header = next(numbered)
     columns = tuple(name.strip() for name in header)
     check_header(path, columns)
@@ -236,9 +239,22 @@ def read_table(
     return Table(path, columns, tuple(rows))
 
 
-def find_delimiter(path: Path, text: str, needed: Sequence[str]) -> str:
+def after_sep_line(text: str) -> tuple[str, int, str]:
+    """Return a table's text without the line `sep=;` that spreadsheets write and obey.
+
+    Returns:
+        The text; the number of lines left out, 0 or 1; and the delimiter that the line names, "" if
+        there is no such line.
+    """
+    match = _SEP_LINE.match(text)
+    return (text[match.end() :], 1, match[1]) if match else (text, 0, "")
+
+
+def find_delimiter(
+    path: Path, text: str, needed: Sequence[str], delimiters: str = DELIMITERS
+) -> str:
     """Return the delimiter under which the header has the columns needed."""
-    headers = {d: header_of(text, d) for d in DELIMITERS}
+    headers = {d: header_of(text, d) for d in delimiters}
     for delimiter, header in headers.items():
         if set(needed) <= set(header):
             return delimiter
@@ -261,13 +277,15 @@ def header_of(text: str, delimiter: str) -> list[str]:
         return []
 
 
-def iter_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def iter_rows(
+    path: Path, text: str, delimiter: str, first_row: int = 1
+) -> Iterator[tuple[int, list[str]]]:
     """Yield row number and cells of each row that is not blank.
 
     Spreadsheets write rows of delimiters alone at the end of a file.
     """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    row = 0
+    row = first_row - 1
     while True:
         row += 1
         try:

@@ -1,34 +1,54 @@
-"""World Values Survey wave 7 (versions 5 and 6; .csv, .sav, .dta).
+"""World Values Survey wave 7 (all versions; text, SPSS, Stata).
 
 The files may not be redistributed, so none is shipped: download one from the survey's site and
 give its path. These columns are read: B_COUNTRY_ALPHA (three letters), W_WEIGHT, the items asked
-for and, if there is one, D_INTERVIEW, by which an interview that is there twice is refused.
-Negative codes (-1 to -5), empty cells and declared missing values are dropped, and the remaining
-weighted shares of a country and item sum to 1. A country has no distribution for an item with
-fewer than `min_respondents` answers.
+for and, if there is one, D_INTERVIEW, by which an interview that is there twice is refused. Names
+may be in lower case. Negative codes (-1 to -5), empty cells, what other programs write for them
+(`NA`, `.`, `nan`) and declared missing values are dropped, and the remaining weighted shares of a
+country and item sum to 1. A country has no distribution for an item with fewer than
+`min_respondents` answers.
 
 The survey's wording may not be redistributed either. To have it, give a survey as `wording` whose
 items are named as the columns are (Q1, Q234A). Then a code that it does not list is refused, and
-shares come in its order. Without it, an item's text is its name, and its options are the codes seen
-in the file.
+shares come in its order. Without it, an item's text is its name, and its options are the codes of
+the published scale (`wvs_scales`), whether or not anybody in the file chose them.
+
+What is not used is said in the survey's `notes`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxalign.surveys.formats import wvs_csv, wvs_stat
+from jaxalign.surveys.formats import wvs_stat, wvs_text
 from jaxalign.surveys.formats.base import FORMATS, Format
-from jaxalign.surveys.formats.culturespa import NOMINAL, topic
+from jaxalign.surveys.formats.culturespa import topic
 from jaxalign.surveys.formats.files import FileStart, bad, sha256_of_file
-from jaxalign.surveys.formats.wvs_tally import (
+from jaxalign.surveys.formats.wvs_cells import (
+    COUNTRY,
+    INTERVIEW,
     MOST_CODES,
+    WEIGHT,
+    SurveyFile,
+    check_columns,
+    codes,
+    columns_in_file,
+    countries_of,
+    excel_edition,
+    interviews,
+    is_blank,
+    numbers,
+    take,
+)
+from jaxalign.surveys.formats.wvs_scales import published_codes, scale_of
+from jaxalign.surveys.formats.wvs_tally import (
     Block,
     Tally,
     cache_name,
@@ -40,7 +60,11 @@ from jaxalign.surveys.formats.wvs_tally import (
 from jaxalign.surveys.survey import Item, Survey
 
 MIN_RESPONDENTS = 50
-SUFFIXES = (".csv", ".sav", ".dta")
+# Above this share of an item's answers, codes outside its published scale mean that the column is
+# not that item, so that dropping them would make shares of something else.
+MOST_OFF_SCALE = 0.1
+_MOST_NAMED = 12  # items or countries that a note lists
+_WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods")
 
 # The 259 items with a scale: 223 asks for a party, and those after 259 are about the respondent.
 ITEMS = (*(f"Q{i}" for i in range(1, 260) if i != 223), "Q234A")
@@ -51,9 +75,12 @@ class WorldValuesSurvey(Format):
     """The answers of each respondent, counted by country."""
 
     def recognises(self, start: FileStart) -> bool:
-        if start.suffix in (".sav", ".dta"):
+        if start.suffix in wvs_stat.SUFFIXES:
             return not start.path.is_dir()
-        return start.has_columns("B_COUNTRY_ALPHA")
+        if start.suffix in _WORKBOOKS:
+            return _is_workbook(start.path)
+        columns = {name.lower() for header in start.headers for name in header}
+        return not start.is_json and any(name.startswith(COUNTRY.lower()) for name in columns)
 
     def read(self, path: Path, **options: Any) -> Survey:
         return read_wvs(path, **options)
@@ -75,7 +102,7 @@ def read_wvs(
     reading takes no longer than hashing the file.
 
     Args:
-        path: The .csv, .sav or .dta file.
+        path: The text, .sav, .zsav or .dta file.
         wording: A survey with the items' wording and codes, named as the file's columns.
         items: Columns to read; default: all items of `wording`, else those of ITEMS that the file
             has.
@@ -113,30 +140,43 @@ def _wanted(
         raise bad(path, "no items asked for; leave `items` out to read all")
     for item in by_id.values():
         if item.id in names and not all(0 <= code < MOST_CODES for code in item.codes):
-            codes = list(item.codes)
+            listed = list(item.codes)
             raise bad(
-                path, f"codes {codes} of item {item.id!r} are not within 0...{MOST_CODES - 1}"
+                path, f"codes {listed} of item {item.id!r} are not within 0...{MOST_CODES - 1}"
             )
     return {name: by_id.get(name) for name in dict.fromkeys(names)}
 
 
 def _items_in_file(path: Path) -> tuple[str, ...]:
     """Return those of ITEMS that the file has."""
-    columns = _columns(path)
-    _check_columns(path, columns, ())
-    present = tuple(name for name in ITEMS if name in set(columns))
+    columns = open_file(path).columns
+    check_columns(path, columns, ())
+    present = tuple(columns_in_file(columns, ITEMS))
     if not present:
         raise bad(path, f"none of the items Q1 ... Q259 is among the {len(columns)} columns")
     return present
 
 
-def _columns(path: Path) -> tuple[str, ...]:
-    if path.suffix.lower() not in SUFFIXES:
-        message = f"file type {path.suffix!r}; the survey comes as {', '.join(SUFFIXES)}"
-        raise bad(path, message)
-    if path.suffix.lower() == ".csv":
-        return wvs_csv.read_header(path).columns
-    return wvs_stat.read_columns(path)
+def open_file(path: Path) -> SurveyFile:
+    """Read what a file says about its columns. Raise UserError if that cannot be done."""
+    suffix = path.suffix.lower()
+    if suffix in wvs_stat.SUFFIXES:
+        return wvs_stat.open_stat(path)
+    if _is_workbook(path):
+        raise excel_edition(path)
+    if suffix in _WORKBOOKS:
+        known = ", ".join((".csv", *wvs_stat.SUFFIXES))
+        raise bad(path, f"file type {path.suffix!r}; the survey comes as {known}")
+    return wvs_text.open_text(path)
+
+
+def _is_workbook(path: Path) -> bool:
+    """Return whether a file is a spreadsheet's workbook with the survey's columns."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("xl/sharedStrings.xml") as file:
+            return COUNTRY.encode() in file.read(1 << 20)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return False
 
 
 def _tally(
@@ -154,52 +194,70 @@ def _tally(
         cached = (cache_folder or default_cache_folder()) / name
         if (tally := load_tally(cached)) is not None:
             return tally
-    version, blocks = _open(path, items)
-    tally = count(path, blocks, items, allowed, version)
+    file = open_file(path)
+    check_columns(path, file.columns, items)
+    blocks = iter_blocks(file, items)
+    tally = count(path, blocks, items, allowed, file.version, file.hashes)
     if cached is not None:
         save_tally(cached, tally)
     return tally
 
 
-def _open(path: Path, items: Sequence[str]) -> tuple[str, Iterator[Block]]:
-    """Check a file's columns; return its version and its respondents."""
-    columns = _columns(path)
-    _check_columns(path, columns, items)
-    if path.suffix.lower() == ".csv":
-        header = wvs_csv.read_header(path)
-        return _version(path, header.version), wvs_csv.iter_blocks(path, header, items)
-    version = wvs_stat.read_version(path, columns)
-    return _version(path, version), wvs_stat.iter_blocks(path, columns, items)
+def iter_blocks(file: SurveyFile, items: Sequence[str], **options: Any) -> Iterator[Block]:
+    """Yield the respondents of a file, some thousand at a time.
 
+    Rows without any of the cells that are read, such as blank lines, are no respondents.
 
-def _check_columns(path: Path, columns: Sequence[str], items: Sequence[str]) -> None:
-    if inverted := [c for c in columns if re.fullmatch(r"Q\d{1,3}P", c)]:
-        raise bad(
-            path,
-            f"this is the inverted edition ({len(inverted)} recoded columns such as "
-            f"{inverted[0]!r} run the other way); download the edition without 'inverted'",
+    Args:
+        file: The file.
+        items: Columns to read.
+        options: Further arguments of the file's `chunks`.
+    """
+    path = file.path
+    name_in = columns_in_file(file.columns, (COUNTRY, WEIGHT, INTERVIEW, *items))
+    for chunk in file.chunks(list(dict.fromkeys(name_in.values())), **options):
+        cells, rows = {name: chunk.columns[column] for name, column in name_in.items()}, None
+        blank_R = is_blank(cells[COUNTRY])
+        if blank_R.any():
+            blank_R = np.all([is_blank(column) for column in cells.values()], axis=0)
+            if blank_R.any():
+                rows = np.flatnonzero(~blank_R)
+                cells = {name: take(column, rows) for name, column in cells.items()}
+                rows = rows + chunk.first_row
+        at = chunk.first_row if rows is None else rows
+        # Countries first: a second header is recognised best by naming no country.
+        names, country_R = countries_of(path, cells[COUNTRY], at)
+        if not len(country_R):
+            continue
+        yield Block(
+            chunk.first_row,
+            names,
+            country_R,
+            numbers(path, cells[WEIGHT], at, WEIGHT),
+            np.stack([codes(path, cells[name], at, name) for name in items], axis=1),
+            interviews(cells[INTERVIEW]) if INTERVIEW in cells else None,
+            rows,
         )
-    for name in ("B_COUNTRY_ALPHA", "W_WEIGHT", *items):
-        if name not in columns:
-            hint = "every respondent needs a weight" if name == "W_WEIGHT" else "leave it out"
-            if name == "B_COUNTRY_ALPHA":
-                hint = "is this wave 7 of the World Values Survey?"
-            raise bad(path, f"the column is absent ({len(columns)} columns); {hint}", column=name)
 
 
 def _version(path: Path, cell: str) -> str:
-    """Return the version, such as "6-0": from the column `version`, else from the file's name."""
-    for text, pattern in ((cell, r"(\d+)[-._](\d+)"), (path.stem, r"v(\d+)[-._](\d+)")):
-        if match := re.search(pattern, text):
-            return f"{match[1]}-{match[2]}"
-    return "unknown"
+    """Return the version, such as "6-0".
+
+    The survey's own file names hold it (`..._v5.0.csv`) and are right; the column `version` of a
+    country's file may be older. Of a renamed file there is only the column.
+    """
+    in_name = re.search(r"v(\d+)[-._](\d+)", path.stem, re.IGNORECASE)
+    in_cell = re.search(r"(\d+)[-._](\d+)", cell)
+    named_by_survey = re.search(r"wvs|world.?values", path.stem, re.IGNORECASE)
+    match = (in_name or in_cell) if named_by_survey else (in_cell or in_name)
+    return f"{match[1]}-{match[2]}" if match else "unknown"
 
 
 def _countries(path: Path, tally: Tally, wanted: Sequence[str] | None) -> tuple[str, ...]:
     for country in wanted or ():
         if country in tally.countries:
             continue
-        if country == "IND" and tally.version.startswith("5"):
+        if country == "IND" and _version(path, tally.version).startswith("5"):
             raise bad(path, "version 5 of wave 7 has no respondents in IND; download version 6")
         known = " ".join(tally.countries)
         raise bad(path, f"no respondents in {country!r}; the file has {known}")
@@ -214,15 +272,11 @@ def _survey(
     min_respondents: int,
     wording: Survey | None,
 ) -> Survey:
-    # Without wording, the codes that anybody gave are an item's options.
-    seen_QxK = tally.respondents_CxQxK.any(axis=0)
-    items = [
-        item or _plain_item(name, np.flatnonzero(seen_QxK[q]).tolist())
-        for q, (name, item) in enumerate(wanted.items())
-    ]
+    notes: list[str] = []
+    items, left_out = _items(tally, wanted, notes)
     kept = [(q, item) for q, item in enumerate(items) if item is not None]
     if not kept:
-        raise bad(path, "no item has answers with two different codes")
+        raise bad(path, f"no item can be used: {'; '.join(left_out)}")
     distributions = {
         country: shares
         for country in countries
@@ -231,6 +285,7 @@ def _survey(
     if not distributions:
         few = f"no country has {min_respondents} answers to any item"
         raise bad(path, f"{few}; give a file with more respondents, or lower `min_respondents`")
+    notes = [*left_out, *notes, *_gaps(tally, kept, countries, distributions, min_respondents)]
     kept_items = tuple(item for _, item in kept)
     if wording is not None:
         return dataclasses.replace(
@@ -239,24 +294,116 @@ def _survey(
             distributions=distributions,
             majorities={},
             simulated=False,
+            notes=(*wording.notes, *notes),
         )
     return Survey(
         "World Values Survey 7",
-        tally.version,
+        _version(path, tally.version),
         "World Values Survey wave 7, the user's own file; items without their wording",
         "paraphrase",
         kept_items,
         distributions,
+        notes=tuple(notes),
     )
 
 
-def _plain_item(name: str, codes: list[int]) -> Item | None:
-    """Return an item without wording; None if fewer than two different codes were given."""
+def _items(
+    tally: Tally, wanted: dict[str, Item | None], notes: list[str]
+) -> tuple[list[Item | None], list[str]]:
+    """Return the items, None for one that cannot be used, and why those are left out.
+
+    What is dropped from the items that stay is added to `notes`.
+    """
+    respondents_QxK = tally.respondents_CxQxK.sum(axis=0)
+    items: list[Item | None] = []
+    unasked, single, off_scale, dropped, unchosen = [], [], [], [], []
+    for q, (name, item) in enumerate(wanted.items()):
+        seen = np.flatnonzero(respondents_QxK[q]).tolist()
+        scale = item.codes if item else published_codes(name)
+        off = [code for code in seen if scale and code not in scale]
+        total, strays = respondents_QxK[q].sum(), respondents_QxK[q, off].sum()
+        usable = item or _plain_item(name, scale or seen)
+        if not seen:
+            unasked.append(name)
+        elif usable is None:
+            single.append(name)
+        elif item is None and strays > MOST_OFF_SCALE * total:
+            off_scale.append(f"{name} ({_listed(off)})")
+        else:
+            items.append(usable)
+            dropped += [f"{name} ({_listed(off)}: {strays:,} answers)"] if off else []
+            chosen_by_none = [code for code in scale if code not in seen]
+            unchosen += [f"{name} ({_listed(chosen_by_none)})"] if chosen_by_none else []
+            continue
+        items.append(None)
+    if dropped:
+        notes.append(f"counted as missing, because no option has the code: {_listed(dropped)}")
+    if unchosen:
+        notes.append(
+            f"nobody chose some options of {_many(unchosen, 'published scale')}, which stay "
+            f"options: {_listed(unchosen)}"
+        )
+    reasons = (
+        (unasked, "nobody answered"),
+        (single, "without a published scale and with one code only"),
+        (off_scale, "with many answers outside the published scale"),
+    )
+    return items, [
+        f"left out {_many(names, 'item')} {reason}: {_listed(names)}"
+        for names, reason in reasons
+        if names
+    ]
+
+
+def _gaps(
+    tally: Tally,
+    kept: Sequence[tuple[int, Item]],
+    countries: Sequence[str],
+    distributions: dict[str, dict[str, tuple[float, ...]]],
+    min_respondents: int,
+) -> list[str]:
+    """Return notes on countries, and on items of countries, without shares."""
+    few = f"fewer than {min_respondents} answers"
+    absent = [country for country in countries if country not in distributions]
+    notes = []
+    if absent:
+        notes.append(
+            f"left out {_many(absent, 'country')} with {few} to every item: {_listed(absent)}"
+        )
+    not_asked, too_few = [], []
+    for country in distributions:
+        answered_Q = tally.respondents_CxQxK[tally.countries.index(country)].sum(axis=1)
+        without = [(q, item.id) for q, item in kept if item.id not in distributions[country]]
+        if nobody := [name for q, name in without if not answered_Q[q]]:
+            not_asked.append(f"{country} ({_listed(nobody)})")
+        if some := [name for q, name in without if answered_Q[q]]:
+            too_few.append(f"{country} ({_listed(some)})")
+    if not_asked:
+        notes.append(
+            f"items that a country was not asked have no shares there: {_listed(not_asked)}"
+        )
+    if too_few:
+        notes.append(f"items with {few} in a country have no shares there: {_listed(too_few)}")
+    return notes
+
+
+def _listed(names: Sequence[object]) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(map(str, names[:_MOST_NAMED])) + more
+
+
+def _many(names: Sequence[object], noun: str) -> str:
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{len(names)} {noun if len(names) == 1 else plural}"
+
+
+def _plain_item(name: str, codes: Sequence[int]) -> Item | None:
+    """Return an item without wording; None if it has fewer than two codes."""
     if len(codes) < 2:
         return None
-    number = re.fullmatch(r"Q(\d+)", name)
-    scale = "nominal" if number and int(number[1]) in NOMINAL else "ordinal"
-    return Item(name, name, tuple(map(str, codes)), tuple(codes), scale, topic(name))
+    labels = tuple(map(str, codes))
+    return Item(name, name, labels, tuple(codes), scale_of(name), topic(name))
 
 
 def _shares(

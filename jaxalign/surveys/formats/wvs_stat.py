@@ -1,153 +1,123 @@
-"""World Values Survey 7 as .sav (SPSS) or .dta (Stata), read a few thousand respondents at a time.
-
-The usual .sav is read with numpy (`sav_file`). Other .sav files and .dta need pyreadstat, which the
-extra `survey` installs. pandas is not used.
-"""
+"""World Values Survey 7 as SPSS (.sav, .zsav) or Stata (.dta), read with pyreadstat in chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxalign.surveys.formats import sav_file
-from jaxalign.surveys.formats.files import bad, read_bytes, shown
-from jaxalign.surveys.formats.wvs_csv import check_country
-from jaxalign.surveys.formats.wvs_tally import MISSING, MOST_CODES, Block
+from jaxalign.surveys.formats.files import bad, read_bytes
+from jaxalign.surveys.formats.wvs_cells import VERSION, Cells, Chunk, columns_in_file
+
+SUFFIXES = (".sav", ".zsav", ".dta")
 
 # pyreadstat starts each chunk at the beginning of the file and skips, so more chunks cost time. It
 # holds a chunk as Python objects of 32 bytes a cell, so larger chunks cost memory.
 CHUNK_ROWS = 8192
-Cells = dict[str, Any]  # by column: the cells of some consecutive rows
+# Files hold texts in an encoding that they do not name, or not rightly. Labels and free text are
+# not needed, and codes and countries are the same in Latin-1 as in any other.
+_FALLBACK_ENCODING = "LATIN1"
 
 
-def read_columns(path: Path) -> tuple[str, ...]:
-    """Return the names of the file's columns."""
-    if (dictionary := _sav_dictionary(path)) is not None:
-        return tuple(dictionary.variables)
-    # A damaged .dta may have columns without a name.
-    return tuple(str(name) for name in _read(path, metadataonly=True)[1].column_names)
+@dataclasses.dataclass(frozen=True)
+class StatFile:
+    """A file whose dictionary has been read.
 
+    Attributes:
+        path: The file.
+        columns: Names as the file spells them.
+        rows: Number of respondents that the file announces; None if it does not say.
+        version: The first respondent's `version` cell, "" if there is none.
+        encoding: The encoding to read texts in; None for what the file says.
+    """
 
-def read_version(path: Path, columns: Sequence[str]) -> str:
-    """Return the first respondent's `version` cell; "" if there is none."""
-    if "version" not in columns:
-        return ""
-    chunks, _ = _chunks(path, ["version"], chunk_rows=1)
-    cell = next(iter(next(chunks, {}).get("version", [])), "")
-    return _text(cell)
+    path: Path
+    columns: tuple[str, ...]
+    rows: int | None
+    version: str
+    encoding: str | None
 
+    def chunks(self, names: Sequence[str], chunk_rows: int = CHUNK_ROWS) -> Iterator[Chunk]:
+        """Yield columns of the respondents. Rows are numbered from 2, as if 1 were a header."""
+        done = 0
+        for cells in self._chunks(names, chunk_rows):
+            yield Chunk(done + 2, {name: _cells(cells[name]) for name in names})
+            done += len(cells[names[0]])
+        if self.rows is not None and done != self.rows:
+            message = f"{done} respondents where the file announces {self.rows}; is it cut short?"
+            raise bad(self.path, message)
 
-def iter_blocks(
-    path: Path, columns: Sequence[str], items: Sequence[str], chunk_rows: int = CHUNK_ROWS
-) -> Iterator[Block]:
-    """Yield the respondents of the file. Rows are numbered from 2, as if the header were row 1."""
-    extra = ["D_INTERVIEW"] if "D_INTERVIEW" in columns else []
-    chunks, announced = _chunks(path, ["B_COUNTRY_ALPHA", "W_WEIGHT", *extra, *items], chunk_rows)
-    done = 0
-    for cells in chunks:
-        if rows := len(cells["W_WEIGHT"]):
-            yield _block(path, cells, items, done + 2)
+    def hashes(self, rows: set[int]) -> dict[int, int]:
+        """Return a hash of the whole of each of some rows."""
+        out, row = {}, 2
+        for cells in self._chunks(self.columns, CHUNK_ROWS // 2):
+            columns = list(cells.values())
+            # NaN differs from itself; text does not.
+            here = [r for r in range(row, row + len(columns[0])) if r in rows]
+            out |= {r: hash(tuple(str(column[r - row]) for column in columns)) for r in here}
+            row += len(columns[0])
+        return out
+
+    def _chunks(self, names: Sequence[str], chunk_rows: int) -> Iterator[dict[str, Any]]:
+        done, rows = 0, chunk_rows
+        while rows == chunk_rows and done != self.rows:
+            options = {"usecols": list(names), "row_offset": done, "row_limit": chunk_rows}
+            try:
+                cells, _ = _read(self.path, encoding=self.encoding, **options)
+            except _WrongEncodingError:
+                cells, _ = _read(self.path, encoding=_FALLBACK_ENCODING, **options)
+            rows = len(cells.get(names[0], ()))
+            if rows:
+                yield cells
             done += rows
-    if announced is not None and done != announced:
-        message = f"{done} respondents where the file announces {announced}; is it cut short?"
-        raise bad(path, message)
 
 
-def _chunks(
-    path: Path, names: Sequence[str], chunk_rows: int
-) -> tuple[Iterator[Cells], int | None]:
-    """Return chunks of the columns, and how many rows the file says it has (None: unknown)."""
-    dictionary = _sav_dictionary(path)
-    if dictionary is None:
-        return _read_chunks(path, names, chunk_rows), _read(path, metadataonly=True)[1].number_rows
-    block_bytes = max(4096, min(sav_file.BLOCK_BYTES, chunk_rows * dictionary.elements))
-    return _sav_chunks(path, dictionary, names, block_bytes), dictionary.rows
-
-
-def _sav_dictionary(path: Path) -> sav_file.Dictionary | None:
-    """Return the dictionary of a .sav; None for other files and for what pyreadstat must read."""
-    if path.suffix.lower() != ".sav":
-        return None
+def open_stat(path: Path) -> StatFile:
+    """Read the dictionary of a file. Raise UserError if that cannot be done."""
+    encoding = None
     try:
-        return sav_file.read_dictionary(path)
-    except (sav_file.SavError, OSError):
-        return None
+        _, metadata = _read(path, metadataonly=True)
+    except _WrongEncodingError:
+        encoding = _FALLBACK_ENCODING
+        _, metadata = _read(path, metadataonly=True, encoding=encoding)
+    # A damaged .dta may have columns without a name.
+    columns = tuple(str(name) for name in metadata.column_names)
+    version = columns_in_file(columns, [VERSION]).get(VERSION)
+    file = StatFile(path, columns, metadata.number_rows, "", encoding)
+    first = next(file.chunks([version], 1), None) if version else None
+    cell = first.columns[version].values[0] if first else None
+    return file if cell is None else dataclasses.replace(file, version=str(cell).strip())
 
 
-def _sav_chunks(
-    path: Path, dictionary: sav_file.Dictionary, names: Sequence[str], block_bytes: int
-) -> Iterator[Cells]:
+def _cells(column: Any) -> Cells:
+    """Return the distinct values of a column, which is a list of numbers and None, or of texts."""
     try:
-        yield from sav_file.iter_columns(path, dictionary, names, block_bytes)
-    except sav_file.SavError as error:
-        raise bad(path, f"not readable as .sav ({error}); download it again") from None
+        values, index = np.unique(np.array(column, np.float64), return_inverse=True)
+        return Cells(values.tolist(), index)
+    except (TypeError, ValueError):  # texts, or numbers among texts
+        seen: dict[Any, int] = {}
+        index = np.array([seen.setdefault(cell, len(seen)) for cell in column], np.int64)
+        return Cells(tuple(seen), index)
 
 
-def _read_chunks(path: Path, names: Sequence[str], chunk_rows: int) -> Iterator[Cells]:
-    done, rows = 0, chunk_rows
-    announced = _read(path, metadataonly=True)[1].number_rows
-    while rows == chunk_rows and done != announced:
-        cells, _ = _read(path, usecols=list(names), row_offset=done, row_limit=chunk_rows)
-        rows = len(cells.get(names[0], ()))
-        if rows:
-            yield cells
-        done += rows
-
-
-def _block(path: Path, cells: Cells, items: Sequence[str], row: int) -> Block:
-    index: dict[Any, int] = {}
-    countries = list(cells["B_COUNTRY_ALPHA"])
-    country_R = np.array([index.setdefault(cell, len(index)) for cell in countries])
-    for cell in index:
-        check_country(path, _text(cell), row + countries.index(cell))
-    codes = [_codes(path, cells[name], row, name) for name in items]
-    interviews = None
-    if "D_INTERVIEW" in cells:
-        interviews = _numbers(path, cells["D_INTERVIEW"], row, "D_INTERVIEW")
-    weights = _numbers(path, cells["W_WEIGHT"], row, "W_WEIGHT")
-    names = tuple(_text(cell) for cell in index)
-    return Block(row, names, country_R, weights, np.stack(codes, axis=1), interviews)
-
-
-def _text(cell: Any) -> str:
-    return (cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell)).strip()
-
-
-def _numbers(path: Path, cells: Any, row: int, column: str) -> np.ndarray:
-    """Return float64 [R], NaN for a missing cell. Raise UserError for a column of text."""
-    if isinstance(cells, np.ndarray) and cells.dtype.kind == "S":
-        cells = [_text(cell) for cell in cells.tolist()]
-    try:
-        return np.array(cells, np.float64)
-    except (TypeError, ValueError):
-        i, cell = next((i, c) for i, c in enumerate(cells) if not isinstance(c, int | float))
-        raise bad(path, f"{shown(cell)} is not a number", row + i, column) from None
-
-
-def _codes(path: Path, cells: Any, row: int, column: str) -> np.ndarray:
-    """Return int16 [R]: MISSING for negative codes and for what the file declares missing."""
-    numbers = _numbers(path, cells, row, column)
-    missing = ~(numbers >= 0)
-    codes = np.where(missing, MISSING, numbers)
-    if wrong := np.flatnonzero((codes != np.floor(codes)) | (codes >= MOST_CODES)).tolist():
-        number = numbers[wrong[0]]
-        message = f"{number:g} is not a code: codes are whole numbers below {MOST_CODES}"
-        raise bad(path, message, row + wrong[0], column)
-    return codes.astype(np.int16)
+class _WrongEncodingError(Exception):
+    """A text of the file is not in the encoding that it was read in."""
 
 
 def _read(path: Path, **options: Any) -> tuple[dict[str, Any], Any]:
     """Read a file with pyreadstat. Raise its errors as UserErrors of one line."""
     pyreadstat = _pyreadstat(path)
-    reader: Callable[..., tuple[dict[str, Any], Any]]
-    reader = pyreadstat.read_sav if path.suffix.lower() == ".sav" else pyreadstat.read_dta
+    reader = pyreadstat.read_dta if path.suffix.lower() == ".dta" else pyreadstat.read_sav
     try:
         return reader(str(path), output_format="dict", disable_datetime_conversion=True, **options)
     except Exception as error:  # pyreadstat raises its own, UnicodeDecodeError, MemoryError, ...
         read_bytes(path)  # raises if the file is absent or empty
+        wrong = isinstance(error, UnicodeDecodeError) or "encoding" in str(error)
+        if wrong and options.get("encoding") is None:
+            raise _WrongEncodingError from None
         message = f"not readable as {path.suffix} ({error}); is it whole? Download it again"
         raise bad(path, message) from None
 

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,12 @@ import numpy as np
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import cache_folder, write_atomically
 from jaxalign.surveys.formats.files import bad
+from jaxalign.surveys.formats.wvs_cells import INTERVIEW, MISSING, MOST_CODES, WEIGHT
 
-MOST_CODES = 64  # codes 0...63; the longest scale has 11, lists of parties or years have far more
-MISSING = -1
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
+
+RowHashes = Callable[[set[int]], dict[int, int]]
+"""Returns a hash of the whole of each of some rows of a file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,23 +32,46 @@ class Block:
     """The answers of R consecutive respondents to Q items."""
 
     first_row: int  # in the file, whose header is row 1
-    countries: tuple[str, ...]  # distinct, three letters each
-    country_R: np.ndarray  # index into `countries`
+    groups: tuple[str, ...]  # distinct: countries, or groups within them
+    group_R: np.ndarray  # index into `groups`; -1 for a respondent who is in none
     weight_R: np.ndarray  # float64
     codes_RxQ: np.ndarray  # int16; MISSING, or a code in [0, MOST_CODES)
-    interview_R: np.ndarray | None = None  # float64, if the file numbers its interviews
+    interview_R: np.ndarray | None = None  # int64 hashes, if the file numbers its interviews
+    rows_R: np.ndarray | None = None  # the respondents' rows, where blank ones stand between them
+
+    def row(self, i: int) -> int:
+        """Return the row of the file that holds respondent `i` of the block."""
+        return self.first_row + i if self.rows_R is None else int(self.rows_R[i])
 
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
-    """The counts of a whole file. Weights are in the file's unit (about 1 for a respondent)."""
+    """The counts of a whole file. Weights are in the file's unit (about 1 for a respondent).
+
+    Attributes:
+        version: Version of the survey, such as "6-0".
+        countries: The groups: C countries, or groups within countries.
+        items: The Q items.
+        weight_CxQxK: float64: sum of the weights of the respondents who gave code K.
+        respondents_CxQxK: int64: number of the respondents who gave code K.
+        people_Cx3: float64: number of respondents, and sums of their weights and squared weights.
+        rows: Number of respondents.
+        outside: Number of respondents that are in no group.
+    """
 
     version: str
     countries: tuple[str, ...]
     items: tuple[str, ...]
-    weight_CxQxK: np.ndarray  # float64: sum of the weights of the respondents who gave code K
-    respondents_CxQxK: np.ndarray  # int64: number of the respondents who gave code K
+    weight_CxQxK: np.ndarray
+    respondents_CxQxK: np.ndarray
+    people_Cx3: np.ndarray
     rows: int
+    outside: int = 0
+
+    def effective(self, c: int) -> float:
+        """Return the effective number of respondents of a group: (sum of w)² / sum of w²."""
+        _, total, squares = self.people_Cx3[c]
+        return float(total**2 / squares) if squares > 0 else 0.0
 
 
 class Counter:
@@ -61,45 +86,68 @@ class Counter:
             self._allowed_QxK[q] = np.isin(np.arange(MOST_CODES), codes)
         self._weights: dict[str, np.ndarray] = {}
         self._respondents: dict[str, np.ndarray] = {}
+        self._people: dict[str, np.ndarray] = {}
         self._interviews: dict[int, int] = {}  # hash of an interview -> its row
-        self._rows = 0
+        self._suspects: dict[int, int] = {}  # row -> earlier row that looks the same
+        self._rows = self._outside = 0
 
     def add(self, block: Block) -> None:
-        """Count one block. Raise UserError for a bad weight or code, or a repeated interview."""
+        """Count one block. Raise UserError for a bad weight or code."""
         self._check_weights(block)
         if block.interview_R is not None:
-            self._check_interviews(block, block.interview_R)
-        # One bin for each (country, item, code): code K is in bin K + 1, MISSING in bin 0.
-        shape = (len(block.countries), len(self._items), MOST_CODES + 1)
+            self._compare_interviews(block, block.interview_R)
+        self._rows += len(block.group_R)
+        # A respondent in no group is counted in one behind the last, which is dropped.
+        group_R = np.where(block.group_R < 0, len(block.groups), block.group_R)
+        # One bin for each (group, item, code): code K is in bin K + 1, MISSING in bin 0.
+        shape = (len(block.groups) + 1, len(self._items), MOST_CODES + 1)
         cells_RxQ = block.codes_RxQ + np.arange(1, shape[1] * shape[2], shape[2])[None, :]
-        cells_RxQ += (block.country_R * (shape[1] * shape[2]))[:, None]
-        cells = cells_RxQ.reshape(-1)
+        cells_RxQ += (group_R * (shape[1] * shape[2]))[:, None]
+        cells, size = cells_RxQ.reshape(-1), int(np.prod(shape))
         # Count respondents first, then sum their weights over the same bins; drop the missing.
-        respondents = np.bincount(cells, minlength=np.prod(shape)).reshape(shape)[..., 1:]
+        respondents = np.bincount(cells, minlength=size).reshape(shape)[..., 1:]
         if (respondents.any(axis=0) & ~self._allowed_QxK).any():
             raise self._unknown_code(block)
         weights = np.repeat(block.weight_R, shape[1])
-        weights = np.bincount(cells, weights, minlength=np.prod(shape)).reshape(shape)[..., 1:]
-        for i, name in enumerate(block.countries):
+        weights = np.bincount(cells, weights, minlength=size).reshape(shape)[..., 1:]
+        people = [
+            np.bincount(group_R, block.weight_R**power, minlength=shape[0]) for power in (0, 1, 2)
+        ]
+        self._outside += int(people[0][-1])
+        for i, name in enumerate(block.groups):
             if name not in self._weights:
                 self._weights[name] = np.zeros((shape[1], MOST_CODES))
                 self._respondents[name] = np.zeros((shape[1], MOST_CODES), np.int64)
+                self._people[name] = np.zeros(3)
             self._weights[name] += weights[i]
             self._respondents[name] += respondents[i]
-        self._rows += len(block.country_R)
+            self._people[name] += [column[i] for column in people]
 
-    def tally(self, version: str) -> Tally:
-        """Return the sum of all blocks. Raise UserError if there were none."""
+    def tally(self, version: str, hashes: RowHashes | None = None) -> Tally:
+        """Return the sum of all blocks.
+
+        Args:
+            version: Version of the survey.
+            hashes: Hashes of whole rows, by which interviews that look the same are judged.
+
+        Raises:
+            UserError: There were no respondents, or an interview is there twice.
+        """
         if not self._rows:
             raise bad(self._path, "there are no respondents below the header")
-        countries = tuple(sorted(self._weights))
+        if self._suspects and hashes is not None:
+            self._refuse_repeats(hashes)
+        countries = tuple(sorted(name for name, people in self._people.items() if people[0]))
+        shape = (len(countries), len(self._items), MOST_CODES)
         return Tally(
             version,
             countries,
             self._items,
-            np.stack([self._weights[c] for c in countries]),
-            np.stack([self._respondents[c] for c in countries]),
+            np.array([self._weights[c] for c in countries], np.float64).reshape(shape),
+            np.array([self._respondents[c] for c in countries], np.int64).reshape(shape),
+            np.array([self._people[c] for c in countries], np.float64).reshape(-1, 3),
             self._rows,
+            self._outside,
         )
 
     def _check_weights(self, block: Block) -> None:
@@ -109,23 +157,38 @@ class Counter:
             raise bad(
                 self._path,
                 f"weight {block.weight_R[i]:g} is missing or negative; all respondents need one",
-                block.first_row + i,
-                "W_WEIGHT",
+                block.row(i),
+                WEIGHT,
             )
 
-    def _check_interviews(self, block: Block, interview_R: np.ndarray) -> None:
-        """Raise UserError for an interview that was counted before: the same number, country and
-        answers."""
+    def _compare_interviews(self, block: Block, interview_R: np.ndarray) -> None:
+        """Note the interviews that look like an earlier one: same number, group and answers."""
         factors = np.random.default_rng(0).integers(1, 2**62, block.codes_RxQ.shape[1])
         hashes_R = block.codes_RxQ.astype(np.int64) @ factors  # may overflow, which does no harm
-        for i, answers in enumerate(hashes_R.tolist()):
-            country, number = block.countries[block.country_R[i]], float(interview_R[i])
-            row = block.first_row + i
-            first = self._interviews.setdefault(hash((country, number, answers)), row)
+        keys = zip(
+            block.group_R.tolist(),
+            interview_R.tolist(),
+            block.weight_R.tolist(),
+            hashes_R.tolist(),
+            strict=True,
+        )
+        for i, (group, *key) in enumerate(keys):
+            row = block.row(i)
+            name = block.groups[group] if group >= 0 else ""
+            first = self._interviews.setdefault(hash((name, *key)), row)
             if first != row:
-                message = f"interview {number:.0f} of {country} is in row {first} already; "
-                message += "is the file joined to itself?"
-                raise bad(self._path, message, row, "D_INTERVIEW")
+                self._suspects[row] = first
+
+    def _refuse_repeats(self, hashes: RowHashes) -> None:
+        """Raise UserError if two rows that look the same in the columns read are the same.
+
+        Different respondents may have one number, and gave the same answers where few are read.
+        """
+        whole = hashes({*self._suspects, *self._suspects.values()})
+        for row, first in self._suspects.items():
+            if whole[row] == whole[first]:
+                message = f"the interview is in row {first} already; is the file joined to itself?"
+                raise bad(self._path, message, row, INTERVIEW)
 
     def _unknown_code(self, block: Block) -> UserError:
         known_RxQ = self._allowed_QxK[np.arange(len(self._items))[None, :], block.codes_RxQ]
@@ -134,7 +197,7 @@ class Counter:
         codes = np.flatnonzero(self._allowed_QxK[q]).tolist()
         message = f"code {block.codes_RxQ[i, q]} is not one of the item's codes {codes}; correct "
         message += "it, or treat such codes as missing with `drop_unknown_codes`"
-        return bad(self._path, message, block.first_row + int(i), self._items[q])
+        return bad(self._path, message, block.row(int(i)), self._items[q])
 
 
 def count(
@@ -143,12 +206,13 @@ def count(
     items: Sequence[str],
     allowed: Sequence[Sequence[int]] | None,
     version: str,
+    hashes: RowHashes | None = None,
 ) -> Tally:
     """Return the tally of all `blocks`; the arguments are those of `Counter` and `tally`."""
     counter = Counter(path, items, allowed)
     for block in blocks:
         counter.add(block)
-    return counter.tally(version)
+    return counter.tally(version, hashes)
 
 
 def default_cache_folder() -> Path:
@@ -172,7 +236,9 @@ def load_tally(path: Path) -> Tally | None:
                 tuple(arrays["items"].tolist()),
                 arrays["weight_CxQxK"],
                 arrays["respondents_CxQxK"],
+                arrays["people_Cx3"],
                 int(arrays["rows"]),
+                int(arrays["outside"]),
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

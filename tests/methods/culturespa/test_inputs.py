@@ -53,6 +53,7 @@ def inputs(**settings) -> Inputs:
         ({"model": Path("/nowhere")}, "/nowhere"),
         ({"survey": Path("/nowhere.json")}, "/nowhere.json"),
         ({"guard": Path("/nowhere.csv")}, "/nowhere.csv"),
+        ({"p3_choice": "nearest"}, "`p3_choice` nearest: give topics, similar or an existing"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(change, said):
@@ -133,7 +134,7 @@ def written_with(found: Inputs, row_length: int, out: Path, monkeypatch) -> tupl
         words = ("Is it " + "very " * (100 * (n % 5 == 0)) + f"true that {n} is odd?" for n in ids)
         return [json.dumps({"question": w, "options": ["Yes", "No"]}) for w in words]
 
-    monkeypatch.setattr(pipeline, "model_writer", lambda *_: FunctionWriter(reply))
+    monkeypatch.setattr(pipeline, "model_writer", lambda *_, **__: FunctionWriter(reply))
     out.mkdir()
     experiment = Experiment(settings, found, LM(found.files, {}, None), out)
     questions, counts = pipeline.write_all(experiment)
@@ -266,6 +267,8 @@ def test_a_real_model_gets_the_papers_settings_and_the_pocket_model_its_own():
     assert (real.per_topic, real.seeds, real.lora) == (1000, 3, LoraConfig(8, 16.0))
     assert real.train == resolve_training(TrainConfig())[0]
     assert (real.train.batch, real.train.learning_rate, real.specific_batch) == (128, 1e-4, 8)
+    assert (real.p3_choice, real.p3_form) == ("similar", "one_message")
+    assert "form of P3 one message (the paper's; give `p3_form` to change)" in notes
     assert (real.train.remat, real.train.unroll, real.end_of_turn) == (True, False, False)
     expected = "learning rate 1e-4 (the paper's; give `train.learning_rate` to change)"
     assert notes.count(expected) == 1
@@ -273,6 +276,7 @@ def test_a_real_model_gets_the_papers_settings_and_the_pocket_model_its_own():
     pocket, notes = resolve_settings(CultureSPASettings(), open_model())
     assert (pocket.per_topic, pocket.seeds, pocket.batch_size) == (12, 5, None)
     assert pocket.block_tokens == 4096
+    assert (pocket.p3_choice, pocket.p3_form) == ("topics", "turns")
     assert (pocket.train.batch, pocket.train.learning_rate) == (8, 1e-2)
     assert (pocket.train.remat, pocket.train.unroll) == (False, True)
     assert "learning rate 1e-2 (measured on the pocket model; give `train.lea" in "\n".join(notes)

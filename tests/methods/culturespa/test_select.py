@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,6 +24,7 @@ from jaxalign.methods.culturespa.select import (
     expected_noise,
     fraction,
     hold_out,
+    pairs_by_topic,
     rds,
 )
 from jaxalign.surveys.responses import UNREADABLE, Responses
@@ -237,3 +240,16 @@ def test_the_share_changed_is_of_the_questions_answered_both_ways():
     assert found["noise"] == 0
     nobody = given | {"unaware": answered((None,) * 4)}
     assert describe_selection(nobody, groups, {"joint": joint})["noise"] is None
+
+
+def test_pairs_are_counted_by_topic_and_country():
+    items = make_items(5)
+    topics = ("trust", "trust", "religion", "trust", "work")
+    items = [dataclasses.replace(i, topic=t) for i, t in zip(items, topics, strict=True)]
+    chosen = [("USA", 0), ("USA", 1), ("CHN", 1), ("NGA", 2)]
+    pairs = Selection.of([Pair(country, items[q].id, items[q].codes[0]) for country, q in chosen])
+    found = pairs_by_topic(pairs, items)
+    assert list(found) == ["trust", "religion", "work"]
+    assert found["trust"] == {"questions": 3, "pairs": {"USA": 2, "CHN": 1, "NGA": 0}}
+    assert found["religion"]["pairs"]["NGA"] == found["religion"]["questions"] == 1
+    assert found["work"] == {"questions": 1, "pairs": {"USA": 0, "CHN": 0, "NGA": 0}}
