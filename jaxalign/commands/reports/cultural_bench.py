@@ -50,8 +50,8 @@ _LIMITS = (
     "are given to compare with work that reports them.",
     "Accuracy on Hard moves with how often a model says true, whether or not it knows anything: a "
     "model that says it at random is right in up to 10.5 % of the questions, one that rarely says "
-    "it in few. A difference there counts only together with one in the share of true rows that are "
-    "the likeliest, which does not depend on that.",
+    "it in few. A difference there counts only together with one in the share of true rows that "
+    "are the likeliest, which does not depend on that.",
     "Intervals over questions say what other questions like these would give. They do not cover "
     "other wordings, other tunings or other models. Few questions are asked about some countries.",
     "Soft prompts were tuned on a values survey. A difference here says whether that changed what "
@@ -134,7 +134,7 @@ def headline_table(record: Mapping[str, Any]) -> Table:
                 percent(method["minus"].get(NAIVE.key)),
                 *((percent(method["items"]), percent(method["picked"])) if hard else ()),
                 f"{method['answers']['most_common']}: {100 * method['answers']['share']:.0f} %",
-                _times_100(method["valid_mass"]),
+                100 * _share_of_options(method),
             )
         )
     blank = (None, None)
@@ -164,7 +164,7 @@ def headline_table(record: Mapping[str, Any]) -> Table:
         _AGAINST_PLAIN,
         *(("Rows right, %", "True row likeliest, %") if hard else ()),
         "Most frequent answer",
-        "Replies that begin with an option, %",
+        "Replies that name an option, %",
     )
     what = "a question is right when all four of its rows are" if hard else "four options"
     return Table(f"{record['name']}: {what}", columns, tuple(rows), 1, signed=(_AGAINST_PLAIN,))
@@ -181,6 +181,12 @@ def best_without_model(record: Mapping[str, Any]) -> float:
     """Return the highest accuracy that needs no model."""
     lines = record["trivial"]
     return max(lines["chance"], *lines["constant"], lines["one_true"] or 0)
+
+
+def _share_of_options(method: Mapping[str, Any]) -> float:
+    """Return the probability that a reply begins with an option, or the share of drawn ones."""
+    exact = method["valid_mass"]
+    return 1 - method["answers"]["unreadable"] if exact is None else exact
 
 
 def _times_100(value: float | None) -> float | None:
