@@ -13,6 +13,8 @@ from jaxalign.commands.sweep.file import read_sweep
 from jaxalign.commands.sweep.plan import make_plan
 from jaxalign.core.errors import UserError
 from jaxalign.lm.model import open_model
+from jaxalign.methods.ask_survey import AskSettings
+from jaxalign.methods.ask_survey import pipeline as ask_pipeline
 from jaxalign.methods.culturespa import CultureSPASettings, pipeline
 from jaxalign.methods.soft_prompt import problem, tune
 from jaxalign.methods.soft_prompt.settings import Settings
@@ -24,6 +26,11 @@ COMMANDS: dict[str, tuple[Any, Callable[[Path, bool], Any], Callable[[Any], Any]
         problem,
         lambda out, resume: Settings(out=out, model=ID, resume=resume),
         tune.run_soft_prompt,
+    ),
+    "ask": (
+        ask_pipeline,
+        lambda out, resume: AskSettings(out=out, model=ID, resume=resume),
+        ask_pipeline.ask_survey,
     ),
     "culturespa": (
         pipeline,
