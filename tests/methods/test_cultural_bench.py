@@ -295,6 +295,10 @@ def test_the_record(result):
     assert easy["countries"]["PER"]["region"] == "South America"
     assert easy["methods"]["naive"]["items"] is None
     assert 0 <= hard["methods"]["naive"]["items"]["mean"] <= 1
+    likeliest = {key: method["picked"] for key, method in hard["methods"].items()}
+    assert set(likeliest["tuned"]["minus"]) == {"naive", "permuted"}
+    assert likeliest["tuned"]["questions"] == likeliest["tuned"]["minus"]["naive"]["questions"] == 8
+    assert likeliest["tuned"]["minus"]["naive"]["value"] == likeliest["tuned"]["mean"]
     assert set(hard["methods"]["naive"]["regions"]) == {
         "East Asia",
         "North America",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.methods.tuned import names_of, read_tuned_run
+from jaxalign.core.errors import UserError
+from jaxalign.methods.tuned import named_paths, names_of, read_tuned_run
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,17 @@ def test_names_are_as_short_as_they_can_be(paths, names):
     assert [str(path) for path in found.values()] == [
         path.rstrip("/") for path in paths[: len(names)]
     ]
+
+
+def test_names_of_ones_own():
+    found = named_paths(["a/USA.safetensors", "mine=b/USA.safetensors", "./x=y/z"])
+    assert found == {
+        "USA": Path("a/USA.safetensors"),
+        "mine": Path("b/USA.safetensors"),
+        "z": Path("x=y/z"),
+    }
+    with pytest.raises(UserError, match="another one is called 'USA' as well"):
+        named_paths(["a/USA.safetensors", "USA=b/USA.safetensors"])
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"format": "jaxalign run 1"}', '{"format": 2}'])

@@ -181,7 +181,7 @@ def test_the_same_logits_everywhere(lm, theirs, tmp_path, make):
 
 def _named(heading: str, folder: Path) -> Config:
     kind = heading.split()[0]
-    return dataclasses.replace(Config(), **{kind: (folder,)})
+    return dataclasses.replace(Config(), **{kind: ((str(folder),),)})
 
 
 def _logits(lm, params, before_MxD: np.ndarray, ids: list[int]) -> np.ndarray:

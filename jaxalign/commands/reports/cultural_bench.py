@@ -48,6 +48,10 @@ _LIMITS = (
     "Row by row, a question of Hard has one true row and three false ones, so saying false to "
     "everything is right in about 75 % of the rows and in none of the questions. Shares of rows "
     "are given to compare with work that reports them.",
+    "Accuracy on Hard moves with how often a model says true, whether or not it knows anything: a "
+    "model that says it at random is right in up to 10.5 % of the questions, one that rarely says "
+    "it in few. A difference there counts only together with one in the share of true rows that "
+    "are the likeliest, which does not depend on that.",
     "Intervals over questions say what other questions like these would give. They do not cover "
     "other wordings, other tunings or other models. Few questions are asked about some countries.",
     "Soft prompts were tuned on a values survey. A difference here says whether that changed what "
@@ -130,7 +134,7 @@ def headline_table(record: Mapping[str, Any]) -> Table:
                 percent(method["minus"].get(NAIVE.key)),
                 *((percent(method["items"]), percent(method["picked"])) if hard else ()),
                 f"{method['answers']['most_common']}: {100 * method['answers']['share']:.0f} %",
-                _times_100(method["valid_mass"]),
+                100 * _share_of_options(method),
             )
         )
     blank = (None, None)
@@ -160,7 +164,7 @@ def headline_table(record: Mapping[str, Any]) -> Table:
         _AGAINST_PLAIN,
         *(("Rows right, %", "True row likeliest, %") if hard else ()),
         "Most frequent answer",
-        "Replies that begin with an option, %",
+        "Replies that name an option, %",
     )
     what = "a question is right when all four of its rows are" if hard else "four options"
     return Table(f"{record['name']}: {what}", columns, tuple(rows), 1, signed=(_AGAINST_PLAIN,))
@@ -177,6 +181,12 @@ def best_without_model(record: Mapping[str, Any]) -> float:
     """Return the highest accuracy that needs no model."""
     lines = record["trivial"]
     return max(lines["chance"], *lines["constant"], lines["one_true"] or 0)
+
+
+def _share_of_options(method: Mapping[str, Any]) -> float:
+    """Return the probability that a reply begins with an option, or the share of drawn ones."""
+    exact = method["valid_mass"]
+    return 1 - method["answers"]["unreadable"] if exact is None else exact
 
 
 def _times_100(value: float | None) -> float | None:
@@ -199,6 +209,7 @@ def _statements(record: Mapping[str, Any]) -> list[str]:
                 f"{name}, {METHODS[key].title} against the plain question, on the "
                 f"{method['minus'][NAIVE.key]['questions']} questions that both were asked: "
                 f"{with_bounds(difference, 1, signed=True)} points, {verdict(difference)}."
+                f"{_picked_statement(method, NAIVE.key)}"
             )
     if TUNED.key in methods:
         tuned = methods[TUNED.key]
@@ -207,6 +218,7 @@ def _statements(record: Mapping[str, Any]) -> list[str]:
             statements.append(
                 f"{name}, the country's own tuned prompt against the other countries' prompts: "
                 f"{with_bounds(against, 1, signed=True)} points, {verdict(against)}."
+                f"{_picked_statement(tuned, PERMUTED.key)}"
             )
         each = [percent(c["minus"].get(NAIVE.key)) for c in tuned["countries"].values()]
         if len(each) > 1:
@@ -215,6 +227,17 @@ def _statements(record: Mapping[str, Any]) -> list[str]:
                 f"the plain question. {chance_of_many(len(each))}"
             )
     return statements
+
+
+def _picked_statement(method: Mapping[str, Any], other: str) -> str:
+    """Return the same difference in the share of true rows that are the likeliest, for Hard."""
+    if method["picked"] is None or not (record := method["picked"]["minus"].get(other)):
+        return ""
+    difference = percent(record)
+    return (
+        f" True row likeliest: {with_bounds(difference, 1, signed=True)} points, "
+        f"{verdict(difference)}."
+    )
 
 
 def _what_was_measured(result: Mapping[str, Any]) -> list[str]:
