@@ -93,8 +93,8 @@ def _prompts(out: Path) -> tuple[Table | Text, ...]:
     return (
         Text(
             "A tuned prompt is a row of vectors that no text has. How far they have moved, and "
-            "which tokens they are near, says where they lie and not what they do; jaxalign inspect "
-            "names the tokens."
+            "which tokens they are near, says where they lie and not what they do; jaxalign "
+            "inspect names the tokens."
         ),
         table,
     )
