@@ -42,7 +42,8 @@ def main(
 
     Notes that the library logs are printed to standard output; characters that it cannot show are
     replaced. The process exits with code 2 for
-    bad input, which is explained in one line on standard error, and with 130 if it is interrupted.
+    bad input, which is explained in one line on standard error, and with 130 (Ctrl-C) or 143
+    (SIGTERM) if it is interrupted.
     Any other exception is a bug and keeps its traceback.
 
     Args:
@@ -62,11 +63,11 @@ def main(
     except UserError as error:
         print("error:", with_flags(" ".join(str(error).split()), config_class), file=sys.stderr)
         _leave(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         resumable = "resume" in {field.name for field in dataclasses.fields(config_class)}
         hint = "; continue with --resume" if resumable else ""
         print(f"interrupted{hint}", file=sys.stderr)
-        _leave(130)
+        _leave(128 + next(iter(stopped.args), signal.SIGINT))
     except BrokenPipeError:  # ... | head: whoever read the output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(1)
@@ -79,25 +80,31 @@ def main(
 
 @contextlib.contextmanager
 def _insistent_interrupt() -> Iterator[None]:
-    """Repeat Ctrl-C every two seconds until the program reacts.
+    """Take SIGTERM for Ctrl-C, and repeat either every two seconds until the program reacts.
 
-    Python prints and forgets a KeyboardInterrupt that is raised inside a callback of JAX or of the
+    Schedulers and `kill` send SIGTERM. Python prints and forgets a KeyboardInterrupt that is raised inside a callback of JAX or of the
     garbage collector, and the program would go on.
     """
     if threading.current_thread() is not threading.main_thread() or os.name != "posix":
         yield
         return
 
-    def interrupt(*_: object) -> NoReturn:
-        signal.setitimer(signal.ITIMER_REAL, 2.0)
-        raise KeyboardInterrupt
+    sent = signal.SIGINT
 
-    before = [signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)]
+    def interrupt(number: int, _: object) -> NoReturn:
+        nonlocal sent
+        if number != signal.SIGALRM:  # which only repeats what was sent
+            sent = number
+        signal.setitimer(signal.ITIMER_REAL, 2.0)
+        raise KeyboardInterrupt(sent)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        for number, handler in zip((signal.SIGINT, signal.SIGALRM), before, strict=True):
+        for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
 
 

@@ -76,14 +76,15 @@ def test_killed_in_the_middle_equals_unbroken(arguments, tmp_path):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
 
 
-def test_interrupted_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_says_how_to_go_on(sent, tmp_path):
     process = start(tmp_path / "run", *EXACT)
     while answered(tmp_path / "run") <= 0:
         assert process.poll() is None
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + sent
     assert "--resume" in err
 
 

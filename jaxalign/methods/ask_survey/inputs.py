@@ -26,6 +26,7 @@ from jaxalign.methods.base import ICL, METHODS, NAIVE, PERSONA, Condition
 from jaxalign.methods.conditions import InContext, Persona, Plain, WithPrompt, draw_examples
 from jaxalign.methods.culturespa.conditions import InStyle
 from jaxalign.methods.culturespa.inputs import make_style_prompts
+from jaxalign.methods.culturespa.similar import Ranking
 from jaxalign.methods.culturespa.styles import STYLES, StylePrompts, Texts, group_name, load_texts
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.pocket.society import held_out_survey, society_values_module
@@ -403,6 +404,8 @@ class _Wording:
             self.shown = self.style_prompts.shown
         else:
             self.style_prompts = StylePrompts(self.texts, survey, settings.countries)
+            if source is not None:  # refuses one that shares questions with the survey
+                StylePrompts(self.texts, survey, settings.countries, "leak_free", source)
         if ICL.key in styles:
             self.examples = draw_examples(
                 source, settings.countries, settings.icl_examples, settings.seed
@@ -446,6 +449,7 @@ def _facts(
         for voice in system.voices
         if voice.prompt is not None
     }
+    ranking = worded.style_prompts.similarity
     return {
         **files.facts(),
         "survey": survey.name,
@@ -455,6 +459,7 @@ def _facts(
         "countries": list(settings.countries),
         "icl_examples": [item.id for item in worded.examples],
         "texts": dataclasses.asdict(worded.texts),
+        "p3_ranking_sha256": ranking.sha256 if isinstance(ranking, Ranking) else None,
         "adapters": {str(job.adapter): job.digest for job in jobs if job.adapter is not None},
         "prompts": prompts,
     }

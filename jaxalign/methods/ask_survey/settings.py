@@ -96,6 +96,9 @@ class AskSettings:
     language: str = "en"
     """Language of the prompt texts and of the country names in them: en or zh, or the code of any
     other together with texts of your own. Questions are asked as the survey words them."""
+    language: str = "en"
+    """Language of the prompt texts and of the country names in them: en or zh, or the code of any
+    other together with texts of your own. Questions are asked as the survey words them."""
     edition: str = DEFAULT_EDITION
     """Edition of countries' published scores, where the survey holds the VSM's items; or a CSV of
     your own with the columns group, name and the dimensions."""

@@ -18,6 +18,7 @@ from jaxalign.lm.model import LM, ModelFiles, open_model
 from jaxalign.methods.ask import Questions, encode_conditions
 from jaxalign.methods.conditions import Plain
 from jaxalign.methods.culturespa.dataset import training_tokens
+from jaxalign.methods.culturespa.existing import ExistingQuestions, read_existing
 from jaxalign.methods.culturespa.settings import (
     CultureSPASettings,
     check_settings,
@@ -68,6 +69,7 @@ class Inputs:
         request: Text of a request for a question, as a jinja source.
         guard: Questions that fine-tuning should not break, with the right option's position.
         guard_name: Name and hash of the guard's questions.
+        existing: Questions to start from instead of writing new ones.
     """
 
     files: ModelFiles
@@ -77,6 +79,7 @@ class Inputs:
     request: str
     guard: tuple[tuple[Item, int], ...]
     guard_name: str
+    existing: ExistingQuestions | None = None
 
     @functools.cached_property
     def guard_questions(self) -> Questions:
@@ -86,8 +89,7 @@ class Inputs:
 
     def facts(self) -> dict[str, object]:
         """Return hashes and texts that a resumed run must find unchanged."""
-        ranking = self.prompts.similarity
-        return {
+        facts: dict[str, object] = {
             **self.files.facts(),
             "survey_sha256": self.survey.sha256,
             "survey": self.survey.name,
@@ -96,7 +98,12 @@ class Inputs:
             "prompt": self.request,
             "texts": dataclasses.asdict(self.prompts.texts),
             "guard": self.guard_name,
-        } | ({"p3_ranking_sha256": ranking.sha256} if isinstance(ranking, Ranking) else {})
+        }
+        if isinstance(ranking := self.prompts.similarity, Ranking):
+            facts["p3_ranking_sha256"] = ranking.sha256
+        if self.existing is not None:
+            facts["questions_sha256"] = self.existing.sha256
+        return facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +168,14 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         request=load_request(folder=settings.texts, model_folder=files.folder),
         guard=guard,
         guard_name=guard_name,
+        existing=read_existing(settings.questions, survey) if settings.questions else None,
     )
-    advice = "lower `writing.max_new_tokens`"
-    writing = WritingSettings(per_topic=settings.per_topic)
-    check_requests_fit(files, survey, inputs.request, writing, settings.writing, advice)
+    if inputs.existing is None:
+        advice = "lower `writing.max_new_tokens`"
+        writing = WritingSettings(per_topic=settings.per_topic)
+        check_requests_fit(files, survey, inputs.request, writing, settings.writing, advice)
+    else:
+        _log.info(inputs.existing.describe())
     _check_longest_example(settings, inputs)
     return inputs
 

@@ -220,7 +220,8 @@ def write_all(experiment: Experiment) -> tuple[dict[int, Survey], dict[int, dict
     """
     settings = experiment.settings
     topics = len({item.topic for item in experiment.inputs.survey.items})
-    per_seed = settings.per_topic * topics
+    existing = experiment.inputs.existing
+    per_seed = len(existing.questions) if existing else settings.per_topic * topics
     questions, counts = {}, {}
 
     def report(done: int, fields: Mapping[str, str]) -> None:
@@ -246,22 +247,34 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
     """Write the questions of one seed, filter them, and keep those that can be trained on."""
     settings, inputs, lm = experiment.settings, experiment.inputs, experiment.lm
     folder = seed_folder(experiment.out, seed)
-    writing = WritingSettings(per_topic=settings.per_topic, seed=seed)
-    written = collect_questions(
-        inputs.survey,
-        model_writer(
-            lm, inputs.survey, inputs.request, writing, settings.writing, settings.batch_size
-        ),
-        inputs.request,
-        writing,
-        folder / "replies.jsonl",
-        on_progress=on_progress,
-    )
+    if inputs.existing is not None:
+        written = inputs.existing.as_written
+        asked_for = len(written.questions) + sum(written.refused.values())
+        source = f"files with hash {inputs.existing.sha256[:12]}"
+    else:
+        writing = WritingSettings(per_topic=settings.per_topic, seed=seed)
+        written = collect_questions(
+            inputs.survey,
+            model_writer(
+                lm,
+                inputs.survey,
+                inputs.request,
+                writing,
+                settings.writing,
+                settings.batch_size,
+                constrain=settings.constrain,
+            ),
+            inputs.request,
+            writing,
+            folder / "replies.jsonl",
+            on_progress=on_progress,
+        )
+        asked_for = settings.per_topic * len(written.topics)
+        source = f"written by a model, weights {lm.sha256[:12]}, seed {seed}"
     filtered = filter_questions(written.questions, map(from_item, inputs.survey.items))
-    source = f"written by a model, weights {lm.sha256[:12]}, seed {seed}"
     survey = to_survey(filtered.questions, f"questions after {inputs.survey.name}", source)
     fitting = _fitting(experiment, survey)
-    counts = _counts(settings, written, filtered, len(fitting.items))
+    counts = _counts(asked_for, written, filtered, len(fitting.items))
     write_json(folder / "written.json", counts)
     write_json(folder / "questions.json", to_json(fitting))  # last: marks the step as done
 
@@ -289,12 +302,12 @@ def _fitting(experiment: Experiment, questions: Survey) -> Survey:
 
 
 def _counts(
-    settings: CultureSPASettings, written: WrittenQuestions, filtered: FilteredQuestions, left: int
+    asked_for: int, written: WrittenQuestions, filtered: FilteredQuestions, left: int
 ) -> dict[str, Any]:
     """Return `written.json`; `left` counts the questions that also fit a row."""
     filters = filtered.counts
     return {
-        "asked_for": settings.per_topic * len(written.topics),
+        "asked_for": asked_for,
         "requests": written.requests,
         "parsed": len(written.questions),
         "refused": written.refused,

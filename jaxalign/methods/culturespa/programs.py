@@ -24,10 +24,12 @@ from jaxalign.answering.block_program import answer_program
 from jaxalign.answering.blocks import Conversations
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.constrain import Constraint
 from jaxalign.lm.generate import Sampling, decode_programs, slots_of
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.mesh import weight_bytes
 from jaxalign.lm.weights import Params, program_params
+from jaxalign.methods.culturespa.existing import few_of
 from jaxalign.methods.culturespa.inputs import Inputs
 from jaxalign.methods.culturespa.measure import Ways, conversations_to_measure
 from jaxalign.methods.culturespa.prompting import prompted_ways
@@ -40,7 +42,12 @@ from jaxalign.methods.culturespa.training_steps import (
     plan_steps,
     train_settings,
 )
-from jaxalign.methods.culturespa.write import WritingSettings, longest_request, make_topics
+from jaxalign.methods.culturespa.write import (
+    WritingSettings,
+    longest_request,
+    make_topics,
+    question_constraint,
+)
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.programs import Need, Program, check_programs
@@ -115,7 +122,9 @@ def run_programs(
     if steps is None:
         steps = plan_steps(settings, inputs, mesh, available, questions)
     tokenizer, prompts = inputs.files.tokenizer, inputs.prompts
-    programs = _writing_programs(settings, inputs, mesh, available)
+    programs = []
+    if inputs.existing is None:
+        programs += _writing_programs(settings, inputs, mesh, available)
     survey = encode_styles(tokenizer, prompts, STYLES, groups, inputs.survey.items)
     # The questions of all seeds that are answered alike are asked together.
     seeds = settings.seed_groups[0]
@@ -148,15 +157,22 @@ def check_run(
         on_progress: Called before the first program and after each.
     """
     device = mesh.local_devices[0]
-    questions = stand_ins(inputs.survey, settings, _FEW)
+    questions = expected_questions(settings, inputs)
     programs = run_programs(settings, inputs, mesh, available_bytes(device), questions, steps)
     return check_programs(programs, device, on_progress)
+
+
+def expected_questions(settings: CultureSPASettings, inputs: Inputs) -> dict[int, Survey]:
+    """Return by seed a few questions like those of the run, on each topic."""
+    if inputs.existing is None:
+        return stand_ins(inputs.survey, settings, _FEW)
+    return dict.fromkeys(settings.seed_numbers, few_of(inputs.existing, _FEW))
 
 
 def expected_steps(settings: CultureSPASettings, inputs: Inputs, mesh: Mesh) -> Steps:
     """Return the sizes of the training steps that suit texts like the survey's own."""
     available = available_bytes(mesh.local_devices[0])
-    return plan_steps(settings, inputs, mesh, available, stand_ins(inputs.survey, settings, _FEW))
+    return plan_steps(settings, inputs, mesh, available, expected_questions(settings, inputs))
 
 
 def small_run(
@@ -204,8 +220,20 @@ def _writing_programs(
     writing = WritingSettings(per_topic=settings.per_topic)
     longest = longest_request(inputs.files.tokenizer, inputs.survey, inputs.request, writing)
     replies = settings.per_topic * len(make_topics(inputs.survey))
+    constraint = None
+    if settings.constrain:
+        constraint = question_constraint(inputs.files.tokenizer, inputs.files.config.vocab_size)
     return _decoding(
-        settings, inputs, mesh, available, settings.writing, replies, longest, "write", ""
+        settings,
+        inputs,
+        mesh,
+        available,
+        settings.writing,
+        replies,
+        longest,
+        "write",
+        "",
+        constraint=constraint,
     )
 
 
@@ -240,6 +268,7 @@ def _decoding(
     stage: str,
     what: str,
     lora: LoraConfig | None = None,
+    constraint: Constraint | None = None,
 ) -> list[Program]:
     """Return the programs that write replies to prompts of at most `prompt_tokens` tokens."""
     config = inputs.files.config
@@ -255,6 +284,7 @@ def _decoding(
         positions=positions,
         stop_tokens=len(inputs.files.tokenizer.stop_ids),
         params=None if lora is None else _params_with_adapter(config, mesh, lora),
+        constraint=constraint,
     )
     remedy = "lower `batch_size`, or split the weights over more devices (`model_parallel`)"
     return [

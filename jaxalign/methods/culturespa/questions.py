@@ -98,8 +98,12 @@ def parse_question(reply: str | bytes) -> Question | Refusal:
         pairs, end = json.JSONDecoder(object_pairs_hook=tuple).raw_decode(text)
     except RecursionError:
         return Refusal("nested too deeply")
-    except ValueError:  # not JSON, cut short, or a number of thousands of digits
-        return Refusal("not JSON, or cut short")
+    except json.JSONDecodeError as error:
+        # A text without its closing quote, or nothing where more should be: the end is missing.
+        cut = error.msg.startswith("Unterminated string") or error.pos >= len(text)
+        return Refusal("cut short" if cut else "not JSON")
+    except ValueError:  # a number of thousands of digits
+        return Refusal("not JSON")
     if end < len(text):
         return Refusal("text after the JSON object")
     keys = [key.strip().rstrip(":").lower() for key, _ in pairs]

@@ -192,7 +192,7 @@ def resolve_settings(
             "prompting": Default(True, PAPER),
         }
     if settings.questions:
-        del following["per_topic"]  # nothing is written
+        settings = dataclasses.replace(settings, per_topic=0)  # nothing is written
     platform = target_platform()
     if files.is_pocket:
         block_tokens = Default(_POCKET_BLOCK_TOKENS, FOR_POCKET)
@@ -226,7 +226,8 @@ def check_settings(settings: CultureSPASettings) -> None:
         )
     for name, least in _LEAST.items():
         value = getattr(settings, name)
-        if value is not None and value < least:
+        unused = name == "per_topic" and settings.questions
+        if value is not None and value < least and not unused:
             raise UserError(f"`{name}` {value}: give at least {least}")
     countries = settings.countries
     if len(countries) < 2 or len(set(countries)) < len(countries):
@@ -239,8 +240,9 @@ def check_settings(settings: CultureSPASettings) -> None:
     choice = settings.p3_choice
     if choice is not None and choice not in P3_CHOICES and not Path(choice).is_file():
         raise UserError(f"`p3_choice` {choice}: give {', '.join(P3_CHOICES)} or an existing file")
-    if settings.constrain and settings.questions:
-        raise UserError("`constrain`: nothing is written with `questions`; leave one of them out")
+    for name in ("constrain", "per_topic"):
+        if settings.questions and getattr(settings, name):
+            raise UserError(f"`{name}`: nothing is written with `questions`; leave one of them out")
     for shares, survey in (("distributions", "survey"), ("source_distributions", "source")):
         if (path := getattr(settings, shares)) is not None and getattr(settings, survey) is None:
             raise UserError(f"`{shares}` {path}: goes with a `{survey}` of your own")

@@ -37,10 +37,14 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import MetricsFile, write_atomically
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.core.templates import render
+from jaxalign.lm.constrain import Constraint, object_with_list
+from jaxalign.lm.constrain import constrain as make_constraint
 from jaxalign.lm.generate import Sampling
 from jaxalign.lm.model import LM, ModelFiles
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.culturespa.questions import (
+    FEWEST_OPTIONS,
+    MOST_OPTIONS,
     SCHEMA,
     Question,
     Refusal,
@@ -151,6 +155,7 @@ def write_questions(
     prompt: str | None = None,
     batch_size: int = 64,
     replies: Path | None = None,
+    constrain: bool = False,
     on_progress: OnProgress = ignore,
 ) -> WrittenQuestions:
     """Have a model write new questions on each topic of a survey.
@@ -165,6 +170,8 @@ def write_questions(
             it.
         replies: A file that keeps every reply as a JSON line. Requests whose replies it already
             holds are not sent again, so an interrupted call can be repeated.
+        constrain: Whether to hold replies to JSON of the form that a request asks for: tokens that
+            cannot go on with it are not drawn.
         on_progress: Called with the number of questions written so far.
 
     Returns:
@@ -190,7 +197,7 @@ def write_questions(
     if prompt is None:
         prompt = load_request(model_folder=lm.files.folder)
     check_requests_fit(lm.files, survey, prompt, writing, sampling)
-    writer = model_writer(lm, survey, prompt, writing, sampling, batch_size)
+    writer = model_writer(lm, survey, prompt, writing, sampling, batch_size, constrain)
     return collect_questions(survey, writer, prompt, writing, replies, on_progress=on_progress)
 
 
@@ -534,6 +541,7 @@ def model_writer(
     writing: WritingSettings,
     sampling: Sampling,
     batch_size: int | None,
+    constrain: bool = False,
 ) -> Writer:
     """Return a writer that samples its replies from a model.
 
@@ -544,8 +552,13 @@ def model_writer(
         writing: How many questions, how many examples, and the seed.
         sampling: How replies are sampled.
         batch_size: Number of replies written at a time.
+        constrain: Whether to hold replies to JSON of the form asked for.
+
+    Raises:
+        UserError: If replies are to be constrained and the tokenizer is of an unknown kind.
     """
     topics = make_topics(survey)
+    constraint = question_constraint(lm.tokenizer, lm.config.vocab_size) if constrain else None
     longest = longest_request(lm.tokenizer, survey, prompt, writing)
     return ModelWriter(
         lm,
@@ -554,4 +567,11 @@ def model_writer(
         batch_size,
         replies=writing.per_topic * len(topics),
         positions=longest + sampling.max_new_tokens,
+        constraint=constraint,
     )
+
+
+def question_constraint(tokenizer: Tokenizer, vocab_size: int) -> Constraint:
+    """Return the form of a reply for a model: JSON as `questions.SCHEMA` says, on one line."""
+    form = object_with_list("question", "options", FEWEST_OPTIONS, MOST_OPTIONS)
+    return make_constraint(form, tokenizer, vocab_size)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from jaxalign.lm.constrain import Constraint
 from jaxalign.lm.decode_queue import DecodeQueue
 from jaxalign.lm.generate import Sampling, open_queue
 from jaxalign.lm.model import LM
@@ -75,6 +76,7 @@ class ModelWriter:
         replies: About how many there will be.
         positions: Tokens of a request and its reply that caches are made for. Longer ones wait
             until the others are done and larger caches can be made.
+        constraint: The form that replies are held to.
     """
 
     def __init__(
@@ -85,9 +87,11 @@ class ModelWriter:
         batch_size: int | None,
         replies: int,
         positions: int = 0,
+        constraint: Constraint | None = None,
     ) -> None:
         self._lm, self._sampling, self._seed = lm, sampling, seed
         self._batch_size, self._replies, self._positions = batch_size, replies, positions
+        self._constraint = constraint
         self._queue: DecodeQueue | None = None
         self._too_long: list[tuple[int, Reply]] = []
         self._later: list[tuple[int, list[int]]] = []
@@ -139,6 +143,7 @@ class ModelWriter:
             batch_size=self._batch_size,
             positions=min(self._positions, self._lm.config.max_position_embeddings),
             mesh=self._lm.mesh,
+            constraint=self._constraint,
         )
         if counts is not None:
             self._queue.counts = counts

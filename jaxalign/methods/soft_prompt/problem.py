@@ -150,7 +150,7 @@ def read_problem(
     longest = max(len(tokens.encode_chat([prompts.user(item)])) for item in survey.items)
     refuse_too_long(model, longest + prompt.length, f"`prompt.length` {prompt.length}")
     file_names(settings.countries)
-    return Problem(
+    problem = Problem(
         settings=settings,
         model=model,
         prompts=prompts,
@@ -159,6 +159,10 @@ def read_problem(
         examples=examples,
         layout=soft_prompt_layout(tokens, prompts, survey.items, prompt.placement, prompt.length),
     )
+    # A text that cannot be filled in for a group is refused now, not when the search begins.
+    for group in settings.countries:
+        recorded_start(problem, group)
+    return problem
 
 
 def make_objective(
@@ -251,7 +255,10 @@ def refuse_too_long(model: ModelFiles, longest: int, parameter: str) -> None:
 
 def start_text(problem: Problem, group: str) -> str:
     """Return the text that a group's soft prompt starts from."""
-    return prompt_text(problem.settings.prompt, problem.group_name(group))
+    text, name = problem.settings.prompt.text, problem.group_name(group)
+    if text is None:
+        return problem.prompts.system(name)["content"]
+    return prompt_text(text, problem.prompts.name_of(name))
 
 
 def recorded_start(problem: Problem, group: str) -> str | None:

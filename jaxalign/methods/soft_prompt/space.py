@@ -26,6 +26,7 @@ import numpy as np
 
 from jaxalign.answering.conversations import Placement
 from jaxalign.core.errors import UserError
+from jaxalign.surveys.names import GroupName
 
 _START, _MEMBERS = 1, 2  # what a key is used for; folded in, so that the uses are independent
 
@@ -40,9 +41,11 @@ class SoftPromptConfig:
     """Start of the search: text (the embeddings of the initial text), vocabulary (embeddings of
     random tokens) or gaussian (random vectors with each dimension's mean and deviation over the
     embedding table)."""
-    text: str = "You are a real person from {country}, filling in a survey with your own values."
-    """Initial text; {country} becomes the country's English name. Its first M tokens are used, so
-    name the country early; a shorter text is repeated until there are M tokens."""
+    text: str | None = None
+    """Initial text; default: the persona line of the run's prompt texts. {country} becomes the
+    country's name, {article_country} the name with its article and {demonym} "American" or the
+    like. Its first M tokens are used, so name the country early; a shorter text is repeated until
+    there are M tokens."""
     vocabulary_top: int = 5000
     """Number of token ids, from 0 on, that initialisation vocabulary draws from. BPE ids run in the
     order of merging, so low ids are common tokens (Lester 2021 drew from the 5,000 most common)."""
@@ -84,17 +87,29 @@ class SoftPromptConfig:
             raise UserError(
                 f"`projection_seed` {self.projection_seed} must lie between 0 and 2**32 - 1"
             )
-        if unknown := set(re.findall(r"\{\w*\}", self.text)) - {"{country}"}:
-            raise UserError(f"`text`: {min(unknown)} is not filled in; only {{country}} is")
-        if self.initialisation == "text" and not self.text.strip():
+        known = {f"{{{field.name}}}" for field in dataclasses.fields(GroupName)}
+        if unknown := set(re.findall(r"\{\w*\}", self.text or "")) - known:
+            raise UserError(
+                f"`text`: {min(unknown)} is not filled in; {', '.join(sorted(known))} are"
+            )
+        if self.initialisation == "text" and self.text is not None and not self.text.strip():
             raise UserError(
                 "`text` is empty; give one, or another `initialisation`: vocabulary or gaussian"
             )
 
 
-def prompt_text(config: SoftPromptConfig, country: str) -> str:
-    """Return the initial text with the country's English name filled in."""
-    return config.text.replace("{country}", country)
+def prompt_text(text: str, name: GroupName) -> str:
+    """Return an initial text with the names of a group filled in.
+
+    Raises:
+        UserError: If the text wants an adjective of nationality and the group has none.
+    """
+    for field, value in dataclasses.asdict(name).items():
+        # Only countries have a demonym, and only in English.
+        if value is None and f"{{{field}}}" in text:
+            raise UserError(f"`text`: {name} has no {field}; name it by {{country}}")
+        text = text.replace(f"{{{field}}}", value or "")
+    return text
 
 
 def group_key(key: jax.Array, group: str) -> jax.Array:

@@ -134,7 +134,7 @@ def written_with(found: Inputs, row_length: int, out: Path, monkeypatch) -> tupl
         words = ("Is it " + "very " * (100 * (n % 5 == 0)) + f"true that {n} is odd?" for n in ids)
         return [json.dumps({"question": w, "options": ["Yes", "No"]}) for w in words]
 
-    monkeypatch.setattr(pipeline, "model_writer", lambda *_: FunctionWriter(reply))
+    monkeypatch.setattr(pipeline, "model_writer", lambda *_, **__: FunctionWriter(reply))
     out.mkdir()
     experiment = Experiment(settings, found, LM(found.files, {}, None), out)
     questions, counts = pipeline.write_all(experiment)

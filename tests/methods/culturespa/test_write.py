@@ -16,7 +16,7 @@ from jaxalign.commands import write_questions as command
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
 from jaxalign.lm.generate import Sampling, generate
-from jaxalign.lm.model import load_model
+from jaxalign.lm.model import load_model, open_model
 from jaxalign.methods.culturespa.questions import Question, from_item, to_survey
 from jaxalign.methods.culturespa.write import (
     WritingSettings,
@@ -47,6 +47,7 @@ def seeds(*sizes: int) -> Survey:
 
 
 SURVEY = seeds(7, 5, 6)
+REQUEST = load_request(model_folder=open_model().folder)  # the pocket model's
 WRITING = WritingSettings(per_topic=12, per_round=4)
 
 
@@ -81,7 +82,7 @@ def ask(
     **more: Callable[[Progress], None],
 ) -> WrittenQuestions:
     writer = FunctionWriter(write, at_once)
-    return collect_questions(survey, writer, load_request(), writing, path, **more)
+    return collect_questions(survey, writer, REQUEST, writing, path, **more)
 
 
 def shown(conversation: list[Message]) -> list[str]:
@@ -279,7 +280,7 @@ def test_the_request_is_what_the_pocket_model_was_trained_on() -> None:
     for topic in make_topics(survey):
         examples = [item for item in survey.items if item.topic == topic.name][:4]
         trained = [corpus.REQUESTS[0].format(topic=topic.name), *map(corpus.as_json, examples)]
-        asked = request_text(load_request(), topic.name, list(map(from_item, examples)))
+        asked = request_text(REQUEST, topic.name, list(map(from_item, examples)))
         assert asked == "\n".join(trained)
 
 

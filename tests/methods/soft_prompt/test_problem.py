@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from jaxalign.core.errors import UserError
-from jaxalign.methods.soft_prompt.problem import check_comparison, file_names, read_problem
+from jaxalign.methods.soft_prompt.problem import (
+    check_comparison,
+    file_names,
+    read_problem,
+    start_text,
+)
 from jaxalign.methods.soft_prompt.settings import Settings, pocket_defaults
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
@@ -93,6 +98,20 @@ def test_a_code_beyond_float32(tmp_path):
 def test_own_prompt_texts(text, said, tmp_path):
     (tmp_path / "item.jinja").write_bytes(text)
     assert said in refusal(Settings(prompts=tmp_path))
+
+
+def test_a_prompt_starts_from_the_persona_line_of_the_models_texts(tmp_path):
+    """Case S3 for tuned prompts. The pocket model was trained on the bare name."""
+    start = start_text(read_problem(Settings()), "USA")
+    line = "You are a real person from United States, filling in a survey with your own values."
+    assert start == line
+    (tmp_path / "persona.jinja").write_text("As an {{ demonym }} citizen")
+    assert start_text(read_problem(Settings(prompts=tmp_path)), "USA") == "As an American citizen"
+    chinese = read_problem(Settings(language="zh"))
+    assert "美国" in start_text(chinese, "USA")
+    assert "美国" in chinese.in_context("USA").lead_in(chinese.prompts)[0]["content"]
+    given = Settings(prompt=SoftPromptConfig(text="From {article_country}"))
+    assert start_text(read_problem(given), "USA") == "From the United States"
 
 
 def test_held_out_in_a_csv_of_ones_own_comes_with_its_shares(tmp_path):

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxalign.core.errors import UserError
 from jaxalign.methods.soft_prompt import space as sp
+from jaxalign.surveys.names import group_name
 
 KEY = jax.random.key(7)
 V, D = 200, 12
@@ -68,7 +69,14 @@ def test_every_option_is_explained(capsys):
 
 
 def test_country_fills_the_text():
-    assert sp.prompt_text(config(text="In {country}: {country}"), "China") == "In China: China"
+    text = "In {country}, {country}: {demonym}, from {article_country}"
+    assert sp.prompt_text(text, group_name("NLD")) == (
+        "In Netherlands, Netherlands: Dutch, from the Netherlands"
+    )
+    with pytest.raises(UserError, match="`text`: night owls has no demonym"):
+        sp.prompt_text(text, group_name("night owls"))
+    with pytest.raises(UserError, match=r"`text`: \{contry\} is not filled in; .*\{country\}"):
+        config(text="In {contry}")
 
 
 # --- starts ----------------------------------------------------------------------------------
