@@ -36,6 +36,7 @@ from jaxalign.report.wording import (
 
 _AGAINST_PLAIN = "Minus plain question, points"
 _ALL = "all questions"
+_NEARLY_CONSTANT = 0.95  # share of a method's most frequent answer that the report warns of
 _MOST_ROWS = 16  # of a panel
 _POCKET = (
     "Simulated: the model is the pocket Llama, a small model trained on a made-up society, which "
@@ -203,6 +204,13 @@ def _statements(record: Mapping[str, Any]) -> list[str]:
         f"{name}: above what needs no model ({number(100 * best_line)} %), with its whole "
         f"interval: {above}."
     ]
+    constant = [k for k, m in methods.items() if m["answers"]["share"] >= _NEARLY_CONSTANT]
+    if constant:
+        statements.append(
+            f"{name}, nearly the same answer to everything: "
+            f"{joined(METHODS[key].title for key in constant)}. Such an accuracy says how often "
+            "that answer is right, not what the model knows."
+        )
     for key, method in methods.items():
         if (difference := percent(method["minus"].get(NAIVE.key))) is not None:
             statements.append(
@@ -223,8 +231,8 @@ def _statements(record: Mapping[str, Any]) -> list[str]:
         each = [percent(c["minus"].get(NAIVE.key)) for c in tuned["countries"].values()]
         if len(each) > 1:
             statements.append(
-                f"{name}, by country the tuned prompt is {tally(each, 'better', 'worse')} than "
-                f"the plain question. {chance_of_many(len(each))}"
+                f"{name}, tuned prompt against the plain question, by country: "
+                f"{tally(each, 'better', 'worse')}. {chance_of_many(len(each))}"
             )
     return statements
 
