@@ -6,9 +6,9 @@
 
 Writes `replies.jsonl` (every reply, with the reason if it was refused), `questions.json` (the
 survey that the filters leave, for `--survey` of other commands) and `result.json` (counts). A run
-that was interrupted continues with `--resume` and repeats no request. Source: Xu et al. 2025
-(CultureSPA, arXiv 2410.12971): 1,000 questions on each of 13 topics at temperature 0.9, top-p 0.95,
-up to 256 tokens.
+that was interrupted continues with `--resume` and repeats no request. With `--constrain` every
+reply that ends is JSON of the form asked for. Source: Xu et al. 2025 (CultureSPA, arXiv
+2410.12971): 1,000 questions on each of 13 topics at temperature 0.9, top-p 0.95, up to 256 tokens.
 
 The pocket model has learned to vary the simulated survey's questions. What it writes tests this
 program and is no material for a survey.

@@ -59,7 +59,7 @@ _OPEN = rf"<(?:{_NAMES})(?:\s[^<>]*)?>|\[(?:THINK|THINKING)\]|◁think▷"
 _OPEN += r"|<\|begin_of_thought\|>|<\|START_THINKING\|>|<\|channel\|>analysis<\|message\|>"
 _CLOSE = rf"</(?:{_NAMES})\s*>|\[/(?:THINK|THINKING)\]|◁/think▷"
 _CLOSE += r"|<\|end_of_thought\|>|<\|END_THINKING\|>|<\|channel\|>final<\|message\|>"
-_OPENING, _CLOSING = re.compile(_OPEN, re.IGNORECASE), re.compile(_CLOSE, re.IGNORECASE)
+_TAG = re.compile(rf"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.IGNORECASE)
 # The tags of a final answer, which stay; and the channels of gpt-oss where special tokens are lost.
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
 _LOST_CHANNELS = re.compile(r"\s*analysis.*assistantfinal", re.DOTALL)
@@ -77,14 +77,17 @@ def without_reasoning(text: str) -> str:
         >>> without_reasoning("<think>3 of them ...</think> 2")
         ' 2'
     """
-    # Each closing tag ends everything up to it, except the reply before the opening one.
-    while closing := _CLOSING.search(text):
-        before = text[: closing.start()]
-        opening = _OPENING.search(before)
-        kept = before[: opening.start()] if opening else ""
-        text = kept + text[closing.end() :]
-    if opening := _OPENING.search(text):
-        text = text[: opening.start()]
+    kept: list[str] = []
+    start: int | None = 0  # where the reply goes on; None within the reasoning
+    for tag in _TAG.finditer(text):
+        if tag["open"] and start is not None:
+            kept.append(text[start : tag.start()])
+            start = None
+        elif tag["close"]:
+            if start is not None:  # the template has written the opening tag
+                kept.clear()
+            start = tag.end()
+    text = "".join(kept) + ("" if start is None else text[start:])
     if lost := _LOST_CHANNELS.match(text):
         text = text[lost.end() :]
     answers = _ANSWER.findall(text)

@@ -164,7 +164,7 @@ def test_a_bad_file_is_refused_in_one_line(text, said, tmp_path):
     ("text", "said"),
     [
         ("countries = ['USB']", "did you mean USA"),
-        ("models = ['/nowhere/llama']", "no config.json there"),
+        ("models = ['/nowhere/llama']", "no such folder or file"),
         ("models = ['/a/llama', '/b/llama']", "would both be called 'llama'"),
         ("generations = 0", "must be at least 1"),
         ("[[strategies]]\npopulation = 3", "`population` 3 is too small"),

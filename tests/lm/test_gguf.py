@@ -19,7 +19,9 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
 from jaxalign.lm.config import LlamaConfig, RopeScaling, config_to_hf, read_config
 from jaxalign.lm.gguf import convert_gguf, is_gguf, rope_factors
+from jaxalign.lm.gguf_tensors import GgufTensor, can_dequantize
 from jaxalign.lm.model import load_model, open_model
+from jaxalign.lm.safetensors_io import Span
 from tests.support.gguf_files import CONFIG, fields, write
 from tests.support.parity_cases import hf_weights
 
@@ -62,6 +64,35 @@ def test_weights_are_those_of_the_file(make: Callable[..., Path], tmp_path: Path
             expected = dequantize(quantize(value, way), way)
         np.testing.assert_array_equal(stored[name], expected, err_msg=name)
     assert [step.done for step in steps] == list(range(len(weights) + 1))
+
+
+ALL_KINDS = [k.name for k in gguf.GGMLQuantizationType if can_dequantize(k.name)]
+
+
+def test_every_type_that_the_library_knows_is_read() -> None:
+    assert {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ2_XXS", "IQ4_XS"} < set(ALL_KINDS)
+    assert not can_dequantize("I32")
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_any_rows_and_columns_of_every_type(kind: str) -> None:
+    """Blocks of up to 256 numbers are read whole, and trimmed; rows are read in any order."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    rows, columns = 6, 1024
+    random = np.random.default_rng(0)
+    stored = random.integers(0, 60, (rows, columns // block * block_bytes), dtype=np.uint8)
+    whole = dequantize(stored, gguf.GGMLQuantizationType[kind])
+    order = random.permutation(rows)
+    file = np.concatenate([np.zeros(64, np.uint8), stored.reshape(-1)])
+    span = Span(kind, (rows, columns), 64, 64 + stored.size)
+    for wanted, tensor in (
+        (whole, GgufTensor(file, span)),
+        (whole[order], GgufTensor(file, span, order)),
+    ):
+        assert tensor.get_shape() == [rows, columns]
+        for part in ((slice(1, 4), slice(300, 700)), (slice(0, 6), slice(0, 1024))):
+            np.testing.assert_array_equal(tensor[part], wanted[part])
+        np.testing.assert_array_equal(tensor[2:5], wanted[2:5])
 
 
 def test_in_bfloat16_and_several_files(make: Callable[..., Path], tmp_path: Path) -> None:

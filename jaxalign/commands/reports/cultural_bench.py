@@ -36,6 +36,7 @@ from jaxalign.report.wording import (
 
 _AGAINST_PLAIN = "Minus plain question, points"
 _ALL = "all questions"
+_NEARLY_CONSTANT = 0.95  # share of a method's most frequent answer that the report warns of
 _MOST_ROWS = 16  # of a panel
 _POCKET = (
     "Simulated: the model is the pocket Llama, a small model trained on a made-up society, which "
@@ -48,6 +49,10 @@ _LIMITS = (
     "Row by row, a question of Hard has one true row and three false ones, so saying false to "
     "everything is right in about 75 % of the rows and in none of the questions. Shares of rows "
     "are given to compare with work that reports them.",
+    "Accuracy on Hard moves with how often a model says true, whether or not it knows anything: a "
+    "model that says it at random is right in up to 10.5 % of the questions, one that rarely says "
+    "it in few. A difference there counts only together with one in the share of true rows that "
+    "are the likeliest, which does not depend on that.",
     "Intervals over questions say what other questions like these would give. They do not cover "
     "other wordings, other tunings or other models. Few questions are asked about some countries.",
     "Soft prompts were tuned on a values survey. A difference here says whether that changed what "
@@ -130,7 +135,7 @@ def headline_table(record: Mapping[str, Any]) -> Table:
                 percent(method["minus"].get(NAIVE.key)),
                 *((percent(method["items"]), percent(method["picked"])) if hard else ()),
                 f"{method['answers']['most_common']}: {100 * method['answers']['share']:.0f} %",
-                _times_100(method["valid_mass"]),
+                100 * _share_of_options(method),
             )
         )
     blank = (None, None)
@@ -160,7 +165,7 @@ def headline_table(record: Mapping[str, Any]) -> Table:
         _AGAINST_PLAIN,
         *(("Rows right, %", "True row likeliest, %") if hard else ()),
         "Most frequent answer",
-        "Replies that begin with an option, %",
+        "Replies that name an option, %",
     )
     what = "a question is right when all four of its rows are" if hard else "four options"
     return Table(f"{record['name']}: {what}", columns, tuple(rows), 1, signed=(_AGAINST_PLAIN,))
@@ -179,6 +184,12 @@ def best_without_model(record: Mapping[str, Any]) -> float:
     return max(lines["chance"], *lines["constant"], lines["one_true"] or 0)
 
 
+def _share_of_options(method: Mapping[str, Any]) -> float:
+    """Return the probability that a reply begins with an option, or the share of drawn ones."""
+    exact = method["valid_mass"]
+    return 1 - method["answers"]["unreadable"] if exact is None else exact
+
+
 def _times_100(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
@@ -193,12 +204,20 @@ def _statements(record: Mapping[str, Any]) -> list[str]:
         f"{name}: above what needs no model ({number(100 * best_line)} %), with its whole "
         f"interval: {above}."
     ]
+    constant = [k for k, m in methods.items() if m["answers"]["share"] >= _NEARLY_CONSTANT]
+    if constant:
+        statements.append(
+            f"{name}, nearly the same answer to everything: "
+            f"{joined(METHODS[key].title for key in constant)}. Such an accuracy says how often "
+            "that answer is right, not what the model knows."
+        )
     for key, method in methods.items():
         if (difference := percent(method["minus"].get(NAIVE.key))) is not None:
             statements.append(
                 f"{name}, {METHODS[key].title} against the plain question, on the "
                 f"{method['minus'][NAIVE.key]['questions']} questions that both were asked: "
                 f"{with_bounds(difference, 1, signed=True)} points, {verdict(difference)}."
+                f"{_picked_statement(method, NAIVE.key)}"
             )
     if TUNED.key in methods:
         tuned = methods[TUNED.key]
@@ -207,14 +226,26 @@ def _statements(record: Mapping[str, Any]) -> list[str]:
             statements.append(
                 f"{name}, the country's own tuned prompt against the other countries' prompts: "
                 f"{with_bounds(against, 1, signed=True)} points, {verdict(against)}."
+                f"{_picked_statement(tuned, PERMUTED.key)}"
             )
         each = [percent(c["minus"].get(NAIVE.key)) for c in tuned["countries"].values()]
         if len(each) > 1:
             statements.append(
-                f"{name}, by country the tuned prompt is {tally(each, 'better', 'worse')} than "
-                f"the plain question. {chance_of_many(len(each))}"
+                f"{name}, tuned prompt against the plain question, by country: "
+                f"{tally(each, 'better', 'worse')}. {chance_of_many(len(each))}"
             )
     return statements
+
+
+def _picked_statement(method: Mapping[str, Any], other: str) -> str:
+    """Return the same difference in the share of true rows that are the likeliest, for Hard."""
+    if method["picked"] is None or not (record := method["picked"]["minus"].get(other)):
+        return ""
+    difference = percent(record)
+    return (
+        f" True row likeliest: {with_bounds(difference, 1, signed=True)} points, "
+        f"{verdict(difference)}."
+    )
 
 
 def _what_was_measured(result: Mapping[str, Any]) -> list[str]:

@@ -390,6 +390,11 @@ def _guard(guard: Mapping[str, Any]) -> tuple[Text, Table]:
 
 def _questions(questions: Mapping[str, Any]) -> tuple[Table]:
     rows = [(words, questions[key]) for key, words in _QUESTION_COUNTS.items()]
+    if not questions["requests"]:
+        rows = [
+            ("entries of the files that the run was given", questions["asked_for"]),
+            ("entries that are a question", questions["parsed"]),
+        ]
     rows += [
         (f"removed by the filter “{name.replace('_', ' ')}”", count)
         for name, count in questions["removed"].items()

@@ -218,8 +218,10 @@ def show_guard(guard: Mapping[str, Any]) -> None:
 
 def _show_questions(questions: Mapping[str, Any]) -> None:
     removed = ", ".join(f"{n.replace('_', ' ')} {k}" for n, k in questions["removed"].items() if k)
+    requests = questions["requests"]  # none: the questions existed already
     print(
-        f"written questions over all seeds: {questions['asked_for']} asked for in "
-        f"{questions['requests']} requests, {questions['parsed']} accepted, {questions['left']} "
-        f"left after the filters; removed: {removed or 'none'}"
+        f"{'written' if requests else 'existing'} questions over all seeds: "
+        f"{questions['asked_for']} {f'asked for in {requests} requests' if requests else 'read'}, "
+        f"{questions['parsed']} accepted, {questions['left']} left after the filters; removed: "
+        f"{removed or 'none'}"
     )

@@ -404,6 +404,8 @@ class _Wording:
             self.shown = self.style_prompts.shown
         else:
             self.style_prompts = StylePrompts(self.texts, survey, settings.countries)
+            if source is not None:  # refuses one that shares questions with the survey
+                StylePrompts(self.texts, survey, settings.countries, "leak_free", source)
         if ICL.key in styles:
             self.examples = draw_examples(
                 source, settings.countries, settings.icl_examples, settings.seed

@@ -180,6 +180,9 @@ def _row(inputs: AskInputs, row: Row, by_group: Mapping[str | None, Responses]) 
             group or "": most_frequent(answers.answers()[:, 0], codes_QxO)
             for group, answers in by_group.items()
         },
+        "mean": None,
+        "scores": {},
+        "analysis": None,
     }
 
 

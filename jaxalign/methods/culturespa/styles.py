@@ -58,6 +58,8 @@ class Texts:
     lists of `GroupName`; `unaware` uses no name. `self_alignment` is the one message of P3: it may
     use `persona`, the rendered text of the style that P3 is combined with, and `examples`, each
     with `question`, `options` (pairs of code and label), and `answer`, the code of the majority.
+    Both may use `country`, `article_country` and `demonym` of the group, as `Prompts.persona` does;
+    not so P3 by itself, which names no group.
     """
 
     prompts: Prompts
@@ -184,6 +186,12 @@ class StylePrompts:
         answered = [(example, majority[example.id]) for example in self.examples_for(item)]
         if self.p3_form == "turns":
             return [system, *icl_messages(self.texts.prompts, answered)]
+        return [self._one_message(system, answered, {} if style == "p3" else self._names(group))]
+
+    def _one_message(
+        self, system: Message, answered: list[tuple[Item, int]], names: dict[str, str]
+    ) -> Message:
+        """Return the system message of p3 that holds examples with their answers."""
         examples = [
             {
                 "question": f"{example.stem} {example.text}".strip(),
@@ -197,8 +205,9 @@ class StylePrompts:
             self.texts.self_alignment,
             persona=system["content"],
             examples=examples,
+            **names,
         )
-        return [{"role": "system", "content": content}]
+        return {"role": "system", "content": content}
 
     def conversation(self, style: Style, group: str, item: Item) -> list[Message]:
         """Return the messages before `item`, and the question itself."""
@@ -286,7 +295,13 @@ class StylePrompts:
             list(map(self.texts.prompts.name_of, names)) for names in self._neighbours[group]
         )
         values = {"persona": persona["content"], "similar": near, "different": far}
+        values |= self._names(group)
         return _system_message("cross_culture", self.texts.cross_culture, **values)
+
+    def _names(self, group: str) -> dict[str, str]:
+        """Return what texts may call a group: `country` and, where there are, the other forms."""
+        names = dataclasses.asdict(self.texts.prompts.name_of(group))
+        return {form: name for form, name in names.items() if name is not None}
 
 
 def _system_message(name: str, source: str, **values: object) -> Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxalign.methods.ask_survey.inputs import AskInputs, read_inputs
 from jaxalign.methods.ask_survey.settings import AskSettings, check_settings
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.pocket.society import held_out_survey
+from jaxalign.surveys.survey import to_json
 
 WIDTH = 128  # of the pocket model's embeddings
 COUNTRIES = ("USA", "CHN", "NGA")
@@ -108,6 +110,13 @@ def test_what_cannot_be_asked_is_refused(files, fields, message):
     with pytest.raises(UserError, match=message) as found:
         read(files, **({"countries": ("USA", "CHN")} | fields))
     assert "\n" not in str(found.value)
+
+
+def test_examples_are_never_questions_of_the_survey_itself(files, tmp_path):
+    path = tmp_path / "survey.json"
+    path.write_text(json.dumps(to_json(held_out_survey())), "utf-8")
+    with pytest.raises(UserError, match="examples from it would not be leak-free"):
+        read(files, countries=("USA",), styles=("icl",), survey=str(path), source=path)
 
 
 def test_prompts_that_do_not_fit_are_refused(files, tmp_path):

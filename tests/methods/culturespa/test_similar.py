@@ -136,9 +136,15 @@ def test_a_text_of_ones_own_words_the_one_message(tmp_path):
     (tmp_path / "self_alignment.jinja").write_text("{{ persona }} {{ examples | length }}")
     prompts = dataclasses.replace(SIMILAR, texts=load_texts(tmp_path))
     [message] = prompts.lead_in("p3", "USA", SURVEY.items[0])
-    assert (
-        message["content"] == SIMILAR.lead_in("unaware", "", SURVEY.items[0])[0]["content"] + " 5"
-    )
+    [persona] = SIMILAR.lead_in("unaware", "", SURVEY.items[0])
+    assert message["content"] == persona["content"] + " 5"
+    (tmp_path / "self_alignment.jinja").write_text("{{ demonym }} in {{ article_country }}")
+    (tmp_path / "cross_culture.jinja").write_text("{{ demonym }}, {{ country }}")
+    prompts = dataclasses.replace(SIMILAR, texts=load_texts(tmp_path))
+    [message] = prompts.lead_in("p1p3", "USA", SURVEY.items[0])
+    assert message["content"] == "American in the United States"
+    [message] = prompts.lead_in("p2", "USA", SURVEY.items[0])
+    assert message["content"] == "American, United States"
 
 
 def test_a_file_ranks_questions(tmp_path):
