@@ -86,7 +86,7 @@ from jaxalign.stats.comparison import Comparison, compare, item_stats
 from jaxalign.stats.intervals import Interval, seed_interval
 from jaxalign.stats.metrics import DEFAULT_METRICS, Metric, select
 from jaxalign.surveys.formats import read_answered
-from jaxalign.surveys.replies import Numbering, ReaderName, read_answers
+from jaxalign.surveys.replies import Numbering, ReaderName, items_left_out, read_answers
 from jaxalign.surveys.reply_files import Mode, Replies, read_replies
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey
@@ -187,7 +187,17 @@ def score_replies(
         metrics=metrics,
     )
     notes = dict.fromkeys(f"{run.source}: {note}" for run in runs for note in run.notes)
+    notes |= dict.fromkeys(_left_out(run, survey) for run in runs if items_left_out(run, survey))
+    notes |= dict.fromkeys(f"{survey.name}: {note}" for note in survey.notes)
     return analysis | {"notes": list(notes)}
+
+
+def _left_out(run: Replies, survey: Survey) -> str:
+    """Return a sentence about the replies to items that the survey lacks."""
+    ids = items_left_out(run, survey)
+    named = ", ".join(ids[:8]) + (" ..." if len(ids) > 8 else "")
+    many = "1 reply" if len(ids) == 1 else f"{len(ids)} replies"
+    return f"{run.source}: left out {many} to items that {survey.name} lacks: {named}"
 
 
 def _read_runs(
