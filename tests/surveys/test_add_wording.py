@@ -50,3 +50,19 @@ def test_wording_that_does_not_fit(tmp_path, shares, row, message):
     words.write_text(f"{HEADER}\n{row}\n")
     with pytest.raises(UserError, match=message):
         read_answered(shares, "survey", wording=words)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\r\ncountry;item;code;share\r\nAND;Q1;1;0,25\r\nAND;Q1;2;0,75\r\n",
+        "country\titem\tcode\tshare\nAND\tQ1\t1.0\t0.25\nAND\tQ1\t2.0\t0.75\n",
+        "\ufeffcountry,item,code,share\rAND,Q1,1,0.25\rAND,Q1,2,0.75\r",
+    ],
+)
+def test_shares_of_ones_own_as_spreadsheets_save_them(tmp_path, text):
+    words = tmp_path / "words.csv"
+    words.write_text(f"{HEADER}\n{Q1}\n")
+    (tmp_path / "shares.csv").write_bytes(text.encode())
+    survey = read_answered(words, "survey", tmp_path / "shares.csv")
+    assert survey.distributions == {"AND": {"Q1": (0.25, 0.75, 0, 0)}}
