@@ -100,6 +100,7 @@ def score_replies(
     replies: Sequence[Path | str],
     *,
     distributions: Path | str | None = None,
+    wording: Path | str | None = None,
     reader: ReaderName = "first_integer",
     numbering: Numbering = "codes",
     country: str | None = None,
@@ -117,6 +118,8 @@ def score_replies(
             files of the same country and mode are runs.
         distributions: where `survey` is a CSV file: the CSV file with the columns country, item,
             code and share.
+        wording: where `survey` is a file that holds codes alone, such as the World Values Survey:
+            the file or folder that words its items.
         reader: how a reply is read. "first_integer" takes the first integer, wherever it stands, as
             published; with "strict" the reply must be the number.
         numbering: what a number means: "codes" are the survey's own, some of which start at 0;
@@ -161,7 +164,7 @@ def score_replies(
         raise UserError(f"`replies`: {min(repeated)} is named twice")
     select(metrics)  # an unknown name must not be found after the files have been read
     if not isinstance(survey, Survey):
-        survey = read_answered(survey, "survey", distributions, worded=False)
+        survey = read_answered(survey, "survey", distributions, worded=False, wording=wording)
     runs = _read_runs(survey, replies, country, mode)
     responses = [read_answers(run, survey, reader, numbering) for run in runs]
     # If no reply is an answer, there is nothing to score, and a wrong setting is the likely cause.
