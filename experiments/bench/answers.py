@@ -59,7 +59,7 @@ class Config:
     """Time exact answers to a survey in every prompt style, beside the search."""
 
     model: str | None = None
-    """Folder of a Hugging Face Llama; default: the pocket model."""
+    """Model: a Hugging Face folder, a GGUF file, a hub id or smollm2; default: the pocket model."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of weights and activations; auto is float32 for the pocket model and bfloat16 for
     others."""

@@ -1,7 +1,7 @@
 """Talk to a model plain and under tuned prompts, adapters and personas, all replies side by side.
 
     jaxalign chat                                       # the pocket Llama
-    jaxalign chat smollm2 --persona CHN --persona USA
+    jaxalign chat smollm2 --persona CHN USA
     jaxalign chat runs/tuned                            # a run: its model and all it has tuned
     jaxalign chat path/to/Llama --prompt prompts/USA.safetensors --adapter adapters/joint \\
         --message "What makes a good life?" --message "Why?"
@@ -17,8 +17,9 @@ import contextlib
 import dataclasses
 import signal
 import sys
+import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -37,7 +38,7 @@ from jaxalign.methods.tuned import (
     TunedRun,
     load_adapters_by_name,
     load_prompts_by_name,
-    names_of,
+    named_paths,
     other_model,
     read_tuned_run,
 )
@@ -59,12 +60,12 @@ class Config:
     """Model: a Hugging Face folder, a GGUF file of a Llama, a hub id or smollm2; or the directory
     of a run, which brings its model and all the prompts and adapters it has tuned; default: the
     pocket model that ships with the package."""
-    prompt: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Soft prompt, a safetensors file of this package or a folder of PEFT; may be repeated."""
-    adapter: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Folder of a low-rank adapter, ours or PEFT's; may be repeated."""
-    persona: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """ISO 3166 code of a country to answer as a person of, such as CHN; may be repeated."""
+    prompt: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Soft prompts: safetensors files of this package or folders of PEFT; NAME=FILE names one."""
+    adapter: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Folders of low-rank adapters, ours or PEFT's; NAME=FOLDER names one."""
+    persona: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """ISO 3166 codes of countries to answer as a person of, such as CHN."""
     message: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Message to say instead of reading lines; may be repeated, for a conversation."""
     only: tuple[str, ...] = ()
@@ -151,7 +152,10 @@ def open_columns(config: Config) -> Columns:
         if run is None or config.model is not None:
             raise
         raise UserError(f"the model of {run.folder}: {error}; or name it with `model`") from None
-    prompt_paths, adapter_paths = names_of(config.prompt), names_of(config.adapter)
+    # An option may be repeated, and takes several values each time.
+    prompt_paths = named_paths([text for texts in config.prompt for text in texts])
+    adapter_paths = named_paths([text for texts in config.adapter for text in texts])
+    countries = [code for codes in config.persona for code in codes]
     if run is not None:
         chosen = _chosen(run, config.only)
         prompt_paths = {n: p for n, p in run.prompts.items() if n in chosen} | prompt_paths
@@ -160,7 +164,7 @@ def open_columns(config: Config) -> Columns:
     adapters = load_adapters_by_name(adapter_paths, files)
     own_texts = config.prompts or _texts_of(run)
     prompts = load_prompts(own_texts, language=config.language, model_folder=files.folder)
-    unadapted: dict[str, Condition] = {f"persona {code}": Persona(code) for code in config.persona}
+    unadapted: dict[str, Condition] = {f"persona {code}": Persona(code) for code in countries}
     unadapted |= {f"prompt {name}": prompt for name, prompt in soft.items()}
     conditions: dict[str, Condition] = {"plain": Plain()} | unadapted
     for name, adapter in adapters.items():
@@ -288,9 +292,11 @@ class Screen:
         from rich.live import Live
 
         with Live(console=self._console, transient=True, auto_refresh=False) as live:
-            show: Callable[[Sequence[str]], None] = lambda texts: live.update(  # noqa: E731
-                self._draw(texts), refresh=True
-            )
+
+            def show(texts: Sequence[str]) -> None:
+                with _interrupts_later():  # half a drawing would not be cleared
+                    live.update(self._draw(texts), refresh=True)
+
             show([""] * len(self._labels))
             yield show
 
@@ -322,6 +328,22 @@ class Screen:
                 lines = "".join(f"\n  {line}".rstrip(" ") for line in shown.split("\n"))
                 parts.append(Text(f"{label}:{lines}\n"))
         return Group(*parts)
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Keep Ctrl-C back until the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        signal.raise_signal(held[0])
 
 
 def _visible(text: str) -> str:

@@ -1,10 +1,12 @@
-"""Convert a GGUF file of a Llama to a model folder that every command can use.
+"""Convert a GGUF file of a Llama to a model folder in Hugging Face layout.
 
     jaxalign convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2
 
-The weights are turned back into bfloat16 (or float32), the tokenizer and chat template are written
-as Hugging Face has them, and the folder is opened once, as a later run will. What a quantised file
-has lost stays lost: prefer Q8_0, F16 or BF16 files where there is a choice.
+Commands read GGUF files themselves (`--model FILE.gguf`); the folder is for other tools, and gives
+the same bits in the dtype it is written in. The weights are turned back into bfloat16 (or float32),
+the tokenizer and chat template are written as Hugging Face has them, and the folder is opened once,
+as a later run will. What a quantised file has lost stays lost: prefer Q8_0, F16 or BF16 files where
+there is a choice.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from jaxalign.runs.console import progress_bars
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Convert a GGUF file of a Llama to a model folder that every command can use."""
+    """Convert a GGUF file of a Llama to a model folder in Hugging Face layout."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """GGUF file of a Llama, such as the ones llama.cpp and Ollama use."""

@@ -7,7 +7,10 @@ transformer      the Flax model
 bits             bfloat16 weights as bits, for programs that a CPU runs
 checkpoint       Hugging Face checkpoints, read straight into their shardings
 safetensors_io   the file format
-gguf             GGUF files, converted to a model folder; gguf_tokenizer is their tokenizer
+source           what a user may give as a model, and where its files are then
+hub              models of the Hugging Face hub
+gguf             what a GGUF file says of a model; gguf_tokenizer is its tokenizer, gguf_tensors
+                 its weights
 tokenizer        tokenizer and chat template
 mesh             how many devices share one copy of the weights
 quantize         weights in 8 bits

@@ -116,7 +116,8 @@ _REQUIRED = {
 # Fields that do not change what this package computes.
 _IGNORED_TEXT = """
 _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
-_name_or_path architectures auto_map base_model_name_or_path dtype finetuning_task id2label
+_flash_attn_2_enabled _name_or_path architectures attn_implementation auto_map
+base_model_name_or_path dtype finetuning_task id2label
 ignore_keys_at_rope_validation is_composition is_encoder_decoder is_llama_config jaxalign label2id
 model_name name_or_path neftune_noise_alpha num_labels output_attentions output_hidden_states
 problem_type return_dict task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript

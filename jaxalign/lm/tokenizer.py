@@ -25,6 +25,8 @@ from jaxalign.lm.safetensors_io import check_not_pointer
 
 BEGIN, END, TURN_END = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>")
+# What some chat templates (Zephyr's, TinyLlama's) write as plain text.
+_TEXT_MARKERS = {"<|system|>", "<|user|>", "<|assistant|>"}
 # Other ends of a turn that a Llama 3 writes; of a model tuned with another template they are left
 # overs of its vocabulary.
 _LLAMA3_STOPS = (TURN_END, "<|eom_id|>")
@@ -103,9 +105,10 @@ class Tokenizer:
         return dataclasses.replace(tokens, eot_id=eot, turn_end=turn_end, stop_ids=stop_ids)
 
     def _check_markers(self, vocab: dict[str, int]) -> None:
-        """Check that every `<|marker|>` the template writes is one token."""
+        """Check that every `<|marker|>` the template writes is one token, or meant as text."""
         written = _MARKER.findall(self.render([{"role": "user", "content": "?"}]))
-        if unknown := [name for name in dict.fromkeys(written) if name not in vocab]:
+        known = vocab.keys() | _TEXT_MARKERS
+        if unknown := [name for name in dict.fromkeys(written) if name not in known]:
             raise UserError(
                 f"{self.folder}: the tokenizer lacks {', '.join(unknown)}, which the chat template "
                 "writes; give the folder of a Llama-3 with its tokenizer"

@@ -111,6 +111,32 @@ def other_model(prompt: SoftPrompt, files: ModelFiles) -> str | None:
     return f"tuned for {prompt.model}, whose weights are not those of {files.name}"
 
 
+def named_paths(given: Sequence[str]) -> dict[str, Path]:
+    """Return paths by name: NAME=PATH gives the name itself, others are named by their path.
+
+    Raises:
+        UserError: If two have the same name.
+
+    >>> list(named_paths(["a/USA.safetensors", "mine=a/CHN.safetensors"]))
+    ['USA', 'mine']
+    """
+    pairs = [_named(text) for text in given]
+    by_path = {path: name for name, path in names_of([p for n, p in pairs if n is None]).items()}
+    named: dict[str, Path] = {}
+    for name, path in pairs:
+        key = by_path[path] if name is None else name
+        if named.setdefault(key, path) != path:
+            raise UserError(f"{path}: another one is called {key!r} as well; name it by NAME=PATH")
+    return named
+
+
+def _named(text: str) -> tuple[str | None, Path]:
+    name, _, path = text.rpartition("=")
+    if not name or "/" in name or Path(text).exists():
+        return None, Path(text)
+    return name, Path(path)
+
+
 def names_of(paths: Sequence[Path]) -> dict[str, Path]:
     """Return a short name for each path, which tells it from the others.
 

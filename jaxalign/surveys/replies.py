@@ -13,6 +13,7 @@ as digits; and a reply that repeats the list of options names none of them (`opt
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import unicodedata
@@ -59,7 +60,7 @@ _OPEN = rf"<(?:{_NAMES})(?:\s[^<>]*)?>|\[(?:THINK|THINKING)\]|◁think▷"
 _OPEN += r"|<\|begin_of_thought\|>|<\|START_THINKING\|>|<\|channel\|>analysis<\|message\|>"
 _CLOSE = rf"</(?:{_NAMES})\s*>|\[/(?:THINK|THINKING)\]|◁/think▷"
 _CLOSE += r"|<\|end_of_thought\|>|<\|END_THINKING\|>|<\|channel\|>final<\|message\|>"
-_OPENING, _CLOSING = re.compile(_OPEN, re.IGNORECASE), re.compile(_CLOSE, re.IGNORECASE)
+_TAG = re.compile(rf"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.IGNORECASE)
 # The tags of a final answer, which stay; and the channels of gpt-oss where special tokens are lost.
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.IGNORECASE | re.DOTALL)
 _LOST_CHANNELS = re.compile(r"\s*analysis.*assistantfinal", re.DOTALL)
@@ -77,14 +78,17 @@ def without_reasoning(text: str) -> str:
         >>> without_reasoning("<think>3 of them ...</think> 2")
         ' 2'
     """
-    # Each closing tag ends everything up to it, except the reply before the opening one.
-    while closing := _CLOSING.search(text):
-        before = text[: closing.start()]
-        opening = _OPENING.search(before)
-        kept = before[: opening.start()] if opening else ""
-        text = kept + text[closing.end() :]
-    if opening := _OPENING.search(text):
-        text = text[: opening.start()]
+    kept: list[str] = []
+    start: int | None = 0  # where the reply goes on; None within the reasoning
+    for tag in _TAG.finditer(text):
+        if tag["open"] and start is not None:
+            kept.append(text[start : tag.start()])
+            start = None
+        elif tag["close"]:
+            if start is not None:  # the template has written the opening tag
+                kept.clear()
+            start = tag.end()
+    text = "".join(kept) + ("" if start is None else text[start:])
     if lost := _LOST_CHANNELS.match(text):
         text = text[lost.end() :]
     answers = _ANSWER.findall(text)
@@ -339,8 +343,10 @@ def read_answers(
         Responses under one condition, named by the replies' country or "unaware". An item without
         a reply is `NO_REPLY`.
 
+        Replies to items that the survey lacks are left out; `items_left_out` names them.
+
     Raises:
-        UserError: A reply is to an item that the survey lacks, or other options were shown.
+        UserError: No reply is to an item of the survey, or other options were shown.
 
     Examples:
         >>> from pathlib import Path
@@ -354,24 +360,40 @@ def read_answers(
     """
     by_id = {item.id: q for q, item in enumerate(survey.items)}
     positions = np.full((1, 1, len(by_id)), NO_REPLY, np.int32)
+    left_out = items_left_out(replies, survey)
+    if len(left_out) == len(replies.texts):
+        raise UserError(
+            f"{replies.source}: item {left_out[0]!r} is not in {survey.name}, nor is any other of "
+            f"its {len(left_out)} items"
+        )
     for item_id, text in replies.texts.items():
-        item = _item(replies, survey, by_id, item_id)
-        positions[0, 0, by_id[item_id]] = read_option(text, item, reader, numbering)
+        if item_id in by_id:
+            item = _shown_item(replies, survey.items[by_id[item_id]])
+            positions[0, 0, by_id[item_id]] = read_option(text, item, reader, numbering)
     return Responses.from_positions(survey, [replies.country or replies.mode], positions)
 
 
-def _item(replies: Replies, survey: Survey, by_id: Mapping[str, int], item_id: str) -> Item:
-    """Return the item that was replied to. Raise UserError if the survey has no such item."""
-    if item_id not in by_id:
-        raise UserError(f"{replies.source}: item {item_id!r} is not in {survey.name}")
-    item = survey.items[by_id[item_id]]
-    shown = replies.options.get(item_id)
-    if shown and shown != item.options:
-        pairs = enumerate(zip(shown, item.options, strict=False), start=1)
-        fewer = min(len(shown), len(item.options))
-        n = next((n for n, (a, b) in pairs if a != b), fewer + 1)
-        raise UserError(
-            f"{replies.source}: item {item_id}: {len(shown)} options, which differ from the "
-            f"survey's {len(item.options)} at option {n}"
-        )
-    return item
+def items_left_out(replies: Replies, survey: Survey) -> tuple[str, ...]:
+    """Return the ids of items that were replied to and that the survey lacks.
+
+    A country's survey file lacks what the country was not asked.
+    """
+    known = {item.id for item in survey.items}
+    return tuple(item_id for item_id in replies.texts if item_id not in known)
+
+
+def _shown_item(replies: Replies, item: Item) -> Item:
+    """Return the item as it was shown. Raise UserError if its options are not the survey's."""
+    shown = replies.options.get(item.id)
+    if not shown or shown == item.options:
+        return item
+    if len(shown) == len(item.options) and item.options == tuple(map(str, item.codes)):
+        # The survey has codes and no wording, so only the number of options can be compared.
+        return dataclasses.replace(item, options=shown)
+    pairs = enumerate(zip(shown, item.options, strict=False), start=1)
+    fewer = min(len(shown), len(item.options))
+    n = next((n for n, (a, b) in pairs if a != b), fewer + 1)
+    raise UserError(
+        f"{replies.source}: item {item.id}: {len(shown)} options, which differ from the survey's "
+        f"{len(item.options)} at option {n}"
+    )

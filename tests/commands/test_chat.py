@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -62,12 +63,11 @@ def test_every_condition_is_a_column(tmp_path, adapter):
     columns = open_columns(
         Config(
             prompt=(
-                tmp_path / "a" / "USA.safetensors",
-                tmp_path / "b" / "USA.safetensors",
-                tmp_path / "peft" / "USA",
+                (str(tmp_path / "a" / "USA.safetensors"), str(tmp_path / "b" / "USA.safetensors")),
+                (str(tmp_path / "peft" / "USA"), f"mine={tmp_path / 'peft' / 'USA'}"),
             ),
-            adapter=(adapter,),
-            persona=("CHN",),
+            adapter=((str(adapter),),),
+            persona=(("CHN",),),
         )
     )
     assert list(columns.conditions) == [
@@ -76,6 +76,7 @@ def test_every_condition_is_a_column(tmp_path, adapter):
         "prompt a/USA",
         "prompt b/USA",
         "prompt peft/USA",
+        "prompt mine",
         "adapter joint",
     ]
     assert columns.conditions["adapter joint"].adapter.config.rank == 2
@@ -87,7 +88,7 @@ def test_a_run_brings_its_model_and_what_it_tuned(run):
     columns = open_columns(Config(str(run)))
     tuned = ["prompt CHN", "prompt USA", "adapter seed0/joint", "adapter seed1/joint"]
     assert list(columns.conditions) == ["plain", *tuned]
-    chosen = Config(str(run), only=("USA", "seed1/joint"), persona=("CHN",), combine=True)
+    chosen = Config(str(run), only=("USA", "seed1/joint"), persona=(("CHN",),), combine=True)
     assert list(open_columns(chosen).conditions) == [
         "plain",
         "persona CHN",
@@ -112,7 +113,7 @@ def test_a_run_of_one_seed_and_one_that_tuned_all_weights(run, tmp_path):
 def test_other_weights_are_noted(tmp_path):
     path = tmp_path / "USA.safetensors"
     SoftPrompt(np.zeros((3, 128), np.float32), model="a/b", model_sha256="0").save(path)
-    [note, _] = open_columns(Config(prompt=(path,))).notes
+    [note, _] = open_columns(Config(prompt=((str(path),),))).notes
     assert note.startswith("prompt USA: tuned for a/b, whose weights are not those of")
 
 
@@ -120,11 +121,11 @@ def test_other_weights_are_noted(tmp_path):
     ("changes", "says"),
     [
         ({"only": ("USA",)}, "`only` chooses among what a run has tuned"),
-        ({"persona": ("XYZ",)}, "XYZ"),
+        ({"persona": (("XYZ",),)}, "XYZ"),
         ({"target": "nowhere"}, "nowhere"),
         ({"target": "a", "model": "b"}, "`model` and `target` both name a model"),
-        ({"adapter": (Path("nowhere"),)}, "adapter_config.json: cannot be read"),
-        ({"prompt": (Path("nowhere.safetensors"),)}, "no such file"),
+        ({"adapter": (("nowhere",),)}, "adapter_config.json: cannot be read"),
+        ({"prompt": (("nowhere.safetensors",),)}, "no such file"),
     ],
 )
 def test_what_cannot_be_talked_to_is_refused(changes, says):
@@ -141,7 +142,7 @@ def test_what_a_run_cannot_give_is_refused(run, tmp_path):
     wide = tmp_path / "wide.safetensors"
     SoftPrompt(np.zeros((3, 64), np.float32)).save(wide)
     with pytest.raises(UserError, match="64 wide, the model 128"):
-        open_columns(Config(prompt=(wide,)))
+        open_columns(Config(prompt=((str(wide),),)))
 
 
 def test_a_bad_number_is_one_line_before_anything_is_loaded(capsys):
@@ -246,6 +247,24 @@ def test_a_reply_can_be_stopped(capsys, monkeypatch):
     assert "stopped; the message was not kept" in capsys.readouterr().out
     with pytest.raises(KeyboardInterrupt):
         answer(talk, ["plain"], iter(["hello"]))
+
+
+def test_an_interrupt_while_drawing_comes_after_it():
+    """Otherwise the terminal would keep half a drawing, or lose lines above it."""
+    out = io.StringIO()
+    screen = Screen(["plain"], Console(file=out, force_terminal=True, width=80))
+    drawn_whole = []
+
+    class Text(str):
+        def __iter__(self):  # in the middle of drawing
+            signal.raise_signal(signal.SIGINT)
+            drawn_whole.append(True)
+            return super().__iter__()
+
+    with pytest.raises(KeyboardInterrupt), screen.watch() as on_text:
+        on_text([Text("words")])
+    assert drawn_whole == [True]
+    assert "words" in out.getvalue()
 
 
 def test_given_messages_and_piped_lines(monkeypatch):

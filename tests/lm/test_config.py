@@ -177,6 +177,57 @@ def test_the_hubs_config_of_smollm2() -> None:
     assert count_params(config) == 134_515_008
 
 
+# Fields that models derived from Llama have on the hub, beside those of `LLAMA_3_1_8B`.
+DERIVED = {
+    "TinyLlama-1.1B-Chat-v1.0": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "max_position_embeddings": 2048,
+        "num_hidden_layers": 22,
+        "num_key_value_heads": 4,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "vocab_size": 32000,
+        "transformers_version": "4.35.0",
+    },
+    "Llama-3.2-1B-Instruct": {
+        "_name_or_path": "meta-llama/Llama-3.2-1B-Instruct",
+        "eos_token_id": [128001, 128008, 128009],
+        "head_dim": 64,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "rope_scaling": {**LLAMA3_ROPE, "factor": 32.0, "rope_type": "llama3"},
+        "tie_word_embeddings": True,
+    },
+    "unsloth": {
+        "_flash_attn_2_enabled": True,
+        "pad_token_id": 128004,
+        "unsloth_fixed": True,
+        "unsloth_version": "2024.9",
+    },
+    "saved again by transformers 5": {
+        "dtype": "bfloat16",
+        "rope_parameters": {**LLAMA3_ROPE, "rope_type": "llama3", "rope_theta": 500000.0},
+        "rope_scaling": None,
+        "layer_types": ["full_attention"] * 32,
+    },
+}
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_derived_models_of_the_hub(name: str) -> None:
+    fields = LLAMA_3_1_8B | DERIVED[name]
+    config = config_from_hf(fields)
+    for field in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"):
+        assert getattr(config, field) == fields[field]
+    heads = fields["num_attention_heads"]
+    assert config.head_dim == fields.get("head_dim", fields["hidden_size"] // heads)
+    tied = {"Llama-3.2-1B-Instruct": PRESETS["llama3.2-1b"], "unsloth": PRESETS["llama3.1-8b"]}
+    if name in tied:
+        assert config == tied[name]
+
+
 def test_fields_that_change_nothing_are_read() -> None:
     inert = DUMP | {"layer_types": ["full_attention"] * 2, "use_sliding_window": False}
     assert config_from_hf(SMALL | inert) == config_from_hf(SMALL)

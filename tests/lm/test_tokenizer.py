@@ -339,6 +339,19 @@ def test_own_template_with_special_tokens_of_another_model(tmp_path: Path) -> No
         Tokenizer.load(tmp_path)
 
 
+def test_markers_that_a_template_writes_as_text(tmp_path: Path) -> None:
+    """As Zephyr's template does, which TinyLlama has."""
+    write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    tokens = Tokenizer.load(tmp_path)
+    chat = tokens.encode_chat([{"role": "user", "content": "one"}])
+    assert tokens.decode(chat) == f"<|user|>\none{TURN_END}\n<|assistant|>\n"
+    assert chat.count(tokens.eot_id) == 1
+
+
 def test_tokenizer_without_an_end(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, special=("<s>",), settings={"chat_template": "hello"})
     with pytest.raises(UserError, match="neither"):

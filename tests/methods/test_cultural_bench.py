@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxalign.commands.reports import cultural_bench_report
+from jaxalign.commands.reports.cultural_bench import _statements
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain
 from jaxalign.lm.lora import Adapter, LoraConfig, init_adapter
@@ -295,6 +296,10 @@ def test_the_record(result):
     assert easy["countries"]["PER"]["region"] == "South America"
     assert easy["methods"]["naive"]["items"] is None
     assert 0 <= hard["methods"]["naive"]["items"]["mean"] <= 1
+    likeliest = {key: method["picked"] for key, method in hard["methods"].items()}
+    assert set(likeliest["tuned"]["minus"]) == {"naive", "permuted"}
+    assert likeliest["tuned"]["questions"] == likeliest["tuned"]["minus"]["naive"]["questions"] == 8
+    assert likeliest["tuned"]["minus"]["naive"]["value"] == likeliest["tuned"]["mean"]
     assert set(hard["methods"]["naive"]["regions"]) == {
         "East Asia",
         "North America",
@@ -328,6 +333,21 @@ def test_the_report(tmp_path, result):
         "South America",
     ):
         assert words in text
+
+
+def test_the_report_says_that_an_answer_is_constant(tmp_path, bench, answers):
+    option_1 = np.where(np.arange(4) == 1, 0, -9.0)
+    always = [
+        dataclasses.replace(a, log_probs_AxQxO=np.broadcast_to(option_1, a.log_probs_AxQxO.shape))
+        for a in answers
+    ]
+    by_set = by_methods(bench, always)
+    record = make_result(bench, by_set, reading="exact", resamples=10, seed=0)["sets"]["hard"]
+    naive = record["methods"]["naive"]
+    assert (naive["accuracy"]["mean"], naive["items"]["mean"]) == (0, 0.75)
+    assert naive["answers"] == {"most_common": "false", "share": 1.0, "unreadable": 0.0}
+    said = " ".join(_statements(record))
+    assert "nearly the same answer to everything: plain question, persona line" in said
 
 
 def test_inputs_that_nothing_can_be_done_with(paths):

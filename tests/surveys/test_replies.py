@@ -171,6 +171,11 @@ def test_reasoning_is_no_part_of_a_reply(text: str, option: int, reader: str) ->
     assert read_option(text, IMPORTANCE, reader) == option
 
 
+def test_a_reply_of_tags_alone_is_read_in_one_pass() -> None:
+    assert without_reasoning("</think>" * 50_000 + "2") == "2"
+    assert without_reasoning("<think>" * 50_000 + "2") == ""
+
+
 @FUZZ
 @given(thought=st.text("<>/think 123", max_size=30), number=st.integers(1, 4))
 def test_whatever_was_thought_the_last_word_counts(thought: str, number: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from jaxalign.methods.base import METHODS, NAIVE, PERMUTED, TUNED
 from jaxalign.report import figures
@@ -21,6 +24,7 @@ from jaxalign.report.document import (
     Text,
     section,
 )
+from jaxalign.report.drawing import Panel
 from jaxalign.report.figures import Series
 from jaxalign.report.palette import MUTED
 from jaxalign.report.render import write_report
@@ -34,9 +38,13 @@ from jaxalign.report.wording import (
     with_bounds,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _AGAINST_PLAIN = "Minus plain question, points"
 _ALL = "all questions"
-_MOST_ROWS = 16  # of a panel
+_NEARLY_CONSTANT = 0.95  # share of a method's most frequent answer that the report warns of
+_MOST_ROWS = 24  # of a panel
 _POCKET = (
     "Simulated: the model is the pocket Llama, a small model trained on a made-up society, which "
     "has read nothing about real cultures. No number here is a finding about Llama-3."
@@ -48,6 +56,10 @@ _LIMITS = (
     "Row by row, a question of Hard has one true row and three false ones, so saying false to "
     "everything is right in about 75 % of the rows and in none of the questions. Shares of rows "
     "are given to compare with work that reports them.",
+    "Accuracy on Hard moves with how often a model says true, whether or not it knows anything: a "
+    "model that says it at random is right in up to 10.5 % of the questions, one that rarely says "
+    "it in few. A difference there counts only together with one in the share of true rows that "
+    "are the likeliest, which does not depend on that.",
     "Intervals over questions say what other questions like these would give. They do not cover "
     "other wordings, other tunings or other models. Few questions are asked about some countries.",
     "Soft prompts were tuned on a values survey. A difference here says whether that changed what "
@@ -130,7 +142,7 @@ def headline_table(record: Mapping[str, Any]) -> Table:
                 percent(method["minus"].get(NAIVE.key)),
                 *((percent(method["items"]), percent(method["picked"])) if hard else ()),
                 f"{method['answers']['most_common']}: {100 * method['answers']['share']:.0f} %",
-                _times_100(method["valid_mass"]),
+                100 * _share_of_options(method),
             )
         )
     blank = (None, None)
@@ -160,7 +172,7 @@ def headline_table(record: Mapping[str, Any]) -> Table:
         _AGAINST_PLAIN,
         *(("Rows right, %", "True row likeliest, %") if hard else ()),
         "Most frequent answer",
-        "Replies that begin with an option, %",
+        "Replies that name an option, %",
     )
     what = "a question is right when all four of its rows are" if hard else "four options"
     return Table(f"{record['name']}: {what}", columns, tuple(rows), 1, signed=(_AGAINST_PLAIN,))
@@ -179,6 +191,12 @@ def best_without_model(record: Mapping[str, Any]) -> float:
     return max(lines["chance"], *lines["constant"], lines["one_true"] or 0)
 
 
+def _share_of_options(method: Mapping[str, Any]) -> float:
+    """Return the probability that a reply begins with an option, or the share of drawn ones."""
+    exact = method["valid_mass"]
+    return 1 - method["answers"]["unreadable"] if exact is None else exact
+
+
 def _times_100(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
@@ -193,12 +211,20 @@ def _statements(record: Mapping[str, Any]) -> list[str]:
         f"{name}: above what needs no model ({number(100 * best_line)} %), with its whole "
         f"interval: {above}."
     ]
+    constant = [k for k, m in methods.items() if m["answers"]["share"] >= _NEARLY_CONSTANT]
+    if constant:
+        statements.append(
+            f"{name}, nearly the same answer to everything: "
+            f"{joined(METHODS[key].title for key in constant)}. Such an accuracy says how often "
+            "that answer is right, not what the model knows."
+        )
     for key, method in methods.items():
         if (difference := percent(method["minus"].get(NAIVE.key))) is not None:
             statements.append(
                 f"{name}, {METHODS[key].title} against the plain question, on the "
                 f"{method['minus'][NAIVE.key]['questions']} questions that both were asked: "
                 f"{with_bounds(difference, 1, signed=True)} points, {verdict(difference)}."
+                f"{_picked_statement(method, NAIVE.key)}"
             )
     if TUNED.key in methods:
         tuned = methods[TUNED.key]
@@ -207,14 +233,26 @@ def _statements(record: Mapping[str, Any]) -> list[str]:
             statements.append(
                 f"{name}, the country's own tuned prompt against the other countries' prompts: "
                 f"{with_bounds(against, 1, signed=True)} points, {verdict(against)}."
+                f"{_picked_statement(tuned, PERMUTED.key)}"
             )
         each = [percent(c["minus"].get(NAIVE.key)) for c in tuned["countries"].values()]
         if len(each) > 1:
             statements.append(
-                f"{name}, by country the tuned prompt is {tally(each, 'better', 'worse')} than "
-                f"the plain question. {chance_of_many(len(each))}"
+                f"{name}, tuned prompt against the plain question, by country: "
+                f"{tally(each, 'better', 'worse')}. {chance_of_many(len(each))}"
             )
     return statements
+
+
+def _picked_statement(method: Mapping[str, Any], other: str) -> str:
+    """Return the same difference in the share of true rows that are the likeliest, for Hard."""
+    if method["picked"] is None or not (record := method["picked"]["minus"].get(other)):
+        return ""
+    difference = percent(record)
+    return (
+        f" True row likeliest: {with_bounds(difference, 1, signed=True)} points, "
+        f"{verdict(difference)}."
+    )
 
 
 def _what_was_measured(result: Mapping[str, Any]) -> list[str]:
@@ -254,25 +292,24 @@ def countries_figure(key: str, record: Mapping[str, Any], out: Path) -> Figure:
     best = 100 * best_without_model(record)
     line = Key("best without a model", MUTED, "", "|")
     keys = [METHODS[name].legend().as_mark(True) for name in record["methods"]]
-    # Panels of a length that can be read, side by side, on one scale.
-    panels = []
-    for first in range(0, len(names), _MOST_ROWS):
-        shown = slice(first, first + _MOST_ROWS)
-        series = [
-            Series(
-                mark,
-                tuple(
-                    percent(value)
-                    for value in (
-                        method["accuracy"],
-                        *(method["countries"].get(code) for code in codes),
-                    )[shown]
-                ),
-            )
-            for mark, method in zip(keys, record["methods"].values(), strict=True)
+    values = {
+        name: [
+            percent(value)
+            for value in (method["accuracy"], *(method["countries"].get(code) for code in codes))
         ]
-        series.append(Series(line, (best,) * len(names[shown])))
-        panels.append(figures.dots("", names[shown], series, "accuracy, % of questions"))
+        for name, method in record["methods"].items()
+    }
+    highest = max(v.high for of_method in values.values() for v in of_method if v is not None)
+    # Panels of a length that can be read, side by side, on one scale.
+    panels, many = [], -(-len(names) // _MOST_ROWS)
+    for rows in np.array_split(np.arange(len(names)), many):
+        series = [
+            Series(mark, tuple(values[name][row] for row in rows))
+            for mark, name in zip(keys, values, strict=True)
+        ]
+        series.append(Series(line, (best,) * len(rows)))
+        panel = figures.dots("", [names[row] for row in rows], series, "accuracy, % of questions")
+        panels.append(_scaled(panel, max(highest, best)))
     what = "all four rows right" if is_hard(record) else "four options"
     return make_figure(
         out / FIGURES / f"{key}.png",
@@ -284,6 +321,16 @@ def countries_figure(key: str, record: Mapping[str, Any], out: Path) -> Figure:
         groups_table(record, "countries", "Country"),
         [*keys, line],
     )
+
+
+def _scaled(panel: Panel, highest: float) -> Panel:
+    """Return a panel whose horizontal axis runs from 0 to `highest`, with a margin."""
+
+    def draw(axes: Axes) -> None:
+        panel.draw(axes)
+        axes.set_xlim(-0.03 * highest, 1.03 * highest)
+
+    return dataclasses.replace(panel, draw=draw)
 
 
 def groups_table(record: Mapping[str, Any], by: str, corner: str) -> Table:

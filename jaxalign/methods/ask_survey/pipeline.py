@@ -87,8 +87,8 @@ def ask_survey(settings: AskSettings, on_progress: OnProgress = ignore) -> AskRu
     """
     out = _directory(settings)
     check_settings(settings)
-    check_run(out, settings, settings.resume)
-    files = open_model(settings.model, settings.dtype)
+    recorded = check_run(out, settings, settings.resume)
+    files = open_model(settings.model, settings.dtype, revision=recorded.get("model_revision"))
     inputs = read_inputs(settings, files)
     config, items = files.config, inputs.survey.items
     _log.info(f"model {files.name}: {config.num_hidden_layers} layers, {config.dtype}")

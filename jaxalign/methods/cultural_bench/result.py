@@ -14,7 +14,7 @@
         accuracy.{mean,low,high,questions}                 share of questions right; all four rows
                                                            for Hard; Wilson's interval
         items.{mean,low,high,questions}                    Hard: share of rows right; bootstrap
-        picked.{mean,low,high,questions}                   Hard, exact: share of questions whose
+        picked.{mean,low,high,questions,minus}             Hard, exact: share of questions whose
                                                            true row is the likeliest to be called
                                                            true
         mean_over_countries                                mean of the countries' accuracies
@@ -125,6 +125,19 @@ def _set_record(
             if other in right and other != key
         }
 
+    def picked(key: str) -> dict[str, Any] | None:
+        picked_G = {
+            name: picked_right(test, answers[name].first_probs_SxQ)
+            for name in {key, NAIVE.key, _ALSO_AGAINST.get(key)} & answers.keys()
+        }
+        minus = {
+            other: _difference(picked_G[key], picked_G[other], resamples, seed)
+            for other in (NAIVE.key, _ALSO_AGAINST.get(key))
+            if other in picked_G and other != key
+        }
+        found = _accuracy(picked_G[key])
+        return None if found is None else found | {"minus": minus}
+
     def groups(key: str, by: Mapping[str, np.ndarray]) -> dict[str, Any]:
         found = {}
         for name, where in by.items():
@@ -140,11 +153,7 @@ def _set_record(
         methods[key] = {
             "accuracy": _accuracy(score.right_G),
             "items": _mean(score.items_G, resamples, seed) if is_hard else None,
-            "picked": (
-                _accuracy(picked_right(test, given.first_probs_SxQ))
-                if is_hard and given.first_probs_SxQ is not None
-                else None
-            ),
+            "picked": picked(key) if is_hard and given.first_probs_SxQ is not None else None,
             "mean_over_countries": float(np.mean([c["mean"] for c in of_countries.values()])),
             "minus": differences(key, every),
             "answers": {

@@ -61,7 +61,8 @@ class ExistingQuestions:
         """Return a line for the log: how many questions on which topics."""
         by_topic = Counter(question.topic or "no topic" for question in self.questions)
         topics = ", ".join(f"{topic} {count}" for topic, count in by_topic.items())
-        line = f"questions: {len(self.questions)} in {len(self.paths)} files ({topics})"
+        files = f"{len(self.paths)} {'file' if len(self.paths) == 1 else 'files'}"
+        line = f"questions: {len(self.questions)} in {files} ({topics})"
         if self.refused:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.refused.items())
             line += f"; {sum(self.refused.values())} entries refused ({reasons})"
