@@ -192,7 +192,7 @@ def read_answered(
             f"or with a CSV of your own `{distributions_parameter}`"
         )
     if wording is not None:
-        survey = add_wording(survey, _questionnaire(read_any(wording), f"`wording` {wording}"))
+        survey = add_wording(survey, read_questionnaire(wording, "wording"))
     return _worded(survey, where) if worded else survey
 
 
