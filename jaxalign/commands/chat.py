@@ -17,8 +17,9 @@ import contextlib
 import dataclasses
 import signal
 import sys
+import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -291,9 +292,11 @@ class Screen:
         from rich.live import Live
 
         with Live(console=self._console, transient=True, auto_refresh=False) as live:
-            show: Callable[[Sequence[str]], None] = lambda texts: live.update(  # noqa: E731
-                self._draw(texts), refresh=True
-            )
+
+            def show(texts: Sequence[str]) -> None:
+                with _interrupts_later():  # half a drawing would not be cleared
+                    live.update(self._draw(texts), refresh=True)
+
             show([""] * len(self._labels))
             yield show
 
@@ -325,6 +328,22 @@ class Screen:
                 lines = "".join(f"\n  {line}".rstrip(" ") for line in shown.split("\n"))
                 parts.append(Text(f"{label}:{lines}\n"))
         return Group(*parts)
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Keep Ctrl-C back until the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        signal.raise_signal(held[0])
 
 
 def _visible(text: str) -> str:

@@ -7,9 +7,10 @@
 
 Prints the cultural alignment score of the unchanged model, plainly and under each prompt style, and
 of the models fine-tuned on its own answers: jointly, one adapter per country, and with
-cross-culture thinking (CCT). Writes pictures and a report besides what the library function
-`jaxalign.run_culturespa` writes. Source: Xu, Leng, Yu and Xiong, NAACL 2025 (CultureSPA, arXiv
-2410.12971).
+cross-culture thinking (CCT). With a real model, the joint and the specific models are also asked
+under every prompt style (`--prompting`). Writes pictures and a report besides what the library
+function `jaxalign.run_culturespa` writes. Source: Xu, Leng, Yu and Xiong, NAACL 2025 (CultureSPA,
+arXiv 2410.12971).
 
 Settings that follow the model are the paper's for a real model (1,000 questions on each topic, one
 seed, a learning rate of 1e-4 ...) and measured ones for the pocket model; each is printed with its

@@ -19,7 +19,7 @@ import tyro
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.model import ModelFiles, open_model
-from jaxalign.methods.inspect import NearToken, PromptInspection, inspect_prompt
+from jaxalign.methods.inspect import NearToken, PromptInspection, Vocabulary, inspect_prompt
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.tuned import load_prompts_by_name, names_of, other_model, read_tuned_run
 from jaxalign.runs.console import print_table
@@ -47,10 +47,12 @@ def show(config: Config) -> None:
     paths = names_of([config.target]) if run is None else run.prompts
     first = SoftPrompt.load(next(iter(paths.values())))
     files = _model(config, first if run is None else None, None if run is None else run.model)
-    for name, prompt in load_prompts_by_name(paths, files).items():
+    prompts = load_prompts_by_name(paths, files)
+    vocabulary = Vocabulary.of(files)
+    for name, prompt in prompts.items():
         if note := other_model(prompt, files):
             print(f"{name}: {note}")
-        print_inspection(name, prompt, inspect_prompt(files, prompt, config.top))
+        print_inspection(name, prompt, inspect_prompt(vocabulary, prompt, config.top))
 
 
 def _model(config: Config, prompt: SoftPrompt | None, recorded: str | None) -> ModelFiles:
@@ -82,10 +84,9 @@ def print_inspection(name: str, prompt: SoftPrompt, found: PromptInspection) -> 
             row[1:1] = [_shown(p.start.text), f"{p.start.value:.2f}"]
     print_table(f"{name}: {len(rows)} positions, placement {prompt.placement}", columns, rows)
     if known_start:
-        stayed = sum(p.stayed for p in found.positions)
         print(
-            f"moved {found.moved:.2f} on average; at {stayed} of {len(rows)} positions the token "
-            "that it started as is still the nearest by cosine"
+            f"moved {found.moved:.2f} on average; at {found.stayed} of {len(rows)} positions the "
+            "token that it started as is still the nearest by cosine"
         )
     low, middle, high = found.norms
     print(

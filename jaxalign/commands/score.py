@@ -45,6 +45,9 @@ class Config:
     """Files of replies; several files of the same country and mode are runs."""
     distributions: Path | None = None
     """CSV file with the columns country, item, code and share, if the survey is a CSV file."""
+    wording: Path | None = None
+    """File or folder that words the items of a World Values Survey file: a CultureSPA data folder,
+    or a JSON or CSV file of your own with the same item ids."""
     reader: ReaderName = "first_integer"
     """How a reply is read. first_integer: the first integer, wherever it stands, as published;
     strict: the reply must be the number."""
@@ -78,6 +81,7 @@ def score(config: Config) -> None:
         config.survey,
         config.replies,
         distributions=config.distributions,
+        wording=config.wording,
         reader=config.reader,
         numbering=config.numbering,
         country=config.country,

@@ -79,13 +79,8 @@ def generate(
     >>> reply = ja.generate(lm, "Is family important in your life?", max_new_tokens=8)
     >>> isinstance(reply, str)
     True
-    >>> both = ja.generate(
-    ...     lm,
-    ...     "Is family important in your life?",
-    ...     condition=[ja.Plain(), ja.Persona("CHN")],
-    ...     max_new_tokens=8,
-    ... )
-    >>> both[0] == reply
+    >>> asked = "Is family important in your life?"
+    >>> ja.generate(lm, asked, condition=[ja.Plain()], max_new_tokens=8) == [reply]
     True
     """
     several = isinstance(condition, Sequence)

@@ -9,6 +9,7 @@ they disagree: by cosine, and by distance, which favours tokens with short embed
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -72,17 +73,57 @@ class PromptInspection:
     apart: float
 
     @property
+    def stayed(self) -> int:
+        """Positions whose nearest token by cosine is still the one of the start."""
+        return sum(p.stayed for p in self.positions)
+
+    @property
     def moved(self) -> float | None:
         """Mean distance of the vectors from their start; None if that is not known."""
         moved = [p.moved for p in self.positions if p.moved is not None]
         return float(np.mean(moved)) if moved else None
 
 
-def inspect_prompt(model: LM | ModelFiles, prompt: PlacedPrompt, top: int = 5) -> PromptInspection:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The embeddings of a model's vocabulary, to compare any number of prompts with.
+
+    Attributes:
+        files: The model's files, for its tokenizer.
+        embed_VxD: The embedding of every token; padding of the table is left out.
+    """
+
+    files: ModelFiles
+    embed_VxD: np.ndarray = dataclasses.field(repr=False)
+
+    @classmethod
+    def of(cls, model: LM | ModelFiles) -> Vocabulary:
+        """Take the embeddings of a model; of files alone, only those are read."""
+        if isinstance(model, ModelFiles):
+            files, embed_VxD = model, load_embeddings(model)
+        else:
+            files, embed_VxD = model.files, np.asarray(model.params["embed"])
+        return cls(files, embed_VxD[: files.tokenizer.vocab_size])
+
+    @functools.cached_property
+    def norms_V(self) -> np.ndarray:
+        """The norm of every embedding, float32 [V]."""
+        return _norms(self.embed_VxD)
+
+    @functools.cached_property
+    def apart(self) -> float:
+        """Median distance from a token to the nearest other one, over sampled tokens."""
+        return _apart(self.embed_VxD, self.norms_V)
+
+
+def inspect_prompt(
+    model: LM | ModelFiles | Vocabulary, prompt: PlacedPrompt, top: int = 5
+) -> PromptInspection:
     """Compare a prompt's vectors with the embeddings of the vocabulary.
 
     Args:
-        model: The model; of files alone, only the embeddings are read.
+        model: The model; of files alone, only the embeddings are read. For several prompts, its
+            `Vocabulary`.
         prompt: The soft prompt. One that knows the text it started from (`start`) is compared with
             that text's tokens as well, cut off or repeated as the search does.
         top: How many of the nearest tokens to name.
@@ -105,32 +146,28 @@ def inspect_prompt(model: LM | ModelFiles, prompt: PlacedPrompt, top: int = 5) -
     """
     if top < 1:
         raise UserError(f"`top` {top}: must be at least 1")
-    files = model if isinstance(model, ModelFiles) else model.files
+    vocabulary = model if isinstance(model, Vocabulary) else Vocabulary.of(model)
+    files, embed_VxD, norms_V = vocabulary.files, vocabulary.embed_VxD, vocabulary.norms_V
     prompt_MxD = np.asarray(prompt.embeddings_MxD, np.float32)
-    if prompt_MxD.shape[1] != files.config.hidden_size:
+    if prompt_MxD.shape[1] != embed_VxD.shape[1]:
         raise UserError(
-            f"the prompt is {prompt_MxD.shape[1]} wide, the model {files.config.hidden_size}: it "
-            "was made for another model"
+            f"the prompt is {prompt_MxD.shape[1]} wide, the model {embed_VxD.shape[1]}: it was "
+            "made for another model"
         )
-    embed_VxD = load_embeddings(model) if isinstance(model, ModelFiles) else model.params["embed"]
-    embed_VxD = np.asarray(embed_VxD)
-    norms_V = _norms(embed_VxD)
-    known = files.tokenizer.vocab_size  # rows beyond are padding of the table
 
     def near(ids: np.ndarray, values: np.ndarray) -> tuple[NearToken, ...]:
         pairs = zip(ids.tolist(), values.tolist(), strict=True)
         return tuple(NearToken(i, files.tokenizer.decode([i]), value) for i, value in pairs)
 
-    products_MxV = _products(prompt_MxD, embed_VxD[:known])
+    products_MxV = _products(prompt_MxD, embed_VxD)
     starts = _start_ids(files, prompt, len(prompt_MxD))
     positions = []
     for m, vector in enumerate(prompt_MxD):
         norm = float(np.linalg.norm(vector))
-        lengths = np.maximum(norms_V[:known] * norm, np.finfo(np.float32).tiny)
-        cosine_V = products_MxV[m] / lengths
+        cosine_V = products_MxV[m] / np.maximum(norms_V * norm, np.finfo(np.float32).tiny)
         by_cosine = _largest(cosine_V, top)
         # |p - v|^2 without |p|^2 orders the tokens; the few that are shown are computed exactly.
-        near_few = _largest(2 * products_MxV[m] - norms_V[:known] ** 2, 4 * top)
+        near_few = _largest(2 * products_MxV[m] - norms_V**2, 4 * top)
         exact = np.linalg.norm(embed_VxD[near_few].astype(np.float32) - vector, axis=1)
         order = np.argsort(exact, kind="stable")[:top]
         start = None
@@ -145,9 +182,8 @@ def inspect_prompt(model: LM | ModelFiles, prompt: PlacedPrompt, top: int = 5) -
                 start,
             )
         )
-    low, middle, high = np.quantile(norms_V[:known], (0.05, 0.5, 0.95)).tolist()
-    apart = _apart(embed_VxD[:known], norms_V[:known])
-    return PromptInspection(tuple(positions), (low, middle, high), apart)
+    low, middle, high = np.quantile(norms_V, (0.05, 0.5, 0.95)).tolist()
+    return PromptInspection(tuple(positions), (low, middle, high), vocabulary.apart)
 
 
 def _start_ids(files: ModelFiles, prompt: PlacedPrompt, length: int) -> np.ndarray | None:

@@ -108,7 +108,9 @@ def other_model(prompt: SoftPrompt, files: ModelFiles) -> str | None:
     """
     if prompt.model_sha256 is None or prompt.model_sha256 == files.sha256:
         return None
-    return f"tuned for {prompt.model}, whose weights are not those of {files.name}"
+    return (
+        f"tuned for {prompt.model}; {files.name} holds other weights, or the same in another format"
+    )
 
 
 def named_paths(given: Sequence[str]) -> dict[str, Path]:

@@ -86,7 +86,7 @@ from jaxalign.stats.comparison import Comparison, compare, item_stats
 from jaxalign.stats.intervals import Interval, seed_interval
 from jaxalign.stats.metrics import DEFAULT_METRICS, Metric, select
 from jaxalign.surveys.formats import read_answered
-from jaxalign.surveys.replies import Numbering, ReaderName, read_answers
+from jaxalign.surveys.replies import Numbering, ReaderName, items_left_out, read_answers
 from jaxalign.surveys.reply_files import Mode, Replies, read_replies
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey
@@ -100,6 +100,7 @@ def score_replies(
     replies: Sequence[Path | str],
     *,
     distributions: Path | str | None = None,
+    wording: Path | str | None = None,
     reader: ReaderName = "first_integer",
     numbering: Numbering = "codes",
     country: str | None = None,
@@ -117,6 +118,8 @@ def score_replies(
             files of the same country and mode are runs.
         distributions: where `survey` is a CSV file: the CSV file with the columns country, item,
             code and share.
+        wording: where `survey` is a file that holds codes alone, such as the World Values Survey:
+            the file or folder that words its items.
         reader: how a reply is read. "first_integer" takes the first integer, wherever it stands, as
             published; with "strict" the reply must be the number.
         numbering: what a number means: "codes" are the survey's own, some of which start at 0;
@@ -161,7 +164,7 @@ def score_replies(
         raise UserError(f"`replies`: {min(repeated)} is named twice")
     select(metrics)  # an unknown name must not be found after the files have been read
     if not isinstance(survey, Survey):
-        survey = read_answered(survey, "survey", distributions, worded=False)
+        survey = read_answered(survey, "survey", distributions, worded=False, wording=wording)
     runs = _read_runs(survey, replies, country, mode)
     responses = [read_answers(run, survey, reader, numbering) for run in runs]
     # If no reply is an answer, there is nothing to score, and a wrong setting is the likely cause.
@@ -187,7 +190,17 @@ def score_replies(
         metrics=metrics,
     )
     notes = dict.fromkeys(f"{run.source}: {note}" for run in runs for note in run.notes)
+    notes |= dict.fromkeys(_left_out(run, survey) for run in runs if items_left_out(run, survey))
+    notes |= dict.fromkeys(f"{survey.name}: {note}" for note in survey.notes)
     return analysis | {"notes": list(notes)}
+
+
+def _left_out(run: Replies, survey: Survey) -> str:
+    """Return a sentence about the replies to items that the survey lacks."""
+    ids = items_left_out(run, survey)
+    named = ", ".join(ids[:8]) + (" ..." if len(ids) > 8 else "")
+    many = "1 reply" if len(ids) == 1 else f"{len(ids)} replies"
+    return f"{run.source}: left out {many} to items that {survey.name} lacks: {named}"
 
 
 def _read_runs(

@@ -12,6 +12,7 @@ from jaxalign.surveys.hofstede import DIMENSIONS, country_scores
 from jaxalign.surveys.names import country_name, demonym, with_article
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Item, Survey, vsm
+from jaxalign.surveys.wording import add_wording
 
 __all__ = [
     "DIMENSIONS",
@@ -20,6 +21,7 @@ __all__ = [
     "Responses",
     "Survey",
     "SurveyCheck",
+    "add_wording",
     "check_survey",
     "country_name",
     "country_scores",

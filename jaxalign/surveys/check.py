@@ -9,6 +9,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.formats import FORMATS, choose_format
 from jaxalign.surveys.survey import Survey
+from jaxalign.surveys.tables import option_table
 
 _MOST_NAMES = 8  # topics or groups that a summary lists
 
@@ -35,7 +36,8 @@ class SurveyCheck:
         return self.survey is not None
 
     def __str__(self) -> str:
-        """Return one paragraph on what is in the file, or a line for each problem."""
+        """Return a paragraph on what is in the file and lines on what is left out of it; or else a
+        line for each problem."""
         if self.survey is None:
             return "\n".join(self.problems)
         return _summary(self.format, self.survey)
@@ -70,6 +72,8 @@ def check_survey(
     name, options = choose_format(path, format, distributions, "distributions", {})
     try:
         problems, survey = FORMATS[name]().check(Path(path), **options)
+        if isinstance(survey, Survey):
+            option_table(survey)  # what reading allows and no command could count with
     except UserError as error:
         problems, survey = [str(error)], None
     return SurveyCheck(Path(path), name, tuple(problems), survey)
@@ -98,14 +102,21 @@ def _summary(format: str, survey: Survey | ChoiceTest) -> str:
 
 
 def _note(survey: Survey | ChoiceTest) -> str:
+    """Return what the survey cannot be used for, then a line for each thing that is left out."""
     if isinstance(survey, ChoiceTest):
         return f" But {'; '.join(survey.notes)}." if survey.notes else ""
-    if not (ids := survey.items_without_wording()):
-        return ""
-    return (
-        f" But {len(ids)} of its items have no wording: replies can be scored against it "
-        "(jaxalign score), but no model can be asked."
-    )
+    text = ""
+    if ids := survey.items_without_wording():
+        text = (
+            f" But {len(ids)} of its items have no wording: replies can be scored against it "
+            "(jaxalign score), but no model can be asked."
+        )
+    if not survey.distributions:
+        text += (
+            " But it does not say how any country answered: a model can be asked, and there is "
+            "nothing to compare its answers with."
+        )
+    return "\n- ".join([text, *survey.notes])
 
 
 def _listed(singular: str, plural: str, names: set[str]) -> str:

@@ -3,7 +3,10 @@
 Scores come in editions. Those that ship with the package are in `data/hofstede.csv`, which holds
 figures only:
 
-    matrix2015                  the official dimension matrix of 2015 (Hofstede, Hofstede, Minkov)
+    matrix2015                  the official dimension matrix (Hofstede, Hofstede, Minkov) as of
+                                2015-08-16; six scores exceed 100
+    matrix2015_12               the same as of 2015-12-08, with scores from 0 to 100: it differs in
+                                GRC, GTM, MYS, PRT, SVK and URY
     hofstede_insights_2021_23   what the country comparison of Hofstede Insights showed in 2021-23
     culture_factor_2026_05      what its successor, The Culture Factor, showed in May 2026, with
                                 replaced IDV and LTO
@@ -37,10 +40,23 @@ from jaxalign.surveys.names import countries, country_name, suggest
 DIMENSIONS = ("pdi", "idv", "mas", "uai", "lto", "ivr")
 EDITIONS = (
     "matrix2015",
+    "matrix2015_12",
     "hofstede_insights_2021_23",
     "culture_factor_2026_05",
     "legacy_estimate_pre2021",
 )
+# What the matrix of 2015-12-08 changed in that of 2015-08-16.
+_BASE_EDITION = {"matrix2015_12": "matrix2015"}
+_CHANGES = {
+    "matrix2015_12": {
+        "GRC": {"uai": "100"},
+        "GTM": {"uai": "98"},
+        "MYS": {"pdi": "100"},
+        "PRT": {"uai": "99"},
+        "SVK": {"pdi": "100", "mas": "100"},
+        "URY": {"uai": "98"},
+    }
+}
 DEFAULT_EDITION = "hofstede_insights_2021_23"
 
 Scores = dict[str, float]  # by dimension
@@ -238,7 +254,9 @@ def _edition(edition: str | Path) -> list[dict[str, str]]:
             f"edition {str(edition)!r} is unknown; choose from {', '.join(EDITIONS)}, or give a "
             "CSV file with the columns group, name and the dimensions"
         )
-    return [row for row in _rows() if row["edition"] == edition and row["iso3"]]
+    base, changes = _BASE_EDITION.get(edition, edition), _CHANGES.get(edition, {})
+    rows = [row for row in _rows() if row["edition"] == base and row["iso3"]]
+    return [row | changes.get(row["iso3"], {}) for row in rows]
 
 
 @functools.cache

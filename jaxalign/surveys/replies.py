@@ -13,6 +13,7 @@ as digits; and a reply that repeats the list of options names none of them (`opt
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import unicodedata
@@ -342,8 +343,10 @@ def read_answers(
         Responses under one condition, named by the replies' country or "unaware". An item without
         a reply is `NO_REPLY`.
 
+        Replies to items that the survey lacks are left out; `items_left_out` names them.
+
     Raises:
-        UserError: A reply is to an item that the survey lacks, or other options were shown.
+        UserError: No reply is to an item of the survey, or other options were shown.
 
     Examples:
         >>> from pathlib import Path
@@ -357,24 +360,40 @@ def read_answers(
     """
     by_id = {item.id: q for q, item in enumerate(survey.items)}
     positions = np.full((1, 1, len(by_id)), NO_REPLY, np.int32)
+    left_out = items_left_out(replies, survey)
+    if len(left_out) == len(replies.texts):
+        raise UserError(
+            f"{replies.source}: item {left_out[0]!r} is not in {survey.name}, nor is any other of "
+            f"its {len(left_out)} items"
+        )
     for item_id, text in replies.texts.items():
-        item = _item(replies, survey, by_id, item_id)
-        positions[0, 0, by_id[item_id]] = read_option(text, item, reader, numbering)
+        if item_id in by_id:
+            item = _shown_item(replies, survey.items[by_id[item_id]])
+            positions[0, 0, by_id[item_id]] = read_option(text, item, reader, numbering)
     return Responses.from_positions(survey, [replies.country or replies.mode], positions)
 
 
-def _item(replies: Replies, survey: Survey, by_id: Mapping[str, int], item_id: str) -> Item:
-    """Return the item that was replied to. Raise UserError if the survey has no such item."""
-    if item_id not in by_id:
-        raise UserError(f"{replies.source}: item {item_id!r} is not in {survey.name}")
-    item = survey.items[by_id[item_id]]
-    shown = replies.options.get(item_id)
-    if shown and shown != item.options:
-        pairs = enumerate(zip(shown, item.options, strict=False), start=1)
-        fewer = min(len(shown), len(item.options))
-        n = next((n for n, (a, b) in pairs if a != b), fewer + 1)
-        raise UserError(
-            f"{replies.source}: item {item_id}: {len(shown)} options, which differ from the "
-            f"survey's {len(item.options)} at option {n}"
-        )
-    return item
+def items_left_out(replies: Replies, survey: Survey) -> tuple[str, ...]:
+    """Return the ids of items that were replied to and that the survey lacks.
+
+    A country's survey file lacks what the country was not asked.
+    """
+    known = {item.id for item in survey.items}
+    return tuple(item_id for item_id in replies.texts if item_id not in known)
+
+
+def _shown_item(replies: Replies, item: Item) -> Item:
+    """Return the item as it was shown. Raise UserError if its options are not the survey's."""
+    shown = replies.options.get(item.id)
+    if not shown or shown == item.options:
+        return item
+    if len(shown) == len(item.options) and item.options == tuple(map(str, item.codes)):
+        # The survey has codes and no wording, so only the number of options can be compared.
+        return dataclasses.replace(item, options=shown)
+    pairs = enumerate(zip(shown, item.options, strict=False), start=1)
+    fewer = min(len(shown), len(item.options))
+    n = next((n for n, (a, b) in pairs if a != b), fewer + 1)
+    raise UserError(
+        f"{replies.source}: item {item.id}: {len(shown)} options, which differ from the survey's "
+        f"{len(item.options)} at option {n}"
+    )

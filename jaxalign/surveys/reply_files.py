@@ -37,6 +37,8 @@ from jaxalign.surveys.formats.files import bad, parse_json, read_json_lines, rea
 Mode = Literal["aware", "unaware"]
 
 MODES: tuple[Mode, ...] = ("aware", "unaware")
+# How inspect itself writes an archive as JSON.
+_CONVERT = "inspect log convert {} --to json --output-dir json-logs"
 ID_FIELDS = ("Q_id", "item_id", "item", "question_id", "id")
 
 _NAME = re.compile(
@@ -141,7 +143,7 @@ def _rows(path: Path, notes: list[str]) -> Iterator[_Row]:
     What a reader of the scores should know about the file is added to `notes`.
     """
     if path.suffix == ".eval":
-        command = f"inspect log convert {shlex.quote(str(path))} --to json --output-dir json-logs"
+        command = _CONVERT.format(shlex.quote(str(path)))
         raise bad(path, f"an archive; convert it with: {command}")
     if path.suffix == ".jsonl":
         return _harness_rows(path)

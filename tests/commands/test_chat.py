@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def test_other_weights_are_noted(tmp_path):
     path = tmp_path / "USA.safetensors"
     SoftPrompt(np.zeros((3, 128), np.float32), model="a/b", model_sha256="0").save(path)
     [note, _] = open_columns(Config(prompt=((str(path),),))).notes
-    assert note.startswith("prompt USA: tuned for a/b, whose weights are not those of")
+    assert note.startswith("prompt USA: tuned for a/b; ")
 
 
 @pytest.mark.parametrize(
@@ -246,6 +247,24 @@ def test_a_reply_can_be_stopped(capsys, monkeypatch):
     assert "stopped; the message was not kept" in capsys.readouterr().out
     with pytest.raises(KeyboardInterrupt):
         answer(talk, ["plain"], iter(["hello"]))
+
+
+def test_an_interrupt_while_drawing_comes_after_it():
+    """Otherwise the terminal would keep half a drawing, or lose lines above it."""
+    out = io.StringIO()
+    screen = Screen(["plain"], Console(file=out, force_terminal=True, width=80))
+    drawn_whole = []
+
+    class Text(str):
+        def __iter__(self):  # in the middle of drawing
+            signal.raise_signal(signal.SIGINT)
+            drawn_whole.append(True)
+            return super().__iter__()
+
+    with pytest.raises(KeyboardInterrupt), screen.watch() as on_text:
+        on_text([Text("words")])
+    assert drawn_whole == [True]
+    assert "words" in out.getvalue()
 
 
 def test_given_messages_and_piped_lines(monkeypatch):

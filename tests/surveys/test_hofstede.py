@@ -150,3 +150,14 @@ def test_groups_that_a_file_lacks_are_refused(own: Path) -> None:
         c.targets(["Gen Z"], own)
     with pytest.raises(UserError, match="cannot be read"):
         c.targets(["USA"], own.parent / "absent.csv")
+
+
+def test_the_two_official_matrices_of_2015_differ_in_six_countries():
+    august, december = c.edition_scores("matrix2015"), c.edition_scores("matrix2015_12")
+    assert december.keys() == august.keys()
+    different = {country for country in august if august[country] != december[country]}
+    assert different == {"GRC", "GTM", "MYS", "PRT", "SVK", "URY"}
+    assert max(max(scores.values()) for scores in december.values()) == 100
+    assert max(max(scores.values()) for scores in august.values()) == 112
+    assert december["SVK"] == august["SVK"] | {"pdi": 100, "mas": 100}
+    assert (december["GTM"]["uai"], december["PRT"]["uai"], december["URY"]["uai"]) == (98, 99, 98)

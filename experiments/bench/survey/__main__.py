@@ -5,9 +5,8 @@
 
 The benchmark generates seeded files in a temporary folder (about 200 MB, deleted afterwards), reads
 each with both tools in turn, every time in a fresh process, and prints medians. Seconds include the
-import of the tool; memory is the peak of the process. The goals at full size on 2 cores are 20 s
-and 1,500 MB, and to be faster and smaller than pandas, which is given the needed columns from the
-start. Takes a minute or two.
+import of the tool; memory is the peak of the process. The limits at full size on 2 cores are 20 s
+and 1,500 MB. pandas is given the needed columns from the start. Takes a minute or two.
 """
 
 from __future__ import annotations

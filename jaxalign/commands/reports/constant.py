@@ -43,10 +43,12 @@ def constant_statement(
     )
     found = [(name, c) for name, c in known.items() if c["share"] >= NEARLY]
     if not found:
+        mean = sum(c["share"] for c in known.values()) / len(known)
         name, most = max(known.items(), key=lambda pair: pair[1]["share"])
         return (
             f"Nobody answers one number throughout: at most {number(most['share'], 0)} % of the "
-            f"answers are the same ({name}: {most['code']}).{beside}"
+            f"answers are the same ({name}: {most['code']}), {number(mean, 0)} % on average."
+            f"{beside}"
         )
     codes = {c["code"] for _, c in found}
     if len(found) > 4 and len(codes) == 1:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from jaxalign.methods.base import METHODS, NAIVE, PERMUTED, TUNED
 from jaxalign.report import figures
@@ -21,6 +24,7 @@ from jaxalign.report.document import (
     Text,
     section,
 )
+from jaxalign.report.drawing import Panel
 from jaxalign.report.figures import Series
 from jaxalign.report.palette import MUTED
 from jaxalign.report.render import write_report
@@ -34,10 +38,13 @@ from jaxalign.report.wording import (
     with_bounds,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _AGAINST_PLAIN = "Minus plain question, points"
 _ALL = "all questions"
 _NEARLY_CONSTANT = 0.95  # share of a method's most frequent answer that the report warns of
-_MOST_ROWS = 16  # of a panel
+_MOST_ROWS = 24  # of a panel
 _POCKET = (
     "Simulated: the model is the pocket Llama, a small model trained on a made-up society, which "
     "has read nothing about real cultures. No number here is a finding about Llama-3."
@@ -285,25 +292,24 @@ def countries_figure(key: str, record: Mapping[str, Any], out: Path) -> Figure:
     best = 100 * best_without_model(record)
     line = Key("best without a model", MUTED, "", "|")
     keys = [METHODS[name].legend().as_mark(True) for name in record["methods"]]
-    # Panels of a length that can be read, side by side, on one scale.
-    panels = []
-    for first in range(0, len(names), _MOST_ROWS):
-        shown = slice(first, first + _MOST_ROWS)
-        series = [
-            Series(
-                mark,
-                tuple(
-                    percent(value)
-                    for value in (
-                        method["accuracy"],
-                        *(method["countries"].get(code) for code in codes),
-                    )[shown]
-                ),
-            )
-            for mark, method in zip(keys, record["methods"].values(), strict=True)
+    values = {
+        name: [
+            percent(value)
+            for value in (method["accuracy"], *(method["countries"].get(code) for code in codes))
         ]
-        series.append(Series(line, (best,) * len(names[shown])))
-        panels.append(figures.dots("", names[shown], series, "accuracy, % of questions"))
+        for name, method in record["methods"].items()
+    }
+    highest = max(v.high for of_method in values.values() for v in of_method if v is not None)
+    # Panels of a length that can be read, side by side, on one scale.
+    panels, many = [], -(-len(names) // _MOST_ROWS)
+    for rows in np.array_split(np.arange(len(names)), many):
+        series = [
+            Series(mark, tuple(values[name][row] for row in rows))
+            for mark, name in zip(keys, values, strict=True)
+        ]
+        series.append(Series(line, (best,) * len(rows)))
+        panel = figures.dots("", [names[row] for row in rows], series, "accuracy, % of questions")
+        panels.append(_scaled(panel, max(highest, best)))
     what = "all four rows right" if is_hard(record) else "four options"
     return make_figure(
         out / FIGURES / f"{key}.png",
@@ -315,6 +321,16 @@ def countries_figure(key: str, record: Mapping[str, Any], out: Path) -> Figure:
         groups_table(record, "countries", "Country"),
         [*keys, line],
     )
+
+
+def _scaled(panel: Panel, highest: float) -> Panel:
+    """Return a panel whose horizontal axis runs from 0 to `highest`, with a margin."""
+
+    def draw(axes: Axes) -> None:
+        panel.draw(axes)
+        axes.set_xlim(-0.03 * highest, 1.03 * highest)
+
+    return dataclasses.replace(panel, draw=draw)
 
 
 def groups_table(record: Mapping[str, Any], by: str, corner: str) -> Table:

@@ -7,8 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.commands.reports import soft_prompt_parts as parts
+from jaxalign.commands.reports.tuned_prompts import prompts_table
 from jaxalign.report.common import provenance
-from jaxalign.report.document import Document, Estimate, Listing, Note, Section, Text, section
+from jaxalign.report.document import (
+    Document,
+    Estimate,
+    Listing,
+    Note,
+    Section,
+    Table,
+    Text,
+    section,
+)
 from jaxalign.report.render import write_report
 from jaxalign.report.wording import chance_of_many, joined, tally
 
@@ -56,6 +66,7 @@ def soft_prompt_report(result: Mapping[str, Any], out: Path) -> tuple[Path, Path
             section("The six scores", parts.radar_figure(result, out)),
             _held_out(result, out),
             section("The search", parts.convergence_figure(result, out)),
+            section("What the prompts have become", *_prompts(out)),
             section("What a low loss does not prove", Listing(_LIMITS)),
             provenance(result),
         ),
@@ -72,6 +83,20 @@ def _summary(result: Mapping[str, Any]) -> str:
     return (
         f"One soft prompt for {each}{joined(countries)}, tuned by {algorithm} so that the model's "
         "survey answers give the country's published scores."
+    )
+
+
+def _prompts(out: Path) -> tuple[Table | Text, ...]:
+    """Return where the tuned prompts lie among the vocabulary; nothing if that is not known."""
+    if (table := prompts_table(out)) is None:
+        return ()
+    return (
+        Text(
+            "A tuned prompt is a row of vectors that no text has. How far they have moved, and "
+            "which tokens they are near, says where they lie and not what they do; jaxalign "
+            "inspect names the tokens."
+        ),
+        table,
     )
 
 

@@ -32,9 +32,10 @@ from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.prompts import untranslated
 from jaxalign.surveys.choice_test import ChoiceTest
-from jaxalign.surveys.formats import read_answered, read_any
+from jaxalign.surveys.formats import read_answered, read_any, read_questionnaire
 from jaxalign.surveys.survey import Item, Survey, vsm
 from jaxalign.surveys.tables import make_tables, option_table
+from jaxalign.surveys.wording import add_wording
 
 MODEL = "model"  # key of the unchanged model
 
@@ -250,11 +251,14 @@ def _read_survey(settings: AskSettings) -> tuple[Survey, ChoiceTest | None]:
             dataclasses.replace(item, id=f"{n + 1} {item.id}") for n, item in enumerate(read.items)
         )
         return Survey(read.name, "", read.source, "official", items), read
+    if settings.wording is not None:
+        read = add_wording(read, read_questionnaire(settings.wording, "wording"))
     if missing := read.items_without_wording():
         raise UserError(
             f"`survey` {settings.survey}: {len(missing)} of {len(read.items)} items have no "
             f"wording, such as {missing[0]!r}, so there is nothing to ask a model; give "
-            "CultureSPA's folder, or your own JSON or CSV that has the questions"
+            "CultureSPA's folder, or your own JSON or CSV that has the questions, or add these as "
+            "`wording`"
         )
     option_table(read)  # refuses codes that float32 cannot hold
     return read, None

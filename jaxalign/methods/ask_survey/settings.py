@@ -46,6 +46,9 @@ class AskSettings:
     distributions: Path | None = None
     """Answers by country to a survey in a CSV of your own: a CSV with the columns country, item,
     code and share."""
+    wording: Path | None = None
+    """Wording of the items of a World Values Survey file, which holds codes alone: a CultureSPA
+    data folder, or a JSON or CSV file of your own with the same item ids."""
     countries: tuple[str, ...] | None = None
     """Countries to speak as and to compare with, or any other groups, as the survey names them.
     Default: all of the survey."""
@@ -159,6 +162,8 @@ def _check_surveys(settings: AskSettings) -> None:
     own = settings.survey not in (None, VSM)
     if settings.distributions is not None and not own:
         raise UserError(f"`distributions` {settings.distributions}: goes with a `survey` of yours")
+    if settings.wording is not None and not own:
+        raise UserError(f"`wording` {settings.wording}: goes with a `survey` of yours")
     if settings.source_distributions is not None and settings.source is None:
         raise UserError(
             f"`source_distributions` {settings.source_distributions}: goes with a `source`"

@@ -159,8 +159,9 @@ def read_problem(
         examples=examples,
         layout=soft_prompt_layout(tokens, prompts, survey.items, prompt.placement, prompt.length),
     )
+    # A text that cannot be filled in for a group is refused now, not when the search begins.
     for group in settings.countries:
-        recorded_start(problem, group)  # raises what the initial text lacks
+        recorded_start(problem, group)
     return problem
 
 

@@ -105,6 +105,7 @@ def prompt_text(text: str, name: GroupName) -> str:
         UserError: If the text wants an adjective of nationality and the group has none.
     """
     for field, value in dataclasses.asdict(name).items():
+        # Only countries have a demonym, and only in English.
         if value is None and f"{{{field}}}" in text:
             raise UserError(f"`text`: {name} has no {field}; name it by {{country}}")
         text = text.replace(f"{{{field}}}", value or "")

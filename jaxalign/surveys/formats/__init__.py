@@ -24,6 +24,7 @@ from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.formats.base import FORMATS
 from jaxalign.surveys.formats.files import FileStart, bad, read_start, shown
 from jaxalign.surveys.survey import Survey
+from jaxalign.surveys.wording import add_wording
 
 __all__ = ["FORMATS", "read_answered", "read_any", "read_questionnaire", "read_survey", "recognise"]
 
@@ -167,6 +168,7 @@ def read_answered(
     distributions_parameter: str = "distributions",
     *,
     worded: bool = True,
+    wording: Path | str | None = None,
 ) -> Survey:
     """Read a survey that says how groups of people answered it.
 
@@ -176,6 +178,7 @@ def read_answered(
         distributions: As for `read_survey`.
         distributions_parameter: What messages call `distributions`.
         worded: Whether a model is to be asked, so that every item needs its wording.
+        wording: A file or folder that words the items, joined by id; see `add_wording`.
 
     Raises:
         UserError: As for `read_survey`; also if the survey does not say how anybody answered, or
@@ -188,6 +191,8 @@ def read_answered(
             f"{where}: it does not say how any country answered; give a survey that does, "
             f"or with a CSV of your own `{distributions_parameter}`"
         )
+    if wording is not None:
+        survey = add_wording(survey, read_questionnaire(wording, "wording"))
     return _worded(survey, where) if worded else survey
 
 

@@ -26,6 +26,7 @@ from jaxalign.surveys.formats.base import FORMATS, Format
 from jaxalign.surveys.formats.files import FileStart, bad, shown
 from jaxalign.surveys.formats.multiple_choice import answer_index, make_item
 from jaxalign.surveys.formats.records import Row, as_text, columns_of, read_records
+from jaxalign.surveys.names import find_country
 from jaxalign.surveys.survey import Item
 
 EASY = "CulturalBench Easy"
@@ -146,14 +147,15 @@ def read_cultural_bench_hard(path: Path | str) -> ChoiceTest:
 
 
 def country_code(name: str) -> str:
-    """Return the ISO 3166 alpha-3 code of a country that CulturalBench asks about.
-
-    A name that the benchmark does not use is returned as it is.
+    """Return the ISO 3166 alpha-3 code of a country, or a name that is no country's as it is.
 
     >>> country_code("South Korea"), country_code("Atlantis")
     ('KOR', 'Atlantis')
     """
-    return _countries().get(name.strip().casefold(), (name.strip(), ""))[0]
+    name = name.strip()
+    if name.casefold() in _countries():
+        return _countries()[name.casefold()][0]
+    return find_country(name) or name
 
 
 def region_of(name: str) -> str | None:

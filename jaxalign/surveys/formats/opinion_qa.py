@@ -5,54 +5,75 @@ each country's shares; options, a printed list; source, GAS or WVS. The printed 
 literals and never evaluated.
 
 The options often end in "DK/Refused", and nothing says whether the others have an order, so all
-items are nominal and never enter an ordinal metric. Shares are rounded in the file; they are scaled
-here to sum to 1. A country is named by its ISO 3166 alpha-3 code where the printed name is known,
-otherwise as printed (such as "China (Non-national sample)").
+items are nominal and never enter an ordinal metric. "Missing; Unknown" and the like are no answers
+and are left out of the options. Shares are rounded in the file; they are scaled here to sum to 1.
+
+A country is named by its ISO 3166 alpha-3 code where the printed name is known, otherwise as
+printed. Of the samples of one country, the national one counts as the country, the current before
+the old; others keep their printed names, such as "China (Non-national sample)".
+
+A row that cannot be used (without a text, or with shares that do not fit the options) is left out.
+The survey's `notes` name these rows, and say which samples were taken.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import math
 import re
 import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
 from jaxalign.surveys.formats.base import FORMATS, Format
 from jaxalign.surveys.formats.files import FileStart, bad, read_table, shown
-from jaxalign.surveys.hofstede import EDITIONS, edition_scores
-from jaxalign.surveys.names import country_name
+from jaxalign.surveys.names import find_country
 from jaxalign.surveys.survey import Item, Survey
 
 COLUMNS = ("question", "selections", "options", "source")
 _PRINTED = re.compile(r"\s*(?:defaultdict\(<class '\w+'>,\s*(\{.*\})\)|(\{.*\}))\s*", re.DOTALL)
 _MOST_CHARACTERS = 200_000  # in a cell; 100 countries and 20 options take about 40,000
 _LEAST_SUM, _MOST_SUM = 0.5, 1.05  # shares left out (refusals) lower a sum, rounding raises it
-# Names that the file prints and no edition of the published scores uses.
+# What the file prints for answers that nobody gave.
+_NO_ANSWER = re.compile(
+    r"(missing\b.*|not asked\b.*|no answer|not applicable.*|not available|unknown|inap.*|n/?a)",
+    re.IGNORECASE,
+)
+_SAMPLE = re.compile(r"(?P<country>.*?)\s*\((?P<sample>[^()]*\bsample)\)", re.IGNORECASE)
+# Printed after a country's name, in the order in which they count as the country.
+_NATIONAL = ("", "current national sample", "national sample", "old national sample")
+_MOST_NAMED = 12  # rows or countries that a note lists
+# Names that neither the table of countries nor Unicode's has.
 _ALIASES = {
+    "Bosnia Herzegovina": "BIH",
     "Britain": "GBR",
+    "Burma": "MMR",
     "Czech Rep.": "CZE",
-    "Czechia": "CZE",
+    "Czech Republic": "CZE",
     "Great Britain": "GBR",
     "Hong Kong SAR": "HKG",
-    "Iran": "IRN",
+    "Ivory Coast": "CIV",
     "Macau SAR": "MAC",
+    "Macau": "MAC",
+    "Macedonia": "MKD",
     "Palest. ter.": "PSE",
-    "Puerto Rico": "PRI",
-    "Russia": "RUS",
+    "Palestinian territories": "PSE",
+    "Russian Federation": "RUS",
     "S. Africa": "ZAF",
     "S. Korea": "KOR",
-    "Slovakia": "SVK",
-    "South Africa": "ZAF",
-    "South Korea": "KOR",
+    "Slovak Republic": "SVK",
+    "Swaziland": "SWZ",
     "Taiwan ROC": "TWN",
     "Turkey": "TUR",
-    "United Kingdom": "GBR",
-    "United States": "USA",
-    "Venezuela": "VEN",
-    "Vietnam": "VNM",
+    "U.K.": "GBR",
+    "U.S.": "USA",
+    "UK": "GBR",
+    "US": "USA",
+    "Viet Nam": "VNM",
 }
 
 
@@ -63,69 +84,113 @@ class OpinionQA(Format):
     def recognises(self, start: FileStart) -> bool:
         return start.has_columns(*COLUMNS)
 
-    def read(self, path: Path, skip_disagreeing: bool = False) -> Survey:
-        return read_opinion_qa(path, skip_disagreeing)
+    def read(self, path: Path) -> Survey:
+        return read_opinion_qa(path)
 
 
-def read_opinion_qa(path: Path | str, skip_disagreeing: bool = False) -> Survey:
+def read_opinion_qa(path: Path | str) -> Survey:
     """Read the questions and how each country answered them.
 
     Args:
         path: The CSV file.
-        skip_disagreeing: Leave out questions whose options and selections disagree.
 
     Returns:
-        A survey whose items are named "q1", "q2" and so on by their row.
+        A survey whose items are named "q1", "q2" and so on by their row, without the rows that
+        cannot be used, which its `notes` name.
 
     Raises:
-        UserError: Something is wrong with the file; the message names row and column.
+        UserError: The file is no such table, or none of its rows can be used; the message names row
+            and column.
     """
     path = Path(path)
-    codes = _codes_by_name()
     items: list[Item] = []
     distributions: dict[str, dict[str, tuple[float, ...]]] = {}
     first_row: dict[tuple[str, ...], int] = {}
-    for number, (row, cells) in enumerate(read_table(path, COLUMNS).rows, 1):
+    unusable: list[UserError] = []
+    taken: dict[str, Counter[str]] = {}
+    rows = read_table(path, COLUMNS).rows
+    for number, (row, cells) in enumerate(rows, 1):
         key = tuple(cells[name] for name in COLUMNS)
-        if key in first_row:
-            raise bad(path, f"the same as row {first_row[key]}; is the file joined to itself?", row)
-        first_row[key] = row
         try:
-            item = _item(path, row, f"q{number}", cells)
-            answers = _answers(path, row, item, cells["selections"], codes)
-        except UserError:
-            if not skip_disagreeing:
-                raise
+            if key in first_row:
+                raise bad(path, f"the same as row {first_row[key]}", row)
+            first_row[key] = row
+            item, kept = _item(path, row, f"q{number}", cells)
+            answers = _answers(path, row, kept, cells["selections"])
+        except UserError as error:
+            unusable.append(error)
             continue
         items.append(item)
-        for country, shares in answers.items():
+        for country, (name, shares) in answers.items():
             distributions.setdefault(country, {})[item.id] = shares
+            taken.setdefault(country, Counter())[name] += 1
     if not items:
-        raise bad(path, "no question has options and selections that agree")
+        raise unusable[0]
     source = "GlobalOpinionQA (arXiv 2306.16388), the user's own file"
-    return Survey("GlobalOpinionQA", "1", source, "official", tuple(items), distributions)
+    notes = (*_unusable_rows(path, unusable, len(rows)), *_samples(taken))
+    return Survey(
+        "GlobalOpinionQA", "1", source, "official", tuple(items), distributions, notes=notes
+    )
 
 
-def _item(path: Path, row: int, id: str, cells: dict[str, str]) -> Item:
+def _unusable_rows(path: Path, errors: Sequence[UserError], rows: int) -> list[str]:
+    if not errors:
+        return []
+    named = [str(error).removeprefix(f"{path}, ") for error in errors[:_MOST_NAMED]]
+    more = len(errors) - len(named)
+    if more:
+        named.append(f"and {more} more")
+    return [f"left out {len(errors)} of {rows} rows: {'; '.join(named)}"]
+
+
+def _samples(taken: Mapping[str, Counter[str]]) -> list[str]:
+    """Return a note on the countries for which a sample stands, with its number of questions."""
+    named = []
+    for country, names in taken.items():
+        samples = {name: n for name, n in names.items() if _SAMPLE.fullmatch(name)}
+        if samples and country not in names:
+            counts = [f"{name}: {n}" for name, n in names.items()]
+            named.append(f"{country} ({', '.join(counts)})")
+    return (
+        [f"samples that stand for their country, by questions: {', '.join(named)}"] if named else []
+    )
+
+
+def _item(path: Path, row: int, id: str, cells: dict[str, str]) -> tuple[Item, list[bool]]:
+    """Return the item, and which of the printed options are its options."""
     options = _literal(path, row, "options", cells["options"])
     if not isinstance(options, list | tuple):
         raise bad(path, f"{shown(options)} is not a list", row, "options")
-    labels = tuple(str(option).strip() for option in options)
+    labels = [_label(option) for option in options]
+    kept = [not _NO_ANSWER.fullmatch(label) for label in labels]
+    labels = [label for label, keep in zip(labels, kept, strict=True) if keep]
     if len(set(labels)) != len(labels):
         raise bad(path, f"options repeat: {shown(labels)}", row, "options")
+    if not cells["question"].strip():
+        raise bad(path, "the cell is empty", row, "question")
     try:
         codes = tuple(range(1, len(labels) + 1))
         cells["question"].encode()
         "".join(labels).encode()  # a literal also spells lone surrogates
-        return Item(id, cells["question"], labels, codes, "nominal", cells["source"])
+        question, topic = cells["question"], cells["source"]
+        return Item(id, question, tuple(labels), codes, "nominal", topic), kept
     except (UserError, UnicodeEncodeError) as error:
         raise bad(path, str(error), row) from None
 
 
+def _label(option: Any) -> str:
+    """Return an option as people read it: 1.0 is 1."""
+    whole = isinstance(option, float) and option.is_integer()
+    return str(int(option) if whole else option).strip()
+
+
 def _answers(
-    path: Path, row: int, item: Item, text: str, codes: dict[str, str]
-) -> dict[str, tuple[float, ...]]:
-    """Return shares by country. A country whose shares are all zero was not asked."""
+    path: Path, row: int, kept: Sequence[bool], text: str
+) -> dict[str, tuple[str, tuple[float, ...]]]:
+    """Return, by country, the printed name and the shares of the options that are kept.
+
+    A country whose shares are all zero was not asked.
+    """
     printed = _PRINTED.fullmatch(text) if len(text) <= _MOST_CHARACTERS else None
     if printed is None:
         message = f"{shown(text)} is not a printed dictionary of country: shares"
@@ -133,24 +198,44 @@ def _answers(
     selections = _literal(path, row, "selections", printed[1] or printed[2])
     if not isinstance(selections, dict):
         raise bad(path, f"{shown(selections)} is not a dictionary", row, "selections")
-    answers: dict[str, tuple[float, ...]] = {}
+    found: dict[str, tuple[float, ...]] = {}
     for country, shares in selections.items():
-        if (normal := _shares(path, row, item, country, shares)) is not None:
-            code = codes.get(country, country)
-            answers[country if code in answers else code] = normal
+        if (normal := _shares(path, row, kept, country, shares)) is not None:
+            found[country] = normal
+    answers: dict[str, tuple[str, tuple[float, ...]]] = {}
+    for name in sorted(found, key=_preference):
+        code = _country(name)
+        answers[name if code in answers else code] = (name, found[name])
     return answers
 
 
+def _preference(name: str) -> int:
+    """Return how early a printed name may take its country's code: a plain name first."""
+    match = _SAMPLE.fullmatch(name)
+    sample = match["sample"].lower() if match else ""
+    return _NATIONAL.index(sample) if sample in _NATIONAL else len(_NATIONAL)
+
+
+@functools.lru_cache(maxsize=1024)
+def _country(name: str) -> str:
+    """Return the alpha-3 code of a country, or of the country of a national sample; or `name`."""
+    match = _SAMPLE.fullmatch(name)
+    if match and match["sample"].lower() not in _NATIONAL:
+        return name
+    plain = match["country"].strip() if match else name.strip()
+    return _ALIASES.get(plain) or find_country(plain) or name
+
+
 def _shares(
-    path: Path, row: int, item: Item, country: Any, shares: Any
+    path: Path, row: int, kept: Sequence[bool], country: Any, shares: Any
 ) -> tuple[float, ...] | None:
+    """Return shares of the options that are kept; None if nobody chose any of them."""
     where = (row, "selections")
     if not isinstance(country, str) or not country.isprintable() or not country.strip():
         raise bad(path, f"{shown(country)} is not the name of a country", *where)
-    if not isinstance(shares, list | tuple) or len(shares) != len(item.options):
+    if not isinstance(shares, list | tuple) or len(shares) != len(kept):
         many = len(shares) if isinstance(shares, list | tuple) else shown(shares)
-        message = f"{many} shares of {country} for {len(item.options)} options; correct the row, "
-        raise bad(path, message + "delete it or set `skip_disagreeing`", *where)
+        raise bad(path, f"{many} shares of {country} for {len(kept)} options", *where)
     if not all(type(s) in (int, float) and 0 <= s <= 1e6 for s in shares):
         raise bad(path, f"shares of {country} are not numbers from 0: {shown(shares)}", *where)
     total = math.fsum(shares)
@@ -158,7 +243,9 @@ def _shares(
         return None
     if not (_LEAST_SUM <= total <= _MOST_SUM or 100 * _LEAST_SUM <= total <= 100 * _MOST_SUM):
         raise bad(path, f"shares of {country} sum to {total:g}, neither about 1 nor 100", *where)
-    return tuple(share / total for share in shares)
+    answered = [share for share, keep in zip(shares, kept, strict=True) if keep]
+    total = math.fsum(answered)
+    return tuple(share / total for share in answered) if total else None
 
 
 def _literal(path: Path, row: int, column: str, text: str) -> Any:
@@ -171,9 +258,3 @@ def _literal(path: Path, row: int, column: str, text: str) -> Any:
             return ast.literal_eval(text.strip())
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise bad(path, f"{shown(text)} is not a printed list or dictionary", row, column) from None
-
-
-def _codes_by_name() -> dict[str, str]:
-    """Return the alpha-3 code of each country whose printed name is known."""
-    codes = sorted({code for edition in EDITIONS for code in edition_scores(edition)})
-    return {country_name(code): code for code in codes} | _ALIASES

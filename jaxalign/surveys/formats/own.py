@@ -253,7 +253,7 @@ def _check_shares(
         if problem is not None:
             problems.append(problem)
         elif id in items:
-            shares.setdefault((group, id), {})[int(cells["code"])] = float(cells["share"])
+            shares.setdefault((group, id), {})[_code(cells)] = _number(cells["share"])
             last_row[group, id] = row
     distributions: dict[str, dict[str, tuple[float, ...]]] = {}
     for (group, id), by_code in shares.items():
@@ -265,6 +265,19 @@ def _check_shares(
         answers = distributions.setdefault(group, {})
         answers[id] = tuple(by_code.get(code, 0.0) for code in items[id].codes)
     return problems, distributions
+
+
+def _number(text: str) -> float:
+    """Return a cell's number, also with a decimal comma. Raise ValueError if it is none."""
+    return float(text.replace(",", ".") if "." not in text else text)
+
+
+def _code(cells: dict[str, str]) -> int:
+    """Return the code of a row, also written as 1.0. Raise ValueError unless it is whole."""
+    number = _number(cells["code"])
+    if not number.is_integer():  # nor are nan and infinity
+        raise ValueError(number)
+    return int(number)
 
 
 def _share_problem(
@@ -285,7 +298,7 @@ def _share_problem(
     if id not in items:
         return None  # the item's own row is wrong, which is reported there
     try:
-        code = int(cells["code"])
+        code = _code(cells)
     except ValueError:
         return _in(path, row, "code", f"{shown(cells['code'])} is not a whole number")
     if code not in items[id].codes:
@@ -294,7 +307,7 @@ def _share_problem(
     if code in earlier:
         return _in(path, row, "code", f"code {code} of item {id} is there already")
     try:
-        share = float(cells["share"])
+        share = _number(cells["share"])
     except ValueError:
         share = math.nan
     if not 0 <= share <= 1:

@@ -88,7 +88,7 @@ class Counter:
         self._respondents: dict[str, np.ndarray] = {}
         self._people: dict[str, np.ndarray] = {}
         self._interviews: dict[int, int] = {}  # hash of an interview -> its row
-        self._suspects: dict[int, int] = {}  # row -> earlier row that looks the same
+        self._suspects: dict[int, list[int]] = {}  # row -> later rows that look the same
         self._rows = self._outside = 0
 
     def add(self, block: Block) -> None:
@@ -177,18 +177,25 @@ class Counter:
             name = block.groups[group] if group >= 0 else ""
             first = self._interviews.setdefault(hash((name, *key)), row)
             if first != row:
-                self._suspects[row] = first
+                self._suspects.setdefault(first, []).append(row)
 
     def _refuse_repeats(self, hashes: RowHashes) -> None:
         """Raise UserError if two rows that look the same in the columns read are the same.
 
         Different respondents may have one number, and gave the same answers where few are read.
         """
-        whole = hashes({*self._suspects, *self._suspects.values()})
-        for row, first in self._suspects.items():
-            if whole[row] == whole[first]:
-                message = f"the interview is in row {first} already; is the file joined to itself?"
-                raise bad(self._path, message, row, INTERVIEW)
+        alike = [[first, *rows] for first, rows in self._suspects.items()]
+        whole = hashes({row for rows in alike for row in rows})
+        repeats = []
+        for rows in alike:
+            seen: dict[int, int] = {}
+            for row in rows:
+                first = seen.setdefault(whole[row], row)
+                repeats += [(row, first)] if first != row else []
+        if repeats:
+            row, first = min(repeats)
+            message = f"the interview is in row {first} already; is the file joined to itself?"
+            raise bad(self._path, message, row, INTERVIEW)
 
     def _unknown_code(self, block: Block) -> UserError:
         known_RxQ = self._allowed_QxK[np.arange(len(self._items))[None, :], block.codes_RxQ]

@@ -16,6 +16,7 @@ from jaxalign.methods.ask_survey.settings import AskSettings, check_settings
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.surveys.survey import to_json
+from tests.support.own_files import wvs_csv
 
 WIDTH = 128  # of the pocket model's embeddings
 COUNTRIES = ("USA", "CHN", "NGA")
@@ -87,6 +88,17 @@ def test_surveys_without_answers_are_asked_of_nobody_unless_countries_are_named(
     assert [row.key for row in inputs.rows] == ["model-unaware"]
 
 
+def test_codes_alone_are_asked_in_the_words_of_another_file(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXALIGN_CACHE", str(tmp_path / "cache"))
+    words = tmp_path / "words.csv"
+    words.write_text("id,text,options\nQ1,Is it so?,1=yes|2=rather|3=hardly|4=no\n")
+    with pytest.raises(UserError, match=r"no wording.*add these as `wording`"):
+        read(files, survey=str(wvs_csv(tmp_path)))
+    inputs = read(files, survey=str(wvs_csv(tmp_path)), wording=words, styles=("unaware",))
+    assert [item.text for item in inputs.survey.items] == ["Is it so?"]
+    assert set(inputs.survey.distributions) == {"USA", "CHN"}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -100,6 +112,7 @@ def test_surveys_without_answers_are_asked_of_nobody_unless_countries_are_named(
         ({"survey": "vsm", "examples": "leak_free"}, "`examples` leak_free with `survey` vsm"),
         ({"source": Path("x.json")}, "`source` x.json: read only with"),
         ({"distributions": Path("x.csv")}, "`distributions` x.csv: goes with a `survey`"),
+        ({"wording": Path("x.csv")}, "`wording` x.csv: goes with a `survey`"),
         ({"adapter": ("nothing",)}, "nothing"),
         ({"adapter": ("a/b=nothing",)}, "give NAME=PATH"),
         ({"prompt": ("nothing.safetensors",)}, "nothing.safetensors"),

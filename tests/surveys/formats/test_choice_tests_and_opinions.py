@@ -150,20 +150,67 @@ def test_opinions(tmp_path: Path) -> None:
     np.testing.assert_allclose(survey.distributions["CHL"]["q2"], [0.3, 0.7])
 
 
-def test_questions_that_disagree_are_refused_or_left_out(tmp_path: Path) -> None:
-    rows = [*OPINIONS, ["More?", selections(Chile=[0.3, 0.7]), "['a', 'b', 'c']", "WVS"]]
-    path = write(tmp_path, "opinions.csv", table(rows))
-    message = "row 4, column 'selections': 2 shares of Chile for 3 options; correct the row"
-    with pytest.raises(UserError, match=message):
-        read_opinion_qa(path)
-    assert [item.id for item in read_opinion_qa(path, skip_disagreeing=True).items] == ["q1", "q2"]
+def test_rows_that_cannot_be_used_are_left_out_and_named(tmp_path: Path) -> None:
+    rows = [
+        *OPINIONS,
+        ["More?", selections(Chile=[0.3, 0.7]), "['a', 'b', 'c']", "WVS"],
+        [" ", selections(Chile=[0.3, 0.7]), "['a', 'b']", "WVS"],
+        OPINIONS[1],
+    ]
+    survey = read_opinion_qa(write(tmp_path, "opinions.csv", table(rows)))
+    assert [item.id for item in survey.items] == ["q1", "q2"]
+    assert survey.notes == (
+        "left out 3 of 5 rows: row 4, column 'selections': 2 shares of Chile for 3 options; "
+        "row 5, column 'question': the cell is empty; row 6: the same as row 2",
+    )
+
+
+def test_national_samples_are_the_country_and_the_others_are_not(tmp_path: Path) -> None:
+    answers = {
+        "India (Old national sample)": [0.4, 0.6],
+        "India (Current national sample)": [0.5, 0.5],
+        "China (Non-national sample)": [0.2, 0.8],
+        "China": [0.3, 0.7],
+        "Morocco (Old national sample)": [0.1, 0.9],
+        "Bosnia Herzegovina": [0.6, 0.4],
+        "S. Korea": [1.0, 0.0],
+        "Atlantis (Current national sample)": [0.2, 0.8],
+    }
+    printed = f"defaultdict(<class 'list'>, {answers})"
+    rows = [OPINIONS[0], ["Made up?", printed, "[1.0, 2.5]", "GAS"]]
+    survey = read_opinion_qa(write(tmp_path, "opinions.csv", table(rows)))
+    assert survey.items[0].options == ("1", "2.5")
+    first = {group: shares["q1"][0] for group, shares in survey.distributions.items()}
+    assert first == {
+        "IND": 0.5,
+        "India (Old national sample)": 0.4,
+        "CHN": 0.3,
+        "China (Non-national sample)": 0.2,
+        "MAR": 0.1,
+        "BIH": 0.6,
+        "KOR": 1.0,
+        "Atlantis (Current national sample)": 0.2,
+    }
+    assert "IND (India (Current national sample): 1)" in survey.notes[0]
+    assert "MAR (Morocco (Old national sample): 1)" in survey.notes[0]
+
+
+@pytest.mark.parametrize("label", ["Missing; Unknown", "Not asked in survey", "No answer"])
+def test_what_nobody_answered_is_no_option(tmp_path: Path, label: str) -> None:
+    options = str(["Yes", label, "Don't know"])
+    answers = selections(Chile=[0.4, 0.2, 0.4], Peru=[0, 1, 0])
+    rows = [OPINIONS[0], ["Made up?", answers, options, "WVS"]]
+    survey = read_opinion_qa(write(tmp_path, "opinions.csv", table(rows)))
+    assert survey.items[0].options == ("Yes", "Don't know")
+    assert survey.distributions == {"CHL": {"q1": (0.5, 0.5)}}
 
 
 # -- bad input ------------------------------------------------------------------------------------
 
 
 def cell(rows: Rows, row: int, column: str, value: str) -> str:
-    rows = [list(r) for r in rows]
+    # Rows of opinions that cannot be used are left out, so the file has no other.
+    rows = [list(r) for r in (rows[:2] if rows is OPINIONS else rows)]
     rows[row][rows[0].index(column)] = value
     return table(rows)
 
@@ -209,7 +256,6 @@ BAD: dict[str, tuple[str, str, str]] = {
         cell(OPINIONS, 1, "selections", "{'Chile': [-0.1, 0.6, 0.5]}"),
         "are not numbers",
     ),
-    "opinions: doubled": ("o.csv", table([*OPINIONS, OPINIONS[1]]), "row 4: .*row 2"),
     "empty": ("o.csv", "", "the file is empty"),
     "unknown": ("o.csv", "a,b\n1,2\n", "not recognised: the first row reads 'a, b'; .*own-csv"),
     "a spreadsheet": ("o.csv", "PK\x03\x04", "spreadsheet; .*export it as CSV"),

@@ -163,6 +163,8 @@ def test_countries_have_codes_and_regions() -> None:
         "TUR",
         "KOR",
     ]
+    assert country_code("Kenya") == "KEN"
+    assert region_of("Kenya") is None
     assert country_code("Atlantis") == "Atlantis"
     assert region_of("Vietnam") == "Southeast Asia"
     assert region_of("Atlantis") is None

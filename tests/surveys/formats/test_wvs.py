@@ -351,20 +351,20 @@ def test_a_sav_that_is_cut_short(tmp_path: Path) -> None:
             read(path, items=["Q1"])
 
 
-def test_without_pyreadstat_it_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("suffix", "package"), [(".dta", "pyreadstat"), (".csv", "pyarrow")])
+def test_without_its_library_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, package: str
 ) -> None:
-    path = tmp_path / "wvs.dta"
-    path.write_bytes(b"anything")
+    path = csv_file(tmp_path, name=f"wvs{suffix}")
     real = builtins.__import__
 
     def without(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "pyreadstat":
+        if name.partition(".")[0] == package:
             raise ImportError(name)
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=r"pip install 'jaxalign\[survey\]'"):
+    with pytest.raises(UserError, match=rf"needs {package}; pip install 'jaxalign\[survey\]'"):
         read(path)
 
 
