@@ -25,22 +25,26 @@ class TunedRun:
         settings: The settings that it began with.
         prompts: Files of soft prompts, by the name of their group.
         adapters: Folders of adapters, by name; those of several seeds with the seed.
+        revision: Commit of the model that was tuned, if that came from the hub.
     """
 
     folder: Path
     settings: Mapping[str, Any]
     prompts: Mapping[str, Path]
     adapters: Mapping[str, Path]
+    revision: str | None = None
 
     @property
     def model(self) -> str | None:
         """The model that was tuned, as `load_model` takes it: what the run was given.
 
-        A run that tuned all weights has a model of its own.
+        A hub id comes with the commit that the run opened. A run that tuned all weights has a model
+        of its own.
         """
         if not self.prompts and not self.adapters and (self.folder / "model" / CONFIG).is_file():
             return str(self.folder / "model")
-        return self.settings.get("model")
+        given = self.settings.get("model")
+        return given if self.revision is None else f"{given.partition('@')[0]}@{self.revision}"
 
 
 def read_tuned_run(folder: str | Path) -> TunedRun | None:
@@ -56,6 +60,7 @@ def read_tuned_run(folder: str | Path) -> TunedRun | None:
         if fields["format"] != FORMAT:
             return None
         settings = dict(fields["settings"])
+        revision = fields["facts"].get("model_revision")
     except (OSError, ValueError, KeyError, TypeError):
         return None
     prompts = {path.stem: path for path in sorted((folder / "prompts").glob("*.safetensors"))}
@@ -67,7 +72,7 @@ def read_tuned_run(folder: str | Path) -> TunedRun | None:
     for path in by_seed:
         seed, name = path.parents[2].name, path.parent.name
         adapters[f"{seed}/{name}" if several else name] = path.parent
-    return TunedRun(folder, settings, prompts, adapters)
+    return TunedRun(folder, settings, prompts, adapters, revision)
 
 
 def _configs(folder: Path, pattern: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,18 @@ def test_a_folder_that_is_no_runs(tmp_path, text):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     assert read_tuned_run(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "facts", "opened"),
+    [
+        ("org/llama@main", {"model_revision": "a" * 40}, "org/llama@" + "a" * 40),
+        ("org/llama", {"model_revision": "b" * 40}, "org/llama@" + "b" * 40),
+        ("models/llama", {}, "models/llama"),
+        (None, {}, None),
+    ],
+)
+def test_a_model_from_the_hub_is_opened_at_the_commit_of_the_run(tmp_path, model, facts, opened):
+    fields = {"format": "jaxalign run 1", "settings": {"model": model}, "facts": facts}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert read_tuned_run(tmp_path).model == opened
