@@ -8,8 +8,13 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Also of the commands that tests start.
 CACHE = os.environ.setdefault(

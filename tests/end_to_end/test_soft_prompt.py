@@ -202,7 +202,7 @@ def without_special_tokens(tmp_path: Path) -> Path:
     ("arguments", "said"),
     [
         (["--countries", "SAU", "--edition", "matrix2015"], "SAU lacks pdi, idv, mas, uai"),
-        (["--model", "{tmp}/nowhere"], "no config.json"),
+        (["--model", "{tmp}/nowhere"], "no such folder or file"),
         (["--model", "{foreign}"], "model_type='gpt2'"),
         (["--model", "{plain}"], "<|start_header_id|>"),
         (["--population", "3"], "population 3 is too small"),
