@@ -320,7 +320,7 @@ class Tokenizer:
         bare, spaced = (self._after_header(text) for text in (number, f" {number}"))
         single = [ids for ids in (spaced, *((token,) for token in tokens)) if len(ids) == 1]
         written = [spaced] if self._space_before_reply else []
-        distinct = dict.fromkeys([bare, *written, *single])
+        distinct = dict.fromkeys([*written, bare, *single])
         spellings = [ids for ids in distinct if self.decode(ids).strip() == number]
         if not spellings:
             raise UserError(f"{self.folder}: the tokenizer cannot write option {number!r}")
