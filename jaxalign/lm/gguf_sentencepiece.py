@@ -53,12 +53,14 @@ def sentencepiece_parts(
     for name in _CHANGES_TEXT:
         if fields.get(f"tokenizer.ggml.{name}"):
             raise UserError(f"{source}: tokenizer.ggml.{name} is not handled; refusing to guess")
+    # Merging makes normal pieces only: other tokens stand in the text as they are, or are bytes.
     normal = {
         token: score
         for token, score, kind in zip(tokens, scores, kinds, strict=True)
         if kind == _NORMAL
     }
     unknown = fields.get("tokenizer.ggml.unknown_token_id", DEFAULT_IDS["unknown"])
+    # Nothing in the file says where spaces go, but only these tokenizers have the marker.
     only_first = _MISTRAL_MARKER in vocabulary and _MISTRAL_MARKER not in normal
     spaced = fields.get("tokenizer.ggml.add_space_prefix", True)
     return {
@@ -88,6 +90,7 @@ def merges_by_score(scores: Mapping[str, float]) -> list[Sequence[str]]:
     Args:
         scores: Score of each piece that text may be cut into.
     """
+    # Sorted by falling score of the whole, then falling length of the left part.
     ranked = [
         (-score, -at, piece)
         for piece, score in scores.items()
@@ -113,6 +116,7 @@ def _spaces(spaced: bool, only_first: bool) -> dict[str, Any]:
 
 
 def _decoder(spaced: bool) -> dict[str, Any]:
+    # The space in front is taken off last, when bytes have become letters and all is one text.
     replace = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if spaced else []
     decoders = [replace, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]

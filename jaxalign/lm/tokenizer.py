@@ -278,6 +278,7 @@ class Tokenizer:
 
         SentencePiece's tokenizers put a space in front of whatever they are given.
         """
+        # Behind a line break, the added space is not at the text but at the break.
         before, whole = self.encode("\n"), self.encode(f"\n{text}")
         if not self._adds_space or whole[: len(before)] != before:
             return self.encode(text)
