@@ -28,7 +28,7 @@ help:
 	@echo "make real          the main job on a real model, SmolLM2-135M-Instruct (93 MB)"
 	@echo "make culturespa    the second paper, whole"
 	@echo "make test          run the quick tests; some only: make test ARGS='tests/runs'"
-	@echo "make test-all      run every test, with torch, PEFT, libtpu and SmolLM2 as references"
+	@echo "make test-all      run every test, with torch, PEFT, sentencepiece, libtpu and SmolLM2 as references"
 	@echo "make docs          build the documentation into site/"
 	@echo "make lint          check style with ruff"
 	@echo "make install       make $(VENV) and install the package, nothing more"
@@ -50,7 +50,7 @@ culturespa: $(INSTALLED)
 test: $(INSTALLED_TEST)
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 $(ARGS)
 
-# Everything long, and what needs torch, PEFT, libtpu or SmolLM2, which are large to install.
+# Everything long, and what needs torch, PEFT, sentencepiece, libtpu or SmolLM2, which are large to install.
 test-all:
 	@$(MAKE) --no-print-directory .test-all EXTRAS=test,parity,tpu
 

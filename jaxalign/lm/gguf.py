@@ -202,7 +202,7 @@ class GgufFile:
         if self.fields.get("split.count", 1) > 1:
             raise UserError(
                 f"{path}: one of {self.fields['split.count']} parts of a model; join them first "
-                "with llama.cpp's program gguf-split"
+                "with llama.cpp: llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf"
             )
 
     def config(self, dtype: DType) -> LlamaConfig:

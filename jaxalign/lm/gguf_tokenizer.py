@@ -1,8 +1,9 @@
 """Write the tokenizer of a GGUF file as a `tokenizer.json` and `tokenizer_config.json`.
 
-A GGUF holds the vocabulary, its merges, the kind of each token, and the *name* of the rule by which
-text is cut before merging (`tokenizer.ggml.pre`). The rules behind the names are written out here
-for the tokenizers that Llamas have.
+For byte-level BPE, a GGUF holds the vocabulary, its merges, the kind of each token, and the *name*
+of the rule by which text is cut before merging (`tokenizer.ggml.pre`). The rules behind the names
+are written out here for the tokenizers that Llamas have. For SentencePiece's tokenizers, see
+`gguf_sentencepiece`.
 
 Source: llama.cpp's `llama-vocab.cpp` for names and regular expressions; the published
 `tokenizer.json` of Llama 3 and SmolLM2 for how Hugging Face writes them.
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
+from jaxalign.lm.gguf_sentencepiece import DEFAULT_IDS, sentencepiece_parts
 from jaxalign.lm.safetensors_io import write_json
 
 # Kinds of tokens in `tokenizer.ggml.token_type`.
-_CONTROL, _USER_DEFINED = 3, 4
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_BPE, _SENTENCEPIECE = "gpt2", "llama"  # values of `tokenizer.ggml.model`
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _LLAMA3_WORDS = (
@@ -82,7 +85,7 @@ def special_ids(fields: Fields) -> dict[str, Any]:
 
     A reply ends at the end of text and at the end of a turn, if the file names both.
     """
-    ids = {name: fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot")}
+    ids = {name: _special_id(fields, name) for name in ("bos", "eos", "eot")}
     ends = [i for i in dict.fromkeys((ids["eos"], ids["eot"])) if i is not None]
     found = {"bos_token_id": ids["bos"], "eos_token_id": ends[0] if len(ends) == 1 else ends}
     pad = fields.get("tokenizer.ggml.padding_token_id")
@@ -91,17 +94,18 @@ def special_ids(fields: Fields) -> dict[str, Any]:
 
 def _tokenizer_fields(fields: Fields, source: Path) -> dict[str, Any]:
     """Return the content of `tokenizer.json`."""
-    for name in ("model", "pre", "tokens", "merges", "token_type"):
+    needed = ("model", "tokens", "token_type")
+    if fields.get("tokenizer.ggml.model") == _BPE:
+        needed = (*needed, "pre", "merges")
+    for name in needed:
         if f"tokenizer.ggml.{name}" not in fields:
             raise UserError(f"{source}: the metadata lacks tokenizer.ggml.{name}")
-    model, rule = fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]
-    if model != "gpt2":
+    model = fields["tokenizer.ggml.model"]
+    if model not in (_BPE, _SENTENCEPIECE):
         raise UserError(
-            f"{source}: tokenizer.ggml.model {model!r}; only gpt2 (BPE of bytes) is read"
+            f"{source}: tokenizer.ggml.model {model!r}; only {_BPE} (BPE of bytes) and "
+            f"{_SENTENCEPIECE} (SentencePiece) are read"
         )
-    if rule not in _PRE_TOKENIZERS:
-        known = ", ".join(_PRE_TOKENIZERS)
-        raise UserError(f"{source}: tokenizer.ggml.pre {rule!r} is not one of {known}")
     tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     if len(tokens) != len(kinds):
         raise UserError(f"{source}: {len(tokens)} tokens, but {len(kinds)} kinds of tokens")
@@ -109,18 +113,31 @@ def _tokenizer_fields(fields: Fields, source: Path) -> dict[str, Any]:
     if len(vocabulary) != len(tokens):
         twice = next(token for i, token in enumerate(tokens) if vocabulary[token] != i)
         raise UserError(f"{source}: token {twice!r} is in the vocabulary twice")
+    added = {_CONTROL, _USER_DEFINED} | ({_UNKNOWN} if model == _SENTENCEPIECE else set())
+    parts = _bpe_parts if model == _BPE else sentencepiece_parts
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            _added_token(i, tokens[i], kind == _CONTROL)
+            _added_token(i, tokens[i], kind != _USER_DEFINED)
             for i, kind in enumerate(kinds)
-            if kind in (_CONTROL, _USER_DEFINED)
+            if kind in added
         ],
+        "post_processor": _post_processor(fields, source),
+        **parts(fields, vocabulary, source),
+    }
+
+
+def _bpe_parts(fields: Fields, vocabulary: Mapping[str, int], source: Path) -> dict[str, Any]:
+    """Return the parts of `tokenizer.json` between text and tokens, for BPE of bytes."""
+    rule = fields["tokenizer.ggml.pre"]
+    if rule not in _PRE_TOKENIZERS:
+        known = ", ".join(_PRE_TOKENIZERS)
+        raise UserError(f"{source}: tokenizer.ggml.pre {rule!r} is not one of {known}")
+    return {
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[rule]},
-        "post_processor": _post_processor(fields, source, rule),
         "decoder": _BYTES | {"add_prefix_space": True},
         "model": {
             "type": "BPE",
@@ -159,12 +176,13 @@ def _merge(line: str, vocabulary: Mapping[str, int], source: Path) -> list[str]:
     return pair
 
 
-def _post_processor(fields: Fields, source: Path, rule: str) -> dict[str, Any]:
+def _post_processor(fields: Fields, source: Path) -> dict[str, Any] | None:
     """Return what adds the first token to a text, where the model has one."""
     ids = _named_ids(fields, source)
-    begins = fields.get("tokenizer.ggml.add_bos_token", rule in _WHOLE_WORDS)
-    if not begins or "bos" not in ids:
-        return _BYTES | {"use_regex": False}
+    byte_level = fields["tokenizer.ggml.model"] == _BPE
+    default = not byte_level or fields["tokenizer.ggml.pre"] in _WHOLE_WORDS
+    if not fields.get("tokenizer.ggml.add_bos_token", default) or "bos" not in ids:
+        return _BYTES | {"use_regex": False} if byte_level else None
     bos = fields["tokenizer.ggml.tokens"][ids["bos"]]
     first = {"SpecialToken": {"id": bos, "type_id": 0}}
     a, b = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
@@ -175,13 +193,13 @@ def _post_processor(fields: Fields, source: Path, rule: str) -> dict[str, Any]:
         "pair": [first, a, second, b],
         "special_tokens": {bos: {"id": bos, "ids": [ids["bos"]], "tokens": [bos]}},
     }
-    return {"type": "Sequence", "processors": [_BYTES, template]}
+    return {"type": "Sequence", "processors": [_BYTES, template]} if byte_level else template
 
 
 def _named_ids(fields: Fields, source: Path) -> dict[str, int]:
     """Return the ids of the special tokens that the file names; UserError if one is no token."""
     names = {"bos": "bos", "eos": "eos", "eot": "eot", "unk": "unknown", "pad": "padding"}
-    ids = {short: fields.get(f"tokenizer.ggml.{name}_token_id") for short, name in names.items()}
+    ids = {short: _special_id(fields, name) for short, name in names.items()}
     if ids["eos"] is None:
         raise UserError(f"{source}: the metadata lacks tokenizer.ggml.eos_token_id")
     count = len(fields["tokenizer.ggml.tokens"])
@@ -189,3 +207,9 @@ def _named_ids(fields: Fields, source: Path) -> dict[str, int]:
         if i is not None and not 0 <= i < count:
             raise UserError(f"{source}: {short} token {i} is not one of {count} tokens")
     return {short: i for short, i in ids.items() if i is not None}
+
+
+def _special_id(fields: Fields, name: str) -> int | None:
+    """Return the id of a special token, or None if the file has none."""
+    default = DEFAULT_IDS.get(name) if fields["tokenizer.ggml.model"] == _SENTENCEPIECE else None
+    return fields.get(f"tokenizer.ggml.{name}_token_id", default)

@@ -271,15 +271,32 @@ class Tokenizer:
             count = text.count(sentinel) if sentinel else 0
             raise UserError(f"the chat holds {sentinel!r} {count} times; once is needed")
         before, after = text.split(sentinel)
-        return self.encode(before), self.encode(after)
+        return self.encode(before), self._encode_inside(after)
+
+    def _encode_inside(self, text: str) -> list[int]:
+        """Return the ids of a text that does not begin the conversation.
+
+        SentencePiece's tokenizers put a space in front of whatever they are given.
+        """
+        # Behind a line break, the added space is not at the text but at the break.
+        before, whole = self.encode("\n"), self.encode(f"\n{text}")
+        if not self._adds_space or whole[: len(before)] != before:
+            return self.encode(text)
+        return whole[len(before) :]
+
+    @functools.cached_property
+    def _adds_space(self) -> bool:
+        """Whether the tokenizer puts a space in front of a text."""
+        return self.encode("x") != self.encode("\nx")[len(self.encode("\n")) :]
 
     def option_tokens(self, codes: Sequence[int]) -> list[list[tuple[int, ...]]]:
         """Return all spellings of every option number, as mutually exclusive token sequences.
 
         Spellings are the bare number, as the tokenizer writes it right after the assistant header,
         and every single token that reads as the number, such as one with a space before it. (A
-        space token followed by the number's is left out: it is a rare way to the same reply and
-        would cost one more position per item.) If one option's sequence is the beginning of
+        space token followed by the number's is left out, unless the chat template writes a space
+        before a reply, as Llama 2's does: otherwise it is a rare way to the same reply and would
+        cost one more position per item.) If one option's sequence is the beginning of
         another's ("1" and "10", digit by digit), the end of turn is appended to all sequences, so
         that they are comparable.
 
@@ -303,7 +320,8 @@ class Tokenizer:
         """Return the spellings of a number, given the single tokens that decode to it."""
         bare, spaced = (self._after_header(text) for text in (number, f" {number}"))
         single = [ids for ids in (spaced, *((token,) for token in tokens)) if len(ids) == 1]
-        distinct = dict.fromkeys([bare, *single])
+        written = [spaced] if self._space_before_reply else []
+        distinct = dict.fromkeys([*written, bare, *single])
         spellings = [ids for ids in distinct if self.decode(ids).strip() == number]
         if not spellings:
             raise UserError(f"{self.folder}: the tokenizer cannot write option {number!r}")
@@ -313,14 +331,25 @@ class Tokenizer:
         """Return the ids of `text` after the assistant header.
 
         The header's ids are fixed before the model begins to answer. If its last token would merge
-        with `text`, `text` is tokenised separately.
+        with `text`, `text` is tokenised separately. Where a template has no header, the whole
+        prompt stands in its place.
         """
         question = [{"role": "user", "content": "?"}]
-        header = self.render(question)[len(self.render(question, add_generation_prompt=False)) :]
+        prompt = self.render(question)
+        header = prompt[len(self.render(question, add_generation_prompt=False)) :] or prompt
         # If the header's ids change with the text behind them, the two have merged.
         before, whole = self.encode(header), self.encode(header + text)
         merged = whole[: len(before)] != before
-        return tuple(self.encode(text) if merged else whole[len(before) :])
+        return tuple(self._encode_inside(text) if merged else whole[len(before) :])
+
+    @functools.cached_property
+    def _space_before_reply(self) -> bool:
+        """Whether the chat template writes a space between the prompt and a reply."""
+        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _REPLY}]
+        try:
+            return self.split_reply(chat)[1].startswith(f" {_REPLY}")
+        except UserError:
+            return False
 
     @functools.cached_property
     def _number_tokens(self) -> dict[str, list[int]]:

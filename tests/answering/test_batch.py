@@ -14,7 +14,7 @@ from jaxalign.answering import block_program
 from jaxalign.answering.batch import answer_exact
 from jaxalign.answering.block_plan import plan_blocks
 from jaxalign.answering.blocks import Conversations
-from jaxalign.answering.conversations import split_at_soft_prompt
+from jaxalign.answering.conversations import option_spellings, split_at_soft_prompt
 from jaxalign.answering.encode import SoftLeadIn, encode
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
@@ -263,13 +263,41 @@ def test_conversations_are_the_chat_templates_own(pocket):
         assert max(map(len, found.questions)) < min(map(len, whole))
 
 
+def test_template_that_writes_the_system_message_into_the_question(pocket):
+    """As Llama 2's does: no special token stands between a persona and the question."""
+    llama2 = (
+        "{% for m in messages %}{% if m.role == 'system' %}"
+        "{% elif loop.index0 == 1 and messages[0].role == 'system' %}"
+        "{{ '<|begin_of_text|>[INST] <<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' }}"
+        "{{ m.content + ' [/INST]' }}"
+        "{% else %}{{ '<|begin_of_text|>[INST] ' + m.content + ' [/INST]' }}{% endif %}"
+        "{% endfor %}"
+    )
+    tokens = dataclasses.replace(pocket[2], template=llama2)
+    prompts, items = PROMPTS.texts.prompts, SURVEY.items[:4]
+    lead_ins = [[], *([prompts.system(country)] for country in ("China", "the United States")), []]
+    found = encode(tokens, prompts, lead_ins, items)
+    whole = [tokens.encode_chat([*lead, prompts.user(item)]) for lead in lead_ins for item in items]
+    assert [found.tokens(n).tolist() for n in range(len(found))] == whole
+    assert len(found.questions) == 2 * len(items)
+    each = option_spellings(tokens, items)
+    assert [found.spellings(n) for n in range(len(found))] == each * len(lead_ins)
+    behind = SoftLeadIn([tokens.vocab_size], "after")
+    mixed = encode(tokens, prompts, [behind, *lead_ins[:2]], items)
+    assert [mixed.tokens(n).tolist() for n in range(4, 12)] == whole[:8]
+
+
 def test_template_that_mixes_question_and_lead_in_is_refused(pocket):
     tokens = pocket[2]
-    mixing = "{% for m in messages %}{{ m.content }} {{ messages | length }}<|eot_id|>{% endfor %}"
+    mixing = (
+        "{% for m in messages %}{{ m.content }} {{ messages[0].content | length }}<|eot_id|>"
+        "{% endfor %}"
+    )
     other = dataclasses.replace(tokens, template=mixing)
     prompts = PROMPTS.texts.prompts
+    lead_ins = [[prompts.system(country)] for country in ("China", "the United States")]
     with pytest.raises(UserError, match="words a question differently"):
-        encode(other, prompts, [[], [prompts.system("China")]], SURVEY.items[:3])
+        encode(other, prompts, lead_ins, SURVEY.items[:3])
     with pytest.raises(UserError, match=r"0 questions .* nothing to ask"):
         encode_styles(tokens, PROMPTS, ["unaware"], NO_GROUP, [])
 

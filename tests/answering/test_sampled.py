@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxalign.answering.batch import answer_exact
+from jaxalign.answering.encode import SoftLeadIn, encode
 from jaxalign.answering.sampled import answer_sampled, model_sampler
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
@@ -50,6 +51,20 @@ def test_first_integer_counts_if_it_is_a_code(lm):
     for text, position in said.items():
         found = answer_sampled(reply_in(tokens, [text]), tokens, conversations, items)
         np.testing.assert_array_equal(found, np.full((2, 3), position))
+
+
+def test_a_reply_is_read_by_the_options_of_its_question(lm):
+    """Also behind a soft prompt after the question, where prompts are what is asked."""
+    tokens, most = lm.tokenizer, max(len(item.codes) for item in SURVEY.items)
+    long = next(item for item in SURVEY.items if len(item.codes) == most)
+    short = next(item for item in SURVEY.items if long.codes[-1] not in item.codes)
+    behind = SoftLeadIn([tokens.vocab_size], "after")
+    for lead_ins in ([behind], [[], behind]):
+        conversations = encode(tokens, PROMPTS.texts.prompts, lead_ins, [short, long, short])
+        reply = reply_in(tokens, [str(long.codes[-1])])
+        found = answer_sampled(reply, tokens, conversations, [short, long, short], runs=1)
+        each = [OUT_OF_RANGE, most - 1, OUT_OF_RANGE]
+        assert found[:, 0].tolist() == each * len(lead_ins)
 
 
 def test_a_reply_is_random_by_conversation_and_run(lm):

@@ -180,7 +180,7 @@ REFUSED = {
     "no kinds": ({"tokenizer.ggml.token_type": None}, "lacks tokenizer.ggml.token_type"),
     "no end": ({"tokenizer.ggml.eos_token_id": None}, "lacks tokenizer.ggml.eos_token_id"),
     "no template": ({"tokenizer.chat_template": None}, "which the chat template writes"),
-    "sentencepiece": ({"tokenizer.ggml.model": "llama"}, "only gpt2 .BPE of bytes. is read"),
+    "another kind": ({"tokenizer.ggml.model": "t5"}, "'t5'; only gpt2 .* and llama .* are read"),
     "another rule": ({"tokenizer.ggml.pre": "qwen2"}, "'qwen2' is not one of llama-bpe"),
     "experts": ({"llama.expert_count": 8}, "llama.expert_count 8 is not handled .only 0 is"),
     "yarn": ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type 'yarn' is not handled"),
@@ -191,7 +191,7 @@ REFUSED = {
     ),
     "partial rope": ({"llama.rope.dimension_count": 8}, "8 is not the 16 of a head"),
     "vocabulary": ({"llama.vocab_size": 300}, "llama.vocab_size 300, but 272 embeddings"),
-    "one of several": ({"split.count": 3}, "one of 3 parts of a model"),
+    "one of several": ({"split.count": 3}, "one of 3 parts of a model.*llama-gguf-split --merge"),
     "shape": ({"llama.feed_forward_length": 128}, r"ffn_.* is .* by the metadata it is"),
     "bad merge": ({"tokenizer.ggml.merges": ["q x"]}, "'q x' does not merge two tokens"),
 }

@@ -47,6 +47,22 @@ TEMPLATE = (
     "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# Pieces of a small SentencePiece model, best first, as its BPE trainer made them of a few lines of
+# text; the runs of spaces were added.
+_PIECES_TEXT = """
+he ▁t ▁the ▁a ▁o re ▁h ▁w ap le ou py se ▁i ▁an appy ▁happy en eo ld ne or ▁T ▁f ▁p ▁s eop her ▁ot
+orld ▁The ▁and eople ▁other ▁there ▁world ▁people Di Gr Ho as ay ei gh it iv ix ni wo ße ▁y Die Grü
+How ght hre ith ive lle our ▁▁ ▁▁▁▁ ▁ e h t o a r n p i s l w y . d f u , 1 T v 0 2 : ? D G H g m x
+ß ü
+"""
+PIECES = _PIECES_TEXT.split()
+SENTENCEPIECE_CONFIG = CONFIG.replace(vocab_size=3 + 256 + len(PIECES) + 2)
+LLAMA2_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{{ ' ' + m['content'] | trim + ' ' + eos_token }}"
+    "{% else %}{{ bos_token + '[INST] ' + m['content'] | trim + ' [/INST]' }}{% endif %}"
+    "{% endfor %}"
+)
 _NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -90,6 +106,23 @@ def fields(config: LlamaConfig = CONFIG, rule: str = "smollm") -> dict[str, Any]
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.chat_template": TEMPLATE,
     }
+
+
+def sentencepiece_fields() -> dict[str, Any]:
+    """Return the metadata of a file with a tokenizer such as Llama 2's, and two added tokens."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
+    scores = [0.0] * 259 + [-float(rank) for rank in range(len(PIECES))]
+    kinds = [2, 3, 3] + [6] * 256 + [1] * len(PIECES)
+    changed = fields(SENTENCEPIECE_CONFIG, "default") | {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [*tokens, "happy world", "<pad>"],
+        "tokenizer.ggml.scores": [*scores, -1000.0, -1000.0],
+        "tokenizer.ggml.token_type": [*kinds, 4, 3],
+        "tokenizer.ggml.padding_token_id": len(tokens) + 1,
+        "tokenizer.chat_template": LLAMA2_TEMPLATE,
+    }
+    del changed["tokenizer.ggml.merges"]
+    return changed
 
 
 def write(

@@ -181,6 +181,11 @@ def training_tokens(
             spelled as the tokenizer writes it after the assistant header.
     """
     asked = encode_styles(tokens, prompts, styles, groups, items)
+    if len(asked.questions) != len(items):
+        raise UserError(
+            f"{tokens.folder}: its chat template words a question differently in the styles "
+            f"{', '.join(styles)}; give a template that does not, or train on one style"
+        )
     end = (tokens.eot_id,) if end_of_turn else ()
     numbers: dict[tuple[int, ...], int] = {}  # tokens of a number -> its piece
     first = len(asked.lead_ins) + len(asked.questions)
