@@ -127,7 +127,7 @@ def bench(config: Config) -> None:
     peak = matmul_peak(lm.config.dtype)
     show(parts, peak)
     result: dict[str, Any] = {
-        "model": str(lm.folder),
+        "model": lm.folder.name,
         "dtype": lm.config.dtype,
         "device": device_name(),
         "matmul_peak": peak,
