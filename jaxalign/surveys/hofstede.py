@@ -45,8 +45,8 @@ EDITIONS = (
     "culture_factor_2026_05",
     "legacy_estimate_pre2021",
 )
-# What the matrix of 2015-12-08 changed in that of 2015-08-16. Which countries differ is known; the new
-# figures are those of the Hofstede Insights edition, since the file itself was not at our disposal.
+# What the matrix of 2015-12-08 changed in that of 2015-08-16. Which countries differ is known; the
+# new figures are those of the Hofstede Insights edition, since the file itself was not available.
 _BASE_EDITION = {"matrix2015_12": "matrix2015"}
 _CHANGES = {
     "matrix2015_12": {
