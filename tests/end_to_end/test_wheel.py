@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # Optional imports, each in an extra of its own and imported where it is used.
-OPTIONAL = {"gguf", "pyreadstat", "gcsfs", "torch", "peft", "libtpu"}
+OPTIONAL = {"gguf", "pyarrow", "pyreadstat", "gcsfs", "torch", "peft", "libtpu"}
 
 pytestmark = pytest.mark.long
 
