@@ -88,7 +88,7 @@ def test_the_table_of_a_runs_report(files, table, tmp_path):
     ids = files.tokenizer.encode(TEXT)
     SoftPrompt(table[ids] + np.float32(0.5), start=TEXT).save(tmp_path / "prompts/USA.safetensors")
     assert prompts_table(tmp_path) is None  # no run's
-    record = {"format": "jaxalign run 1", "settings": {"model": None}}
+    record = {"format": "jaxalign run 1", "settings": {"model": None}, "facts": {}}
     (tmp_path / "config.json").write_text(json.dumps(record))
     [row] = prompts_table(tmp_path).rows
     assert row[:2] == ("USA", len(ids))
