@@ -234,7 +234,7 @@ class Written:
     """What each reply has written so far, as far as the form is concerned."""
 
     state_B: jax.Array  # int32
-    entries_B: jax.Array  # int32: entries of the list that have begun
+    entries_B: jax.Array  # int32: entries of the list that were started
 
 
 def constrain(form: ByteAutomaton, tokenizer: Tokenizer, vocab_size: int) -> Constraint:
@@ -265,16 +265,18 @@ def constrain(form: ByteAutomaton, tokenizer: Tokenizer, vocab_size: int) -> Con
     table = np.vstack([form.next_SxB, np.full((256 - S, 256), DEAD, np.uint8)])
     for start in range(S):
         alive, state = np.arange(len(ids)), np.full(len(ids), start, np.uint8)
-        begun = np.zeros(len(ids), np.int8)
+        new = np.zeros(len(ids), np.int8)
         for t in range(bytes_NxT.shape[1]):
             longer = np.searchsorted(-sizes[alive], -t)  # tokens that have a byte t come first
             ended = ids[alive[longer:]]
             next_SxV[start, ended] = state[longer:]
-            alive, before, begun = alive[:longer], state[:longer], begun[:longer]
+            alive, before, new = alive[:longer], state[:longer], new[:longer]
             state = table[before, bytes_NxT[alive, t]]
-            begun = begun + ~np.isin(form.ring(state), 0) * (form.ring(state) != form.ring(before))
-            goes_on = (state != DEAD) & (begun <= 1)
-            alive, state, begun = alive[goes_on], state[goes_on], begun[goes_on]
+            # Entries that the token starts: the state moves to the other copy.
+            ring = form.ring(state)
+            new = new + ~np.isin(ring, 0) * (ring != form.ring(before))
+            goes_on = (state != DEAD) & (new <= 1)
+            alive, state, new = alive[goes_on], state[goes_on], new[goes_on]
             if not len(alive):
                 break
         next_SxV[start, ids[alive]] = state

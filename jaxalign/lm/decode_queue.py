@@ -289,7 +289,7 @@ class DecodeQueue:
             )
 
     def _decode(self, steps: int) -> Report:
-        """Run one segment of at most so many steps."""
+        """Run one segment of at most `steps` decode steps."""
         shape = self._shape
         writing = collections.Counter(share for share, _ in self._writing)
         # While prompts wait every slot is in use; towards the end, fewer rows may hold the rest.

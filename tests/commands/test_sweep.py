@@ -493,7 +493,7 @@ def test_status_of_a_sweep_that_is_being_written(unbroken, tmp_path, capsys):
 def test_status_of_a_finished_and_of_no_sweep(unbroken, tmp_path, capsys):
     show_status(unbroken)
     assert "4 of 4 cells done, 0 running, 0 queued" in capsys.readouterr().out
-    with pytest.raises(UserError, match="no sweep has begun there"):
+    with pytest.raises(UserError, match="there is no sweep"):
         show_status(tmp_path)
 
 

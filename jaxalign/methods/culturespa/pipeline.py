@@ -175,7 +175,7 @@ def _check_programs(
         None on the pocket model, whose trainer chooses them for the examples, and for a run that
         began without.
     """
-    if training_steps.begun(out):
+    if training_steps.has_chosen(out):
         steps = training_steps.read_steps(out)
     else:
         steps = None if inputs.files.is_pocket else expected_steps(settings, inputs, mesh)

@@ -123,7 +123,7 @@ def _examples(
     return np.concatenate(lengths), answers, share
 
 
-def begun(out: Path) -> bool:
+def has_chosen(out: Path) -> bool:
     """Return whether the run in a directory has chosen how it trains."""
     return (out / FOLDER).exists()
 

@@ -64,10 +64,10 @@ def test_an_example_is_as_long_as_the_user_allows(run):
 
 def test_sizes_are_kept_for_a_resumed_run(run, tmp_path):
     *_, steps = run
-    assert not training_steps.begun(tmp_path)
+    assert not training_steps.has_chosen(tmp_path)
     assert training_steps.read_steps(tmp_path) is None
     training_steps.write_steps(tmp_path, steps)
-    assert training_steps.begun(tmp_path)
+    assert training_steps.has_chosen(tmp_path)
     assert training_steps.read_steps(tmp_path) == steps
 
 
