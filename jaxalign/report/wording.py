@@ -86,7 +86,7 @@ def verdict(
 def tally(
     differences: Iterable[Estimate | None], above: str, below: str, signal: bool = True
 ) -> str:
-    """Return "higher in 2, lower in 0, no clear difference in 2 (of 4)"; `signal`: see `verdict`."""
+    """Return "higher in 2, lower in 0, no clear difference in 2 (of 4)"; `signal` as above."""
     measured = [d for d in differences if is_inside(d) is not None]
     if not measured:
         return "not measured"
