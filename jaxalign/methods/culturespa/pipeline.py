@@ -337,7 +337,9 @@ def select_all(
         counts[seed] = describe_selection(replies[seed], groups, selections[seed])
         counts[seed]["topics"] = pairs_by_topic(selections[seed]["joint"], survey.items)
         folder = seed_folder(experiment.out, seed) / "selected"
-        write_selected(folder, selections[seed], survey.items, prompts)
+        write_selected(
+            folder, selections[seed], survey.items, prompts, experiment.inputs.presentations
+        )
         experiment.on_progress(Progress("3 select: seed", done, len(questions), "seeds"))
     return selections, counts
 
