@@ -61,7 +61,7 @@ def ask_report(record: Record, analyses: Mapping[str, Record], out: Path) -> tup
     document = Document(
         title="What the model answers",
         summary=f"{survey['items']} questions of {survey['name']}, asked in {ways}{compared}.",
-        labels=(Note(SIMULATED, "label"),) if survey["simulated"] else (),
+        labels=(Note(SIMULATED, "label", "Simulated."),) if survey["simulated"] else (),
         sections=tuple(s for s in _sections(record, analyses, out) if s.blocks),
     )
     return write_report(document, out)

@@ -62,7 +62,7 @@ _ROW_KEYS = (
     Key("each seed", PURPLE, marker="|"),
 )
 _SIMULATED = (
-    "Simulated: nobody was asked. A program made up the countries' answers to this survey; no "
+    "Nobody was asked. A program made up the countries' answers to this survey; no "
     "number here is a finding about people."
 )
 _LIMITS = (
@@ -94,7 +94,7 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
         title="CultureSPA: do a model's own answers bring it nearer to cultures?",
         summary=f"{len(result['settings']['countries'])} countries, {survey['items']} items of "
         f"{survey['name']}, {seeds} {'seed' if seeds == 1 else 'seeds'}.",
-        labels=(Note(_SIMULATED, "label"),) if survey["simulated"] else (),
+        labels=(Note(_SIMULATED, "label", "Simulated."),) if survey["simulated"] else (),
         sections=(
             section("In short", Listing(statements(result), "Findings, in points of the score")),
             _methods(result, out),

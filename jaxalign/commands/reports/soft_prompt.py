@@ -23,7 +23,7 @@ from jaxalign.report.render import write_report
 from jaxalign.report.wording import chance_of_many, joined, tally
 
 _POCKET = (
-    "Simulated: the model is the pocket Llama, a small model trained on a made-up society. No "
+    "The model is the pocket Llama, a small model trained on a made-up society. No "
     "number here is a finding about people or about Llama-3."
 )
 _SIMULATED = (
@@ -108,9 +108,9 @@ def _without_empty(document: Document) -> Document:
 def _labels(result: Mapping[str, Any]) -> tuple[Note, ...]:
     """Return what a reader must know before any number."""
     if is_pocket(result):
-        return (Note(_POCKET, "label"),)
+        return (Note(_POCKET, "label", "Simulated."),)
     if result["held_out"].get("simulated"):
-        return (Note(_SIMULATED, "label"),)
+        return (Note(_SIMULATED, "label", "Simulated."),)
     return ()
 
 

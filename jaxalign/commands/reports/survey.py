@@ -18,7 +18,7 @@ from jaxalign.report.render import write_report
 from jaxalign.report.wording import chance_of_many, joined, number, tally, verdict, with_bounds
 
 SIMULATED = (
-    "Simulated: nobody was asked. A program made up the countries' answers to this survey, so no "
+    "Nobody was asked. A program made up the countries' answers to this survey, so no "
     "number here is a finding about people."
 )
 _TERMS = (
@@ -64,7 +64,7 @@ def survey_report(analysis: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
         title="How close the answers come to countries",
         summary=f"{who if personas else 'A model without a persona'}, compared with the people of "
         f"{count} countries on the {survey['items']} questions of {survey['name']}.",
-        labels=(Note(SIMULATED, "label"),) if survey["simulated"] else (),
+        labels=(Note(SIMULATED, "label", "Simulated."),) if survey["simulated"] else (),
         sections=tuple(s for s in _sections(analysis, out) if s.blocks),
     )
     return write_report(document, out)
