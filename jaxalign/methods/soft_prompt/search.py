@@ -57,7 +57,7 @@ from jaxalign.methods.soft_prompt.space import (
     make_space,
 )
 from jaxalign.optim.api import Optimizer
-from jaxalign.optim.evolve import Entry, Evolution, entries_of, make_evolution
+from jaxalign.optim.evolve import Entry, Evolution, make_evolution
 from jaxalign.runs import Run
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.hosts import agreed, agreed_choice
@@ -89,7 +89,7 @@ def choose_search_mesh(problem: Problem, candidates: int | None = None, prefix: 
 
     Args:
         problem: What is searched.
-        candidates: Candidates per generation; default: those of one search per country.
+        candidates: Candidates per generation; default: those of a search per country and seed.
         prefix: Text before the reason that is logged.
     """
     settings, config = problem.settings, problem.model.config
@@ -117,7 +117,7 @@ def choose_execution(
         mesh: The devices.
         recorded: Facts of the run that is resumed, whose choices are kept; empty for a new one.
             Only process 0's counts.
-        searches: Number of searches in all; default: one per country.
+        searches: Number of searches in all; default: one per country and seed.
 
     Raises:
         UserError: for a kernel that this device does not have.
@@ -126,7 +126,7 @@ def choose_execution(
     kept = agreed(recorded.get("chunk", 0))
     chunk = kept or settings.chunk
     if not chunk:
-        candidates = (searches or len(settings.countries)) * settings.strategy.population
+        candidates = (searches or len(settings.entries)) * settings.strategy.population
         chunk = busy_chunk(problem.layout.tokens_computed, target_platform())
         # More than all candidates would be padding anywhere. A device's share is no such bound: the
         # last bits depend on the chunk, and must not depend on the number of devices.
@@ -353,7 +353,7 @@ def build_search(
         problem: What is searched.
         lm: The model, on the mesh.
         execution: How it is computed; the chunk is halved until the program fits, unless fixed.
-        entries: Group and seed of each entry; default: each country under the settings' seed.
+        entries: Group and seed of each entry; default: each country under each of the settings' seeds.
         objective: The objective of all groups; default: the problem's, with C as given or fitted.
         prefix: Text before each line that is logged.
         remedy: What to do where the program does not fit, for the message.
@@ -362,7 +362,7 @@ def build_search(
         UserError: where the program does not fit into memory.
     """
     settings, mesh = problem.settings, lm.mesh
-    entries = entries_of(settings.countries, settings.seed) if entries is None else tuple(entries)
+    entries = settings.entries if entries is None else tuple(entries)
     local = local_view(lm.params)  # for the small work that each process does by itself
     if objective is None:
         objective = problem.objective(score_constants(problem, lm))
