@@ -45,8 +45,9 @@ from jaxalign.lm.mesh import ROOM, device_mesh, weight_bytes
 from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import Params, WeightFormat, program_params
 from jaxalign.methods.conditions import Persona
-from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
+from jaxalign.methods.soft_prompt.fitness import FitnessInputs, Read, make_fitness
 from jaxalign.methods.soft_prompt.problem import Problem, start_text
+from jaxalign.methods.soft_prompt.settings import entry_labels
 from jaxalign.methods.soft_prompt.space import (
     SoftPromptConfig,
     Space,
@@ -314,9 +315,7 @@ class Search:
     @property
     def _labels(self) -> tuple[str, ...]:
         """Names of the entries: their groups', with the seed where seeds differ."""
-        if len({seed for _, seed in self.entries}) == 1:
-            return tuple(group for group, _ in self.entries)
-        return tuple(f"{group} s{seed}" for group, seed in self.entries)
+        return entry_labels(self.entries)
 
     def _progress(self, done: int, metrics: Mapping[str, np.ndarray] | None = None) -> Progress:
         fields = {}
@@ -353,7 +352,7 @@ def build_search(
         problem: What is searched.
         lm: The model, on the mesh.
         execution: How it is computed; the chunk is halved until the program fits, unless fixed.
-        entries: Group and seed of each entry; default: each country under each of the settings' seeds.
+        entries: Group and seed of each entry; default: each country under each seed.
         objective: The objective of all groups; default: the problem's, with C as given or fitted.
         prefix: Text before each line that is logged.
         remedy: What to do where the program does not fit, for the message.
@@ -383,7 +382,7 @@ def build_search(
 
     @functools.cache  # so that what is compiled to see whether it fits is what runs
     def evolution(chunk: int) -> Evolution:
-        fitness = make_fitness(lm.config, chunk)
+        fitness = make_fitness(lm.config, chunk, read=problem.read)
         return make_evolution(settings.strategy, space.dims, fitness, mesh, entries)
 
     # Halve the number of prompts computed at a time until the compiled program fits.
@@ -457,6 +456,7 @@ def lower_search(
     kernel: Kernel = "xla",
     objective: Objective | None = None,
     weights: WeightFormat = "stored",
+    read: Read | None = None,
 ) -> jax.stages.Lowered:
     """Lower one dispatch of a search from shapes alone.
 
@@ -472,8 +472,10 @@ def lower_search(
         kernel: The attention kernel.
         objective: The objective of the entries' groups, in arrays or shapes; default: the VSM's.
         weights: Storage of the linear layers, as in `load_model`.
+        read: Averages answers over presentations, as in `make_fitness`.
     """
-    fitness, dims = make_fitness(config, chunk), prompt.dims(config.hidden_size)
+    fitness = make_fitness(config, chunk, read=read)
+    dims = prompt.dims(config.hidden_size)
     evolution = make_evolution(optimizer, dims, fitness, mesh, entries)
     inputs = abstract_inputs(
         config,

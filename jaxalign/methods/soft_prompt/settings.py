@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -148,6 +149,19 @@ class Settings:
     def samples(self) -> bool:
         """Whether replies are sampled, to tune on or to report."""
         return self.reading == "sampled" or self.report_sampled
+
+
+def entry_labels(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Return what entries are called: by their groups, and by the seed where there are several.
+
+    >>> entry_labels([("USA", 0), ("CHN", 0)])
+    ('USA', 'CHN')
+    >>> entry_labels([("USA", 0), ("USA", 1)])
+    ('USA s0', 'USA s1')
+    """
+    if len({seed for _, seed in entries}) == 1:
+        return tuple(group for group, _ in entries)
+    return tuple(f"{group} s{seed}" for group, seed in entries)
 
 
 # Nobody has published these for a real model, so their defaults are what suits the pocket model.
