@@ -117,8 +117,7 @@ def tune_soft_prompt(
 
     Returns:
         The tuned prompts by country, and with several seeds by country and seed, such as "USA s0".
-        Each can be saved, exported to PEFT, or passed to `ask` and
-        `generate` as a condition.
+        Each can be saved, exported to PEFT, or passed to `ask` and `generate` as a condition.
 
     Raises:
         UserError: for settings that cannot be used, and for a search that does not fit into memory.
