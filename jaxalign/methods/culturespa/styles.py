@@ -7,9 +7,8 @@
     p1p3      p1, then those questions           p2p3      p2, then those questions
 
 P3's questions are those of the item's topic, or those most like it (`similar`). They are shown as
-turns of the conversation, or, as published, all in the system message (`p3_form`). Their options
-keep the published order and numbers in whichever form the item itself is shown: a model that merely
-repeats the numbers of the examples then gains nothing in the mean over forms.
+turns of the conversation, or, as published, all in the system message (`p3_form`), in the
+presentation in which the item itself is shown.
 
 A country may be any group that the survey has answers of. Which groups are alike (p2) and what most
 people of a group answer (p3) are read from a survey. The paper reads them from the very survey that
@@ -175,9 +174,18 @@ class StylePrompts:
         """Return whether prompts of this style depend on answers of the tested survey."""
         return self.examples == "paper" and reads_answers(style)
 
-    def lead_in(self, style: Style, group: str, item: Item) -> list[Message]:
+    def lead_in(
+        self, style: Style, group: str, item: Item, like: Prompts | None = None
+    ) -> list[Message]:
         """Return the messages before `item`: the system message, and the examples of p3 in it or
-        after it."""
+        after it.
+
+        Args:
+            style: The style.
+            group: The group; not used by a style that names none.
+            item: The question.
+            like: Texts in whose presentation examples are shown; default: those of `texts`.
+        """
         if style not in STYLES:
             raise UserError(f"style {style!r} is unknown; choose from {', '.join(STYLES)}")
         if style != "unaware" and group not in self.groups:
@@ -187,19 +195,24 @@ class StylePrompts:
             return [system]
         majority = self._majorities[group]
         answered = [(example, majority[example.id]) for example in self.examples_for(item)]
+        # Examples are shown as the question is, or they would teach the model another numbering.
+        prompts = self.texts.prompts
+        if like is not None:
+            prompts = dataclasses.replace(prompts, presentation=like.presentation, reply=like.reply)
         if self.p3_form == "turns":
-            return [system, *icl_messages(self.texts.prompts, answered)]
-        return [self._one_message(system, answered, {} if style == "p3" else self._names(group))]
+            return [system, *icl_messages(prompts, answered)]
+        shown = [(prompts.shown(example), answer) for example, answer in answered]
+        return [self._one_message(system, shown, {} if style == "p3" else self._names(group))]
 
     def _one_message(
-        self, system: Message, answered: list[tuple[Item, int]], names: dict[str, str]
+        self, system: Message, answered: list[tuple[Shown, int]], names: dict[str, str]
     ) -> Message:
         """Return the system message of p3 that holds examples with their answers."""
         examples = [
             {
-                "question": f"{example.stem} {example.text}".strip(),
-                "options": list(zip(example.codes, example.options, strict=True)),
-                "answer": example.codes[answer],
+                "question": f"{example.item.stem} {example.item.text}".strip(),
+                "options": list(example.pairs),
+                "answer": example.reply_of(answer),
             }
             for example, answer in answered
         ]
