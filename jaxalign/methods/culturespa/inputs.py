@@ -154,9 +154,7 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
     check_settings(settings)
     files = files or open_model(settings.model, settings.dtype)
     settings, _ = resolve_settings(settings, files)
-    survey = held_out_survey()
-    if settings.survey is not None:
-        survey = read_answered(settings.survey, "survey", settings.distributions)
+    survey = survey_of(settings)
     if note := untranslated(settings.language, survey):
         _log.info(note)
     tables = make_tables(survey, settings.countries)
@@ -181,6 +179,15 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
     return inputs
 
 
+def survey_of(settings: CultureSPASettings, *, quiet: bool = False) -> Survey:
+    """Return the survey to test on; the simulated society's if the settings name none."""
+    if settings.survey is None:
+        return held_out_survey()
+    return read_answered(
+        settings.survey, "survey", settings.distributions, options=settings, quiet=quiet
+    )
+
+
 def make_style_prompts(
     settings: CultureSPASettings | AskSettings, survey: Survey, model_folder: Path
 ) -> StylePrompts:
@@ -196,10 +203,17 @@ def make_style_prompts(
         source = society_values_module()
         if settings.source is not None:
             shares = settings.source_distributions
-            source = read_answered(settings.source, "source", shares, "source_distributions")
+            source = read_answered(
+                settings.source,
+                "source",
+                shares,
+                "source_distributions",
+                options=settings,
+                is_main=False,
+            )
     shown = survey if source is None else source
     if missing := [group for group in settings.countries if group not in shown.distributions]:
-        raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
+        raise UserError(f"{shown.name!r}: {shown.why_absent(missing[0])}")
     groups = _possible_neighbours(settings.countries, shown)
     prompts = StylePrompts(
         load_texts(settings.texts, language=settings.language, model_folder=model_folder),
