@@ -39,9 +39,7 @@ class Config(SurveyOptions):
 
 def run(config: Config) -> None:
     """Print a summary. Raise UserError if something is wrong."""
-    check = check_survey(
-        config.file, config.distributions, format=config.format, options=config
-    )
+    check = check_survey(config.file, config.distributions, format=config.format, options=config)
     if check.ok:
         print(check)
         return

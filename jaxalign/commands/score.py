@@ -29,8 +29,8 @@ from jaxalign.runs.console import print_table
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis import score_replies
 from jaxalign.stats.metrics import DEFAULT_METRICS
-from jaxalign.surveys.replies import Numbering, ReaderName
 from jaxalign.surveys.options import SurveyOptions
+from jaxalign.surveys.replies import Numbering, ReaderName
 from jaxalign.surveys.reply_files import Mode
 from jaxalign.surveys.responses import NOT_ANSWERS
 

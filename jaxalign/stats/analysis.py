@@ -86,8 +86,8 @@ from jaxalign.stats.comparison import Comparison, compare, item_stats
 from jaxalign.stats.intervals import Interval, seed_interval
 from jaxalign.stats.metrics import DEFAULT_METRICS, Metric, select
 from jaxalign.surveys.formats import read_answered
-from jaxalign.surveys.replies import Numbering, ReaderName, items_left_out, read_answers
 from jaxalign.surveys.options import SurveyOptions
+from jaxalign.surveys.replies import Numbering, ReaderName, items_left_out, read_answers
 from jaxalign.surveys.reply_files import Mode, Replies, read_replies
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey

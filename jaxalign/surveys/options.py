@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxalign.core.errors import UserError
 from jaxalign.surveys.groups import variables_of
@@ -24,6 +25,10 @@ class SurveyOptions:
     min_respondents: int | None = None
     """Fewest respondents of a group, and fewest answers of a group to an item, in a World Values
     Survey file; default: 50. What has fewer is left out by name."""
+
+    def survey_options(self) -> dict[str, Any]:
+        """Return these options by name, for the settings of another command."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(SurveyOptions)}
 
 
 def check_options(options: SurveyOptions, given: Mapping[str, bool]) -> None:

@@ -243,9 +243,7 @@ def _read_survey(settings: AskSettings) -> tuple[Survey, ChoiceTest | None]:
         return held_out_survey(), None
     if settings.survey == VSM:
         return vsm(), None
-    read = read_any(
-        Path(settings.survey), distributions=settings.distributions, options=settings
-    )
+    read = read_any(Path(settings.survey), distributions=settings.distributions, options=settings)
     if isinstance(read, ChoiceTest):
         # Items of a test may share ids between its questions; a survey's may not.
         items = tuple(

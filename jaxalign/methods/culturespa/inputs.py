@@ -154,7 +154,9 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
     check_settings(settings)
     files = files or open_model(settings.model, settings.dtype)
     settings, _ = resolve_settings(settings, files)
-    survey = survey_of(settings)
+    survey = held_out_survey()
+    if settings.survey is not None:
+        survey = read_answered(settings.survey, "survey", settings.distributions, options=settings)
     if note := untranslated(settings.language, survey):
         _log.info(note)
     tables = make_tables(survey, settings.countries)
@@ -177,15 +179,6 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         _log.info(inputs.existing.describe())
     _check_longest_example(settings, inputs)
     return inputs
-
-
-def survey_of(settings: CultureSPASettings, *, quiet: bool = False) -> Survey:
-    """Return the survey to test on; the simulated society's if the settings name none."""
-    if settings.survey is None:
-        return held_out_survey()
-    return read_answered(
-        settings.survey, "survey", settings.distributions, options=settings, quiet=quiet
-    )
 
 
 def make_style_prompts(

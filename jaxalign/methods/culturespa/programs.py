@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -46,7 +45,6 @@ from jaxalign.methods.culturespa.write import (
     question_constraint,
 )
 from jaxalign.methods.reply_programs import reply_programs
-from jaxalign.pocket.society import held_out_survey
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.programs import Need, Program, check_programs
 from jaxalign.surveys.survey import Item, Survey

@@ -16,10 +16,11 @@ from jaxalign.optim.strategy import Strategy
 from jaxalign.runs import may_change, settings_of
 from jaxalign.stats.vsm import Reading
 from jaxalign.surveys.hofstede import DEFAULT_EDITION, DIMENSIONS
+from jaxalign.surveys.options import SurveyOptions, check_options
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(SurveyOptions):
     """Tune one soft prompt per country by Differential Evolution; compare with the baselines."""
 
     out: Path | None = may_change(None)
@@ -146,4 +147,6 @@ def check_settings(settings: Settings) -> None:
         raise UserError("`countries`: give one or more")
     if len(set(settings.countries)) < len(settings.countries):
         raise UserError(f"`countries` {' '.join(settings.countries)}: give each once")
+    given = {name: getattr(settings, name) is not None for name in ("held_out", "instrument")}
+    check_options(settings, given)
     settings.strategy.optimizer()

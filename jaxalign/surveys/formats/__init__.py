@@ -110,7 +110,7 @@ def read_any(
     survey = borrow_wording(survey, str(path), options, is_main)
     if not quiet:
         for note in survey.notes:
-            _log.info(f"{survey.name}: {note}")
+            _log.info(f"{path}: {note}")
     return survey
 
 

@@ -326,7 +326,7 @@ def _survey(
     return Survey(
         "World Values Survey 7",
         _version(path, tally.version),
-        "World Values Survey wave 7, the user's own file; items without their wording",
+        "World Values Survey wave 7, the user's own file; shares weighted by W_WEIGHT",
         "paraphrase",
         kept_items,
         distributions,

@@ -56,9 +56,7 @@ class GroupColumn:
         if not number >= 0:  # missing: NaN, or one of the survey's negative codes
             return None
         if not self.variable.values:
-            return _region(
-                self.labels.get(number, str(int(number)))
-            )
+            return _region(self.labels.get(number, str(int(number))))
         if self.is_derived:
             spans = self.variable.derived[1].items()
             return next((key for key, (low, high) in spans if low <= number <= high), None)
