@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from jaxalign.core.errors import UserError
-from jaxalign.core.templates import render
+from jaxalign.core.templates import names_used, render
 from jaxalign.surveys.names import GroupName, group_name
 from jaxalign.surveys.presentations import PUBLISHED, Shown, present
 from jaxalign.surveys.survey import Item, Survey
@@ -31,7 +31,8 @@ class Prompts:
             label from the top, and `letters`, whether they are letters.
         persona: The line that names a country; it may use `country` ("United States"),
             `article_country` ("the United States") and, for countries in English, `demonym`
-            ("American").
+            ("American"). Of a group below the country it must use `person` ("a woman aged 30 to 49
+            from the United States"), `people` or `values`.
         language: Language of the country names.
         presentation: How `user` shows an item, such as an example in context; see
             `jaxalign.surveys.presentations`.
@@ -62,9 +63,18 @@ class Prompts:
         """Return the persona line as the system message.
 
         Args:
-            group: A country's code or English name; or how the line calls another group.
+            group: A country's code or English name; a group within one, such as `USA:female`; or
+                how the line calls another group.
+
+        Raises:
+            UserError: The text cannot be filled in, or would not say which group of a country is
+                meant.
         """
         values = dataclasses.asdict(self.name_of(group))
+        if values["values"] and not names_used(self.persona) & {"person", "people", "values"}:
+            raise UserError(
+                f"prompt text persona.jinja: says nothing of {group} but the country; use `person`"
+            )
         # A text that needs an adjective is refused where there is none, instead of saying "None".
         values = {name: value for name, value in values.items() if value is not None}
         return {"role": "system", "content": render("persona.jinja", self.persona, **values)}
