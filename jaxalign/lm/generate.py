@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 _MOST_SLOTS = {"cpu": 64}  # on each share of a mesh, where memory decides; 256 elsewhere
-_FEW_STEPS = 4  # decode steps between two looks at replies that someone watches or ends
+_FEW_STEPS = 4  # decode steps between two looks at replies that someone watches
 
 _log = logging.getLogger("jaxalign")
 
@@ -224,7 +224,7 @@ def drain(
         queue: The queue (`open_queue`).
         requests: What `DecodeQueue.add` takes, of each reply; read as slots become free.
         is_complete: (name, tokens so far) -> whether a reply needs no more tokens. It is asked
-            every few steps.
+            after every step: a look of the host costs less than a token that nobody reads.
 
     Yields:
         (name, new tokens without the stop token), in the order in which they are finished.
@@ -239,7 +239,7 @@ def drain(
         if is_complete is None:
             yield from queue.receive()
             continue
-        yield from queue.step(_FEW_STEPS)
+        yield from queue.step(1)
         written = queue.written().items()
         yield from queue.end({name for name, tokens in written if is_complete(name, tokens)})
 

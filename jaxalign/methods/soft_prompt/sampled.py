@@ -35,15 +35,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.answering.conversations import split_at_soft_prompt
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.decode_queue import DecodeQueue
 from jaxalign.lm.generate import drain, open_queue
 from jaxalign.lm.model import LM
 from jaxalign.lm.sampling import Sampling
-from jaxalign.methods.ask import ANSWERING, encode_conditions
+from jaxalign.methods.ask import ANSWERING
 from jaxalign.methods.soft_prompt.fitness import FitnessInputs
 from jaxalign.methods.soft_prompt.problem import Problem
-from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.space import decode
 from jaxalign.optim.evolve import Evolution
 from jaxalign.optim.generation import State
@@ -344,17 +344,20 @@ def make_sampled_search(
 
 def make_questions(problem: Problem, presentations: Sequence[str]) -> Questions:
     """Return the tuned survey's items in some presentations, each behind a soft prompt."""
-    prompt, config = problem.settings.prompt, problem.model.config
+    prompt, tokenizer = problem.settings.prompt, problem.model.tokenizer
+    vocabulary = problem.model.config.vocab_size
     shown = show(problem.tuned_survey.items, presentations)
-    unknown = SoftPrompt(np.zeros((prompt.length, config.hidden_size)), prompt.placement)
-    asked = encode_conditions(problem.model, problem.prompts, [unknown], shown.shown).conversations
-    tokenizer = problem.model.tokenizer
-    prompts = tuple(np.asarray(asked.tokens(n), np.int32) for n in range(len(asked)))
-    header = tokenizer.decode([int(t) for t in prompts[0][-16:] if t < config.vocab_size])
+    soft_ids = range(vocabulary, vocabulary + prompt.length)
+    prompts = []
+    for item in shown.shown:
+        chat = [problem.prompts.user(item)]
+        before, after = split_at_soft_prompt(tokenizer, chat, prompt.placement)
+        prompts.append(np.array([*before, *soft_ids, *after], np.int32))
+    header = tokenizer.decode([int(t) for t in prompts[0][-16:] if t < vocabulary])
     return Questions(
         shown=shown,
-        prompts=prompts,
-        vocabulary=config.vocab_size,
+        prompts=tuple(prompts),
+        vocabulary=vocabulary,
         length=prompt.length,
         decode=tokenizer.decode,
         # A text whose reasoning has been opened reads as nothing up to the closing tag.
