@@ -67,7 +67,8 @@ def test_a_hostile_template_is_refused_before_it_takes_memory(source: str) -> No
 ORDINARY = {
     "loop controls and namespace": (
         "{% set n = namespace(first=true) %}{% for m in messages %}"
-        "{% if loop.index0 > 5 %}{% break %}{% endif %}{{ '' if n.first else '|' }}{% set n.first = false %}{{ m['content'] | trim }}"
+        "{% if loop.index0 > 5 %}{% break %}{% endif %}"
+        "{{ '' if n.first else '|' }}{% set n.first = false %}{{ m['content'] | trim }}"
         "{% endfor %}"
     ),
     "loop attributes": (
