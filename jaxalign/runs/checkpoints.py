@@ -14,10 +14,13 @@ no other run may use it (`check_owner`, `claim`). All of this works on local pat
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import importlib.util
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +66,8 @@ class Checkpoints:
 
         training = ocp.training
         self._keep, self._asynchronous, self._identity = keep, asynchronous, identity
-        self._pending: Any = None  # the save that is still being written, and its step
+        # What waits for the save that is still being written.
+        self._pending: Callable[[], object] | None = None
         self.directory = location(directory)
         self._checkpointer = training.Checkpointer(
             self.directory,
@@ -100,10 +104,7 @@ class Checkpoints:
         """Return when the last save is safe; raise what went wrong with it."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            step, response = pending
-            response.result()
-            if jax.process_index() == 0:
-                write_checksums(self._folder(step), step, self._identity)
+            pending()
 
     @property
     def steps(self) -> list[int]:
@@ -124,9 +125,14 @@ class Checkpoints:
             raise UserError(
                 f"{self.directory} already holds step {self.steps[-1]}; step {step} is not after it"
             )
-        self._pending = step, self._checkpointer.save_async(step, tree)
-        if not self._asynchronous:
-            self.wait()
+        response = self._checkpointer.save_async(step, tree)
+        finish = functools.partial(self._finish, step, response)
+        if self._asynchronous:
+            thread = concurrent.futures.ThreadPoolExecutor(1)
+            self._pending = thread.submit(finish).result
+            thread.shutdown(wait=False)
+        else:
+            finish()
 
     @property
     def latest(self) -> int | None:
@@ -168,6 +174,12 @@ class Checkpoints:
             return step, self._checkpointer.load(step, abstract)
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(path, error) from None
+
+    def _finish(self, step: int, response: Any) -> None:
+        """Wait until a step is written, then list its files."""
+        response.result()
+        if jax.process_index() == 0:
+            write_checksums(self._folder(step), step, self._identity)
 
     def _folder(self, step: int) -> epath.Path:
         from etils import epath
