@@ -381,6 +381,7 @@ def test_names_of_special_tokens_in_a_message_are_text(tokens: Tokenizer) -> Non
     reply = {"role": "assistant", "content": said}
     prompt, answer = map(tokens.encode, tokens.split_reply([*plain, reply]))
     assert prompt == tokens.encode_chat(plain)
-    assert markers(answer) == [tokens.eot_id] and answer[-1] == tokens.eot_id
+    assert markers(answer) == [tokens.eot_id]
+    assert answer[-1] == tokens.eot_id
     # A text that is encoded as it stands still spells them.
     assert markers(tokens.encode("<|eot_id|>")) == [tokens.eot_id]
