@@ -43,6 +43,7 @@ from jaxalign.runtime.program_facts import read_program
 from jaxalign.runtime.sharding import POPULATION, make_mesh
 from jaxalign.runtime.topology import Topology, described_devices, parse_topology
 from jaxalign.runtime.traffic import memory_traffic_bytes
+from jaxalign.surveys.options import SurveyOptions
 from jaxalign.surveys.survey import Item, vsm
 from jaxalign.training.defaults import resolve_training
 from jaxalign.training.step import TrainConfig
@@ -56,7 +57,7 @@ def _program_strategy() -> Strategy:
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanSettings:
+class PlanSettings(SurveyOptions):
     """What to plan, and for which chips."""
 
     topology: str = "v5e:16x16"

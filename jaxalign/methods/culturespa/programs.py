@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -46,10 +45,8 @@ from jaxalign.methods.culturespa.write import (
     question_constraint,
 )
 from jaxalign.methods.reply_programs import reply_programs
-from jaxalign.pocket.society import held_out_survey
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.programs import Need, Program, check_programs
-from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.training.program import train_program
 from jaxalign.training.shape import MOST_UNITS
@@ -59,11 +56,6 @@ _FEW = 16
 # A run that takes at most this share of the memory by estimate is not checked program by program.
 _SMALL = 1 / 8
 _PROMPT_TOKENS = 1024  # of a long request
-
-
-def survey_of(path: Path | None) -> Survey:
-    """Return the survey of a path; the simulated society's if there is none."""
-    return held_out_survey() if path is None else read_answered(path, "survey", None)
 
 
 def stand_ins(
