@@ -2,8 +2,9 @@
 
 Every method is asked in every presentation that is reported. What is asked is known as token ids
 before anything is computed (`baseline_questions`, `tuned_questions`, `history_questions`), so that
-the programs can be compiled before the search. Everything is asked by `jaxalign.methods.ask.answer`,
-which keeps the answers in the run's directory as they come, from where a killed run continues.
+the programs can be compiled before the search. Everything is asked by
+`jaxalign.methods.ask.answer`, which keeps the answers in the run's directory as they come, from
+where a killed run continues.
 
 Letters: E entry (a country under a seed, seed by seed), S seed, C country, M prompt token, D model.
 """
@@ -24,6 +25,7 @@ from jaxalign.lm.model import LM
 from jaxalign.methods.ask import Answers, Exact, Questions, Sampled, answer, encode_conditions
 from jaxalign.methods.base import Condition
 from jaxalign.methods.conditions import Persona, Plain
+from jaxalign.methods.soft_prompt.history import points
 from jaxalign.methods.soft_prompt.method_answers import MethodAnswers, SurveyAnswers
 from jaxalign.methods.soft_prompt.problem import AskedSurveys, Problem
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
@@ -71,6 +73,13 @@ def history_questions(
         extra_ExD = np.pad(questions.extra_ExD, ((0, lacking), (0, 0)))
         found.append(dataclasses.replace(questions, extra_ExD=extra_ExD))
     return found
+
+
+def kept_generations(problem: Problem) -> tuple[int, ...]:
+    """Return the generations whose best prompts are asked too, without the last."""
+    if problem.scored_on_the_way is None:
+        return ()
+    return points(problem.settings)[:-1]
 
 
 def plans_of_one_shape(questions: Sequence[Questions], block_tokens: int) -> list[BlockPlan]:

@@ -59,9 +59,7 @@ class History:
         """Return the search vectors by generation, float32 [E, Z]; without those that are lost."""
         known = 0
         if self.writes:
-            known = sum(
-                1 << p for p, g in enumerate(self.generations) if self._path(g).is_file()
-            )
+            known = sum(1 << p for p, g in enumerate(self.generations) if self._path(g).is_file())
         known = agreed(known)
         found = {}
         for p, generation in enumerate(self.generations):

@@ -103,10 +103,9 @@ def make_result(
     problem: Problem,
     objective: Objective,
     facts: Mapping[str, Any],
-    tuned: SurveyAnswers,
-    held_out: SurveyAnswers,
+    answers: tuple[SurveyAnswers, SurveyAnswers],
     fitness_C: np.ndarray,
-    history: Mapping[int, np.ndarray] | None = None,
+    history: tuple[SurveyAnswers, SurveyAnswers] | None = None,
 ) -> dict[str, Any]:
     """Return the content of `result.json`.
 
@@ -114,12 +113,12 @@ def make_result(
         problem: What was searched.
         objective: The objective of all countries.
         facts: What the result depends on besides the settings.
-        tuned: The answers of all methods to the tuned survey.
-        held_out: The answers of all methods to the held-out survey.
+        answers: The answers of all methods to the tuned survey, and to the held-out one.
         fitness_C: What the search found each entry's best prompt to be worth.
-        history: By generation, the best fitness so far and the held-out score of that prompt, for
-            each entry: [2, C].
+        history: The same answers under the best prompts of earlier generations; each "method" is
+            a generation.
     """
+    tuned, held_out = answers
     settings, survey = problem.settings, problem.held_out_survey
     countries, seeds, C = settings.countries, settings.seeds, len(settings.countries)
     measured = _Measured(objective, tuned, _readings(tuned))
@@ -155,7 +154,7 @@ def make_result(
         measured.averaged_losses("tuned", reading),
         (averaged, by_form),
         settings.seed,
-        _gaps(history, measured, averaged, countries),
+        _gaps(problem, measured, averaged, history, objective),
     )
     return {
         "presentations": {
@@ -360,26 +359,43 @@ def _held_out_means(similarity: Mapping[str, np.ndarray], c: int) -> dict[str, f
 
 
 def _gaps(
-    history: Mapping[int, np.ndarray] | None,
+    problem: Problem,
     measured: _Measured,
     averaged: Mapping[str, np.ndarray],
-    countries: Sequence[str],
+    history: tuple[SurveyAnswers, SurveyAnswers] | None,
+    objective: Objective,
 ) -> dict[str, tuple[Sequence[int], Sequence[float], Sequence[float]]]:
     """Return each country's series for `gap_over_generations`, mean over seeds.
 
-    The first point is the prompt that the search starts from.
+    They begin with the prompt that the search starts from and end with the one that it found. All
+    are read exactly, in the tuned reading, or the expected one where replies were tuned on.
     """
-    if not history:
+    settings = problem.settings
+    if history is None:
         return {}
-    reading = measured.readings[-1] if measured.readings[-1] == "sampled" else "expected"
-    start_SxC = measured.averaged_losses("start", reading)
-    found = {}
-    for c, country in enumerate(countries):
-        first = start_SxC[:, c].mean(), np.nanmean(own_scores(averaged["start"], c))
-        rows = [history[g][:, c :: len(countries)].mean(axis=1) for g in history]
-        losses, scores = zip(first, *rows, strict=True)
-        found[country] = (0, *history), list(map(float, losses)), list(map(float, scores))
-    return found
+    tuned, held_out = history
+    reading = "expected" if settings.reading == "sampled" else settings.reading
+    earlier = _Measured(objective, tuned, (reading,))
+    earlier_scores, _ = similarities(held_out, settings.countries)
+    generations = (0, *map(int, tuned.methods), settings.generations)
+    losses_GxSxC = [
+        measured.averaged_losses("start", reading),
+        *(earlier.averaged_losses(name, reading) for name in tuned.methods),
+        measured.averaged_losses("tuned", reading),
+    ]
+    scores_GxSxCxCxQ = [
+        averaged["start"],
+        *(earlier_scores[name] for name in tuned.methods),
+        averaged["tuned"],
+    ]
+    return {
+        country: (
+            generations,
+            [float(losses_SxC[:, c].mean()) for losses_SxC in losses_GxSxC],
+            [float(np.nanmean(own_scores(scores, c))) for scores in scores_GxSxCxCxQ],
+        )
+        for c, country in enumerate(settings.countries)
+    }
 
 
 def _interval_words(seeds: int, presentations: int) -> str:
