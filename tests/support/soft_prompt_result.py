@@ -194,6 +194,7 @@ def example_result(
             "survey": "made-up",
             "simulated": True,
             "items": 77,
+            "presentations": forms,
             "score": "mean over items of 1 - ordinal Wasserstein (nominal: 1 - total variation)",
             "interval": "95 %, bootstrap over items and seeds",
             "matrix": np.where(np.eye(len(countries), dtype=bool), 0.8, 0.7).tolist(),

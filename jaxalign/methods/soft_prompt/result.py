@@ -22,6 +22,8 @@
     countries.USA.held_out.{before,start,after,gradient,persona,icl,permuted}.{mean,low,high}
     countries.USA.held_out.after_minus_{before,start,permuted}.{mean,low,high}   paired by item
     held_out.{matrix,permutation_test,...}                tuned prompts x countries
+    held_out.presentations                                those it was asked in: explicit orders
+                                                          of the tuned survey do not fit it
     trivial.USA.{all_middle,uniform_random,smallest_integer}
     constants                                             C by dimension (null: not used)
     dimensions, settings, facts, versions
