@@ -187,7 +187,13 @@ def example_result(
         "seeds": list(seeds),
         "countries": entries,
         "trivial": {
-            country: {"all_middle": 100.0, "uniform_random": 500.5, "smallest_integer": 20.0}
+            country: {
+                "all_middle": 100.0,
+                "uniform_random": 500.5,
+                "smallest_integer": 20.0,
+                "mean_of_others": 110.0,
+                "another_country": 140.0,
+            }
             for country in countries
         },
         "held_out": {
@@ -230,6 +236,7 @@ def example_result(
         },
         "constants": [50.0] * 6,
         "dimensions": list(DIMENSIONS),
+        "mas_weight": 35,
         "settings": {
             "model": "smollm2",
             "countries": list(countries),

@@ -24,9 +24,10 @@
     held_out.{matrix,permutation_test,...}                tuned prompts x countries
     held_out.presentations                                those it was asked in: explicit orders
                                                           of the tuned survey do not fit it
-    trivial.USA.{all_middle,uniform_random,smallest_integer}
+    trivial.USA.{all_middle,uniform_random,smallest_integer,mean_of_others,another_country}
+                                                          losses without any model
     constants                                             C by dimension (null: not used)
-    dimensions, settings, facts, versions
+    dimensions, mas_weight, settings, facts, versions
 
     measure.validity, .validity_tuned                     the gate, of personas' answers to the
                                                           held-out survey over all presentations
@@ -57,8 +58,8 @@ mean over seeds. Under `measure` stand the records of `jaxalign.stats`: `Validit
 intervals, and `gap_over_generations`; null where there is nothing to measure.
 
 A loss is the objective's: for "vsm" the sum of absolute score differences over the dimensions used,
-in points. Other objectives have no `scores`, `target`, `trivial`, `constants` and `dimensions`
-unless they say so. `start` is the soft prompt before tuning, `tuned` the best one that the search
+in points. What other objectives have in place of `scores`, `target`, `trivial`, `constants`,
+`dimensions` and `mas_weight` is their own. `start` is the soft prompt before tuning, `tuned` the best one that the search
 found, whatever the algorithm. `gradient` is the same prompt tuned by Adam, unless that was left
 out; it always tunes the expected reading, because the others have no gradient. Held-out scores are
 in [0, 1], 1 where the answers are the country's own; they are of the exact answers. The loss of
