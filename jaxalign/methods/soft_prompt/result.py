@@ -59,12 +59,12 @@ intervals, and `gap_over_generations`; null where there is nothing to measure.
 
 A loss is the objective's: for "vsm" the sum of absolute score differences over the dimensions used,
 in points. What other objectives have in place of `scores`, `target`, `trivial`, `constants`,
-`dimensions` and `mas_weight` is their own. `start` is the soft prompt before tuning, `tuned` the best one that the search
-found, whatever the algorithm. `gradient` is the same prompt tuned by Adam, unless that was left
-out; it always tunes the expected reading, because the others have no gradient. Held-out scores are
-in [0, 1], 1 where the answers are the country's own; they are of the exact answers. The loss of
-averaged answers is not the average of losses: probabilities are averaged over presentations, and
-the loss is that of their mean.
+`dimensions` and `mas_weight` is their own. `start` is the soft prompt before tuning, `tuned` the
+best one that the search found, whatever the algorithm. `gradient` is the same prompt tuned by Adam,
+unless that was left out; it always tunes the expected reading, because the others have no gradient.
+Held-out scores are in [0, 1], 1 where the answers are the country's own; they are of the exact
+answers. The loss of averaged answers is not the average of losses: probabilities are averaged over
+presentations, and the loss is that of their mean.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_the_result_has_the_form_that_reports_read(reading):
         countries=("USA", "CHN"), seeds=(0, 1), presentations=("A", "B"), reading=reading
     )
     found = plain(result_of(read_problem(settings), replies=3 if reading == "sampled" else 0))
-    check_alike(found, plain(example_result(reading=reading)))
+    check_alike(found, json.loads(json.dumps(example_result(reading=reading))))
     assert found["presentations"] == {"tuned": ["A", "B"], "untuned": ["C", "D"]}
 
 
