@@ -92,6 +92,7 @@ _OF_CULTURESPA = (
     "per_topic",
     "seeds",
     "questions",
+    "presentations",
     "constrain",
     "reading",
     "runs",
@@ -162,6 +163,8 @@ def _soft_prompt(
         countries=countries,
         edition=str(edition),
         held_out=settings.survey,
+        presentations=settings.presentations,
+        seeds=(0,) if settings.seeds is None else tuple(range(settings.seeds)),
         **settings.survey_options(),
         prompt=settings.prompt,
         attention=settings.attention,
@@ -176,7 +179,7 @@ def _soft_prompt(
         topology.program_bytes,
         run.candidates,
         search_dims=run.prompt.dims(files.config.hidden_size),
-        searches=len(run.countries),
+        searches=len(run.entries),
         model_parallel=run.model_parallel,
     )
 

@@ -77,10 +77,13 @@ class PlanSettings(SurveyOptions):
     survey: Path | None = None
     """Survey with answers by country: held out by soft-prompt, written after and tested on by
     culturespa. Default: the simulated society's."""
+    seeds: int | None = None
+    """Number of the experiment's seeds; default: as in its run."""
+    presentations: tuple[str, ...] | None = None
+    """Forms in which the experiment shows questions: A, B, C, D, letters ...; default: as in its
+    run."""
     per_topic: int | None = None
     """Number of questions that culturespa writes on each topic; default: as in its run."""
-    seeds: int | None = None
-    """Number of culturespa's seeds; default: as in its run."""
     questions: tuple[Path, ...] = ()
     """Files of existing questions that culturespa starts from instead of writing new ones."""
     constrain: bool = False
@@ -197,7 +200,7 @@ def plans(settings: PlanSettings) -> Iterator[Estimate]:
 def check(settings: PlanSettings) -> None:
     """Raise UserError for settings that make no plan."""
     settings.strategy.optimizer()  # raises for settings that make no algorithm
-    for name in ("items", "chunk", "decode_batch", "decode_prompt"):
+    for name in ("items", "chunk", "decode_batch", "decode_prompt", "seeds"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"`{name}` {value}: at least 1")

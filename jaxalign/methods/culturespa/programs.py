@@ -25,13 +25,14 @@ from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.generate import slots_of
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.mesh import weight_bytes
+from jaxalign.methods.culturespa.answer import COMPARED, in_styles
 from jaxalign.methods.culturespa.existing import few_of
 from jaxalign.methods.culturespa.inputs import Inputs
 from jaxalign.methods.culturespa.measure import Ways, conversations_to_measure
 from jaxalign.methods.culturespa.prompting import prompted_ways
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.settings import CultureSPASettings
-from jaxalign.methods.culturespa.styles import STYLES, encode_styles
+from jaxalign.methods.culturespa.styles import STYLES
 from jaxalign.methods.culturespa.training_steps import (
     Steps,
     model_counts,
@@ -110,21 +111,20 @@ def run_programs(
     groups = settings.countries
     if steps is None:
         steps = plan_steps(settings, inputs, mesh, available, questions)
-    tokenizer, prompts = inputs.files.tokenizer, inputs.prompts
     programs = []
     if inputs.existing is None:
         programs += _writing_programs(settings, inputs, mesh, available)
-    survey = encode_styles(tokenizer, prompts, STYLES, groups, inputs.survey.items)
+    survey = in_styles(inputs, STYLES, groups, inputs.survey)
     # The questions of all seeds that are answered alike are asked together.
-    seeds = settings.seed_groups[0]
-    items = [item for seed in seeds for item in questions[seed].items]
-    written = encode_styles(tokenizer, prompts, ("unaware", "p1", "p2"), groups, items)
+    surveys = [questions[seed] for seed in settings.seed_groups[0]]
+    written = in_styles(inputs, COMPARED, groups, *surveys)
     for asked, what in ((survey, "the survey"), (written, "the written questions")):
         if settings.reading == "exact":
-            plan = plan_blocks(asked, settings.block_tokens)
+            plan = plan_blocks(asked.conversations, settings.block_tokens)
             programs.append(_exact_program(settings, inputs, mesh, plan, f"answers to {what}"))
         else:
-            programs += _sampled_programs(settings, inputs, mesh, available, asked, what)
+            conversations = asked.conversations
+            programs += _sampled_programs(settings, inputs, mesh, available, conversations, what)
     programs += training_programs(settings, inputs, mesh, steps)
     return (*programs, *_measuring_programs(settings, inputs, mesh, available))
 

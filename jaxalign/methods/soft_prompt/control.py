@@ -25,6 +25,7 @@ from jaxalign.methods.soft_prompt.settings import entry_labels
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.evolve import Entry
 from jaxalign.optim.gradient import GradientDescent, make_descent
+from jaxalign.runs import identity_of
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.memory import check_fits
 from jaxalign.stats.objectives import Objective
@@ -66,10 +67,11 @@ class Control:
             return Progress(task, done, total, "candidates", len(names), fields)
 
         with contextlib.ExitStack() as stack:
-            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints))
+            identity = identity_of(settings, settings.gradient_steps)
+            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints, identity=identity))
             # A checkpoint has one row per entry, whatever the number of devices that wrote it.
             done, state = 0, None
-            if saved and resume and saved.steps:
+            if saved and resume and saved.latest is not None:
                 done, state = saved.restore(descent.abstract_state())
             state = descent.start() if state is None else descent.to_devices(state)
             on_progress(progress(done, {}))
@@ -96,6 +98,12 @@ def make_control(search: Search) -> Control:
         UserError: where the control, which comes after the search, will not fit into memory.
     """
     settings, inputs = search.problem.settings, search.inputs
+    if settings.reading != "expected":
+        what = "sampled replies" if settings.reading == "sampled" else "most likely answers"
+        _log.info(
+            f"gradient control: does not apply to {what}, which have no gradient; it tunes the "
+            "expected reading instead"
+        )
     # Weights and items are the search's own arrays; only the objective is another one.
     inputs = inputs.replace(objective=inputs.objective.differentiable())
     descent = make_descent(

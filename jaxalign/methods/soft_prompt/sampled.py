@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.answering.asked import AskedItems
 from jaxalign.answering.conversations import split_at_soft_prompt
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.decode_queue import DecodeQueue
@@ -49,10 +50,9 @@ from jaxalign.optim.evolve import Evolution
 from jaxalign.optim.generation import State
 from jaxalign.optim.host_steps import HostSteps, make_host_steps
 from jaxalign.runtime.sharding import local_view
-from jaxalign.surveys.presentations import Shown, ShownItems, show
-from jaxalign.surveys.replies import read_option, without_reasoning
+from jaxalign.surveys.replies import without_reasoning
 from jaxalign.surveys.settled import is_settled
-from jaxalign.surveys.survey import Item
+from jaxalign.surveys.shown_replies import read_shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,15 @@ class SampledSearch:
     def slots(self) -> int:
         """Number of replies that are written at a time, which a run records and keeps."""
         return self._queue.slots
+
+    def describe(self) -> str:
+        """Return one line for the log: what a generation decodes."""
+        count = len(self.evolution.entries) * self.evolution.population
+        return (
+            f"replies are the fitness: {self.replies} to each of {self.questions.count} questions "
+            f"for {count} candidates, {count * self.questions.count * self.replies:,} in each "
+            f"generation, {self.slots} at a time"
+        )
 
     def for_evolution(self, evolution: Evolution) -> SampledSearch:
         """Return the same compiled programs for other entries, as many as these."""
@@ -178,7 +187,7 @@ class SampledSearch:
         positions_PxSxR = self._read(C * E, generation, on_progress)
         shares_PxSxO = self.questions.shares(positions_PxSxR)
         with np.errstate(divide="ignore"):
-            log_probs_PxQxO = np.log(shares_PxSxO[:, self.questions.shown.index_FxQ].mean(axis=1))
+            log_probs_PxQxO = self.questions.asked.mean_log_probs(np.log(shares_PxSxO))
         entry_P = np.repeat(np.arange(C, dtype=np.int32), E)
         fitness_P = self._fitness(
             inputs, candidates_CxExZ.reshape(C * E, Z), entry_P, log_probs_PxQxO
@@ -225,7 +234,7 @@ class Questions:
     """The tuned survey's items as they are shown, behind a soft prompt, and how replies are read.
 
     Attributes:
-        shown: S shown items, and which of them an item is in each presentation.
+        asked: S shown items, and which of them an item is in each presentation.
         prompts: Token ids of each conversation; those beyond the vocabulary stand for the prompt.
         vocabulary: Number of the model's own token ids.
         length: M, tokens of the soft prompt.
@@ -233,7 +242,7 @@ class Questions:
         ends_in_reasoning: Whether the chat template has opened a reasoning tag before the reply.
     """
 
-    shown: ShownItems
+    asked: AskedItems
     prompts: tuple[np.ndarray, ...]
     vocabulary: int
     length: int
@@ -251,7 +260,7 @@ class Questions:
     @functools.cached_property
     def looks(self) -> tuple[str, ...]:
         """What an item as it is shown is called, in words that random numbers are made of."""
-        return tuple(f"{s.item.id} {s.order} {s.marks}" for s in self.shown.shown)
+        return tuple(f"{s.item.id} {s.order} {s.marks}" for s in self.asked.rows)
 
     @functools.cached_property
     def longest(self) -> int:
@@ -267,19 +276,19 @@ class Questions:
         """Return which of the item's options a reply names, in published order; below 0: none."""
         key = s, tuple(tokens)
         if key not in self._options:
-            text, shown = self.decode(list(tokens)), self.shown.shown[s]
+            text, shown = self.decode(list(tokens)), self.asked.rows[s]
             _remember(self._options, key, read_shown(text, shown))
         return self._options[key]
 
     def settled(self, s: int, tokens: Sequence[int]) -> bool:
         """Return whether more tokens would not change what is read of a reply."""
-        shown = self.shown.shown[s]
+        shown = self.asked.rows[s]
         if self.ends_in_reasoning or shown.has_letters:
             return False
         key = s, tuple(tokens)
         if key not in self._settled:
             text = self.decode(list(tokens))
-            _remember(self._settled, key, is_settled(text, _as_item(shown)))
+            _remember(self._settled, key, is_settled(text, shown.as_listed))
         return self._settled[key]
 
     def shares(self, positions_PxSxR: np.ndarray) -> np.ndarray:
@@ -287,7 +296,7 @@ class Questions:
 
         Of the replies that name one; uniform where none does.
         """
-        sizes_S = np.array([len(shown.order) for shown in self.shown.shown])
+        sizes_S = np.array([len(shown.order) for shown in self.asked.rows])
         options = np.arange(sizes_S.max())
         counts = (positions_PxSxR[..., None] == options).sum(axis=2)
         uniform_SxO = (options < sizes_S[:, None]) / sizes_S[:, None]
@@ -301,8 +310,6 @@ def make_sampled_search(
     lm: LM,
     evolution: Evolution,
     *,
-    replies: int = 3,
-    presentations: Sequence[str] = ("A",),
     sampling: Sampling = ANSWERING,
     slots: int | None = None,
 ) -> SampledSearch:
@@ -312,13 +319,11 @@ def make_sampled_search(
         problem: What is searched.
         lm: The model, on the search's mesh.
         evolution: The search, made for any fitness: its entries, algorithm and mesh count.
-        replies: R, replies to each item in each presentation.
-        presentations: Forms in which items are shown; shares are averaged over them.
         sampling: How replies are drawn.
         slots: Replies that are written at a time, as a run that is resumed has recorded it;
             default: as many as suit the memory.
     """
-    questions = make_questions(problem, presentations)
+    questions, replies = make_questions(problem), problem.settings.replies
     candidates = len(evolution.entries) * evolution.population
     queue = open_queue(
         lm.config,
@@ -342,20 +347,19 @@ def make_sampled_search(
     )
 
 
-def make_questions(problem: Problem, presentations: Sequence[str]) -> Questions:
-    """Return the tuned survey's items in some presentations, each behind a soft prompt."""
+def make_questions(problem: Problem) -> Questions:
+    """Return the tuned survey's items as a problem asks them, each behind a soft prompt."""
     prompt, tokenizer = problem.settings.prompt, problem.model.tokenizer
     vocabulary = problem.model.config.vocab_size
-    shown = show(problem.tuned_survey.items, presentations)
     soft_ids = range(vocabulary, vocabulary + prompt.length)
     prompts = []
-    for item in shown.shown:
+    for item in problem.asked.rows:
         chat = [problem.prompts.user(item)]
         before, after = split_at_soft_prompt(tokenizer, chat, prompt.placement)
         prompts.append(np.array([*before, *soft_ids, *after], np.int32))
     header = tokenizer.decode([int(t) for t in prompts[0][-16:] if t < vocabulary])
     return Questions(
-        shown=shown,
+        asked=problem.asked,
         prompts=tuple(prompts),
         vocabulary=vocabulary,
         length=prompt.length,
@@ -363,24 +367,6 @@ def make_questions(problem: Problem, presentations: Sequence[str]) -> Questions:
         # A text whose reasoning has been opened reads as nothing up to the closing tag.
         ends_in_reasoning=not without_reasoning(header + "x").endswith("x"),
     )
-
-
-def read_shown(text: str, shown: Shown) -> int:
-    """Return which of an item's options a reply names, counted in published order.
-
-    Or a negative number, as `read_option` returns it.
-    """
-    position = read_option(text, _as_item(shown))
-    return shown.order[position] if position >= 0 else position
-
-
-@functools.lru_cache(maxsize=4096)
-def _as_item(shown: Shown) -> Item:
-    """Return a shown item as an item of its own, with its options in the order of display."""
-    item = shown.item
-    options = tuple(item.options[option] for option in shown.order)
-    codes = tuple(map(int, shown.marks))
-    return dataclasses.replace(item, options=options, codes=codes, scale="nominal")
 
 
 @jax.jit
