@@ -2,7 +2,8 @@
 
 They need environments of their own: `pip install inspect_ai lm_eval`. Versions 0.3.285 of the one
 were used, and 0.4.13 and 0.4.5, which does not name filters, of the other. inspect has a model that
-says what it is told; lm-evaluation-harness asks a server here that does the same. Events, stacks and machine-dependent fields are left out of the logs.
+says what it is told; lm-evaluation-harness asks a server here that does the same. Events, stacks
+and machine-dependent fields are left out of the logs.
 
     python -m tests.support.make_reply_logs inspect tests/fixtures/reply_logs
     python -m tests.support.make_reply_logs lm_eval tests/fixtures/reply_logs

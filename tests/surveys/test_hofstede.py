@@ -165,7 +165,7 @@ def test_the_two_official_matrices_of_2015_differ_in_six_countries():
 
 def test_where_the_edition_of_2026_differs_beyond_the_dimensions_that_it_replaced() -> None:
     """IDV and LTO were replaced; the other four changed in two countries alone, both estimates."""
-    before, after = map(edition_scores, ("hofstede_insights_2021_23", "culture_factor_2026_05"))
+    before, after = map(c.edition_scores, ("hofstede_insights_2021_23", "culture_factor_2026_05"))
     changed = {
         country
         for country in before.keys() & after.keys()

@@ -9,8 +9,8 @@ would reach about 75 %.
 
 What cannot be asked is left out and counted in the test's `notes`: a question with an empty option
 (tools that read "None" as a missing value make one). So are questions with more or fewer than one
-true row, which are kept: the rule of all four holds for them too. Questions of fewer than four rows,
-as a cut of the file may have, are kept and counted as well; they are easier to get wholly right.
+true row, which are kept: the rule of all four holds for them too. Questions of fewer than four
+rows, as a cut of the file may have, are kept and counted; they are easier to get wholly right.
 """
 
 from __future__ import annotations
