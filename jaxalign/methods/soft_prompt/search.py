@@ -46,6 +46,7 @@ from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import Params, WeightFormat, program_params
 from jaxalign.methods.conditions import Persona
 from jaxalign.methods.soft_prompt.fitness import FitnessInputs, Read, make_fitness
+from jaxalign.methods.soft_prompt.history import History
 from jaxalign.methods.soft_prompt.problem import Problem, start_text
 from jaxalign.methods.soft_prompt.sampled import SampledSearch, make_sampled_search
 from jaxalign.methods.soft_prompt.settings import entry_labels
@@ -61,7 +62,7 @@ from jaxalign.methods.soft_prompt.space import (
 from jaxalign.optim.api import Optimizer
 from jaxalign.optim.evolve import Entry, Evolution, make_evolution
 from jaxalign.optim.generation import State
-from jaxalign.runs import Run
+from jaxalign.runs import Run, identity_of
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.hosts import agreed, agreed_choice
 from jaxalign.runtime.memory import available_bytes, busy_chunk, fitting_chunk
@@ -269,6 +270,7 @@ class Search:
         record: Run | None = None,
         resume: bool = True,
         save_last: bool = True,
+        history: History | None = None,
         on_progress: OnProgress = ignore,
     ) -> Outcome:
         """Run the search to its last generation.
@@ -279,12 +281,14 @@ class Search:
             resume: Whether to go on from the latest checkpoint, if there is one.
             save_last: Whether the last generation is saved too, so that a run that is resumed
                 after its search need not repeat it.
+            history: Keeps the best search vectors that were found on the way.
             on_progress: Called before the first dispatch and after each.
         """
         settings = self.problem.settings
         with contextlib.ExitStack() as stack:
-            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints))
-            restored = bool(saved and resume and saved.steps)
+            identity = identity_of(settings, [list(entry) for entry in self.entries])
+            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints, identity=identity))
+            restored = bool(saved and resume and saved.latest is not None)
             if restored:
                 done, state = saved.restore(self.evolution.abstract_state())
                 state = self.evolution.to_devices(state)
@@ -304,6 +308,9 @@ class Search:
                 if record is not None:
                     _log_generations(record, self._labels, done, metrics)
                 done += len(metrics["best"])
+                # Likewise before the checkpoint.
+                if history is not None and done in history.generations:
+                    history.keep(done, np.stack([z_Z for z_Z, _ in self.evolution.best(state)]))
                 last = done == settings.generations
                 if saved and (save_last if last else self._is_due(done, saved_at)):
                     saved.save(done, self.evolution.to_entries(state))
