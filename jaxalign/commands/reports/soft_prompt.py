@@ -45,7 +45,7 @@ _LIMITS = (
 )
 
 
-def soft_prompt_report(result: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
+def soft_prompt_report(result: Result, out: Path) -> tuple[Path, Path]:
     """Write `report.md`, `report.html` and `figures/*.png` into `out`, a run's directory.
 
     Args:
@@ -60,21 +60,30 @@ def soft_prompt_report(result: Mapping[str, Any], out: Path) -> tuple[Path, Path
         title="Soft prompts tuned to country scores",
         summary=_summary(result),
         labels=_labels(result),
-        sections=(
-            _in_short(result),
-            _losses(result, out),
-            section("The six scores", parts.radar_figure(result, out)),
-            _held_out(result, out),
-            section("The search", parts.convergence_figure(result, out)),
-            section("What the prompts have become", *_prompts(out)),
-            section("What a low loss does not prove", Listing(_LIMITS)),
-            provenance(result),
-        ),
+        sections=tuple(s for s in _sections(result, out) if s.blocks),
     )
-    return write_report(_without_empty(document), out)
+    return write_report(document, out)
 
 
-def _summary(result: Mapping[str, Any]) -> str:
+def _sections(result: Result, out: Path) -> list[Section]:
+    return [
+        _in_short(result),
+        _losses(result, out),
+        section("Presentations: what the answers owe to order and numbers", *measure_blocks(result)),
+        section("Validity gate", *gate_blocks(gate_of(result))),
+        section("The six scores", parts.radar_figure(result, out)),
+        _held_out(result, out),
+        section(
+            "The search", parts.convergence_figure(result, out), gap_figure(result, out)
+        ),
+        section("Seeds", seeds_table(result)),
+        section("What the prompts have become", *_prompts(out)),
+        section("What a low loss does not prove", Listing(_LIMITS)),
+        provenance(result),
+    ]
+
+
+def _summary(result: Result) -> str:
     countries = list(result["countries"])
     each = "each of " if len(countries) > 1 else ""
     algorithm = result["settings"].get("strategy.algorithm", "DifferentialEvolution")
@@ -100,26 +109,24 @@ def _prompts(out: Path) -> tuple[Table | Text, ...]:
     )
 
 
-def _without_empty(document: Document) -> Document:
-    kept = tuple(s for s in document.sections if s.blocks)
-    return Document(document.title, document.summary, document.labels, kept)
-
-
-def _labels(result: Mapping[str, Any]) -> tuple[Note, ...]:
+def _labels(result: Result) -> tuple[Note, ...]:
     """Return what a reader must know before any number."""
+    notes: list[Note | None] = []
     if is_pocket(result):
-        return (Note(_POCKET, "label", "Simulated."),)
-    if result["held_out"].get("simulated"):
-        return (Note(_SIMULATED, "label", "Simulated."),)
-    return ()
+        notes.append(Note(_POCKET, "label", "Simulated."))
+    elif result["held_out"].get("simulated"):
+        notes.append(Note(_SIMULATED, "label", "Simulated."))
+    notes.append(gate_note(gate_of(result)))
+    notes.append(gain_note(result["measure"]["gain"], shows_signal(result)))
+    return tuple(note for note in notes if note)
 
 
-def is_pocket(result: Mapping[str, Any]) -> bool:
+def is_pocket(result: Result) -> bool:
     """Return whether the run used the pocket model: no other was given."""
     return result["settings"].get("model") is None
 
 
-def _in_short(result: Mapping[str, Any]) -> Section:
+def _in_short(result: Result) -> Section:
     entries = result["countries"].values()
     differences = {
         name: [Estimate.read(e["held_out"].get(f"after_minus_{name}")) for e in entries]
@@ -147,7 +154,7 @@ def _in_short(result: Mapping[str, Any]) -> Section:
     )
 
 
-def _loss_statement(result: Mapping[str, Any]) -> str:
+def _loss_statement(result: Result) -> str:
     entries, trivial = result["countries"], result["trivial"]
     tuned, _ = parts.readings(result)
 
@@ -169,7 +176,7 @@ def _loss_statement(result: Mapping[str, Any]) -> str:
     )
 
 
-def _control_statement(result: Mapping[str, Any]) -> str:
+def _control_statement(result: Result) -> str:
     entries, (tuned, _) = result["countries"].values(), parts.readings(result)
     wins = sum(e["gradient"][tuned]["loss"] < e["tuned"][tuned]["loss"] for e in entries)
     reading = "" if tuned == "expected" else " in the expected reading (the most likely has none)"
@@ -179,7 +186,7 @@ def _control_statement(result: Mapping[str, Any]) -> str:
     )
 
 
-def _what_was_measured(result: Mapping[str, Any]) -> tuple[str, ...]:
+def _what_was_measured(result: Result) -> tuple[str, ...]:
     settings, held_out = result["settings"], result["held_out"]
     model = "the pocket Llama" if is_pocket(result) else Path(settings["model"]).name
     answers = "simulated" if held_out.get("simulated") else "real answers from the user's file"
@@ -201,7 +208,7 @@ def _what_was_measured(result: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _losses(result: Mapping[str, Any], out: Path) -> Section:
+def _losses(result: Result, out: Path) -> Section:
     if parts.has_scores(result):
         used = [d.upper() for d in parts.used_dimensions(result)]
         explanation = (
@@ -223,7 +230,7 @@ def _losses(result: Mapping[str, Any], out: Path) -> Section:
     )
 
 
-def _held_out(result: Mapping[str, Any], out: Path) -> Section:
+def _held_out(result: Result, out: Path) -> Section:
     survey = result["held_out"]
     test = survey.get("permutation_test")
     differences = parts.differences_table(result)

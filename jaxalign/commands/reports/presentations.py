@@ -1,0 +1,235 @@
+"""What answers owe to the form of the questions: texts and tables for every report that has them.
+
+A presentation is the order in which an item's options are listed and the numbers or letters before
+them. The numbers come from `jaxalign.stats.presentations`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxalign.report.document import Cell, Estimate, Note, Table, is_number
+from jaxalign.report.wording import joined, number, with_bounds
+from jaxalign.surveys.presentations import present
+from jaxalign.surveys.survey import Item
+
+TUNED, UNTUNED = "tuned on", "never tuned on"
+_WORDS = {
+    "A": "as published: published order, numbers from the top",
+    "B": "published order, numbers reversed",
+    "C": "reverse order, each option with its published number",
+    "D": "reverse order, numbers from the top",
+    "letters": "published order, letters from the top",
+    "letters-reversed": "reverse order, letters from the top",
+    "orders": "all orders of the options, numbers from the top",
+}
+_EXAMPLE = Item("example", "", ("never", "sometimes", "always"), (1, 2, 3))
+_MOST_SPELLED_OUT = 6  # countries with a sentence of their own
+
+
+# What the presentations are
+
+
+def presentation_words(name: str) -> str:
+    """Return what a presentation is: "published order, numbers reversed"."""
+    if name in _WORDS:
+        return _WORDS[name]
+    if name.startswith("orders-"):
+        return f"order {name.removeprefix('orders-')} of all, numbers from the top"
+    order = joined(name.removeprefix("order-"))
+    return f"options in the order {order} of the published list, numbers from the top"
+
+
+def presentations_table(roles: Mapping[str, str]) -> Table:
+    """Return what each presentation is, with an example of three options.
+
+    Args:
+        roles: By name, what a presentation was used for, such as "tuned on".
+    """
+    rows = tuple((name, presentation_words(name), _example(name), r) for name, r in roles.items())
+    return Table(
+        "The presentations: in which order and with which numbers the options are listed",
+        ("Presentation", "Options", "Example", "Used"),
+        rows,
+        folded=len(rows) > 8,
+    )
+
+
+def _example(name: str) -> str | None:
+    """Return a scale of three options as it is listed; None where it needs another number."""
+    if name.startswith("order"):
+        return None
+    return ", ".join(f"{mark} {label}" for mark, label in present(_EXAMPLE, name).pairs)
+
+
+def named(names: Sequence[str]) -> str:
+    """Return "presentation A" or "presentations A and B"."""
+    return f"presentation{'s' if len(names) > 1 else ''} {joined(names)}"
+
+
+def heading(name: str, tuned: Sequence[str]) -> str:
+    """Return a presentation's heading of a column, which says whether it was tuned on."""
+    return f"{name} ({TUNED if name in tuned else UNTUNED})"
+
+
+# Does a gain remain on presentations that were not tuned on?
+
+
+def gain_note(gains: Mapping[str, Mapping[str, Any]], signal: bool | None) -> Note | None:
+    """Return the first line on whether gains are kept on presentations never tuned on.
+
+    Args:
+        gains: By country, the record of `jaxalign.stats.presentations.Gain`.
+        signal: Whether the validity gate is passed; None if it was not made.
+    """
+    if not gains:
+        return None
+    count = len(gains)
+    by_verdict = {
+        name: [c for c, gain in gains.items() if gain["verdict"] == name]
+        for name in ("vanishes", "no gain", "partly kept", "kept", "not tested")
+    }
+    found = {name: countries for name, countries in by_verdict.items() if countries}
+    lead = _GAIN_LEADS[next(iter(found))] if len(found) == 1 else "Gain on other presentations: "
+    if len(found) > 1:
+        lead += joined(f"{_GAIN_SHORT[n]} in {len(c)} of {count}" for n, c in found.items())
+    if signal is False and lead[-1] != ".":
+        lead += "."
+    if count <= _MOST_SPELLED_OUT:
+        text = " ".join(f"{_country(c, count)}{gain['sentence']}" for c, gain in gains.items())
+    else:
+        text = "; ".join(f"{_GAIN_SHORT[n]} in {joined(c)}" for n, c in found.items()) + "."
+    return Note(text, "label", lead if lead.endswith(".") else f"{lead}.")
+
+
+_GAIN_LEADS = {
+    "vanishes": "The gain vanishes on presentations that were not tuned on.",
+    "no gain": "There is no gain on the presentations that were tuned on.",
+    "partly kept": "The gain is kept only in part on presentations that were not tuned on.",
+    "kept": "The gain is kept on presentations that were not tuned on.",
+    "not tested": "The gain was not tested on presentations that were not tuned on.",
+}
+_GAIN_SHORT = {
+    "vanishes": "vanishes",
+    "no gain": "there is none even where tuned",
+    "partly kept": "kept in part",
+    "kept": "kept",
+    "not tested": "not tested",
+}
+
+
+def _country(country: str, count: int) -> str:
+    return f"{country}: " if count > 1 else ""
+
+
+def gains_table(gains: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Return by how much losses fell on tuned and on other presentations, side by side."""
+    rows = tuple(
+        (
+            country,
+            Estimate.read(gain["tuned"]),
+            Estimate.read(gain["untuned"]),
+            None if gain["kept"] is None else 100 * gain["kept"],
+            gain["verdict"],
+        )
+        for country, gain in gains.items()
+    )
+    columns = (
+        "Country",
+        f"Where {TUNED}",
+        f"Where {UNTUNED}",
+        "Kept, %",
+        "The gain is",
+    )
+    caption = "By how many points tuning lowers the loss of the plain question"
+    return Table(caption, columns, rows, (0, 1, 1, 0, 0), columns[1:3]) if rows else None
+
+
+# How far results depend on the presentation
+
+
+def spread_table(
+    caption: str,
+    first: str,
+    spreads: Mapping[str, Mapping[str, Any] | None],
+    tuned: Sequence[str] | None,
+    digits: int = 1,
+) -> Table | None:
+    """Return values under each presentation, with their mean, its interval and their spread.
+
+    Args:
+        caption: Title of the table.
+        first: What the rows are.
+        spreads: By name of the row, a record of `jaxalign.stats.presentations.FormSpread`.
+        tuned: Presentations that were tuned on; None where nothing was tuned.
+        digits: Decimals.
+    """
+    known = {name: s for name, s in spreads.items() if s}
+    if not known:
+        return None
+    names = list(next(iter(known.values()))["by_presentation"])
+    rows = tuple(
+        (
+            row,
+            *(s["by_presentation"].get(name) for name in names),
+            Estimate.read(s["interval"]) or Estimate(s["mean"]),
+            s["spread"],
+        )
+        for row, s in known.items()
+    )
+    headings = names if tuned is None else [heading(name, tuned) for name in names]
+    columns = (first, *headings, "Mean over presentations", "Spread (standard deviation)")
+    return Table(caption, columns, rows, digits)
+
+
+def correlation_words(correlation: Mapping[str, float] | None) -> str:
+    """Say what the correlation of item means between presentations A and B is evidence of."""
+    if correlation is None or not is_number(correlation["mean"]):
+        return (
+            "Item means under presentations A and B: no correlation can be computed, because the "
+            "answers do not vary over items or there are too few of them."
+        )
+    found = Estimate.read(correlation)
+    if found.low > 0:
+        words = "the answers follow what the options mean"
+    elif found.high < 0:
+        words = "the answers follow the number, whatever stands behind it"
+    else:
+        words = "the interval contains zero: the answers follow neither the meaning nor the number"
+    return (
+        f"Item means under presentations A and B (numbers reversed) correlate at "
+        f"{with_bounds(found, 2)}: {words}."
+    )
+
+
+def constant_words(constants: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """State in words who answers one mark throughout.
+
+    Args:
+        constants: By who answers, a record of `jaxalign.stats.presentations.ConstantAnswers`.
+    """
+    known = {name: c for name, c in constants.items() if c}
+    if not known:
+        return ""
+    said = [f"{name} {c['sentence']}" for name, c in known.items() if c["share"] > 0.5]
+    if said:
+        return f"{'; '.join(said)}."
+    name, most = max(known.items(), key=lambda pair: pair[1]["share"])
+    return (
+        f"Nobody gives one answer throughout: at most {number(100 * most['share'], 0)} % of the "
+        f"answers are the same ({name}: {most['mark']})."
+    )
+
+
+def constants_table(
+    caption: str, first: str, constants: Mapping[str, Mapping[str, Mapping[str, Any] | None]]
+) -> Table | None:
+    """Return the mark given most often, with its share, by name and presentation."""
+    names = list(dict.fromkeys(n for by in constants.values() for n in by))
+    rows = tuple((row, *(_constant(by.get(n)) for n in names)) for row, by in constants.items())
+    return Table(caption, (first, *names), rows) if rows and names else None
+
+
+def _constant(constant: Mapping[str, Any] | None) -> Cell:
+    return constant and f"{constant['mark']} ({number(100 * constant['share'], 0)} %)"
