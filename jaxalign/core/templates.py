@@ -52,6 +52,18 @@ def render(name: str, source: str, /, *, trim_blocks: bool = True, **values: obj
         raise UserError(f"prompt text {name}: {error}; correct the file") from None
 
 
+@functools.lru_cache(maxsize=64)
+def names_used(source: str) -> frozenset[str]:
+    """Return the names that a text uses without setting them; none if it is not valid jinja."""
+    import jinja2
+    import jinja2.meta
+
+    try:
+        return frozenset(jinja2.meta.find_undeclared_variables(make_environment().parse(source)))
+    except jinja2.TemplateError:
+        return frozenset()
+
+
 @functools.lru_cache(maxsize=64)  # compiling takes far longer than rendering a question
 def _compile(source: str, trim_blocks: bool) -> jinja2.Template:
     return make_environment(trim_blocks=trim_blocks).from_string(source)

@@ -12,8 +12,9 @@ from importlib import resources
 from pathlib import Path
 
 from jaxalign.core.errors import UserError
-from jaxalign.core.templates import render
+from jaxalign.core.templates import names_used, render
 from jaxalign.surveys.names import GroupName, group_name
+from jaxalign.surveys.presentations import PUBLISHED, Shown, present
 from jaxalign.surveys.survey import Item, Survey
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
@@ -26,30 +27,54 @@ class Prompts:
     """The texts of a question and of a persona, as jinja sources.
 
     Attributes:
-        item: The question; it may use `item` and `options`, a list of pairs of code and label.
+        item: The question; it may use `item`, `options`, a list of pairs of number or letter and
+            label from the top, and `letters`, whether they are letters.
         persona: The line that names a country; it may use `country` ("United States"),
             `article_country` ("the United States") and, for countries in English, `demonym`
-            ("American").
+            ("American"). Of a group below the country it must use `person` ("a woman aged 30 to 49
+            from the United States"), `people` or `values`.
         language: Language of the country names.
+        presentation: How `user` shows an item, such as an example in context; see
+            `jaxalign.surveys.presentations`.
     """
 
     item: str
     persona: str
     language: str = "en"
+    presentation: str = PUBLISHED
 
-    def user(self, item: Item) -> Message:
+    def shown(self, item: Item | Shown) -> Shown:
+        """Return an item as these texts show it; what is shown already stays as it is."""
+        return present(item, self.presentation)
+
+    def user(self, item: Item | Shown) -> Message:
         """Return an item's question as the user's message."""
-        options = list(zip(item.codes, item.options, strict=True))
-        text = render("item.jinja", self.item, item=item, options=options)
+        shown = self.shown(item)
+        text = render(
+            "item.jinja",
+            self.item,
+            item=shown.item,
+            options=list(shown.pairs),
+            letters=shown.has_letters,
+        )
         return {"role": "user", "content": text}
 
     def system(self, group: str) -> Message:
         """Return the persona line as the system message.
 
         Args:
-            group: A country's code or English name; or how the line calls another group.
+            group: A country's code or English name; a group within one, such as `USA:female`; or
+                how the line calls another group.
+
+        Raises:
+            UserError: The text cannot be filled in, or would not say which group of a country is
+                meant.
         """
         values = dataclasses.asdict(self.name_of(group))
+        if values["values"] and not names_used(self.persona) & {"person", "people", "values"}:
+            raise UserError(
+                f"prompt text persona.jinja: says nothing of {group} but the country; use `person`"
+            )
         # A text that needs an adjective is refused where there is none, instead of saying "None".
         values = {name: value for name, value in values.items() if value is not None}
         return {"role": "system", "content": render("persona.jinja", self.persona, **values)}
@@ -151,5 +176,6 @@ def icl_messages(prompts: Prompts, examples: list[tuple[Item, int]]) -> list[Mes
     """
     turns: list[Message] = []
     for item, answer in examples:
-        turns += [prompts.user(item), {"role": "assistant", "content": str(item.codes[answer])}]
+        reply = {"role": "assistant", "content": prompts.shown(item).mark_of(answer)}
+        turns += [prompts.user(item), reply]
     return turns

@@ -35,7 +35,7 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.surveys.formats.files import bad, read_table, shown
-from jaxalign.surveys.names import countries, country_name, suggest
+from jaxalign.surveys.names import countries, name_of_group, suggest
 
 DIMENSIONS = ("pdi", "idv", "mas", "uai", "lto", "ivr")
 EDITIONS = (
@@ -142,7 +142,7 @@ def name_in_edition(
         return own[group][0]
     if group not in countries() and (group in own or group in groups):
         return group
-    return country_name(group)
+    return name_of_group(group)
 
 
 def targets(

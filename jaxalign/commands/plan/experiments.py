@@ -27,7 +27,7 @@ from jaxalign.lm.model import ModelFiles
 from jaxalign.methods.culturespa import CultureSPASettings
 from jaxalign.methods.culturespa import programs as culturespa
 from jaxalign.methods.culturespa.inputs import read_inputs
-from jaxalign.methods.culturespa.settings import resolve_settings
+from jaxalign.methods.culturespa.settings import check_settings, resolve_settings
 from jaxalign.methods.soft_prompt import Settings as SoftPromptSettings
 from jaxalign.methods.soft_prompt import programs as soft_prompt
 from jaxalign.methods.soft_prompt.problem import read_problem
@@ -85,6 +85,20 @@ class ExperimentPlan:
         return f"{len(self.too_large)} of {len(self.needs)} programs do not fit: {names}"
 
 
+# Settings of a CultureSPA run that a plan takes under the same name.
+_OF_CULTURESPA = (
+    "per_topic",
+    "seeds",
+    "questions",
+    "constrain",
+    "reading",
+    "runs",
+    "prompting",
+    "specific_batch",
+    "batch_size",
+    "block_tokens",
+    "model_parallel",
+)
 COLUMNS = ("stage", "program", "arguments", "temporaries", "beside", "together", "of memory")
 
 
@@ -177,13 +191,11 @@ def _culturespa(
     run = CultureSPASettings(
         survey=settings.survey,
         countries=_countries(settings),
-        per_topic=settings.per_topic,
-        seeds=settings.seeds,
         train=settings.train,
         lora=settings.lora,
-        reading=settings.reading,
-        model_parallel=settings.model_parallel,
+        **{name: getattr(settings, name) for name in _OF_CULTURESPA},
     )
+    check_settings(run)
     run, notes = resolve_settings(run, files)
     for note in notes:
         _log.info(note)
@@ -195,7 +207,7 @@ def _culturespa(
         None,
         model_parallel=run.model_parallel,
     )
-    questions = culturespa.stand_ins(inputs.survey, run)
+    questions = culturespa.expected_questions(run, inputs, most=None)
 
     def plan_host(mesh: Mesh) -> Sequence[Program]:
         return culturespa.run_programs(run, inputs, mesh, topology.program_bytes, questions)

@@ -80,8 +80,24 @@ class PlanSettings:
     """Number of questions that culturespa writes on each topic; default: as in its run."""
     seeds: int | None = None
     """Number of culturespa's seeds; default: as in its run."""
+    questions: tuple[Path, ...] = ()
+    """Files of existing questions that culturespa starts from instead of writing new ones."""
+    constrain: bool = False
+    """Whether culturespa holds the questions that it writes to their form."""
     reading: Literal["exact", "sampled"] = "exact"
     """How culturespa reads an answer."""
+    runs: int = 3
+    """Number of culturespa's replies to each question if they are sampled."""
+    prompting: bool | None = None
+    """Whether culturespa asks the fine-tuned models under every prompt style; default: as in its
+    run."""
+    specific_batch: int = 8
+    """Number of examples per step of culturespa's models of single countries."""
+    batch_size: int | None = None
+    """Number of culturespa's replies written at a time on all devices; default: as in its run."""
+    block_tokens: int | None = None
+    """Number of tokens that culturespa computes together in exact answering; default: as in its
+    run."""
     strategy: Annotated[Strategy, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=_program_strategy
     )
@@ -180,7 +196,7 @@ def plans(settings: PlanSettings) -> Iterator[Estimate]:
 def check(settings: PlanSettings) -> None:
     """Raise UserError for settings that make no plan."""
     settings.strategy.optimizer()  # raises for settings that make no algorithm
-    for name in ("items", "chunk", "decode_batch", "decode_prompt", "per_topic", "seeds"):
+    for name in ("items", "chunk", "decode_batch", "decode_prompt"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"`{name}` {value}: at least 1")

@@ -37,6 +37,7 @@ from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.prompts import untranslated
 from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.formats.multiple_choice import read_multiple_choice
+from jaxalign.surveys.names import group_within
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.surveys.tables import Tables, make_tables
 
@@ -245,7 +246,8 @@ def _notes(prompts: StylePrompts, groups: tuple[str, ...]) -> list[str]:
             f"P3 shows {examples} examples before some questions instead of {prompts.count}: "
             f"{prompts.shown.name!r} has no more"
         )
-    if unnamed := [group for group in groups if group_name(group) == group]:
+    unnamed = [g for g in groups if group_name(g) == g and group_within(g) is None]
+    if unnamed:
         notes.append(
             "groups that are not countries known to the package, called in prompts as the survey "
             f"calls them: {', '.join(unnamed)}"

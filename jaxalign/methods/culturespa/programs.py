@@ -23,12 +23,9 @@ from jaxalign.answering.block_plan import BlockPlan, plan_blocks
 from jaxalign.answering.block_program import answer_program
 from jaxalign.answering.blocks import Conversations
 from jaxalign.core.progress import OnProgress, ignore
-from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.constrain import Constraint
-from jaxalign.lm.generate import Sampling, decode_programs, slots_of
+from jaxalign.lm.generate import slots_of
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.mesh import weight_bytes
-from jaxalign.lm.weights import Params, program_params
 from jaxalign.methods.culturespa.existing import few_of
 from jaxalign.methods.culturespa.inputs import Inputs
 from jaxalign.methods.culturespa.measure import Ways, conversations_to_measure
@@ -48,10 +45,10 @@ from jaxalign.methods.culturespa.write import (
     make_topics,
     question_constraint,
 )
+from jaxalign.methods.reply_programs import reply_programs
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.programs import Need, Program, check_programs
-from jaxalign.runtime.sharding import MODEL, replicated
 from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.training.program import train_program
@@ -162,11 +159,13 @@ def check_run(
     return check_programs(programs, device, on_progress)
 
 
-def expected_questions(settings: CultureSPASettings, inputs: Inputs) -> dict[int, Survey]:
-    """Return by seed a few questions like those of the run, on each topic."""
+def expected_questions(
+    settings: CultureSPASettings, inputs: Inputs, most: int | None = _FEW
+) -> dict[int, Survey]:
+    """Return by seed questions like those of the run; a few on each topic, or all with None."""
     if inputs.existing is None:
-        return stand_ins(inputs.survey, settings, _FEW)
-    return dict.fromkeys(settings.seed_numbers, few_of(inputs.existing, _FEW))
+        return stand_ins(inputs.survey, settings, most)
+    return dict.fromkeys(settings.seed_numbers, few_of(inputs.existing, most))
 
 
 def expected_steps(settings: CultureSPASettings, inputs: Inputs, mesh: Mesh) -> Steps:
@@ -223,16 +222,15 @@ def _writing_programs(
     constraint = None
     if settings.constrain:
         constraint = question_constraint(inputs.files.tokenizer, inputs.files.config.vocab_size)
-    return _decoding(
-        settings,
-        inputs,
+    return reply_programs(
+        inputs.files,
         mesh,
-        available,
         settings.writing,
-        replies,
-        longest,
-        "write",
-        "",
+        replies=replies,
+        prompt_tokens=longest,
+        batch_size=settings.batch_size,
+        available=available,
+        stage="write",
         constraint=constraint,
     )
 
@@ -247,71 +245,18 @@ def _sampled_programs(
     stage: str = "answer",
     lora: LoraConfig | None = None,
 ) -> list[Program]:
-    lead_ins = np.array([len(tokens) for tokens in asked.lead_ins])
-    questions = np.array([len(tokens) for tokens in asked.questions])
-    longest = int((lead_ins[asked.pairs[:, 0]] + questions[asked.pairs[:, 1]]).max())
-    replies = len(asked) * settings.runs
-    sampling, what = settings.answering, f", {what}"
-    return _decoding(
-        settings, inputs, mesh, available, sampling, replies, longest, stage, what, lora
-    )
-
-
-def _decoding(
-    settings: CultureSPASettings,
-    inputs: Inputs,
-    mesh: Mesh,
-    available: int | None,
-    sampling: Sampling,
-    replies: int,
-    prompt_tokens: int,
-    stage: str,
-    what: str,
-    lora: LoraConfig | None = None,
-    constraint: Constraint | None = None,
-) -> list[Program]:
-    """Return the programs that write replies to prompts of at most `prompt_tokens` tokens."""
-    config = inputs.files.config
-    weights = weight_bytes(config, mesh.shape[MODEL])
-    positions = prompt_tokens + sampling.max_new_tokens
-    free = available - weights if available else 0
-    slots = slots_of(config, mesh, replies, settings.batch_size, positions, free)
-    programs = decode_programs(
-        config,
-        sampling,
+    return reply_programs(
+        inputs.files,
         mesh,
-        slots=slots,
-        positions=positions,
-        stop_tokens=len(inputs.files.tokenizer.stop_ids),
-        params=None if lora is None else _params_with_adapter(config, mesh, lora),
-        constraint=constraint,
+        settings.answering,
+        replies=len(asked) * settings.runs,
+        prompt_tokens=int(asked.lengths_N.max()),
+        batch_size=settings.batch_size,
+        available=available,
+        stage=stage,
+        what=what,
+        lora=lora,
     )
-    remedy = "lower `batch_size`, or split the weights over more devices (`model_parallel`)"
-    return [
-        Program.of(
-            f"{name}{what}",
-            stage,
-            jitted,
-            arguments,
-            # The weights stay where they are while the caches are copied.
-            beside_bytes=weights if name == "fork" else 0,
-            remedy=remedy,
-            unit="batch",
-            loop_trips=sampling.max_new_tokens - 1,
-        )
-        for name, (jitted, arguments) in programs.items()
-    ]
-
-
-def _params_with_adapter(config: LlamaConfig, mesh: Mesh, lora: LoraConfig) -> Params:
-    """Return a model's parameters with an adapter beside them, in shapes."""
-    whole = replicated(mesh)
-    params = program_params(config, mesh)
-    beside = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-        abstract_adapter(config, lora),
-    )
-    return params | {group: params[group] | beside[group] for group in beside}
 
 
 def _exact_program(

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -53,6 +54,9 @@ class ObjectiveInputs:
         dimensions: The score dimensions that count.
         constants_6: C, the free constant of each score dimension, in points; float32 [6].
         reading: How answers are read, "expected" or "most_likely".
+        mas_weight: Weight of the second difference of MAS: 35 as the manual has it, or the 25 that
+            some papers print.
+        scores: For "linear", the file of factor scores; see `jaxalign.surveys.factor_scores`.
     """
 
     survey: Survey
@@ -61,6 +65,8 @@ class ObjectiveInputs:
     dimensions: tuple[str, ...]
     constants_6: np.ndarray
     reading: Reading
+    mas_weight: int = 35
+    scores: Path | None = None
 
 
 class Objective(Protocol):
