@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.report.document import Cell, Estimate, Note, Table, is_number
-from jaxalign.report.wording import joined, number, with_bounds
+from jaxalign.report.wording import NO_SIGNAL, joined, number, with_bounds
 from jaxalign.surveys.presentations import present
 from jaxalign.surveys.survey import Item
 
@@ -24,7 +24,7 @@ _WORDS = {
     "letters-reversed": "reverse order, letters from the top",
     "orders": "all orders of the options, numbers from the top",
 }
-_EXAMPLE = Item("example", "", ("never", "sometimes", "always"), (1, 2, 3))
+_EXAMPLE = Item("example", "How often?", ("never", "sometimes", "always"), (1, 2, 3))
 _MOST_SPELLED_OUT = 6  # countries with a sentence of their own
 
 
@@ -76,13 +76,14 @@ def heading(name: str, tuned: Sequence[str]) -> str:
 # Does a gain remain on presentations that were not tuned on?
 
 
-def gain_note(gains: Mapping[str, Mapping[str, Any]], signal: bool | None) -> Note | None:
+def gain_note(gains: Mapping[str, Mapping[str, Any] | None], signal: bool) -> Note | None:
     """Return the first line on whether gains are kept on presentations never tuned on.
 
     Args:
         gains: By country, the record of `jaxalign.stats.presentations.Gain`.
-        signal: Whether the validity gate is passed; None if it was not made.
+        signal: Whether verdicts may be read; see `jaxalign.report.wording.verdict`.
     """
+    gains = {country: gain for country, gain in gains.items() if gain}
     if not gains:
         return None
     count = len(gains)
@@ -91,16 +92,19 @@ def gain_note(gains: Mapping[str, Mapping[str, Any]], signal: bool | None) -> No
         for name in ("vanishes", "no gain", "partly kept", "kept", "not tested")
     }
     found = {name: countries for name, countries in by_verdict.items() if countries}
-    lead = _GAIN_LEADS[next(iter(found))] if len(found) == 1 else "Gain on other presentations: "
-    if len(found) > 1:
-        lead += joined(f"{_GAIN_SHORT[n]} in {len(c)} of {count}" for n, c in found.items())
-    if signal is False and lead[-1] != ".":
-        lead += "."
+    if len(found) == 1:
+        lead = _GAIN_LEADS[next(iter(found))]
+    else:
+        words = joined(f"{_GAIN_SHORT[n]} in {len(c)}" for n, c in found.items())
+        lead = f"The gain on presentations that were not tuned on, in {count} countries: {words}."
+    if not signal:
+        # A gain that is kept, or missing, says nothing where the instrument measures nothing.
+        lead += f" Verdict: {NO_SIGNAL}."
     if count <= _MOST_SPELLED_OUT:
         text = " ".join(f"{_country(c, count)}{gain['sentence']}" for c, gain in gains.items())
     else:
-        text = "; ".join(f"{_GAIN_SHORT[n]} in {joined(c)}" for n, c in found.items()) + "."
-    return Note(text, "label", lead if lead.endswith(".") else f"{lead}.")
+        text = "; ".join(f"{_GAIN_SHORT[n]}: {joined(c)}" for n, c in found.items()) + "."
+    return Note(text, "label", lead)
 
 
 _GAIN_LEADS = {
@@ -112,7 +116,7 @@ _GAIN_LEADS = {
 }
 _GAIN_SHORT = {
     "vanishes": "vanishes",
-    "no gain": "there is none even where tuned",
+    "no gain": "none even where tuned on",
     "partly kept": "kept in part",
     "kept": "kept",
     "not tested": "not tested",
@@ -123,27 +127,40 @@ def _country(country: str, count: int) -> str:
     return f"{country}: " if count > 1 else ""
 
 
-def gains_table(gains: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Return by how much losses fell on tuned and on other presentations, side by side."""
+def gains_table(
+    method: str, gains: Mapping[str, Mapping[str, Any]] | None, signal: bool
+) -> Table | None:
+    """Return by how much losses fell on tuned and on other presentations, side by side.
+
+    Args:
+        method: What lowers the loss of the plain question.
+        gains: By country, the record of `jaxalign.stats.presentations.Gain`.
+        signal: Whether verdicts may be read; see `jaxalign.report.wording.verdict`.
+    """
     rows = tuple(
         (
             country,
             Estimate.read(gain["tuned"]),
             Estimate.read(gain["untuned"]),
             None if gain["kept"] is None else 100 * gain["kept"],
-            gain["verdict"],
+            _gain_words(gain["verdict"], signal),
         )
-        for country, gain in gains.items()
+        for country, gain in (gains or {}).items()
+        if gain
     )
-    columns = (
-        "Country",
-        f"Where {TUNED}",
-        f"Where {UNTUNED}",
-        "Kept, %",
-        "The gain is",
+    columns = ("Country", f"Where {TUNED}", f"Where {UNTUNED}", "Kept, %", "The gain")
+    caption = (
+        f"{method}: by how many points the loss is lower than the plain question's, mean over "
+        "presentations, each taken alone"
     )
-    caption = "By how many points tuning lowers the loss of the plain question"
     return Table(caption, columns, rows, (0, 1, 1, 0, 0), columns[1:3]) if rows else None
+
+
+def _gain_words(verdict: str, signal: bool) -> str:
+    """Return a verdict in words; that a gain vanishes is said also where the gate is not passed."""
+    if signal or verdict == "not tested":
+        return _GAIN_SHORT[verdict]
+    return f"{_GAIN_SHORT[verdict]}; {NO_SIGNAL}" if verdict == "vanishes" else NO_SIGNAL
 
 
 # How far results depend on the presentation
@@ -155,6 +172,7 @@ def spread_table(
     spreads: Mapping[str, Mapping[str, Any] | None],
     tuned: Sequence[str] | None,
     digits: int = 1,
+    folded: bool = False,
 ) -> Table | None:
     """Return values under each presentation, with their mean, its interval and their spread.
 
@@ -164,6 +182,7 @@ def spread_table(
         spreads: By name of the row, a record of `jaxalign.stats.presentations.FormSpread`.
         tuned: Presentations that were tuned on; None where nothing was tuned.
         digits: Decimals.
+        folded: Whether the table is closed until a reader opens it.
     """
     known = {name: s for name, s in spreads.items() if s}
     if not known:
@@ -180,27 +199,58 @@ def spread_table(
     )
     headings = names if tuned is None else [heading(name, tuned) for name in names]
     columns = (first, *headings, "Mean over presentations", "Spread (standard deviation)")
-    return Table(caption, columns, rows, digits)
+    return Table(caption, columns, rows, digits, folded=folded)
 
 
 def correlation_words(correlation: Mapping[str, float] | None) -> str:
     """Say what the correlation of item means between presentations A and B is evidence of."""
     if correlation is None or not is_number(correlation["mean"]):
         return (
-            "Item means under presentations A and B: no correlation can be computed, because the "
-            "answers do not vary over items or there are too few of them."
+            "item means under presentations A and B have no correlation, because the answers do "
+            "not vary over items or there are too few of them."
         )
     found = Estimate.read(correlation)
-    if found.low > 0:
-        words = "the answers follow what the options mean"
-    elif found.high < 0:
-        words = "the answers follow the number, whatever stands behind it"
-    else:
-        words = "the interval contains zero: the answers follow neither the meaning nor the number"
     return (
-        f"Item means under presentations A and B (numbers reversed) correlate at "
-        f"{with_bounds(found, 2)}: {words}."
+        "item means under presentations A and B (numbers reversed) correlate at "
+        f"{with_bounds(found, 2)}: the answers follow {_followed(found)}."
     )
+
+
+def _followed(found: Estimate) -> str:
+    """Return what answers follow, given the correlation between presentations A and B."""
+    if found.has_interval and found.low > 0:
+        return "what the options mean"
+    if found.has_interval and found.high < 0:
+        return "the number, whatever stands behind it"
+    return "neither the meaning nor the number clearly"
+
+
+def correlations_table(
+    rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]
+) -> Table | None:
+    """Return the correlation of item means between presentations A and B, and what it says.
+
+    Args:
+        rows: By name of the row, the interval of each column.
+        columns: The columns' keys, and their names in words.
+    """
+    cells = []
+    for name, by_column in rows.items():
+        found = [Estimate.read(by_column.get(key)) for key in columns]
+        known = [e for e in found if e is not None]
+        if known:
+            said = dict.fromkeys(_followed(e) for e in known)
+            words = _each(columns, found) if len(said) > 1 else next(iter(said))
+            cells.append((name, *found, words))
+    caption = "Item means under presentation A against B (numbers reversed), correlated over items"
+    headings = ("Method", *columns.values(), "The answers follow")
+    return Table(caption, headings, tuple(cells), 2) if cells else None
+
+
+def _each(columns: Mapping[str, str], found: Sequence[Estimate | None]) -> str:
+    """Say of each column what its answers follow."""
+    pairs = zip(columns.values(), found, strict=True)
+    return "; ".join(f"{name.lower()}: {_followed(e)}" for name, e in pairs if e is not None)
 
 
 def constant_words(constants: Mapping[str, Mapping[str, Any] | None]) -> str:

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jaxalign.commands.reports import soft_prompt_parts as parts
+from jaxalign.commands.reports.soft_prompt_measure import (
+    answer_blocks,
+    gap_figure,
+    lines_table,
+    presentation_blocks,
+    readings_table,
+    seeds_tables,
+)
+from jaxalign.commands.reports.soft_prompt_presentations import (
+    means_table,
+    methods_table,
+    sides_figure,
+)
+from jaxalign.commands.reports.soft_prompt_record import (
+    Result,
+    constants_words,
+    gate_of,
+    has_scores,
+    shows_signal,
+    used_dimensions,
+)
+from jaxalign.commands.reports.soft_prompt_statements import (
+    permutation_words,
+    statements,
+    verdict_notes,
+)
 from jaxalign.commands.reports.tuned_prompts import prompts_table
+from jaxalign.commands.reports.validity import gate_blocks
 from jaxalign.report.common import provenance
 from jaxalign.report.document import (
     Document,
@@ -20,7 +45,7 @@ from jaxalign.report.document import (
     section,
 )
 from jaxalign.report.render import write_report
-from jaxalign.report.wording import chance_of_many, joined, tally
+from jaxalign.report.wording import chance_of_many, joined
 
 _POCKET = (
     "The model is the pocket Llama, a small model trained on a made-up society. No "
@@ -69,14 +94,16 @@ def _sections(result: Result, out: Path) -> list[Section]:
     return [
         _in_short(result),
         _losses(result, out),
-        section("Presentations: what the answers owe to order and numbers", *measure_blocks(result)),
-        section("Validity gate", *gate_blocks(gate_of(result))),
+        section("What the gain owes to the presentation", *presentation_blocks(result)),
+        section(
+            "Validity gate: does the survey measure anything on this model?",
+            *gate_blocks(gate_of(result), result["measure"]["validity_tuned"]),
+        ),
+        section("What the answers are like", *answer_blocks(result)),
         section("The six scores", parts.radar_figure(result, out)),
         _held_out(result, out),
-        section(
-            "The search", parts.convergence_figure(result, out), gap_figure(result, out)
-        ),
-        section("Seeds", seeds_table(result)),
+        section("The search", parts.convergence_figure(result, out), gap_figure(result, out)),
+        section("Seeds", seeds_tables(result)),
         section("What the prompts have become", *_prompts(out)),
         section("What a low loss does not prove", Listing(_LIMITS)),
         provenance(result),
@@ -111,14 +138,12 @@ def _prompts(out: Path) -> tuple[Table | Text, ...]:
 
 def _labels(result: Result) -> tuple[Note, ...]:
     """Return what a reader must know before any number."""
-    notes: list[Note | None] = []
+    notes = verdict_notes(result)
     if is_pocket(result):
         notes.append(Note(_POCKET, "label", "Simulated."))
     elif result["held_out"].get("simulated"):
         notes.append(Note(_SIMULATED, "label", "Simulated."))
-    notes.append(gate_note(gate_of(result)))
-    notes.append(gain_note(result["measure"]["gain"], shows_signal(result)))
-    return tuple(note for note in notes if note)
+    return tuple(notes)
 
 
 def is_pocket(result: Result) -> bool:
@@ -127,62 +152,12 @@ def is_pocket(result: Result) -> bool:
 
 
 def _in_short(result: Result) -> Section:
-    entries = result["countries"].values()
-    differences = {
-        name: [Estimate.read(e["held_out"].get(f"after_minus_{name}")) for e in entries]
-        for name in ("before", "permuted")
-    }
-    against_plain = tally(differences["before"], "nearer to the country", "further away")
-    statements = [
-        _loss_statement(result),
-        f"Held-out survey, tuned prompt against the plain question: {against_plain}.",
-    ]
-    if "gradient" in parts.methods(result):
-        statements.insert(1, _control_statement(result))
-    if len(entries) > 1:
-        against_others = tally(differences["permuted"], "nearer", "further away")
-        statements += [
-            "Held-out survey, the country's own prompt against the other countries' prompts: "
-            f"{against_others}.",
-            parts.permutation_words(result["held_out"].get("permutation_test")),
-        ]
     return section(
         "In short",
+        means_table(result),
         parts.headline_table(result),
-        Listing(tuple(statements), "What came out"),
+        Listing(statements(result), "What came out"),
         Listing(_what_was_measured(result), "What was measured"),
-    )
-
-
-def _loss_statement(result: Result) -> str:
-    entries, trivial = result["countries"], result["trivial"]
-    tuned, _ = parts.readings(result)
-
-    def below(loss_of: Any) -> str:
-        wins = sum(e["tuned"][tuned]["loss"] < loss_of(c, e) for c, e in entries.items())
-        return f"{wins} of {len(entries)}"
-
-    statement = (
-        f"Loss on the tuned survey ({parts.reading_words(tuned)} reading): the tuned prompt is "
-        f"below the plain question in {below(lambda c, e: e['naive'][tuned]['loss'])} countries"
-    )
-    examples = below(lambda c, e: e["icl"][tuned]["loss"])
-    if not parts.has_scores(result):
-        return f"{statement} and below examples in context in {examples}."
-    middle = below(lambda c, e: trivial[c]["all_middle"])
-    return (
-        f"{statement}, below examples in context in {examples}, and below answering 3 to "
-        f"everything in {middle}."
-    )
-
-
-def _control_statement(result: Result) -> str:
-    entries, (tuned, _) = result["countries"].values(), parts.readings(result)
-    wins = sum(e["gradient"][tuned]["loss"] < e["tuned"][tuned]["loss"] for e in entries)
-    reading = "" if tuned == "expected" else " in the expected reading (the most likely has none)"
-    return (
-        f"Control: the same prompts tuned by gradients{reading} have a lower loss in the "
-        f"{parts.reading_words(tuned)} reading in {wins} of {len(entries)} countries."
     )
 
 
@@ -190,7 +165,7 @@ def _what_was_measured(result: Result) -> tuple[str, ...]:
     settings, held_out = result["settings"], result["held_out"]
     model = "the pocket Llama" if is_pocket(result) else Path(settings["model"]).name
     answers = "simulated" if held_out.get("simulated") else "real answers from the user's file"
-    if not parts.has_scores(result):
+    if not has_scores(result):
         survey = "the user's own survey."
         objective = f"Objective: {settings['objective']}."
     else:
@@ -198,7 +173,7 @@ def _what_was_measured(result: Result) -> tuple[str, ...]:
         if settings.get("instrument") is not None:
             survey = "the user's own wording of the 24 values items."
         edition = settings.get("edition", "not recorded")
-        objective = f"Published scores: edition {edition}. {parts.constants_words(result)}"
+        objective = f"Published scores: edition {edition}. {constants_words(result)}"
     return (
         f"Model: {model}.",
         f"Tuned survey: {survey}",
@@ -209,12 +184,12 @@ def _what_was_measured(result: Result) -> tuple[str, ...]:
 
 
 def _losses(result: Result, out: Path) -> Section:
-    if parts.has_scores(result):
-        used = [d.upper() for d in parts.used_dimensions(result)]
+    if has_scores(result):
+        used = [d.upper() for d in used_dimensions(result)]
         explanation = (
             f"The loss is the sum of the absolute differences between the model's scores and the "
             f"published ones over {joined(used)}, in points; 0 is best. "
-            f"{parts.constants_words(result)} The expected reading takes each item's mean answer "
+            f"{constants_words(result)} The expected reading takes each item's mean answer "
             "over its option probabilities; the most likely reading takes one option per item, so "
             "that scores move in steps of 25 to 40 points and cannot come nearer than the line "
             "“best whole answers”."
@@ -224,9 +199,10 @@ def _losses(result: Result, out: Path) -> Section:
     return section(
         "Loss on the tuned survey",
         Text(explanation),
-        parts.loss_figure(result, out),
-        parts.loss_table(result, parts.readings(result)[1]),
-        parts.valid_table(result),
+        sides_figure(result, out),
+        methods_table(result),
+        readings_table(result),
+        parts.trivial_table(result),
     )
 
 
@@ -244,7 +220,10 @@ def _held_out(result: Result, out: Path) -> Section:
             f"country's own. Intervals: {survey.get('interval', 'not recorded')}. {by_chance}"
         ),
         parts.held_out_figure(result, out),
+        lines_table(result),
         differences,
         parts.transfer_figure(result, out),
-        Text(parts.permutation_words(test)) if test and len(result["countries"]) > 1 else None,
+        Text(permutation_words(test, shows_signal(result)))
+        if test and len(result["countries"]) > 1
+        else None,
     )

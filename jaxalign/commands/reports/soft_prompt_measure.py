@@ -10,13 +10,14 @@ from jaxalign.commands.reports import presentations, validity
 from jaxalign.commands.reports.soft_prompt_record import (
     Result,
     methods,
+    never_tuned_on,
     shows_signal,
     tuned_on,
 )
 from jaxalign.methods.soft_prompt.result import reading_words, readings
 from jaxalign.report import figures
 from jaxalign.report.common import FIGURES, make_figure
-from jaxalign.report.document import Block, Estimate, Figure, Key, Table, Text, is_number
+from jaxalign.report.document import Block, Estimate, Figure, Key, Table, is_number
 from jaxalign.report.figures import Series
 from jaxalign.report.palette import BLUE, VERMILION
 from jaxalign.report.wording import verdict
@@ -57,44 +58,58 @@ def _loss(record: Mapping[str, Any], reading: str) -> float | None:
 # Seeds
 
 
-def seeds_table(result: Result) -> Table | None:
-    """Return the tuned loss of every seed, and the mean with its interval; None for one seed."""
+def seeds_tables(result: Result) -> list[Table]:
+    """Return the tuned prompt's numbers by seed, with intervals; none for one seed."""
+    if len(result["seeds"]) < 2:
+        return []
+    signal = shows_signal(result)
+    captions = {
+        "loss": ("Loss of the tuned prompt", 1),
+        "held_out": ("Held-out score of the tuned prompt", 3),
+        "after_minus_before": ("Held-out score, tuned prompt minus plain question", 3),
+    }
+    return [
+        _seeds_table(result, name, caption, digits, signal)
+        for name, (caption, digits) in captions.items()
+    ]
+
+
+def _seeds_table(result: Result, name: str, caption: str, digits: int, signal: bool) -> Table:
+    difference = name == "after_minus_before"
     rows = []
-    for country, summary in (result["measure"].get("seeds") or {}).items():
-        if summary and len(summary["by_seed"]) > 1:
-            rows.append(
-                (country, *summary["by_seed"], Estimate.read(summary), Estimate.read(summary["student"]))
-            )
-    if not rows:
-        return None
-    seeds = result["settings"]["seeds"]
-    columns = (
-        "Country",
-        *(f"Seed {seed}" for seed in seeds),
-        "Mean (over seeds and presentations)",
-        "Mean (over seeds, Student's t)",
-    )
-    return Table("Loss of the tuned prompt by seed, with 95 % intervals", columns, tuple(rows))
+    for country, by_name in (result["measure"]["seeds"] or {}).items():
+        if by_name and (summary := by_name[name]):
+            mean = Estimate.read(summary)
+            cells = (country, *summary["by_seed"], mean, Estimate.read(summary["student"]))
+            words = (verdict(mean, "nearer", "further away", signal),) if difference else ()
+            rows.append((*cells, *words))
+    seeds = [f"Seed {seed}" for seed in result["seeds"]]
+    over = ["Mean (over seeds and items)", "Mean (over seeds alone, Student's t)"]
+    columns = ("Country", *seeds, *over, *(["In words"] if difference else []))
+    signed = tuple(columns[1:-1]) if difference else ()
+    return Table(f"{caption}, by seed, with 95 % intervals", columns, tuple(rows), digits, signed)
 
 
 # Answers that need no model
 
 
-def lines_table(result: Result, survey: str, caption: str, digits: int) -> Table | None:
-    """Return what answers that need no model score, beside the plain question and the tuned prompt.
-
-    Args:
-        result: The content of `result.json`.
-        survey: "tuned" or "held_out".
-        caption: Title of the table.
-        digits: Decimals.
-    """
-    by_country = (result["measure"].get("lines") or {}).get(survey)
-    if not by_country:
-        return None
+def lines_table(result: Result) -> Table | None:
+    """Return the held-out scores of answers that need no model, beside those of the methods."""
+    by_country = result["measure"]["lines"]
     names = [name for name in LINE_NAMES if any(name in by for by in by_country.values())]
-    rows = tuple((country, *(by.get(n) for n in names)) for country, by in by_country.items())
-    return Table(caption, ("Country", *(LINE_NAMES[n] for n in names)), rows, digits)
+    entries = result["countries"]
+    beside = {"before": "plain question", "after": "tuned soft prompt"}
+    rows = tuple(
+        (
+            country,
+            *((entries[country]["held_out"][n] or {}).get("mean") for n in beside),
+            *(lines.get(n) for n in names),
+        )
+        for country, lines in by_country.items()
+    )
+    columns = ("Country", *beside.values(), *(f"Line: {LINE_NAMES[n]}" for n in names))
+    caption = "Held-out scores beside answers that need no model"
+    return Table(caption, columns, rows, 3) if rows else None
 
 
 # The gap between the tuned and the held-out survey
@@ -163,39 +178,106 @@ def _percent(gap: Mapping[str, Any]) -> list[list[float | None]]:
 # Presentations, constant answers, agreement
 
 
-def measure_blocks(result: Result) -> list[Block | None]:
-    """Return what the answers owe to the presentation of the questions."""
-    measure, compared = result["measure"], methods(result)
-    tuned, reading = tuned_on(result), reading_words(readings(result)[0])
-    correlations = measure.get("correlation") or {}
-    spreads = {
-        f"{country}, {compared[method].label}": spread
-        for country, by_method in (measure.get("spread") or {}).items()
-        for method, spread in by_method.items()
-        if method in compared
-    }
+def presentation_blocks(result: Result) -> list[Block | None]:
+    """Return what the losses and scores owe to the presentation of the questions."""
+    measure, labels = result["measure"], _labels(result)
+    tuned, signal = tuned_on(result), shows_signal(result)
+    roles = dict.fromkeys(tuned, presentations.TUNED)
+    roles |= dict.fromkeys(never_tuned_on(result), presentations.UNTUNED)
+    reading = reading_words(readings(result)[0])
+    spreads = (
+        ("loss", f"Loss under each presentation, {reading} reading, and its spread", 1),
+        ("held_out", "Held-out score under each presentation, and its spread", 3),
+    )
     return [
-        _correlations_table(result, correlations),
-        presentations.spread_table(
-            f"Loss under each presentation and its spread, {reading} reading",
-            "Country and method",
-            spreads,
-            tuned,
+        presentations.presentations_table(roles),
+        *(
+            presentations.gains_table(labels[method], gains, signal)
+            for method, gains in measure["gain"].items()
+            if method in labels
+        ),
+        presentations.correlations_table(
+            {labels[m]: by for m, by in _by_method(measure["correlation"]).items() if m in labels},
+            {"tuned_survey": "Tuned survey", "held_out": "Held-out survey"},
+        ),
+        *(
+            presentations.spread_table(
+                caption,
+                "Country and method",
+                {
+                    f"{country}, {labels[method]}": spread
+                    for country, by_method in measure["spread"][which].items()
+                    for method, spread in by_method.items()
+                    if method in labels
+                },
+                tuned,
+                digits,
+                folded=True,
+            )
+            for which, caption, digits in spreads
         ),
     ]
 
 
-def _correlations_table(result: Result, correlations: Mapping[str, Any]) -> Table | None:
-    signal = shows_signal(result)
-    rows = tuple(
-        (key.label, found := Estimate.read(correlations[m]), _correlation_verdict(found, signal))
-        for m, key in methods(result).items()
-        if correlations.get(m)
+def answer_blocks(result: Result) -> list[Block | None]:
+    """Return what the answers are like: constant, valid, agreeing, different between countries."""
+    measure, labels = result["measure"], _labels(result)
+
+    def named(by_method: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {labels[m]: record for m, record in (by_method or {}).items() if m in labels}
+
+    return [
+        presentations.constants_table(
+            "The mark (number or letter) given most often, and its share of the answers to the "
+            "tuned survey over all countries",
+            "Method",
+            named(measure["constant"]),
+        ),
+        _valid_table(result),
+        _replies_table(result),
+        validity.agreement_table(named(measure["agreement"])),
+        validity.dispersion_table(named(measure["dispersion"])),
+    ]
+
+
+def _labels(result: Result) -> dict[str, str]:
+    return {method: key.label for method, key in methods(result).items()}
+
+
+def _by_method(by_survey: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Turn records by survey and method into records by method and survey."""
+    found: dict[str, dict[str, Any]] = {}
+    for survey, by_method in by_survey.items():
+        for method, record in by_method.items():
+            found.setdefault(method, {})[survey] = record
+    return found
+
+
+def _valid_table(result: Result) -> Table:
+    """Return the probability that a reply begins with an option, under each presentation."""
+    compared, names = methods(result), (*tuned_on(result), *never_tuned_on(result))
+    entries = result["countries"].values()
+
+    def mean(method: str, name: str) -> float | None:
+        masses = [e[method]["presentations"].get(name, {}).get("valid_mass") for e in entries]
+        known = [mass for mass in masses if is_number(mass)]
+        return 100 * sum(known) / len(known) if known else None
+
+    rows = tuple((key.label, *(mean(m, n) for n in names)) for m, key in compared.items())
+    caption = (
+        "Probability that a reply begins with an option at all, in per cent, mean over countries"
     )
-    columns = ("Method", "Correlation", "The answers follow")
-    caption = "Item means under presentation A against B (numbers reversed), correlated over items"
-    return Table(caption, columns, rows, 2) if rows else None
+    headings = (presentations.heading(name, tuned_on(result)) for name in names)
+    return Table(caption, ("Method", *headings), rows)
 
 
-def _correlation_verdict(found: Estimate, signal: bool) -> str:
-    return verdict(found, "what the options mean", "the number, whatever stands behind it", signal)
+def _replies_table(result: Result) -> Table | None:
+    """Return how many sampled replies name no option; None where none were sampled."""
+    counts = {"replies": 0, "unreadable": 0, "out_of_range": 0, "option_lists": 0}
+    rows = []
+    for method, key in methods(result).items():
+        found = [c for e in result["countries"].values() if (c := e[method].get("counts"))]
+        if found:
+            rows.append((key.label, *(sum(c[name] for c in found) for name in counts)))
+    columns = ("Method", "Replies", "No number", "Number of no option", "Only a list of options")
+    return Table("Sampled replies that gave no answer", columns, tuple(rows)) if rows else None

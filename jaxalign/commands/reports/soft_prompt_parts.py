@@ -18,6 +18,7 @@ from jaxalign.commands.reports.soft_prompt_record import (
     methods,
     never_tuned_on,
     shows_signal,
+    trivial_lines,
     tuned_on,
     used_dimensions,
 )
@@ -25,9 +26,9 @@ from jaxalign.methods.base import PERMUTED
 from jaxalign.methods.soft_prompt.result import reading_words, readings
 from jaxalign.report import figures
 from jaxalign.report.common import FIGURES, make_figure, matrix_table
-from jaxalign.report.document import Estimate, Figure, Table, is_number
+from jaxalign.report.document import Estimate, Figure, Table
 from jaxalign.report.figures import Series
-from jaxalign.report.wording import NO_SIGNAL, joined, number, verdict
+from jaxalign.report.wording import joined, verdict
 
 _MOST_GENERATIONS_SHOWN = 12
 
@@ -63,16 +64,12 @@ def headline_table(result: Result) -> Table:
     )
 
 
-def valid_table(result: Result) -> Table:
-    """Return a table of the probability that a reply begins with an option at all."""
-    rows = tuple(
-        (country, *(100 * entry[name]["valid_mass"] for name in methods(result)))
-        for country, entry in result["countries"].items()
-    )
-    caption = "Probability that a reply begins with an option at all, in per cent"
-    return Table(
-        caption, ("Country", *(key.label for key in methods(result).values())), rows, folded=True
-    )
+def trivial_table(result: Result) -> Table | None:
+    """Return the losses of answers that need no model, where the objective has any."""
+    trivial = trivial_lines(result)
+    rows = tuple((c, *(lines.get(n) for n in trivial)) for c, lines in result["trivial"].items())
+    columns = ("Country", *(key.label for key in trivial.values()))
+    return Table("Loss of answers that need no model", columns, rows) if trivial else None
 
 
 def radar_figure(result: Result, out: Path) -> Figure | None:
@@ -178,21 +175,6 @@ def transfer_figure(result: Result, out: Path) -> Figure | None:
         "in the frame of their row and of their column.",
         "Heat map of prompts by countries; the numbers are in the cells and in the table below.",
         matrix_table("Transfer matrix", "Prompt tuned for", names, names, matrix, 3),
-    )
-
-
-def permutation_words(test: Mapping[str, Any] | None, signal: bool) -> str:
-    """Return the permutation test's result as sentences; `signal` as in `wording.verdict`."""
-    if not test or not is_number(test.get("others")):
-        return "Permutation test: not made, because it needs two countries."
-    p, count = test["p_value"], test["assignments"]
-    conclusion = f"{'' if p <= 0.05 else 'not '}significant at the 5 % level"
-    conclusion = conclusion if signal else NO_SIGNAL
-    return (
-        f"Permutation test: prompts score {number(test['own'], 3)} on their own country and "
-        f"{number(test['others'], 3)} on the others. Of {count:,} ways to assign prompts to "
-        f"countries, a fraction p = {number(p, 3)} does as well (the smallest possible is "
-        f"{number(1 / count, 3)}): {conclusion}."
     )
 
 

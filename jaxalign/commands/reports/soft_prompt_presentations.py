@@ -51,14 +51,21 @@ def means_table(result: Result) -> Table:
 def _row(result: Result, entry: Mapping[str, Any], method: str, reading: str) -> list[float | None]:
     tuned, others = tuned_on(result), never_tuned_on(result)
     losses = [loss_under(entry, method, name, reading) for name in (*tuned, *others)]
-    means = [mean_loss(entry, method, names, reading) for names in (tuned, others) if names]
-    return losses + means
+    for key, names in ((None, tuned), ("untuned", others)):
+        if len(names) > 1:
+            averaged = entry[method] if key is None else entry[method][key]
+            losses += [mean_loss(entry, method, names, reading), averaged[reading]["loss"]]
+    return losses
 
 
 def _columns(result: Result) -> list[str]:
     tuned, others = tuned_on(result), never_tuned_on(result)
-    means = [f"Mean, {TUNED}"] + ([f"Mean, {UNTUNED}"] if others else [])
-    return [heading(name, tuned) for name in (*tuned, *others)] + means
+    columns = [heading(name, tuned) for name in (*tuned, *others)]
+    for role, names in ((TUNED, tuned), (UNTUNED, others)):
+        if len(names) > 1:
+            both = ", ".join(names)
+            columns += [f"Mean of {both} ({role})", f"{both} averaged ({role})"]
+    return columns
 
 
 def _mean(values: tuple[float | None, ...]) -> Cell:

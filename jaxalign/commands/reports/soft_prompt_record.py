@@ -76,7 +76,7 @@ def constants_words(result: Result) -> str:
 
 def gate_of(result: Result) -> Mapping[str, Any] | None:
     """Return the record of the validity gate; None if it was not made."""
-    return result["measure"].get("gate")
+    return result["measure"]["validity"]
 
 
 def shows_signal(result: Result) -> bool:

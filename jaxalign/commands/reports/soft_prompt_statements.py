@@ -34,7 +34,7 @@ _FEW = 0.5  # probability of a valid reply below which scores rest on a small pa
 
 def verdict_notes(result: Result) -> list[Note]:
     """Return the first lines: the validity gate, and whether the gain is kept elsewhere."""
-    gain = gain_note(result["measure"].get("gain") or {}, shows_signal(result))
+    gain = gain_note(result["measure"]["gain"]["tuned"], shows_signal(result))
     return [gate_note(gate_of(result)), *([gain] if gain else [])]
 
 
@@ -117,13 +117,17 @@ def _measure_statements(result: Result) -> list[str]:
     measure, compared = result["measure"], methods(result)
     said = []
     for method in ("naive", "tuned"):
-        if method in (measure.get("correlation") or {}):
-            said.append(f"{_name(compared, method)}: {correlation_words(measure['correlation'][method])}")
+        found = measure["correlation"]["tuned_survey"].get(method)
+        if found:
+            said.append(f"{_name(compared, method)}: {correlation_words(found)}")
     said.append(_constant_statement(result))
-    for method, record in (measure.get("agreement") or {}).items():
-        if method in compared:
-            said.append(agreement_words(_name(compared, method), record))
-    said.append(dispersion_words(measure.get("dispersion"), shows_signal(result)))
+    for method in ("persona", "tuned"):
+        if found := measure["dispersion"].get(method):
+            words = dispersion_words(found, shows_signal(result))
+            said.append(f"{_name(compared, method)}: {words}")
+    for method in ("naive", "tuned"):
+        if found := (measure["agreement"] or {}).get(method):
+            said.append(agreement_words(_name(compared, method), found))
     low = [
         f"{key.label} ({number(100 * mass, 0)} %)"
         for method, key in compared.items()
@@ -140,13 +144,14 @@ def _measure_statements(result: Result) -> list[str]:
 def _constant_statement(result: Result) -> str:
     """State in words which method answers one mark throughout, on which presentation."""
     compared = methods(result)
-    said = {}
-    for country, by_method in (result["measure"].get("constant") or {}).items():
-        for method, by_name in by_method.items():
-            if method in compared:
-                for name, constant in by_name.items():
-                    said[f"{country}, {compared[method].label}, {name}:"] = constant
-    return constant_words(said)
+    return constant_words(
+        {
+            f"{compared[method].label}, {name}:": constant
+            for method, by_name in result["measure"]["constant"].items()
+            if method in compared
+            for name, constant in by_name.items()
+        }
+    )
 
 
 def _name(compared: Mapping[str, Any], method: str) -> str:

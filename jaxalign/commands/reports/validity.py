@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.report.document import Estimate, Note, Table, Text
-from jaxalign.report.wording import NO_SIGNAL, joined, number, with_bounds
+from jaxalign.report.wording import NO_SIGNAL, number, with_bounds
 
 Record = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ def gate_note(gate: Record | None) -> Note:
             "label",
             "Validity gate: not made.",
         )
-    lead = {True: "passed", False: "not passed", None: "cannot be told"}[gate["passes"]]
+    lead = _VERDICTS[gate["passes"]]
     text = gate["sentence"] + (f" {_FAILED}" if gate["passes"] is False else "")
     return Note(text, "label", f"Validity gate: {lead}.")
 
@@ -50,45 +50,53 @@ def gate_line(gate: Record | None) -> str:
     return f"{note.lead} {note.text}"
 
 
-def gate_blocks(gate: Record | None) -> list[Text | Table]:
-    """Return the numbers behind the verdict."""
+def gate_blocks(gate: Record | None, tuned: Record | None = None) -> list[Text | Table]:
+    """Return the numbers behind the verdict.
+
+    Args:
+        gate: Record of the gate, over all presentations.
+        tuned: The same over the presentations that were tuned on; None to leave it out.
+    """
     if gate is None:
         return []
-    correlation, over = (Estimate.read(gate[name]) for name in ("correlation", "over_uniform"))
-    rows = [
-        (
-            "Correlation of personas' deviations with people's",
-            correlation,
-            "interval above 0",
-            _above_zero(correlation),
-        ),
-        (
-            "Similarity of personas to people, minus a uniform answer's",
-            over,
-            "interval above 0",
-            _above_zero(over),
-        ),
-        ("Similarity of personas to people", gate["similarity"], None, None),
-        ("Similarity of a uniform answer to people", gate["uniform_similarity"], None, None),
-    ]
-    if test := gate["permutation"]:
-        words = f"p-value of {test['assignments']:,} assignments of personas to countries"
-        rows.append((f"Permutation test: {words}", test["p_value"], None, None))
-    asked = joined(gate["presentations"])
+    gates = [gate]
+    if tuned and tuned["presentations"] != gate["presentations"]:
+        gates.append(tuned)
+    rows = []
+    for name, words, needed in _MEASURED:
+        values = [Estimate.read(g[name]) for g in gates]
+        holds = ["yes" if _above_zero(v) else "no" for v in values] if needed else []
+        rows.append((words, *values, needed, ", ".join(holds)))
+    if any(g["permutation"] for g in gates):
+        count = next(g["permutation"]["assignments"] for g in gates if g["permutation"])
+        words = f"Permutation test, p-value of {count:,} assignments of personas to countries"
+        values = [(g["permutation"] or {}).get("p_value") for g in gates]
+        rows.append((words, *values, "", ""))
+    rows.append(("Verdict", *(_VERDICTS[g["passes"]] for g in gates), "", ""))
+    headings = [f"Over {', '.join(g['presentations'])}" for g in gates]
     return [
         Text(_EXPLANATION),
         Table(
-            f"Validity gate: {gate['countries']} countries, {gate['items']} items with an order, "
-            f"presentations {asked}; 95 % intervals over presentations, countries and items",
-            ("Measured", "Value", "Needed", "Holds"),
+            f"Validity gate: {gate['countries']} countries, {gate['items']} items with an order; "
+            "95 % intervals over presentations, countries and items",
+            ("Measured", *headings, "Needed", "Holds"),
             tuple(rows),
             3,
         ),
     ]
 
 
-def _above_zero(estimate: Estimate | None) -> bool | None:
-    return estimate.low > 0 if estimate and estimate.has_interval else None
+_MEASURED = (
+    ("correlation", "Correlation of personas' deviations with people's", "interval above 0"),
+    ("over_uniform", "Similarity to people, personas minus a uniform answer", "interval above 0"),
+    ("similarity", "Similarity of personas to people", ""),
+    ("uniform_similarity", "Similarity of a uniform answer to people", ""),
+)
+_VERDICTS = {True: "passed", False: "not passed", None: "cannot be told"}
+
+
+def _above_zero(estimate: Estimate | None) -> bool:
+    return bool(estimate and estimate.has_interval and estimate.low > 0)
 
 
 # Do personas differ as people do?
