@@ -22,6 +22,7 @@ from jaxalign.answering.conversations import Placement, option_spellings, split_
 from jaxalign.core.errors import UserError
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.prompts import Message, Prompts
+from jaxalign.surveys.presentations import Shown
 from jaxalign.surveys.survey import Item
 
 
@@ -49,7 +50,7 @@ def encode(
     tokenizer: Tokenizer,
     prompts: Prompts,
     lead_ins: Sequence[LeadIn],
-    items: Sequence[Item],
+    items: Sequence[Item | Shown],
     pairs: np.ndarray | Sequence[tuple[int, int]] | None = None,
 ) -> Conversations:
     """Encode questions after lead-ins.
@@ -58,7 +59,7 @@ def encode(
         tokenizer: the model's tokenizer and chat template.
         prompts: the texts that word a question.
         lead_ins: what stands before a question.
-        items: the questions.
+        items: the questions, or questions as they are shown.
         pairs: which question is asked after which lead-in, as positions (lead-in, item), int
             [N, 2]; default: every question after every lead-in, lead-in by lead-in.
 

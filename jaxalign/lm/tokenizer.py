@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import string
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
@@ -34,6 +35,7 @@ _REPLY = "Fairly."  # a reply, behind which the chat template ends the turn
 _MARK = "\u2045reply\u2046"  # a reply that no template rewrites
 _COMPARED = 16  # characters before a reply by which a prompt is recognised
 _SAMPLE = "How happy are you, from 1 to 10?"
+_CAPITALS = frozenset(string.ascii_uppercase)
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _HASHED = (*_FILES, "tokenizer_config.json", "special_tokens_map.json", "merges.txt")
 # Without a date, the template of Llama 3.1 prints this one, and that of 3.2 prints today's, which
@@ -289,35 +291,56 @@ class Tokenizer:
         """Whether the tokenizer puts a space in front of a text."""
         return self.encode("x") != self.encode("\nx")[len(self.encode("\n")) :]
 
-    def option_tokens(self, codes: Sequence[int]) -> list[list[tuple[int, ...]]]:
-        """Return all spellings of every option number, as mutually exclusive token sequences.
+    def option_tokens(self, marks: Sequence[int | str]) -> list[list[tuple[int, ...]]]:
+        """Return all spellings of every option's number or letter, as exclusive token sequences.
 
-        Spellings are the bare number, as the tokenizer writes it right after the assistant header,
-        and every single token that reads as the number, such as one with a space before it. (A
-        space token followed by the number's is left out, unless the chat template writes a space
-        before a reply, as Llama 2's does: otherwise it is a rare way to the same reply and would
-        cost one more position per item.) If one option's sequence is the beginning of
-        another's ("1" and "10", digit by digit), the end of turn is appended to all sequences, so
-        that they are comparable.
+        Spellings are the bare mark, as the tokenizer writes it right after the assistant header,
+        and every single token that reads as it, such as one with a space before it. (A space token
+        followed by the mark's is left out, unless the chat template writes a space before a reply,
+        as Llama 2's does: otherwise it is a rare way to the same reply and would cost one more
+        position per item.) If one option's sequence is the beginning of another's ("1" and "10",
+        digit by digit), the end of turn is appended to all sequences, so that they are comparable.
+
+        Args:
+            marks: Numbers or capital letters.
 
         Raises:
-            UserError: If a code is repeated, or a number cannot be written by the tokenizer.
+            UserError: If a mark is repeated, or cannot be written by the tokenizer.
         """
-        if repeated := [code for code, count in Counter(codes).items() if count > 1]:
+        if repeated := [mark for mark, count in Counter(marks).items() if count > 1]:
             raise UserError(f"option {repeated[0]} is there twice")
         # Candidates first, then without those that another spelling of the same option implies.
-        single = self._number_tokens
-        numbers = [str(code) for code in codes]
-        spellings = [self._spellings(n, single.get(n, [])) for n in numbers]
-        options = [_without_extensions(sequences) for sequences in spellings]
-        # Probabilities of sequences compare only if none is the beginning of another.
+        texts = [str(mark) for mark in marks]
+        single = self._letter_tokens if texts[0].isalpha() else self._number_tokens
+        spellings = [self._spellings(text, single.get(text, [])) for text in texts]
+        return self._comparable([_without_extensions(sequences) for sequences in spellings])
+
+    def label_tokens(self, labels: Sequence[str]) -> list[list[tuple[int, ...]]]:
+        """Return the text of every option as the reply to a question, one spelling each.
+
+        As in `option_tokens`, the end of turn is appended to all where one text is the beginning of
+        another, such as "agree" and "agree strongly".
+
+        Raises:
+            UserError: If a text is empty, or two options have the same.
+        """
+        plain = [label.strip() for label in labels]
+        if repeated := [label for label, count in Counter(plain).items() if count > 1]:
+            raise UserError(f"option text {repeated[0]!r} is there twice")
+        if not all(plain):
+            raise UserError(f"an option of {list(labels)} has no text")
+        space = " " if self._space_before_reply else ""
+        return self._comparable([[self._after_header(f"{space}{label}")] for label in plain])
+
+    def _comparable(self, options: list[list[tuple[int, ...]]]) -> list[list[tuple[int, ...]]]:
+        """Return spellings whose probabilities compare: none is the beginning of another."""
         sequences = [sequence for option in options for sequence in option]
         if any(_begins(a, b) for a in sequences for b in sequences):
             return [[(*sequence, self.eot_id) for sequence in option] for option in options]
         return options
 
     def _spellings(self, number: str, tokens: list[int]) -> list[tuple[int, ...]]:
-        """Return the spellings of a number, given the single tokens that decode to it."""
+        """Return the spellings of a number or letter, given the single tokens that decode to it."""
         bare, spaced = (self._after_header(text) for text in (number, f" {number}"))
         single = [ids for ids in (spaced, *((token,) for token in tokens)) if len(ids) == 1]
         written = [spaced] if self._space_before_reply else []
@@ -334,13 +357,19 @@ class Tokenizer:
         with `text`, `text` is tokenised separately. Where a template has no header, the whole
         prompt stands in its place.
         """
+        # If the header's ids change with the text behind them, the two have merged.
+        header, before = self._header
+        whole = self.encode(header + text)
+        merged = whole[: len(before)] != before
+        return tuple(self._encode_inside(text) if merged else whole[len(before) :])
+
+    @functools.cached_property
+    def _header(self) -> tuple[str, list[int]]:
+        """What the chat template writes between the last message and a reply, and its ids."""
         question = [{"role": "user", "content": "?"}]
         prompt = self.render(question)
         header = prompt[len(self.render(question, add_generation_prompt=False)) :] or prompt
-        # If the header's ids change with the text behind them, the two have merged.
-        before, whole = self.encode(header), self.encode(header + text)
-        merged = whole[: len(before)] != before
-        return tuple(self._encode_inside(text) if merged else whole[len(before) :])
+        return header, self.encode(header)
 
     @functools.cached_property
     def _space_before_reply(self) -> bool:
@@ -363,6 +392,17 @@ class Tokenizer:
             if name[-1:].isdigit() and name.isprintable() and len(name) < 8:
                 by_number.setdefault(self.decode([token]).strip(), []).append(token)
         return by_number
+
+    @functools.cached_property
+    def _letter_tokens(self) -> dict[str, list[int]]:
+        """Return the single tokens that decode to each capital letter, white space aside."""
+        by_letter: dict[str, list[int]] = {}
+        for name, token in sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1]):
+            if name[-1:] in _CAPITALS and len(name) < 4:
+                text = self.decode([token]).strip()
+                if len(text) == 1:
+                    by_letter.setdefault(text, []).append(token)
+        return by_letter
 
 
 def default_template() -> str:

@@ -7,6 +7,7 @@ package, in the language asked for.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from importlib import resources
 from pathlib import Path
@@ -14,12 +15,17 @@ from pathlib import Path
 from jaxalign.core.errors import UserError
 from jaxalign.core.templates import names_used, render
 from jaxalign.surveys.names import GroupName, group_name
-from jaxalign.surveys.presentations import PUBLISHED, Shown, present
+from jaxalign.surveys.presentations import PUBLISHED, Reply, Shown, present
 from jaxalign.surveys.survey import Item, Survey
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 _NAMES = ("item", "persona")
+_LABEL_NAMES = ("item_label", "neutral")  # needed only where options are read by their text
 _FEW = 0.002  # share of a text's letters: names and loan words
+
+
+class _MissingTextError(UserError):
+    """No place has a text in the language asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,30 +40,59 @@ class Prompts:
             ("American"). Of a group below the country it must use `person` ("a woman aged 30 to 49
             from the United States"), `people` or `values`.
         language: Language of the country names.
-        presentation: How `user` shows an item, such as an example in context; see
-            `jaxalign.surveys.presentations`.
+        item_label: The question where the reply is an option's text; it may use what `item` may.
+            The package's own does not list the options. None where there is none in the language.
+        neutral: A question that says nothing about its subject, such as "What is your answer?".
+        presentation: How `user` shows an item that is not `Shown` yet, such as an example in
+            context; see `jaxalign.surveys.presentations`.
+        reply: What answers such an item: an option's "mark" or its text, the "label".
     """
 
     item: str
     persona: str
     language: str = "en"
+    item_label: str | None = None
+    neutral: str | None = None
     presentation: str = PUBLISHED
+    reply: Reply = "mark"
 
     def shown(self, item: Item | Shown) -> Shown:
         """Return an item as these texts show it; what is shown already stays as it is."""
-        return present(item, self.presentation)
+        return present(item, self.presentation, self.reply)
 
     def user(self, item: Item | Shown) -> Message:
         """Return an item's question as the user's message."""
         shown = self.shown(item)
+        name = "item" if shown.reply == "mark" else "item_label"
         text = render(
-            "item.jinja",
-            self.item,
+            f"{name}.jinja",
+            self._text(name),
             item=shown.item,
             options=list(shown.pairs),
             letters=shown.has_letters,
         )
         return {"role": "user", "content": text}
+
+    def neutral_question(self, shown: Shown) -> Shown:
+        """Return the neutral question with the options of an item that is read by label.
+
+        How likely a text is as an answer to it is the text's prior.
+        """
+        item = shown.item
+        neutral = Item(
+            "neutral", self._text("neutral").strip(), item.options, item.codes, "nominal"
+        )
+        return dataclasses.replace(shown, item=neutral)
+
+    def _text(self, name: str) -> str:
+        """Return one of the texts. Raise UserError where there is none in the language."""
+        text = getattr(self, name)
+        if text is None:
+            raise UserError(
+                f"`language` {self.language!r}: the package has no text {name}.jinja in it, which "
+                "reading by label needs; give a folder with your own"
+            )
+        return text
 
     def system(self, group: str) -> Message:
         """Return the persona line as the system message.
@@ -106,6 +141,10 @@ def load_prompts(
         name: read_prompt(name, folder, language=language, model_folder=model_folder)
         for name in _NAMES
     }
+    for name in _LABEL_NAMES:
+        # A language of the user's own may do without these.
+        with contextlib.suppress(_MissingTextError):
+            texts[name] = read_prompt(name, folder, language=language, model_folder=model_folder)
     return Prompts(**texts, language=language)
 
 
@@ -127,7 +166,7 @@ def read_prompt(
     texts = resources.files("jaxalign.prompts")
     own = (texts if language == "en" else texts / language) / f"{name}.jinja"
     if not own.is_file():
-        raise UserError(
+        raise _MissingTextError(
             f"`language` {language!r}: the package has no prompt texts in it; give a folder with "
             f"your own {name}.jinja"
         )
@@ -172,10 +211,11 @@ def icl_messages(prompts: Prompts, examples: list[tuple[Item, int]]) -> list[Mes
 
     Args:
         prompts: The texts.
-        examples: Items, each with the index of the option that is the answer.
+        examples: Items, each with the index of the option that is the answer. They are shown in
+            the presentation of `prompts`.
     """
     turns: list[Message] = []
     for item, answer in examples:
-        reply = {"role": "assistant", "content": prompts.shown(item).mark_of(answer)}
+        reply = {"role": "assistant", "content": prompts.shown(item).reply_of(answer)}
         turns += [prompts.user(item), reply]
     return turns

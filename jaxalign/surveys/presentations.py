@@ -93,6 +93,10 @@ class Shown:
         """Return what stands before one of the item's options, counted in published order."""
         return self.option_marks[option]
 
+    def reply_of(self, option: int) -> str:
+        """Return the reply that names one of the item's options: its mark, or its text."""
+        return self.mark_of(option) if self.reply == "mark" else self.item.options[option]
+
 
 @dataclasses.dataclass(frozen=True)
 class ShownItems:
