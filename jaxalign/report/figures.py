@@ -47,6 +47,7 @@ def dots(
     series: Sequence[Series],
     unit: str,
     span: tuple[float, float] | None = None,
+    width: float = 4.6,
 ) -> Panel:
     """Return a panel with one row per name, and in it each series' mean and interval.
 
@@ -57,6 +58,7 @@ def dots(
         unit: What the horizontal axis measures.
         span: Both ends of the horizontal axis, for panels that are compared (`common_span`);
             default: what the values need.
+        width: Width of the panel in inches; two of 4.2 stand side by side.
     """
     # Bars lie in lanes, so that they do not cover each other; marks without a bar stay in the
     # middle.
@@ -79,7 +81,7 @@ def dots(
         axes.tick_params(axis="y", length=0)
 
     per_row = 0.22 + 0.12 * max(1, len(with_bars))
-    return Panel(title, draw, (4.6, 0.75 + per_row * len(rows)))
+    return Panel(title, draw, (width, 0.75 + per_row * len(rows)))
 
 
 def common_span(values: Iterable[Estimate | float | None]) -> tuple[float, float] | None:

@@ -25,7 +25,8 @@ _WORDS = {
     "orders": "all orders of the options, numbers from the top",
 }
 _EXAMPLE = Item("example", "How often?", ("never", "sometimes", "always"), (1, 2, 3))
-_MOST_SPELLED_OUT = 6  # countries with a sentence of their own
+_MOST_SPELLED_OUT = 6  # countries whose numbers are given in a first line
+_MOSTLY = 0.5  # share of equal answers from which they are called constant in words
 
 
 # What the presentations are
@@ -76,11 +77,18 @@ def heading(name: str, tuned: Sequence[str]) -> str:
 # Does a gain remain on presentations that were not tuned on?
 
 
-def gain_note(gains: Mapping[str, Mapping[str, Any] | None], signal: bool) -> Note | None:
+def gain_note(
+    gains: Mapping[str, Mapping[str, Any] | None],
+    tuned: Sequence[str],
+    others: Sequence[str],
+    signal: bool,
+) -> Note | None:
     """Return the first line on whether gains are kept on presentations never tuned on.
 
     Args:
         gains: By country, the record of `jaxalign.stats.presentations.Gain`.
+        tuned: Presentations that were tuned on.
+        others: Presentations that were not.
         signal: Whether verdicts may be read; see `jaxalign.report.wording.verdict`.
     """
     gains = {country: gain for country, gain in gains.items() if gain}
@@ -100,11 +108,26 @@ def gain_note(gains: Mapping[str, Mapping[str, Any] | None], signal: bool) -> No
     if not signal:
         # A gain that is kept, or missing, says nothing where the instrument measures nothing.
         lead += f" Verdict: {NO_SIGNAL}."
+    where = f"on {named(tuned)} ({TUNED})"
+    if others:
+        where += f" and on {joined(others)} ({UNTUNED})"
     if count <= _MOST_SPELLED_OUT:
-        text = " ".join(f"{_country(c, count)}{gain['sentence']}" for c, gain in gains.items())
+        numbers = "; ".join(_gain_numbers(c, gain, count) for c, gain in gains.items())
     else:
-        text = "; ".join(f"{_GAIN_SHORT[n]}: {joined(c)}" for n, c in found.items()) + "."
-    return Note(text, "label", lead)
+        numbers = "; ".join(f"{_GAIN_SHORT[n]}: {joined(c)}" for n, c in found.items())
+    return Note(
+        f"Points by which the tuned prompt's loss is below the plain question's, {where}: "
+        f"{numbers}.",
+        "label",
+        lead,
+    )
+
+
+def _gain_numbers(country: str, gain: Mapping[str, Any], count: int) -> str:
+    """Return the gain on both sides, such as "USA +105.0 and −30.0 (vanishes)"."""
+    sides = [gain[side]["mean"] for side in ("tuned", "untuned") if gain[side]]
+    numbers = joined(number(side, 1, signed=True) for side in sides)
+    return f"{country} {numbers} ({_GAIN_SHORT[gain['verdict']]})" if count > 1 else numbers
 
 
 _GAIN_LEADS = {
@@ -121,10 +144,6 @@ _GAIN_SHORT = {
     "kept": "kept",
     "not tested": "not tested",
 }
-
-
-def _country(country: str, count: int) -> str:
-    return f"{country}: " if count > 1 else ""
 
 
 def gains_table(
@@ -150,7 +169,7 @@ def gains_table(
     )
     columns = ("Country", f"Where {TUNED}", f"Where {UNTUNED}", "Kept, %", "The gain")
     caption = (
-        f"{method}: by how many points the loss is lower than the plain question's, mean over "
+        f"By how many points the loss is below the plain question's, {method}: mean over "
         "presentations, each taken alone"
     )
     return Table(caption, columns, rows, (0, 1, 1, 0, 0), columns[1:3]) if rows else None
@@ -253,18 +272,26 @@ def _each(columns: Mapping[str, str], found: Sequence[Estimate | None]) -> str:
     return "; ".join(f"{name.lower()}: {_followed(e)}" for name, e in pairs if e is not None)
 
 
-def constant_words(constants: Mapping[str, Mapping[str, Any] | None]) -> str:
+def constant_words(rows: Mapping[str, Mapping[str, Mapping[str, Any] | None]]) -> str:
     """State in words who answers one mark throughout.
 
     Args:
-        constants: By who answers, a record of `jaxalign.stats.presentations.ConstantAnswers`.
+        rows: By who answers and by presentation, a record of
+            `jaxalign.stats.presentations.ConstantAnswers`.
     """
-    known = {name: c for name, c in constants.items() if c}
-    if not known:
-        return ""
-    said = [f"{name} {c['sentence']}" for name, c in known.items() if c["share"] > 0.5]
+    said, known = [], {}
+    for name, by_presentation in rows.items():
+        by_sentence: dict[str, list[str]] = {}
+        for presentation, constant in by_presentation.items():
+            if constant:
+                known[f"{name}, presentation {presentation}"] = constant
+                if constant["share"] > _MOSTLY:
+                    by_sentence.setdefault(constant["sentence"], []).append(presentation)
+        said += [f"{name} {sentence} on {named(on)}" for sentence, on in by_sentence.items()]
     if said:
         return f"{'; '.join(said)}."
+    if not known:
+        return ""
     name, most = max(known.items(), key=lambda pair: pair[1]["share"])
     return (
         f"Nobody gives one answer throughout: at most {number(100 * most['share'], 0)} % of the "

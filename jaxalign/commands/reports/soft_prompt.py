@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxalign.commands.reports import soft_prompt_parts as parts
+from jaxalign.commands.reports.presentations import named
 from jaxalign.commands.reports.soft_prompt_measure import (
     answer_blocks,
     gap_figure,
@@ -23,7 +24,9 @@ from jaxalign.commands.reports.soft_prompt_record import (
     constants_words,
     gate_of,
     has_scores,
+    never_tuned_on,
     shows_signal,
+    tuned_on,
     used_dimensions,
 )
 from jaxalign.commands.reports.soft_prompt_statements import (
@@ -55,16 +58,26 @@ _SIMULATED = (
     "The held-out survey is simulated: its countries answer as a made-up society does. The "
     "held-out scores say nothing about people."
 )
+_DIMENSIONS = {
+    "pdi": "power distance",
+    "idv": "individualism",
+    "mas": "motivation towards achievement, formerly masculinity",
+    "uai": "uncertainty avoidance",
+    "lto": "long-term orientation",
+    "ivr": "indulgence",
+}
 _LIMITS = (
     "A low loss on the tuned survey is weak evidence of cultural alignment. The six scores come "
     "from 12 differences of answers, and very many answer patterns reach the same six numbers.",
     "The search saw the target: the tuned survey measures how well the optimiser works. Whether "
     "anything about the country was learned shows on the held-out survey, against the other "
     "countries' prompts.",
+    "A prompt can learn which numbers to say and lower the loss without any change in meaning. "
+    "Whether it did shows on presentations that were not tuned on.",
     "The constant C is free. Losses with another C, another edition of the published scores, or a "
     "mean in place of a sum cannot be compared with these.",
-    "Intervals resample the held-out items. They speak for other questions like these, not for "
-    "other seeds, other wordings or other models.",
+    "Intervals speak for what they resample: items, and seeds and presentations where there are "
+    "several. They do not speak for other wordings or other models.",
     "Published country scores are averages over people of one time and sample. Meeting them says "
     "nothing about any person.",
 )
@@ -161,6 +174,15 @@ def _in_short(result: Result) -> Section:
     )
 
 
+_ANSWERS = {
+    "number": "the number of the option",
+    "label": "the option's text, by the log-likelihood of all its tokens",
+    "label-per-token": "the option's text, by the mean log-likelihood of its tokens",
+    "label-against-prior": "the option's text, by its log-likelihood less that after a neutral "
+    "question",
+}
+
+
 def _what_was_measured(result: Result) -> tuple[str, ...]:
     settings, held_out = result["settings"], result["held_out"]
     model = "the pocket Llama" if is_pocket(result) else Path(settings["model"]).name
@@ -173,29 +195,47 @@ def _what_was_measured(result: Result) -> tuple[str, ...]:
         if settings.get("instrument") is not None:
             survey = "the user's own wording of the 24 values items."
         edition = settings.get("edition", "not recorded")
-        objective = f"Published scores: edition {edition}. {constants_words(result)}"
+        objective = f"Published scores: edition {edition}. {constants_words(result)} MAS weight: "
+        objective += f"{settings.get('mas_weight', 35)}."
     return (
         f"Model: {model}.",
         f"Tuned survey: {survey}",
         objective,
+        f"Answers: {_ANSWERS[settings['answer']]}. {_presentation_words(result)}",
+        *([f"Seeds: {joined(map(str, seeds))}."] if len(seeds := result["seeds"]) > 1 else []),
         f"Held-out survey: {held_out.get('survey', 'unnamed')}, {held_out.get('items', 'some')} "
         f"items, {answers}.",
     )
 
 
+def _presentation_words(result: Result) -> str:
+    tuned, others = tuned_on(result), never_tuned_on(result)
+    words = f"Tuned on {named(tuned)}"
+    words += ", whose answers are averaged" if len(tuned) > 1 else ""
+    return f"{words}; {f'also asked in {named(others)}' if others else 'no other was asked'}."
+
+
 def _losses(result: Result, out: Path) -> Section:
     if has_scores(result):
-        used = [d.upper() for d in used_dimensions(result)]
+        used = [f"{d.upper()} ({_DIMENSIONS[d]})" for d in used_dimensions(result)]
         explanation = (
             f"The loss is the sum of the absolute differences between the model's scores and the "
-            f"published ones over {joined(used)}, in points; 0 is best. "
-            f"{constants_words(result)} The expected reading takes each item's mean answer "
-            "over its option probabilities; the most likely reading takes one option per item, so "
-            "that scores move in steps of 25 to 40 points and cannot come nearer than the line "
-            "“best whole answers”."
+            f"published ones over {joined(used)}, in points; 0 is best. {constants_words(result)} "
         )
     else:
-        explanation = f"The loss is that of the objective {result['settings']['objective']}."
+        explanation = f"The loss is that of the objective {result['settings']['objective']}. "
+    explanation += (
+        "The expected reading takes each item's mean answer over its option probabilities; the "
+        "most likely reading takes one option per item, so that it cannot come nearer than the "
+        "line “best whole answers”."
+    )
+    if "sampled" in next(iter(result["countries"].values()))["naive"]:
+        explanation += " The sampled reading takes replies that are drawn and read as users do."
+    if len(tuned_on(result)) > 1:
+        explanation += (
+            f" What was minimised is the loss of answers averaged over {named(tuned_on(result))}; "
+            "it is not the mean of the losses under each of them."
+        )
     return section(
         "Loss on the tuned survey",
         Text(explanation),

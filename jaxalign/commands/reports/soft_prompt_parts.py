@@ -10,6 +10,7 @@ from typing import Any
 from jaxalign.commands.reports.presentations import TUNED, UNTUNED
 from jaxalign.commands.reports.soft_prompt_record import (
     HELD_OUT,
+    HELD_OUT_LINES,
     KEYS,
     Result,
     all_keys,
@@ -69,7 +70,11 @@ def trivial_table(result: Result) -> Table | None:
     trivial = trivial_lines(result)
     rows = tuple((c, *(lines.get(n) for n in trivial)) for c, lines in result["trivial"].items())
     columns = ("Country", *(key.label for key in trivial.values()))
-    return Table("Loss of answers that need no model", columns, rows) if trivial else None
+    caption = (
+        "Loss of answers that need no model (a uniform answer has the mean 3, and in the expected "
+        "reading the loss of answering 3)"
+    )
+    return Table(caption, columns, rows) if trivial else None
 
 
 def radar_figure(result: Result, out: Path) -> Figure | None:
@@ -124,14 +129,20 @@ def held_out_figure(result: Result, out: Path) -> Figure:
         for name, key in keys.items()
         if any(name in e["held_out"] for e in entries.values())
     ]
+    lines = result["measure"]["lines"]
+    series += [
+        Series(key, tuple(lines.get(country, {}).get(name) for country in entries))
+        for name, key in HELD_OUT_LINES.items()
+    ]
     rows = tuple((c, *(s.values[i] for s in series)) for i, c in enumerate(entries))
     columns = ("Country", *(s.key.label for s in series))
     return make_figure(
         out / FIGURES / "held_out.png",
         [figures.dots("", list(entries), series, "held-out score, 1 is best")],
-        "Held-out score per country with 95 % intervals over items.",
-        "A row per country: the held-out score of each method with its interval. The numbers are "
-        "in the table below.",
+        "Held-out score per country with its 95 % interval, beside answers that need no model "
+        "(upright strokes).",
+        "A row per country: the held-out score of each method with its interval, and two lines "
+        "that need no model. The numbers are in the table below.",
         Table("Held-out scores", columns, rows, digits=3),
         [s.key for s in series],
     )

@@ -39,13 +39,15 @@ def means_table(result: Result) -> Table:
     """Return each method's loss under each presentation, mean over countries."""
     reading, _ = readings(result)
     entries = list(result["countries"].values())
+    names = [*tuned_on(result), *never_tuned_on(result)]
     rows = []
     for method, key in methods(result).items():
-        by_country = [_row(result, entry, method, reading) for entry in entries]
-        rows.append((key.label, *map(_mean, zip(*by_country, strict=True))))
+        by_name = ([loss_under(e, method, name, reading) for e in entries] for name in names)
+        rows.append((key.label, *map(_mean, by_name)))
     over = f", mean over {len(entries)} countries" if len(entries) > 1 else ""
     caption = f"Loss of each method under each presentation, {reading_words(reading)} reading{over}"
-    return Table(caption, ("Method", *_columns(result)), tuple(rows))
+    headings = (heading(name, tuned_on(result)) for name in names)
+    return Table(caption, ("Method", *headings), tuple(rows))
 
 
 def _row(result: Result, entry: Mapping[str, Any], method: str, reading: str) -> list[float | None]:
@@ -68,7 +70,7 @@ def _columns(result: Result) -> list[str]:
     return columns
 
 
-def _mean(values: tuple[float | None, ...]) -> Cell:
+def _mean(values: list[float | None]) -> Cell:
     known = [v for v in values if is_number(v)]
     return sum(known) / len(known) if known else None
 
@@ -79,9 +81,11 @@ def sides_figure(result: Result, out: Path) -> Figure:
     sides = {TUNED: tuned_on(result), UNTUNED: never_tuned_on(result)}
     sides = {role: names for role, names in sides.items() if names}
     compared = methods(result)
+    # Random answers lie so far out that they would press everything else together.
     lines = [
         Series(key, tuple(result["trivial"][c].get(name) for c in entries))
         for name, key in trivial_lines(result).items()
+        if name != "uniform_random"
     ]
     by_side = {
         role: [
@@ -97,7 +101,7 @@ def sides_figure(result: Result, out: Path) -> Figure:
     span = figures.common_span(v for side in by_side.values() for s in side for v in s.values)
     unit = "loss in points, 0 is best"
     panels = [
-        figures.dots(f"{', '.join(names)}: {role}", list(entries), by_side[role], unit, span)
+        figures.dots(f"{', '.join(names)}: {role}", list(entries), by_side[role], unit, span, 4.2)
         for role, names in sides.items()
     ]
     rows = tuple(

@@ -12,6 +12,7 @@ from jaxalign.optim.strategy import DIFFERENTIAL_EVOLUTION
 from jaxalign.report.document import Key, is_number
 from jaxalign.report.palette import INK, MUTED, VERMILION
 from jaxalign.report.wording import joined, number
+from jaxalign.stats.lines import LINE_NAMES
 
 Result = Mapping[str, Any]
 
@@ -20,6 +21,10 @@ _TRIVIAL = {
     "all_middle": Key("answering 3 to everything", MUTED, "", "|"),
     "uniform_random": Key("random answers", VERMILION, "", "|"),
     "smallest_integer": Key("best whole answers", INK, "", "|"),
+}
+HELD_OUT_LINES = {
+    "uniform": Key(LINE_NAMES["uniform"], MUTED, "", "|"),
+    "mean_of_others": Key(LINE_NAMES["mean_of_others"], INK, "", "|"),
 }
 # Entries of `held_out` in `result.json`, and the method that each is about.
 HELD_OUT = {

@@ -34,7 +34,8 @@ _FEW = 0.5  # probability of a valid reply below which scores rest on a small pa
 
 def verdict_notes(result: Result) -> list[Note]:
     """Return the first lines: the validity gate, and whether the gain is kept elsewhere."""
-    gain = gain_note(result["measure"]["gain"]["tuned"], shows_signal(result))
+    sides = tuned_on(result), never_tuned_on(result)
+    gain = gain_note(result["measure"]["gain"]["tuned"], *sides, shows_signal(result))
     return [gate_note(gate_of(result)), *([gain] if gain else [])]
 
 
@@ -123,8 +124,7 @@ def _measure_statements(result: Result) -> list[str]:
     said.append(_constant_statement(result))
     for method in ("persona", "tuned"):
         if found := measure["dispersion"].get(method):
-            words = dispersion_words(found, shows_signal(result))
-            said.append(f"{_name(compared, method)}: {words}")
+            said.append(dispersion_words(_name(compared, method), found, shows_signal(result)))
     for method in ("naive", "tuned"):
         if found := (measure["agreement"] or {}).get(method):
             said.append(agreement_words(_name(compared, method), found))
@@ -144,14 +144,8 @@ def _measure_statements(result: Result) -> list[str]:
 def _constant_statement(result: Result) -> str:
     """State in words which method answers one mark throughout, on which presentation."""
     compared = methods(result)
-    return constant_words(
-        {
-            f"{compared[method].label}, {name}:": constant
-            for method, by_name in result["measure"]["constant"].items()
-            if method in compared
-            for name, constant in by_name.items()
-        }
-    )
+    by_method = result["measure"]["constant"]
+    return constant_words({_name(compared, m): by for m, by in by_method.items() if m in compared})
 
 
 def _name(compared: Mapping[str, Any], method: str) -> str:

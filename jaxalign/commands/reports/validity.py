@@ -6,11 +6,12 @@ The numbers are those of `jaxalign.stats.validity`, `jaxalign.stats.agreement` a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.report.document import Estimate, Note, Table, Text
-from jaxalign.report.wording import NO_SIGNAL, number, with_bounds
+from jaxalign.report.wording import MINUS, NO_SIGNAL, number, with_bounds
 
 Record = Mapping[str, Any]
 
@@ -40,7 +41,8 @@ def gate_note(gate: Record | None) -> Note:
             "Validity gate: not made.",
         )
     lead = _VERDICTS[gate["passes"]]
-    text = gate["sentence"] + (f" {_FAILED}" if gate["passes"] is False else "")
+    sentence = re.sub(r"(?<=[\[( ])-(?=\d)", MINUS, gate["sentence"])
+    text = sentence + (f" {_FAILED}" if gate["passes"] is False else "")
     return Note(text, "label", f"Validity gate: {lead}.")
 
 
@@ -64,22 +66,20 @@ def gate_blocks(gate: Record | None, tuned: Record | None = None) -> list[Text |
         gates.append(tuned)
     rows = []
     for name, words, needed in _MEASURED:
-        values = [Estimate.read(g[name]) for g in gates]
-        holds = ["yes" if _above_zero(v) else "no" for v in values] if needed else []
-        rows.append((words, *values, needed, ", ".join(holds)))
+        rows.append((words, *(Estimate.read(g[name]) for g in gates), needed))
     if any(g["permutation"] for g in gates):
         count = next(g["permutation"]["assignments"] for g in gates if g["permutation"])
         words = f"Permutation test, p-value of {count:,} assignments of personas to countries"
         values = [(g["permutation"] or {}).get("p_value") for g in gates]
-        rows.append((words, *values, "", ""))
-    rows.append(("Verdict", *(_VERDICTS[g["passes"]] for g in gates), "", ""))
+        rows.append((words, *values, ""))
+    rows.append(("Verdict", *(_VERDICTS[g["passes"]] for g in gates), "both"))
     headings = [f"Over {', '.join(g['presentations'])}" for g in gates]
     return [
         Text(_EXPLANATION),
         Table(
             f"Validity gate: {gate['countries']} countries, {gate['items']} items with an order; "
             "95 % intervals over presentations, countries and items",
-            ("Measured", *headings, "Needed", "Holds"),
+            ("Measured", *headings, "Needed"),
             tuple(rows),
             3,
         ),
@@ -95,30 +95,26 @@ _MEASURED = (
 _VERDICTS = {True: "passed", False: "not passed", None: "cannot be told"}
 
 
-def _above_zero(estimate: Estimate | None) -> bool:
-    return bool(estimate and estimate.has_interval and estimate.low > 0)
-
-
 # Do personas differ as people do?
 
 
-def dispersion_words(dispersion: Record | None, signal: bool | None) -> str:
-    """State whether personas of different countries are more alike than people."""
+def dispersion_words(name: str, dispersion: Record | None, signal: bool) -> str:
+    """State whether answers for different countries are more alike than people's."""
     if not dispersion or dispersion["ratio"] is None:
         return ""
     ratio = Estimate.read(dispersion["ratio"])
-    if signal is False:
+    if not signal:
         words = NO_SIGNAL
     elif ratio.has_interval and ratio.high < 1:
-        words = "personas are more alike than people"
+        words = "more alike than people"
     elif ratio.has_interval and ratio.low > 1:
-        words = "personas differ more than people"
+        words = "more different than people"
     else:
         words = "no clear difference (the interval contains 1)"
     return (
-        f"Between countries, personas' item means differ by {number(dispersion['personas'], 3)} of "
-        f"a scale's length (standard deviation), people's by {number(dispersion['people'], 3)}: a "
-        f"ratio of {with_bounds(ratio, 2)}, {words}."
+        f"{name}: item means differ between countries by {number(dispersion['personas'], 3)} of a "
+        f"scale's length (standard deviation), people's by {number(dispersion['people'], 3)}, a "
+        f"ratio of {with_bounds(ratio, 2)}: {words}."
     )
 
 
