@@ -1,7 +1,8 @@
 """Ask a model many questions after many lead-ins, by sampling replies.
 
-Replies are drawn at a temperature; the first integer of a reply is the answer, and several replies
-are averaged. CultureSPA (Xu et al. 2025) uses temperature 0.6, top-p 0.9 and three replies.
+Replies are drawn at a temperature; the first integer of a reply is the answer, or the letter that
+it names where letters are shown, and several replies are averaged. CultureSPA (Xu et al. 2025) uses
+temperature 0.6, top-p 0.9 and three replies.
 `jaxalign.answering.batch` computes the options' probabilities instead.
 
 All replies go through one queue (`jaxalign.lm.generate.stream`): those to one conversation follow
@@ -26,8 +27,9 @@ from jaxalign.lm.generate import stream
 from jaxalign.lm.model import LM
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.tokenizer import Tokenizer
-from jaxalign.surveys.replies import read_option
+from jaxalign.surveys.presentations import Shown, present
 from jaxalign.surveys.responses import NO_REPLY
+from jaxalign.surveys.shown_replies import read_shown
 from jaxalign.surveys.survey import Item
 
 # Takes (name, prompt, id) of each reply, their number, and the largest number of tokens of a
@@ -42,8 +44,9 @@ def answer_sampled(
     sample: Sampler,
     tokenizer: Tokenizer,
     conversations: Conversations,
-    items: Sequence[Item],
+    items: Sequence[Item | Shown],
     *,
+    asked_N: np.ndarray | None = None,
     runs: int = 3,
     key: str = "",
     folder: Path | None = None,
@@ -55,15 +58,17 @@ def answer_sampled(
         sample: Writes the replies, such as `model_sampler`.
         tokenizer: Turns replies into text.
         conversations: What is asked.
-        items: The questions; the conversations ask all of them, in this order, again and again.
+        items: The questions, or questions as they are shown.
+        asked_N: Which of them conversation n asks; default: all of them in this order, again and
+            again.
         runs: Replies per conversation.
         key: Text that stands for whatever else the answers depend on: weights, sampling, seed.
         folder: Directory that keeps the answers; None keeps none.
         on_progress: Called with the number of replies.
 
     Returns:
-        Positions of options, counted from 0, or why a reply names none; see
-        `jaxalign.surveys.replies.read_option`.
+        Positions of options, counted from 0 in the item's own order, or why a reply names none;
+        see `jaxalign.surveys.replies.read_option`.
 
     Raises:
         UserError: If `runs` is below 1, or a file in `folder` cannot be continued.
@@ -90,7 +95,8 @@ def answer_sampled(
     )
     for (n, run), reply in sample(requests(), len(missing), longest):
         text = tokenizer.decode(list(reply))
-        out[n, run] = read_option(text, items[n % len(items)])
+        asked = items[n % len(items) if asked_N is None else asked_N[n]]
+        out[n, run] = read_shown(text, present(asked))
         done += 1
         on_progress(Progress("reply", done, out.size, "replies"))
     return np.array(out)

@@ -84,6 +84,19 @@ class Shown:
         return tuple((m, self.item.options[o]) for m, o in zip(marks, self.order, strict=True))
 
     @functools.cached_property
+    def as_listed(self) -> Item:
+        """The list that is shown as an item of its own, for readers of numbers.
+
+        Its options are those of the list from the top, and their codes the numbers before them.
+        """
+        pairs = self.pairs
+        codes, options = (tuple(column) for column in zip(*pairs, strict=True))
+        if (codes, options) == (self.item.codes, self.item.options):
+            return self.item
+        # No order of codes is asked of a nominal item.
+        return dataclasses.replace(self.item, codes=codes, options=options, scale="nominal")
+
+    @functools.cached_property
     def option_marks(self) -> tuple[str, ...]:
         """The mark of each of the item's options, in published order."""
         marks = dict(zip(self.order, self.marks, strict=True))

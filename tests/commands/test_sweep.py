@@ -232,7 +232,7 @@ def test_a_cell_gives_the_same_bits_whoever_runs_beside_it(file, unbroken, tmp_p
 @pytest.mark.long
 def test_a_cell_is_a_soft_prompt_search(file, unbroken):
     """The same best fitness, to the bit, and the same prompt as the main job's."""
-    settings = dataclasses.replace(make_plan(read_sweep(file), 2)[0].problem.settings, seed=8)
+    settings = dataclasses.replace(make_plan(read_sweep(file), 2)[0].problem.settings, seeds=(8,))
     problem, mesh = read_problem(settings), make_mesh()
     lm = load_model(problem.model, mesh=mesh)
     search = build_search(problem, lm, choose_execution(problem, mesh, {}))

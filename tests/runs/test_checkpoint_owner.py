@@ -82,10 +82,10 @@ def begin(out: Path, config: Settings) -> None:
 
 def test_another_run_does_not_continue_a_search(tmp_path):
     begin(tmp_path / "a", Settings(checkpoints=str(tmp_path / "kept")))
-    other = Settings(checkpoints=str(tmp_path / "kept"), seed=1, resume=True)
+    other = Settings(checkpoints=str(tmp_path / "kept"), seeds=(1,), resume=True)
     with pytest.raises(UserError, match="a new run needs an empty directory"):
         begin(tmp_path / "b", other)
-    begin(tmp_path / "b", Settings(seed=1))
+    begin(tmp_path / "b", Settings(seeds=(1,)))
     with pytest.raises(UserError, match="is not this run's"):
         begin(tmp_path / "b", other)
 

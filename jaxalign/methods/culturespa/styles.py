@@ -39,6 +39,7 @@ from jaxalign.methods.culturespa.similar import Similarity
 from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_prompt
 from jaxalign.stats.alignment import between_countries
 from jaxalign.surveys.names import country_name
+from jaxalign.surveys.presentations import Shown
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.surveys.tables import make_tables
 
@@ -172,9 +173,18 @@ class StylePrompts:
         """Return whether prompts of this style depend on answers of the tested survey."""
         return self.examples == "paper" and reads_answers(style)
 
-    def lead_in(self, style: Style, group: str, item: Item) -> list[Message]:
+    def lead_in(
+        self, style: Style, group: str, item: Item, like: Prompts | None = None
+    ) -> list[Message]:
         """Return the messages before `item`: the system message, and the examples of p3 in it or
-        after it."""
+        after it.
+
+        Args:
+            style: The style.
+            group: The group; not used by a style that names none.
+            item: The question.
+            like: Texts in whose presentation examples are shown; default: those of `texts`.
+        """
         if style not in STYLES:
             raise UserError(f"style {style!r} is unknown; choose from {', '.join(STYLES)}")
         if style != "unaware" and group not in self.groups:
@@ -184,19 +194,24 @@ class StylePrompts:
             return [system]
         majority = self._majorities[group]
         answered = [(example, majority[example.id]) for example in self.examples_for(item)]
+        # Examples are shown as the question is, or they would teach the model another numbering.
+        prompts = self.texts.prompts
+        if like is not None:
+            prompts = dataclasses.replace(prompts, presentation=like.presentation, reply=like.reply)
         if self.p3_form == "turns":
-            return [system, *icl_messages(self.texts.prompts, answered)]
-        return [self._one_message(system, answered, {} if style == "p3" else self._names(group))]
+            return [system, *icl_messages(prompts, answered)]
+        shown = [(prompts.shown(example), answer) for example, answer in answered]
+        return [self._one_message(system, shown, {} if style == "p3" else self._names(group))]
 
     def _one_message(
-        self, system: Message, answered: list[tuple[Item, int]], names: dict[str, str]
+        self, system: Message, answered: list[tuple[Shown, int]], names: dict[str, str]
     ) -> Message:
         """Return the system message of p3 that holds examples with their answers."""
         examples = [
             {
-                "question": f"{example.stem} {example.text}".strip(),
-                "options": list(zip(example.codes, example.options, strict=True)),
-                "answer": example.codes[answer],
+                "question": f"{example.item.stem} {example.item.text}".strip(),
+                "options": list(example.pairs),
+                "answer": example.reply_of(answer),
             }
             for example, answer in answered
         ]

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.answering.asked import AskedItems, asked_items
 from jaxalign.answering.conversations import soft_prompt_layout
 from jaxalign.answering.encode import encode
 from jaxalign.answering.plan import Layout
@@ -26,6 +27,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.model import ModelFiles, open_model
 from jaxalign.methods.conditions import InContext, draw_examples
+from jaxalign.methods.soft_prompt.fitness import Read
 from jaxalign.methods.soft_prompt.settings import Settings, check_settings
 from jaxalign.methods.soft_prompt.space import make_space, prompt_text
 from jaxalign.pocket.society import held_out_survey as simulated_survey
@@ -33,6 +35,7 @@ from jaxalign.prompts import Prompts, load_prompts, untranslated
 from jaxalign.stats.objectives import Objective, ObjectiveInputs, objectives
 from jaxalign.surveys.formats import read_answered, read_questionnaire
 from jaxalign.surveys.hofstede import DIMENSIONS, is_score_file, name_in_edition, targets
+from jaxalign.surveys.presentations import default_presentations, untuned_presentations
 from jaxalign.surveys.survey import Item, Survey, vsm
 from jaxalign.surveys.tables import option_table
 
@@ -49,7 +52,9 @@ class Problem:
     tuned_survey: Survey
     answered_survey: Survey  # of other questions, with the groups' answers to them
     examples: tuple[Item, ...]  # those of its questions that the ICL baseline is shown
-    layout: Layout | SuffixLayout  # of the tuned survey's questions under a soft prompt
+    asked: AskedItems  # the tuned survey's items in the presentations that are tuned on
+    test_presentations: tuple[str, ...]  # names of those that are not
+    layout: Layout | SuffixLayout  # of what is asked, under a soft prompt
 
     @functools.cached_property
     def held_out_survey(self) -> Survey:
@@ -58,6 +63,38 @@ class Problem:
         return self.answered_survey.subset(
             {item.id for item in self.answered_survey.items if item.id not in shown}
         )
+
+    @property
+    def tuned_presentations(self) -> tuple[str, ...]:
+        """Names of the presentations that are tuned on; each order of "orders" has its own."""
+        return self.asked.presentations
+
+    @property
+    def read(self) -> Read | None:
+        """What the fitness reads answers with: the mean over presentations.
+
+        None where there is nothing to average, so that the program is the one of plain items.
+        """
+        plain = np.arange(len(self.tuned_survey.items))[None]
+        if self.asked.neutral_S is None and np.array_equal(self.asked.index_FxQ, plain):
+            return None
+        return self.asked.mean_log_probs
+
+    def asked_in_all(self, survey: Survey) -> AskedItems:
+        """Return a survey's items in every presentation that is reported, the tuned ones first.
+
+        Explicit orders depend on an item's number of options, so a survey with items of several
+        lengths is asked in the other presentations alone.
+        """
+        chosen = (*self._chosen, *self.test_presentations)
+        if len({len(item.options) for item in survey.items}) > 1:
+            chosen = tuple(name for name in chosen if not name.startswith("order")) or ("A", "B")
+        return asked_items(self.prompts, survey.items, chosen, self.settings.answer)
+
+    @property
+    def _chosen(self) -> tuple[str, ...]:
+        """Names of the presentations that are tuned on, as a user gives them."""
+        return chosen_presentations(self.settings, self.model)
 
     @property
     def simulated(self) -> bool:
@@ -82,13 +119,6 @@ class Problem:
             constants_6: C of each score dimension, in points; default: the setting `constant`.
         """
         return make_objective(self.settings, self.tuned_survey, constants_6)
-
-    def layout_of(self, survey: Survey) -> Layout | SuffixLayout:
-        """Lay out the questions of a survey, each asked under a soft prompt."""
-        prompt = self.settings.prompt
-        return soft_prompt_layout(
-            self.model.tokenizer, self.prompts, survey.items, prompt.placement, prompt.length
-        )
 
     def facts(self) -> dict[str, Any]:
         """Return the hashes that a resumed run must find unchanged."""
@@ -147,7 +177,10 @@ def read_problem(
             "so that none is left to be held out; ask for fewer, or give another `held_out`"
         )
     prompt, tokens = settings.prompt, model.tokenizer
-    longest = max(len(tokens.encode_chat([prompts.user(item)])) for item in survey.items)
+    chosen = chosen_presentations(settings, model)
+    asked = asked_items(prompts, survey.items, chosen, settings.answer)
+    test_presentations = untuned(settings, prompts, survey, chosen)
+    longest = max(len(tokens.encode_chat([prompts.user(item)])) for item in asked.rows)
     refuse_too_long(model, longest + prompt.length, f"`prompt.length` {prompt.length}")
     file_names(settings.countries)
     problem = Problem(
@@ -157,12 +190,60 @@ def read_problem(
         tuned_survey=survey,
         answered_survey=answered,
         examples=examples,
-        layout=soft_prompt_layout(tokens, prompts, survey.items, prompt.placement, prompt.length),
+        asked=asked,
+        test_presentations=test_presentations,
+        layout=soft_prompt_layout(
+            tokens,
+            prompts,
+            asked.rows,
+            prompt.placement,
+            prompt.length,
+            per_token=asked.per_token,
+        ),
     )
     # A text that cannot be filled in for a group is refused now, not when the search begins.
     for group in settings.countries:
         recorded_start(problem, group)
     return problem
+
+
+def chosen_presentations(settings: Settings, model: ModelFiles) -> tuple[str, ...]:
+    """Return the presentations to tune on, as a user gives them: as set, or the model's default."""
+    if settings.presentations is not None:
+        return settings.presentations
+    return default_presentations(model.is_pocket)
+
+
+def untuned(
+    settings: Settings, prompts: Prompts, survey: Survey, chosen: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the presentations that are reported besides those that are tuned on.
+
+    Raises:
+        UserError: for one that is among those that are tuned on.
+    """
+    given = settings.test_presentations
+    names = untuned_presentations(chosen) if given is None else given
+    if not names:
+        return ()
+    # Two names may stand for one form: A is the first of all orders, and where the options are not
+    # listed all forms are alike.
+    both = asked_items(prompts, survey.items, (*chosen, *names), settings.answer)
+    count = len(asked_items(prompts, survey.items, chosen, settings.answer).presentations)
+    known = [set(column) for column in both.index_FxQ[:count].T.tolist()]
+    repeated = {
+        name
+        for name, row_Q in zip(
+            both.presentations[count:], both.index_FxQ[count:].tolist(), strict=True
+        )
+        if name in names and all(row in rows for row, rows in zip(row_Q, known, strict=True))
+    }
+    if given is not None and repeated:
+        raise UserError(
+            f"`test_presentations` {' '.join(sorted(repeated))}: tuned on already; give forms that "
+            "are not among `presentations`"
+        )
+    return tuple(name for name in names if name not in repeated)
 
 
 def make_objective(
@@ -186,7 +267,10 @@ def make_objective(
         edition=settings.edition,
         dimensions=settings.dimensions,
         constants_6=constants_6,
-        reading=settings.reading,
+        # Shares of replies are read as probabilities are.
+        reading="expected" if settings.reading == "sampled" else settings.reading,
+        mas_weight=settings.mas_weight,
+        scores=settings.scores,
     )
     return objectives[settings.objective].build(inputs)
 

@@ -24,7 +24,6 @@ from jaxalign.methods.soft_prompt.answers import baseline_questions, tuned_quest
 from jaxalign.methods.soft_prompt.control import GRADIENT_STEPS_PER_DISPATCH, lower_control
 from jaxalign.methods.soft_prompt.problem import Problem
 from jaxalign.methods.soft_prompt.search import ExecutionPlan, abstract_inputs, lower_search
-from jaxalign.optim.evolve import entries_of
 from jaxalign.runtime.hosts import agreed
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.platform import target_platform
@@ -69,7 +68,7 @@ def plan_answers(problem: Problem) -> AnswerPlans:
     """Plan the blocks of both surveys under the baselines and under the tuned prompts."""
     settings = problem.settings
     # The starts, the tuned prompts, and those of the gradient control.
-    prompts = len(settings.countries) * (3 if settings.gradient_steps else 2)
+    prompts = len(settings.entries) * (3 if settings.gradient_steps else 2)
     block_tokens = default_block_tokens(target_platform())
     # What they hold does not matter to the plan, so that all of them may be the same zeros.
     shape = settings.prompt.length, problem.model.config.hidden_size
@@ -151,7 +150,7 @@ def _prepared_bytes(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> i
         problem.settings.prompt,
         mesh,
         execution.kernel,
-        entries=len(problem.settings.countries),
+        entries=len(problem.settings.entries),
         objective=problem.objective(),
     )
     # The weights are left out: they are arguments of the programs that this is counted beside.
@@ -189,7 +188,7 @@ def search_program(
     """Return one dispatch of generations of all countries' searches, or the first generation."""
     settings, config = problem.settings, problem.model.config
     generations = 0 if first else min(settings.save_every, settings.generations)
-    entries = entries_of(settings.countries, settings.seed)
+    entries = settings.entries
     # Of each device, in whole chunks.
     per_device = -(-settings.candidates // mesh.shape[POPULATION])
     computed = -(-per_device // execution.chunk) * execution.chunk
@@ -211,6 +210,7 @@ def search_program(
             kernel=execution.kernel,
             objective=problem.objective(),
             weights=settings.weights,
+            read=problem.read,
         ),
         remedy=f"give a smaller `population`, or a `prompt.projection`; or {_SMALLER}",
         unit="generation",
@@ -229,13 +229,14 @@ def _control_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> 
             problem.layout,
             settings.prompt,
             mesh,
-            entries=entries_of(settings.countries, settings.seed),
+            entries=settings.entries,
             steps=min(GRADIENT_STEPS_PER_DISPATCH, settings.gradient_steps),
             total_steps=settings.gradient_steps,
             learning_rate=settings.gradient_rate,
             kernel=execution.kernel,
             objective=problem.objective().differentiable(),
             weights=settings.weights,
+            read=problem.read,
         ),
         remedy="`gradient_steps` 0 leaves the gradient control out",
         unit="step",

@@ -45,8 +45,9 @@ from jaxalign.lm.mesh import ROOM, device_mesh, weight_bytes
 from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import Params, WeightFormat, program_params
 from jaxalign.methods.conditions import Persona
-from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
+from jaxalign.methods.soft_prompt.fitness import FitnessInputs, Read, make_fitness
 from jaxalign.methods.soft_prompt.problem import Problem, start_text
+from jaxalign.methods.soft_prompt.settings import entry_labels
 from jaxalign.methods.soft_prompt.space import (
     SoftPromptConfig,
     Space,
@@ -57,7 +58,7 @@ from jaxalign.methods.soft_prompt.space import (
     make_space,
 )
 from jaxalign.optim.api import Optimizer
-from jaxalign.optim.evolve import Entry, Evolution, entries_of, make_evolution
+from jaxalign.optim.evolve import Entry, Evolution, make_evolution
 from jaxalign.runs import Run
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.hosts import agreed, agreed_choice
@@ -89,7 +90,7 @@ def choose_search_mesh(problem: Problem, candidates: int | None = None, prefix: 
 
     Args:
         problem: What is searched.
-        candidates: Candidates per generation; default: those of one search per country.
+        candidates: Candidates per generation; default: those of a search per country and seed.
         prefix: Text before the reason that is logged.
     """
     settings, config = problem.settings, problem.model.config
@@ -117,7 +118,7 @@ def choose_execution(
         mesh: The devices.
         recorded: Facts of the run that is resumed, whose choices are kept; empty for a new one.
             Only process 0's counts.
-        searches: Number of searches in all; default: one per country.
+        searches: Number of searches in all; default: one per country and seed.
 
     Raises:
         UserError: for a kernel that this device does not have.
@@ -126,7 +127,7 @@ def choose_execution(
     kept = agreed(recorded.get("chunk", 0))
     chunk = kept or settings.chunk
     if not chunk:
-        candidates = (searches or len(settings.countries)) * settings.strategy.population
+        candidates = (searches or len(settings.entries)) * settings.strategy.population
         chunk = busy_chunk(problem.layout.tokens_computed, target_platform())
         # More than all candidates would be padding anywhere. A device's share is no such bound: the
         # last bits depend on the chunk, and must not depend on the number of devices.
@@ -314,9 +315,7 @@ class Search:
     @property
     def _labels(self) -> tuple[str, ...]:
         """Names of the entries: their groups', with the seed where seeds differ."""
-        if len({seed for _, seed in self.entries}) == 1:
-            return tuple(group for group, _ in self.entries)
-        return tuple(f"{group} s{seed}" for group, seed in self.entries)
+        return entry_labels(self.entries)
 
     def _progress(self, done: int, metrics: Mapping[str, np.ndarray] | None = None) -> Progress:
         fields = {}
@@ -353,7 +352,7 @@ def build_search(
         problem: What is searched.
         lm: The model, on the mesh.
         execution: How it is computed; the chunk is halved until the program fits, unless fixed.
-        entries: Group and seed of each entry; default: each country under the settings' seed.
+        entries: Group and seed of each entry; default: each country under each seed.
         objective: The objective of all groups; default: the problem's, with C as given or fitted.
         prefix: Text before each line that is logged.
         remedy: What to do where the program does not fit, for the message.
@@ -362,7 +361,7 @@ def build_search(
         UserError: where the program does not fit into memory.
     """
     settings, mesh = problem.settings, lm.mesh
-    entries = entries_of(settings.countries, settings.seed) if entries is None else tuple(entries)
+    entries = settings.entries if entries is None else tuple(entries)
     local = local_view(lm.params)  # for the small work that each process does by itself
     if objective is None:
         objective = problem.objective(score_constants(problem, lm))
@@ -383,7 +382,7 @@ def build_search(
 
     @functools.cache  # so that what is compiled to see whether it fits is what runs
     def evolution(chunk: int) -> Evolution:
-        fitness = make_fitness(lm.config, chunk)
+        fitness = make_fitness(lm.config, chunk, read=problem.read)
         return make_evolution(settings.strategy, space.dims, fitness, mesh, entries)
 
     # Halve the number of prompts computed at a time until the compiled program fits.
@@ -457,6 +456,7 @@ def lower_search(
     kernel: Kernel = "xla",
     objective: Objective | None = None,
     weights: WeightFormat = "stored",
+    read: Read | None = None,
 ) -> jax.stages.Lowered:
     """Lower one dispatch of a search from shapes alone.
 
@@ -472,8 +472,10 @@ def lower_search(
         kernel: The attention kernel.
         objective: The objective of the entries' groups, in arrays or shapes; default: the VSM's.
         weights: Storage of the linear layers, as in `load_model`.
+        read: Averages answers over presentations, as in `make_fitness`.
     """
-    fitness, dims = make_fitness(config, chunk), prompt.dims(config.hidden_size)
+    fitness = make_fitness(config, chunk, read=read)
+    dims = prompt.dims(config.hidden_size)
     evolution = make_evolution(optimizer, dims, fitness, mesh, entries)
     inputs = abstract_inputs(
         config,

@@ -43,7 +43,7 @@ from jaxalign.methods.soft_prompt.search import (
     choose_search_mesh,
     log_int8_change,
 )
-from jaxalign.methods.soft_prompt.settings import Settings, pocket_defaults
+from jaxalign.methods.soft_prompt.settings import Settings, entry_labels, pocket_defaults
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.algorithms.differential_evolution import DifferentialEvolution
 from jaxalign.optim.api import Optimizer
@@ -64,7 +64,7 @@ class SoftPromptRun:
     Attributes:
         out: The run's directory.
         result: The content of its `result.json`.
-        prompts: The tuned prompts, by country.
+        prompts: The tuned prompts, by country; with several seeds by country and seed ("USA s0").
         seconds: Seconds that the search took in this process; 0 where nothing was left to search.
         candidates: Number of candidates that the whole search evaluates, at most.
     """
@@ -85,7 +85,8 @@ def tune_soft_prompt(
     generations: int = 160,
     prompt: SoftPromptConfig | Mapping[str, Any] | None = None,
     objective: str = "vsm",
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
+    seed: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     on_progress: OnProgress = ignore,
@@ -104,7 +105,8 @@ def tune_soft_prompt(
         prompt: The soft prompt and its search space, as a `SoftPromptConfig` or as a dict of its
             fields, such as `{"length": 8}`.
         objective: Name of the loss (`jaxalign.stats.objectives`).
-        seed: Seed of every random draw.
+        seeds: Seeds of the random draws; each country is tuned under each of them, side by side.
+        seed: One seed, instead of `seeds`.
         out: Directory for a whole run: the prompts, and what the baselines, the gradient control
             and the held-out survey say of them (`result.json`). Without it the search alone runs,
             and nothing is written.
@@ -114,8 +116,8 @@ def tune_soft_prompt(
             `penalty=1.0` or `edition="matrix2015"`.
 
     Returns:
-        The tuned prompts by country: each can be saved, exported to PEFT, or passed to `ask` and
-        `generate` as a condition.
+        The tuned prompts by country, and with several seeds by country and seed, such as "USA s0".
+        Each can be saved, exported to PEFT, or passed to `ask` and `generate` as a condition.
 
     Raises:
         UserError: for settings that cannot be used, and for a search that does not fit into memory.
@@ -152,7 +154,7 @@ def tune_soft_prompt(
         prompt=prompt,
         strategy=Strategy.of(optimizer),
         generations=generations,
-        seed=seed,
+        seeds=tuple(seeds) if seed is None else (seed,),
         **settings,
     )
     if survey is not None and survey.sha256 == vsm().sha256:
@@ -278,19 +280,32 @@ def run_soft_prompt(
 
 
 def soft_prompts(problem: Problem, prompts_CxMxD: jax.Array) -> dict[str, SoftPrompt]:
-    """Return the countries' prompts as values that know what they were tuned for."""
+    """Return the prompts as values that know what they were tuned for.
+
+    Args:
+        problem: What was searched.
+        prompts_CxMxD: One prompt per entry, in the order of the settings' entries.
+
+    Returns:
+        Prompts by country; with several seeds by country and seed, such as "USA s0".
+    """
     settings = problem.settings
     return {
-        group: SoftPrompt(
+        label: SoftPrompt(
             embeddings_MxD=prompt_MxD,
             placement=settings.prompt.placement,
             group=group,
             start=recorded_start(problem, group),
-            seed=settings.seed,
+            seed=seed,
             model=problem.model.name,
             model_sha256=problem.model.sha256,
         )
-        for group, prompt_MxD in zip(settings.countries, np.asarray(prompts_CxMxD), strict=True)
+        for label, (group, seed), prompt_MxD in zip(
+            entry_labels(settings.entries),
+            settings.entries,
+            np.asarray(prompts_CxMxD),
+            strict=True,
+        )
     }
 
 

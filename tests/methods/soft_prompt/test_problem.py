@@ -37,7 +37,7 @@ def refusal(settings: Settings) -> str:
     [
         ({"icl_examples": -1}, "`icl_examples` -1"),
         ({"gradient_steps": -1}, "`gradient_steps` -1"),
-        ({"seed": -1}, "`seed` -1"),
+        ({"seeds": (-1,)}, "`seeds` -1"),
         ({"penalty": float("nan")}, "`penalty` nan"),
         ({"gradient_rate": float("nan")}, "`gradient_rate` nan"),
         ({"constant": float("inf")}, "C must be finite"),
