@@ -221,22 +221,34 @@ def spread_table(
     return Table(caption, columns, rows, digits, folded=folded)
 
 
-def correlation_words(correlation: Mapping[str, float] | None) -> str:
-    """Say what the correlation of item means between presentations A and B is evidence of."""
+def correlation_words(
+    correlation: Mapping[str, float] | None, pair: Sequence[str] = ("A", "B")
+) -> str:
+    """Say what the correlation of item means between two presentations is evidence of.
+
+    Args:
+        correlation: The record of its interval; None if it is not defined.
+        pair: The two presentations.
+    """
+    what = f"item means under {named(pair)}"
     if correlation is None or not is_number(correlation["mean"]):
         return (
-            "item means under presentations A and B have no correlation, because the answers do "
-            "not vary over items or there are too few of them."
+            f"{what} have no correlation, because the answers do not vary over items or there are "
+            "too few of them."
         )
     found = Estimate.read(correlation)
-    return (
-        "item means under presentations A and B (numbers reversed) correlate at "
-        f"{with_bounds(found, 2)}: the answers follow {_followed(found)}."
-    )
+    followed = _followed(found, pair)
+    ending = f": the answers follow {followed}" if followed else ""
+    return f"{what} correlate at {with_bounds(found, 2)}{ending}."
 
 
-def _followed(found: Estimate) -> str:
-    """Return what answers follow, given the correlation between presentations A and B."""
+def _followed(found: Estimate, pair: Sequence[str]) -> str:
+    """Return what answers follow, given the correlation between two presentations.
+
+    "" for other presentations than A and B, which differ in the numbers alone.
+    """
+    if tuple(pair) != ("A", "B"):
+        return ""
     if found.has_interval and found.low > 0:
         return "what the options mean"
     if found.has_interval and found.high < 0:
@@ -245,31 +257,33 @@ def _followed(found: Estimate) -> str:
 
 
 def correlations_table(
-    rows: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]
+    rows: Mapping[str, Mapping[str, Any]],
+    columns: Mapping[str, str],
+    pair: Sequence[str] = ("A", "B"),
 ) -> Table | None:
-    """Return the correlation of item means between presentations A and B, and what it says.
+    """Return the correlation of item means between two presentations, and what it says.
 
     Args:
         rows: By name of the row, the interval of each column.
         columns: The columns' keys, and their names in words.
+        pair: The two presentations.
     """
     cells = []
     for name, by_column in rows.items():
         found = [Estimate.read(by_column.get(key)) for key in columns]
-        known = [e for e in found if e is not None]
+        known = {w: e for w, e in zip(columns.values(), found, strict=True) if e is not None}
         if known:
-            said = dict.fromkeys(_followed(e) for e in known)
-            words = _each(columns, found) if len(said) > 1 else next(iter(said))
-            cells.append((name, *found, words))
-    caption = "Item means under presentation A against B (numbers reversed), correlated over items"
+            said = {word: _followed(e, pair) for word, e in known.items()}
+            alike = len(set(said.values())) == 1
+            each = "; ".join(f"{word.lower()}: {words}" for word, words in said.items())
+            cells.append((name, *found, next(iter(said.values())) if alike else each))
+    reversed_numbers = " (numbers reversed)" if tuple(pair) == ("A", "B") else ""
+    caption = (
+        f"Item means under presentation {pair[0]} against {pair[1]}{reversed_numbers}, correlated "
+        "over items"
+    )
     headings = ("Method", *columns.values(), "The answers follow")
     return Table(caption, headings, tuple(cells), 2) if cells else None
-
-
-def _each(columns: Mapping[str, str], found: Sequence[Estimate | None]) -> str:
-    """Say of each column what its answers follow."""
-    pairs = zip(columns.values(), found, strict=True)
-    return "; ".join(f"{name.lower()}: {_followed(e)}" for name, e in pairs if e is not None)
 
 
 def constant_words(rows: Mapping[str, Mapping[str, Mapping[str, Any] | None]]) -> str:

@@ -22,7 +22,6 @@ from jaxalign.commands.reports.soft_prompt_presentations import (
 from jaxalign.commands.reports.soft_prompt_record import (
     Result,
     constants_words,
-    gate_of,
     has_scores,
     never_tuned_on,
     shows_signal,
@@ -110,7 +109,7 @@ def _sections(result: Result, out: Path) -> list[Section]:
         section("What the gain owes to the presentation", *presentation_blocks(result)),
         section(
             "Validity gate: does the survey measure anything on this model?",
-            *gate_blocks(gate_of(result), result["measure"]["validity_tuned"]),
+            *gate_blocks(_gates(result)),
         ),
         section("What the answers are like", *answer_blocks(result)),
         section("The six scores", parts.radar_figure(result, out)),
@@ -121,6 +120,12 @@ def _sections(result: Result, out: Path) -> list[Section]:
         section("What a low loss does not prove", Listing(_LIMITS)),
         provenance(result),
     ]
+
+
+def _gates(result: Result) -> dict[str, Result]:
+    """Return the validity gate over all presentations, and over those that were tuned on."""
+    gates = [result["measure"][name] for name in ("validity", "validity_tuned")]
+    return {f"Over {', '.join(gate['presentations'])}": gate for gate in gates if gate}
 
 
 def _summary(result: Result) -> str:

@@ -46,25 +46,40 @@ def gate_note(gate: Record | None) -> Note:
     return Note(text, "label", f"Validity gate: {lead}.")
 
 
+def judged(record: Any, gate: Record | None) -> Any:
+    """Return a record of results in which every `verdict` reads as the validity gate allows.
+
+    Args:
+        record: Any nesting of dictionaries and lists; it is left alone.
+        gate: Record of the gate.
+    """
+    if has_signal(gate) is not False:
+        return record
+    if isinstance(record, Mapping):
+        return {
+            key: NO_SIGNAL if key == "verdict" and isinstance(value, str) else judged(value, gate)
+            for key, value in record.items()
+        }
+    return [judged(value, gate) for value in record] if isinstance(record, list) else record
+
+
 def gate_line(gate: Record | None) -> str:
     """Return the same as one line for the terminal."""
     note = gate_note(gate)
     return f"{note.lead} {note.text}"
 
 
-def gate_blocks(gate: Record | None, tuned: Record | None = None) -> list[Text | Table]:
+def gate_blocks(by_name: Mapping[str, Record | None]) -> list[Text | Table]:
     """Return the numbers behind the verdict.
 
     Args:
-        gate: Record of the gate, over all presentations.
-        tuned: The same over the presentations that were tuned on; None to leave it out.
+        by_name: Records of the gate, by what each is over or about; the first is the verdict.
     """
-    if gate is None:
+    known = {name: gate for name, gate in by_name.items() if gate}
+    if not known:
         return []
-    gates = [gate]
-    if tuned and tuned["presentations"] != gate["presentations"]:
-        gates.append(tuned)
-    rows = []
+    gates = list(known.values())
+    gate, rows = gates[0], []
     for name, words, needed in _MEASURED:
         rows.append((words, *(Estimate.read(g[name]) for g in gates), needed))
     if any(g["permutation"] for g in gates):
@@ -73,13 +88,12 @@ def gate_blocks(gate: Record | None, tuned: Record | None = None) -> list[Text |
         values = [(g["permutation"] or {}).get("p_value") for g in gates]
         rows.append((words, *values, ""))
     rows.append(("Verdict", *(_VERDICTS[g["passes"]] for g in gates), "both"))
-    headings = [f"Over {', '.join(g['presentations'])}" for g in gates]
     return [
         Text(_EXPLANATION),
         Table(
             f"Validity gate: {gate['countries']} countries, {gate['items']} items with an order; "
             "95 % intervals over presentations, countries and items",
-            ("Measured", *headings, "Needed"),
+            ("Measured", *known, "Needed"),
             tuple(rows),
             3,
         ),
