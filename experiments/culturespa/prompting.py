@@ -46,13 +46,10 @@ def run(settings: PromptingSettings) -> None:
         experiment = reopen(finished, on_progress)
         folders = {name: adapter_folder(finished.out, name) for name in names}
         adapters = AdapterFiles(folders, experiment.lm.files)
-        answers = finished.answers()
-        prompted = ask_in_other_styles(experiment, adapters, answers)
-    record = plain(
-        prompting_record(
-            experiment.settings, experiment.inputs, answers, prompted, finished.untrained
-        )
-    )
+        answers, alone = finished.answers(), finished.by_presentation()
+        prompted = ask_in_other_styles(experiment, adapters, answers, alone)
+    settings, inputs = experiment.settings, experiment.inputs
+    record = plain(prompting_record(settings, inputs, answers, prompted, finished.untrained, alone))
     write_json(finished.out / "prompting.json", record)
     plot_prompting(finished.out / "prompting.png", record)
     write_culturespa_report(finished.result | {"prompting": record}, finished.out)

@@ -32,7 +32,9 @@ def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
     settings = CultureSPASettings(countries=("USA", "CHN"), resamples=20, seeds=2)
     survey = held_out_survey()
     tables = make_tables(survey, settings.countries)
-    inputs = SimpleNamespace(survey=survey, tables=tables, guard_name="", guard=())
+    inputs = SimpleNamespace(
+        survey=survey, tables=tables, guard_name="", guard=(), presentations=("A",)
+    )
     random = np.random.default_rng(0)
     shape = (2, 1, 2, len(survey.items))
     answers = {m: random.integers(0, 2, shape).astype(np.float32) for m in (*STYLES, *TUNED)}

@@ -60,9 +60,12 @@ class Finished:
 
     def answers(self) -> dict[str, np.ndarray]:
         """Return positions of options by method, float32 [seeds, runs, C, Q], NaN for no answer."""
-        methods = _read_json(self.out / "answers.json")["methods"]
-        arrays = {name: np.array(values, np.float32) for name, values in methods.items()}
-        return {name: np.where(a < 0, np.nan, a).astype(np.float32) for name, a in arrays.items()}
+        return _positions(_read_json(self.out / "answers.json")["methods"])
+
+    def by_presentation(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return the same in each presentation alone, if there are several."""
+        alone = _read_json(self.out / "answers.json").get("presentations", {})
+        return {name: _positions(methods) for name, methods in alone.items()}
 
     def require_joint_data(self) -> None:
         """Raise UserError if the joint model had nothing to train on."""
@@ -173,6 +176,11 @@ def _typed(value: Any, declared: str) -> Any:
     if isinstance(value, list):
         return tuple(value)
     return Path(value) if isinstance(value, str) and "Path" in declared else value
+
+
+def _positions(methods: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    arrays = {name: np.array(values, np.float32) for name, values in methods.items()}
+    return {name: np.where(a < 0, np.nan, a).astype(np.float32) for name, a in arrays.items()}
 
 
 def _read_json(path: Path) -> Any:

@@ -134,6 +134,7 @@ def seed_tokens(experiment: Experiment, questions: Survey) -> TrainingTokens:
         experiment.inputs.prompts,
         experiment.inputs.files.tokenizer,
         end_of_turn=experiment.settings.end_of_turn,
+        presentations=experiment.inputs.presentations,
     )
 
 

@@ -38,6 +38,7 @@ from jaxalign.prompts import untranslated
 from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.formats.multiple_choice import read_multiple_choice
 from jaxalign.surveys.names import group_within
+from jaxalign.surveys.presentations import PUBLISHED
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.surveys.tables import Tables, make_tables
 
@@ -71,6 +72,7 @@ class Inputs:
         guard: Questions that fine-tuning should not break, with the right option's position.
         guard_name: Name and hash of the guard's questions.
         existing: Questions to start from instead of writing new ones.
+        presentations: Names of the presentations in which questions are asked and trained on.
     """
 
     files: ModelFiles
@@ -81,6 +83,7 @@ class Inputs:
     guard: tuple[tuple[Item, int], ...]
     guard_name: str
     existing: ExistingQuestions | None = None
+    presentations: tuple[str, ...] = (PUBLISHED,)
 
     @functools.cached_property
     def guard_questions(self) -> Questions:
@@ -170,6 +173,7 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         guard=guard,
         guard_name=guard_name,
         existing=read_existing(settings.questions, survey) if settings.questions else None,
+        presentations=settings.presentations,
     )
     if inputs.existing is None:
         advice = "lower `writing.max_new_tokens`"
@@ -290,6 +294,7 @@ def example_lengths(
         inputs.prompts,
         inputs.files.tokenizer,
         end_of_turn=settings.end_of_turn,
+        presentations=inputs.presentations,
     ).longest()
 
 

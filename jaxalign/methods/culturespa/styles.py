@@ -7,7 +7,8 @@
     p1p3      p1, then those questions           p2p3      p2, then those questions
 
 P3's questions are those of the item's topic, or those most like it (`similar`). They are shown as
-turns of the conversation, or, as published, all in the system message (`p3_form`).
+turns of the conversation, or, as published, all in the system message (`p3_form`), in the
+presentation in which the item itself is shown.
 
 A country may be any group that the survey has answers of. Which groups are alike (p2) and what most
 people of a group answer (p3) are read from a survey. The paper reads them from the very survey that
@@ -39,7 +40,7 @@ from jaxalign.methods.culturespa.similar import Similarity
 from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_prompt
 from jaxalign.stats.alignment import between_countries
 from jaxalign.surveys.names import country_name
-from jaxalign.surveys.presentations import Shown
+from jaxalign.surveys.presentations import Shown, present
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.surveys.tables import make_tables
 
@@ -224,9 +225,9 @@ class StylePrompts:
         )
         return {"role": "system", "content": content}
 
-    def conversation(self, style: Style, group: str, item: Item) -> list[Message]:
-        """Return the messages before `item`, and the question itself."""
-        return [*self.lead_in(style, group, item), self.texts.prompts.user(item)]
+    def conversation(self, style: Style, group: str, item: Item | Shown) -> list[Message]:
+        """Return the messages before an item, and the question itself, shown as it is given."""
+        return [*self.lead_in(style, group, present(item).item), self.texts.prompts.user(item)]
 
     def same_lead_in(self, style: Style, items: Sequence[Item]) -> list[list[int]]:
         """Group the positions in `items` that share a lead-in, whichever group it names."""
@@ -346,22 +347,23 @@ def encode_styles(
     prompts: StylePrompts,
     styles: Sequence[Style],
     groups: Sequence[str],
-    items: Sequence[Item],
+    items: Sequence[Item | Shown],
 ) -> Conversations:
     """Return the conversations of several styles as tokens.
 
     Every item is asked in every style for every group of `groups_asked`, style by style and group
     by group, so that the results of a style can be reshaped to [C, Q].
     """
+    plain = [present(item).item for item in items]
     lead_ins, pairs = [], []
     for style in styles:
-        same_lead_in = prompts.same_lead_in(style, items)
+        same_lead_in = prompts.same_lead_in(style, plain)
         for group in groups_asked(style, groups):
             # Position of each item's lead-in, and of the item.
             pairs_Qx2 = np.zeros((len(items), 2), np.int32)
             pairs_Qx2[:, 1] = np.arange(len(items))
             for positions in same_lead_in:
                 pairs_Qx2[positions, 0] = len(lead_ins)
-                lead_ins.append(prompts.lead_in(style, group, items[positions[0]]))
+                lead_ins.append(prompts.lead_in(style, group, plain[positions[0]]))
             pairs.append(pairs_Qx2)
     return encode(tokens, prompts.texts.prompts, lead_ins, items, np.concatenate(pairs))

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jaxalign.methods.culturespa.result import difference, guard_record, paired
+from jaxalign.methods.culturespa.result import Scored, difference, guard_record, paired
+from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.stats.bootstrap import count_draws
 from jaxalign.stats.paired_scores import drawn_scores
@@ -42,6 +43,34 @@ def test_a_difference_is_over_the_items_that_both_answered():
 def test_the_verdict_says_where_there_is_no_interval_over_seeds(seeds, words):
     scores = np.tile(np.array(seeds)[None, :, None], (20, 1, 2))
     assert difference(scores, np.zeros_like(scores))["verdict"] == words
+
+
+def test_intervals_are_wider_by_the_spread_over_presentations():
+    """A gain under one presentation that is a loss under the other."""
+    countries = ("USA", "CHN", "NGA", "SWE")
+    survey = held_out_survey()
+    inputs = SimpleNamespace(survey=survey, tables=make_tables(survey, countries))
+    settings = CultureSPASettings(countries=countries, resamples=50, seeds=2)
+    gold = np.tile(np.nan_to_num(inputs.tables.gold_CxQ), (2, 1, 1, 1))
+    other = np.random.default_rng(0).integers(0, 2, gold.shape).astype(np.float32)
+    answers = {"p1": other, "joint": gold}
+    alone = {"A": {"p1": other, "joint": gold}, "B": {"p1": gold, "joint": other}}
+    scored, once = Scored(settings, inputs, answers, alone), Scored(settings, inputs, answers)
+    narrow, wide = once.difference("joint", "p1"), scored.difference("joint", "p1")
+    assert wide["value"] == narrow["value"]
+    assert wide["by_seed"] == narrow["by_seed"]
+    assert narrow["verdict"] == "higher"
+    assert wide["verdict"] == "not told apart"
+    # d and -d have the standard deviation √2 d, and their mean d.
+    half = 1.96 * narrow["value"]
+    low, high = narrow["interval"]
+    expected = narrow["value"] - np.hypot(narrow["value"] - low, half)
+    assert wide["interval"][0] == pytest.approx(expected, rel=1e-3)
+    assert wide["interval"][1] > high + 0.9 * half
+    by_form = [one.difference("joint", "p1")["value"] for one in scored.alone.values()]
+    assert by_form == [narrow["value"], -narrow["value"]]
+    same = Scored(settings, inputs, answers, {"A": answers, "B": answers})
+    assert same.method("joint") == once.method("joint"), "what does not vary widens nothing"
 
 
 def test_the_guard_speaks_of_the_mean_change():
