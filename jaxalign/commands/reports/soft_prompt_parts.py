@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.commands.reports.presentations import TUNED, UNTUNED
+from jaxalign.commands.reports.presentations import TUNED, UNTUNED, named
 from jaxalign.commands.reports.soft_prompt_record import (
     HELD_OUT,
     HELD_OUT_LINES,
@@ -25,6 +25,7 @@ from jaxalign.commands.reports.soft_prompt_record import (
 )
 from jaxalign.methods.base import PERMUTED
 from jaxalign.methods.soft_prompt.result import reading_words, readings
+from jaxalign.methods.soft_prompt.settings import entry_labels
 from jaxalign.report import figures
 from jaxalign.report.common import FIGURES, make_figure, matrix_table
 from jaxalign.report.document import Estimate, Figure, Table
@@ -111,8 +112,7 @@ def radar_figure(result: Result, out: Path) -> Figure | None:
         f"One radar per country with the axes {joined(names)}: published scores, plain question, "
         "examples in context and tuned prompt.",
         table,
-        list(shown.values()),
-        drawn=True,
+        list(shown.values())
     )
 
 
@@ -191,7 +191,7 @@ def transfer_figure(result: Result, out: Path) -> Figure | None:
 
 def convergence_figure(result: Result, out: Path) -> Figure | None:
     """Draw the losses over generations, from `metrics.jsonl`; None if the run has none."""
-    rows = _metrics(out / "metrics.jsonl", list(result["countries"]))
+    rows = _metrics(result, out / "metrics.jsonl")
     if not rows:
         return None
     shown = {name: KEYS[name].as_line() for name in ("naive", "persona", "icl")}
@@ -206,26 +206,46 @@ def convergence_figure(result: Result, out: Path) -> Figure | None:
         country: tuple([row[country].get(n) for row in rows] for n in ("best_so_far", "median"))
         for country in levels
     }
+    count = len(result["seeds"])
+    seeds = f", mean over {count} seeds" if count > 1 else ""
     panels, legend = figures.convergence(losses, levels, shown, f"{minimised} in points")
     return make_figure(
         out / "convergence.png",
         panels,
-        f"{minimised.capitalize()} over generations, {reading_words(tuned)} reading, with the "
-        "baselines' losses as lines across.",
+        f"{minimised.capitalize()} over generations, {reading_words(tuned)} reading, "
+        f"{named(tuned_on(result))}{seeds}, with the baselines' losses as lines across.",
         f"One panel per country: the best {minimised} so far and the median of the population "
         "over the generations.",
         _convergence_table(rows, list(losses), minimised),
-        legend,
-        drawn=True,
+        legend
     )
 
 
-def _metrics(path: Path, countries: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows of a run's metrics that have all countries."""
+def _metrics(result: Result, path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics that have all countries, as means over seeds."""
     if not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    return [row for row in rows if all(country in row for country in countries)]
+    entries = [(country, seed) for country in result["countries"] for seed in result["seeds"]]
+    labels = dict(zip(entries, entry_labels(entries), strict=True))
+    rows = []
+    for line in path.read_text("utf-8").splitlines():
+        row = json.loads(line) if line.strip() else {}
+        if all(label in row for label in labels.values()):
+            means = {
+                country: _mean_metrics([row[labels[country, s]] for s in result["seeds"]])
+                for country in result["countries"]
+            }
+            rows.append({"generation": row["generation"], **means})
+    return rows
+
+
+def _mean_metrics(by_seed: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return means over seeds; None where a seed has no finite value."""
+    means = {}
+    for name in ("best_so_far", "median"):
+        values = [metrics.get(name) for metrics in by_seed]
+        means[name] = sum(values) / len(values) if all(map(is_number, values)) else None
+    return means
 
 
 def _convergence_table(
