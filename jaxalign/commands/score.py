@@ -29,13 +29,14 @@ from jaxalign.runs.console import print_table
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis import score_replies
 from jaxalign.stats.metrics import DEFAULT_METRICS
+from jaxalign.surveys.options import SurveyOptions
 from jaxalign.surveys.replies import Numbering, ReaderName
 from jaxalign.surveys.reply_files import Mode
 from jaxalign.surveys.responses import NOT_ANSWERS
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(SurveyOptions):
     """Score replies that already exist and write a report."""
 
     survey: Path
@@ -45,9 +46,6 @@ class Config:
     """Files of replies; several files of the same country and mode are runs."""
     distributions: Path | None = None
     """CSV file with the columns country, item, code and share, if the survey is a CSV file."""
-    wording: Path | None = None
-    """File or folder that words the items of a World Values Survey file: a CultureSPA data folder,
-    or a JSON or CSV file of your own with the same item ids."""
     reader: ReaderName = "first_integer"
     """How a reply is read. first_integer: the first integer, wherever it stands, as published;
     strict: the reply must be the number."""
@@ -82,6 +80,8 @@ def score(config: Config) -> None:
         config.replies,
         distributions=config.distributions,
         wording=config.wording,
+        by=config.by,
+        min_respondents=config.min_respondents,
         reader=config.reader,
         numbering=config.numbering,
         country=config.country,

@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.templates import render_chat
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.safetensors_io import check_not_pointer
 
@@ -40,7 +42,7 @@ _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _HASHED = (*_FILES, "tokenizer_config.json", "special_tokens_map.json", "merges.txt")
 # Without a date, the template of Llama 3.1 prints this one, and that of 3.2 prints today's, which
 # would make a run depend on the day it is resumed.
-_DATE = "26 Jul 2024"
+_DATE = datetime.date(2024, 7, 26)  # what templates take for today, so that no run depends on it
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
@@ -196,19 +198,17 @@ class Tokenizer:
         Raises:
             UserError: If the template fails, with its message.
         """
-        import jinja2  # here, because only rendering needs it and it takes time to import
-
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=self.template,
+            return render_chat(
+                self.template,
+                messages=list(messages),
                 add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                return_dict=False,
-                date_string=_DATE,
+                date_string=f"{_DATE:%d %b %Y}",
+                today=_DATE,
+                **self.tokenizer.special_tokens_map,
             )
-        except (jinja2.TemplateError, KeyError, TypeError) as error:
-            line = " ".join(str(error).split())
+        except Exception as error:  # a template may raise anything
+            line = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{self.folder}: chat template: {line}") from None
 
     def encode_chat(

@@ -110,6 +110,12 @@ class Prompts:
             raise UserError(
                 f"prompt text persona.jinja: says nothing of {group} but the country; use `person`"
             )
+        region = (values["values"] or {}).get("region", "")
+        if region.isdecimal():
+            raise UserError(
+                f"{group}: region {region} has no name in this file; read the survey's SPSS or "
+                "Stata edition, which holds the names of regions"
+            )
         # A text that needs an adjective is refused where there is none, instead of saying "None".
         values = {name: value for name, value in values.items() if value is not None}
         return {"role": "system", "content": render("persona.jinja", self.persona, **values)}

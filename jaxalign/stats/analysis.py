@@ -86,6 +86,7 @@ from jaxalign.stats.comparison import Comparison, compare, item_stats
 from jaxalign.stats.intervals import Interval, seed_interval
 from jaxalign.stats.metrics import DEFAULT_METRICS, Metric, select
 from jaxalign.surveys.formats import read_answered
+from jaxalign.surveys.options import SurveyOptions
 from jaxalign.surveys.replies import Numbering, ReaderName, items_left_out, read_answers
 from jaxalign.surveys.reply_files import Mode, Replies, read_replies
 from jaxalign.surveys.responses import Responses
@@ -101,6 +102,8 @@ def score_replies(
     *,
     distributions: Path | str | None = None,
     wording: Path | str | None = None,
+    by: Sequence[str] | None = None,
+    min_respondents: int | None = None,
     reader: ReaderName = "first_integer",
     numbering: Numbering = "codes",
     country: str | None = None,
@@ -120,6 +123,10 @@ def score_replies(
             code and share.
         wording: where `survey` is a file that holds codes alone, such as the World Values Survey:
             the file or folder that words its items.
+        by: where `survey` is such a file: variables that divide its countries into groups, such as
+            "sex" and "age"; see `jaxalign.surveys.groups`.
+        min_respondents: where `survey` is such a file: fewest respondents of a group, and fewest
+            answers of a group to an item; default: 50.
         reader: how a reply is read. "first_integer" takes the first integer, wherever it stands, as
             published; with "strict" the reply must be the number.
         numbering: what a number means: "codes" are the survey's own, some of which start at 0;
@@ -164,7 +171,14 @@ def score_replies(
         raise UserError(f"`replies`: {min(repeated)} is named twice")
     select(metrics)  # an unknown name must not be found after the files have been read
     if not isinstance(survey, Survey):
-        survey = read_answered(survey, "survey", distributions, worded=False, wording=wording)
+        options = SurveyOptions(
+            wording=None if wording is None else Path(wording),
+            by=None if by is None else tuple(by),
+            min_respondents=min_respondents,
+        )
+        survey = read_answered(
+            survey, "survey", distributions, worded=False, options=options, quiet=True
+        )
     runs = _read_runs(survey, replies, country, mode)
     responses = [read_answers(run, survey, reader, numbering) for run in runs]
     # If no reply is an answer, there is nothing to score, and a wrong setting is the likely cause.
@@ -215,10 +229,7 @@ def _read_runs(
                 if run == dataclasses.replace(other, source=run.source):
                     raise UserError(f"{run.source}: holds the same replies as {other.source}")
             if run.country is not None and run.country not in survey.distributions:
-                raise UserError(
-                    f"{run.source}: country {run.country!r} is not in the survey; it has "
-                    f"{' '.join(survey.distributions)}"
-                )
+                raise UserError(f"{run.source}: {survey.why_absent(run.country)}")
             runs.append(run)
     return runs
 

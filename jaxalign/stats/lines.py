@@ -19,12 +19,13 @@ Letters: C country, Q item, O option, B draw.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jaxalign.stats.distances import item_similarities
-from jaxalign.surveys.tables import Tables
+from jaxalign.surveys.survey import Survey
+from jaxalign.surveys.tables import Tables, option_table
 
 LINE_NAMES = {
     "uniform": "uniform answer",
@@ -118,37 +119,65 @@ def respondent_draws(tables: Tables, draws: int = 256, seed: int = 0) -> np.ndar
     return np.where(asked_CxQ, drawn, -1)
 
 
+Loss = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""An objective's loss: from log-probabilities [B, Q, O] and int [B], the group of each, to [B]."""
+
+
 def loss_lines(
-    loss: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    tables: Tables,
-    draws: int = 256,
-    seed: int = 0,
+    loss: Loss, tables: Tables, groups: Sequence[str], draws: int = 256, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Compute the loss of every line for every country.
+    """Compute the loss of every line for every group of an objective.
 
     Args:
-        loss: from log-probabilities [B, Q, O] and int [B], which country each is for, to [B]; an
-            objective's `loss`.
-        tables: how the objective's groups answered, in their order.
+        loss: the objective's loss.
+        tables: how all groups answered; all but a group itself are its others.
+        groups: the C groups of the objective, in its order.
         draws: number of random respondents.
         seed: seed of their answers.
 
     Returns:
         By line, float64 [C]; NaN where a line has no answer to an item.
     """
-    C = len(tables.countries)
-    rows_C = np.arange(C)
-    lines = {}
-    for name, shares_CxQxO in line_shares(tables).items():
-        lines[name] = np.asarray(loss(_logs(shares_CxQxO), rows_C), np.float64)
+    rows_C = np.array([tables.row(group) for group in groups])
+    numbers_C = np.arange(len(groups), dtype=np.int32)
+    lines = {
+        name: np.asarray(loss(_logs(shares_xQxO[rows_C]), numbers_C), np.float64)
+        for name, shares_xQxO in line_shares(tables).items()
+    }
     options = tables.truth_CxQxO.shape[-1]
-    positions_BxCxQ = respondent_draws(tables, draws, seed)
-    respondent_C = np.empty(C)
-    for c in range(C):
-        drawn = np.where(positions_BxCxQ[:, c] >= 0, positions_BxCxQ[:, c], np.nan)
-        logs = _logs(shares_at(drawn, options))
-        respondent_C[c] = np.mean(loss(logs, np.full(draws, c)))
-    return lines | {"random_respondent": respondent_C}
+    positions_BxCxQ = respondent_draws(tables, draws, seed)[:, rows_C]
+    answered = np.where(positions_BxCxQ >= 0, positions_BxCxQ, np.nan)
+    lines["random_respondent"] = np.array(
+        [
+            np.mean(loss(_logs(shares_at(answered[:, c], options)), np.full(draws, c, np.int32)))
+            for c in numbers_C
+        ]
+    )
+    return lines
+
+
+def uninformed_lines(loss: Loss, survey: Survey, groups: int) -> dict[str, np.ndarray]:
+    """Compute the losses of the two lines that need no group's answers: uniform and midpoint.
+
+    Args:
+        loss: the objective's loss.
+        survey: the survey, which need not say how anybody answered.
+        groups: number of groups C of the objective.
+
+    Returns:
+        By line, float64 [C].
+    """
+    valid_QxO, _ = option_table(survey)
+    options_Q = valid_QxO.sum(axis=-1)
+    shares = {
+        "uniform": valid_QxO / options_Q[:, None],
+        "midpoint": shares_at((options_Q - 1) / 2, valid_QxO.shape[-1]),
+    }
+    numbers_C = np.arange(groups, dtype=np.int32)
+    return {
+        name: np.asarray(loss(_logs(np.stack([x_QxO] * groups)), numbers_C), np.float64)
+        for name, x_QxO in shares.items()
+    }
 
 
 def _logs(shares_xQxO: np.ndarray) -> np.ndarray:

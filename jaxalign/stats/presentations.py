@@ -65,7 +65,7 @@ def form_correlation(
     Returns:
         Pearson's correlation within each condition, averaged over conditions, and its bootstrap
         interval over items. None where it is not defined: fewer than three items that both have, or
-        answers that do not vary over items.
+        answers that do not vary over items (or over a few of them).
     """
     x, y = (np.asarray(v, np.float64) for v in (first_AxQ, second_AxQ))
     x, y = (np.atleast_2d(v) for v in (x, y))
@@ -93,6 +93,8 @@ def form_correlation(
     drawn = np.concatenate(
         [correlations(c) for (c,) in resampled_counts((x.shape[1],), resamples, seed)]
     )
+    if np.isnan(drawn).all():
+        return None
     low, high = np.nanquantile(drawn, tails(level))
     return Interval(point, float(low), float(high))
 

@@ -65,6 +65,7 @@ def crossed_interval(
     # [K, Q]: all leading axes in one, so that a resample of items is a matrix product.
     known_KxQ = known_xQ.reshape(-1, values_xQ.shape[-1]).astype(np.float64)
     values_KxQ = np.nan_to_num(stretched_xQ).reshape(known_KxQ.shape)
+    complete = bool(known_xQ.all())
     means = []
     for *leading, counts_BxQ in resampled_counts(values_xQ.shape, resamples, seed):
         # How often a combination of seed, presentation, ... is drawn: the product of its parts.
@@ -73,7 +74,10 @@ def crossed_interval(
             weight_BxK = weight_BxK[:, :, None] * counts_BxN[:, None, :]
             weight_BxK = weight_BxK.reshape(len(weight_BxK), -1)
         total_B = ((counts_BxQ @ values_KxQ.T) * weight_BxK).sum(axis=1)
-        count_B = ((counts_BxQ @ known_KxQ.T) * weight_BxK).sum(axis=1)
+        if complete:  # then every resample holds as many values as there are
+            count_B = np.full_like(total_B, values_KxQ.size)
+        else:
+            count_B = ((counts_BxQ @ known_KxQ.T) * weight_BxK).sum(axis=1)
         means.append(
             np.divide(total_B, count_B, out=np.full_like(total_B, np.nan), where=count_B > 0)
         )
@@ -116,9 +120,17 @@ def resampled_counts(
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         yield tuple(
-            generator.multinomial(size, np.full(size, 1 / size), size=rows).astype(np.float64)
+            _counts(generator, size, rows)
             for generator, size in zip(generators, sizes, strict=True)
         )
+
+
+def _counts(generator: np.random.Generator, size: int, rows: int) -> np.ndarray:
+    """Return float64 [rows, size]: how often each element occurs in `size` draws."""
+    picks = generator.integers(0, size, (rows, size))
+    # Counting positions in one flat array is faster than drawing multinomial counts.
+    picks += np.arange(rows)[:, None] * size
+    return np.bincount(picks.ravel(), minlength=rows * size).reshape(rows, size).astype(float)
 
 
 @dataclasses.dataclass(frozen=True)

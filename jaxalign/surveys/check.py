@@ -7,7 +7,8 @@ from pathlib import Path
 
 from jaxalign.core.errors import UserError
 from jaxalign.surveys.choice_test import ChoiceTest
-from jaxalign.surveys.formats import FORMATS, choose_format
+from jaxalign.surveys.formats import FORMATS, borrow_wording, choose_format
+from jaxalign.surveys.options import NO_OPTIONS, SurveyOptions
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import option_table
 
@@ -44,7 +45,11 @@ class SurveyCheck:
 
 
 def check_survey(
-    path: Path | str, distributions: Path | str | None = None, *, format: str = "auto"
+    path: Path | str,
+    distributions: Path | str | None = None,
+    *,
+    format: str = "auto",
+    options: SurveyOptions = NO_OPTIONS,
 ) -> SurveyCheck:
     """Check a survey file, and find all that is wrong with it.
 
@@ -54,6 +59,7 @@ def check_survey(
         path: The file, or the folder that CultureSPA was released with.
         distributions: For a CSV of your own: the CSV with how groups answered.
         format: Name of the format; "auto" recognises it by the file's content.
+        options: The wording to borrow, and the groups to make.
 
     Raises:
         UserError: The format is not recognised, or takes no `distributions`.
@@ -69,9 +75,11 @@ def check_survey(
         mine.csv, row 2, column 'text': the cell is empty
         mine.csv, row 2, column 'options': 'often' is not code=label with a whole number for a code
     """
-    name, options = choose_format(path, format, distributions, "distributions", {})
+    name, chosen = choose_format(path, format, distributions, "distributions", {}, options)
     try:
-        problems, survey = FORMATS[name]().check(Path(path), **options)
+        problems, survey = FORMATS[name]().check(Path(path), **chosen)
+        if survey is not None:
+            survey = borrow_wording(survey, str(path), options)
         if isinstance(survey, Survey):
             option_table(survey)  # what reading allows and no command could count with
     except UserError as error:

@@ -29,7 +29,7 @@ import math
 from collections import Counter
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -95,6 +95,19 @@ class Item:
             )
 
 
+class Respondents(NamedTuple):
+    """How many people of a group were asked.
+
+    Attributes:
+        number: Number of respondents.
+        effective: Their effective number, (sum of weights)² / sum of squared weights: as many
+            respondents of equal weight would say as much.
+    """
+
+    number: int
+    effective: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Survey:
     """A questionnaire and, where known, how groups of people answered it.
@@ -114,6 +127,10 @@ class Survey:
             people. Not part of `sha256`.
         notes: What a file holds that is not in the survey, and why: one line each. Not part of
             `sha256`.
+        respondents: The number of respondents of each group, where the file has respondents. Not
+            part of `sha256`.
+        refused: Groups of the file that are not in `distributions`, each with the reason. Not part
+            of `sha256`.
 
     Raises:
         UserError: If there are no items, ids repeat, a group has no name, or a distribution or
@@ -141,6 +158,10 @@ class Survey:
     )
     simulated: bool = False
     notes: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    respondents: dict[str, Respondents] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
+    refused: dict[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -184,6 +205,12 @@ class Survey:
                 for group, positions in self.majorities.items()
             },
         )
+
+    def why_absent(self, group: str) -> str:
+        """Return why `distributions` has no such group, for messages."""
+        if group in self.refused:
+            return f"{group!r} has {self.refused[group]}"
+        return f"country {group!r} is not in the survey; it has {' '.join(self.distributions)}"
 
     def majority(self, group: str) -> dict[str, int]:
         """Return the position of the majority answer to each item that `group` answered."""

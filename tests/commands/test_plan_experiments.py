@@ -163,7 +163,8 @@ def test_fewer_prompts_at_a_time_where_memory_is_short(model, monkeypatch):
         return Need(program, Memory(10 * GIB if len(tried) < 3 else GIB, 0, 0, 0), 1.0)
 
     monkeypatch.setattr(soft_prompt, "measure_program", measure)
-    problem = read_problem(Settings(countries=("USA", "CHN")), open_model(model))
+    settings = Settings(countries=("USA", "CHN"), presentations=("A",))
+    problem = read_problem(settings, open_model(model))
     mesh = make_mesh(jax.devices()[:1])
     wanted = choose_execution(problem, mesh, {"attention": "xla", "chunk": 0})
     found = soft_prompt.fitting_search(problem, mesh, wanted, 8 * GIB)

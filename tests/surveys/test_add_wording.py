@@ -9,6 +9,7 @@ import pytest
 from jaxalign.core.errors import UserError
 from jaxalign.stats import score_replies
 from jaxalign.surveys.formats import read_answered
+from jaxalign.surveys.options import SurveyOptions
 from tests.support.own_files import wvs_csv
 
 HEADER = "id,text,options"
@@ -25,7 +26,7 @@ def test_shares_borrow_wording_by_item_id(tmp_path, shares):
     words = tmp_path / "words.csv"
     words.write_text(f"{HEADER}\nQ9,Other?,1=a|2=b\n{Q1}\n")
     plain = read_answered(shares, "survey", worded=False)
-    survey = read_answered(shares, "survey", wording=words)
+    survey = read_answered(shares, "survey", options=SurveyOptions(wording=words))
     assert [item.id for item in survey.items] == ["Q1"]
     assert survey.items[0].text == "Is family important?"
     assert survey.distributions["USA"] == {"Q1": plain.distributions["USA"]["Q1"]}
@@ -49,7 +50,7 @@ def test_wording_that_does_not_fit(tmp_path, shares, row, message):
     words = tmp_path / "words.csv"
     words.write_text(f"{HEADER}\n{row}\n")
     with pytest.raises(UserError, match=message):
-        read_answered(shares, "survey", wording=words)
+        read_answered(shares, "survey", options=SurveyOptions(wording=words))
 
 
 @pytest.mark.parametrize(

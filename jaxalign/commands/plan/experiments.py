@@ -32,10 +32,12 @@ from jaxalign.methods.soft_prompt import Settings as SoftPromptSettings
 from jaxalign.methods.soft_prompt import programs as soft_prompt
 from jaxalign.methods.soft_prompt.problem import read_problem
 from jaxalign.methods.soft_prompt.search import choose_execution
+from jaxalign.pocket.society import held_out_survey
 from jaxalign.runtime.platform import lowering_for
 from jaxalign.runtime.programs import Need, Program, measure_program, summary_text
 from jaxalign.runtime.sharding import make_mesh
 from jaxalign.runtime.topology import Topology, described_devices, parse_topology
+from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.hofstede import DIMENSIONS
 
 _log = logging.getLogger("jaxalign")
@@ -90,6 +92,7 @@ _OF_CULTURESPA = (
     "per_topic",
     "seeds",
     "questions",
+    "presentations",
     "constrain",
     "reading",
     "runs",
@@ -160,6 +163,9 @@ def _soft_prompt(
         countries=countries,
         edition=str(edition),
         held_out=settings.survey,
+        presentations=settings.presentations,
+        seeds=(0,) if settings.seeds is None else tuple(range(settings.seeds)),
+        **settings.survey_options(),
         prompt=settings.prompt,
         attention=settings.attention,
         chunk=settings.chunk,
@@ -173,7 +179,7 @@ def _soft_prompt(
         topology.program_bytes,
         run.candidates,
         search_dims=run.prompt.dims(files.config.hidden_size),
-        searches=len(run.countries),
+        searches=len(run.entries),
         model_parallel=run.model_parallel,
     )
 
@@ -190,6 +196,7 @@ def _culturespa(
 ) -> Made:
     run = CultureSPASettings(
         survey=settings.survey,
+        **settings.survey_options(),
         countries=_countries(settings),
         train=settings.train,
         lora=settings.lora,
@@ -220,7 +227,9 @@ def _countries(settings: PlanSettings) -> tuple[str, ...]:
     names = settings.countries
     if len(names) > 1 or not names[0].isdecimal():
         return names
-    survey = culturespa.survey_of(settings.survey)
+    survey = held_out_survey()
+    if settings.survey is not None:
+        survey = read_answered(settings.survey, "survey", options=settings, quiet=True)
     known = tuple(survey.distributions)
     if not 1 <= int(names[0]) <= len(known):
         raise UserError(f"`countries` {names[0]}: survey {survey.name!r} has {len(known)}")

@@ -32,10 +32,9 @@ from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.prompts import untranslated
 from jaxalign.surveys.choice_test import ChoiceTest
-from jaxalign.surveys.formats import read_answered, read_any, read_questionnaire
+from jaxalign.surveys.formats import read_answered, read_any
 from jaxalign.surveys.survey import Item, Survey, vsm
 from jaxalign.surveys.tables import make_tables, option_table
-from jaxalign.surveys.wording import add_wording
 
 MODEL = "model"  # key of the unchanged model
 
@@ -244,15 +243,13 @@ def _read_survey(settings: AskSettings) -> tuple[Survey, ChoiceTest | None]:
         return held_out_survey(), None
     if settings.survey == VSM:
         return vsm(), None
-    read = read_any(Path(settings.survey), distributions=settings.distributions)
+    read = read_any(Path(settings.survey), distributions=settings.distributions, options=settings)
     if isinstance(read, ChoiceTest):
         # Items of a test may share ids between its questions; a survey's may not.
         items = tuple(
             dataclasses.replace(item, id=f"{n + 1} {item.id}") for n, item in enumerate(read.items)
         )
         return Survey(read.name, "", read.source, "official", items), read
-    if settings.wording is not None:
-        read = add_wording(read, read_questionnaire(settings.wording, "wording"))
     if missing := read.items_without_wording():
         raise UserError(
             f"`survey` {settings.survey}: {len(missing)} of {len(read.items)} items have no "
@@ -271,7 +268,12 @@ def _read_source(settings: AskSettings, styles: set[AnyStyle]) -> Survey | None:
     if settings.source is None:
         return society_values_module()
     return read_answered(
-        settings.source, "source", settings.source_distributions, "source_distributions"
+        settings.source,
+        "source",
+        settings.source_distributions,
+        "source_distributions",
+        options=settings,
+        is_main=False,
     )
 
 

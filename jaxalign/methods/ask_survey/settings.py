@@ -14,6 +14,7 @@ from jaxalign.methods.base import ICL, NAIVE, PERSONA, UNAWARE
 from jaxalign.methods.culturespa.styles import P3_CHOICES, Examples, P3Form, reads_answers
 from jaxalign.runs import may_change
 from jaxalign.surveys.hofstede import DEFAULT_EDITION
+from jaxalign.surveys.options import SurveyOptions, check_options
 
 AnyStyle = Literal["unaware", "p1", "p2", "p3", "p1p3", "p2p3", "naive", "persona", "icl"]
 WITHOUT_COUNTRY: tuple[AnyStyle, ...] = (UNAWARE.key, NAIVE.key)
@@ -24,7 +25,7 @@ VSM = "vsm"
 
 
 @dataclasses.dataclass(frozen=True)
-class AskSettings:
+class AskSettings(SurveyOptions):
     """Ask a model a survey or a test under any prompt styles, without training, and score it."""
 
     out: Path | None = may_change(None)
@@ -46,9 +47,6 @@ class AskSettings:
     distributions: Path | None = None
     """Answers by country to a survey in a CSV of your own: a CSV with the columns country, item,
     code and share."""
-    wording: Path | None = None
-    """Wording of the items of a World Values Survey file, which holds codes alone: a CultureSPA
-    data folder, or a JSON or CSV file of your own with the same item ids."""
     countries: tuple[str, ...] | None = None
     """Countries to speak as and to compare with, or any other groups, as the survey names them.
     Default: all of the survey."""
@@ -162,8 +160,7 @@ def _check_surveys(settings: AskSettings) -> None:
     own = settings.survey not in (None, VSM)
     if settings.distributions is not None and not own:
         raise UserError(f"`distributions` {settings.distributions}: goes with a `survey` of yours")
-    if settings.wording is not None and not own:
-        raise UserError(f"`wording` {settings.wording}: goes with a `survey` of yours")
+    check_options(settings, {"survey": own, "source": settings.source is not None})
     if settings.source_distributions is not None and settings.source is None:
         raise UserError(
             f"`source_distributions` {settings.source_distributions}: goes with a `source`"

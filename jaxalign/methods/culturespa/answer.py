@@ -27,6 +27,7 @@ from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey
 
 BASE = "base"  # the unchanged model's name among the models of a run
+COMPARED: tuple[Style, ...] = ("unaware", "p1", "p2")  # the styles that selection compares
 
 _log = logging.getLogger("jaxalign")
 
@@ -140,7 +141,7 @@ def answer_written(
         questions: The written questions by seed.
 
     Returns:
-        Responses by seed and style ("unaware", "p1", "p2").
+        Responses by seed and style.
     """
     _log.info("2 answer: the written questions")
     responses = {}
@@ -148,8 +149,7 @@ def answer_written(
     for seeds in experiment.settings.seed_groups:
         # The questions of all seeds that are answered alike are asked together.
         surveys = [questions[seed] for seed in seeds]
-        styles = ("unaware", "p1", "p2")
-        asked = in_styles(experiment.inputs, styles, experiment.groups, *surveys)
+        asked = in_styles(experiment.inputs, COMPARED, experiment.groups, *surveys)
         answers = ask(experiment, experiment.lm, BASE, asked, seeds[0], on_progress)
         responses |= dict(zip(seeds, answers, strict=True))
     return responses

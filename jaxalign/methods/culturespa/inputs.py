@@ -159,7 +159,7 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
     settings, _ = resolve_settings(settings, files)
     survey = held_out_survey()
     if settings.survey is not None:
-        survey = read_answered(settings.survey, "survey", settings.distributions)
+        survey = read_answered(settings.survey, "survey", settings.distributions, options=settings)
     if note := untranslated(settings.language, survey):
         _log.info(note)
     tables = make_tables(survey, settings.countries)
@@ -200,10 +200,17 @@ def make_style_prompts(
         source = society_values_module()
         if settings.source is not None:
             shares = settings.source_distributions
-            source = read_answered(settings.source, "source", shares, "source_distributions")
+            source = read_answered(
+                settings.source,
+                "source",
+                shares,
+                "source_distributions",
+                options=settings,
+                is_main=False,
+            )
     shown = survey if source is None else source
     if missing := [group for group in settings.countries if group not in shown.distributions]:
-        raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
+        raise UserError(f"{shown.name!r}: {shown.why_absent(missing[0])}")
     groups = _possible_neighbours(settings.countries, shown)
     prompts = StylePrompts(
         load_texts(settings.texts, language=settings.language, model_folder=model_folder),

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,13 +25,14 @@ from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.generate import slots_of
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.mesh import weight_bytes
+from jaxalign.methods.culturespa.answer import COMPARED, in_styles
 from jaxalign.methods.culturespa.existing import few_of
 from jaxalign.methods.culturespa.inputs import Inputs
 from jaxalign.methods.culturespa.measure import Ways, conversations_to_measure
 from jaxalign.methods.culturespa.prompting import prompted_ways
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.settings import CultureSPASettings
-from jaxalign.methods.culturespa.styles import STYLES, encode_styles
+from jaxalign.methods.culturespa.styles import STYLES
 from jaxalign.methods.culturespa.training_steps import (
     Steps,
     model_counts,
@@ -46,10 +46,8 @@ from jaxalign.methods.culturespa.write import (
     question_constraint,
 )
 from jaxalign.methods.reply_programs import reply_programs
-from jaxalign.pocket.society import held_out_survey
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.programs import Need, Program, check_programs
-from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.training.program import train_program
 from jaxalign.training.shape import MOST_UNITS
@@ -59,11 +57,6 @@ _FEW = 16
 # A run that takes at most this share of the memory by estimate is not checked program by program.
 _SMALL = 1 / 8
 _PROMPT_TOKENS = 1024  # of a long request
-
-
-def survey_of(path: Path | None) -> Survey:
-    """Return the survey of a path; the simulated society's if there is none."""
-    return held_out_survey() if path is None else read_answered(path, "survey", None)
 
 
 def stand_ins(
@@ -118,21 +111,20 @@ def run_programs(
     groups = settings.countries
     if steps is None:
         steps = plan_steps(settings, inputs, mesh, available, questions)
-    tokenizer, prompts = inputs.files.tokenizer, inputs.prompts
     programs = []
     if inputs.existing is None:
         programs += _writing_programs(settings, inputs, mesh, available)
-    survey = encode_styles(tokenizer, prompts, STYLES, groups, inputs.survey.items)
+    survey = in_styles(inputs, STYLES, groups, inputs.survey)
     # The questions of all seeds that are answered alike are asked together.
-    seeds = settings.seed_groups[0]
-    items = [item for seed in seeds for item in questions[seed].items]
-    written = encode_styles(tokenizer, prompts, ("unaware", "p1", "p2"), groups, items)
+    surveys = [questions[seed] for seed in settings.seed_groups[0]]
+    written = in_styles(inputs, COMPARED, groups, *surveys)
     for asked, what in ((survey, "the survey"), (written, "the written questions")):
         if settings.reading == "exact":
-            plan = plan_blocks(asked, settings.block_tokens)
+            plan = plan_blocks(asked.conversations, settings.block_tokens)
             programs.append(_exact_program(settings, inputs, mesh, plan, f"answers to {what}"))
         else:
-            programs += _sampled_programs(settings, inputs, mesh, available, asked, what)
+            conversations = asked.conversations
+            programs += _sampled_programs(settings, inputs, mesh, available, conversations, what)
     programs += training_programs(settings, inputs, mesh, steps)
     return (*programs, *_measuring_programs(settings, inputs, mesh, available))
 

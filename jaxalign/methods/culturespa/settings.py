@@ -23,13 +23,14 @@ from jaxalign.methods.culturespa.styles import P3_CHOICES, Examples, P3Form
 from jaxalign.methods.culturespa.write import PUBLISHED_SAMPLING
 from jaxalign.runs import may_change
 from jaxalign.runtime.platform import target_platform
+from jaxalign.surveys.options import SurveyOptions, check_options
 from jaxalign.surveys.presentations import FORMS, check_presentations, default_presentations
 from jaxalign.training.defaults import PAPER, Default, resolve, resolve_training
 from jaxalign.training.step import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class CultureSPASettings:
+class CultureSPASettings(SurveyOptions):
     """Run CultureSPA: write questions, answer them, select what a culture changes, fine-tune on it,
     and measure."""
 
@@ -258,6 +259,8 @@ def check_settings(settings: CultureSPASettings) -> None:
     for shares, survey in (("distributions", "survey"), ("source_distributions", "source")):
         if (path := getattr(settings, shares)) is not None and getattr(settings, survey) is None:
             raise UserError(f"`{shares}` {path}: goes with a `{survey}` of your own")
+    given = {name: getattr(settings, name) is not None for name in ("survey", "source")}
+    check_options(settings, given)
     _check_source(settings)
 
 

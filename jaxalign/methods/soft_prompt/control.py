@@ -96,6 +96,12 @@ def make_control(search: Search) -> Control:
         UserError: where the control, which comes after the search, will not fit into memory.
     """
     settings, inputs = search.problem.settings, search.inputs
+    if settings.reading != "expected":
+        what = "sampled replies" if settings.reading == "sampled" else "most likely answers"
+        _log.info(
+            f"gradient control: does not apply to {what}, which have no gradient; it tunes the "
+            "expected reading instead"
+        )
     # Weights and items are the search's own arrays; only the objective is another one.
     inputs = inputs.replace(objective=inputs.objective.differentiable())
     descent = make_descent(

@@ -159,7 +159,9 @@ def read_problem(
     if survey is None:
         survey = vsm()
         if settings.instrument is not None:
-            survey = read_questionnaire(settings.instrument, "instrument")
+            survey = read_questionnaire(
+                settings.instrument, "instrument", settings, is_main=settings.held_out is None
+            )
     make_objective(settings, survey)  # raises what the survey or the groups lack
     targets(settings.anchor, settings.edition, settings.dimensions)
     if model is None:
@@ -279,7 +281,7 @@ def read_held_out(settings: Settings) -> Survey:
     """Read the survey that prompts are not tuned on."""
     path, shares = settings.held_out, settings.held_out_distributions
     if path is not None:
-        return read_answered(path, "held_out", shares, "held_out_distributions")
+        return read_answered(path, "held_out", shares, "held_out_distributions", options=settings)
     if shares is not None:
         raise UserError(
             f"`held_out_distributions` {shares}: only used with a `held_out` of your own"

@@ -20,9 +20,12 @@ from jaxalign.answering.cost import candidate_flops
 from jaxalign.answering.options import prepare_items
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.weights import program_params
+from jaxalign.methods.ask import ANSWERING
+from jaxalign.methods.reply_programs import reply_programs
 from jaxalign.methods.soft_prompt.answers import baseline_questions, tuned_questions
 from jaxalign.methods.soft_prompt.control import GRADIENT_STEPS_PER_DISPATCH, lower_control
 from jaxalign.methods.soft_prompt.problem import Problem
+from jaxalign.methods.soft_prompt.sampled import make_questions
 from jaxalign.methods.soft_prompt.search import ExecutionPlan, abstract_inputs, lower_search
 from jaxalign.runtime.hosts import agreed
 from jaxalign.runtime.memory import available_bytes
@@ -57,11 +60,11 @@ class AnswerPlans:
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchProgram:
-    """How the search is computed, and the program that does it."""
+class SearchPrograms:
+    """How the search is computed, and the programs that do it, in the order of execution."""
 
     execution: ExecutionPlan
-    program: Program
+    programs: tuple[Program, ...]
 
 
 def plan_answers(problem: Problem) -> AnswerPlans:
@@ -81,7 +84,7 @@ def plan_answers(problem: Problem) -> AnswerPlans:
 
 
 def run_programs(
-    problem: Problem, mesh: Mesh, search: SearchProgram, answers: AnswerPlans
+    problem: Problem, mesh: Mesh, search: SearchPrograms, answers: AnswerPlans
 ) -> tuple[Program, ...]:
     """Return the programs of a run, in the order in which it executes them.
 
@@ -98,8 +101,7 @@ def run_programs(
     prepared = _prepared_bytes(problem, mesh, search.execution)
     programs += [
         _answer_program(problem, mesh, answers.baselines, 0, "baselines", prepared),
-        search_program(problem, mesh, search.execution, first=True),
-        search.program,
+        *search.programs,
     ]
     if problem.settings.gradient_steps:
         programs.append(_control_program(problem, mesh, search.execution))
@@ -160,10 +162,11 @@ def _prepared_bytes(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> i
 
 def fitting_search(
     problem: Problem, mesh: Mesh, execution: ExecutionPlan, available: int | None
-) -> SearchProgram:
+) -> SearchPrograms:
     """Halve the number of prompts computed at a time until the search fits into memory.
 
     A number that is fixed stays; so does one prompt at a time, which `check_programs` then refuses.
+    Where replies are the fitness, no program computes prompts: replies are written.
 
     Args:
         problem: What is searched.
@@ -171,6 +174,8 @@ def fitting_search(
         execution: How the search would be computed.
         available: Bytes that programs may use on a device; None if that is not known.
     """
+    if problem.settings.reading == "sampled":
+        return SearchPrograms(execution, _reply_programs(problem, mesh, execution, available))
     while True:
         program = search_program(problem, mesh, execution)
         if not available or execution.fixed or execution.chunk == 1:
@@ -179,7 +184,30 @@ def fitting_search(
             break
         # Activations, most of what a search needs, shrink with the number of prompts.
         execution = dataclasses.replace(execution, chunk=execution.chunk // 2)
-    return SearchProgram(execution, program)
+    first = search_program(problem, mesh, execution, first=True)
+    return SearchPrograms(execution, (first, program))
+
+
+def _reply_programs(
+    problem: Problem, mesh: Mesh, execution: ExecutionPlan, available: int | None
+) -> tuple[Program, ...]:
+    """Return the programs that write the replies of a generation."""
+    settings, questions = problem.settings, make_questions(problem)
+    return tuple(
+        reply_programs(
+            problem.model,
+            mesh,
+            ANSWERING,
+            replies=settings.candidates * questions.count * settings.replies,
+            prompt_tokens=questions.longest,
+            batch_size=execution.slots,
+            available=available,
+            stage="search",
+            what="of a generation",
+            weights=settings.weights,
+            extra_rows=settings.candidates * settings.prompt.length,
+        )
+    )
 
 
 def search_program(

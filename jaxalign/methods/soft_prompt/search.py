@@ -47,6 +47,7 @@ from jaxalign.lm.weights import Params, WeightFormat, program_params
 from jaxalign.methods.conditions import Persona
 from jaxalign.methods.soft_prompt.fitness import FitnessInputs, Read, make_fitness
 from jaxalign.methods.soft_prompt.problem import Problem, start_text
+from jaxalign.methods.soft_prompt.sampled import SampledSearch, make_sampled_search
 from jaxalign.methods.soft_prompt.settings import entry_labels
 from jaxalign.methods.soft_prompt.space import (
     SoftPromptConfig,
@@ -59,6 +60,7 @@ from jaxalign.methods.soft_prompt.space import (
 )
 from jaxalign.optim.api import Optimizer
 from jaxalign.optim.evolve import Entry, Evolution, make_evolution
+from jaxalign.optim.generation import State
 from jaxalign.runs import Run
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.hosts import agreed, agreed_choice
@@ -72,6 +74,8 @@ from jaxalign.surveys.hofstede import DIMENSIONS, targets
 
 _log = logging.getLogger("jaxalign")
 
+_LONGEST_UNSAVED_SECONDS = 60  # of generations that the host drives one by one
+
 
 # -- before anything is compiled --------------------------------------------------------------
 
@@ -83,6 +87,7 @@ class ExecutionPlan:
     chunk: int  # prompts computed at a time, at most
     kernel: Kernel  # of the attention
     fixed: bool  # whether no other chunk will do
+    slots: int | None = None  # replies written at a time; None: as many as suit the memory
 
 
 def choose_search_mesh(problem: Problem, candidates: int | None = None, prefix: str = "") -> Mesh:
@@ -138,7 +143,8 @@ def choose_execution(
     if "attention" in recorded:
         choice = dataclasses.replace(choice, reason="as this run began")
     _log.info(choice.describe())
-    return ExecutionPlan(chunk, choice.kernel, fixed=kept > 0)
+    slots = agreed(recorded.get("reply_slots", 0)) or None
+    return ExecutionPlan(chunk, choice.kernel, fixed=kept > 0, slots=slots)
 
 
 def log_int8_change(problem: Problem, lm: LM) -> None:
@@ -215,6 +221,7 @@ class Search:
     inputs: FitnessInputs  # of these entries, on the devices
     objective: Objective  # of all the problem's groups, on this process's first device
     embed_VxD: jax.Array  # the model's embedding table, which prompts start from
+    sampled: SampledSearch | None = None  # what runs it where replies are the fitness
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -234,6 +241,7 @@ class Search:
             "search": self.evolution.settings,
             "chunk": execution.chunk,
             "attention": execution.kernel,
+            **({"reply_slots": self.sampled.slots} if self.sampled else {}),
         }
 
     def for_entries(self, entries: Sequence[Entry]) -> Search:
@@ -245,7 +253,8 @@ class Search:
         rows = [self.problem.settings.countries.index(group) for group, _ in entries]
         inputs = self.inputs.replace(space=space, objective=self.objective.for_groups(rows))
         inputs = place_whole(inputs, evolution.sharding)
-        return dataclasses.replace(self, evolution=evolution, inputs=inputs)
+        sampled = self.sampled and self.sampled.for_evolution(evolution)
+        return dataclasses.replace(self, evolution=evolution, inputs=inputs, sampled=sampled)
 
     def first_members(self, entry: int) -> jax.Array:
         """Return an entry's initial population, float32 [E, Z], drawn from its own key."""
@@ -282,26 +291,63 @@ class Search:
             else:
                 if record is not None and record.resumed and saved:
                     _log.info(f"no checkpoint found in {saved.directory}; starting at generation 0")
-                done, state = 0, self.evolution.init(self.first_members, self.inputs)
+                done, state = 0, self._begin(on_progress)
             if record is not None:
                 record.rewind(done if restored else -1)
             started, first = time.monotonic(), done
+            saved_at = started  # of the last checkpoint
             on_progress(self._progress(done))
             while done < settings.generations:
-                steps = min(settings.save_every, settings.generations - done)
-                state, metrics = self.evolution.run(state, steps, self.inputs)
+                state, metrics = self._advance(state, done, on_progress)
                 metrics = jax.device_get(metrics)
                 # The metrics first: a checkpoint without its metrics could not be made up for.
                 if record is not None:
                     _log_generations(record, self._labels, done, metrics)
-                done += steps
-                if saved and (save_last or done < settings.generations):
+                done += len(metrics["best"])
+                last = done == settings.generations
+                if saved and (save_last if last else self._is_due(done, saved_at)):
                     saved.save(done, self.evolution.to_entries(state))
+                    saved_at = time.monotonic()
                 on_progress(self._progress(done, metrics))
         seconds = time.monotonic() - started
         best, fitness = zip(*self.evolution.best(state), strict=True)
         seconds = seconds if done > first else 0.0
         return Outcome(np.stack(best), np.array(fitness, np.float32), seconds)
+
+    def _begin(self, on_progress: OnProgress) -> State:
+        """Return the state after generation 0."""
+        if self.sampled is None:
+            return self.evolution.init(self.first_members, self.inputs)
+        on_replies = self._reply_progress(0, on_progress)
+        return self.sampled.init(self.first_members, self.inputs, on_replies)
+
+    def _advance(
+        self, state: State, done: int, on_progress: OnProgress
+    ) -> tuple[State, dict[str, Any]]:
+        """Return the state and the metrics after the generations of a dispatch.
+
+        Where replies are the fitness, a dispatch is one generation.
+        """
+        settings = self.problem.settings
+        if self.sampled is None:
+            steps = min(settings.save_every, settings.generations - done)
+            return self.evolution.run(state, steps, self.inputs)
+        return self.sampled.run(state, 1, self.inputs, self._reply_progress(done, on_progress))
+
+    def _is_due(self, done: int, saved_at: float) -> bool:
+        """Return whether a checkpoint is due, before the last generation."""
+        if self.sampled is None or done % self.problem.settings.save_every == 0:
+            return True
+        return agreed(int(time.monotonic() - saved_at > _LONGEST_UNSAVED_SECONDS)) > 0
+
+    def _reply_progress(self, done: int, on_progress: OnProgress) -> OnProgress:
+        """Return what shows the replies of a generation beside the number of generations."""
+
+        def report(event: Progress) -> None:
+            replies = f"{event.done:,} of {event.total:,}"
+            on_progress(dataclasses.replace(self._progress(done), fields={"replies": replies}))
+
+        return report
 
     def prompts(self, z_CxZ: jax.Array | np.ndarray) -> jax.Array:
         """Return the soft prompt of one search vector per entry, float32 [C, M, D]."""
@@ -384,6 +430,13 @@ def build_search(
     def evolution(chunk: int) -> Evolution:
         fitness = make_fitness(lm.config, chunk, read=problem.read)
         return make_evolution(settings.strategy, space.dims, fitness, mesh, entries)
+
+    if settings.reading == "sampled":
+        # The host drives the generations: nothing but its steps and the decoding is compiled.
+        driven = evolution(execution.chunk)
+        sampled = make_sampled_search(problem, lm, driven, slots=execution.slots)
+        _log.info("%s%s", prefix, sampled.describe())
+        return Search(problem, execution, driven, inputs, objective, local["embed"], sampled)
 
     # Halve the number of prompts computed at a time until the compiled program fits.
     chunk, needed = fitting_chunk(

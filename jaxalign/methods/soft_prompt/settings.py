@@ -17,6 +17,7 @@ from jaxalign.optim.evolve import Entry, entries_of
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runs import may_change, settings_of
 from jaxalign.surveys.hofstede import DEFAULT_EDITION, DIMENSIONS
+from jaxalign.surveys.options import SurveyOptions, check_options
 from jaxalign.surveys.presentations import check_presentations
 
 Reading = Literal["expected", "most_likely", "sampled"]
@@ -24,7 +25,7 @@ AnswerForm = Literal["number", "label", "label-per-token", "label-against-prior"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(SurveyOptions):
     """Tune one soft prompt per country by Differential Evolution; compare with the baselines."""
 
     out: Path | None = may_change(None)
@@ -218,4 +219,6 @@ def check_settings(settings: Settings) -> None:
         raise UserError("`countries`: give one or more")
     if len(set(settings.countries)) < len(settings.countries):
         raise UserError(f"`countries` {' '.join(settings.countries)}: give each once")
+    given = {name: getattr(settings, name) is not None for name in ("held_out", "instrument")}
+    check_options(settings, given)
     settings.strategy.optimizer()

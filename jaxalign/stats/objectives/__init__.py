@@ -3,14 +3,15 @@
 An objective knows neither model nor prompt. It is given the log-probabilities that candidates give
 to the options of a survey's items, and says how far each candidate is from its group. The published
 one, the distance of six VSM scores from a country's (Masoud et al. 2025), is
-`jaxalign.stats.objectives.vsm`.
+`jaxalign.stats.objectives.vsm`. `linear` takes any linear factor scores from a file of the user's,
+and `distributions` holds the distances to how a group answered the survey itself.
 
 To add an objective, write one module in this folder that registers a class:
 
-    @objectives.register("jensen-shannon")
+    @objectives.register("total-variation")
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass(frozen=True)
-    class JensenShannon(Objective):
+    class TotalVariation(Objective):
         truth_CxQxO: jax.Array
 
         @classmethod
@@ -18,7 +19,7 @@ To add an objective, write one module in this folder that registers a class:
         def loss(self, log_probs_BxQxO, group_B): ...
         def for_groups(self, rows): ...
 
-`tune_soft_prompt(..., objective="jensen-shannon")` and `--objective jensen-shannon` then tune on
+`tune_soft_prompt(..., objective="total-variation")` and `--objective total-variation` then tune on
 it.
 
 Letters: B candidate, Q item, O option, C group.

@@ -77,6 +77,10 @@ class SurveyFile(Protocol):
         """Yield some columns, a few thousand respondents at a time."""
         ...
 
+    def labels(self, column: str) -> Mapping[float, str]:
+        """Return what the file calls the codes of a column; empty if it does not say."""
+        ...
+
     def hashes(self, rows: set[int]) -> dict[int, int]:
         """Return a hash of the whole of each of some rows."""
         ...

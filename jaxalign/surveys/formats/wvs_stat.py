@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class StatFile:
         rows: Number of respondents that the file announces; None if it does not say.
         version: The first respondent's `version` cell, "" if there is none.
         encoding: The encoding to read texts in; None for what the file says.
+        value_labels: What the file calls the codes of its columns.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class StatFile:
     rows: int | None
     version: str
     encoding: str | None
+    value_labels: Mapping[str, Mapping[Any, str]] = dataclasses.field(default_factory=dict)
 
     def chunks(self, names: Sequence[str], chunk_rows: int = CHUNK_ROWS) -> Iterator[Chunk]:
         """Yield columns of the respondents. Rows are numbered from 2, as if 1 were a header."""
@@ -49,6 +51,11 @@ class StatFile:
         if self.rows is not None and done != self.rows:
             message = f"{done} respondents where the file announces {self.rows}; is it cut short?"
             raise bad(self.path, message)
+
+    def labels(self, column: str) -> Mapping[float, str]:
+        """Return what the file calls the codes of a column; empty if it does not say."""
+        labels = self.value_labels.get(column, {}).items()
+        return {float(code): str(label) for code, label in labels if isinstance(code, (int, float))}
 
     def hashes(self, rows: set[int]) -> dict[int, int]:
         """Return a hash of the whole of each of some rows."""
@@ -86,7 +93,8 @@ def open_stat(path: Path) -> StatFile:
     # A damaged .dta may have columns without a name.
     columns = tuple(str(name) for name in metadata.column_names)
     version = columns_in_file(columns, [VERSION]).get(VERSION)
-    file = StatFile(path, columns, metadata.number_rows, "", encoding)
+    labels = metadata.variable_value_labels or {}
+    file = StatFile(path, columns, metadata.number_rows, "", encoding, labels)
     first = next(file.chunks([version], 1), None) if version else None
     cell = first.columns[version].values[0] if first else None
     return file if cell is None else dataclasses.replace(file, version=str(cell).strip())

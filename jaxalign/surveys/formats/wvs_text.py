@@ -11,7 +11,7 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,10 @@ class TextFile:
             self._check_last(_cells(batch.column(str(width - 1))), row)
             yield Chunk(row, cells)
             row += batch.num_rows
+
+    def labels(self, column: str) -> Mapping[float, str]:
+        """Return what the file calls the codes of a column: text files do not say."""
+        return {}
 
     def hashes(self, rows: set[int]) -> dict[int, int]:
         """Return a hash of the whole of each of some rows, leaving out row names and numbers."""

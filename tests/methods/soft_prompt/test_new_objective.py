@@ -37,7 +37,7 @@ from jaxalign.stats.objectives import Objective, objectives
 from jaxalign.surveys.tables import option_table
 
 
-@objectives.register("jensen-shannon")
+@objectives.register("jensen-shannon-distance")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class JensenShannon(Objective):
@@ -80,7 +80,7 @@ def jensen_shannon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     monkeypatch.setattr(objectives, "_entries", dict(objectives._entries))
     monkeypatch.setattr(objectives, "_loaded", False)
-    yield objectives["jensen-shannon"]
+    yield objectives["jensen-shannon-distance"]
     del sys.modules["jaxalign.stats.objectives.jensen_shannon"]
 
 
@@ -109,7 +109,7 @@ def test_it_tunes_on_a_survey_of_its_own(jensen_shannon, tiny, tmp_path):
         tiny,
         survey,
         countries=("USA", "CHN"),
-        objective="jensen-shannon",
+        objective="jensen-shannon-distance",
         optimizer=ja.DifferentialEvolution(population=8),
         generations=6,
         prompt={"length": 2},
@@ -146,7 +146,7 @@ def test_its_groups_need_not_be_countries(jensen_shannon, tiny):
         tiny,
         named,
         countries=("students",),
-        objective="jensen-shannon",
+        objective="jensen-shannon-distance",
         optimizer=ja.DifferentialEvolution(population=4),
         generations=1,
         prompt={"length": 2},
@@ -156,7 +156,7 @@ def test_its_groups_need_not_be_countries(jensen_shannon, tiny):
 
 def test_its_own_messages_come_before_the_search(jensen_shannon, tiny):
     with pytest.raises(UserError, match=r"survey .* has no answers of USA"):
-        ja.tune_soft_prompt(tiny, countries=("USA",), objective="jensen-shannon")
+        ja.tune_soft_prompt(tiny, countries=("USA",), objective="jensen-shannon-distance")
 
 
 @pytest.mark.long
@@ -175,7 +175,7 @@ def test_the_command_reports_it(jensen_shannon, tiny, tmp_path, capsys):
             model=tiny.folder,
             dtype="float32",
             countries=("USA", "CHN"),
-            objective="jensen-shannon",
+            objective="jensen-shannon-distance",
             instrument=path,
             prompt=SoftPromptConfig(length=2),
             strategy=Strategy(population=4),
@@ -187,5 +187,5 @@ def test_the_command_reports_it(jensen_shannon, tiny, tmp_path, capsys):
     )
     assert "Loss on the tuned survey" in capsys.readouterr().out
     text = (tmp_path / "run" / "report.md").read_text("utf-8").replace("\\", "")
-    assert "The loss is that of the objective jensen-shannon" in text
+    assert "The loss is that of the objective jensen-shannon-distance" in text
     assert "answering 3 to everything" not in text
