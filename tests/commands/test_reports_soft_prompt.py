@@ -49,7 +49,7 @@ def test_a_real_model_is_not_labelled_pocket(tmp_path: Path) -> None:
     assert "pocket" not in page.split("<h2>")[0]
     assert "simulated" in page.split("<h2>")[0]  # the survey still is
     result["held_out"]["simulated"] = False
-    assert 'class="label"' not in _texts(result, tmp_path)[0]
+    assert "Simulated" not in _texts(result, tmp_path)[0].split("<h2>")[0]
 
 
 def test_everything_is_in_the_reading_that_was_tuned(tmp_path: Path) -> None:
@@ -57,7 +57,8 @@ def test_everything_is_in_the_reading_that_was_tuned(tmp_path: Path) -> None:
     result, _ = soft_prompt_sample(("USA",))
     result["settings"]["reading"] = "most_likely"
     entry = result["countries"]["USA"]
-    losses = {"naive": (10, 93), "icl": (10, 92), "tuned": (20, 41), "gradient": (1, 57)}
+    losses = {"naive": (10.0, 93.0), "icl": (10.0, 92.0), "tuned": (20.0, 41.0)}
+    losses["gradient"] = (1.0, 57.0)
     for name, (expected, likely) in losses.items():
         for record in (entry[name], *entry[name]["presentations"].values()):
             record["expected"]["loss"] = expected
@@ -71,7 +72,7 @@ def test_everything_is_in_the_reading_that_was_tuned(tmp_path: Path) -> None:
         "tuned by gradients in the expected reading (the most likely one has none) have a lower "
         "loss on presentation A in the most likely reading in 0 of 1"
     ) in text
-    assert re.search(r"\| USA \| 93[.0]* \| 93[.0]* \| 41[.0]* \| 41[.0]* \|", text)
+    assert "| USA | 93.0 | 93.0 | 41.0 | 41.0 |" in text
     assert "same prompt by gradients (expected reading)" in text
     assert "Scores per country, most likely reading" in text
     assert "| USA, plain question | 10.0 | 93.0 |" in text  # both readings side by side
@@ -137,11 +138,10 @@ def test_seeds_and_sampled_replies_have_tables(tmp_path: Path) -> None:
 
 
 def test_a_run_of_one_country_and_one_presentation(tmp_path: Path) -> None:
-    check = example_result(("USA",), (0,), ("A",), ())
-    page, text = _texts(check, tmp_path)
-    assert "never tuned on" not in page.split("<h2>Settings")[0].replace(
-        "on presentations that were not tuned on", ""
-    )
+    result = example_result(("USA",), (0,), ("A",), ())
+    page, text = _texts(result, tmp_path)
+    assert "never tuned on" not in text
+    assert "The gain was not tested on presentations that were not tuned on." in page
     assert "no other was asked" in text
     check_page(tmp_path / "report.html")
 

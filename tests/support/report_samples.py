@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +12,6 @@ from jaxalign.stats.analysis import analyse
 from jaxalign.surveys.responses import OUT_OF_RANGE, UNREADABLE, Responses
 from jaxalign.surveys.survey import Item, Survey
 from tests.support.soft_prompt_result import example_result
-
 
 
 def soft_prompt_sample(
@@ -49,8 +48,8 @@ def soft_prompt_sample(
         }
         for g in range(1, 31)
     ]
-    # Every country by itself: the example shares one record among them.
-    return copy.deepcopy(result), metrics
+    # As read from a file: the example shares one record among countries.
+    return json.loads(json.dumps(result)), metrics
 
 
 def analysis_sample(countries: Sequence[str], personas: int | None = None) -> dict[str, Any]:

@@ -156,23 +156,26 @@ def gains_table(
         gains: By country, the record of `jaxalign.stats.presentations.Gain`.
         signal: Whether verdicts may be read; see `jaxalign.report.wording.verdict`.
     """
-    rows = tuple(
-        (
-            country,
-            Estimate.read(gain["tuned"]),
-            Estimate.read(gain["untuned"]),
-            None if gain["kept"] is None else 100 * gain["kept"],
-            _gain_words(gain["verdict"], signal),
-        )
-        for country, gain in (gains or {}).items()
-        if gain
-    )
-    columns = ("Country", f"Where {TUNED}", f"Where {UNTUNED}", "Kept, %", "The gain")
+    known = {country: gain for country, gain in (gains or {}).items() if gain}
+    tested = any(gain["untuned"] for gain in known.values())
+    rows = []
+    for country, gain in known.items():
+        words = _gain_words(gain["verdict"], signal)
+        if tested:
+            kept = None if gain["kept"] is None else 100 * gain["kept"]
+            sides = Estimate.read(gain["tuned"]), Estimate.read(gain["untuned"])
+            rows.append((country, *sides, kept, words))
+        else:
+            rows.append((country, Estimate.read(gain["tuned"]), words))
+    others = (f"Where {UNTUNED}", "Kept, %") if tested else ()
+    columns = ("Country", f"Where {TUNED}", *others, "The gain")
+    digits = (0, 1, 1, 0, 0) if tested else (0, 1, 0)
     caption = (
         f"By how many points the loss is below the plain question's, {method}: mean over "
         "presentations, each taken alone"
     )
-    return Table(caption, columns, rows, (0, 1, 1, 0, 0), columns[1:3]) if rows else None
+    signed = tuple(column for column in columns if column.startswith("Where"))
+    return Table(caption, columns, tuple(rows), digits, signed) if rows else None
 
 
 def _gain_words(verdict: str, signal: bool) -> str:

@@ -231,8 +231,8 @@ def _losses(result: Result, out: Path) -> Section:
         explanation = f"The loss is that of the objective {result['settings']['objective']}. "
     explanation += (
         "The expected reading takes each item's mean answer over its option probabilities; the "
-        "most likely reading takes one option per item, so that it cannot come nearer than the "
-        "line “best whole answers”."
+        "most likely reading takes one option per item, so that it cannot get below the line "
+        "“best whole answers”."
     )
     if "sampled" in next(iter(result["countries"].values()))["naive"]:
         explanation += " The sampled reading takes replies that are drawn and read as users do."

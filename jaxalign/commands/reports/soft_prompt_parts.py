@@ -28,7 +28,7 @@ from jaxalign.methods.soft_prompt.result import reading_words, readings
 from jaxalign.methods.soft_prompt.settings import entry_labels
 from jaxalign.report import figures
 from jaxalign.report.common import FIGURES, make_figure, matrix_table
-from jaxalign.report.document import Estimate, Figure, Table
+from jaxalign.report.document import Estimate, Figure, Table, is_number
 from jaxalign.report.figures import Series
 from jaxalign.report.wording import joined, verdict
 
@@ -112,7 +112,7 @@ def radar_figure(result: Result, out: Path) -> Figure | None:
         f"One radar per country with the axes {joined(names)}: published scores, plain question, "
         "examples in context and tuned prompt.",
         table,
-        list(shown.values())
+        list(shown.values()),
     )
 
 
@@ -217,7 +217,7 @@ def convergence_figure(result: Result, out: Path) -> Figure | None:
         f"One panel per country: the best {minimised} so far and the median of the population "
         "over the generations.",
         _convergence_table(rows, list(losses), minimised),
-        legend
+        legend,
     )
 
 

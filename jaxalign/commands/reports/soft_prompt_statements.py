@@ -92,7 +92,9 @@ def _control_statement(result: Result) -> str:
     pairs = [[mean_loss(e, m, names, reading) for m in ("gradient", "tuned")] for e in entries]
     wins = sum(is_number(a) and is_number(b) and a < b for a, b in pairs)
     words = reading_words(reading)
-    missing = "" if reading == "expected" else f" in the expected reading (the {words} one has none)"
+    missing = (
+        "" if reading == "expected" else f" in the expected reading (the {words} one has none)"
+    )
     return (
         f"Control: the same prompts tuned by gradients{missing} have a lower loss on "
         f"{named(names)} in the {words} reading in {wins} of {len(entries)} countries."
