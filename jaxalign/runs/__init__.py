@@ -10,7 +10,7 @@
 from jaxalign.core.files import MetricsFile, finite_or_none, plain, write_json
 from jaxalign.runs.environment import environment, versions
 from jaxalign.runs.run import Run, check_run, recorded_facts, recorded_run
-from jaxalign.runs.settings import may_change, settings_of, with_flags
+from jaxalign.runs.settings import identity_of, may_change, settings_of, with_flags
 
 __all__ = [
     "MetricsFile",
@@ -18,6 +18,7 @@ __all__ = [
     "check_run",
     "environment",
     "finite_or_none",
+    "identity_of",
     "may_change",
     "plain",
     "recorded_facts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import typing
@@ -43,6 +44,17 @@ def settings_of(config: Any, fixed_only: bool = False) -> dict[str, Plain]:
         else:
             flat[field.name] = plain(value, field.name)
     return flat
+
+
+def identity_of(config: Any, *parts: Plain) -> str:
+    """Return sixteen hexadecimal digits for what a run's checkpoints depend on.
+
+    Args:
+        config: The settings; those that may change on resuming do not count.
+        parts: Whatever else decides what is saved.
+    """
+    text = json.dumps([settings_of(config, fixed_only=True), *parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # Against what a run has recorded

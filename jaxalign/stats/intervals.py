@@ -101,7 +101,9 @@ def normal_quantile(level: float) -> float:
     return float(ndtri(tails(level)[1]))
 
 
-def widened(interval: Interval, values_F: Sequence[float], level: float = 0.95) -> Interval:
+def widened(
+    interval: Interval, values_F: Sequence[float] | np.ndarray, level: float = 0.95
+) -> Interval:
     """Add the spread of a result over presentations to its interval over other things.
 
     A score of answers averaged over F presentations would be another one with other presentations.
@@ -110,24 +112,30 @@ def widened(interval: Interval, values_F: Sequence[float], level: float = 0.95) 
     its distance and of z·s / √F, z the normal quantile of `level`.
 
     Args:
-        interval: the interval of the score, presentations kept as they are. Of floats.
-        values_F: the same score under each presentation alone; NaN where it has none.
+        interval: the interval of the score, presentations kept as they are: of floats, or of
+            arrays.
+        values_F: the same score under each presentation alone, [F] or [F, ...] with the shape of
+            the interval; NaN where there is none.
         level: confidence level of `interval`.
 
     Returns:
         A wider interval of the same estimate; `interval` itself with one presentation.
     """
     values = np.asarray(values_F, np.float64)
-    values = values[~np.isnan(values)]
-    if len(values) < 2:
+    known = ~np.isnan(values)
+    count = known.sum(axis=0)
+    if (count < 2).all():
         return interval
-    half = normal_quantile(level) * values.std(ddof=1) / len(values) ** 0.5
-    below, above = interval.mean - interval.low, interval.high - interval.mean
-    return Interval(
-        interval.mean,
-        float(interval.mean - np.copysign(np.hypot(below, half), below)),
-        float(interval.mean + np.copysign(np.hypot(above, half), above)),
-    )
+    mean = np.where(known, values, 0.0).sum(axis=0) / np.maximum(count, 1)
+    squares = np.where(known, (values - mean) ** 2, 0.0).sum(axis=0)
+    # s² / F with s² over F - 1; 0 where fewer than two presentations have a score.
+    variance = np.where(count > 1, squares / np.maximum(count - 1, 1) / np.maximum(count, 1), 0.0)
+    half = normal_quantile(level) * np.sqrt(variance)
+    centre, low, high = (np.asarray(bound, np.float64) for bound in interval)
+    low, high = centre - np.hypot(centre - low, half), centre + np.hypot(high - centre, half)
+    if low.ndim:
+        return Interval(interval.mean, low, high)
+    return Interval(interval.mean, float(low), float(high))
 
 
 def quantiles(values_NxK: jax.Array, levels: tuple[float, ...]) -> tuple[jax.Array, ...]:

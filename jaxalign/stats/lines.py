@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.stats.distances import item_similarities
@@ -74,33 +76,56 @@ def shares_at(positions_xQ: np.ndarray, options: int) -> np.ndarray:
     return np.maximum(1 - distance, 0.0)
 
 
-def similarity_lines(tables: Tables) -> dict[str, np.ndarray]:
+def similarity_lines(tables: Tables, groups: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Score every line against people, item by item, as held-out answers are scored.
+
+    Args:
+        tables: how all groups answered; all but a group itself are its others.
+        groups: the C groups to return, in this order; default: all of the tables.
 
     Returns:
         By line, float64 [C, Q] in [0, 1]: `jaxalign.stats.distances.item_similarities` of the line
         to the country, NaN where one of them has no answer. `random_respondent` is the expected
         similarity of one person's answers.
     """
-    lines = {name: _similarity(shares, tables) for name, shares in line_shares(tables).items()}
+    lines = {
+        name: similarity_to_people(shares, tables) for name, shares in line_shares(tables).items()
+    }
     shape = tables.truth_CxQxO.shape
     # Similarity of answering option o to everybody's distribution, weighted by how many do.
     by_option_OxCxQ = np.stack(
-        [_similarity(np.broadcast_to(one_O, shape), tables) for one_O in np.eye(shape[-1])]
+        [similarity_to_people(np.broadcast_to(one_O, shape), tables) for one_O in np.eye(shape[-1])]
     )
     shares_OxCxQ = np.moveaxis(tables.truth_CxQxO.astype(np.float64), -1, 0)
     respondent = (np.where(shares_OxCxQ > 0, by_option_OxCxQ, 0.0) * shares_OxCxQ).sum(axis=0)
-    return lines | {"random_respondent": respondent}
+    lines["random_respondent"] = respondent
+    if groups is None:
+        return lines
+    rows_C = np.array([tables.row(group) for group in groups])
+    return {name: values_CxQ[rows_C] for name, values_CxQ in lines.items()}
 
 
-def _similarity(shares_CxQxO: np.ndarray, tables: Tables) -> np.ndarray:
-    found = item_similarities(
-        np.asarray(shares_CxQxO, np.float32),
+def similarity_to_people(shares_CxQxO: np.ndarray, tables: Tables) -> np.ndarray:
+    """Return the similarity of each country's answers to its own people, item by item.
+
+    Args:
+        shares_CxQxO: distributions over options; NaN for no answer.
+        tables: how the same countries answered.
+
+    Returns:
+        float64 [C, Q] in [0, 1], NaN where one of them has no answer; see
+        `jaxalign.stats.distances.item_similarities`.
+    """
+    found = _item_similarities(
+        jnp.asarray(shares_CxQxO, jnp.float32),
         tables.truth_CxQxO,
         tables.ordinal_Q[None],
         tables.valid_QxO[None],
     )
     return np.asarray(found, np.float64)
+
+
+_item_similarities = jax.jit(item_similarities)
 
 
 def respondent_draws(tables: Tables, draws: int = 256, seed: int = 0) -> np.ndarray:

@@ -33,10 +33,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.stats.distances import item_similarities
 from jaxalign.stats.held_out import permutation_test
 from jaxalign.stats.intervals import Interval, tails, widened
-from jaxalign.stats.lines import uniform_shares
+from jaxalign.stats.lines import similarity_to_people, uniform_shares
 from jaxalign.stats.presentations import item_positions
 from jaxalign.stats.seeds import resampled_counts
 from jaxalign.surveys.tables import Tables
@@ -235,10 +234,10 @@ def _over_uniform(
     personas_FxCxQxO: np.ndarray, tables: Tables, resamples: int, level: float, seed: int
 ) -> tuple[Interval | None, float, float]:
     """Return the interval of similarity less a uniform answer's, and both similarities."""
-    uniform_CxQ = _similarities(
+    uniform_CxQ = similarity_to_people(
         np.broadcast_to(uniform_shares(tables), personas_FxCxQxO.shape[1:]), tables
     )
-    own_CxQ = _similarities(personas_FxCxQxO.mean(axis=0), tables)
+    own_CxQ = similarity_to_people(personas_FxCxQxO.mean(axis=0), tables)
     known_CxQ = ~np.isnan(own_CxQ)
     if not known_CxQ.any():
         return None, math.nan, math.nan
@@ -247,7 +246,7 @@ def _over_uniform(
     _, *bounds = _bootstrap(terms_2xCxQ, _mean, resamples, level, seed)
     own, uniform = float(own_CxQ[known_CxQ].mean()), float(uniform_CxQ[known_CxQ].mean())
     alone_F = [
-        float(np.nanmean(np.where(known_CxQ, _similarities(shares, tables), np.nan)))
+        float(np.nanmean(np.where(known_CxQ, similarity_to_people(shares, tables), np.nan)))
         for shares in personas_FxCxQxO
     ]
     return widened(Interval(own - uniform, *bounds), alone_F, level), own, uniform
@@ -256,17 +255,6 @@ def _over_uniform(
 def _mean(sums_2xB: np.ndarray) -> np.ndarray:
     total_B, count_B = sums_2xB
     return np.divide(total_B, count_B, out=np.full_like(total_B, np.nan), where=count_B > 0)
-
-
-def _similarities(shares_CxQxO: np.ndarray, tables: Tables) -> np.ndarray:
-    """Return the similarity of each country's answers to its people, float64 [C, Q]."""
-    found = item_similarities(
-        shares_CxQxO.astype(np.float32),
-        tables.truth_CxQxO,
-        tables.ordinal_Q[None],
-        tables.valid_QxO[None],
-    )
-    return np.asarray(found, np.float64)
 
 
 def _passes(

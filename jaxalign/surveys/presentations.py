@@ -36,7 +36,9 @@ from jaxalign.surveys.survey import Item
 PUBLISHED = "A"
 FORMS = ("A", "B", "C", "D")
 """The forms with numbers: either display order, with the codes either way round."""
-NAMES = (*FORMS, "letters", "letters-reversed", "orders", "order-...")
+GENERAL = (*FORMS, "letters", "letters-reversed")
+"""The presentations of any item, whatever its number of options."""
+NAMES = (*GENERAL, "orders", "order-...")
 """What may be chosen; the last stands for one explicit order, such as order-312."""
 MOST_ORDERED = 5
 """Options of an item that `orders` shows in all orders, at most: 5 make 120 orders."""
@@ -206,6 +208,11 @@ def check_presentations(presentations: Sequence[str], name: str = "presentations
 def _is_order(presentation: str) -> bool:
     match = _ORDER.fullmatch(presentation)
     return match is not None and sorted(match[1]) == [str(n + 1) for n in range(len(match[1]))]
+
+
+def is_general(presentation: str) -> bool:
+    """Return whether a presentation says how to show any item, whatever its number of options."""
+    return presentation in GENERAL
 
 
 def show(

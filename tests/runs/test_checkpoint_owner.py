@@ -108,20 +108,3 @@ def test_a_run_with_its_own_folder_may_be_moved(tmp_path):
     assert checkpoint_directory(Settings(resume=True), tmp_path / "b") is None
     recorded = json.loads((tmp_path / "b" / "config.json").read_text("utf-8"))
     assert recorded["settings"]["checkpoints"] is None
-
-
-def cut_short(folder: Path) -> None:
-    for path in folder.rglob("d/*"):
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def without_metadata(folder: Path) -> None:
-    (folder / "state" / "_METADATA").unlink()
-
-
-@pytest.mark.parametrize("damage", [cut_short, without_metadata])
-def test_a_damaged_checkpoint_is_named_and_may_be_deleted(kept, damage):
-    damage(kept / "2")
-    named = pytest.raises(UserError, match=r"kept/2 cannot be read .*; delete that folder")
-    with Checkpoints(kept) as saved, named:
-        saved.restore({"x": jnp.float32(0)})

@@ -25,6 +25,7 @@ from jaxalign.methods.soft_prompt.settings import entry_labels
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.evolve import Entry
 from jaxalign.optim.gradient import GradientDescent, make_descent
+from jaxalign.runs import identity_of
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.memory import check_fits
 from jaxalign.stats.objectives import Objective
@@ -66,10 +67,11 @@ class Control:
             return Progress(task, done, total, "candidates", len(names), fields)
 
         with contextlib.ExitStack() as stack:
-            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints))
+            identity = identity_of(settings, settings.gradient_steps)
+            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints, identity=identity))
             # A checkpoint has one row per entry, whatever the number of devices that wrote it.
             done, state = 0, None
-            if saved and resume and saved.steps:
+            if saved and resume and saved.latest is not None:
                 done, state = saved.restore(descent.abstract_state())
             state = descent.start() if state is None else descent.to_devices(state)
             on_progress(progress(done, {}))

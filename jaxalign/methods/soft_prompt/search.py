@@ -61,7 +61,7 @@ from jaxalign.methods.soft_prompt.space import (
 from jaxalign.optim.api import Optimizer
 from jaxalign.optim.evolve import Entry, Evolution, make_evolution
 from jaxalign.optim.generation import State
-from jaxalign.runs import Run
+from jaxalign.runs import Run, identity_of
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.hosts import agreed, agreed_choice
 from jaxalign.runtime.memory import available_bytes, busy_chunk, fitting_chunk
@@ -283,8 +283,9 @@ class Search:
         """
         settings = self.problem.settings
         with contextlib.ExitStack() as stack:
-            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints))
-            restored = bool(saved and resume and saved.steps)
+            identity = identity_of(settings, [list(entry) for entry in self.entries])
+            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints, identity=identity))
+            restored = bool(saved and resume and saved.latest is not None)
             if restored:
                 done, state = saved.restore(self.evolution.abstract_state())
                 state = self.evolution.to_devices(state)
