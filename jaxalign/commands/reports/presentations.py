@@ -26,7 +26,7 @@ _WORDS = {
 }
 _EXAMPLE = Item("example", "How often?", ("never", "sometimes", "always"), (1, 2, 3))
 _MOST_SPELLED_OUT = 6  # countries whose numbers are given in a first line
-_MOSTLY = 0.5  # share of equal answers from which they are called constant in words
+_MOSTLY = 0.8  # share of equal answers from which they are called constant in words
 
 
 # What the presentations are
@@ -233,7 +233,8 @@ def correlation_words(
         correlation: The record of its interval; None if it is not defined.
         pair: The two presentations.
     """
-    what = f"item means under {named(pair)}"
+    reversed_numbers = " (numbers reversed)" if tuple(pair) == ("A", "B") else ""
+    what = f"item means under {named(pair)}{reversed_numbers}"
     if correlation is None or not is_number(correlation["mean"]):
         return (
             f"{what} have no correlation, because the answers do not vary over items or there are "
