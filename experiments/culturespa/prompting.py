@@ -46,10 +46,14 @@ def run(settings: PromptingSettings) -> None:
         experiment = reopen(finished, on_progress)
         folders = {name: adapter_folder(finished.out, name) for name in names}
         adapters = AdapterFiles(folders, experiment.lm.files)
-        answers, alone = finished.answers(), finished.by_presentation()
-        prompted = ask_in_other_styles(experiment, adapters, answers, alone)
+        answered = finished.answered()
+        prompted = ask_in_other_styles(experiment, adapters, answered.mean, answered.alone)
     settings, inputs = experiment.settings, experiment.inputs
-    record = plain(prompting_record(settings, inputs, answers, prompted, finished.untrained, alone))
+    record = plain(
+        prompting_record(
+            settings, inputs, answered.mean, prompted, finished.untrained, answered.alone
+        )
+    )
     write_json(finished.out / "prompting.json", record)
     plot_prompting(finished.out / "prompting.png", record)
     write_culturespa_report(finished.result | {"prompting": record}, finished.out)

@@ -234,7 +234,7 @@ def options_from_tokens(
     exists = sequences[..., 0] >= 0
     sums = terms.sum(axis=-1)
     if per_token:
-        sums = sums / jnp.maximum((sequences >= 0).sum(axis=-1), 1)
+        sums = sums / jnp.maximum((sequences >= 0).sum(axis=-1), 1)[None]
     spellings = jnp.where(exists, sums, -jnp.inf)
     return jax.nn.log_softmax(_logsumexp(spellings, exists), axis=-1)
 

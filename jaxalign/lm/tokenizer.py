@@ -35,6 +35,7 @@ _TEXT_MARKERS = {"<|system|>", "<|user|>", "<|assistant|>"}
 _LLAMA3_STOPS = (TURN_END, "<|eom_id|>")
 _REPLY = "Fairly."  # a reply, behind which the chat template ends the turn
 _MARK = "\u2045reply\u2046"  # a reply that no template rewrites
+_AS_TEXT = "\ue0f7"  # behind the first character of a special token's name that is text
 _COMPARED = 16  # characters before a reply by which a prompt is recognised
 _SAMPLE = "How happy are you, from 1 to 10?"
 _CAPITALS = frozenset(string.ascii_uppercase)
@@ -184,7 +185,30 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             broken = text[max(0, error.start - 20) : error.end]
             raise UserError(f"text that is not Unicode: ...{broken!r}") from None
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if _AS_TEXT not in text:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids, end = [], 0
+        for quoted in re.finditer(self._special_names.replace("<>", _AS_TEXT), text):
+            ids += self.tokenizer(text[end : quoted.start()], add_special_tokens=False)["input_ids"]
+            name = quoted[0].replace(_AS_TEXT, "", 1)
+            ids += self.tokenizer(name, add_special_tokens=False, split_special_tokens=True)[
+                "input_ids"
+            ]
+            end = quoted.end()
+        return ids + self.tokenizer(text[end:], add_special_tokens=False)["input_ids"]
+
+    @functools.cached_property
+    def _special_names(self) -> str:
+        """A pattern of the special tokens' names, with `<>` behind the first character."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        names = sorted((str(token) for token in added if token.special), key=len, reverse=True)
+        return "|".join(f"{re.escape(name[:1])}<>{re.escape(name[1:])}" for name in names if name)
+
+    def _as_text(self, content: str) -> str:
+        """Return a message in which the names of special tokens are marked as text."""
+        if not (names := self._special_names):
+            return content
+        return re.sub(names.replace("<>", ""), lambda m: m[0][:1] + _AS_TEXT + m[0][1:], content)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, including special tokens."""
@@ -195,13 +219,17 @@ class Tokenizer:
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Return the conversation as the template writes it.
 
+        Whoever wrote a message did not write the conversation: the name of a special token in it,
+        such as `<|eot_id|>` in a survey's text, is marked as text for `encode`.
+
         Raises:
             UserError: If the template fails, with its message.
         """
+        messages = [m | {"content": self._as_text(m["content"])} for m in messages]
         try:
             return render_chat(
                 self.template,
-                messages=list(messages),
+                messages=messages,
                 add_generation_prompt=add_generation_prompt,
                 date_string=f"{_DATE:%d %b %Y}",
                 today=_DATE,
@@ -231,7 +259,7 @@ class Tokenizer:
         """
         prompt = self.render(messages[:-1])
         whole = self.render(messages, add_generation_prompt=False)
-        reply = messages[-1]["content"].strip()
+        reply = self._as_text(messages[-1]["content"]).strip()
         rest = whole.removeprefix(prompt)
         if not whole.startswith(prompt) or not rest.lstrip().startswith(reply):
             # Where a reply begins does not depend on what it says.

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jaxalign.answering.asked import asked_items
 from jaxalign.answering.batch import ExactAnswers
-from jaxalign.answering.conversations import option_spellings
+from jaxalign.answering.conversations import option_spellings, soft_prompt_layout
+from jaxalign.answering.options import option_log_probs, prepare_items
 from jaxalign.core.errors import UserError
 from jaxalign.lm.transformer import Llama
 from jaxalign.methods import ask as ask_module
@@ -23,6 +25,7 @@ from jaxalign.methods.ask import Exact, Sampled, answer, ask, encode_conditions
 from jaxalign.methods.conditions import InContext, Persona, Plain
 from jaxalign.methods.culturespa.conditions import InStyle
 from jaxalign.methods.culturespa.styles import StylePrompts, load_texts
+from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.pocket import MODEL_FOLDER, pocket_model
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.prompts import load_prompts
@@ -134,6 +137,44 @@ def test_labels_answer_as_the_plain_forward(lm, next_log_probs, form):
                 expected -= np.logaddexp.reduce(expected)
             found = answers.log_probs[a, q, : len(expected)]
             np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("placement", ["front", "after"])
+@pytest.mark.parametrize(
+    ("presentations", "form"),
+    [
+        (FORMS, "number"),
+        (("A",), "label"),
+        (("A",), "label-per-token"),
+        (("A", "B"), "label-against-prior"),
+    ],
+)
+def test_the_search_reads_answers_as_ask_does(lm, placement, presentations, form):
+    items = (FOUR, TWO, TENTHS)
+    table = np.asarray(lm.params["embed"])
+    soft = SoftPrompt(table[lm.tokenizer.encode("I live in a town by the sea")[:4]], placement)
+    answers = ask(
+        lm,
+        survey_of(*items),
+        [soft],
+        presentations=presentations,
+        reading=Exact(answer=form),
+        prompts=PROMPTS,
+    )
+    asked = asked_items(PROMPTS, items, presentations, form)
+    layout = soft_prompt_layout(
+        lm.tokenizer, PROMPTS, asked.rows, placement, 4, per_token=asked.per_token
+    )
+    prepared = prepare_items(lm.config, lm.params, layout)
+    log_probs_PxRxO = option_log_probs(lm.config, prepared, soft.embeddings_MxD[None], chunk=1)
+    mean = asked.mean_log_probs(log_probs_PxRxO)[0]
+    there = np.isfinite(answers.log_probs[0])
+    np.testing.assert_allclose(mean[there], answers.log_probs[0][there], atol=1e-4)
+    each = asked.presentation_log_probs(log_probs_PxRxO)[0]
+    for name, found in zip(asked.presentations, each, strict=True):
+        part = answers if len(presentations) == 1 else answers.by_presentation[name]
+        np.testing.assert_allclose(found[there], part.log_probs[0][there], atol=1e-4)
 
 
 # -- a model that answers by meaning ----------------------------------------------------------

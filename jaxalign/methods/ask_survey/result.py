@@ -56,7 +56,7 @@ from jaxalign.stats.choice_scores import (
     share_interval,
     trivial_answers,
 )
-from jaxalign.stats.intervals import Interval
+from jaxalign.stats.intervals import Interval, widened
 from jaxalign.stats.paired_scores import drawn_scores, spread
 from jaxalign.stats.scores import vsm_scores
 from jaxalign.stats.vsm import trivial_lines, value_columns
@@ -102,8 +102,30 @@ def analyses_of(
             inputs.countries,
             resamples=settings.resamples,
             seed=settings.seed,
+            by_presentation=_by_presentation(by_group, reference and responses[reference.key]),
         )
     return analyses
+
+
+def _by_presentation(
+    by_group: Mapping[str | None, Responses], reference: Mapping[str | None, Responses] | None
+) -> dict[str, tuple[dict[str, list[Responses]], list[Responses]]] | None:
+    """Return the runs of a row, and of the row that it is set beside, in each presentation alone.
+
+    None where there is one presentation.
+    """
+    unaware = by_group.get(None) or (reference or {}).get(None)
+    aware = {group: answers for group, answers in by_group.items() if group is not None}
+    every = [*aware.values(), *([unaware] if unaware else [])]
+    if any(answers.by_presentation is None for answers in every):
+        return None
+    return {
+        name: (
+            {group: _runs(answers.by_presentation[name]) for group, answers in aware.items()},
+            _runs(unaware.by_presentation[name]) if unaware else [],
+        )
+        for name in every[0].by_presentation
+    }
 
 
 def _reference(row: Row, rows: Sequence[Row]) -> Row | None:
@@ -235,8 +257,8 @@ def _differences(
             for b in unchanged:
                 instead = a.system.is_soft and b.groups != (None,)
                 if (a.key, b.key) not in known and (a.style == b.style or instead):
-                    pair = (_positions(responses[row.key], tables) for row in (a, b))
-                    record = _paired(*pair, tables, draws)
+                    pair = responses[a.key], responses[b.key]
+                    record = _paired(*_pair(pair, tables), tables, draws, _alone(pair, tables))
                     found.append({"a": a.key, "b": b.key} | record)
     return found
 
@@ -250,27 +272,63 @@ def _positions(by_group: Mapping[str | None, Responses], tables: Tables) -> np.n
     return np.stack([answers.get(country, everyone) for country in tables.countries], axis=1)
 
 
+_Pair = tuple[Mapping[str | None, Responses], Mapping[str | None, Responses]]
+
+
+def _pair(pair: _Pair, tables: Tables) -> tuple[np.ndarray, np.ndarray]:
+    a, b = (_positions(by_group, tables) for by_group in pair)
+    return a, b
+
+
+def _alone(pair: _Pair, tables: Tables) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the positions of both rows in each presentation alone; none if there is only one."""
+    every = [answers for by_group in pair for answers in by_group.values()]
+    if any(answers.by_presentation is None for answers in every):
+        return []
+    forms = []
+    for name in every[0].by_presentation:
+        a, b = ({g: found.by_presentation[name] for g, found in rows.items()} for rows in pair)
+        forms.append(_pair((a, b), tables))
+    return forms
+
+
 def _paired(
-    a_NxCxQ: np.ndarray, b_NxCxQ: np.ndarray, tables: Tables, draws: np.ndarray
+    a_NxCxQ: np.ndarray,
+    b_NxCxQ: np.ndarray,
+    tables: Tables,
+    draws: np.ndarray,
+    alone: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> dict[str, Any]:
     """Return the difference of two rows over the items that both answered in each of their runs.
 
-    Over its own items, a row would look better for not answering what is hard.
+    Over its own items, a row would look better for not answering what is hard. Intervals include
+    the spread over presentations, where `alone` holds the answers in each of several.
     """
+    difference_NxC, there_C = _resampled_difference(a_NxCxQ, b_NxCxQ, tables, draws)
+    there = np.flatnonzero(there_C).tolist()
+    if not there:
+        return {"value": None, "low": None, "high": None, "verdict": "no answers", "countries": {}}
+    forms = [_resampled_difference(*pair, tables, draws[:1])[0][0] for pair in alone]
+
+    def interval_of(columns: list[int]) -> Interval:
+        found = spread(difference_NxC[:, columns].mean(axis=1, keepdims=True)).questions
+        return widened(found, [form_C[columns].mean() for form_C in forms]) if forms else found
+
+    by_country = {tables.countries[c]: _points(interval_of([c])) for c in there}
+    interval = interval_of(there)
+    return _points(interval) | {"verdict": _verdict(interval), "countries": by_country}
+
+
+def _resampled_difference(
+    a_NxCxQ: np.ndarray, b_NxCxQ: np.ndarray, tables: Tables, draws: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the difference on every resample, [N, C], and which countries have one, bool [C]."""
     both_CxQ = ~(np.isnan(a_NxCxQ).any(axis=0) | np.isnan(b_NxCxQ).any(axis=0))
     means = [
         np.mean(drawn_scores(np.where(both_CxQ, x, np.nan), tables, draws), axis=1)
         for x in (a_NxCxQ, b_NxCxQ)
     ]
-    difference_NxC = means[0] - means[1]
-    there = [c for c in range(len(tables.countries)) if both_CxQ[c].any()]
-    if not there:
-        return {"value": None, "low": None, "high": None, "verdict": "no answers", "countries": {}}
-    by_country = {
-        tables.countries[c]: _points(spread(difference_NxC[:, [c]]).questions) for c in there
-    }
-    interval = spread(difference_NxC[:, there].mean(axis=1, keepdims=True)).questions
-    return _points(interval) | {"verdict": _verdict(interval), "countries": by_country}
+    return means[0] - means[1], both_CxQ.any(axis=1)
 
 
 def _points(interval: Interval) -> dict[str, float]:

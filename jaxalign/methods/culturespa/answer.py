@@ -37,7 +37,7 @@ class StyledConversations:
     """Every item of some surveys in several styles for several groups, as tokens.
 
     Attributes:
-        questions: Style by style, group by group, item by item.
+        questions: Style by style, group by group, presentation by presentation, item by item.
         surveys: The surveys whose items are asked, one after the other.
         rows: Each style with the groups it asks for; ("",) for a style that names none.
         plan: The conversations cut into blocks, if that has been done.
@@ -57,10 +57,15 @@ class StyledConversations:
 def in_styles(
     inputs: Inputs, styles: Sequence[Style], groups: Sequence[str], *surveys: Survey
 ) -> StyledConversations:
-    """Encode every item in every style for every group; "unaware" names none and is asked once."""
+    """Encode every item in every style for every group, in all presentations of the run.
+
+    "unaware" names no group and is asked once.
+    """
     items = [item for survey in surveys for item in survey.items]
     conditions = [c for style in styles for c in in_style(style, inputs.prompts, groups)]
-    questions = encode_conditions(inputs.files, inputs.prompts.texts.prompts, conditions, items)
+    questions = encode_conditions(
+        inputs.files, inputs.prompts.texts.prompts, conditions, items, inputs.presentations
+    )
     rows = tuple((style, groups_asked(style, groups)) for style in styles)
     return StyledConversations(questions, surveys, rows)
 
@@ -75,8 +80,9 @@ def ask(
 ) -> tuple[dict[Style, Responses], ...]:
     """Ask a model and return its responses by style, for each of the surveys.
 
-    The conditions of the responses are the groups of the style, or the style's own name where it
-    names none.
+    Responses are the mean over presentations; `Responses.by_presentation` has those in each, if
+    there are several. Their conditions are the groups of the style, or the style's own name where
+    it names none.
 
     Args:
         experiment: The run, whose directory keeps the answers.

@@ -164,7 +164,8 @@ def _ask_each(
     """
     lm, survey, guard = experiment.lm, experiment.inputs.survey, len(experiment.inputs.guard)
     named = {name: groups_of(experiment, name[1]) for name in adapters}
-    answers_of = {name: len(groups) * len(survey.items) for name, groups in named.items()}
+    asked_times = len(survey.items) * len(experiment.inputs.presentations)
+    answers_of = {name: len(groups) * asked_times for name, groups in named.items()}
     total = sum(answers_of.values()) + guard * (1 + len(adapters))
     done = 0
 

@@ -184,7 +184,7 @@ def resolve_settings(
     Returns:
         The resolved settings, and one line per replaced setting with its value and source.
     """
-    presentations = default_presentations(True)  # until `methods.ask` takes several
+    presentations = default_presentations(files.is_pocket)
     if files.is_pocket:
         following = {
             "per_topic": Default(12, FOR_POCKET),
@@ -269,8 +269,6 @@ def _check_presentations(settings: CultureSPASettings) -> None:
     if settings.presentations is None:
         return
     check_presentations(settings.presentations)
-    if settings.presentations != ("A",):  # until `methods.ask` takes several
-        raise UserError("`presentations`: A alone can be asked so far")
     if orders := [name for name in settings.presentations if name.startswith("order")]:
         raise UserError(
             f"`presentations` {orders[0]}: written questions have any number of options; choose "
