@@ -67,7 +67,7 @@ def measure_sections(result: Result) -> tuple[Section, ...]:
 def measure_sentences(result: Result) -> list[str]:
     """State what the answers owe to the presentation, and whether they vary at all."""
     measure, names = result["measure"], result["presentations"]["averaged"]
-    signal = validity.has_signal(gate_of(result)) is not False
+    signal = validity.allows_verdicts(gate_of(result))
     said = [
         f"{_title(method)}: {presentations.correlation_words(record, names[:2])}"
         for method, record in measure["correlation"].items()

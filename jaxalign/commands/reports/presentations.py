@@ -80,7 +80,7 @@ def heading(name: str, tuned: Sequence[str]) -> str:
 def gain_note(
     gains: Mapping[str, Mapping[str, Any] | None],
     tuned: Sequence[str],
-    others: Sequence[str],
+    by_presentation: Mapping[str, float | None],
     signal: bool,
 ) -> Note | None:
     """Return the first line on whether gains are kept on presentations never tuned on.
@@ -88,7 +88,8 @@ def gain_note(
     Args:
         gains: By country, the record of `jaxalign.stats.presentations.Gain`.
         tuned: Presentations that were tuned on.
-        others: Presentations that were not.
+        by_presentation: By presentation, how far the tuned prompt's loss is below the plain
+            question's, mean over countries.
         signal: Whether verdicts may be read; see `jaxalign.report.wording.verdict`.
     """
     gains = {country: gain for country, gain in gains.items() if gain}
@@ -108,26 +109,47 @@ def gain_note(
     if not signal:
         # A gain that is kept, or missing, says nothing where the instrument measures nothing.
         lead += f" Verdict: {NO_SIGNAL}."
-    where = f"on {named(tuned)} ({TUNED})"
-    if others:
-        where += f" and on {joined(others)} ({UNTUNED})"
-    if count <= _MOST_SPELLED_OUT:
-        numbers = "; ".join(_gain_numbers(c, gain, count) for c, gain in gains.items())
-    else:
-        numbers = "; ".join(f"{_GAIN_SHORT[n]}: {joined(c)}" for n, c in found.items())
-    return Note(
-        f"Points by which the tuned prompt's loss is below the plain question's, {where}: "
-        f"{numbers}.",
-        "label",
-        lead,
+    over = f", mean over {count} countries" if count > 1 else ""
+    text = (
+        f"Points by which the tuned prompt's loss is below the plain question's{over}: "
+        f"{_gains_in_words(tuned, by_presentation)}."
     )
+    if count > 1 and len(found) > 1:
+        each = "; ".join(f"{_GAIN_SHORT[name]} in {joined(c)}" for name, c in found.items())
+        text += f" By country: {each}."
+    return Note(f"{text}{_numbers_learned(tuned, by_presentation)}", "label", lead)
 
 
-def _gain_numbers(country: str, gain: Mapping[str, Any], count: int) -> str:
-    """Return the gain on both sides, such as "USA +105.0 and −30.0 (vanishes)"."""
-    sides = [gain[side]["mean"] for side in ("tuned", "untuned") if gain[side]]
-    numbers = joined(number(side, 1, signed=True) for side in sides)
-    return f"{country} {numbers} ({_GAIN_SHORT[gain['verdict']]})" if count > 1 else numbers
+def _gains_in_words(tuned: Sequence[str], gains: Mapping[str, float | None]) -> str:
+    """Return such as "+92.6 on A (tuned on); −55.1 on B and −53.1 on D (never tuned on)"."""
+    sides = []
+    for role, names in (
+        (TUNED, [name for name in gains if name in tuned]),
+        (UNTUNED, [name for name in gains if name not in tuned]),
+    ):
+        if names:
+            said = joined(f"{number(gains[name], 1, signed=True)} on {name}" for name in names)
+            sides.append(f"{said} ({role})")
+    return "; ".join(sides)
+
+
+def _numbers_learned(tuned: Sequence[str], gains: Mapping[str, float | None]) -> str:
+    """Say that a gain went with the numbers, if it did.
+
+    Where options keep their published numbers (A and C), a prompt that has learned which numbers to
+    say gains; where they have other ones (B and D), it does not.
+    """
+    if list(tuned) != ["A"] or not all(is_number(gains.get(name)) for name in "ABCD"):
+        return ""
+    gain = gains["A"]
+    kept = gain > 0 and gains["C"] >= 0.8 * gain
+    lost = max(gains["B"], gains["D"]) <= 0.2 * gain
+    if not (kept and lost):
+        return ""
+    return (
+        " It remains where every option keeps its number (C) and is lost where it has another one "
+        "(B, D): the prompt has learned numbers."
+    )
 
 
 _GAIN_LEADS = {
@@ -163,10 +185,9 @@ def gains_table(
         words = _gain_words(gain["verdict"], signal)
         if tested:
             kept = None if gain["kept"] is None else 100 * gain["kept"]
-            sides = Estimate.read(gain["tuned"]), Estimate.read(gain["untuned"])
-            rows.append((country, *sides, kept, words))
+            rows.append((country, _gain(gain["tuned"]), _gain(gain["untuned"]), kept, words))
         else:
-            rows.append((country, Estimate.read(gain["tuned"]), words))
+            rows.append((country, _gain(gain["tuned"]), words))
     others = (f"Where {UNTUNED}", "Kept, %") if tested else ()
     columns = ("Country", f"Where {TUNED}", *others, "The gain")
     digits = (0, 1, 1, 0, 0) if tested else (0, 1, 0)
@@ -176,6 +197,12 @@ def gains_table(
     )
     signed = tuple(column for column in columns if column.startswith("Where"))
     return Table(caption, columns, tuple(rows), digits, signed) if rows else None
+
+
+def _gain(record: Mapping[str, float] | None) -> Estimate | None:
+    """Return a gain; of one seed and one presentation nothing was resampled: it has no interval."""
+    found = Estimate.read(record)
+    return found and (Estimate(found.mean) if found.low == found.high else found)
 
 
 def _gain_words(verdict: str, signal: bool) -> str:
@@ -235,12 +262,12 @@ def correlation_words(
     """
     reversed_numbers = " (numbers reversed)" if tuple(pair) == ("A", "B") else ""
     what = f"item means under {named(pair)}{reversed_numbers}"
-    if correlation is None or not is_number(correlation["mean"]):
+    found = Estimate.read(correlation)
+    if found is None or not found.known:
         return (
             f"{what} have no correlation, because the answers do not vary over items or there are "
             "too few of them."
         )
-    found = Estimate.read(correlation)
     followed = _followed(found, pair)
     ending = f": the answers follow {followed}" if followed else ""
     return f"{what} correlate at {with_bounds(found, 2)}{ending}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxalign.commands.reports.validity import has_signal
+from jaxalign.commands.reports.validity import allows_verdicts
 from jaxalign.methods.base import SOFT_PROMPT_METHODS, soft_prompt_methods
 from jaxalign.methods.soft_prompt.result import readings
 from jaxalign.optim.strategy import DIFFERENTIAL_EVOLUTION
@@ -86,7 +86,7 @@ def gate_of(result: Result) -> Mapping[str, Any] | None:
 
 def shows_signal(result: Result) -> bool:
     """Return whether verdicts may be read: the validity gate does not say that they may not."""
-    return has_signal(gate_of(result)) is not False
+    return allows_verdicts(gate_of(result))
 
 
 def tuned_on(result: Result) -> list[str]:

@@ -17,6 +17,7 @@ from jaxalign.commands.reports.soft_prompt_record import (
     Result,
     gate_of,
     has_scores,
+    loss_under,
     mean_loss,
     methods,
     never_tuned_on,
@@ -34,9 +35,20 @@ _FEW = 0.5  # probability of a valid reply below which scores rest on a small pa
 
 def verdict_notes(result: Result) -> list[Note]:
     """Return the first lines: the validity gate, and whether the gain is kept elsewhere."""
-    sides = tuned_on(result), never_tuned_on(result)
-    gain = gain_note(result["measure"]["gain"]["tuned"], *sides, shows_signal(result))
+    gains = result["measure"]["gain"]["tuned"]
+    gain = gain_note(gains, tuned_on(result), _mean_gains(result), shows_signal(result))
     return [gate_note(gate_of(result)), *([gain] if gain else [])]
+
+
+def _mean_gains(result: Result) -> dict[str, float | None]:
+    """Return the plain question's loss less the tuned prompt's by presentation, over countries."""
+    entries, (reading, _) = list(result["countries"].values()), readings(result)
+    gains = {}
+    for name in (*tuned_on(result), *never_tuned_on(result)):
+        pairs = [[loss_under(e, m, name, reading) for m in ("naive", "tuned")] for e in entries]
+        known = all(is_number(loss) for pair in pairs for loss in pair)
+        gains[name] = sum(a - b for a, b in pairs) / len(pairs) if known else None
+    return gains
 
 
 def statements(result: Result) -> tuple[str, ...]:

@@ -31,6 +31,11 @@ def has_signal(gate: Record | None) -> bool | None:
     return None if gate is None else gate["passes"]
 
 
+def allows_verdicts(gate: Record | None) -> bool:
+    """Return whether verdicts may be read: the gate does not say that they may not."""
+    return has_signal(gate) is not False
+
+
 def gate_note(gate: Record | None) -> Note:
     """Return the verdict of the validity gate, the first line of a report."""
     if gate is None:
@@ -53,7 +58,7 @@ def judged(record: Any, gate: Record | None) -> Any:
         record: Any nesting of dictionaries and lists; it is left alone.
         gate: Record of the gate.
     """
-    if has_signal(gate) is not False:
+    if allows_verdicts(gate):
         return record
     if isinstance(record, Mapping):
         return {
