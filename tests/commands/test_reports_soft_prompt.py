@@ -99,15 +99,25 @@ def test_a_gain_that_vanishes_is_called_that_before_any_section(tmp_path: Path) 
     result, _ = soft_prompt_sample(("USA", "CHN"))
     head = _texts(result, tmp_path)[0].split("<h2>")[0]
     assert "The gain vanishes on presentations that were not tuned on." in head
-    assert "on presentation A (tuned on) and on B, C and D (never tuned on)" in head
-    assert "USA +105.0 and −30.0 (vanishes)" in head
+    assert "mean over 2 countries: +110.0 on A (tuned on); +96.0 on B, −20.0 on C and" in head
+    assert "learned numbers" not in head  # the gain on B is kept, that on C is not
     result["measure"]["gain"]["tuned"]["CHN"]["verdict"] = "kept"
     head = _texts(result, tmp_path)[0].split("<h2>")[0]
     assert "in 2 countries: vanishes in 1 and kept in 1." in head
+    assert "By country: vanishes in USA; kept in CHN." in head
     for gain in result["measure"]["gain"]["tuned"].values():
         gain |= {"verdict": "not tested", "untuned": None, "kept": None}
     head = _texts(result, tmp_path)[0].split("<h2>")[0]
     assert "The gain was not tested on presentations that were not tuned on." in head
+
+
+def test_a_gain_that_goes_with_the_numbers_is_said_to(tmp_path: Path) -> None:
+    result, _ = soft_prompt_sample(("USA",))
+    forms = result["countries"]["USA"]["tuned"]["presentations"]
+    for name, loss in {"A": 10.0, "B": 170.0, "C": 15.0, "D": 150.0}.items():
+        forms[name]["expected"]["loss"] = loss
+    head = _texts(result, tmp_path)[0].split("<h2>")[0]
+    assert "is lost where it has another one (B, D): the prompt has learned numbers." in head
 
 
 def test_losses_where_tuned_on_and_where_not_stand_side_by_side(tmp_path: Path) -> None:

@@ -52,9 +52,17 @@ def soft_prompt_sample(
     return json.loads(json.dumps(result)), metrics
 
 
-def analysis_sample(countries: Sequence[str], personas: int | None = None) -> dict[str, Any]:
-    """Return the analysis (`jaxalign.stats.analysis.analyse`) of `analysis_inputs`."""
-    return analyse(*analysis_inputs(countries, personas), resamples=50)
+def analysis_sample(
+    countries: Sequence[str], personas: int | None = None, signal: bool = True
+) -> dict[str, Any]:
+    """Return the analysis (`jaxalign.stats.analysis.analyse`) of `analysis_inputs`.
+
+    The answers are made up at random and do not pass the validity gate; `signal` says that they do.
+    """
+    analysis = analyse(*analysis_inputs(countries, personas), resamples=50)
+    if analysis["validity"]:
+        analysis["validity"]["passes"] = signal
+    return analysis
 
 
 def analysis_inputs(
