@@ -93,6 +93,7 @@ def answer_program(
     extra_rows: int = 0,
     lora: LoraConfig | None = None,
     weights: WeightFormat = "stored",
+    per_token: bool = False,
 ) -> tuple[jax.stages.Wrapped, tuple]:
     """Return the program that answers blocks of a shape, and its arguments as shapes alone.
 
@@ -103,6 +104,7 @@ def answer_program(
         extra_rows: E, rows of the embeddings that are given besides the model's own.
         lora: the adapter beside the weights, if there is one.
         weights: how the model's weights are stored.
+        per_token: whether an option counts by the mean log-probability of its tokens.
 
     Returns:
         The jitted function and all of its arguments: `jitted.lower(*arguments)` allocates nothing.
@@ -123,7 +125,7 @@ def answer_program(
         )
     )
     extra = jax.ShapeDtypeStruct((extra_rows, config.hidden_size), jnp.float32, sharding=whole)
-    return answer_blocks, (config, mesh, params, tables, extra)
+    return answer_blocks, (config, mesh, params, tables, extra, per_token)
 
 
 def _answer_block(

@@ -9,7 +9,9 @@ figures only:
                                 GRC, GTM, MYS, PRT, SVK and URY
     hofstede_insights_2021_23   what the country comparison of Hofstede Insights showed in 2021-23
     culture_factor_2026_05      what its successor, The Culture Factor, showed in May 2026, with
-                                replaced IDV and LTO
+                                replaced IDV and LTO. KWT and TUN alone differ from the edition
+                                before it in PDI, MAS and UAI as well; that one marks their scores
+                                as estimates. We could not check these figures a second time
     legacy_estimate_pre2021     an older estimate, for Saudi Arabia alone
 
 An edition can also be a CSV file of your own, with the columns `group` (any name), `name` (how a

@@ -33,6 +33,7 @@ from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.prompts import untranslated
 from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.formats import read_answered, read_any
+from jaxalign.surveys.presentations import PUBLISHED, default_presentations
 from jaxalign.surveys.survey import Item, Survey, vsm
 from jaxalign.surveys.tables import make_tables, option_table
 
@@ -140,6 +141,7 @@ class AskInputs:
         test: The test, if questions have right answers.
         countries: The groups to speak as and to compare with.
         texts: The prompt texts.
+        presentations: The forms in which items are shown.
         rows: The rows of the overview.
         jobs: What is asked, by the weights that are needed.
         shows_test: Whether prompts that hold answers of countries hold those of this survey.
@@ -151,6 +153,7 @@ class AskInputs:
     survey: Survey
     test: ChoiceTest | None
     countries: tuple[str, ...]
+    presentations: tuple[str, ...]
     texts: Texts
     rows: tuple[Row, ...]
     jobs: tuple[Job, ...]
@@ -179,7 +182,10 @@ def read_inputs(settings: AskSettings, files: ModelFiles) -> AskInputs:
     systems = _read_systems(settings, survey)
     styles = {style for system in systems for style in system.styles}
     countries = _countries(settings, survey, test, styles)
-    settings = dataclasses.replace(settings, countries=countries)
+    presentations = settings.presentations or default_presentations(files.is_pocket)
+    if settings.answer != "number" and settings.presentations is None:
+        presentations = (PUBLISHED,)  # the options are not listed
+    settings = dataclasses.replace(settings, countries=countries, presentations=presentations)
     source = _read_source(settings, styles)
     worded = _Wording(settings, survey, source, files, styles)
     rows, by_adapter = [], {}
@@ -194,13 +200,14 @@ def read_inputs(settings: AskSettings, files: ModelFiles) -> AskInputs:
                     name = f"{system.key} {condition.name}"
                     condition = WithPrompt(voice.prompt, condition, name)
                 by_adapter.setdefault(voice.adapter, []).append(Asked(row, group, condition))
-    jobs = tuple(_job(files, worded.texts, survey, *pair) for pair in by_adapter.items())
+    jobs = tuple(_job(settings, files, worded.texts, survey, *a) for a in by_adapter.items())
     facts = _facts(settings, files, survey, test, source, worded, systems, jobs)
     return AskInputs(
         files=files,
         survey=survey,
         test=test,
         countries=countries,
+        presentations=presentations,
         texts=worded.texts,
         rows=tuple(rows),
         jobs=jobs,
@@ -428,10 +435,17 @@ class _Wording:
 
 
 def _job(
-    files: ModelFiles, texts: Texts, survey: Survey, adapter: Path | None, asked: list[Asked]
+    settings: AskSettings,
+    files: ModelFiles,
+    texts: Texts,
+    survey: Survey,
+    adapter: Path | None,
+    asked: list[Asked],
 ) -> Job:
     conditions = [one.condition for one in asked]
-    questions = encode_conditions(files, texts.prompts, conditions, survey.items)
+    questions = encode_conditions(
+        files, texts.prompts, conditions, survey.items, settings.presentations, settings.answer
+    )
     if adapter is None:
         return Job(None, None, None, tuple(asked), questions)
     loaded = Adapter.load(adapter, files)
@@ -463,6 +477,7 @@ def _facts(
         "simulated": survey.simulated,
         "source_sha256": None if source is None else source.sha256,
         "countries": list(settings.countries),
+        "presentations": list(settings.presentations),
         "icl_examples": [item.id for item in worded.examples],
         "texts": dataclasses.asdict(worded.texts),
         "p3_ranking_sha256": ranking.sha256 if isinstance(ranking, Ranking) else None,

@@ -67,6 +67,7 @@ def _exact_program(settings: AskSettings, files: ModelFiles, job: Job, mesh: Mes
         extra_rows=len(job.questions.extra_ExD),
         lora=job.lora,
         weights=settings.weights,
+        per_token=job.questions.asked.per_token,
     )
     what = "answers" if job.adapter is None else f"answers with adapter {job.adapter}"
     remedy = "lower `block_tokens`, or split the weights over more devices (`model_parallel`)"

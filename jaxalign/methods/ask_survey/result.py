@@ -25,6 +25,8 @@
                       or "": {value, low, high, places {PLACE: {value, low, high, questions}},
                       minus_first {value, low, high}}}} in percent, with Wilson's interval over
                       questions, and lines {chance, constant}
+    measure           what the answers say about the instrument (`instrument`): the validity gate,
+                      and every row under each presentation
     settings, facts, versions  what is needed to make the result again
 
 null stands where there is nothing to score. Of a survey that does not say how countries answered,
@@ -41,6 +43,7 @@ import numpy as np
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import finite_or_none
 from jaxalign.methods.ask_survey.inputs import MODEL, AskInputs, Row
+from jaxalign.methods.ask_survey.instrument import measure_record
 from jaxalign.methods.ask_survey.settings import OF_SOFT_PROMPTS, AskSettings, needs_examples
 from jaxalign.methods.base import ICL, NAIVE, UNAWARE
 from jaxalign.report.wording import NO_DIFFERENCE
@@ -173,6 +176,7 @@ def make_record(
         "lines": {},
         "vsm": _vsm(settings, inputs, responses),
         "test": None if inputs.test is None else _test(settings, inputs, responses),
+        "measure": measure_record(settings, inputs, responses),
         "settings": settings_of(settings, fixed_only=True),
         "facts": inputs.facts,
         "versions": versions(),

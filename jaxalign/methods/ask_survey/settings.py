@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from jaxalign.answering.asked import AnswerForm
 from jaxalign.core.errors import UserError
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.weights import WeightFormat
@@ -15,6 +16,7 @@ from jaxalign.methods.culturespa.styles import P3_CHOICES, Examples, P3Form, rea
 from jaxalign.runs import may_change
 from jaxalign.surveys.hofstede import DEFAULT_EDITION
 from jaxalign.surveys.options import SurveyOptions, check_options
+from jaxalign.surveys.presentations import check_presentations
 
 AnyStyle = Literal["unaware", "p1", "p2", "p3", "p1p3", "p2p3", "naive", "persona", "icl"]
 WITHOUT_COUNTRY: tuple[AnyStyle, ...] = (UNAWARE.key, NAIVE.key)
@@ -67,8 +69,19 @@ class AskSettings(SurveyOptions):
     reading: Literal["exact", "sampled"] = "exact"
     """How an answer is read. exact: the most likely option; sampled: the first integer of each of
     several replies."""
+    answer: AnswerForm = "number"
+    """What names an option in exact answers. number: its number or letter. Its text, asked for
+    without listing the options, is read by its log-likelihood: label by the sum over its tokens;
+    label-per-token by their mean; label-against-prior by the sum less that after a neutral
+    question."""
+    presentations: tuple[str, ...] | None = None
+    """Forms in which questions are shown and over which answers are averaged. A: as published; B:
+    the options' numbers assigned the other way round; C: options in reverse order, each with its
+    number; D: options in reverse order, numbered from the top; letters and letters-reversed:
+    letters for numbers, from the top; orders: all orders of up to 5 options; order-312: one order.
+    Default: A for the pocket model, which knows no other, A and B for others."""
     runs: int = 3
-    """Number of replies to each question if they are sampled."""
+    """Number of replies to each question in each presentation if they are sampled."""
     seed: int = 0
     """Seed of sampled replies, of examples and of the bootstrap over questions."""
     answering: Sampling = dataclasses.field(default_factory=lambda: ANSWERING)
@@ -94,9 +107,6 @@ class AskSettings(SurveyOptions):
     texts: Path | None = None
     """Folder with prompt texts of your own (item.jinja, persona.jinja, unaware.jinja ...); default:
     the package's."""
-    language: str = "en"
-    """Language of the prompt texts and of the country names in them: en or zh, or the code of any
-    other together with texts of your own. Questions are asked as the survey words them."""
     language: str = "en"
     """Language of the prompt texts and of the country names in them: en or zh, or the code of any
     other together with texts of your own. Questions are asked as the survey words them."""
@@ -146,6 +156,13 @@ def check_settings(settings: AskSettings) -> None:
         values = getattr(settings, name)
         if values is not None and (not values or len(set(values)) < len(values)):
             raise UserError(f"`{name}` {' '.join(values)}: give at least one, each once")
+    if settings.presentations is not None:
+        check_presentations(settings.presentations)
+    if settings.answer != "number" and settings.reading == "sampled":
+        raise UserError(
+            f"`answer` {settings.answer}: sampled replies are read by their number; choose "
+            "`reading` exact"
+        )
     if not (settings.unchanged or settings.adapter or settings.prompt):
         raise UserError("`unchanged` False: nothing is left to ask; give an `adapter` or `prompt`")
     choice = settings.p3_choice
