@@ -198,7 +198,12 @@ def ask(file: File, groups: tuple[str, ...], folder: Path) -> None:
 
 def score(file: File, groups: tuple[str, ...], folder: Path) -> None:
     replies = folder / "replies.jsonl"
-    doc = {"Q_id": "Q1", "country": groups[0] if groups else "USA", "mode": "aware"}
+    item = getattr(check_survey(file.path).survey, "items", None)
+    doc = {
+        "Q_id": item[0].id if item else "Q1",
+        "country": groups[0] if groups else "USA",
+        "mode": "aware",
+    }
     replies.write_text(json.dumps({"doc": doc, "resps": [["1"]]}) + "\n")
     options = file.options.survey_options()
     analysis.score_replies(file.path, [replies], distributions=file.distributions, **options)
@@ -219,28 +224,14 @@ def held_out(file: File, groups: tuple[str, ...], folder: Path) -> None:
     check_comparison(read_problem(settings))
 
 
-def instrument(file: File, groups: tuple[str, ...], folder: Path) -> None:
-    if file.distributions is not None:
-        pytest.skip("an instrument comes in one file")
-    settings = SoftPromptSettings(
-        instrument=file.path,
-        objective="earth-mover",
-        countries=groups or ("USA", "CHN"),
-        held_out=opinions(folder),
-        icl_examples=1,
-        **file.options.survey_options() | {"by": None, "min_respondents": None},
-    )
-    if file.options.by:
-        pytest.skip("the other survey has no such groups")
-    read_problem(settings)
-
-
 def write(file: File, groups: tuple[str, ...], folder: Path) -> None:
     settings = write_questions.Settings(survey=file.path, **file.options.survey_options())
     write_questions.read_inputs(settings)
 
 
 def seeds(file: File, groups: tuple[str, ...], folder: Path) -> None:
+    if file.options.wording is not None:
+        pytest.skip("the words themselves are the seeds")
     filter_questions.read_seeds(file.path)
 
 
@@ -263,6 +254,7 @@ COMMANDS = {
     held_out: {"wording", "answers"},
     write: {"wording"},
     plan: {"wording", "answers"},
+    seeds: {"wording"},
     guard: {"key"},
 }
 
@@ -308,7 +300,7 @@ def test_what_check_calls_right_every_command_can_use(
     for command, needs in COMMANDS.items():
         caplog.clear()
         why_not = reason_against(check, needs)
-        if command is write and isinstance(check.survey, ChoiceTest):
+        if command in (write, seeds) and isinstance(check.survey, ChoiceTest):
             why_not = "one right answer"
         said = refusal(command, file, groups, tmp_path)
         if said is None:
