@@ -124,15 +124,19 @@ class DecodeQueue:
         self.renew(extra_ExD)
 
     def renew(self, extra_ExD: np.ndarray | None) -> None:
-        """Take other embeddings beyond the vocabulary, and forget the prompts in the slots.
+        """Take other embeddings beyond the vocabulary, and forget all prompts and replies.
 
         The queue then goes on like a new one with the same programs.
 
         Args:
             extra_ExD: As many rows as before, in the dtype of activations.
         """
-        if len(self):
-            raise ValueError(f"{len(self)} replies are still waited for")
+        self._waiting.clear()
+        if self._writing:  # whoever waited for them has given up
+            self._slots = end_program(
+                self._shape, self._slots, self._spread(np.ones(self.slots, np.bool_))
+            )
+            self._writing.clear()
         self._extra = () if extra_ExD is None else (self._everywhere(extra_ExD),)
         shares = range(self._shape.shares)
         self._free = [collections.deque(range(self._shape.slots)) for _ in shares]

@@ -45,6 +45,8 @@ NO_SIGNAL = "instrument without signal on this model"
 MIN_COUNTRIES = 4
 """The number of countries from which a permutation over them can reach a p-value below 0.05."""
 
+_SMALLEST_SPREAD = 1e-6  # personas that differ by less differ by rounding alone
+
 
 @dataclasses.dataclass(frozen=True)
 class Validity:
@@ -170,6 +172,9 @@ def _correlation(
     items = int(counts_CxQ.any(axis=0).sum())
     spreads = _spread(x_CxQ, counts_CxQ), _spread(y_CxQ, counts_CxQ)
 
+    if math.isnan(spreads[0]) or spreads[0] < _SMALLEST_SPREAD:
+        return None, None, spreads, items
+
     def correlations(sums_3xB: np.ndarray) -> np.ndarray:
         product, squares = sums_3xB[0], sums_3xB[1] * sums_3xB[2]
         return np.divide(
@@ -187,7 +192,10 @@ def _correlation(
     # products[p, c]: how far persona p deviates the way country c's people do.
     permuted = len(tables.countries) >= MIN_COUNTRIES
     permutation = permutation_test(x_CxQ @ y_CxQ.T, seed) if permuted else None
-    return widened(Interval(point, *bounds), alone_F, level), permutation, spreads, items
+    interval = widened(Interval(point, *bounds), alone_F, level)
+    # No correlation lies beyond ±1, however far presentations are apart.
+    low, high = max(-1.0, interval.low), min(1.0, interval.high)
+    return Interval(point, low, high), permutation, spreads, items
 
 
 def _bootstrap(
@@ -269,15 +277,16 @@ def _passes(
         # One test cannot be made. The other alone can fail the gate, but not pass it.
         return None if beats or over_uniform is None else False
     if correlation is None:
-        return False if persona_spread < 1e-9 else None
+        return False if persona_spread < _SMALLEST_SPREAD else None
     return bool(correlation.low > 0 and beats)
 
 
 def _sentence(fields: dict[str, Any]) -> str:
     """Say in words what the gate found."""
     r, over = fields["correlation"], fields["over_uniform"]
-    if r is None and fields["persona_spread"] < 1e-9:
-        follows = "persona answers do not differ between countries"
+    if r is None and fields["persona_spread"] < _SMALLEST_SPREAD:
+        averaged = ", averaged over presentations," if len(fields["presentations"]) > 1 else ""
+        follows = f"persona answers{averaged} do not differ between countries"
     elif r is None:
         few = "one country has" if fields["countries"] < 2 else "too few items have"
         follows = f"{few} no differences between countries to follow"

@@ -415,6 +415,8 @@ def test_a_renewed_queue_is_as_a_new_one(params) -> None:
     arguments = {"replies": 1, "batch_size": 2, "positions": 30, "extra_ExD": table_ExD}
     queue = open_queue(BASE, params, DRAWN, NO_STOP, 3, **arguments)
     first = dict(drain(queue, [(0, prompt, 0)]))
+    queue.add(1, prompt, 1)
+    queue.step(1)  # a reply that nobody waits for any more
     queue.renew(other_ExD)
     second = dict(drain(queue, [(0, prompt, 0)]))
     alone = generate(BASE, params, [prompt], DRAWN, NO_STOP, seed=3, extra_embeddings=other_ExD)

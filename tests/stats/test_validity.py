@@ -134,6 +134,25 @@ def test_presentations_that_disagree_widen_the_intervals():
     assert differing.presentations == ("A", "B")
 
 
+def test_a_model_that_answers_the_number_is_without_signal_over_both_numberings():
+    tables = people(4, 60)
+    # Personas follow people in A; in B the same numbers mean the opposite.
+    as_published = 0.5 * tables.truth_CxQxO + 0.5 / 4
+    reversed_ = as_published[..., ::-1]
+    found = validity_gate(np.stack([as_published, reversed_]), tables, ("A", "B"))
+    assert found.passes is False
+    assert found.correlation is None, "what is left is rounding"
+    assert "answers, averaged over presentations, do not differ between" in found.sentence
+    # In three presentations out of four it answers the number.
+    most = np.stack([as_published, as_published, as_published, reversed_])
+    found = validity_gate(most, tables, tuple("ACEB"))
+    assert found.passes is False
+    assert found.correlation.mean == pytest.approx(1)
+    # 1, 1, 1 and -1: a standard deviation of 1, of which √4 is left.
+    assert found.correlation.low == pytest.approx(1 - 1.96 / 2, abs=1e-3)
+    assert found.correlation.high == 1
+
+
 def test_nominal_items_count_only_for_the_similarity_and_unasked_ones_for_nothing():
     items = (
         Item("o", "Ordinal?", ("a", "b", "c"), (1, 2, 3)),

@@ -160,7 +160,8 @@ def example_result(
         "items": 96,
     }
     over_seeds = {
-        name: {**interval(mean, half), "student": interval(mean, 2 * half), "by_seed": [mean, mean]}
+        name: interval(mean, half)
+        | {"student": interval(mean, 2 * half), "by_seed": [mean] * len(seeds)}
         for name, mean, half in (
             ("loss", 42.0, 3.0),
             ("held_out", 0.7, 0.03),
@@ -187,13 +188,20 @@ def example_result(
         "seeds": list(seeds),
         "countries": entries,
         "trivial": {
-            country: {"all_middle": 100.0, "uniform_random": 500.5, "smallest_integer": 20.0}
+            country: {
+                "all_middle": 100.0,
+                "uniform_random": 500.5,
+                "smallest_integer": 20.0,
+                "mean_of_others": 110.0,
+                "another_country": 140.0,
+            }
             for country in countries
         },
         "held_out": {
             "survey": "made-up",
             "simulated": True,
             "items": 77,
+            "presentations": forms,
             "score": "mean over items of 1 - ordinal Wasserstein (nominal: 1 - total variation)",
             "interval": "95 %, bootstrap over items and seeds",
             "matrix": np.where(np.eye(len(countries), dtype=bool), 0.8, 0.7).tolist(),
@@ -229,6 +237,7 @@ def example_result(
         },
         "constants": [50.0] * 6,
         "dimensions": list(DIMENSIONS),
+        "mas_weight": 35,
         "settings": {
             "model": "smollm2",
             "countries": list(countries),

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.model import ModelFiles, open_model
 from jaxalign.methods.conditions import InContext, draw_examples
 from jaxalign.methods.soft_prompt.fitness import Read
+from jaxalign.methods.soft_prompt.method_answers import MethodAnswers, SurveyAnswers
 from jaxalign.methods.soft_prompt.settings import Settings, check_settings
 from jaxalign.methods.soft_prompt.space import make_space, prompt_text
 from jaxalign.pocket.society import held_out_survey as simulated_survey
@@ -35,11 +36,32 @@ from jaxalign.prompts import Prompts, load_prompts, untranslated
 from jaxalign.stats.objectives import Objective, ObjectiveInputs, objectives
 from jaxalign.surveys.formats import read_answered, read_questionnaire
 from jaxalign.surveys.hofstede import DIMENSIONS, is_score_file, name_in_edition, targets
-from jaxalign.surveys.presentations import default_presentations, untuned_presentations
+from jaxalign.surveys.presentations import (
+    default_presentations,
+    is_general,
+    untuned_presentations,
+)
 from jaxalign.surveys.survey import Item, Survey, vsm
 from jaxalign.surveys.tables import option_table
 
 _log = logging.getLogger("jaxalign")
+
+
+@dataclasses.dataclass(frozen=True)
+class AskedSurveys:
+    """Surveys that are asked together, in the same presentations."""
+
+    surveys: tuple[Survey, ...]
+    presentations: tuple[str, ...]
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The items of all surveys, one survey after the other."""
+        return tuple(item for survey in self.surveys for item in survey.items)
+
+    def alone(self, survey: Survey) -> AskedSurveys:
+        """Return one of the surveys by itself."""
+        return AskedSurveys((survey,), self.presentations)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,21 +102,50 @@ class Problem:
             return None
         return self.asked.mean_log_probs
 
-    def asked_in_all(self, survey: Survey) -> AskedItems:
-        """Return a survey's items in every presentation that is reported, the tuned ones first.
+    @functools.cached_property
+    def reported(self) -> tuple[AskedSurveys, ...]:
+        """What is asked of every method: both surveys, the tuned one first, in all presentations.
 
-        Explicit orders depend on an item's number of options, so a survey with items of several
-        lengths is asked in the other presentations alone.
+        Explicit orders are those of the tuned survey's items. The held-out survey is then asked by
+        itself in the other presentations, or in A and B if there is none.
         """
-        chosen = (*self._chosen, *self.test_presentations)
-        if len({len(item.options) for item in survey.items}) > 1:
-            chosen = tuple(name for name in chosen if not name.startswith("order")) or ("A", "B")
-        return asked_items(self.prompts, survey.items, chosen, self.settings.answer)
+        chosen, tests = chosen_presentations(self.settings, self.model), self.test_presentations
+        names = (*chosen, *tests)
+        if all(map(is_general, names)):
+            return (AskedSurveys((self.tuned_survey, self.held_out_survey), names),)
+        general = tuple(filter(is_general, chosen)) or ("A", "B")
+        others = tuple(name for name in tests if is_general(name) and name not in general)
+        return (
+            AskedSurveys((self.tuned_survey,), names),
+            AskedSurveys((self.held_out_survey,), (*general, *others)),
+        )
 
     @property
-    def _chosen(self) -> tuple[str, ...]:
-        """Names of the presentations that are tuned on, as a user gives them."""
-        return chosen_presentations(self.settings, self.model)
+    def scored_on_the_way(self) -> AskedSurveys | None:
+        """What is asked under prompts that the search had found earlier: the tuned presentations.
+
+        None with explicit orders, of which there are too many.
+        """
+        if len(self.reported) > 1:
+            return None
+        return AskedSurveys(self.reported[0].surveys, self.tuned_presentations)
+
+    def survey_answers(
+        self, survey: Survey, presentations: Sequence[str], methods: Mapping[str, MethodAnswers]
+    ) -> SurveyAnswers:
+        """Return answers to a survey together with what was asked.
+
+        Args:
+            survey: The survey.
+            presentations: Names of the presentations, as they are given.
+            methods: The answers by method.
+        """
+        asked = asked_items(self.prompts, survey.items, presentations, self.settings.answer)
+        names = set(self.tuned_presentations)
+        if not names & set(asked.presentations):
+            names = {"A", "B"}  # of a survey that is not asked in explicit orders
+        tuned = tuple(f for f, name in enumerate(asked.presentations) if name in names)
+        return SurveyAnswers(survey, asked, tuned, methods)
 
     @property
     def simulated(self) -> bool:

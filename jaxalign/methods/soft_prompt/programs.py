@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -22,7 +23,13 @@ from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.weights import program_params
 from jaxalign.methods.ask import ANSWERING
 from jaxalign.methods.reply_programs import reply_programs
-from jaxalign.methods.soft_prompt.answers import baseline_questions, tuned_questions
+from jaxalign.methods.soft_prompt.answers import (
+    baseline_questions,
+    history_questions,
+    kept_generations,
+    plans_of_one_shape,
+    tuned_questions,
+)
 from jaxalign.methods.soft_prompt.control import GRADIENT_STEPS_PER_DISPATCH, lower_control
 from jaxalign.methods.soft_prompt.problem import Problem
 from jaxalign.methods.soft_prompt.sampled import make_questions
@@ -49,13 +56,13 @@ class AnswerPlans:
     """What the runs asks besides the search, planned on the host: the shapes of its blocks.
 
     Attributes:
-        baselines: Of both surveys under the baselines.
-        tuned: Of both surveys under the prompts of every method.
+        baselines: Of both surveys under the baselines. The surveys may be asked separately.
+        tuned: Of both surveys under the prompts of every method, and under earlier prompts.
         prompt_rows: Embeddings of these prompts.
     """
 
-    baselines: BlockPlan
-    tuned: BlockPlan
+    baselines: tuple[BlockPlan, ...]
+    tuned: tuple[BlockPlan, ...]
     prompt_rows: int
 
 
@@ -74,12 +81,15 @@ def plan_answers(problem: Problem) -> AnswerPlans:
     prompts = len(settings.entries) * (3 if settings.gradient_steps else 2)
     block_tokens = default_block_tokens(target_platform())
     # What they hold does not matter to the plan, so that all of them may be the same zeros.
-    shape = settings.prompt.length, problem.model.config.hidden_size
-    unknown = [np.zeros(shape, np.float32)] * prompts
+    unknown = np.zeros((settings.prompt.length, problem.model.config.hidden_size), np.float32)
+    rows, baselines = prompts * settings.prompt.length, baseline_questions(problem)
+    tuned = tuned_questions(problem, [unknown] * prompts)
+    if earlier := len(kept_generations(problem)):
+        tuned += history_questions(problem, [unknown] * earlier * len(settings.entries), rows)
     return AnswerPlans(
-        baselines=plan_blocks(baseline_questions(problem).conversations, block_tokens),
-        tuned=plan_blocks(tuned_questions(problem, unknown).conversations, block_tokens),
-        prompt_rows=prompts * settings.prompt.length,
+        baselines=tuple(plan_blocks(asked.conversations, block_tokens) for asked in baselines),
+        tuned=tuple(plans_of_one_shape(tuned, block_tokens)),
+        prompt_rows=rows,
     )
 
 
@@ -100,35 +110,46 @@ def run_programs(
     # The questions that the search has prepared stay on the devices to the end of the run.
     prepared = _prepared_bytes(problem, mesh, search.execution)
     programs += [
-        _answer_program(problem, mesh, answers.baselines, 0, "baselines", prepared),
+        *_answer_programs(problem, mesh, answers.baselines, 0, "baselines", prepared),
         *search.programs,
     ]
     if problem.settings.gradient_steps:
         programs.append(_control_program(problem, mesh, search.execution))
-    programs.append(
-        _answer_program(
-            problem, mesh, answers.tuned, answers.prompt_rows, "tuned prompts", prepared
-        )
+    programs += _answer_programs(
+        problem, mesh, answers.tuned, answers.prompt_rows, "tuned prompts", prepared
     )
     return tuple(programs)
 
 
-def _answer_program(
-    problem: Problem, mesh: Mesh, plan: BlockPlan, extra_rows: int, stage: str, beside_bytes: int
-) -> Program:
+def _answer_programs(
+    problem: Problem,
+    mesh: Mesh,
+    plans: Sequence[BlockPlan],
+    extra_rows: int,
+    stage: str,
+    beside_bytes: int,
+) -> list[Program]:
+    """Return the program of each shape among the plans."""
     settings, config = problem.settings, problem.model.config
-    jitted, arguments = answer_program(
-        config, mesh, plan.shape, extra_rows=extra_rows, weights=settings.weights
-    )
-    return Program.of(
-        f"answers to both surveys, {stage}",
-        stage,
-        jitted,
-        arguments,
-        beside_bytes=beside_bytes,
-        remedy=_SMALLER,
-        unit="block",
-    )
+    shapes = list(dict.fromkeys(plan.shape for plan in plans))
+    programs = []
+    for number, shape in enumerate(shapes, start=1):
+        jitted, arguments = answer_program(
+            config, mesh, shape, extra_rows=extra_rows, weights=settings.weights
+        )
+        which = f" ({number} of {len(shapes)})" if len(shapes) > 1 else ""
+        programs.append(
+            Program.of(
+                f"answers to both surveys, {stage}{which}",
+                stage,
+                jitted,
+                arguments,
+                beside_bytes=beside_bytes,
+                remedy=_SMALLER,
+                unit="block",
+            )
+        )
+    return programs
 
 
 def _text_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> Program:

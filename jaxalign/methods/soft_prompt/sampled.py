@@ -61,12 +61,15 @@ class Evaluation:
 
     Attributes:
         fitness_CxE: float32.
+        positions_CxExSxR: int8, the option that each reply names, in published order; negative
+            where it names none.
         unreadable_C: int64, replies that name no option.
         unanswered_C: int64, items of all candidates, in all presentations, that count as uniform
             answers because none of their replies names an option.
     """
 
     fitness_CxE: np.ndarray
+    positions_CxExSxR: np.ndarray
     unreadable_C: np.ndarray
     unanswered_C: np.ndarray
 
@@ -195,6 +198,7 @@ class SampledSearch:
         unread = positions_PxSxR.reshape(C, -1, self.replies) < 0
         return Evaluation(
             np.asarray(fitness_P).reshape(C, E),
+            positions_PxSxR.reshape(C, E, *positions_PxSxR.shape[1:]),
             unread.sum(axis=(1, 2)),
             unread.all(axis=2).sum(axis=1),
         )
@@ -205,7 +209,7 @@ class SampledSearch:
         S, R = questions.count, self.replies
         positions = np.zeros((candidates, S, R), np.int8)
         numbers = {
-            seed: [_number(seed, generation, look) for look in questions.looks]
+            seed: [reply_number(seed, generation, look) for look in questions.looks]
             for seed in {seed for _, seed in self.evolution.entries}
         }
 
@@ -382,8 +386,14 @@ def _fitness(
     return loss_P + inputs.penalty * jnp.mean(jnp.square(candidates_PxZ), axis=-1)
 
 
-def _number(seed: int, generation: int, look: str) -> int:
-    """Return a number in [0, 2^32) that stands for an item's replies in a generation."""
+def reply_number(seed: int, generation: int, look: str) -> int:
+    """Return the number in [0, 2^32) that an item's replies in a generation are drawn with.
+
+    Args:
+        seed: The entry's seed.
+        generation: The generation.
+        look: The item as it is shown, one of `Questions.looks`.
+    """
     return zlib.crc32(f"{seed} {generation} {look}".encode())
 
 

@@ -46,6 +46,7 @@ from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import Params, WeightFormat, program_params
 from jaxalign.methods.conditions import Persona
 from jaxalign.methods.soft_prompt.fitness import FitnessInputs, Read, make_fitness
+from jaxalign.methods.soft_prompt.history import History
 from jaxalign.methods.soft_prompt.problem import Problem, start_text
 from jaxalign.methods.soft_prompt.sampled import SampledSearch, make_sampled_search
 from jaxalign.methods.soft_prompt.settings import entry_labels
@@ -269,6 +270,7 @@ class Search:
         record: Run | None = None,
         resume: bool = True,
         save_last: bool = True,
+        history: History | None = None,
         on_progress: OnProgress = ignore,
     ) -> Outcome:
         """Run the search to its last generation.
@@ -279,6 +281,7 @@ class Search:
             resume: Whether to go on from the latest checkpoint, if there is one.
             save_last: Whether the last generation is saved too, so that a run that is resumed
                 after its search need not repeat it.
+            history: Keeps the best search vectors that were found on the way.
             on_progress: Called before the first dispatch and after each.
         """
         settings = self.problem.settings
@@ -305,6 +308,9 @@ class Search:
                 if record is not None:
                     _log_generations(record, self._labels, done, metrics)
                 done += len(metrics["best"])
+                # Likewise before the checkpoint.
+                if history is not None and done in history.generations:
+                    history.keep(done, np.stack([z_Z for z_Z, _ in self.evolution.best(state)]))
                 last = done == settings.generations
                 if saved and (save_last if last else self._is_due(done, saved_at)):
                     saved.save(done, self.evolution.to_entries(state))

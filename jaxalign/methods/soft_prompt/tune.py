@@ -24,9 +24,10 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import param_shardings
-from jaxalign.methods.soft_prompt.answers import ask_baselines, ask_tuned
+from jaxalign.methods.soft_prompt.answers import ask_baselines, ask_tuned, kept_generations
 from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_directory
 from jaxalign.methods.soft_prompt.control import control_directory, make_control
+from jaxalign.methods.soft_prompt.history import History
 from jaxalign.methods.soft_prompt.problem import (
     Problem,
     check_comparison,
@@ -162,7 +163,7 @@ def tune_soft_prompt(
     if out is not None:
         return dict(run_soft_prompt(config, on_progress, lm=lm, survey=survey).prompts)
     # Without a comparison nothing needs examples in context or a gradient control.
-    config = dataclasses.replace(config, icl_examples=0, gradient_steps=0)
+    config = dataclasses.replace(config, icl_examples=0, gradient_steps=0, held_out_points=0)
     problem = read_problem(config, lm.files, survey)
     lm = _on_search_mesh(problem, lm)
     search = build_search(problem, lm, choose_execution(problem, lm.mesh, {}))
@@ -254,7 +255,10 @@ def run_soft_prompt(
         checkpoints = settings.checkpoints or run.out / "checkpoints"
         if run.writes:
             claim(checkpoints, recorded_run(run.out)[0])
-        outcome = search.run(checkpoints, record=run, resume=run.resumed, on_progress=on_progress)
+        history = History(run.out / "history", kept_generations(problem), run.writes)
+        outcome = search.run(
+            checkpoints, record=run, resume=run.resumed, history=history, on_progress=on_progress
+        )
         log_peak("search")
         # Saved before the follow-up, which may take long too.
         prompts = {"start": search.start_prompts, "tuned": search.prompts(outcome.best_CxZ)}
@@ -268,12 +272,23 @@ def run_soft_prompt(
             z_CxZ = control.run(folder, resume=run.resumed, on_progress=on_progress)
             prompts["gradient"] = search.prompts(z_CxZ)
             log_peak("gradient control")
-        asked = ask_tuned(problem, lm, prompts, run.out / "answers", on_progress)
+        on_the_way = history.read(outcome.best_CxZ.shape)
+        earlier = {str(g): search.prompts(z_CxZ) for g, z_CxZ in on_the_way.items()}
+        asked, answered_earlier = ask_tuned(
+            problem, lm, prompts, run.out / "answers", on_progress, earlier
+        )
         log_peak("tuned prompts")
-        tuned, held_out = tuned | asked[0], held_out | asked[1]
+        tuned, held_out = tuned.joined(asked[0]), held_out.joined(asked[1])
         # Not among the settings that a resumed run must keep, yet the result depends on it.
         facts = facts | {"gradient_steps": settings.gradient_steps}
-        result = make_result(problem, search.objective, facts, tuned, held_out)
+        result = make_result(
+            problem,
+            search.objective,
+            facts,
+            (tuned, held_out),
+            outcome.fitness_C,
+            answered_earlier,
+        )
         run.write("result.json", result)
         candidates = (settings.generations + 1) * settings.candidates
         return SoftPromptRun(run.out, result, found, outcome.seconds, candidates)

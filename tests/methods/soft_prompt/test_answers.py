@@ -45,10 +45,11 @@ def problem_of(folder, placement="front"):
 
 def same(found, expected) -> None:
     for one, other in zip(found, expected, strict=True):
-        assert one.keys() == other.keys()
-        for method, responses in one.items():
-            np.testing.assert_array_equal(responses.log_probs, other[method].log_probs)
-            np.testing.assert_array_equal(responses.valid_mass, other[method].valid_mass)
+        assert one.methods.keys() == other.methods.keys()
+        for method, answers in one.methods.items():
+            expected = other.methods[method]
+            np.testing.assert_array_equal(answers.log_probs_SxCxFxQxO, expected.log_probs_SxCxFxQxO)
+            np.testing.assert_array_equal(answers.valid_mass_SxCxFxQ, expected.valid_mass_SxCxFxQ)
 
 
 def test_what_is_answered_is_not_asked_again(tiny, tmp_path, monkeypatch, devices):
@@ -69,7 +70,7 @@ def test_what_is_answered_is_not_asked_again(tiny, tmp_path, monkeypatch, device
     monkeypatch.setattr(block_program, "answer_blocks", counting)
     for ask in (
         lambda folder: ask_baselines(problem, lm, folder),
-        lambda folder: ask_tuned(problem, lm, prompts, folder),
+        lambda folder: ask_tuned(problem, lm, prompts, folder)[0],
     ):
         limit[0] = 2
         rounds.clear()
@@ -97,8 +98,8 @@ def test_tuned_prompts_answer_as_in_the_search(tiny, placement, devices):
     problem = problem_of(tiny, placement)
     lm = load_model(problem.model, mesh=make_mesh(devices[:1]))
     prompts_CxMxD = 0.3 * jax.random.normal(jax.random.key(1), (2, 2, 16))
-    tuned, held_out = ask_tuned(problem, lm, {"tuned": prompts_CxMxD})
-    assert held_out["tuned"].conditions == COUNTRIES
+    (tuned, held_out), _ = ask_tuned(problem, lm, {"tuned": prompts_CxMxD})
+    assert held_out.log_probs("tuned").shape[:2] == (1, len(COUNTRIES))
     items = prepare_items(lm.config, lm.params, problem.layout)
-    expected = np.asarray(option_log_probs(lm.config, items, prompts_CxMxD, 2))
-    np.testing.assert_allclose(tuned["tuned"].log_probs, expected, atol=1e-4)
+    expected = problem.asked.mean_log_probs(option_log_probs(lm.config, items, prompts_CxMxD, 2))
+    np.testing.assert_allclose(tuned.log_probs("tuned")[0], expected, atol=1e-4)
