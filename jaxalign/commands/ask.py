@@ -18,8 +18,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.commands.reports.ask import ask_report, statements
+from jaxalign.commands.reports.ask import ask_report, statements, verdict_notes
+from jaxalign.commands.reports.ask_measure import gate_of
 from jaxalign.commands.reports.ask_tables import VERDICTS
+from jaxalign.commands.reports.validity import judged
 from jaxalign.methods.ask_survey import AskSettings, ask_survey
 from jaxalign.runs.console import print_table, progress_bars
 from jaxalign.stats.alignment import LINES
@@ -32,7 +34,9 @@ def ask(settings: AskSettings) -> None:
     with progress_bars(quiet=settings.quiet) as on_progress:
         run = ask_survey(settings, on_progress)
     ask_report(run.record, run.analyses, run.out)
-    show(run.record)
+    for note in verdict_notes(run.record):
+        print(f"{note.lead} {note.text}")
+    show(judged(run.record, gate_of(run.record)))
     for statement in statements(run.record, run.analyses):
         print(f"- {statement}")
     print(f"everything is in {run.out}")

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.commands.reports.soft_prompt_parts import constants_words
+from jaxalign.commands.reports.soft_prompt_record import constants_words
 from jaxalign.commands.sweep.plan import group_name
 from jaxalign.methods.soft_prompt.result import reading_words
 from jaxalign.methods.soft_prompt.settings import Settings
