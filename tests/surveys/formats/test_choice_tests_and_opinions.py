@@ -223,7 +223,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "easy: no rows": ("easy.csv", table(EASY[:1]), "no rows below the header"),
     "easy: cut": ("easy.csv", table(EASY)[:-20], "row 3: 6 cells where the header has 9; .*short"),
     "easy: open": ("easy.csv", table(EASY) + '"a', "row 4: not readable as a table"),
-    "hard: three rows": ("hard.csv", table(HARD[:-1]), "row 8, .*question 2 has 3 rows; .*four"),
+    "hard: five rows": ("hard.csv", table([*HARD, HARD[1]]), "question 1 has 5 rows; .*four"),
     "hard: truth": ("hard.csv", cell(HARD, 1, "answer", "maybe"), "row 2, .* 'maybe'"),
     "hard: other text": ("hard.csv", cell(HARD, 2, "prompt_question", "?"), "row 3, .*from row 2"),
     "mmlu: answer": ("mmlu.csv", cell(MMLU, 2, "answer", "F"), "row 3, column 'answer': 'F'"),
