@@ -114,6 +114,7 @@ def score_replies(
     wording: Path | str | None = None,
     by: Sequence[str] | None = None,
     min_respondents: int | None = None,
+    format: str | None = None,
     reader: ReaderName = "first_integer",
     numbering: Numbering = "codes",
     country: str | None = None,
@@ -137,6 +138,7 @@ def score_replies(
             "sex" and "age"; see `jaxalign.surveys.groups`.
         min_respondents: where `survey` is such a file: fewest respondents of a group, and fewest
             answers of a group to an item; default: 50.
+        format: name of the format of `survey`; default: it is recognised by the file's content.
         reader: how a reply is read. "first_integer" takes the first integer, wherever it stands, as
             published; with "strict" the reply must be the number.
         numbering: what a number means: "codes" are the survey's own, some of which start at 0;
@@ -185,6 +187,7 @@ def score_replies(
             wording=None if wording is None else Path(wording),
             by=None if by is None else tuple(by),
             min_respondents=min_respondents,
+            format=format,
         )
         survey = read_answered(
             survey, "survey", distributions, worded=False, options=options, quiet=True

@@ -33,12 +33,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.core.errors import UserError
 from jaxalign.stats.held_out import permutation_test
 from jaxalign.stats.intervals import Interval, tails, widened
 from jaxalign.stats.lines import similarity_to_people, uniform_shares
 from jaxalign.stats.presentations import item_positions
 from jaxalign.stats.seeds import resampled_counts
-from jaxalign.surveys.tables import Tables
+from jaxalign.surveys.presentations import PUBLISHED
+from jaxalign.surveys.responses import Responses
+from jaxalign.surveys.tables import Tables, make_tables
 
 NO_SIGNAL = "instrument without signal on this model"
 """What a verdict reads where the gate is not passed."""
@@ -90,6 +93,47 @@ class Validity:
         for name in ("correlation", "over_uniform"):
             fields[name] = fields[name].record() if fields[name] else None
         return fields | {"presentations": list(self.presentations)}
+
+
+def check_validity(
+    responses: Responses, countries: Sequence[str], seed: int = 0, resamples: int = 4_000
+) -> Validity:
+    """Test whether a survey measures anything on a model, from what `jaxalign.ask` returns.
+
+    Args:
+        responses: answers as a person of each country, one condition per country, to a survey that
+            says how the countries answered; under one presentation or several.
+        countries: the countries, in the order of the conditions.
+        seed: seed of the resamples behind the intervals.
+        resamples: their number.
+
+    Raises:
+        UserError: the survey does not say how one of the countries answered, or there is not one
+            country for each condition.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.stats import check_validity
+        >>> from jaxalign.surveys import Item, Responses, Survey
+        >>> items = [Item(f"q{i}", "Is it so?", ("yes", "no"), (1, 2)) for i in range(9)]
+        >>> tea = {f"q{i}": (i / 8, 1 - i / 8) for i in range(9)}
+        >>> coffee = {f"q{i}": (1 - i / 8, i / 8) for i in range(9)}
+        >>> survey = Survey("s", "1", "made up", "official", tuple(items), {"A": tea, "B": coffee})
+        >>> shares = np.stack([survey.truth_QxO("A"), survey.truth_QxO("B")])
+        >>> with np.errstate(divide="ignore"):
+        ...     answers = Responses(survey, ("as A", "as B"), np.log(shares))
+        >>> check_validity(answers, ["A", "B"]).passes
+        True
+    """
+    if len(countries) != len(responses.conditions):
+        raise UserError(
+            f"`countries` {' '.join(countries)}: give one for each of the "
+            f"{len(responses.conditions)} conditions that were asked"
+        )
+    forms = responses.by_presentation or {PUBLISHED: responses}
+    personas_FxCxQxO = np.stack([form.distributions() for form in forms.values()])
+    tables = make_tables(responses.survey, countries)
+    return validity_gate(personas_FxCxQxO, tables, tuple(forms), resamples=resamples, seed=seed)
 
 
 def validity_gate(

@@ -10,9 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxalign.core.errors import UserError
 from jaxalign.stats.distances import item_similarities
 from jaxalign.stats.seeds import resampled_counts
-from jaxalign.stats.validity import MIN_COUNTRIES, NO_SIGNAL, deviations, validity_gate
+from jaxalign.stats.validity import (
+    MIN_COUNTRIES,
+    NO_SIGNAL,
+    check_validity,
+    deviations,
+    validity_gate,
+)
+from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.surveys.tables import Tables, make_tables
 
@@ -192,3 +200,23 @@ def test_answers_that_are_missing_are_left_out_and_shapes_are_checked():
     assert nothing.over_uniform is None
     with pytest.raises(ValueError, match="personas have shape"):
         validity_gate(personas, dataclasses.replace(tables, truth_CxQxO=tables.truth_CxQxO[:2]))
+
+
+def test_it_takes_the_answers_that_ask_returns():
+    tables = people(3, 20)
+    items = tuple(Item(f"q{q}", "Really?", tuple("abcd"), (1, 2, 3, 4)) for q in range(20))
+    shares = {
+        country: {item.id: tuple(map(float, p)) for item, p in zip(items, truth_QxO, strict=True)}
+        for country, truth_QxO in zip(tables.countries, tables.truth_CxQxO, strict=True)
+    }
+    survey = Survey("s", "1", "made up", "official", items, shares)
+    forms = {
+        name: Responses(survey, ("x", "y", "z"), np.log(noise((3, 20, 4), seed)).astype(np.float32))
+        for seed, name in enumerate("AB")
+    }
+    found = check_validity(Responses.from_presentations(forms), tables.countries, resamples=50)
+    shares_FxCxQxO = np.stack([form.distributions() for form in forms.values()])
+    assert found == validity_gate(shares_FxCxQxO, tables, ("A", "B"), resamples=50)
+    assert check_validity(forms["A"], tables.countries, resamples=50).presentations == ("A",)
+    with pytest.raises(UserError, match="give one for each of the 3 conditions"):
+        check_validity(forms["A"], tables.countries[:2])
