@@ -64,10 +64,9 @@ def _row(result: Result, entry: Mapping[str, Any], method: str, reading: str) ->
 def _columns(result: Result) -> list[str]:
     tuned, others = tuned_on(result), never_tuned_on(result)
     columns = [heading(name, tuned) for name in (*tuned, *others)]
-    for role, names in ((TUNED, tuned), (UNTUNED, others)):
+    for names in (tuned, others):
         if len(names) > 1:
-            both = ", ".join(names)
-            columns += [f"Mean of {both} ({role})", f"{both} averaged ({role})"]
+            columns += [f"Mean of {', '.join(names)}", f"{', '.join(names)} averaged"]
     return columns
 
 
