@@ -100,8 +100,8 @@ def _with_prompts_behind(
     For those the question's text is the lead-in, which is computed once for all prompts, and what
     is asked is the prompt with the end of the message.
     """
-    firsts, seconds, options = (list(part) for part in encoded)
-    spellings = encoded[2]
+    firsts, seconds, spellings = (list(part) for part in encoded)
+    options = spellings[: len(seconds)]  # none where every prompt stands behind the question
     texts: dict[tuple, tuple[int, tuple[int, ...]]] = {}  # (messages, item) -> lead-in, tail
     prompts: dict[tuple, int] = {}  # (lead-in, tail, options) -> question
     place = np.cumsum(~behind) - 1  # among the lead-ins that stand before the question

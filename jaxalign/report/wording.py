@@ -11,7 +11,7 @@ NO_DIFFERENCE = "no clear difference"
 # What every verdict reads where the answers under personas do not follow people's: a difference, or
 # its absence, then says nothing about people.
 NO_SIGNAL = "instrument without signal on this model"
-_MINUS = "\u2212"  # a hyphen would break at the end of a line and is too short
+MINUS = "\u2212"  # a hyphen would break at the end of a line and is too short
 
 
 def number(value: float | None, digits: int = 1, signed: bool = False) -> str:
@@ -21,7 +21,7 @@ def number(value: float | None, digits: int = 1, signed: bool = False) -> str:
     text = f"{value:{'+' if signed else ''},.{digits}f}"
     if not text.strip("+-0.,"):
         text = text.lstrip("+-")
-    return text.replace("-", _MINUS)
+    return text.replace("-", MINUS)
 
 
 def bounds(estimate: Estimate, digits: int = 1, signed: bool = False) -> str:

@@ -22,6 +22,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import cache_folder
 from jaxalign.core.streams import replace_what_cannot_be_printed
 from jaxalign.core.progress import OnProgress, Progress, Speed, ignore
+from jaxalign.runs.interrupts import insistent_interrupts
 from jaxalign.runs.settings import with_flags
 from jaxalign.runtime import hosts
 
@@ -41,10 +42,9 @@ def main(
     """Read settings from the command line and call `run` with them.
 
     Notes that the library logs are printed to standard output; characters that it cannot show are
-    replaced. The process exits with code 2 for
-    bad input, which is explained in one line on standard error, and with 130 (Ctrl-C) or 143
-    (SIGTERM) if it is interrupted.
-    Any other exception is a bug and keeps its traceback.
+    replaced. The process exits with code 2 for bad input, which is explained in one line on
+    standard error, and with 130 (Ctrl-C) or 143 (SIGTERM) if it is interrupted
+    (`jaxalign.runs.interrupts`). Any other exception is a bug and keeps its traceback.
 
     Args:
         run: What the program does.
@@ -54,18 +54,19 @@ def main(
         program: How the help text names the program; default: how the process was started.
     """
     replace_what_cannot_be_printed()
+    resumable = "resume" in {field.name for field in dataclasses.fields(config_class)}
+    hint = "; continue with --resume" if resumable else ""
     try:
-        with _insistent_interrupt(), notes_to_stdout(config_class):
+        with insistent_interrupts(hint) as set_handlers, notes_to_stdout(config_class):
             config = _parse(config_class, args, program or _program())
             hosts.join()
+            set_handlers()  # the library of several processes sets one for SIGTERM, which ignores it
             enable_compilation_cache()
             run(config)
     except UserError as error:
         print("error:", with_flags(" ".join(str(error).split()), config_class), file=sys.stderr)
         _leave(2)
     except KeyboardInterrupt as stopped:
-        resumable = "resume" in {field.name for field in dataclasses.fields(config_class)}
-        hint = "; continue with --resume" if resumable else ""
         print(f"interrupted{hint}", file=sys.stderr)
         _leave(128 + next(iter(stopped.args), signal.SIGINT))
     except BrokenPipeError:  # ... | head: whoever read the output has left
@@ -76,36 +77,6 @@ def main(
             raise
         traceback.print_exc()
         _leave(1)
-
-
-@contextlib.contextmanager
-def _insistent_interrupt() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C, and repeat either every two seconds until the program reacts.
-
-    Schedulers and `kill` send SIGTERM. Python prints and forgets a KeyboardInterrupt that is raised inside a callback of JAX or of the
-    garbage collector, and the program would go on.
-    """
-    if threading.current_thread() is not threading.main_thread() or os.name != "posix":
-        yield
-        return
-
-    sent = signal.SIGINT
-
-    def interrupt(number: int, _: object) -> NoReturn:
-        nonlocal sent
-        if number != signal.SIGALRM:  # which only repeats what was sent
-            sent = number
-        signal.setitimer(signal.ITIMER_REAL, 2.0)
-        raise KeyboardInterrupt(sent)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _leave(code: int) -> NoReturn:

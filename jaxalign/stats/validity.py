@@ -33,17 +33,22 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.core.errors import UserError
 from jaxalign.stats.held_out import permutation_test
 from jaxalign.stats.intervals import Interval, tails, widened
 from jaxalign.stats.lines import similarity_to_people, uniform_shares
 from jaxalign.stats.presentations import item_positions
 from jaxalign.stats.seeds import resampled_counts
-from jaxalign.surveys.tables import Tables
+from jaxalign.surveys.presentations import PUBLISHED
+from jaxalign.surveys.responses import Responses
+from jaxalign.surveys.tables import Tables, make_tables
 
 NO_SIGNAL = "instrument without signal on this model"
 """What a verdict reads where the gate is not passed."""
 MIN_COUNTRIES = 4
 """The number of countries from which a permutation over them can reach a p-value below 0.05."""
+
+_SMALLEST_SPREAD = 1e-6  # personas that differ by less differ by rounding alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +93,47 @@ class Validity:
         for name in ("correlation", "over_uniform"):
             fields[name] = fields[name].record() if fields[name] else None
         return fields | {"presentations": list(self.presentations)}
+
+
+def check_validity(
+    responses: Responses, countries: Sequence[str], seed: int = 0, resamples: int = 4_000
+) -> Validity:
+    """Test whether a survey measures anything on a model, from what `jaxalign.ask` returns.
+
+    Args:
+        responses: answers as a person of each country, one condition per country, to a survey that
+            says how the countries answered; under one presentation or several.
+        countries: the countries, in the order of the conditions.
+        seed: seed of the resamples behind the intervals.
+        resamples: their number.
+
+    Raises:
+        UserError: the survey does not say how one of the countries answered, or there is not one
+            country for each condition.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxalign.stats import check_validity
+        >>> from jaxalign.surveys import Item, Responses, Survey
+        >>> items = [Item(f"q{i}", "Is it so?", ("yes", "no"), (1, 2)) for i in range(9)]
+        >>> tea = {f"q{i}": (i / 8, 1 - i / 8) for i in range(9)}
+        >>> coffee = {f"q{i}": (1 - i / 8, i / 8) for i in range(9)}
+        >>> survey = Survey("s", "1", "made up", "official", tuple(items), {"A": tea, "B": coffee})
+        >>> shares = np.stack([survey.truth_QxO("A"), survey.truth_QxO("B")])
+        >>> with np.errstate(divide="ignore"):
+        ...     answers = Responses(survey, ("as A", "as B"), np.log(shares))
+        >>> check_validity(answers, ["A", "B"]).passes
+        True
+    """
+    if len(countries) != len(responses.conditions):
+        raise UserError(
+            f"`countries` {' '.join(countries)}: give one for each of the "
+            f"{len(responses.conditions)} conditions that were asked"
+        )
+    forms = responses.by_presentation or {PUBLISHED: responses}
+    personas_FxCxQxO = np.stack([form.distributions() for form in forms.values()])
+    tables = make_tables(responses.survey, countries)
+    return validity_gate(personas_FxCxQxO, tables, tuple(forms), resamples=resamples, seed=seed)
 
 
 def validity_gate(
@@ -170,6 +216,9 @@ def _correlation(
     items = int(counts_CxQ.any(axis=0).sum())
     spreads = _spread(x_CxQ, counts_CxQ), _spread(y_CxQ, counts_CxQ)
 
+    if math.isnan(spreads[0]) or spreads[0] < _SMALLEST_SPREAD:
+        return None, None, spreads, items
+
     def correlations(sums_3xB: np.ndarray) -> np.ndarray:
         product, squares = sums_3xB[0], sums_3xB[1] * sums_3xB[2]
         return np.divide(
@@ -187,7 +236,10 @@ def _correlation(
     # products[p, c]: how far persona p deviates the way country c's people do.
     permuted = len(tables.countries) >= MIN_COUNTRIES
     permutation = permutation_test(x_CxQ @ y_CxQ.T, seed) if permuted else None
-    return widened(Interval(point, *bounds), alone_F, level), permutation, spreads, items
+    interval = widened(Interval(point, *bounds), alone_F, level)
+    # No correlation lies beyond ±1, however far presentations are apart.
+    low, high = max(-1.0, interval.low), min(1.0, interval.high)
+    return Interval(point, low, high), permutation, spreads, items
 
 
 def _bootstrap(
@@ -269,15 +321,16 @@ def _passes(
         # One test cannot be made. The other alone can fail the gate, but not pass it.
         return None if beats or over_uniform is None else False
     if correlation is None:
-        return False if persona_spread < 1e-9 else None
+        return False if persona_spread < _SMALLEST_SPREAD else None
     return bool(correlation.low > 0 and beats)
 
 
 def _sentence(fields: dict[str, Any]) -> str:
     """Say in words what the gate found."""
     r, over = fields["correlation"], fields["over_uniform"]
-    if r is None and fields["persona_spread"] < 1e-9:
-        follows = "persona answers do not differ between countries"
+    if r is None and fields["persona_spread"] < _SMALLEST_SPREAD:
+        averaged = ", averaged over presentations," if len(fields["presentations"]) > 1 else ""
+        follows = f"persona answers{averaged} do not differ between countries"
     elif r is None:
         few = "one country has" if fields["countries"] < 2 else "too few items have"
         follows = f"{few} no differences between countries to follow"

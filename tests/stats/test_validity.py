@@ -10,9 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxalign.core.errors import UserError
 from jaxalign.stats.distances import item_similarities
 from jaxalign.stats.seeds import resampled_counts
-from jaxalign.stats.validity import MIN_COUNTRIES, NO_SIGNAL, deviations, validity_gate
+from jaxalign.stats.validity import (
+    MIN_COUNTRIES,
+    NO_SIGNAL,
+    check_validity,
+    deviations,
+    validity_gate,
+)
+from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.surveys.tables import Tables, make_tables
 
@@ -134,6 +142,25 @@ def test_presentations_that_disagree_widen_the_intervals():
     assert differing.presentations == ("A", "B")
 
 
+def test_a_model_that_answers_the_number_is_without_signal_over_both_numberings():
+    tables = people(4, 60)
+    # Personas follow people in A; in B the same numbers mean the opposite.
+    as_published = 0.5 * tables.truth_CxQxO + 0.5 / 4
+    reversed_ = as_published[..., ::-1]
+    found = validity_gate(np.stack([as_published, reversed_]), tables, ("A", "B"))
+    assert found.passes is False
+    assert found.correlation is None, "what is left is rounding"
+    assert "answers, averaged over presentations, do not differ between" in found.sentence
+    # In three presentations out of four it answers the number.
+    most = np.stack([as_published, as_published, as_published, reversed_])
+    found = validity_gate(most, tables, tuple("ACEB"))
+    assert found.passes is False
+    assert found.correlation.mean == pytest.approx(1)
+    # 1, 1, 1 and -1: a standard deviation of 1, of which √4 is left.
+    assert found.correlation.low == pytest.approx(1 - 1.96 / 2, abs=1e-3)
+    assert found.correlation.high == 1
+
+
 def test_nominal_items_count_only_for_the_similarity_and_unasked_ones_for_nothing():
     items = (
         Item("o", "Ordinal?", ("a", "b", "c"), (1, 2, 3)),
@@ -173,3 +200,23 @@ def test_answers_that_are_missing_are_left_out_and_shapes_are_checked():
     assert nothing.over_uniform is None
     with pytest.raises(ValueError, match="personas have shape"):
         validity_gate(personas, dataclasses.replace(tables, truth_CxQxO=tables.truth_CxQxO[:2]))
+
+
+def test_it_takes_the_answers_that_ask_returns():
+    tables = people(3, 20)
+    items = tuple(Item(f"q{q}", "Really?", tuple("abcd"), (1, 2, 3, 4)) for q in range(20))
+    shares = {
+        country: {item.id: tuple(map(float, p)) for item, p in zip(items, truth_QxO, strict=True)}
+        for country, truth_QxO in zip(tables.countries, tables.truth_CxQxO, strict=True)
+    }
+    survey = Survey("s", "1", "made up", "official", items, shares)
+    forms = {
+        name: Responses(survey, ("x", "y", "z"), np.log(noise((3, 20, 4), seed)).astype(np.float32))
+        for seed, name in enumerate("AB")
+    }
+    found = check_validity(Responses.from_presentations(forms), tables.countries, resamples=50)
+    shares_FxCxQxO = np.stack([form.distributions() for form in forms.values()])
+    assert found == validity_gate(shares_FxCxQxO, tables, ("A", "B"), resamples=50)
+    assert check_validity(forms["A"], tables.countries, resamples=50).presentations == ("A",)
+    with pytest.raises(UserError, match="give one for each of the 3 conditions"):
+        check_validity(forms["A"], tables.countries[:2])

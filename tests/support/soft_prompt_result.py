@@ -160,7 +160,8 @@ def example_result(
         "items": 96,
     }
     over_seeds = {
-        name: {**interval(mean, half), "student": interval(mean, 2 * half), "by_seed": [mean, mean]}
+        name: interval(mean, half)
+        | {"student": interval(mean, 2 * half), "by_seed": [mean] * len(seeds)}
         for name, mean, half in (
             ("loss", 42.0, 3.0),
             ("held_out", 0.7, 0.03),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.commands.reports.soft_prompt_parts import constants_words
+from jaxalign.commands.reports.soft_prompt_record import constants_words
 from jaxalign.methods.soft_prompt.result import reading_words
 from jaxalign.runs.console import print_table
 from jaxalign.stats.lines import LINE_NAMES

@@ -62,7 +62,7 @@ from jaxalign.stats.choice_scores import (
 from jaxalign.stats.intervals import Interval, widened
 from jaxalign.stats.paired_scores import drawn_scores, spread
 from jaxalign.stats.scores import vsm_scores
-from jaxalign.stats.vsm import trivial_lines, value_columns
+from jaxalign.stats.vsm import other_groups_lines, trivial_lines, value_columns
 from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.hofstede import DIMENSIONS, edition_scores
 from jaxalign.surveys.responses import Responses
@@ -373,7 +373,7 @@ def _vsm(settings: AskSettings, inputs: AskInputs, responses: ByRow) -> dict[str
     scores, distance = {}, {}
     for row in inputs.rows:
         by_group = {
-            group: vsm_scores(answers, settings.constant).values[0]
+            group: vsm_scores(answers, settings.constant, mas_weight=settings.mas_weight).values[0]
             for group, answers in responses[row.key].items()
         }
         scores[row.key] = {
@@ -390,15 +390,31 @@ def _vsm(settings: AskSettings, inputs: AskInputs, responses: ByRow) -> dict[str
     constants = np.full(len(DIMENSIONS), settings.constant)
     return {
         "constant": settings.constant,
+        "mas_weight": settings.mas_weight,
         "edition": settings.edition,
         "published": published,
         "scores": scores,
         "distance": distance,
         "lines": {
-            country: trivial_lines(_target(target), ~np.isnan(_target(target)), constants)
-            for country, target in published.items()
+            country: _vsm_lines(country, edition, constants, settings.mas_weight)
+            for country in published
         },
     }
+
+
+def _vsm_lines(
+    country: str,
+    edition: Mapping[str, Mapping[str, float]],
+    constants: np.ndarray,
+    mas_weight: int,
+) -> dict[str, float]:
+    """Return the distances of answers that need no model, and of other countries' scores."""
+    target = _target(edition[country])
+    others = [_target(scores) for name, scores in edition.items() if name != country]
+    used = ~np.isnan(target)
+    return trivial_lines(target, used, constants, mas_weight) | other_groups_lines(
+        target, np.array(others), used
+    )
 
 
 def _target(scores: Mapping[str, float]) -> np.ndarray:

@@ -115,6 +115,8 @@ class AskSettings(SurveyOptions):
     your own with the columns group, name and the dimensions."""
     constant: float = 50.0
     """C, the free constant of the six scores, in points, where the survey holds the VSM's items."""
+    mas_weight: Literal[35, 25] = 35
+    """Weight of the second difference of MAS: the manual's 35, or the 25 that some papers print."""
     resamples: int = 4000
     """Number of resamples of the bootstrap over questions."""
     block_tokens: int | None = None

@@ -305,10 +305,10 @@ def method_record(
             the items themselves, counts.
     """
     by_group = {
-        group: _spread(scores_NxRxC[:, :, c], [form[0, :, c].mean() for form in forms])
+        group: _score(scores_NxRxC[:, :, c], [form[0, :, c].mean() for form in forms])
         for c, group in enumerate(groups)
     }
-    whole = _spread(scores_NxRxC.mean(axis=2), [form[0].mean() for form in forms])
+    whole = _score(scores_NxRxC.mean(axis=2), [form[0].mean() for form in forms])
     record = {
         "countries": {group: s.value for group, s in by_group.items()},
         "country_intervals": {group: _bounds(s.questions) for group, s in by_group.items()},
@@ -316,6 +316,15 @@ def method_record(
         **_intervals(whole),
     }
     return finite_or_none(record)
+
+
+def _score(scores_NxR: np.ndarray, by_form: Sequence[float]) -> Spread:
+    """Return a score as `_spread` does; its interval over questions ends where scores end."""
+    found = _spread(scores_NxR, by_form)
+    if (interval := found.questions) is None:
+        return found
+    low, high = max(interval.low, 0.0), min(interval.high, 100.0)
+    return found._replace(questions=Interval(interval.mean, low, high))
 
 
 def _spread(scores_NxR: np.ndarray, by_form: Sequence[float]) -> Spread:

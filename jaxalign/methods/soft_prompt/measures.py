@@ -93,7 +93,8 @@ def measure_record(
         "validity": (personas_FxCxQxO, held_out.names),
         "validity_tuned": (personas_FxCxQxO[kept], [held_out.names[f] for f in kept]),
     }
-    lines = similarity_lines(tables)
+    # All groups of the survey are a country's others, not only those that are tuned for.
+    lines = similarity_lines(make_tables(held_out.survey), countries)
     return {
         **{
             name: validity_gate(shares, tables, names, seed=seed).record()

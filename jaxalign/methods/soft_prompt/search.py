@@ -194,7 +194,7 @@ def score_constants(problem: Problem, lm: LM) -> np.ndarray:
     answers = answer_exact(lm.config, lm.params, asked, lm.mesh)
     log_probs = answers.log_probs_NxO.reshape(len(lead_ins), len(items), -1)
     published_Rx6, used_6 = targets(settings.anchor, settings.edition, settings.dimensions)
-    raw_Rx6 = make_scorer(problem.tuned_survey).scores(log_probs)
+    raw_Rx6 = make_scorer(problem.tuned_survey, mas_weight=settings.mas_weight).scores(log_probs)
     # ... and the C that brings them nearest to the published scores, dimension by dimension.
     fitted_6 = np.asarray(anchor_constants(raw_Rx6, published_Rx6))
     return np.where(used_6, fitted_6, 0.0).astype(np.float32)

@@ -69,6 +69,8 @@ def test_intervals_are_wider_by_the_spread_over_presentations():
     assert wide["interval"][1] > high + 0.9 * half
     by_form = [one.difference("joint", "p1")["value"] for one in scored.alone.values()]
     assert by_form == [narrow["value"], -narrow["value"]]
+    apart = {"A": {"joint": gold}, "B": {"joint": other}}
+    assert Scored(settings, inputs, answers, apart).method("joint")["interval"][1] == 100
     same = Scored(settings, inputs, answers, {"A": answers, "B": answers})
     assert same.method("joint") == once.method("joint"), "what does not vary widens nothing"
 
