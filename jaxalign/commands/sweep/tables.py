@@ -10,6 +10,7 @@ from jaxalign.methods.soft_prompt.result import reading_words
 from jaxalign.runs.console import print_table
 from jaxalign.stats.lines import LINE_NAMES
 
+_NAME = ("model", "strategy", "tokens")
 _TRIVIAL = {
     "all_middle": "3 throughout",
     "uniform_random": "random answers",
@@ -19,56 +20,73 @@ _TRIVIAL = {
 }
 
 
+_MOST_COLUMNS = 6  # presentations; of more, as with all orders, only averages are shown
+
+
 def show_result(result: Mapping[str, Any]) -> None:
     """Print the tables."""
     _show_losses(result)
+    _show_presentations(result)
     _show_held_out(result)
     for line in dict.fromkeys(_words(result, group) for group in result["groups"]):
         print(line)
 
 
 def _show_losses(result: Mapping[str, Any]) -> None:
-    reading = result["reading"]
-    other = "most_likely" if reading == "expected" else "expected"
-    tuned, untuned = (" ".join(result["presentations"][kind]) for kind in ("tuned", "untuned"))
-    rows = []
+    reading, rows = result["reading"], []
     for group in result["groups"]:
         spread = group[reading]
         rows.append(
             [
-                group["model"],
-                group["strategy"],
-                group["prompt_length"],
+                *_name(group),
                 group["cells"],
                 group["naive"].get(reading),
                 spread["mean"],
                 _bounds(spread["interval"], 1),
                 spread["low"],
                 spread["high"],
-                (group["untuned"] or {}).get(reading),
-                group[other]["mean"],
                 spread["failed"],
             ]
         )
     columns = (
-        "model",
-        "strategy",
-        "tokens",
+        *_NAME,
         "cells",
         "naive",
         "mean loss",
         "95 %, seeds",
         "easiest",
         "hardest",
-        "untuned",
-        reading_words(other),
         "failed",
     )
-    forms = f"presentations tuned on: {tuned or 'A'}"
-    if untuned:
-        forms += f"; untuned: the average of {untuned}"
-    title = f"Loss ({reading_words(reading)} reading; {forms}); easiest and hardest country"
+    tuned = " ".join(result["presentations"]["tuned"])
+    title = (
+        f"Loss ({reading_words(reading)} reading, presentations {tuned}); easiest and hardest "
+        "country"
+    )
     print_table(title, columns, rows)
+
+
+def _show_presentations(result: Mapping[str, Any]) -> None:
+    """Print how losses fare in the presentations that are not tuned on, and in the other reading.
+
+    The columns of the latter are named by it.
+    """
+    reading, names = result["reading"], result["presentations"]
+    other = "most_likely" if reading == "expected" else "expected"
+    shown = [name for kind in ("tuned", "untuned") for name in names[kind]]
+    shown = shown if len(shown) <= _MOST_COLUMNS else []
+    rows = [
+        [
+            *_name(group),
+            *(group["presentations"].get(name, {}).get(reading) for name in shown),
+            (group["untuned"] or {}).get(reading),
+            group[other]["mean"],
+        ]
+        for group in result["groups"]
+    ]
+    marked = [f"{name} (tuned)" if name in names["tuned"] else name for name in shown]
+    columns = (*_NAME, *marked, "untuned, averaged", f"{reading_words(other)} reading")
+    print_table("Loss by presentation and reading", columns, rows)
 
 
 def _show_held_out(result: Mapping[str, Any]) -> None:
@@ -79,9 +97,7 @@ def _show_held_out(result: Mapping[str, Any]) -> None:
             continue
         rows.append(
             [
-                group["model"],
-                group["strategy"],
-                group["prompt_length"],
+                *_name(group),
                 _score(group["naive"]["held_out"]),
                 _score(score["mean"]),
                 _bounds(score, 3),
@@ -93,9 +109,7 @@ def _show_held_out(result: Mapping[str, Any]) -> None:
         print("no held-out scores: the held-out survey has none of the countries")
         return
     columns = (
-        "model",
-        "strategy",
-        "tokens",
+        *_NAME,
         "naive",
         "held-out score",
         "95 %, seeds and items",
@@ -103,6 +117,10 @@ def _show_held_out(result: Mapping[str, Any]) -> None:
         "95 %, seeds and items",
     )
     print_table("Held-out score (1: the country's own answers)", columns, rows)
+
+
+def _name(group: Mapping[str, Any]) -> list[Any]:
+    return [group["model"], group["strategy"], group["prompt_length"]]
 
 
 def _words(result: Mapping[str, Any], group: Mapping[str, Any]) -> str:
