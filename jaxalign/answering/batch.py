@@ -114,10 +114,10 @@ def answer_exact(
     # One row of the file per conversation, in the given order: its options, then the mass on them.
     reading = ("per token",) if per_token else ()
     name = digest("exact", key, config, cut_as, conversations, extra_ExD, *reading)
-    size = len(conversations), plan.shape.options + 1
-    out = open_partial(folder, f"exact-{name}", size, np.float32, np.nan)
+    width = plan.shape.options + 1
+    out = open_partial(folder, f"exact-{name}", len(conversations), width, np.float32)
     # A block of which any answer is missing is computed again as a whole.
-    lacking = np.isnan(out).any(axis=1)[plan.order_N]
+    lacking = out.missing[plan.order_N]
     missing = np.flatnonzero(np.logical_or.reduceat(lacking, plan.starts_B[:-1]))
     answers_per_block = max(1, len(conversations) // len(plan))
 
@@ -130,10 +130,10 @@ def answer_exact(
     for members, answers_QxO1 in blocks:
         if np.isnan(answers_QxO1).any():
             raise UserError("the model answers NaN; are its weights finite?")
-        out[members] = answers_QxO1
+        out.put(members, answers_QxO1)
         done += 1
         report(done)
-    return ExactAnswers(np.array(out[:, :-1]), np.array(out[:, -1]))
+    return ExactAnswers(out.values[:, :-1], out.values[:, -1])
 
 
 def _answer_blocks(

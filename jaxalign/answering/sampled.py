@@ -28,7 +28,6 @@ from jaxalign.lm.model import LM
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.surveys.presentations import Shown, present
-from jaxalign.surveys.responses import NO_REPLY
 from jaxalign.surveys.shown_replies import read_shown
 from jaxalign.surveys.survey import Item
 
@@ -76,15 +75,17 @@ def answer_sampled(
     if runs < 1:
         raise UserError(f"runs={runs}: ask at least once")
     name = digest("sampled", key, runs, conversations)
-    out = open_partial(folder, f"sampled-{name}", (len(conversations), runs), np.int8, NO_REPLY)
-    missing = np.argwhere(np.asarray(out) == NO_REPLY)  # rows of (conversation, run)
-    done = out.size - len(missing)
-    on_progress(Progress("reply", done, out.size, "replies"))
+    replies = len(conversations) * runs
+    out = open_partial(folder, f"sampled-{name}", replies, 1, np.int8)
+    missing = np.flatnonzero(out.missing)  # run by run of each conversation
+    done = replies - len(missing)
+    on_progress(Progress("reply", done, replies, "replies"))
     if len(missing) == 0:
-        return np.array(out)
+        return out.values.reshape(-1, runs)
 
     def requests() -> Iterator[tuple[tuple[int, int], np.ndarray, int]]:
-        for n, run in missing.tolist():
+        for row in missing.tolist():
+            n, run = divmod(row, runs)
             prompt = conversations.tokens(n)
             yield (n, run), prompt, _sample_id(prompt, run)
 
@@ -96,10 +97,10 @@ def answer_sampled(
     for (n, run), reply in sample(requests(), len(missing), longest):
         text = tokenizer.decode(list(reply))
         asked = items[n % len(items) if asked_N is None else asked_N[n]]
-        out[n, run] = read_shown(text, present(asked))
+        out.put([n * runs + run], read_shown(text, present(asked)))
         done += 1
-        on_progress(Progress("reply", done, out.size, "replies"))
-    return np.array(out)
+        on_progress(Progress("reply", done, replies, "replies"))
+    return out.values.reshape(-1, runs)
 
 
 def model_sampler(

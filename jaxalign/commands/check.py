@@ -31,15 +31,13 @@ class Config(SurveyOptions):
 
     file: Annotated[Path, tyro.conf.Positional]
     """Survey file, or the folder that CultureSPA was released with."""
-    format: str = "auto"
-    """Name of the file's format, such as wvs or own-csv; auto recognises it by its content."""
     distributions: Path | None = None
     """For own-csv: CSV with the columns country, item, code and share."""
 
 
 def run(config: Config) -> None:
     """Print a summary. Raise UserError if something is wrong."""
-    check = check_survey(config.file, config.distributions, format=config.format, options=config)
+    check = check_survey(config.file, config.distributions, options=config)
     if check.ok:
         print(check)
         return

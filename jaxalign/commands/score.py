@@ -82,6 +82,7 @@ def score(config: Config) -> None:
         wording=config.wording,
         by=config.by,
         min_respondents=config.min_respondents,
+        format=config.format,
         reader=config.reader,
         numbering=config.numbering,
         country=config.country,

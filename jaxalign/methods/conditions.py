@@ -210,6 +210,8 @@ def draw_examples(survey: Survey, groups: Sequence[str], count: int, seed: int) 
     Raises:
         UserError: if fewer than `count` questions were answered by all groups.
     """
+    if refused := [group for group in groups if group in survey.refused]:
+        raise UserError(f"survey {survey.name!r}: {survey.why_absent(refused[0])}")
     answered = [
         item
         for item in survey.items

@@ -9,7 +9,8 @@ of `jaxalign.stats.metrics`. "aware" replies were given as a person of a country
 
     format         "jaxalign analysis 1"
     instrument     the survey: name, version, source, wording, simulated, sha256, items,
-                   ordinal_items, nominal_items
+                   ordinal_items, nominal_items; of a file of respondents also respondents
+                   {COUNTRY: {number, effective}}
     settings       level (of intervals), resamples, seed
     countries      [COUNTRY] in the survey; personas: those of them with aware replies
     labels         lines {LINE: text}, metrics {METRIC: text}
@@ -114,6 +115,7 @@ def score_replies(
     wording: Path | str | None = None,
     by: Sequence[str] | None = None,
     min_respondents: int | None = None,
+    format: str | None = None,
     reader: ReaderName = "first_integer",
     numbering: Numbering = "codes",
     country: str | None = None,
@@ -137,6 +139,7 @@ def score_replies(
             "sex" and "age"; see `jaxalign.surveys.groups`.
         min_respondents: where `survey` is such a file: fewest respondents of a group, and fewest
             answers of a group to an item; default: 50.
+        format: name of the format of `survey`; default: it is recognised by the file's content.
         reader: how a reply is read. "first_integer" takes the first integer, wherever it stands, as
             published; with "strict" the reply must be the number.
         numbering: what a number means: "codes" are the survey's own, some of which start at 0;
@@ -185,6 +188,7 @@ def score_replies(
             wording=None if wording is None else Path(wording),
             by=None if by is None else tuple(by),
             min_respondents=min_respondents,
+            format=format,
         )
         survey = read_answered(
             survey, "survey", distributions, worded=False, options=options, quiet=True

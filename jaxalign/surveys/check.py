@@ -36,6 +36,18 @@ class SurveyCheck:
         """Whether nothing is wrong with the file."""
         return self.survey is not None
 
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether a model can be asked every item."""
+        if isinstance(self.survey, Survey):
+            return not self.survey.items_without_wording()
+        return self.survey is not None
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether it says how groups of people answered."""
+        return isinstance(self.survey, Survey) and bool(self.survey.distributions)
+
     def __str__(self) -> str:
         """Return a paragraph on what is in the file and lines on what is left out of it; or else a
         line for each problem."""

@@ -26,6 +26,10 @@ class SurveyOptions:
     """Fewest respondents of a group, and fewest answers of a group to an item, in a World Values
     Survey file; default: 50. What has fewer is left out by name."""
 
+    format: str | None = None
+    """Name of the survey file's format, such as wvs or own-csv; default: it is recognised by its
+    content."""
+
     def survey_options(self) -> dict[str, Any]:
         """Return these options by name, for the settings of another command."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(SurveyOptions)}
@@ -41,7 +45,7 @@ def check_options(options: SurveyOptions, given: Mapping[str, bool]) -> None:
     if options.min_respondents is not None and options.min_respondents < 1:
         raise UserError(f"`min_respondents` {options.min_respondents}: give at least 1")
     variables_of(options.by or ())
-    for name in ("wording", "by", "min_respondents"):
+    for name in ("wording", "by", "min_respondents", "format"):
         value = getattr(options, name)
         if value not in (None, ()) and not any(given.values()):
             value = " ".join(value) if isinstance(value, tuple) else value

@@ -330,14 +330,14 @@ def _read_systems(settings: AskSettings, survey: Survey) -> tuple[System, ...]:
     systems = [System(MODEL, "the model", (Voice(),), styles)] if settings.unchanged else []
     single: dict[str, list[Voice]] = {}
     for given in settings.adapter:
-        name, path = _named(given)
+        name, path = _named(given, known)
         if name in known:
             single.setdefault("adapters", []).append(Voice(name, adapter=path))
         else:
             key = name or _unique(path.name or path.resolve().name, systems)
             systems.append(System(key, f"adapter {key}", (Voice(adapter=path),), styles))
     for given in settings.prompt:
-        name, path = _named(given)
+        name, path = _named(given, known)
         prompt = SoftPrompt.load(path)
         group = name if name in known else prompt.group if name is None else None
         if group is not None and known and group not in known:
@@ -369,8 +369,11 @@ def _read_systems(settings: AskSettings, survey: Survey) -> tuple[System, ...]:
     return tuple(systems)
 
 
-def _named(given: str) -> tuple[str | None, Path]:
-    """Return the name in NAME=PATH, None without one, and the path."""
+def _named(given: str, known: Sequence[str]) -> tuple[str | None, Path]:
+    """Return the name in NAME=PATH, None without one, and the path; names of groups come first."""
+    for name in sorted(known, key=len, reverse=True):  # "DEU:region=Bayern" has the sign itself
+        if given.startswith(f"{name}="):
+            return name, Path(given.removeprefix(f"{name}="))
     if Path(given).exists() or "=" not in given:
         return None, Path(given)
     name, path = given.split("=", 1)

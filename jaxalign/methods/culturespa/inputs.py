@@ -35,8 +35,8 @@ from jaxalign.methods.culturespa.write import WritingSettings, check_requests_fi
 from jaxalign.pocket.general import general_questions
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.prompts import untranslated
-from jaxalign.surveys.formats import read_answered
-from jaxalign.surveys.formats.multiple_choice import read_multiple_choice
+from jaxalign.surveys.choice_test import ChoiceTest
+from jaxalign.surveys.formats import read_answered, read_any
 from jaxalign.surveys.names import group_within
 from jaxalign.surveys.presentations import PUBLISHED
 from jaxalign.surveys.survey import Item, Survey
@@ -287,7 +287,9 @@ def read_guard(path: Path | None) -> tuple[str, tuple[tuple[Item, int], ...]]:
     """
     if path is None:
         return "pocket tasks", tuple(general_questions(GUARD_QUESTIONS, seed=1))
-    test = read_multiple_choice(path)
+    test = read_any(path)
+    if not isinstance(test, ChoiceTest):
+        raise UserError(f"`guard` {path}: a survey; give questions with one right answer each")
     return f"{test.name} {test.sha256}", tuple(zip(test.items, test.answers, strict=True))
 
 

@@ -219,7 +219,7 @@ def read_problem(
         model = open_model(settings.model, settings.dtype, revision=revision)
     check_space(settings, model.config)
     prompts = load_prompts(settings.prompts, language=settings.language, model_folder=model.folder)
-    answered = read_held_out(settings)
+    answered = _without_tuned(read_held_out(settings), survey)
     for asked in {survey.name: survey, answered.name: answered}.values():
         if note := untranslated(settings.language, asked):
             _log.info(note)
@@ -338,6 +338,21 @@ def read_held_out(settings: Settings) -> Survey:
             f"`held_out_distributions` {shares}: only used with a `held_out` of your own"
         )
     return simulated_survey()
+
+
+def _without_tuned(held_out: Survey, tuned: Survey) -> Survey:
+    """Return the held-out survey without questions that prompts are tuned on."""
+    texts = {(item.stem, item.text) for item in tuned.items}
+    kept = {item.id for item in held_out.items if (item.stem, item.text) not in texts}
+    shared = len(held_out.items) - len(kept)
+    if not kept:
+        raise UserError(
+            f"`held_out` {held_out.name!r}: every question of it is tuned on; give another survey, "
+            "or an `instrument` with fewer items"
+        )
+    if shared:
+        _log.info(f"{shared} questions of {held_out.name!r} are tuned on and not held out")
+    return held_out.subset(kept) if shared else held_out
 
 
 def check_space(settings: Settings, config: LlamaConfig) -> None:

@@ -51,6 +51,8 @@ class DistributionObjective(Objective):
             UserError: the survey does not say how one of the groups answered.
         """
         survey = inputs.survey
+        if refused := [group for group in inputs.groups if group in survey.refused]:
+            raise UserError(f"survey {survey.name!r}: {survey.why_absent(refused[0])}")
         if lacking := [group for group in inputs.groups if not survey.distributions.get(group)]:
             raise UserError(
                 f"`countries` {lacking[0]}: survey {survey.name!r} does not say how it answered; "

@@ -129,6 +129,8 @@ def choose_format(
         UserError: The format is unknown, or takes no `distributions`, `by` or `min_respondents`
             where some are given.
     """
+    if options.format is not None and is_main:
+        format = options.format
     name = recognise(path) if format == "auto" else format
     if name not in FORMATS:
         known = ", ".join(["auto", *FORMATS.names()])
