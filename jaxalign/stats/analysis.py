@@ -9,7 +9,8 @@ of `jaxalign.stats.metrics`. "aware" replies were given as a person of a country
 
     format         "jaxalign analysis 1"
     instrument     the survey: name, version, source, wording, simulated, sha256, items,
-                   ordinal_items, nominal_items
+                   ordinal_items, nominal_items; of a file of respondents also respondents
+                   {COUNTRY: {number, effective}}
     settings       level (of intervals), resamples, seed
     countries      [COUNTRY] in the survey; personas: those of them with aware replies
     labels         lines {LINE: text}, metrics {METRIC: text}
