@@ -405,8 +405,20 @@ def _validity(
     shares_FxPxQxO = np.stack(
         [np.concatenate([_mean_shares(runs[p]) for p in personas]) for runs in forms.values()]
     )
+    # Answers are shares of replies unless they are exact.
+    counts = [
+        sum(len(run.positions) for form in forms.values() for run in form[p])
+        for p in personas
+        if all(run.positions is not None for form in forms.values() for run in form[p])
+    ]
     gate = validity_gate(
-        shares_FxPxQxO, tables, tuple(forms), resamples=resamples, level=level, seed=seed
+        shares_FxPxQxO,
+        tables,
+        tuple(forms),
+        replies=min(counts) if len(counts) == len(personas) else None,
+        resamples=resamples,
+        level=level,
+        seed=seed,
     )
     return finite_or_none(gate.record())
 
