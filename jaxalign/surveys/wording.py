@@ -13,9 +13,10 @@ _MOST_NAMED = 12  # items that a note lists
 def add_wording(survey: Survey, wording: Survey) -> Survey:
     """Return how groups answered, with the items as another survey words them.
 
-    Items are joined by their ids, whatever their case. World Values Survey files hold codes alone; CultureSPA's folder
-    or a file of your own words the same items. The shares stay those of `survey`: weighted ones, if
-    it is a World Values Survey file, in place of the unweighted tables that CultureSPA publishes.
+    Items are joined by their ids, whatever their case. World Values Survey files hold codes alone;
+    CultureSPA's folder or a file of your own words the same items. The shares stay those of
+    `survey`: weighted ones, if it is a World Values Survey file, in place of the unweighted tables
+    that CultureSPA publishes. Options with negative codes ("don't know") are left out of the words.
 
     Args:
         survey: A survey that says how groups answered.
