@@ -36,6 +36,7 @@ import numpy as np
 from jaxalign.core.errors import UserError
 
 Scale = Literal["ordinal", "nominal"]
+_MOST_GROUPS = 80  # groups that a message lists; surveys have fewer countries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +211,13 @@ class Survey:
         """Return why `distributions` has no such group, for messages."""
         if group in self.refused:
             return f"{group!r} has {self.refused[group]}"
-        return f"country {group!r} is not in the survey; it has {' '.join(self.distributions)}"
+        # Of a survey of groups within countries, those of the same country say most.
+        country = group.partition(":")[0]
+        near = [name for name in self.distributions if name.partition(":")[0] == country]
+        known = near or list(self.distributions)
+        more = f" and {len(known) - _MOST_GROUPS} more" if len(known) > _MOST_GROUPS else ""
+        named = " ".join(known[:_MOST_GROUPS]) + more
+        return f"country {group!r} is not in the survey; it has {named}"
 
     def majority(self, group: str) -> dict[str, int]:
         """Return the position of the majority answer to each item that `group` answered."""
