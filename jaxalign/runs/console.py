@@ -314,6 +314,9 @@ def _clock_text(seconds: int) -> str:
 # Tables
 
 
+_NAME_WIDTH = 24  # characters of a row's name that are shown whatever the width
+
+
 def print_table(
     title: str,
     columns: Sequence[str],
@@ -340,7 +343,10 @@ def print_table(
     table = Table(title=Text(visible(title)), title_justify="left", box=rich.box.SIMPLE_HEAD)
     for i, name in enumerate(columns):
         numbers = all(isinstance(row[i], int | float | None) for row in rows)
-        table.add_column(Text(visible(name)), justify="right" if numbers and rows else "left")
+        justify = "right" if numbers and rows else "left"
+        # The first column says what a row is, so it is not cut where a table is wide.
+        widest = max((len(_cell(row[0])) for row in rows), default=0) if i == 0 else 0
+        table.add_column(Text(visible(name)), justify=justify, min_width=min(widest, _NAME_WIDTH))
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
     console.print(table)

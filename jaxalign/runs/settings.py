@@ -26,6 +26,16 @@ def may_change(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={_MAY_CHANGE: True})
 
 
+def also_called(name: str) -> Any:
+    """Return a mark for a field whose flag may be spelled by another name as well.
+
+    For `Annotated[...]`, in the command line alone: a setting has one name in records.
+    """
+    import tyro
+
+    return tyro.conf.arg(aliases=[f"--{name.replace('_', '-')}"])
+
+
 def settings_of(config: Any, fixed_only: bool = False) -> dict[str, Plain]:
     """Return the settings of a config dataclass by name, nested ones as "outer.inner".
 

@@ -56,7 +56,7 @@ def add_wording(survey: Survey, wording: Survey) -> Survey:
         notes.append(f"left out {len(without)} items that {wording.name} does not word: {named}")
     return dataclasses.replace(
         survey.subset(set(kept)),
-        name=f"{survey.name}, worded as in {wording.name}",
+        name=f"{survey.name}, worded",
         source=f"{survey.source}; wording: {wording.source}",
         wording=wording.wording,
         items=tuple(items[item_id] for item_id in kept),

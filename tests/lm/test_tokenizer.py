@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as BackendTokenizer
 from transformers import AutoTokenizer
@@ -91,6 +95,29 @@ def test_the_tokenizer_is_the_one_that_transformers_would_take(tmp_path: Path, n
     assert ours.encode(text) == theirs.encode(text)
     assert ours.get_vocab() == theirs.get_vocab()
     assert ours.special_tokens_map == theirs.special_tokens_map
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(text=st.text(st.characters(codec="utf-8"), max_size=30), special=st.sampled_from(SPECIAL))
+def test_any_text_has_the_tokens_that_transformers_gives_it(
+    tokens: Tokenizer, tmp_path: Path, text: str, special: str
+) -> None:
+    theirs = _auto_tokenizer(tmp_path)
+    assert tokens.encode(text) == theirs.encode(text, add_special_tokens=False)
+    assert tokens.decode(tokens.encode(text)) == text
+    # Text that spells a marker is text in what users write, and the marker in a template.
+    inside = tokens.encode(special + text)
+    assert tokens.decode(inside) == special + text
+
+
+@functools.cache
+def _auto_tokenizer(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", ["GPT2Tokenizer", "LlamaTokenizerFast", "LlamaTokenizer"])

@@ -186,7 +186,7 @@ def _soft_prompt(
     def programs_of(mesh: Mesh, answers: soft_prompt.AnswerPlans) -> Sequence[Program]:
         execution = choose_execution(problem, mesh, {"attention": run.attention})
         search = soft_prompt.fitting_search(problem, mesh, execution, topology.program_bytes)
-        return soft_prompt.run_programs(problem, mesh, search, answers)
+        return soft_prompt.run_programs(problem, mesh, search, answers, topology.program_bytes)
 
     return choice, lambda mesh: soft_prompt.plan_answers(problem), programs_of
 

@@ -74,9 +74,8 @@ def measure_statements(record: Record) -> list[str]:
         if row["correlation"]:
             words = presentations.correlation_words(row["correlation"], names[:2])
             said.append(f"{title}: {words}")
-    said.append(
-        presentations.constant_words({t: _each(row, "constant") for t, row in rows.items()})
-    )
+    constants = {title: _each(row, "constant") for title, row in rows.items()}
+    said.append(presentations.constant_words(constants, say_nobody=False))
     for title, row in rows.items():
         said.append(validity.dispersion_words(title, row["dispersion"], signal))
         said += [

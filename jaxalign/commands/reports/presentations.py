@@ -317,12 +317,15 @@ def correlations_table(
     return Table(caption, headings, tuple(cells), 2) if cells else None
 
 
-def constant_words(rows: Mapping[str, Mapping[str, Mapping[str, Any] | None]]) -> str:
+def constant_words(
+    rows: Mapping[str, Mapping[str, Mapping[str, Any] | None]], say_nobody: bool = True
+) -> str:
     """State in words who answers one mark throughout.
 
     Args:
         rows: By who answers and by presentation, a record of
             `jaxalign.stats.presentations.ConstantAnswers`.
+        say_nobody: Whether to state that nobody does, too; otherwise "" is returned.
     """
     said, known = [], {}
     for name, by_presentation in rows.items():
@@ -335,7 +338,7 @@ def constant_words(rows: Mapping[str, Mapping[str, Mapping[str, Any] | None]]) -
         said += [f"{name} {sentence} on {named(on)}" for sentence, on in by_sentence.items()]
     if said:
         return f"{'; '.join(said)}."
-    if not known:
+    if not (known and say_nobody):
         return ""
     name, most = max(known.items(), key=lambda pair: pair[1]["share"])
     return (

@@ -236,11 +236,13 @@ def _losses(result: Result, out: Path) -> Section:
     )
     if "sampled" in next(iter(result["countries"].values()))["naive"]:
         explanation += " The sampled reading takes replies that are drawn and read as users do."
-    if len(tuned_on(result)) > 1:
+    sides = tuned_on(result), never_tuned_on(result)
+    if any(len(names) > 1 for names in sides):
         explanation += (
-            f" What was minimised is the loss of answers averaged over {named(tuned_on(result))}; "
-            "it is not the mean of the losses under each of them."
+            " Of several presentations, “mean” is the mean of their losses, and “averaged” the "
+            "loss of their averaged answers"
         )
+        explanation += ", which is what was minimised." if len(sides[0]) > 1 else "."
     return section(
         "Loss on the tuned survey",
         Text(explanation),

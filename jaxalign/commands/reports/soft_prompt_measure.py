@@ -123,8 +123,9 @@ def gap_figure(result: Result, out: Path) -> Figure | None:
         return None
     curves = ("tuned_removed", "held_out_removed")
     shown = [100 * v for g in gaps.values() for name in curves for v in g[name] if is_number(v)]
-    low, high = min([0, *shown]), max([0, *shown])
-    margin = 0.06 * (high - low) or 1.0
+    # At least ten points high, so that a search that moved nothing looks like one.
+    low, high = min([0, *shown]), max([10, *shown])
+    margin = 0.06 * (high - low)
     panels = [
         figures.curves(
             country,

@@ -71,10 +71,12 @@ def trivial_table(result: Result) -> Table | None:
     trivial = trivial_lines(result)
     rows = tuple((c, *(lines.get(n) for n in trivial)) for c, lines in result["trivial"].items())
     columns = ("Country", *(key.label for key in trivial.values()))
-    caption = (
-        "Loss of answers that need no model (a uniform answer has the mean 3, and in the expected "
-        "reading the loss of answering 3)"
-    )
+    caption = "Loss of answers that need no model"
+    if "all_middle" in trivial:
+        caption += (
+            " (a uniform answer has the mean 3, and in the expected reading the loss of answering "
+            "3; scores of other countries are those published)"
+        )
     return Table(caption, columns, rows) if trivial else None
 
 

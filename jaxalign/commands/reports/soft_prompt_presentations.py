@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxalign.commands.reports.presentations import TUNED, UNTUNED, heading, named
 from jaxalign.commands.reports.soft_prompt_record import (
+    DRAWN_LINES,
     Result,
     loss_under,
     mean_loss,
@@ -63,10 +64,9 @@ def _row(result: Result, entry: Mapping[str, Any], method: str, reading: str) ->
 def _columns(result: Result) -> list[str]:
     tuned, others = tuned_on(result), never_tuned_on(result)
     columns = [heading(name, tuned) for name in (*tuned, *others)]
-    for role, names in ((TUNED, tuned), (UNTUNED, others)):
+    for names in (tuned, others):
         if len(names) > 1:
-            both = ", ".join(names)
-            columns += [f"Mean of {both} ({role})", f"{both} averaged ({role})"]
+            columns += [f"Mean of {', '.join(names)}", f"{', '.join(names)} averaged"]
     return columns
 
 
@@ -81,11 +81,10 @@ def sides_figure(result: Result, out: Path) -> Figure:
     sides = {TUNED: tuned_on(result), UNTUNED: never_tuned_on(result)}
     sides = {role: names for role, names in sides.items() if names}
     compared = methods(result)
-    # Random answers lie so far out that they would press everything else together.
     lines = [
         Series(key, tuple(result["trivial"][c].get(name) for c in entries))
         for name, key in trivial_lines(result).items()
-        if name != "uniform_random"
+        if name in DRAWN_LINES
     ]
     by_side = {
         role: [

@@ -10,7 +10,7 @@ from jaxalign.methods.base import SOFT_PROMPT_METHODS, soft_prompt_methods
 from jaxalign.methods.soft_prompt.result import readings
 from jaxalign.optim.strategy import DIFFERENTIAL_EVOLUTION
 from jaxalign.report.document import Key, is_number
-from jaxalign.report.palette import INK, MUTED, VERMILION
+from jaxalign.report.palette import GREEN, INK, MUTED, ORANGE, SKY, VERMILION
 from jaxalign.report.wording import joined, number
 from jaxalign.stats.lines import LINE_NAMES
 
@@ -21,7 +21,16 @@ _TRIVIAL = {
     "all_middle": Key("answering 3 to everything", MUTED, "", "|"),
     "uniform_random": Key("random answers", VERMILION, "", "|"),
     "smallest_integer": Key("best whole answers", INK, "", "|"),
+    "uniform": Key(LINE_NAMES["uniform"], MUTED, "", "|"),
+    "midpoint": Key(LINE_NAMES["midpoint"], SKY, "", "|"),
+    "mean_of_others": Key(LINE_NAMES["mean_of_others"], ORANGE, "", "|"),
+    "another_country": Key("another country's scores", GREEN, "", "|"),
+    "own_mean": Key(LINE_NAMES["own_mean"], INK, "", "|"),
+    "random_respondent": Key(LINE_NAMES["random_respondent"], VERMILION, "", "|"),
 }
+# Those that figures show beside the methods. Random answers lie so far out that they would press
+# everything else together.
+DRAWN_LINES = ("all_middle", "smallest_integer", "uniform", "mean_of_others")
 HELD_OUT_LINES = {
     "uniform": Key(LINE_NAMES["uniform"], MUTED, "", "|"),
     "mean_of_others": Key(LINE_NAMES["mean_of_others"], INK, "", "|"),

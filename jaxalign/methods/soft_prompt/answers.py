@@ -52,6 +52,22 @@ def tuned_questions(
     return [_questions(problem, conditions, asked) for asked in problem.reported]
 
 
+def reply_questions(
+    problem: Problem, prompts_PxMxD: Sequence[jax.Array | np.ndarray] | None = None
+) -> Questions:
+    """Return the tuned survey's questions that replies are drawn to, in all presentations.
+
+    Args:
+        problem: What is compared.
+        prompts_PxMxD: The soft prompts; None asks under the baselines.
+    """
+    conditions = _baselines(problem)
+    if prompts_PxMxD is not None:
+        conditions = _conditions(problem, prompts_PxMxD)
+    # Replies take long, so the held-out survey is read exactly.
+    return _questions(problem, conditions, problem.reported[0].alone(problem.tuned_survey))
+
+
 def history_questions(
     problem: Problem, prompts_PxMxD: Sequence[jax.Array | np.ndarray], rows: int
 ) -> list[Questions]:
@@ -113,8 +129,7 @@ def ask_baselines(
         "persona": 1 + np.arange(count)[None],
         "icl": 1 + count + np.arange(count)[None],
     }
-    conditions = _baselines(problem)
-    return _ask(problem, lm, questions, conditions, rows, folder, on_progress, "baselines")
+    return _ask(problem, lm, questions, None, rows, folder, on_progress, "baselines")
 
 
 def ask_tuned(
@@ -141,9 +156,8 @@ def ask_tuned(
     """
     every, rows = _flat(problem, prompts)
     questions = tuned_questions(problem, every)
-    conditions = _conditions(problem, every)
     if not history:
-        found = _ask(problem, lm, questions, conditions, rows, folder, on_progress, "tuned prompts")
+        found = _ask(problem, lm, questions, every, rows, folder, on_progress, "tuned prompts")
         return found, None
     earlier, earlier_rows = _flat(problem, history)
     on_the_way = history_questions(problem, earlier, len(questions[0].extra_ExD))
@@ -154,13 +168,34 @@ def ask_tuned(
         for asked, plan in zip([*questions, *on_the_way], plans, strict=True)
     ]
     questions, on_the_way = planned[: len(questions)], planned[len(questions) :]
-    found = _ask(problem, lm, questions, conditions, rows, folder, on_progress, "tuned prompts")
+    found = _ask(problem, lm, questions, every, rows, folder, on_progress, "tuned prompts")
     answers = [
         _exact(problem, lm, asked, folder, on_progress, "earlier prompts, block")
         for asked in on_the_way
     ]
     parts = [(problem.scored_on_the_way, _joined(answers))]
     return found, _cut(problem, parts, earlier_rows)
+
+
+def ask_conditions(problem: Problem, lm: LM, conditions: Sequence[Condition]) -> BothSurveys:
+    """Ask both surveys under any conditions; return the answers to the tuned and the held-out one.
+
+    Args:
+        problem: What is asked.
+        lm: The model.
+        conditions: The conditions.
+
+    Returns:
+        The answers of one "method", `asked`, which has one seed and a "country" per condition.
+    """
+    # Planned here, so that a caller with many conditions, one by one, does not fill the log.
+    tokens = default_block_tokens(lm.mesh.devices.flat[0].platform)
+    questions = [
+        dataclasses.replace(asked, plan=plan_blocks(asked.conversations, tokens))
+        for asked in (_questions(problem, conditions, part) for part in problem.reported)
+    ]
+    rows = {"asked": np.arange(len(conditions))[None]}
+    return _ask(problem, lm, questions, conditions, rows, None, ignore, "answers")
 
 
 def _flat(problem: Problem, prompts: Prompts) -> tuple[list[np.ndarray], Rows]:
@@ -182,7 +217,9 @@ def _baselines(problem: Problem) -> list[Condition]:
     return [Plain(), *personas, *map(problem.in_context, groups)]
 
 
-def _conditions(problem: Problem, prompts_PxMxD: Sequence[jax.Array | np.ndarray]) -> list:
+def _conditions(
+    problem: Problem, prompts_PxMxD: Sequence[jax.Array | np.ndarray]
+) -> list[Condition]:
     placement = problem.settings.prompt.placement
     return [SoftPrompt(np.asarray(prompt_MxD), placement) for prompt_MxD in prompts_PxMxD]
 
@@ -202,7 +239,7 @@ def _ask(
     problem: Problem,
     lm: LM,
     questions: Sequence[Questions],
-    conditions: Sequence[Condition],
+    prompts: Sequence[np.ndarray] | None,
     rows: Rows,
     folder: Path | None,
     on_progress: OnProgress,
@@ -217,11 +254,9 @@ def _ask(
     both = _cut(problem, parts, rows)
     if not problem.settings.samples:
         return both
-    # Replies take long, so the held-out survey is read exactly.
-    survey = problem.reported[0].alone(problem.tuned_survey)
     replies = answer(
         lm,
-        _questions(problem, conditions, survey),
+        reply_questions(problem, prompts),
         Sampled(runs=problem.settings.replies, seed=problem.settings.seed),
         key=_key(problem),
         folder=folder,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -21,13 +21,14 @@ from jaxalign.answering.cost import candidate_flops
 from jaxalign.answering.options import prepare_items
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.weights import program_params
-from jaxalign.methods.ask import ANSWERING
+from jaxalign.methods.ask import ANSWERING, Questions, Sampled
 from jaxalign.methods.reply_programs import reply_programs
 from jaxalign.methods.soft_prompt.answers import (
     baseline_questions,
     history_questions,
     kept_generations,
     plans_of_one_shape,
+    reply_questions,
     tuned_questions,
 )
 from jaxalign.methods.soft_prompt.control import GRADIENT_STEPS_PER_DISPATCH, lower_control
@@ -59,11 +60,13 @@ class AnswerPlans:
         baselines: Of both surveys under the baselines. The surveys may be asked separately.
         tuned: Of both surveys under the prompts of every method, and under earlier prompts.
         prompt_rows: Embeddings of these prompts.
+        replies: What replies are drawn to, by stage; empty where none are.
     """
 
     baselines: tuple[BlockPlan, ...]
     tuned: tuple[BlockPlan, ...]
     prompt_rows: int
+    replies: Mapping[str, Questions]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +93,21 @@ def plan_answers(problem: Problem) -> AnswerPlans:
         baselines=tuple(plan_blocks(asked.conversations, block_tokens) for asked in baselines),
         tuned=tuple(plans_of_one_shape(tuned, block_tokens)),
         prompt_rows=rows,
+        replies={
+            "baselines": reply_questions(problem),
+            "tuned prompts": reply_questions(problem, [unknown] * prompts),
+        }
+        if settings.samples
+        else {},
     )
 
 
 def run_programs(
-    problem: Problem, mesh: Mesh, search: SearchPrograms, answers: AnswerPlans
+    problem: Problem,
+    mesh: Mesh,
+    search: SearchPrograms,
+    answers: AnswerPlans,
+    available: int | None = None,
 ) -> tuple[Program, ...]:
     """Return the programs of a run, in the order in which it executes them.
 
@@ -103,6 +116,7 @@ def run_programs(
         mesh: The devices, which may be only described.
         search: The search, from `fitting_search`.
         answers: What is asked besides, from `plan_answers`.
+        available: Bytes that programs may use on a device; None if that is not known.
     """
     programs = []
     if problem.settings.prompt.placement != "front":
@@ -111,6 +125,7 @@ def run_programs(
     prepared = _prepared_bytes(problem, mesh, search.execution)
     programs += [
         *_answer_programs(problem, mesh, answers.baselines, 0, "baselines", prepared),
+        *_answer_replies(problem, mesh, answers, "baselines", available),
         *search.programs,
     ]
     if problem.settings.gradient_steps:
@@ -118,7 +133,31 @@ def run_programs(
     programs += _answer_programs(
         problem, mesh, answers.tuned, answers.prompt_rows, "tuned prompts", prepared
     )
+    programs += _answer_replies(problem, mesh, answers, "tuned prompts", available)
     return tuple(programs)
+
+
+def _answer_replies(
+    problem: Problem, mesh: Mesh, answers: AnswerPlans, stage: str, available: int | None
+) -> list[Program]:
+    """Return the programs that write the replies of a stage; none where none are drawn."""
+    asked = answers.replies.get(stage)
+    if asked is None:
+        return []
+    drawn = Sampled(runs=problem.settings.replies)
+    return reply_programs(
+        problem.model,
+        mesh,
+        drawn.sampling,
+        replies=len(asked.conversations) * drawn.runs,
+        prompt_tokens=int(asked.conversations.lengths_N.max()),
+        batch_size=drawn.batch_size,
+        available=available,
+        stage=stage,
+        what=f"to the tuned survey, {stage}",
+        weights=problem.settings.weights,
+        extra_rows=len(asked.extra_ExD),
+    )
 
 
 def _answer_programs(
@@ -316,6 +355,6 @@ def check_run(
     available = agreed(available_bytes(device) or 0)
     on_progress(Progress(CHECKING, 0, 1, "programs", fields={"compiling": "the search"}))
     search = fitting_search(problem, mesh, execution, available)
-    programs = run_programs(problem, mesh, search, plan_answers(problem))
+    programs = run_programs(problem, mesh, search, plan_answers(problem), available)
     needs = check_programs(programs, device, on_progress)
     return search.execution, needs

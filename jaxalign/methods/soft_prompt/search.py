@@ -31,9 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.answering.batch import answer_exact
 from jaxalign.answering.cost import padding_text, plan_report, plan_text
-from jaxalign.answering.encode import encode
 from jaxalign.answering.kernel_choice import KERNEL_OPTIONS, choose_kernel
 from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
 from jaxalign.answering.plan import Layout
@@ -43,11 +41,13 @@ from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.mesh import ROOM, device_mesh, weight_bytes
 from jaxalign.lm.model import LM, load_model
-from jaxalign.lm.weights import Params, WeightFormat, program_params
-from jaxalign.methods.conditions import Persona
+from jaxalign.lm.weights import WeightFormat, program_params
+from jaxalign.methods.ask import Exact, Questions, answer, encode_conditions
+from jaxalign.methods.base import Condition
+from jaxalign.methods.conditions import Persona, Plain
 from jaxalign.methods.soft_prompt.fitness import FitnessInputs, Read, make_fitness
 from jaxalign.methods.soft_prompt.history import History
-from jaxalign.methods.soft_prompt.problem import Problem, start_text
+from jaxalign.methods.soft_prompt.problem import Problem, chosen_presentations, start_text
 from jaxalign.methods.soft_prompt.sampled import SampledSearch, make_sampled_search
 from jaxalign.methods.soft_prompt.settings import entry_labels
 from jaxalign.methods.soft_prompt.space import (
@@ -155,7 +155,7 @@ def log_int8_change(problem: Problem, lm: LM) -> None:
         problem: What is searched; its model is loaded a second time, as stored.
         lm: The same model in int8.
     """
-    split = lm.mesh.shape[MODEL]
+    settings, split = problem.settings, lm.mesh.shape[MODEL]
     both = sum(weight_bytes(lm.config, split, kind) for kind in ("stored", "int8"))
     available = agreed(available_bytes(jax.local_devices()[0]) or sys.maxsize)
     if both > (1 - ROOM) * available:
@@ -164,15 +164,13 @@ def log_int8_change(problem: Problem, lm: LM) -> None:
             "model does not fit beside them"
         )
         return
-    config, items = problem.model.config, problem.tuned_survey.items
-    asked = encode(problem.model.tokenizer, problem.prompts, [[]], items)
+    questions = _asked(problem, [Plain()])
 
-    def probabilities(params: Params) -> np.ndarray:
-        return np.exp(answer_exact(config, params, asked, lm.mesh).log_probs_NxO)
+    def probabilities(model: LM) -> np.ndarray:
+        return np.exp(answer(model, questions, Exact(answer=settings.answer)).log_probs_AxQxO[0])
 
     # Exact probabilities before and after, so that the change is the quantisation's alone.
-    before = probabilities(load_model(problem.model, mesh=lm.mesh).params)
-    after = probabilities(lm.params)
+    before, after = probabilities(load_model(problem.model, mesh=lm.mesh)), probabilities(lm)
     change = np.abs(after - before)
     same = int((before.argmax(-1) == after.argmax(-1)).sum())
     _log.info(
@@ -188,16 +186,26 @@ def score_constants(problem: Problem, lm: LM) -> np.ndarray:
         return np.full(len(DIMENSIONS), settings.constant, np.float32)
     # Scores without C of the model speaking as each reference country ...
     personas = [Persona(country, problem.group_name(country)) for country in settings.anchor]
-    lead_ins = [persona.lead_in(problem.prompts) for persona in personas]
-    items = problem.tuned_survey.items
-    asked = encode(lm.tokenizer, problem.prompts, lead_ins, items)
-    answers = answer_exact(lm.config, lm.params, asked, lm.mesh)
-    log_probs = answers.log_probs_NxO.reshape(len(lead_ins), len(items), -1)
+    questions = _asked(problem, personas)
+    log_probs = answer(lm, questions, Exact(answer=settings.answer)).log_probs_AxQxO
     published_Rx6, used_6 = targets(settings.anchor, settings.edition, settings.dimensions)
-    raw_Rx6 = make_scorer(problem.tuned_survey, mas_weight=settings.mas_weight).scores(log_probs)
+    scorer = make_scorer(problem.tuned_survey, mas_weight=settings.mas_weight)
+    raw_Rx6 = scorer.scores(log_probs)
     # ... and the C that brings them nearest to the published scores, dimension by dimension.
     fitted_6 = np.asarray(anchor_constants(raw_Rx6, published_Rx6))
     return np.where(used_6, fitted_6, 0.0).astype(np.float32)
+
+
+def _asked(problem: Problem, conditions: Sequence[Condition]) -> Questions:
+    """Return the tuned survey's questions in the presentations that are tuned on."""
+    return encode_conditions(
+        problem.model,
+        problem.prompts,
+        conditions,
+        problem.tuned_survey.items,
+        chosen_presentations(problem.settings, problem.model),
+        problem.settings.answer,
+    )
 
 
 # -- the search -------------------------------------------------------------------------------

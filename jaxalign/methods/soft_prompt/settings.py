@@ -16,6 +16,7 @@ from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.evolve import Entry, entries_of
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runs import may_change, settings_of
+from jaxalign.runs.settings import also_called
 from jaxalign.surveys.hofstede import DEFAULT_EDITION, DIMENSIONS
 from jaxalign.surveys.options import SurveyOptions, check_options
 from jaxalign.surveys.presentations import check_presentations
@@ -105,7 +106,7 @@ class Settings(SurveyOptions):
     by Adam; 0 leaves it out, also with --resume."""
     gradient_rate: float = 0.05
     """Adam's initial learning rate in the gradient control, in units of the search vector."""
-    seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
+    seeds: Annotated[tuple[int, ...], also_called("seed")] = (0,)
     """Seeds of the random draws. Each country is tuned under each of them, all side by side in one
     program. The first one also draws the examples and the resamples of intervals."""
     held_out_points: int = 8

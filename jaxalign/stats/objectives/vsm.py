@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.core.files import finite_or_none
+from jaxalign.stats.lines import loss_lines
 from jaxalign.stats.objectives import Objective, ObjectiveInputs, objectives
 from jaxalign.stats.vsm import (
     Reading,
@@ -25,6 +26,7 @@ from jaxalign.stats.vsm import (
     trivial_lines,
 )
 from jaxalign.surveys.hofstede import DIMENSIONS, edition_scores, targets
+from jaxalign.surveys.tables import make_tables
 
 
 @objectives.register("vsm")
@@ -37,7 +39,7 @@ class VsmObjective(Objective):
     target_Cx6: jax.Array  # float32, in points; NaN where a dimension is not used
     used_6: jax.Array  # bool, the dimensions that count
     reading: Reading = dataclasses.field(metadata={"static": True})
-    # Losses of published scores of other groups, by name of the line: float32 [C] each.
+    # Losses of other groups' scores and of people's answers, by name of the line: float32 [C] each.
     lines: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -51,7 +53,16 @@ class VsmObjective(Objective):
         target_Cx6, used_6 = targets(inputs.groups, inputs.edition, inputs.dimensions)
         scorer = make_scorer(inputs.survey, inputs.constants_6, inputs.mas_weight)
         lines = _lines_of_others(inputs, target_Cx6, used_6)
-        return cls(scorer, jnp.asarray(target_Cx6), jnp.asarray(used_6), inputs.reading, lines)
+        built = cls(scorer, jnp.asarray(target_Cx6), jnp.asarray(used_6), inputs.reading, lines)
+        if not set(inputs.groups) <= inputs.survey.distributions.keys():
+            return built
+        # Where it is known how people answered these items, so are the scores of their answers.
+        people = loss_lines(
+            built.with_reading("expected").loss, make_tables(inputs.survey), inputs.groups
+        )
+        known = ("own_mean", "random_respondent")
+        lines |= {name: jnp.asarray(people[name], jnp.float32) for name in known}
+        return dataclasses.replace(built, lines=lines)
 
     def loss(self, log_probs_BxQxO: jax.Array, group_B: jax.Array) -> jax.Array:
         """Return the loss of each candidate, float32 [B], in points."""

@@ -1,4 +1,4 @@
-"""World Values Survey wave 7 (all versions; text, SPSS, Stata).
+"""World Values Survey wave 7 (all versions; text, SPSS, Stata, SAS).
 
 The files may not be redistributed, so none is shipped: download one from the survey's site and
 give its path. These columns are read: B_COUNTRY_ALPHA (three letters), W_WEIGHT, the items asked
@@ -73,6 +73,11 @@ MOST_OFF_SCALE = 0.1
 _MOST_NAMED = 12  # items or countries that a note lists
 _WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods")
 
+# A column of the first line, or of the second behind `sep=;`, whatever delimits them.
+_COUNTRY_COLUMN = re.compile(
+    rf"(?:\"?sep=[^\r\n]*[\r\n]+)?(?:[^\r\n]*[^\w\r\n])?{COUNTRY}(?!\w)", re.IGNORECASE
+)
+
 # The 259 items with a scale: 223 asks for a party, and those after 259 are about the respondent.
 ITEMS = (*(f"Q{i}" for i in range(1, 260) if i != 223), "Q234A")
 
@@ -88,8 +93,7 @@ class WorldValuesSurvey(Format):
             return not start.path.is_dir()
         if start.suffix in _WORKBOOKS:
             return _is_workbook(start.path)
-        columns = {name.lower() for header in start.headers for name in header}
-        return not start.is_json and any(name.startswith(COUNTRY.lower()) for name in columns)
+        return not start.is_json and bool(_COUNTRY_COLUMN.match(start.text))
 
     def read(self, path: Path, **options: Any) -> Survey:
         return read_wvs(path, **options)
@@ -112,7 +116,7 @@ def read_wvs(
     reading takes no longer than hashing the file.
 
     Args:
-        path: The text, .sav, .zsav or .dta file.
+        path: The text file, or one of SPSS, Stata or SAS.
         wording: A survey with the items' wording and codes, named as the file's columns.
         items: Columns to read; default: all items of `wording`, else those of ITEMS that the file
             has.

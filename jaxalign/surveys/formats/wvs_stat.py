@@ -1,4 +1,7 @@
-"""World Values Survey 7 as SPSS (.sav, .zsav) or Stata (.dta), read with pyreadstat in chunks."""
+"""World Values Survey 7 as SPSS (.sav, .zsav), Stata (.dta) or SAS (.sas7bdat, .xpt) has it.
+
+pyreadstat reads the files in chunks.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,15 @@ import numpy as np
 from jaxalign.surveys.formats.files import bad, read_bytes
 from jaxalign.surveys.formats.wvs_cells import VERSION, Cells, Chunk, columns_in_file
 
-SUFFIXES = (".sav", ".zsav", ".dta")
+# By the end of the file's name, the function of pyreadstat that reads it.
+_READERS = {
+    ".sav": "read_sav",
+    ".zsav": "read_sav",
+    ".dta": "read_dta",
+    ".sas7bdat": "read_sas7bdat",
+    ".xpt": "read_xport",
+}
+SUFFIXES = tuple(_READERS)
 
 # pyreadstat starts each chunk at the beginning of the file and skips, so more chunks cost time. It
 # holds a chunk as Python objects of 32 bytes a cell, so larger chunks cost memory.
@@ -118,7 +129,7 @@ class _WrongEncodingError(Exception):
 def _read(path: Path, **options: Any) -> tuple[dict[str, Any], Any]:
     """Read a file with pyreadstat. Raise its errors as UserErrors of one line."""
     pyreadstat = _pyreadstat(path)
-    reader = pyreadstat.read_dta if path.suffix.lower() == ".dta" else pyreadstat.read_sav
+    reader = getattr(pyreadstat, _READERS[path.suffix.lower()])
     try:
         return reader(str(path), output_format="dict", disable_datetime_conversion=True, **options)
     except Exception as error:  # pyreadstat raises its own, UnicodeDecodeError, MemoryError, ...

@@ -21,12 +21,14 @@ from jaxalign.surveys.formats.files import (
     bad,
     check_header,
     header_of,
+    is_utf16,
     read_start,
     shown,
     unreadable,
 )
 from jaxalign.surveys.formats.wvs_cells import COUNTRY, VERSION, Cells, Chunk, columns_in_file
 
+_DELIMITERS = f"{DELIMITERS}| "  # some exports have bars; R's write.table has spaces
 BLOCK_BYTES = 4 << 20
 _WRONG_WIDTH = re.compile(r"(?:Row #(\d+): )?Expected \d+ columns, got (\d+):(.*)", re.DOTALL)
 _UNNAMED = re.compile(r"(unnamed: ?\d+|x|index|)", re.IGNORECASE)
@@ -42,6 +44,7 @@ class TextFile:
         delimiter: What separates cells.
         lines_before: Lines before the header: 1 if the file begins with Excel's `sep=;`.
         version: The first respondent's `version` cell, "" if there is none.
+        encoding: Encoding of the text.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class TextFile:
     delimiter: str
     lines_before: int
     version: str
+    encoding: str = "utf8"
 
     def chunks(self, names: Sequence[str], block_bytes: int = BLOCK_BYTES) -> Iterator[Chunk]:
         """Yield columns of the respondents, in blocks of about `block_bytes`.
@@ -114,6 +118,7 @@ class TextFile:
                     column_names=positions,
                     skip_rows=self.lines_before,
                     skip_rows_after_names=1,
+                    encoding=self.encoding,
                 ),
                 **options,
             )
@@ -146,24 +151,28 @@ class TextFile:
 def open_text(path: Path) -> TextFile:
     """Read the header of a file. Raise UserError if it has none."""
     start = read_start(path).decode("utf-8-sig", errors="replace")
+    with open(path, "rb") as file:
+        encoding = "utf-16" if is_utf16(file.read(2)) else "utf8"
     text, lines_before, given = after_sep_line(start)
-    delimiters = given or DELIMITERS
-    delimiter = max(delimiters, key=lambda d: len(header_of(text, d)))
+    delimiter = max(given or _DELIMITERS, key=lambda d: len(header_of(text, d)))
     header, first = _sample(text, delimiter)
     if len(header) < 2:
         line = shown(text.splitlines()[0])
-        message = f"the header {line} is delimited by neither commas, semicolons nor tabs"
+        message = (
+            f"the header {line} is delimited by neither commas, semicolons, tabs, bars nor spaces"
+        )
         raise bad(path, message, lines_before + 1)
     columns = tuple(name.strip() for name in header)
     check_header(path, [name for name in columns if name])
     if not first:
         if not re.search(r"[\r\n]", text):
             raise bad(path, "there are no rows below the header")
-        return TextFile(path, columns, delimiter, lines_before, "")
+        return TextFile(path, columns, delimiter, lines_before, "", encoding)
     columns = _with_row_names(columns, first)
     cells = dict(zip(columns, first, strict=False))
     version = columns_in_file(columns, [VERSION]).get(VERSION)
-    return TextFile(path, columns, delimiter, lines_before, cells.get(version, "").strip())
+    first_version = cells.get(version, "").strip()
+    return TextFile(path, columns, delimiter, lines_before, first_version, encoding)
 
 
 def _sample(text: str, delimiter: str) -> tuple[list[str], list[str]]:

@@ -17,7 +17,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.stats.objectives import ObjectiveInputs, objectives
 from jaxalign.stats.vsm import trivial_lines
 from jaxalign.surveys.factor_scores import read_factor_scores
-from jaxalign.surveys.hofstede import DIMENSIONS, targets
+from jaxalign.surveys.hofstede import DEFAULT_EDITION, DIMENSIONS, targets
 from jaxalign.surveys.survey import Item, Survey, vsm
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "factor_scores.json"
@@ -240,3 +240,15 @@ def test_scores_of_other_countries_as_lines(tmp_path):
     alone.write_text("group,pdi,idv,mas,uai,lto,ivr\nX,10,20,30,40,50,60\n")
     record = objectives["vsm"].build(inputs(vsm(), ("X",), edition=str(alone))).group_record(0)
     assert record["trivial"]["mean_of_others"] is None
+
+
+def test_scores_of_peoples_own_answers_where_they_are_known():
+    """The simulated society's answers have the published scores, so their mean loses nothing."""
+    from jaxalign.pocket.society import society_values_module
+
+    objective = objectives["vsm"].build(inputs(society_values_module(), edition=DEFAULT_EDITION))
+    lines = objective.group_record(0)["trivial"]
+    assert lines["own_mean"] == pytest.approx(0, abs=0.1)
+    assert lines["random_respondent"] > 100, "one person's answers are far from the mean's scores"
+    asked = objectives["vsm"].build(inputs(vsm()))
+    assert "own_mean" not in asked.group_record(0)["trivial"]
