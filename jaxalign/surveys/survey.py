@@ -27,6 +27,7 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -206,6 +207,19 @@ class Survey:
                 for group, positions in self.majorities.items()
             },
         )
+
+    def respondents_record(self, groups: Iterable[str] | None = None) -> dict[str, Any]:
+        """Return what records of results say about the respondents, to be merged into them.
+
+        Args:
+            groups: The groups; default: all with answers.
+
+        Returns:
+            {"respondents": {group: {"number", "effective"}}}; {} where the survey does not know.
+        """
+        chosen = self.distributions if groups is None else groups
+        known = {g: self.respondents[g]._asdict() for g in chosen if g in self.respondents}
+        return {"respondents": known} if known else {}
 
     def why_absent(self, group: str) -> str:
         """Return why `distributions` has no such group, for messages."""
