@@ -159,7 +159,7 @@ def _rows(path: Path, notes: list[str]) -> Iterator[_Row]:
     if isinstance(value, dict) and "results" in value and "configs" in value:
         raise bad(
             path,
-            "scores of lm-evaluation-harness, without replies; run it with its option log_samples and "
+            "scores of lm-evaluation-harness, without replies; run it with log_samples and "
             "give the file samples_TASK_DATE.jsonl beside this one",
         )
     raise bad(
