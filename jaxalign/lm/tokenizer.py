@@ -344,21 +344,26 @@ class Tokenizer:
         return self._comparable([_without_extensions(sequences) for sequences in spellings])
 
     def label_tokens(self, labels: Sequence[str]) -> list[list[tuple[int, ...]]]:
-        """Return the text of every option as the reply to a question, one spelling each.
+        """Return all spellings of every option's text as the reply to a question.
 
-        As in `option_tokens`, the end of turn is appended to all where one text is the beginning of
-        another, such as "agree" and "agree strongly".
+        Spellings are the text as it is given and, as replies begin with a capital letter more often
+        than not, with one. As in `option_tokens`, the end of turn is appended to all where one text
+        is the beginning of another, such as "agree" and "agree strongly".
 
         Raises:
             UserError: If a text is empty, or two options have the same.
         """
-        plain = [label.strip() for label in labels]
-        if repeated := [label for label, count in Counter(plain).items() if count > 1]:
+        spellings = [
+            tuple(dict.fromkeys((t, t[:1].upper() + t[1:]))) for t in map(str.strip, labels)
+        ]
+        if repeated := [t for t, count in Counter(s[-1] for s in spellings).items() if count > 1]:
             raise UserError(f"option text {repeated[0]!r} is there twice")
-        if not all(plain):
+        if not all(map(all, spellings)):
             raise UserError(f"an option of {list(labels)} has no text")
         space = " " if self._space_before_reply else ""
-        return self._comparable([[self._after_header(f"{space}{label}")] for label in plain])
+        return self._comparable(
+            [[self._after_header(f"{space}{text}") for text in texts] for texts in spellings]
+        )
 
     def _comparable(self, options: list[list[tuple[int, ...]]]) -> list[list[tuple[int, ...]]]:
         """Return spellings whose probabilities compare: none is the beginning of another."""

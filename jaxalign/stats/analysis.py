@@ -9,7 +9,8 @@ of `jaxalign.stats.metrics`. "aware" replies were given as a person of a country
 
     format         "jaxalign analysis 1"
     instrument     the survey: name, version, source, wording, simulated, sha256, items,
-                   ordinal_items, nominal_items
+                   ordinal_items, nominal_items; of a file of respondents also respondents
+                   {COUNTRY: {number, effective}}
     settings       level (of intervals), resamples, seed
     countries      [COUNTRY] in the survey; personas: those of them with aware replies
     labels         lines {LINE: text}, metrics {METRIC: text}
@@ -404,8 +405,20 @@ def _validity(
     shares_FxPxQxO = np.stack(
         [np.concatenate([_mean_shares(runs[p]) for p in personas]) for runs in forms.values()]
     )
+    # Answers are shares of replies unless they are exact.
+    counts = [
+        sum(len(run.positions) for form in forms.values() for run in form[p])
+        for p in personas
+        if all(run.positions is not None for form in forms.values() for run in form[p])
+    ]
     gate = validity_gate(
-        shares_FxPxQxO, tables, tuple(forms), resamples=resamples, level=level, seed=seed
+        shares_FxPxQxO,
+        tables,
+        tuple(forms),
+        replies=min(counts) if len(counts) == len(personas) else None,
+        resamples=resamples,
+        level=level,
+        seed=seed,
     )
     return finite_or_none(gate.record())
 

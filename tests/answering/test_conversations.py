@@ -129,13 +129,13 @@ def test_labels_that_are_not_listed_are_asked_once_in_all_presentations(tokens):
 def test_labels_are_replies(tokens):
     shown = present(FOUR, reply="label")
     [options] = option_spellings(tokens, [shown])
-    for label, [ids] in zip(FOUR.options, options, strict=True):
-        assert tokens.decode(ids) == label
+    for label, spellings in zip(FOUR.options, options, strict=True):
+        assert [tokens.decode(ids) for ids in spellings] == [label, label.capitalize()]
     degrees = Item("q", "Do you?", ("agree", "agree strongly"), (1, 2))
     [options] = option_spellings(tokens, [present(degrees, reply="label")])
-    assert all(ids[-1] == tokens.eot_id for [ids] in options)
-    twice = Item("q", "Do you?", ("other", "other "), (1, 2), "nominal")
-    with pytest.raises(UserError, match="item 'q': option text 'other' is there twice"):
+    assert all(ids[-1] == tokens.eot_id for spellings in options for ids in spellings)
+    twice = Item("q", "Do you?", ("other", "Other "), (1, 2), "nominal")
+    with pytest.raises(UserError, match="item 'q': option text 'Other' is there twice"):
         option_spellings(tokens, [present(twice, reply="label")])
 
 

@@ -128,6 +128,26 @@ def test_a_culturespa_plan_takes_what_changes_its_programs(model, measured, tmp_
     assert arguments[0] > arguments[1]
 
 
+def test_a_culturespa_plan_counts_presentations(model, measured, monkeypatch):
+    """Of a real model two by default; each question is asked in every one."""
+    sizes: list[int] = []
+    cut = culturespa.plan_blocks
+
+    def plan_blocks(conversations, tokens):
+        sizes.append(len(conversations))
+        return cut(conversations, tokens)
+
+    monkeypatch.setattr(culturespa, "plan_blocks", plan_blocks)
+    by_forms = []
+    for presentations in (None, ("A",), ("A", "B", "C", "D")):
+        sizes.clear()
+        planned(model, "culturespa", per_topic=2, seeds=1, presentations=presentations)
+        by_forms.append(sizes[:2])  # the survey, and the written questions
+    two, one, four = by_forms
+    assert two == [2 * size for size in one]
+    assert four == [4 * size for size in one]
+
+
 def test_a_culturespa_plan_of_existing_questions_writes_nothing(model, measured, tmp_path):
     rows = [
         {"question": f"Does {what} matter?", "option_lst": ["1. Yes", "2. No"], "class": "Trust"}

@@ -159,6 +159,8 @@ def test_small_groups_are_refused_by_name_unless_asked_for(
         score_replies(path, [replies], by=["sex"])
     analysis = score_replies(path, [replies], by=["sex"], min_respondents=40, resamples=10)
     assert analysis["scores"]["USA:female"]["items"] == 1
+    of_women = analysis["instrument"]["respondents"]["USA:female"]
+    assert of_women == {"number": 49, "effective": pytest.approx(49)}
     assert "3 groups by sex, of 49 to 60 respondents (effective number 49 to 60)" in " ".join(
         analysis["notes"]
     )
