@@ -55,7 +55,9 @@ def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
     assert result["personas"]["joint"]["agreement"] is None
     show_result(result)
     write_plots(tmp_path, result)
+    result["measure"]["validity"] = None
     write_culturespa_report(result, tmp_path)
+    assert "Validity gate: not made." in (tmp_path / "report.md").read_text("utf-8")
     assert "joint − P1: no answers." in (tmp_path / "report.md").read_text("utf-8")
     text = str(CultureSPAResult(tmp_path, plain(result), {}, {})).splitlines()
     assert text[0].split() == ["method", "USA", "CHN", "mean"]
@@ -97,6 +99,7 @@ def test_a_report_tells_lost_replies_pairs_and_what_was_not_trained(tmp_path):
     write_plots(tmp_path, result)
     report = write_culturespa_report(result, tmp_path)[0].read_text("utf-8")
     assert "CultureSPA CCT: untrained" in report
+    assert "Validity gate: " in report.split("## ")[0]
     assert "| CultureSPA CCT" not in report
     assert any("CRQPC" in line and "| 82 |" in line for line in report.splitlines())
     assert any("P1" in line and "| 108 | 5 | 7 |" in line for line in report.splitlines())

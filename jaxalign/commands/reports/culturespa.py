@@ -71,6 +71,12 @@ _SIMULATED = (
     "Nobody was asked. A program made up the countries' answers to this survey; no "
     "number here is a finding about people."
 )
+_NAMES = (
+    "P1 names the country, P2 also the most similar and the most different countries, P3 shows "
+    "questions with the country's answers. Joint, specific and CCT (cross-culture thinking) are "
+    "fine-tuned models. CRQPC, RDS and CDS are ways to select the training data: changed, random "
+    "and unchanged answers. “What the methods are”, under Scores, has a sentence on each."
+)
 _LIMITS = (
     "Read a score beside the scores of answers that need no model.",
     "Intervals over questions are about other questions like these. Intervals over seeds are about "
@@ -104,7 +110,11 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
         f"{survey['name']}, {seeds} {'seed' if seeds == 1 else 'seeds'}.",
         labels=(gate_note(gate_of(result)), *simulated),
         sections=(
-            section("In short", Listing(statements(result), "Findings, in points of the score")),
+            section(
+                "In short",
+                Text(_NAMES),
+                Listing(statements(result), "Findings, in points of the score"),
+            ),
             _methods(result, out),
             *measure_sections(result),
             _countries(result, out),
