@@ -36,12 +36,6 @@ from jaxalign.surveys.tables import option_table
 def about(survey: Survey) -> dict[str, Any]:
     """Describe the survey."""
     ordinal = sum(item.scale == "ordinal" for item in survey.items)
-    # Of a file of respondents: how many of each group, and how many of equal weight that is worth.
-    respondents = {
-        group: people._asdict()
-        for group, people in survey.respondents.items()
-        if group in survey.distributions
-    }
     return {
         "name": survey.name,
         "version": survey.version,
@@ -52,7 +46,7 @@ def about(survey: Survey) -> dict[str, Any]:
         "items": len(survey.items),
         "ordinal_items": ordinal,
         "nominal_items": len(survey.items) - ordinal,
-        **({"respondents": respondents} if respondents else {}),
+        **survey.respondents_record(),
     }
 
 

@@ -199,6 +199,7 @@ def make_record(
             "name": inputs.survey.name,
             "items": len(inputs.survey.items),
             "simulated": facts["simulated"],
+            **inputs.survey.respondents_record(settings.countries),
             "score": "100 (1 - |answers - majority answers| / |ranges|), answered items",
             "leaky": _leaky_methods() if settings.examples == "paper" else [],
         },
