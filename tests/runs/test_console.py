@@ -16,11 +16,14 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
 from jaxalign.runs.console import (
-    Progress, enable_compilation_cache, main, print_table, progress_bars,
+    enable_compilation_cache,
+    main,
+    print_table,
+    progress_bars,
 )
-from jaxalign.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
