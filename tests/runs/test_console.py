@@ -274,9 +274,14 @@ def test_bars_can_be_quiet_and_an_error_comes_through() -> None:
             on_progress(Progress("step", 0, 2))
             on_progress(Progress("step", 2, 2))
         assert file.getvalue() == ""
-    with pytest.raises(ZeroDivisionError), progress_bars(file=Terminal()) as on_progress:
-        on_progress(Progress("step", 0, 2))
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with progress_bars(file=Terminal()) as on_progress:
+            on_progress(Progress("step", 0, 2))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
 
 
 def test_table_rounds_and_aligns() -> None:
