@@ -97,7 +97,8 @@ def test_scores_of_ones_own_name_groups_below_the_country(tmp_path: Path) -> Non
 
 
 def test_variables_by_their_names_and_by_the_codebooks() -> None:
-    for by in (["sex", "age", "education"], ["sex,age,education"], ["q260", "X003R2,Q275R"]):
+    same = (["sex", "age", "education"], "sex, age,education", ["q260", "X003R2,Q275R"])
+    for by in same:
         assert [v.name for v in variables_of(by)] == ["sex", "age", "education"]
     assert variables_of(["N_REGION_WVS"])[0].columns == ("N_REGION_WVS",)
     for by, message in (
