@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.commands import reports
+from jaxalign.commands.reports.validity import gate_line, judged
 from jaxalign.core.files import check_new_file, write_json
 from jaxalign.runs import Run, check_run
 from jaxalign.runs.console import print_table
@@ -151,6 +152,9 @@ def show(analysis: Mapping[str, Any]) -> None:
     """Print the scores beside what needs no model, the differences, and unreadable replies."""
     survey = analysis["instrument"]
     print(f"{survey['name']}: {survey['items']} items")
+    if analysis["personas"]:
+        print(gate_line(analysis["validity"]))
+        analysis = judged(analysis, analysis["validity"])
     named = [*analysis["scores"].items(), ("mean", analysis["means"]["all"])]
     if 0 < len(analysis["personas"]) < len(analysis["countries"]):
         named.append(("mean of personas", analysis["means"]["personas"]))

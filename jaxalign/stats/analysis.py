@@ -9,7 +9,8 @@ of `jaxalign.stats.metrics`. "aware" replies were given as a person of a country
 
     format         "jaxalign analysis 1"
     instrument     the survey: name, version, source, wording, simulated, sha256, items,
-                   ordinal_items, nominal_items
+                   ordinal_items, nominal_items; of a file of respondents also respondents
+                   {COUNTRY: {number, effective}}
     settings       level (of intervals), resamples, seed
     countries      [COUNTRY] in the survey; personas: those of them with aware replies
     labels         lines {LINE: text}, metrics {METRIC: text}
@@ -95,6 +96,7 @@ from jaxalign.stats.intervals import Interval, seed_interval
 from jaxalign.stats.metrics import DEFAULT_METRICS, Metric, select
 from jaxalign.stats.validity import validity_gate
 from jaxalign.surveys.formats import read_answered
+from jaxalign.surveys.names import find_country
 from jaxalign.surveys.options import SurveyOptions
 from jaxalign.surveys.presentations import PUBLISHED
 from jaxalign.surveys.replies import Numbering, ReaderName, items_left_out, read_answers
@@ -237,6 +239,9 @@ def _read_runs(
     runs: list[Replies] = []
     for path in paths:
         for run in read_replies(Path(path), country, mode):
+            if run.country is not None and run.country not in survey.distributions:
+                # A tool may write "United States" where the survey has USA.
+                run = dataclasses.replace(run, country=find_country(run.country) or run.country)
             # The same replies under another file's name are one run copied, not two runs.
             for other in runs:
                 if run == dataclasses.replace(other, source=run.source):
@@ -404,8 +409,20 @@ def _validity(
     shares_FxPxQxO = np.stack(
         [np.concatenate([_mean_shares(runs[p]) for p in personas]) for runs in forms.values()]
     )
+    # Answers are shares of replies unless they are exact.
+    counts = [
+        sum(len(run.positions) for form in forms.values() for run in form[p])
+        for p in personas
+        if all(run.positions is not None for form in forms.values() for run in form[p])
+    ]
     gate = validity_gate(
-        shares_FxPxQxO, tables, tuple(forms), resamples=resamples, level=level, seed=seed
+        shares_FxPxQxO,
+        tables,
+        tuple(forms),
+        replies=min(counts) if len(counts) == len(personas) else None,
+        resamples=resamples,
+        level=level,
+        seed=seed,
     )
     return finite_or_none(gate.record())
 

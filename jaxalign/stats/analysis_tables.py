@@ -46,6 +46,7 @@ def about(survey: Survey) -> dict[str, Any]:
         "items": len(survey.items),
         "ordinal_items": ordinal,
         "nominal_items": len(survey.items) - ordinal,
+        **survey.respondents_record(),
     }
 
 

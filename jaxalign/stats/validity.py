@@ -6,7 +6,9 @@ things must hold before scores on it are read as anything at all:
 1. Differences between its personas follow those between the countries' people: the correlation of
    deviations from the mean over countries, over items × countries, has an interval above 0.
 2. Its personas are closer to their people than a uniform answer is: the mean difference in
-   similarity has an interval above 0.
+   similarity has an interval above 0. Where answers are shares of a few sampled replies, the
+   uniform answer is drawn likewise: few replies are far from people's distributions, whoever gives
+   them, a random respondent included.
 
 Where either fails, no verdict on the model's scores can be drawn in either direction: not "no
 effect" but "instrument without signal on this model" (`NO_SIGNAL`).
@@ -48,6 +50,7 @@ NO_SIGNAL = "instrument without signal on this model"
 MIN_COUNTRIES = 4
 """The number of countries from which a permutation over them can reach a p-value below 0.05."""
 
+_UNIFORM_DRAWS = 100
 _SMALLEST_SPREAD = 1e-6  # personas that differ by less differ by rounding alone
 
 
@@ -62,7 +65,7 @@ class Validity:
         over_uniform: similarity of the personas to their people less that of a uniform answer, both
             in [0, 1]; None where no item was answered by both.
         similarity: mean similarity of the personas.
-        uniform_similarity: mean similarity of a uniform answer.
+        uniform_similarity: mean similarity of a uniform answer, of as many replies.
         permutation: the test that assigns personas to countries at random
             (`jaxalign.stats.held_out.permutation_test`), of the products of deviations; None with
             fewer than four countries.
@@ -72,6 +75,7 @@ class Validity:
         countries: number of countries.
         items: number of items that enter the correlation.
         presentations: names of the presentations that answers were averaged over.
+        replies: number of sampled replies behind each answer; None for exact probabilities.
     """
 
     passes: bool | None
@@ -86,6 +90,7 @@ class Validity:
     countries: int
     items: int
     presentations: tuple[str, ...]
+    replies: int | None
 
     def record(self) -> dict[str, Any]:
         """Return the fields as `result.json` holds them."""
@@ -131,9 +136,12 @@ def check_validity(
             f"{len(responses.conditions)} conditions that were asked"
         )
     forms = responses.by_presentation or {PUBLISHED: responses}
+    replies = None if responses.positions is None else len(responses.positions)
     personas_FxCxQxO = np.stack([form.distributions() for form in forms.values()])
     tables = make_tables(responses.survey, countries)
-    return validity_gate(personas_FxCxQxO, tables, tuple(forms), resamples=resamples, seed=seed)
+    return validity_gate(
+        personas_FxCxQxO, tables, tuple(forms), replies=replies, resamples=resamples, seed=seed
+    )
 
 
 def validity_gate(
@@ -141,6 +149,7 @@ def validity_gate(
     tables: Tables,
     presentations: Sequence[str] = ("A",),
     *,
+    replies: int | None = None,
     resamples: int = 4_000,
     level: float = 0.95,
     seed: int = 0,
@@ -153,6 +162,8 @@ def validity_gate(
             without an answer.
         tables: how the same countries answered the same items, in the same order.
         presentations: names of the F presentations.
+        replies: number of sampled replies to an item, over all presentations, where the
+            probabilities are shares of them.
         resamples: number of resamples.
         level: level of the intervals.
         seed: seed of the resamples.
@@ -164,7 +175,10 @@ def validity_gate(
     correlation, permutation, spreads, items = _correlation(
         personas, tables, resamples, level, seed
     )
-    over_uniform, similarity, uniform = _over_uniform(personas, tables, resamples, level, seed)
+    uniform_CxQ = _uniform_similarities(tables, replies, seed)
+    over_uniform, similarity, uniform = _over_uniform(
+        personas, uniform_CxQ, tables, resamples, level, seed
+    )
     passes = _passes(correlation, over_uniform, tables, items, spreads[0])
     fields = {
         "passes": passes,
@@ -178,6 +192,7 @@ def validity_gate(
         "countries": len(tables.countries),
         "items": items,
         "presentations": tuple(presentations),
+        "replies": replies,
     }
     return Validity(sentence=_sentence(fields), **fields)
 
@@ -282,13 +297,34 @@ def _spread(deviation_CxQ: np.ndarray, counts_CxQ: np.ndarray) -> float:
     return float(np.sqrt(variance_Q).mean())
 
 
+def _uniform_similarities(tables: Tables, replies: int | None, seed: int) -> np.ndarray:
+    """Return the similarity of a uniform answer to each country's people, float64 [C, Q].
+
+    That of `replies` uniform random replies is averaged over `_UNIFORM_DRAWS` draws.
+    """
+    uniform_QxO, shape = uniform_shares(tables), tables.truth_CxQxO.shape
+    if replies is None:
+        return similarity_to_people(np.broadcast_to(uniform_QxO, shape), tables)
+    random = np.random.default_rng(seed)
+    drawn_DxCxQ = [
+        # All countries are compared with the same replies.
+        similarity_to_people(
+            np.broadcast_to(random.multinomial(replies, uniform_QxO) / replies, shape), tables
+        )
+        for _ in range(_UNIFORM_DRAWS)
+    ]
+    return np.mean(drawn_DxCxQ, axis=0)
+
+
 def _over_uniform(
-    personas_FxCxQxO: np.ndarray, tables: Tables, resamples: int, level: float, seed: int
+    personas_FxCxQxO: np.ndarray,
+    uniform_CxQ: np.ndarray,
+    tables: Tables,
+    resamples: int,
+    level: float,
+    seed: int,
 ) -> tuple[Interval | None, float, float]:
     """Return the interval of similarity less a uniform answer's, and both similarities."""
-    uniform_CxQ = similarity_to_people(
-        np.broadcast_to(uniform_shares(tables), personas_FxCxQxO.shape[1:]), tables
-    )
     own_CxQ = similarity_to_people(personas_FxCxQxO.mean(axis=0), tables)
     known_CxQ = ~np.isnan(own_CxQ)
     if not known_CxQ.any():
@@ -325,6 +361,12 @@ def _passes(
     return bool(correlation.low > 0 and beats)
 
 
+def _uniform_words(replies: int | None) -> str:
+    if replies is None:
+        return "a uniform answer"
+    return "one random reply" if replies == 1 else f"{replies} random replies"
+
+
 def _sentence(fields: dict[str, Any]) -> str:
     """Say in words what the gate found."""
     r, over = fields["correlation"], fields["over_uniform"]
@@ -345,7 +387,7 @@ def _sentence(fields: dict[str, Any]) -> str:
     else:
         does = "are closer" if over.low > 0 else "are not closer"
         beats = (
-            f"they {does} to people than a uniform answer "
+            f"they {does} to people than {_uniform_words(fields['replies'])} "
             f"({over.mean:+.3f} [{over.low:+.3f}, {over.high:+.3f}])"
         )
     verdict = {

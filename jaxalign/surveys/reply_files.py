@@ -159,8 +159,8 @@ def _rows(path: Path, notes: list[str]) -> Iterator[_Row]:
     if isinstance(value, dict) and "results" in value and "configs" in value:
         raise bad(
             path,
-            "scores of lm-evaluation-harness, without replies; run it with --log_samples and give "
-            "the file samples_TASK_DATE.jsonl beside this one",
+            "scores of lm-evaluation-harness, without replies; run it with log_samples and "
+            "give the file samples_TASK_DATE.jsonl beside this one",
         )
     raise bad(
         path,

@@ -27,6 +27,7 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,6 +37,7 @@ import numpy as np
 from jaxalign.core.errors import UserError
 
 Scale = Literal["ordinal", "nominal"]
+_MOST_GROUPS = 80  # groups that a message lists; surveys have fewer countries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,11 +208,30 @@ class Survey:
             },
         )
 
+    def respondents_record(self, groups: Iterable[str] | None = None) -> dict[str, Any]:
+        """Return what records of results say about the respondents, to be merged into them.
+
+        Args:
+            groups: The groups; default: all with answers.
+
+        Returns:
+            {"respondents": {group: {"number", "effective"}}}; {} where the survey does not know.
+        """
+        chosen = self.distributions if groups is None else groups
+        known = {g: self.respondents[g]._asdict() for g in chosen if g in self.respondents}
+        return {"respondents": known} if known else {}
+
     def why_absent(self, group: str) -> str:
         """Return why `distributions` has no such group, for messages."""
         if group in self.refused:
             return f"{group!r} has {self.refused[group]}"
-        return f"country {group!r} is not in the survey; it has {' '.join(self.distributions)}"
+        # Of a survey of groups within countries, those of the same country say most.
+        country = group.partition(":")[0]
+        near = [name for name in self.distributions if name.partition(":")[0] == country]
+        known = near or list(self.distributions)
+        more = f" and {len(known) - _MOST_GROUPS} more" if len(known) > _MOST_GROUPS else ""
+        named = " ".join(known[:_MOST_GROUPS]) + more
+        return f"country {group!r} is not in the survey; it has {named}"
 
     def majority(self, group: str) -> dict[str, int]:
         """Return the position of the majority answer to each item that `group` answered."""

@@ -52,7 +52,9 @@ def answered(folder: Path) -> float:
     return 0.0
 
 
-@pytest.mark.parametrize("arguments", [EXACT, SAMPLED], ids=["exact", "sampled"])
+@pytest.mark.parametrize(
+    "arguments", [[*EXACT, "--presentations", "A", "D"], SAMPLED], ids=["exact", "sampled"]
+)
 def test_killed_in_the_middle_equals_unbroken(arguments, tmp_path):
     """With kill -9 twice, and resumed on two devices: the same bits in every answer."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

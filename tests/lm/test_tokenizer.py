@@ -240,6 +240,17 @@ def test_options_where_a_space_belongs_to_the_number(tmp_path: Path) -> None:
     assert all(len(s) == 1 for spellings in options for s in spellings)
 
 
+def test_letters_where_a_space_belongs_to_them(tmp_path: Path) -> None:
+    texts = ("is it A or B or A or B or A or B or a",)
+    tokens = Tokenizer.load(write_tokenizer(tmp_path, texts=texts, cut=None))
+    options = tokens.option_tokens(["A", "B"])
+    assert [[tokens.decode(s) for s in spellings] for spellings in options] == [
+        ["A", " A"],
+        ["B", " B"],
+    ]
+    assert all(len(s) == 1 for spellings in options for s in spellings)
+
+
 def test_options_of_several_tokens_are_made_comparable(tmp_path: Path) -> None:
     """Digit by digit, "1" is the beginning of "10", so every sequence gets the end of turn."""
     tokens = Tokenizer.load(write_tokenizer(tmp_path, texts=("none",)))

@@ -220,3 +220,36 @@ def test_it_takes_the_answers_that_ask_returns():
     assert check_validity(forms["A"], tables.countries, resamples=50).presentations == ("A",)
     with pytest.raises(UserError, match="give one for each of the 3 conditions"):
         check_validity(forms["A"], tables.countries[:2])
+
+
+def test_sampled_replies_are_compared_with_as_many_random_ones():
+    """One reply is far from a distribution whoever gives it: a random respondent would fail."""
+    tables, random = people(4, 200, options=5, seed=3), np.random.default_rng(0)
+    replies = np.stack([random.multinomial(1, p / p.sum()) for p in rows(tables)])
+    respondents = replies.reshape(1, *tables.truth_CxQxO.shape).astype(float)
+    exact = validity_gate(respondents, tables)
+    assert exact.passes is False
+    assert exact.over_uniform.high < 0
+    sampled = validity_gate(respondents, tables, replies=1)
+    assert sampled.passes
+    assert sampled.correlation == exact.correlation
+    assert "closer to people than one random reply" in sampled.sentence
+    # One random reply by hand: the mean over its five options.
+    by_option = [
+        item_similarities(
+            np.broadcast_to(option, (4, 200, 5)),
+            tables.truth_CxQxO,
+            tables.ordinal_Q,
+            tables.valid_QxO,
+        )
+        for option in np.eye(5)
+    ]
+    assert sampled.uniform_similarity == pytest.approx(np.mean(by_option), abs=3e-3)
+    # Very many replies are the uniform distribution.
+    many = validity_gate(respondents, tables, replies=100_000)
+    assert many.uniform_similarity == pytest.approx(exact.uniform_similarity, abs=2e-3)
+    assert "100000 random replies" in many.sentence
+
+
+def rows(tables: Tables) -> np.ndarray:
+    return tables.truth_CxQxO.reshape(-1, tables.truth_CxQxO.shape[-1]).astype(float)

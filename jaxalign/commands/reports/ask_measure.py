@@ -74,8 +74,9 @@ def measure_statements(record: Record) -> list[str]:
         if row["correlation"]:
             words = presentations.correlation_words(row["correlation"], names[:2])
             said.append(f"{title}: {words}")
-    constants = {title: _each(row, "constant") for title, row in rows.items()}
-    said.append(presentations.constant_words(constants, say_nobody=False))
+    if len(names) > 1:  # of one presentation, the report states the constant answers by country
+        constants = {title: _each(row, "constant") for title, row in rows.items()}
+        said.append(presentations.constant_words(constants, say_nobody=False))
     for title, row in rows.items():
         said.append(validity.dispersion_words(title, row["dispersion"], signal))
         said += [

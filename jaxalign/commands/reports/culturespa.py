@@ -71,6 +71,12 @@ _SIMULATED = (
     "Nobody was asked. A program made up the countries' answers to this survey; no "
     "number here is a finding about people."
 )
+_NAMES = (
+    "P1 names the country, P2 also the most similar and the most different countries, P3 shows "
+    "questions with the country's answers. Joint, specific and CCT (cross-culture thinking) are "
+    "fine-tuned models. CRQPC, RDS and CDS are ways to select the training data: changed, random "
+    "and unchanged answers. “What the methods are”, under Scores, has a sentence on each."
+)
 _LIMITS = (
     "Read a score beside the scores of answers that need no model.",
     "Intervals over questions are about other questions like these. Intervals over seeds are about "
@@ -104,7 +110,11 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
         f"{survey['name']}, {seeds} {'seed' if seeds == 1 else 'seeds'}.",
         labels=(gate_note(gate_of(result)), *simulated),
         sections=(
-            section("In short", Listing(statements(result), "Findings, in points of the score")),
+            section(
+                "In short",
+                Text(_NAMES),
+                Listing(statements(result), "Findings, in points of the score"),
+            ),
             _methods(result, out),
             *measure_sections(result),
             _countries(result, out),
@@ -126,6 +136,7 @@ def statements(result: Mapping[str, Any]) -> tuple[str, ...]:
     sentences = [_difference_sentence(name, d) for name, d in result["differences"].items()]
     sentences += prompting_sentences(result)
     limit = result["guard"]["limit"]
+    sentences += guessing_sentences(result["guard"])
     for method, change in result["guard"]["change"].items():
         within = "within" if change["within"] else "not within"
         points = number(change["mean"], 2, signed=True)
@@ -371,6 +382,17 @@ def _pairs(result: Mapping[str, Any], out: Path) -> Figure:
         out / "pairs.png",
         drawings("pairs", [pairs_panel(result)]),
         table,
+    )
+
+
+def guessing_sentences(guard: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say so where the unchanged model is not better than guessing in the guard."""
+    if guard["before"] > guard["chance"] + guard["limit"]:
+        return ()
+    return (
+        f"Guard: the unchanged model is right in {number(guard['before'], 1)} % of the questions, "
+        f"and guessing in {number(guard['chance'], 1)} %, so there is nothing that fine-tuning "
+        "could break. The guard says nothing; give an easier test.",
     )
 
 

@@ -62,10 +62,15 @@ def judged(record: Any, gate: Record | None) -> Any:
         return record
     if isinstance(record, Mapping):
         return {
-            key: NO_SIGNAL if key == "verdict" and isinstance(value, str) else judged(value, gate)
+            key: NO_SIGNAL if _is_verdict(key, value) else judged(value, gate)
             for key, value in record.items()
         }
     return [judged(value, gate) for value in record] if isinstance(record, list) else record
+
+
+def _is_verdict(key: str, value: Any) -> bool:
+    """Return whether an entry judges a difference; that there are no answers judges nothing."""
+    return key == "verdict" and isinstance(value, str) and value != "no answers"
 
 
 def gate_line(gate: Record | None) -> str:

@@ -62,7 +62,12 @@ def measure_record(
     def gate(method: str) -> dict[str, Any] | None:
         if method not in shares:
             return None
-        return validity_gate(shares[method], inputs.tables, names, **resampling).record()
+        replies = None
+        if settings.reading == "sampled":
+            seeds, runs = measured.answers[method].shape[:2]
+            replies = seeds * runs
+        found = validity_gate(shares[method], inputs.tables, names, replies=replies, **resampling)
+        return found.record()
 
     alone = measured.by_presentation or {names[0]: measured.answers}
     record = {

@@ -177,6 +177,27 @@ def ask_tuned(
     return found, _cut(problem, parts, earlier_rows)
 
 
+def ask_conditions(problem: Problem, lm: LM, conditions: Sequence[Condition]) -> BothSurveys:
+    """Ask both surveys under any conditions; return the answers to the tuned and the held-out one.
+
+    Args:
+        problem: What is asked.
+        lm: The model.
+        conditions: The conditions.
+
+    Returns:
+        The answers of one "method", `asked`, which has one seed and a "country" per condition.
+    """
+    # Planned here, so that a caller with many conditions, one by one, does not fill the log.
+    tokens = default_block_tokens(lm.mesh.devices.flat[0].platform)
+    questions = [
+        dataclasses.replace(asked, plan=plan_blocks(asked.conversations, tokens))
+        for asked in (_questions(problem, conditions, part) for part in problem.reported)
+    ]
+    rows = {"asked": np.arange(len(conditions))[None]}
+    return _ask(problem, lm, questions, conditions, rows, None, ignore, "answers")
+
+
 def _flat(problem: Problem, prompts: Prompts) -> tuple[list[np.ndarray], Rows]:
     """Return all prompts in a row, method by method, and where each entry's stands."""
     every = [

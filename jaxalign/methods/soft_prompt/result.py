@@ -22,6 +22,7 @@
     countries.USA.held_out.{before,start,after,gradient,persona,icl,permuted}.{mean,low,high}
     countries.USA.held_out.after_minus_{before,start,permuted}.{mean,low,high}   paired by item
     held_out.{matrix,permutation_test,...}                tuned prompts x countries
+    held_out.respondents.USA.{number,effective}           of a survey that has respondents
     held_out.presentations                                those it was asked in: explicit orders
                                                           of the tuned survey do not fit it
     trivial.USA.{all_middle,uniform_random,smallest_integer,mean_of_others,another_country}
@@ -171,6 +172,7 @@ def make_result(
             "survey": survey.name,
             "simulated": problem.simulated,
             "items": len(survey.items),
+            **survey.respondents_record(settings.countries),
             "presentations": list(held_out.names),
             "score": "mean over items of 1 - ordinal Wasserstein (nominal: 1 - total variation)",
             "interval": _interval_words(len(seeds), len(held_out.tuned)),
