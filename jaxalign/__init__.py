@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jaxalign.stats import (
         Interval,
         alignment_score,
+        check_validity,
         score_replies,
         similarity,
         vsm_scores,
@@ -68,6 +69,7 @@ _HOMES = {
     "vsm_scores": "stats",
     "alignment_score": "stats",
     "similarity": "stats",
+    "check_validity": "stats",
     "score_replies": "stats",
     "Interval": "stats",
     "cultural_bench": "methods.cultural_bench",

@@ -38,14 +38,16 @@ from jaxalign.lm.config import PRESETS
 from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import count_params
 from jaxalign.methods.culturespa.inputs import Inputs, read_inputs
-from jaxalign.methods.culturespa.programs import stand_ins, survey_of
+from jaxalign.methods.culturespa.programs import stand_ins
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.culturespa.styles import Style, encode_styles
+from jaxalign.pocket.society import held_out_survey
 from jaxalign.prompts import load_prompts
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table, progress_bars
 from jaxalign.runtime.memory import busy_chunk
 from jaxalign.runtime.program_facts import read_program
+from jaxalign.surveys.formats import read_survey
 from jaxalign.surveys.survey import Survey, vsm
 
 WHOLE: tuple[Style, ...] = ("unaware", "p1", "p2")
@@ -279,7 +281,8 @@ def _countries(config: Config) -> tuple[tuple[str, ...], CultureSPASettings]:
     if config.countries < 1:
         raise UserError(f"`countries` {config.countries} must be at least 1")
     settings = CultureSPASettings(model=config.model, survey=config.survey, dtype=config.dtype)
-    return tuple(survey_of(config.survey).distributions)[: config.countries], settings
+    survey = held_out_survey() if config.survey is None else read_survey(config.survey)
+    return tuple(survey.distributions)[: config.countries], settings
 
 
 def _in_styles(inputs: Inputs, styles: Sequence[Style], survey: Survey) -> Conversations:

@@ -46,11 +46,12 @@ def run(settings: PromptingSettings) -> None:
         experiment = reopen(finished, on_progress)
         folders = {name: adapter_folder(finished.out, name) for name in names}
         adapters = AdapterFiles(folders, experiment.lm.files)
-        answers = finished.answers()
-        prompted = ask_in_other_styles(experiment, adapters, answers)
+        answered = finished.answered()
+        prompted = ask_in_other_styles(experiment, adapters, answered.mean, answered.alone)
+    settings, inputs = experiment.settings, experiment.inputs
     record = plain(
         prompting_record(
-            experiment.settings, experiment.inputs, answers, prompted, finished.untrained
+            settings, inputs, answered.mean, prompted, finished.untrained, answered.alone
         )
     )
     write_json(finished.out / "prompting.json", record)

@@ -73,6 +73,7 @@ def answer_exact(
     folder: Path | None = None,
     block_tokens: int | None = None,
     plan: BlockPlan | None = None,
+    per_token: bool = False,
     on_progress: OnProgress = ignore,
     task: str = "block",
 ) -> ExactAnswers:
@@ -94,6 +95,8 @@ def answer_exact(
         block_tokens: tokens computed together; default: `default_block_tokens`.
         plan: the conversations cut into blocks, if that has been done; `block_tokens` is then not
             used. Jobs of one shape (`with_one_shape`) share a compiled program.
+        per_token: whether an option counts by the mean log-probability of its tokens, and not by
+            their sum.
         on_progress: called with the number of blocks that are answered.
         task: what the progress calls a step.
 
@@ -109,11 +112,12 @@ def answer_exact(
         plan = plan_blocks(conversations, cut_as)
         _log.info(plan.describe())
     # One row of the file per conversation, in the given order: its options, then the mass on them.
-    name = digest("exact", key, config, cut_as, conversations, extra_ExD)
-    size = len(conversations), plan.shape.options + 1
-    out = open_partial(folder, f"exact-{name}", size, np.float32, np.nan)
+    reading = ("per token",) if per_token else ()
+    name = digest("exact", key, config, cut_as, conversations, extra_ExD, *reading)
+    width = plan.shape.options + 1
+    out = open_partial(folder, f"exact-{name}", len(conversations), width, np.float32)
     # A block of which any answer is missing is computed again as a whole.
-    lacking = np.isnan(out).any(axis=1)[plan.order_N]
+    lacking = out.missing[plan.order_N]
     missing = np.flatnonzero(np.logical_or.reduceat(lacking, plan.starts_B[:-1]))
     answers_per_block = max(1, len(conversations) // len(plan))
 
@@ -122,13 +126,14 @@ def answer_exact(
 
     done = len(plan) - len(missing)
     report(done)
-    for members, answers_QxO1 in _answer_blocks(config, params, extra_ExD, plan, missing, mesh):
+    blocks = _answer_blocks(config, params, extra_ExD, plan, missing, mesh, per_token)
+    for members, answers_QxO1 in blocks:
         if np.isnan(answers_QxO1).any():
             raise UserError("the model answers NaN; are its weights finite?")
-        out[members] = answers_QxO1
+        out.put(members, answers_QxO1)
         done += 1
         report(done)
-    return ExactAnswers(np.array(out[:, :-1]), np.array(out[:, -1]))
+    return ExactAnswers(out.values[:, :-1], out.values[:, -1])
 
 
 def _answer_blocks(
@@ -138,6 +143,7 @@ def _answer_blocks(
     plan: BlockPlan,
     blocks: np.ndarray,
     mesh: Mesh,
+    per_token: bool,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (conversations, answers [Q, O + 1]) of each block, one block per device at a time.
 
@@ -154,7 +160,7 @@ def _answer_blocks(
         stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *tables)
         spread = jax.device_put(stacked, block_sharding(mesh))
         # Returns before it is done.
-        answers = block_program.answer_blocks(config, mesh, params, spread, extra_ExD)
+        answers = block_program.answer_blocks(config, mesh, params, spread, extra_ExD, per_token)
         if under_way:
             yield from _results(plan, *under_way)
         under_way = members, answers

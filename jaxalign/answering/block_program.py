@@ -44,9 +44,14 @@ def block_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition_spec(("blocks",)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 5))
 def answer_blocks(
-    config: LlamaConfig, mesh: Mesh, params: Params, tables: Tables, extra_ExD: jax.Array
+    config: LlamaConfig,
+    mesh: Mesh,
+    params: Params,
+    tables: Tables,
+    extra_ExD: jax.Array,
+    per_token: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Answer one block on each device of the axes population and data.
 
@@ -56,6 +61,7 @@ def answer_blocks(
         params: the weights on the mesh, with adapters or scales beside them or without.
         tables: of one block per device, stacked.
         extra_ExD: embeddings of the ids beyond the vocabulary; E may be 0.
+        per_token: whether an option counts by the mean log-probability of its tokens.
 
     Returns:
         On every device: log-probabilities of the options, float32 [B, Q, O], normalised over an
@@ -64,7 +70,8 @@ def answer_blocks(
     blocks, whole = partition_spec(("blocks",)), partition_spec(())
 
     def one(params: Params, tables: Tables, extra_ExD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        answers = _answer_block(config, params, jax.tree.map(lambda x: x[0], tables), extra_ExD)
+        tables = jax.tree.map(lambda x: x[0], tables)
+        answers = _answer_block(config, params, tables, extra_ExD, per_token)
         return jax.tree.map(lambda x: x[None], answers)
 
     spread = jax.shard_map(
@@ -86,6 +93,7 @@ def answer_program(
     extra_rows: int = 0,
     lora: LoraConfig | None = None,
     weights: WeightFormat = "stored",
+    per_token: bool = False,
 ) -> tuple[jax.stages.Wrapped, tuple]:
     """Return the program that answers blocks of a shape, and its arguments as shapes alone.
 
@@ -96,6 +104,7 @@ def answer_program(
         extra_rows: E, rows of the embeddings that are given besides the model's own.
         lora: the adapter beside the weights, if there is one.
         weights: how the model's weights are stored.
+        per_token: whether an option counts by the mean log-probability of its tokens.
 
     Returns:
         The jitted function and all of its arguments: `jitted.lower(*arguments)` allocates nothing.
@@ -116,11 +125,15 @@ def answer_program(
         )
     )
     extra = jax.ShapeDtypeStruct((extra_rows, config.hidden_size), jnp.float32, sharding=whole)
-    return answer_blocks, (config, mesh, params, tables, extra)
+    return answer_blocks, (config, mesh, params, tables, extra, per_token)
 
 
 def _answer_block(
-    config: LlamaConfig, params: Params, tables: Tables, extra_ExD: jax.Array
+    config: LlamaConfig,
+    params: Params,
+    tables: Tables,
+    extra_ExD: jax.Array,
+    per_token: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Answer one block: log-probabilities [Q, O] and valid mass [Q]."""
     model, bound = Llama(config), {"params": params}
@@ -150,7 +163,7 @@ def _answer_block(
 
     rows = _rows_at_a_time(config, tables.answers.shape[0])
     log_probs_AxY = in_chunks(read, (x[0], tables.scored), rows)
-    log_probs_QxO = options_from_tokens(tables.sequences, log_probs_AxY[None])[0]
+    log_probs_QxO = options_from_tokens(tables.sequences, log_probs_AxY[None], per_token)[0]
     # A reply begins with an option if its first token begins one of the spellings.
     begins_QxY = jnp.where(tables.scored >= 0, jnp.exp(log_probs_AxY), 0.0)[tables.ends]
     return log_probs_QxO, begins_QxY.sum(axis=-1)

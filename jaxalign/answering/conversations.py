@@ -15,6 +15,7 @@ from jaxalign.answering.prefix_tree import Spellings
 from jaxalign.core.errors import UserError
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.prompts import Message, Prompts
+from jaxalign.surveys.presentations import Shown, present
 from jaxalign.surveys.survey import Item
 
 Placement = Literal["front", "system", "after"]  # where a soft prompt stands
@@ -25,20 +26,22 @@ _SENTINEL = "[[soft prompt]]"  # stands for the prompt while the chat template r
 def soft_prompt_layout(
     tokenizer: Tokenizer,
     prompts: Prompts,
-    items: Sequence[Item],
+    items: Sequence[Item | Shown],
     placement: Placement,
     prompt_length: int,
     lead_in: Sequence[Message] = (),
+    per_token: bool = False,
 ) -> Layout | SuffixLayout:
     """Lay out items that are asked under a soft prompt, each in a conversation of its own.
 
     Args:
         tokenizer: the model's tokenizer and chat template.
         prompts: the texts that word a question.
-        items: the items to ask.
+        items: the items to ask, or items as they are shown.
         placement: where the soft prompt stands (`split_at_soft_prompt`).
         prompt_length: M, tokens of the soft prompt.
         lead_in: messages between the soft prompt and the question.
+        per_token: whether an option counts by the mean log-probability of its tokens.
 
     Returns:
         The layout; a `SuffixLayout` for the placement "after".
@@ -48,8 +51,8 @@ def soft_prompt_layout(
     before, after = zip(*split, strict=True)
     options = option_spellings(tokenizer, items)
     if placement == "after":
-        return plan_suffix_layout(before, prompt_length, after, options)
-    return plan_layout(before[0], prompt_length, after, options)
+        return plan_suffix_layout(before, prompt_length, after, options, per_token)
+    return plan_layout(before[0], prompt_length, after, options, per_token)
 
 
 def split_at_soft_prompt(
@@ -83,14 +86,32 @@ def split_at_soft_prompt(
 
 
 def conversation_layout(
-    tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], items: Sequence[Item]
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    items: Sequence[Item | Shown],
 ) -> Layout:
     """Lay out conversations without a soft prompt, each ending in the question of its item."""
     encoded = [tokenizer.encode_chat(conversation) for conversation in conversations]
     return plan_layout([], 0, encoded, option_spellings(tokenizer, items))
 
 
-def option_spellings(tokenizer: Tokenizer, items: Sequence[Item]) -> list[Spellings]:
-    """Return, per item, the token ids of every spelling of each option's number."""
-    known = {codes: tokenizer.option_tokens(codes) for codes in {item.codes for item in items}}
-    return [known[item.codes] for item in items]
+def option_spellings(tokenizer: Tokenizer, items: Sequence[Item | Shown]) -> list[Spellings]:
+    """Return, per item, the token ids of every spelling of what names each of its options.
+
+    That is the number or letter before the option, wherever it stands in the list that is shown, or
+    the option's text. Options are in the item's own order whichever way they are shown, so answers
+    are read by their meaning. Equal spellings are one object.
+    """
+    known: dict[tuple, Spellings] = {}
+    spellings = []
+    for shown in map(present, items):
+        by_mark = shown.reply == "mark"
+        key = shown.reply, shown.option_marks if by_mark else shown.item.options
+        if key not in known:
+            write = tokenizer.option_tokens if by_mark else tokenizer.label_tokens
+            try:
+                known[key] = write(key[1])
+            except UserError as error:
+                raise UserError(f"item {shown.item.id!r}: {error}") from None
+        spellings.append(known[key])
+    return spellings

@@ -22,6 +22,7 @@ from jaxalign.answering.conversations import Placement, option_spellings, split_
 from jaxalign.core.errors import UserError
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.prompts import Message, Prompts
+from jaxalign.surveys.presentations import Shown
 from jaxalign.surveys.survey import Item
 
 
@@ -49,7 +50,7 @@ def encode(
     tokenizer: Tokenizer,
     prompts: Prompts,
     lead_ins: Sequence[LeadIn],
-    items: Sequence[Item],
+    items: Sequence[Item | Shown],
     pairs: np.ndarray | Sequence[tuple[int, int]] | None = None,
 ) -> Conversations:
     """Encode questions after lead-ins.
@@ -58,7 +59,7 @@ def encode(
         tokenizer: the model's tokenizer and chat template.
         prompts: the texts that word a question.
         lead_ins: what stands before a question.
-        items: the questions.
+        items: the questions, or questions as they are shown.
         pairs: which question is asked after which lead-in, as positions (lead-in, item), int
             [N, 2]; default: every question after every lead-in, lead-in by lead-in.
 
@@ -99,8 +100,8 @@ def _with_prompts_behind(
     For those the question's text is the lead-in, which is computed once for all prompts, and what
     is asked is the prompt with the end of the message.
     """
-    firsts, seconds, options = (list(part) for part in encoded)
-    spellings = encoded[2]
+    firsts, seconds, spellings = (list(part) for part in encoded)
+    options = spellings[: len(seconds)]  # none where every prompt stands behind the question
     texts: dict[tuple, tuple[int, tuple[int, ...]]] = {}  # (messages, item) -> lead-in, tail
     prompts: dict[tuple, int] = {}  # (lead-in, tail, options) -> question
     place = np.cumsum(~behind) - 1  # among the lead-ins that stand before the question

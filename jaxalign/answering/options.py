@@ -64,6 +64,7 @@ class PreparedItems:
     scored_AxY: jax.Array  # int32, token ids whose logits are read
     inner: jax.Array  # int32, answer nodes inside an option
     sequences: jax.Array  # int32 [Q, O, spellings, tokens]
+    per_token: bool = struct.field(pytree_node=False, default=False)
 
 
 def prepare_items(
@@ -93,6 +94,7 @@ def prepare_items(
         scored_AxY=jnp.asarray(layout.scored_AxY),
         inner=jnp.asarray(layout.inner),
         sequences=jnp.asarray(layout.sequences),
+        per_token=layout.per_token,
     )
 
 
@@ -220,19 +222,25 @@ def chunk_log_probs(
         full = model.apply(bound, x_BxAxD[:, prepared.inner], method=Llama.logits)
         normaliser = jax.nn.logsumexp(full, axis=-1)[..., None]
         logits_BxAxY = logits_BxAxY.at[:, prepared.inner].add(-normaliser)
-    return options_from_tokens(prepared.sequences, logits_BxAxY)
+    return options_from_tokens(prepared.sequences, logits_BxAxY, prepared.per_token)
 
 
-def options_from_tokens(sequences: jax.Array, logits_BxAxY: jax.Array) -> jax.Array:
+def options_from_tokens(
+    sequences: jax.Array, logits_BxAxY: jax.Array, per_token: bool = False
+) -> jax.Array:
     """Return option log-probabilities [B, Q, O] from the logits of their tokens.
 
     A spelling's tokens are added up, then an option's spellings (as probabilities), and options are
-    normalised. The first token's own normaliser is the same for all options of an item and cancels.
+    normalised. The first token's own normaliser is the same for all options of an item and cancels;
+    not so with `per_token`, where a spelling counts by the mean of its tokens' log-probabilities.
     """
     flat = logits_BxAxY.reshape(logits_BxAxY.shape[0], -1)
     terms = jnp.where(sequences >= 0, flat[:, jnp.maximum(sequences, 0)], 0.0)
     exists = sequences[..., 0] >= 0
-    spellings = jnp.where(exists, terms.sum(axis=-1), -jnp.inf)
+    sums = terms.sum(axis=-1)
+    if per_token:
+        sums = sums / jnp.maximum((sequences >= 0).sum(axis=-1), 1)[None]
+    spellings = jnp.where(exists, sums, -jnp.inf)
     return jax.nn.log_softmax(_logsumexp(spellings, exists), axis=-1)
 
 

@@ -48,6 +48,7 @@ class PreparedSuffixItems:
     scored_AxY: jax.Array
     inner: jax.Array
     sequences: jax.Array
+    per_token: bool = struct.field(pytree_node=False, default=False)
 
 
 def prepare_suffix_items(
@@ -69,6 +70,7 @@ def prepare_suffix_items(
         scored_AxY=jnp.asarray(layout.scored_AxY),
         inner=jnp.asarray(layout.inner),
         sequences=jnp.asarray(layout.sequences),
+        per_token=layout.per_token,
     )
 
 

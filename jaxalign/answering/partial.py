@@ -1,13 +1,15 @@
-"""An array in a file that is filled piece by piece, and found again by the next run.
+"""Rows in a file that are filled bit by bit, and found again by the next run.
 
-Entries that are still missing hold a value that no answer has, so the array is its own record of
-progress. Whenever the process is killed, a piece is complete, missing, or written in part; the last
-still holds missing entries and is computed again.
+Each row stands beside the checksum of its numbers, so the file is its own record of progress.
+Whenever the process is killed, a row is complete, missing, or written in part; and whatever happens
+to the file afterwards, a row that is not what was written counts as missing and is asked again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,34 +22,58 @@ from jaxalign.answering.blocks import Conversations
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_atomically
 
+_log = logging.getLogger("jaxalign")
 
-def open_partial(
-    folder: Path | None, name: str, shape: Sequence[int], dtype: Any, missing: float
-) -> np.ndarray:
-    """Open the array `folder/name.npy`, or make it where there is none yet.
+
+class PartialRows:
+    """N rows of numbers, some of which are missing.
+
+    Attributes:
+        values: The numbers [N, width]; those of missing rows mean nothing.
+        missing: bool [N].
+    """
+
+    def __init__(self, values: np.ndarray, missing: np.ndarray, stored: np.ndarray | None) -> None:
+        self.values, self.missing, self._stored = values, missing, stored
+
+    def put(self, rows: Sequence[int] | np.ndarray, values: np.ndarray) -> None:
+        """Fill rows with numbers [rows, width], in the file too."""
+        self.values[rows] = values
+        self.missing[rows] = False
+        if self._stored is not None:
+            # A row in this file's memory counts as complete only with its checksum.
+            self._stored["values"][rows] = values
+            self._stored["crc"][rows] = _checksums(self._stored["values"][rows])
+
+
+def open_partial(folder: Path | None, name: str, rows: int, width: int, dtype: Any) -> PartialRows:
+    """Open the rows in `folder/name.npy`, or make the file where there is none yet.
 
     With several processes, each gets what process 0 read, and only process 0 writes a file.
 
     Args:
-        folder: directory of the file; None keeps the array in memory.
+        folder: directory of the file; None keeps the rows in memory.
         name: name of the file, without `.npy`.
-        shape: of the array.
-        dtype: of the array.
-        missing: value of entries that have not been filled in.
-
-    Returns:
-        The array; assigning to it writes to the file.
+        rows: number of rows.
+        width: numbers in a row.
+        dtype: of the numbers.
 
     Raises:
-        UserError: if the file is no array, or one of another shape or dtype.
+        UserError: if the file does not hold such rows.
     """
-    array = np.full(shape, missing, dtype)
+    values, missing, stored = np.zeros((rows, width), dtype), np.ones(rows, bool), None
     if folder is not None and jax.process_index() == 0:
-        array = _open(Path(folder) / f"{name}.npy", array)
+        path = Path(folder) / f"{name}.npy"
+        stored = _open(path, np.zeros(rows, [("values", dtype, (width,)), ("crc", "<u4")]))
+        values[:] = stored["values"]
+        missing = _checksums(values) != stored["crc"]
+        # Zero stands beside a row that was never written; it is the checksum of hardly any.
+        damaged = int((missing & (stored["crc"] != 0)).sum())
+        if damaged:
+            _log.info(f"{path}: {damaged} of {rows} answers are damaged and are asked again")
     if jax.process_count() > 1:
-        content = multihost_utils.broadcast_one_to_all(np.asarray(array))
-        return array if jax.process_index() == 0 else np.array(content)
-    return array
+        values, missing = map(np.array, multihost_utils.broadcast_one_to_all((values, missing)))
+    return PartialRows(values, missing, stored)
 
 
 def _open(path: Path, empty: np.ndarray) -> np.ndarray:
@@ -58,11 +84,21 @@ def _open(path: Path, empty: np.ndarray) -> np.ndarray:
             raise UserError(f"{path.parent}: {error.strerror}; give another folder") from None
     try:
         array = np.lib.format.open_memmap(path, mode="r+")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be continued ({error}); delete it") from None
+    except (OSError, ValueError, TypeError, SyntaxError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be continued ({reason}); delete it") from None
     if array.shape != empty.shape or array.dtype != empty.dtype:
-        raise UserError(f"{path}: holds {array.dtype} {array.shape}, not {empty.shape}; delete it")
+        raise UserError(
+            f"{path}: holds {len(array)} rows of {array.dtype} and not {len(empty)} of "
+            f"{empty.dtype}; delete it"
+        )
     return array
+
+
+def _checksums(values: np.ndarray) -> np.ndarray:
+    """Return the CRC-32 of each row's bytes, uint32 [N]."""
+    rows = np.ascontiguousarray(values)
+    return np.fromiter((zlib.crc32(row) for row in rows), np.uint32, len(rows))
 
 
 def digest(*parts: object) -> str:

@@ -58,9 +58,10 @@ class Layout:
     answers: np.ndarray  # int32 [A]: tree index of each answer node
     answer_rows: Rows
     scored_AxY: np.ndarray  # int32: token ids whose logits are read at each answer node
-    inner: np.ndarray  # int32: answer nodes that need the full normaliser (inside an option)
+    inner: np.ndarray  # int32: answer nodes that need the full normaliser: inside an option
     # [Q, O, spellings, tokens]: index into the flat [A * Y] table, -1 where there is none
     sequences: np.ndarray
+    per_token: bool  # an option counts by the mean log-probability of its tokens
     tokens_asked: int  # prompt and item tokens if nothing after `before` were shared
 
     @property
@@ -84,6 +85,7 @@ def plan_layout(
     prompt_length: int,
     items: Sequence[Sequence[int]],
     options: Sequence[Spellings],
+    per_token: bool = False,
 ) -> Layout:
     """Lay out items that follow a prompt, and the options that each is answered with.
 
@@ -93,6 +95,8 @@ def plan_layout(
         items: token ids of each item, from the first after the prompt to the last before the
             answer.
         options: of each item, the token ids of every spelling of every option.
+        per_token: whether an option counts by the mean log-probability of its tokens, and not by
+            their sum.
 
     Returns:
         The layout, in which each distinct token stands once.
@@ -122,7 +126,8 @@ def plan_layout(
     answers = np.array([index[node] for node in answer_nodes], np.int32)
     scored_AxY = pad_rows([list(tree.scored[node]) for node in answer_nodes], 0)
     item_ends = set(last_nodes)
-    inner = [a for a, node in enumerate(answer_nodes) if node not in item_ends]
+    # A first token's normaliser cancels between options, but not in means over their tokens.
+    inner = [a for a, node in enumerate(answer_nodes) if per_token or node not in item_ends]
     row = {node: a for a, node in enumerate(answer_nodes)}
     # Positions count everything before a token on its own path through the tree.
     first = len(before) + prompt_length
@@ -140,6 +145,7 @@ def plan_layout(
         scored_AxY=scored_AxY,
         inner=np.array(inner, np.int32),
         sequences=sequence_table(paths, row, scored_AxY.shape[1]),
+        per_token=per_token,
         tokens_asked=sum(prompt_length + len(item) for item in items),
     )
 

@@ -34,6 +34,7 @@ class SuffixLayout:
     scored_AxY: np.ndarray  # int32: token ids whose logits are read at each answer node
     inner: np.ndarray  # int32: answer nodes inside an option (see `plan.Layout`)
     sequences: np.ndarray  # [Q, O, spellings, tokens], as in `plan.Layout`
+    per_token: bool  # an option counts by the mean log-probability of its tokens
     tokens_asked: int  # tokens of all conversations, each whole
 
     @property
@@ -52,6 +53,7 @@ def plan_suffix_layout(
     prompt_length: int,
     tails: Sequence[Sequence[int]],
     options: Sequence[Spellings],
+    per_token: bool = False,
 ) -> SuffixLayout:
     """Lay out items whose text comes before the prompt.
 
@@ -60,6 +62,8 @@ def plan_suffix_layout(
         prompt_length: M, tokens of the prompt.
         tails: token ids of each item after the prompt, at least one.
         options: of each item, the token ids of every spelling of every option.
+        per_token: whether an option counts by the mean log-probability of its tokens, and not by
+            their sum.
 
     Returns:
         The layout, with a block of M + N tokens for each item.
@@ -85,7 +89,8 @@ def plan_suffix_layout(
     answer_nodes = sorted(tree.scored, key=index.__getitem__)
     scored_AxY = pad_rows([list(tree.scored[node]) for node in answer_nodes], 0)
     item_ends = set(last_nodes)
-    inner = [a for a, node in enumerate(answer_nodes) if node not in item_ends]
+    # A first token's normaliser cancels between options, but not in means over their tokens.
+    inner = [a for a, node in enumerate(answer_nodes) if per_token or node not in item_ends]
     row = {node: a for a, node in enumerate(answer_nodes)}
     return SuffixLayout(
         texts_QxS=pad_rows(texts, 0),
@@ -98,6 +103,7 @@ def plan_suffix_layout(
         scored_AxY=scored_AxY,
         inner=np.array(inner, np.int32),
         sequences=sequence_table(paths, row, scored_AxY.shape[1]),
+        per_token=per_token,
         tokens_asked=sum(len(x) + M + len(y) for x, y in zip(texts, tails, strict=True)),
     )
 

@@ -1,7 +1,8 @@
 """Ask a model many questions after many lead-ins, by sampling replies.
 
-Replies are drawn at a temperature; the first integer of a reply is the answer, and several replies
-are averaged. CultureSPA (Xu et al. 2025) uses temperature 0.6, top-p 0.9 and three replies.
+Replies are drawn at a temperature; the first integer of a reply is the answer, or the letter that
+it names where letters are shown, and several replies are averaged. CultureSPA (Xu et al. 2025) uses
+temperature 0.6, top-p 0.9 and three replies.
 `jaxalign.answering.batch` computes the options' probabilities instead.
 
 All replies go through one queue (`jaxalign.lm.generate.stream`): those to one conversation follow
@@ -26,8 +27,8 @@ from jaxalign.lm.generate import stream
 from jaxalign.lm.model import LM
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.tokenizer import Tokenizer
-from jaxalign.surveys.replies import read_option
-from jaxalign.surveys.responses import NO_REPLY
+from jaxalign.surveys.presentations import Shown, present
+from jaxalign.surveys.shown_replies import read_shown
 from jaxalign.surveys.survey import Item
 
 # Takes (name, prompt, id) of each reply, their number, and the largest number of tokens of a
@@ -42,8 +43,9 @@ def answer_sampled(
     sample: Sampler,
     tokenizer: Tokenizer,
     conversations: Conversations,
-    items: Sequence[Item],
+    items: Sequence[Item | Shown],
     *,
+    asked_N: np.ndarray | None = None,
     runs: int = 3,
     key: str = "",
     folder: Path | None = None,
@@ -55,15 +57,17 @@ def answer_sampled(
         sample: Writes the replies, such as `model_sampler`.
         tokenizer: Turns replies into text.
         conversations: What is asked.
-        items: The questions; the conversations ask all of them, in this order, again and again.
+        items: The questions, or questions as they are shown.
+        asked_N: Which of them conversation n asks; default: all of them in this order, again and
+            again.
         runs: Replies per conversation.
         key: Text that stands for whatever else the answers depend on: weights, sampling, seed.
         folder: Directory that keeps the answers; None keeps none.
         on_progress: Called with the number of replies.
 
     Returns:
-        Positions of options, counted from 0, or why a reply names none; see
-        `jaxalign.surveys.replies.read_option`.
+        Positions of options, counted from 0 in the item's own order, or why a reply names none;
+        see `jaxalign.surveys.replies.read_option`.
 
     Raises:
         UserError: If `runs` is below 1, or a file in `folder` cannot be continued.
@@ -71,15 +75,17 @@ def answer_sampled(
     if runs < 1:
         raise UserError(f"runs={runs}: ask at least once")
     name = digest("sampled", key, runs, conversations)
-    out = open_partial(folder, f"sampled-{name}", (len(conversations), runs), np.int8, NO_REPLY)
-    missing = np.argwhere(np.asarray(out) == NO_REPLY)  # rows of (conversation, run)
-    done = out.size - len(missing)
-    on_progress(Progress("reply", done, out.size, "replies"))
+    replies = len(conversations) * runs
+    out = open_partial(folder, f"sampled-{name}", replies, 1, np.int8)
+    missing = np.flatnonzero(out.missing)  # run by run of each conversation
+    done = replies - len(missing)
+    on_progress(Progress("reply", done, replies, "replies"))
     if len(missing) == 0:
-        return np.array(out)
+        return out.values.reshape(-1, runs)
 
     def requests() -> Iterator[tuple[tuple[int, int], np.ndarray, int]]:
-        for n, run in missing.tolist():
+        for row in missing.tolist():
+            n, run = divmod(row, runs)
             prompt = conversations.tokens(n)
             yield (n, run), prompt, _sample_id(prompt, run)
 
@@ -90,10 +96,11 @@ def answer_sampled(
     )
     for (n, run), reply in sample(requests(), len(missing), longest):
         text = tokenizer.decode(list(reply))
-        out[n, run] = read_option(text, items[n % len(items)])
+        asked = items[n % len(items) if asked_N is None else asked_N[n]]
+        out.put([n * runs + run], read_shown(text, present(asked)))
         done += 1
-        on_progress(Progress("reply", done, out.size, "replies"))
-    return np.array(out)
+        on_progress(Progress("reply", done, replies, "replies"))
+    return out.values.reshape(-1, runs)
 
 
 def model_sampler(

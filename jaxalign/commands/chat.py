@@ -27,6 +27,7 @@ import jax
 import tyro
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.streams import drawing_stream
 from jaxalign.lm.config import DType
 from jaxalign.lm.model import ModelFiles, load_model, open_model
 from jaxalign.lm.sampling import Sampling
@@ -265,7 +266,9 @@ class Screen:
         from rich.console import Console
 
         self._labels = labels
-        self._console = console or Console(highlight=False, markup=False, emoji=False)
+        self._console = console or Console(
+            file=drawing_stream(), highlight=False, markup=False, emoji=False
+        )
 
     @property
     def in_columns(self) -> bool:

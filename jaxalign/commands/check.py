@@ -2,7 +2,7 @@
 
     jaxalign check my_survey.json
     jaxalign check my_survey.csv --distributions my_shares.csv
-    jaxalign check WVS_Cross-National_Wave_7_csv_v6_0.csv
+    jaxalign check WVS_Cross-National_Wave_7_csv_v6_0.csv --wording culturespa_data/ --by sex age
 
 This takes seconds on any machine. Every problem of a survey of your own is reported, with line and
 column (JSON) or row and column (CSV); of other formats the first one. The exit code is 0 if the
@@ -20,25 +20,24 @@ import tyro
 
 from jaxalign.core.errors import UserError
 from jaxalign.surveys import check_survey
+from jaxalign.surveys.options import SurveyOptions
 
 _MOST_SHOWN = 50  # problems
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(SurveyOptions):
     """Say whether a survey file can be used, and what is wrong with it."""
 
     file: Annotated[Path, tyro.conf.Positional]
     """Survey file, or the folder that CultureSPA was released with."""
-    format: str = "auto"
-    """Name of the file's format, such as wvs or own-csv; auto recognises it by its content."""
     distributions: Path | None = None
     """For own-csv: CSV with the columns country, item, code and share."""
 
 
 def run(config: Config) -> None:
     """Print a summary. Raise UserError if something is wrong."""
-    check = check_survey(config.file, config.distributions, format=config.format)
+    check = check_survey(config.file, config.distributions, options=config)
     if check.ok:
         print(check)
         return

@@ -19,8 +19,9 @@ import tyro
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import DType
-from jaxalign.lm.gguf import convert_gguf, is_gguf
+from jaxalign.lm.gguf import convert_gguf
 from jaxalign.lm.model import open_model
+from jaxalign.lm.source import find_model
 from jaxalign.lm.weights import count_params
 from jaxalign.runs.console import progress_bars
 
@@ -29,8 +30,8 @@ from jaxalign.runs.console import progress_bars
 class Config:
     """Convert a GGUF file of a Llama to a model folder in Hugging Face layout."""
 
-    source: Annotated[Path, tyro.conf.Positional]
-    """GGUF file of a Llama, such as the ones llama.cpp and Ollama use."""
+    source: Annotated[str, tyro.conf.Positional]
+    """GGUF file of a Llama, such as the ones llama.cpp and Ollama use; or smollm2."""
     out: Annotated[Path, tyro.conf.Positional]
     """Folder to write, in Hugging Face layout."""
     dtype: DType = "bfloat16"
@@ -41,14 +42,13 @@ class Config:
 
 def run(config: Config) -> None:
     """Convert, open the result, and print what it is."""
-    if not config.source.exists():
-        raise UserError(f"`source` {config.source}: no such file")
-    if config.source.is_dir():
+    if Path(config.source).is_dir():
         raise UserError(f"`source` {config.source}: a folder; name the GGUF file in it")
-    if not is_gguf(config.source):
+    source = find_model(config.source, with_weights=False).weights_file
+    if source is None:
         raise UserError(f"`source` {config.source}: not a GGUF file")
     with progress_bars(config.quiet) as show:
-        convert_gguf(config.source, config.out, config.dtype, on_progress=show)
+        convert_gguf(source, config.out, config.dtype, on_progress=show)
     files = open_model(config.out, config.dtype)
     model = files.config
     print(

@@ -18,13 +18,12 @@ from typing import Annotated
 import tyro
 
 from jaxalign.commands.write_questions import show_filters
-from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file, write_json
 from jaxalign.methods.culturespa import Question, filter_questions, read_questions, to_survey
 from jaxalign.methods.culturespa.questions import from_item
 from jaxalign.runs.console import print_table
-from jaxalign.surveys.formats import read_any
-from jaxalign.surveys.survey import Survey, to_json
+from jaxalign.surveys.formats import read_questionnaire
+from jaxalign.surveys.survey import to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,4 @@ def read_seeds(path: Path | None) -> list[Question]:
     """Return the questions of a survey. Raises UserError if `path` is not one."""
     if path is None:
         return []
-    survey = read_any(path)
-    if not isinstance(survey, Survey):
-        raise UserError(f"`seeds` {path}: a test with right answers; give a survey")
-    return list(map(from_item, survey.items))
+    return list(map(from_item, read_questionnaire(path, "seeds").items))

@@ -32,7 +32,7 @@ from jaxalign.lm.lora import Adapter, LoraConfig
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import LM, load_model, open_model
 from jaxalign.report.figures import save_training_losses
-from jaxalign.runs import Run, check_run, may_change, recorded_facts, with_flags
+from jaxalign.runs import Run, check_run, identity_of, may_change, recorded_facts, with_flags
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runs.console import progress_bars
 from jaxalign.training.conversations import hold_out, read_conversations
@@ -152,7 +152,9 @@ def _train(
         open_run.rewind(done or -1)
 
     with (
-        Checkpoints(open_run.out / "checkpoints", asynchronous=True) as checkpoints,
+        Checkpoints(
+            open_run.out / "checkpoints", asynchronous=True, identity=identity_of(config)
+        ) as checkpoints,
         progress_bars(config.quiet) as on_progress,
     ):
         return fit(

@@ -23,19 +23,21 @@ from typing import Any
 import numpy as np
 
 from jaxalign.commands import reports
+from jaxalign.commands.reports.validity import gate_line, judged
 from jaxalign.core.files import check_new_file, write_json
 from jaxalign.runs import Run, check_run
 from jaxalign.runs.console import print_table
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis import score_replies
 from jaxalign.stats.metrics import DEFAULT_METRICS
+from jaxalign.surveys.options import SurveyOptions
 from jaxalign.surveys.replies import Numbering, ReaderName
 from jaxalign.surveys.reply_files import Mode
 from jaxalign.surveys.responses import NOT_ANSWERS
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(SurveyOptions):
     """Score replies that already exist and write a report."""
 
     survey: Path
@@ -45,9 +47,6 @@ class Config:
     """Files of replies; several files of the same country and mode are runs."""
     distributions: Path | None = None
     """CSV file with the columns country, item, code and share, if the survey is a CSV file."""
-    wording: Path | None = None
-    """File or folder that words the items of a World Values Survey file: a CultureSPA data folder,
-    or a JSON or CSV file of your own with the same item ids."""
     reader: ReaderName = "first_integer"
     """How a reply is read. first_integer: the first integer, wherever it stands, as published;
     strict: the reply must be the number."""
@@ -82,6 +81,9 @@ def score(config: Config) -> None:
         config.replies,
         distributions=config.distributions,
         wording=config.wording,
+        by=config.by,
+        min_respondents=config.min_respondents,
+        format=config.format,
         reader=config.reader,
         numbering=config.numbering,
         country=config.country,
@@ -150,6 +152,9 @@ def show(analysis: Mapping[str, Any]) -> None:
     """Print the scores beside what needs no model, the differences, and unreadable replies."""
     survey = analysis["instrument"]
     print(f"{survey['name']}: {survey['items']} items")
+    if analysis["personas"]:
+        print(gate_line(analysis["validity"]))
+        analysis = judged(analysis, analysis["validity"])
     named = [*analysis["scores"].items(), ("mean", analysis["means"]["all"])]
     if 0 < len(analysis["personas"]) < len(analysis["countries"]):
         named.append(("mean of personas", analysis["means"]["personas"]))

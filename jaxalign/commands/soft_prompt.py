@@ -15,23 +15,24 @@ held-out survey. Model and survey are simulated: the numbers describe the softwa
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from jaxalign.commands.reports import soft_prompt_record as record
 from jaxalign.commands.reports import soft_prompt_report
-from jaxalign.methods.base import ICL, NAIVE, PERSONA, TUNED, soft_prompt_methods
+from jaxalign.commands.reports.presentations import named
+from jaxalign.commands.reports.soft_prompt_statements import statements, verdict_notes
+from jaxalign.methods.base import soft_prompt_methods
 from jaxalign.methods.soft_prompt.result import reading_words, readings
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.tune import run_soft_prompt
-from jaxalign.report import figures
-from jaxalign.report.drawing import save_png
+from jaxalign.report.wording import number
 from jaxalign.runs.console import print_table, progress_bars
-from jaxalign.surveys.hofstede import DIMENSIONS
 
+# Columns of the table of losses: a line that needs no model, and its heading.
+_LINES = {"all_middle": "all 3", "smallest_integer": "best integers"}
 # Columns of the held-out table: an entry of `result.json`, and the method whose label it has.
 _HELD_OUT = {
     "before": "naive",
@@ -43,11 +44,10 @@ _HELD_OUT = {
 
 
 def tune_prompts(settings: Settings) -> None:
-    """Run the experiment; write its plots and its report, and print its tables."""
+    """Run the experiment; write its report with the plots, and print its tables."""
     with progress_bars(settings.quiet) as on_progress:
         run = run_soft_prompt(settings, on_progress)
     if jax.process_index() == 0:
-        write_plots(run.out, run.result)
         soft_prompt_report(run.result, run.out)
     print_result(run.result)
     if run.seconds:
@@ -56,30 +56,59 @@ def tune_prompts(settings: Settings) -> None:
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """Print losses and held-out scores as two tables, and the result of the permutation test."""
+    """Print what the report says: its verdicts, losses and held-out scores, and what came out."""
+    for note in verdict_notes(result):
+        print(f"{note.lead} {note.text}")
+    _print_losses(result)
+    _print_held_out(result)
+    for statement in statements(result):
+        print(f"- {statement}")
+
+
+def _print_losses(result: Mapping[str, Any]) -> None:
     reading, other = readings(result)
     methods = soft_prompt_methods(result["settings"]["strategy.algorithm"], reading)
-    tuned, rows = methods["tuned"].label, []
+    compared, tuned = record.methods(result), methods["tuned"].label
+    sides = record.tuned_on(result), record.never_tuned_on(result)
+    rows, others = [], {"naive": methods["naive"].label, "tuned": tuned} if sides[1] else {}
+    digits = record.loss_digits(result)
+    lines = _LINES if record.has_scores(result) else {"uniform": "uniform"}
     for country, entry in result["countries"].items():
-        losses = [entry[key][reading]["loss"] if key in entry else None for key in methods]
         trivial = result["trivial"][country]
         rows.append(
             [
                 country,
-                *losses,
-                entry["tuned"][other]["loss"],
-                trivial.get("all_middle"),
-                trivial.get("smallest_integer"),
+                *(
+                    loss if digits == 1 else number(loss, digits)
+                    for loss in (
+                        *(entry[key][reading]["loss"] for key in compared),
+                        *(record.mean_loss(entry, key, sides[1], reading) for key in others),
+                        entry["tuned"][other]["loss"],
+                        *(trivial.get(name) for name in lines),
+                    )
+                ),
             ]
         )
-    labels = [method.label for method in methods.values()]
     unit = "sum of score differences" if "dimensions" in result else result["settings"]["objective"]
+    where = ", ".join(sides[1])
     print_table(
-        f"Loss on the tuned survey ({unit}; {reading_words(reading)} reading)",
-        ["", *labels, f"{tuned} {reading_words(other)}", "all 3", "best integers"],
+        f"Loss on the tuned survey ({unit}; {reading_words(reading)} reading; {named(sides[0])})",
+        [
+            "",
+            *(methods[key].label for key in compared),
+            *(f"{label} on {where}, never tuned on" for label in others.values()),
+            f"{tuned} {reading_words(other)}",
+            *lines.values(),
+        ],
         rows,
     )
-    survey = result["held_out"]
+
+
+def _print_held_out(result: Mapping[str, Any]) -> None:
+    reading, _ = readings(result)
+    methods = soft_prompt_methods(result["settings"]["strategy.algorithm"], reading)
+    tuned, survey = methods["tuned"].label, result["held_out"]
+    lines = result["measure"]["lines"]
     kind = "simulated" if survey["simulated"] else survey["survey"]
     print_table(
         f"Held-out survey ({kind}, {survey['items']} items; 1 is the country's own answers)",
@@ -88,22 +117,22 @@ def print_result(result: Mapping[str, Any]) -> None:
             *(methods[name].label for name in _HELD_OUT.values()),
             f"others' {tuned}",
             f"{tuned} - naive [95 %]",
+            *record.HELD_OUT_LINES,
         ],
         [
             [
                 country,
                 *(_mean(entry["held_out"][name]) for name in (*_HELD_OUT, "permuted")),
                 _interval(entry["held_out"]["after_minus_before"]),
+                *(_number(lines.get(country, {}).get(name)) for name in record.HELD_OUT_LINES),
             ]
             for country, entry in result["countries"].items()
         ],
     )
-    test = survey["permutation_test"]
-    others = "–" if test["others"] is None else f"{test['others']:.3f}"
-    print(
-        f"permutation test: own prompts {test['own']:.3f}, others' {others}, "
-        f"p = {test['p_value']:.3f} of {test['assignments']} assignments"
-    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _mean(interval: Mapping[str, float] | None) -> str:
@@ -114,44 +143,3 @@ def _interval(interval: Mapping[str, float] | None) -> str:
     if interval is None:
         return "–"
     return f"{interval['mean']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
-
-
-def write_plots(out: Path, result: Mapping[str, Any]) -> None:
-    """Write `convergence.png` and `radar.png`, from the result and the run's `metrics.jsonl`."""
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
-    countries, reading = result["countries"], result["settings"]["reading"]
-    curves = {
-        country: tuple(_curve(rows, country, name) for name in ("best_so_far", "median"))
-        for country in countries
-    }
-    lines = {
-        country: {name: entry[name][reading]["loss"] for name in ("naive", "persona", "icl")}
-        for country, entry in countries.items()
-    }
-    keys = {method.key: method.legend().as_line() for method in (NAIVE, PERSONA, ICL, TUNED)}
-    minimised = "loss + penalty in points" if result["settings"]["penalty"] else "loss in points"
-    panels, legend = figures.convergence(curves, lines, keys, minimised)
-    save_png(out / "convergence.png", panels, legend)
-    target = next(iter(countries.values()))["target"] or ()
-    used = [d for d, value in enumerate(target) if value is not None]
-    if len(used) < 3:  # a radar of fewer axes has no area
-        return
-    profiles = {
-        country: {
-            "target": [entry["target"][d] for d in used],
-            **{
-                name: [entry[name][reading]["scores"][d] for d in used]
-                for name in ("naive", "icl", "tuned")
-            },
-        }
-        for country, entry in countries.items()
-    }
-    shown = {"target": figures.TARGET, **{n: keys[n] for n in ("naive", "icl", "tuned")}}
-    panels = figures.score_radars([DIMENSIONS[d].upper() for d in used], profiles, shown)
-    save_png(out / "radar.png", panels, list(shown.values()))
-
-
-def _curve(rows: Sequence[Mapping[str, Any]], country: str, name: str) -> list[float]:
-    """Return a metric over generations; NaN, a gap in the line, where it was not finite."""
-    values = [row[country][name] for row in rows]
-    return [float("nan") if value is None else value for value in values]

@@ -45,11 +45,12 @@ from jaxalign.pocket.society import held_out_survey
 from jaxalign.runs import Run, check_run, may_change
 from jaxalign.runs.console import print_table, progress_bars
 from jaxalign.surveys.formats import read_questionnaire
+from jaxalign.surveys.options import SurveyOptions, check_options
 from jaxalign.surveys.survey import Survey, to_json
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(SurveyOptions):
     """Have a model write survey questions on each topic of a survey."""
 
     out: Path = may_change(Path("runs/questions"))
@@ -147,10 +148,11 @@ def read_inputs(settings: Settings, revision: str | None = None) -> Inputs:
         UserError: For whatever is wrong.
     """
     check_batch_size(settings.batch_size)
+    check_options(settings, {"survey": settings.survey is not None})
     files = open_model(settings.model, settings.dtype, revision=revision)
     survey = held_out_survey()
     if settings.survey is not None:
-        survey = read_questionnaire(settings.survey, "survey")
+        survey = read_questionnaire(settings.survey, "survey", settings)
     request = load_request(settings.prompt, model_folder=files.folder)
     inputs = Inputs(files, survey, request)
     check_requests_fit(files, survey, inputs.prompt, settings.writing, settings.sampling)

@@ -188,10 +188,15 @@ class MetricsFile:
     readings and that the rows of a step are written before the step's checkpoint.
     """
 
-    def __init__(self, path: Path, step: str = "generation") -> None:
-        """Use `path`, which need not exist yet; `step` names the field that orders the rows."""
-        self.path = path
-        self.step = step
+    def __init__(self, path: Path, step: str = "generation", gapless: bool = False) -> None:
+        """Use a file, which need not exist yet.
+
+        Args:
+            path: The file.
+            step: The field that orders the rows.
+            gapless: Whether each row's step is one more than that of the row before.
+        """
+        self.path, self.step, self.gapless = path, step, gapless
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one line and flush it. A NaN or an infinity is written as null."""
@@ -202,21 +207,35 @@ class MetricsFile:
         # One write of one line: a kill can tear only the last line, and `rewind` drops that.
         with self.path.open("ab", buffering=0) as file:
             file.write(line.encode() + b"\n")
+            # A checkpoint is on the disk before the next row, so its own rows must be there too.
+            os.fsync(file.fileno())
 
     def rewind(self, last: int) -> None:
         """Drop every row after step `last`, and a torn last line.
 
         Raises:
-            UserError: An earlier line is not a row of this file.
+            UserError: An earlier line is not a row of this file, or rows before step `last` are
+                missing, doubled or out of order.
         """
         if not self.path.exists():
             return
-        keep = 0  # bytes of the file that stay
+        keep, before = 0, None  # bytes of the file that stay; step of the row before
         for start, end, fields in self._lines():
             if fields is None or fields[self.step] > last:
                 keep = start
                 break
-            keep = end
+            keep, found = end, fields[self.step]
+            if before is not None and (found <= before or (self.gapless and found > before + 1)):
+                raise UserError(
+                    f"{self.path}: after the row of {self.step} {before} comes that of {found}; "
+                    "restore the file, or start a new run"
+                )
+            before = found
+        if self.gapless and before is not None and before < last:
+            raise UserError(
+                f"{self.path}: ends at {self.step} {before}, but the run was at {last}; restore "
+                "the file, or start a new run"
+            )
         os.truncate(self.path, keep)
 
     def read(self) -> list[dict[str, Any]]:

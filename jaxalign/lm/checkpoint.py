@@ -135,6 +135,9 @@ def read_params(
         config: As for `load_checkpoint`.
         shardings: As for `load_checkpoint`.
         weights: As for `load_checkpoint`.
+
+    Raises:
+        UserError: If a number that is read is NaN or infinite; the message names the tensor.
     """
     tree = weight_tree(config, weights)
     if shardings is None:
@@ -142,7 +145,7 @@ def read_params(
         shardings = jax.tree.map(lambda _: here, tree, is_leaf=is_weight)
     by_keys: dict[tuple[str, ...], list[StoredTensor]] = {}  # one per layer
     for name, place in tensor_places(config).items():
-        by_keys.setdefault(place.keys, []).append(tensors[name])
+        by_keys.setdefault(place.keys, []).append(_Finite(name, tensors[name]))
     # A kernel and its scale read the same tensors; the scale of an output is computed once.
     quantisers = {
         keys: Quantiser(layers, config.param_dtype)
@@ -319,6 +322,39 @@ def _check_complete(folder: Path, places: dict[str, Place], opened: dict[str, An
 def _paths(tree: Params) -> set[tuple[str, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_weight)
     return {tuple(key.key for key in path) for path, _ in leaves}
+
+
+class _Finite:
+    """A stored tensor that refuses to be read where it holds NaN or infinity."""
+
+    def __init__(self, name: str, tensor: StoredTensor) -> None:
+        self._name, self._tensor = name, tensor
+
+    def get_shape(self) -> list[int]:
+        """Return the shape, as Hugging Face has it."""
+        return self._tensor.get_shape()
+
+    def __getitem__(self, index: slice | tuple[slice, slice]) -> np.ndarray:
+        """Return some of the numbers, or raise UserError."""
+        numbers = self._tensor[index]
+        if not _all_finite(numbers):
+            # The names of stacked layers hold the layer's number.
+            raise UserError(
+                f"{self._name}: holds NaN or infinity, so nothing the model says would mean "
+                "anything; the file is damaged, or its training went wrong: fetch it again"
+            )
+        return numbers
+
+
+def _all_finite(numbers: np.ndarray) -> bool:
+    """Return whether no number is NaN or infinite, many times faster than `np.isfinite`.
+
+    Of such numbers all exponent bits are set, so without their sign they are the largest.
+    """
+    bits = numbers.view(f"u{numbers.dtype.itemsize}")
+    without_sign = bits.dtype.type(2 ** (8 * bits.dtype.itemsize - 1) - 1)
+    infinity = np.array(np.inf, numbers.dtype).view(bits.dtype)
+    return bool(np.bitwise_and(bits, without_sign).max(initial=0) < infinity)
 
 
 def _read_weight(

@@ -3,6 +3,7 @@
     prefill   pieces of prompts, packed from any slots, into the cache
     fork      a slot's first positions copied to another slot: a shared beginning, a second sample
     start     the first token of replies, drawn after their prompts
+    end       replies that need no more tokens, whatever the model would go on to say
     decode    up to `limit` steps of all slots, or of half or a quarter of them
 
 Their shapes are fixed (`SlotShape`). Slots are spread over the population and data axes of the mesh
@@ -230,6 +231,13 @@ def start_program(
 
     replies, one = (slot_A, length_A, id_A, sample_A), (seed, stop_tokens, constraint)
     return _placed(shape, _on_shares(shape, share)(params, slots, replies, one))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def end_program(shape: SlotShape, slots: Slots, ended_B: jax.Array) -> Slots:
+    """End the replies of some slots, bool [slots of all shares]."""
+    write_B = jnp.where(ended_B, shape.positions, slots.write_B)
+    return _placed(shape, slots.replace(live_B=slots.live_B & ~ended_B, write_B=write_B))
 
 
 @struct.dataclass

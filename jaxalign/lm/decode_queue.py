@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from jaxalign.lm.decode_loop import (
     Report,
     SlotShape,
     empty_slots,
+    end_program,
     fork_program,
     prefill_program,
     prefill_sizes,
@@ -115,18 +116,34 @@ class DecodeQueue:
         self._stops = frozenset(int(token) for token in stop_tokens)
         self._stop = self._everywhere(np.asarray(list(stop_tokens), np.int32))
         self._seed = self._everywhere(np.uint32(seed))
-        self._extra = () if extra_ExD is None else (self._everywhere(extra_ExD),)
         self._constraint = jax.tree.map(self._everywhere, constraint)
         self._waiting: collections.deque[_Reply] = collections.deque()
-        shares = range(shape.shares)
-        self._free = [collections.deque(range(shape.slots)) for _ in shares]
         self._writing: dict[tuple[int, int], _Reply] = {}  # by share and slot
+        self._slots = empty_slots(shape)
+        self._report: Report | None = None  # of the last segment
+        self.renew(extra_ExD)
+
+    def renew(self, extra_ExD: np.ndarray | None) -> None:
+        """Take other embeddings beyond the vocabulary, and forget all prompts and replies.
+
+        The queue then goes on like a new one with the same programs.
+
+        Args:
+            extra_ExD: As many rows as before, in the dtype of activations.
+        """
+        self._waiting.clear()
+        if self._writing:  # whoever waited for them has given up
+            self._slots = end_program(
+                self._shape, self._slots, self._spread(np.ones(self.slots, np.bool_))
+            )
+            self._writing.clear()
+        self._extra = () if extra_ExD is None else (self._everywhere(extra_ExD),)
+        shares = range(self._shape.shares)
+        self._free = [collections.deque(range(self._shape.slots)) for _ in shares]
         # What is in the slots: key of a beginning -> the prompts that have it, oldest first; and
         # the prompt in each slot.
         self._beginnings: list[dict[bytes, dict[_Reply, None]]] = [{} for _ in shares]
         self._held: dict[tuple[int, int], _Reply] = {}
-        self._slots = empty_slots(shape)
-        self._report: Report | None = None  # of the last segment
 
     def __len__(self) -> int:
         """Return the number of replies that are not finished."""
@@ -181,6 +198,17 @@ class DecodeQueue:
         }
         report = self._report
         return {n: report.tokens_BxG[row, : report.step_B[row]].tolist() for n, row in rows.items()}
+
+    def end(self, names: Collection[Hashable]) -> list[tuple[Hashable, list[int]]]:
+        """End some of the replies that `written` returns; return (name, tokens) of these."""
+        if not names:
+            return []
+        ended_B = np.zeros(self.slots, np.bool_)
+        for (share, slot), reply in self._writing.items():
+            ended_B[share * self._shape.slots + slot] = reply.name in names
+        self._slots = end_program(self._shape, self._slots, self._spread(ended_B))
+        live_B = np.asarray(self._report.live_B) & ~ended_B
+        return self._collect(self._report.replace(live_B=live_B))
 
     def _admit(self) -> None:
         """Give free slots to waiting prompts, and bring the prompts into the cache."""

@@ -45,6 +45,7 @@ __all__ = [
     "Sampling",
     "choose_slots",
     "decode_programs",
+    "drain",
     "generate",
     "open_queue",
     "slots_of",
@@ -208,6 +209,26 @@ def stream(
         mesh=mesh,
         extra_ExD=_check_extra(config, extra_embeddings),
     )
+    yield from drain(queue, requests)
+    _log.info("%s", queue.counts)
+
+
+def drain(
+    queue: DecodeQueue,
+    requests: Iterable[tuple[Hashable, Sequence[int], int]],
+    is_complete: Callable[[Hashable, Sequence[int]], bool] | None = None,
+) -> Iterator[tuple[Hashable, list[int]]]:
+    """Generate replies through a queue that is empty, and yield each as soon as it is finished.
+
+    Args:
+        queue: The queue (`open_queue`).
+        requests: What `DecodeQueue.add` takes, of each reply; read as slots become free.
+        is_complete: (name, tokens so far) -> whether a reply needs no more tokens. It is asked
+            after every step: a look of the host costs less than a token that nobody reads.
+
+    Yields:
+        (name, new tokens without the stop token), in the order in which they are finished.
+    """
     left = iter(requests)
     while True:
         # Enough wait to fill every slot; not all of them, whose tokens would have to be held.
@@ -215,8 +236,12 @@ def stream(
             queue.add(*request)
         if not len(queue):
             break
-        yield from queue.receive()
-    _log.info("%s", queue.counts)
+        if is_complete is None:
+            yield from queue.receive()
+            continue
+        yield from queue.step(1)
+        written = queue.written().items()
+        yield from queue.end({name for name, tokens in written if is_complete(name, tokens)})
 
 
 def open_queue(

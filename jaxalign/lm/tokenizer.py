@@ -8,11 +8,13 @@ it.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
 import os
 import re
+import string
 from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.templates import render_chat
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.safetensors_io import check_not_pointer
 
@@ -32,13 +35,15 @@ _TEXT_MARKERS = {"<|system|>", "<|user|>", "<|assistant|>"}
 _LLAMA3_STOPS = (TURN_END, "<|eom_id|>")
 _REPLY = "Fairly."  # a reply, behind which the chat template ends the turn
 _MARK = "\u2045reply\u2046"  # a reply that no template rewrites
+_AS_TEXT = "\ue0f7"  # behind the first character of a special token's name that is text
 _COMPARED = 16  # characters before a reply by which a prompt is recognised
 _SAMPLE = "How happy are you, from 1 to 10?"
+_CAPITALS = frozenset(string.ascii_uppercase)
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _HASHED = (*_FILES, "tokenizer_config.json", "special_tokens_map.json", "merges.txt")
 # Without a date, the template of Llama 3.1 prints this one, and that of 3.2 prints today's, which
 # would make a run depend on the day it is resumed.
-_DATE = "26 Jul 2024"
+_DATE = datetime.date(2024, 7, 26)  # what templates take for today, so that no run depends on it
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
@@ -180,7 +185,30 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             broken = text[max(0, error.start - 20) : error.end]
             raise UserError(f"text that is not Unicode: ...{broken!r}") from None
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if _AS_TEXT not in text:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids, end = [], 0
+        for quoted in re.finditer(self._special_names.replace("<>", _AS_TEXT), text):
+            ids += self.tokenizer(text[end : quoted.start()], add_special_tokens=False)["input_ids"]
+            name = quoted[0].replace(_AS_TEXT, "", 1)
+            ids += self.tokenizer(name, add_special_tokens=False, split_special_tokens=True)[
+                "input_ids"
+            ]
+            end = quoted.end()
+        return ids + self.tokenizer(text[end:], add_special_tokens=False)["input_ids"]
+
+    @functools.cached_property
+    def _special_names(self) -> str:
+        """A pattern of the special tokens' names, with `<>` behind the first character."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        names = sorted((str(token) for token in added if token.special), key=len, reverse=True)
+        return "|".join(f"{re.escape(name[:1])}<>{re.escape(name[1:])}" for name in names if name)
+
+    def _as_text(self, content: str) -> str:
+        """Return a message in which the names of special tokens are marked as text."""
+        if not (names := self._special_names):
+            return content
+        return re.sub(names.replace("<>", ""), lambda m: m[0][:1] + _AS_TEXT + m[0][1:], content)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, including special tokens."""
@@ -191,22 +219,24 @@ class Tokenizer:
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Return the conversation as the template writes it.
 
+        Whoever wrote a message did not write the conversation: the name of a special token in it,
+        such as `<|eot_id|>` in a survey's text, is marked as text for `encode`.
+
         Raises:
             UserError: If the template fails, with its message.
         """
-        import jinja2  # here, because only rendering needs it and it takes time to import
-
+        messages = [m | {"content": self._as_text(m["content"])} for m in messages]
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=self.template,
+            return render_chat(
+                self.template,
+                messages=messages,
                 add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                return_dict=False,
-                date_string=_DATE,
+                date_string=f"{_DATE:%d %b %Y}",
+                today=_DATE,
+                **self.tokenizer.special_tokens_map,
             )
-        except (jinja2.TemplateError, KeyError, TypeError) as error:
-            line = " ".join(str(error).split())
+        except Exception as error:  # a template may raise anything
+            line = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{self.folder}: chat template: {line}") from None
 
     def encode_chat(
@@ -229,7 +259,7 @@ class Tokenizer:
         """
         prompt = self.render(messages[:-1])
         whole = self.render(messages, add_generation_prompt=False)
-        reply = messages[-1]["content"].strip()
+        reply = self._as_text(messages[-1]["content"]).strip()
         rest = whole.removeprefix(prompt)
         if not whole.startswith(prompt) or not rest.lstrip().startswith(reply):
             # Where a reply begins does not depend on what it says.
@@ -289,35 +319,61 @@ class Tokenizer:
         """Whether the tokenizer puts a space in front of a text."""
         return self.encode("x") != self.encode("\nx")[len(self.encode("\n")) :]
 
-    def option_tokens(self, codes: Sequence[int]) -> list[list[tuple[int, ...]]]:
-        """Return all spellings of every option number, as mutually exclusive token sequences.
+    def option_tokens(self, marks: Sequence[int | str]) -> list[list[tuple[int, ...]]]:
+        """Return all spellings of every option's number or letter, as exclusive token sequences.
 
-        Spellings are the bare number, as the tokenizer writes it right after the assistant header,
-        and every single token that reads as the number, such as one with a space before it. (A
-        space token followed by the number's is left out, unless the chat template writes a space
-        before a reply, as Llama 2's does: otherwise it is a rare way to the same reply and would
-        cost one more position per item.) If one option's sequence is the beginning of
-        another's ("1" and "10", digit by digit), the end of turn is appended to all sequences, so
-        that they are comparable.
+        Spellings are the bare mark, as the tokenizer writes it right after the assistant header,
+        and every single token that reads as it, such as one with a space before it. (A space token
+        followed by the mark's is left out, unless the chat template writes a space before a reply,
+        as Llama 2's does: otherwise it is a rare way to the same reply and would cost one more
+        position per item.) If one option's sequence is the beginning of another's ("1" and "10",
+        digit by digit), the end of turn is appended to all sequences, so that they are comparable.
+
+        Args:
+            marks: Numbers or capital letters.
 
         Raises:
-            UserError: If a code is repeated, or a number cannot be written by the tokenizer.
+            UserError: If a mark is repeated, or cannot be written by the tokenizer.
         """
-        if repeated := [code for code, count in Counter(codes).items() if count > 1]:
+        if repeated := [mark for mark, count in Counter(marks).items() if count > 1]:
             raise UserError(f"option {repeated[0]} is there twice")
         # Candidates first, then without those that another spelling of the same option implies.
-        single = self._number_tokens
-        numbers = [str(code) for code in codes]
-        spellings = [self._spellings(n, single.get(n, [])) for n in numbers]
-        options = [_without_extensions(sequences) for sequences in spellings]
-        # Probabilities of sequences compare only if none is the beginning of another.
+        texts = [str(mark) for mark in marks]
+        single = self._letter_tokens if texts[0].isalpha() else self._number_tokens
+        spellings = [self._spellings(text, single.get(text, [])) for text in texts]
+        return self._comparable([_without_extensions(sequences) for sequences in spellings])
+
+    def label_tokens(self, labels: Sequence[str]) -> list[list[tuple[int, ...]]]:
+        """Return all spellings of every option's text as the reply to a question.
+
+        Spellings are the text as it is given and, as replies begin with a capital letter more often
+        than not, with one. As in `option_tokens`, the end of turn is appended to all where one text
+        is the beginning of another, such as "agree" and "agree strongly".
+
+        Raises:
+            UserError: If a text is empty, or two options have the same.
+        """
+        spellings = [
+            tuple(dict.fromkeys((t, t[:1].upper() + t[1:]))) for t in map(str.strip, labels)
+        ]
+        if repeated := [t for t, count in Counter(s[-1] for s in spellings).items() if count > 1]:
+            raise UserError(f"option text {repeated[0]!r} is there twice")
+        if not all(map(all, spellings)):
+            raise UserError(f"an option of {list(labels)} has no text")
+        space = " " if self._space_before_reply else ""
+        return self._comparable(
+            [[self._after_header(f"{space}{text}") for text in texts] for texts in spellings]
+        )
+
+    def _comparable(self, options: list[list[tuple[int, ...]]]) -> list[list[tuple[int, ...]]]:
+        """Return spellings whose probabilities compare: none is the beginning of another."""
         sequences = [sequence for option in options for sequence in option]
         if any(_begins(a, b) for a in sequences for b in sequences):
             return [[(*sequence, self.eot_id) for sequence in option] for option in options]
         return options
 
     def _spellings(self, number: str, tokens: list[int]) -> list[tuple[int, ...]]:
-        """Return the spellings of a number, given the single tokens that decode to it."""
+        """Return the spellings of a number or letter, given the single tokens that decode to it."""
         bare, spaced = (self._after_header(text) for text in (number, f" {number}"))
         single = [ids for ids in (spaced, *((token,) for token in tokens)) if len(ids) == 1]
         written = [spaced] if self._space_before_reply else []
@@ -334,13 +390,19 @@ class Tokenizer:
         with `text`, `text` is tokenised separately. Where a template has no header, the whole
         prompt stands in its place.
         """
+        # If the header's ids change with the text behind them, the two have merged.
+        header, before = self._header
+        whole = self.encode(header + text)
+        merged = whole[: len(before)] != before
+        return tuple(self._encode_inside(text) if merged else whole[len(before) :])
+
+    @functools.cached_property
+    def _header(self) -> tuple[str, list[int]]:
+        """What the chat template writes between the last message and a reply, and its ids."""
         question = [{"role": "user", "content": "?"}]
         prompt = self.render(question)
         header = prompt[len(self.render(question, add_generation_prompt=False)) :] or prompt
-        # If the header's ids change with the text behind them, the two have merged.
-        before, whole = self.encode(header), self.encode(header + text)
-        merged = whole[: len(before)] != before
-        return tuple(self._encode_inside(text) if merged else whole[len(before) :])
+        return header, self.encode(header)
 
     @functools.cached_property
     def _space_before_reply(self) -> bool:
@@ -363,6 +425,17 @@ class Tokenizer:
             if name[-1:].isdigit() and name.isprintable() and len(name) < 8:
                 by_number.setdefault(self.decode([token]).strip(), []).append(token)
         return by_number
+
+    @functools.cached_property
+    def _letter_tokens(self) -> dict[str, list[int]]:
+        """Return the single tokens that decode to each capital letter, white space aside."""
+        by_letter: dict[str, list[int]] = {}
+        for name, token in sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1]):
+            if name[-1:] in _CAPITALS and len(name) < 4:
+                text = self.decode([token]).strip()
+                if len(text) == 1:
+                    by_letter.setdefault(text, []).append(token)
+        return by_letter
 
 
 def default_template() -> str:

@@ -19,7 +19,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.lora import Adapter
 from jaxalign.methods.base import ICL, NAIVE, PERSONA, Condition, PlacedPrompt
 from jaxalign.prompts import Message, Prompts, icl_messages
-from jaxalign.surveys.names import country_name
+from jaxalign.surveys.names import name_of_group
 from jaxalign.surveys.survey import Item, Survey
 
 
@@ -43,7 +43,7 @@ class Persona(Condition):
     """A system message that asks the model to answer as a person of a group.
 
     Attributes:
-        group: the group, such as a country's ISO 3166 code.
+        group: the group: a country's ISO 3166 code, or a group within one, such as `USA:female`.
         described_as: what the prompt calls the group; default: the country's name in English.
 
     >>> from jaxalign.prompts import load_prompts
@@ -64,7 +64,7 @@ class Persona(Condition):
 
     def lead_in(self, prompts: Prompts) -> list[Message]:
         """Return the persona line as the system message."""
-        return [prompts.system(self.described_as or country_name(self.group))]
+        return [prompts.system(self.described_as or name_of_group(self.group))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class InContext(Condition):
     """The persona line, then questions of a survey with the group's majority answers.
 
     Attributes:
-        group: the group, such as a country's ISO 3166 code.
+        group: the group: a country's ISO 3166 code, or a group within one, such as `USA:female`.
         survey: where the examples and the group's answers come from. To measure what a model
             learned rather than read, ask another survey than this one.
         examples: how many questions to show, or the items themselves.
@@ -115,7 +115,7 @@ class InContext(Condition):
         """Return the persona line, then each example as a question and its answer."""
         answers = self.survey.majority(self.group)
         shown = icl_messages(prompts, [(item, answers[item.id]) for item in self.items()])
-        return [prompts.system(self.described_as or country_name(self.group)), *shown]
+        return [prompts.system(self.described_as or name_of_group(self.group)), *shown]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +210,8 @@ def draw_examples(survey: Survey, groups: Sequence[str], count: int, seed: int) 
     Raises:
         UserError: if fewer than `count` questions were answered by all groups.
     """
+    if refused := [group for group in groups if group in survey.refused]:
+        raise UserError(f"survey {survey.name!r}: {survey.why_absent(refused[0])}")
     answered = [
         item
         for item in survey.items

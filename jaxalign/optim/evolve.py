@@ -82,8 +82,8 @@ class Evolution:
                     "(entries, population, dimensions)"
                 )
             initial = np.asarray(initial).__getitem__
-        members = self._members(initial)
-        source = place(self.source, self._split)
+        members = self.members(initial)
+        source = place(self.source, self.split)
         return self.start(members, place_whole(context, self.sharding), source)
 
     def run(self, state: State, generations: int, context: Any = None) -> tuple[State, dict]:
@@ -102,7 +102,7 @@ class Evolution:
         """
         if generations < 1:
             raise UserError(f"`generations` {generations} must be 1 or more")
-        source = place(self.source, self._split)
+        source = place(self.source, self.split)
         return self.advance(state, place_whole(context, self.sharding), source, generations)
 
     def lower(self, generations: int, context: Any = None) -> jax.stages.Lowered:
@@ -111,14 +111,14 @@ class Evolution:
         Nothing is put on a device, so the mesh may be of a described topology
         (`jax.experimental.topologies`); `context` then holds `jax.ShapeDtypeStruct`s.
         """
-        source = abstract(self.source, lambda _: self._split)
+        source = abstract(self.source, lambda _: self.split)
         return self.advance.lower(self._device_shapes(), context, source, generations)
 
     def lower_first(self, context: Any = None) -> jax.stages.Lowered:
         """Lower the evaluation of generation 0 from shapes alone, as `lower` does `run`."""
         shape = (self.shares.entry_NxK.size, *self._shape[1:])
-        members = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self._split)
-        source = abstract(self.source, lambda _: self._split)
+        members = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self.split)
+        source = abstract(self.source, lambda _: self.split)
         return self.start.lower(members, context, source)
 
     def for_entries(self, entries: Sequence[Entry]) -> Evolution:
@@ -171,11 +171,11 @@ class Evolution:
         return len(self.entries), self.population, self.num_dims
 
     @property
-    def _split(self) -> NamedSharding:
+    def split(self) -> NamedSharding:
         """The sharding of arrays whose rows are the entries that devices hold, or their counts."""
         return NamedSharding(self.mesh, partition_spec(("members",)))
 
-    def _members(self, population_of: Callable[[int], Any]) -> jax.Array:
+    def members(self, population_of: Callable[[int], Any]) -> jax.Array:
         """Put the initial populations where they are held: float32 [N x K, E, Z]."""
         entry_NK = self.shares.entry_NxK.reshape(-1)
 
@@ -184,7 +184,7 @@ class Evolution:
             return np.stack(members)
 
         shape = (entry_NK.size, *self._shape[1:])
-        return jax.make_array_from_callback(shape, self._split, part)
+        return jax.make_array_from_callback(shape, self.split, part)
 
     def _device_shapes(self) -> State:
         """Return the state as the devices hold it, in shapes."""
@@ -193,7 +193,7 @@ class Evolution:
         fitness = jax.ShapeDtypeStruct((NK, self.population), jnp.float32)
         first = functools.partial(first_state, self.algorithm)
         shapes = jax.eval_shape(first, self.source, initial, fitness)
-        return abstract(shapes, lambda x: self._split if x.ndim else self.sharding)
+        return abstract(shapes, lambda x: self.split if x.ndim else self.sharding)
 
     def _per_entry_shape(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((len(self.entries), *x.shape[1:]) if x.ndim else (), x.dtype)

@@ -9,6 +9,7 @@ Letters: C entry (a group under a seed), E member, Z search dimension.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,22 +82,48 @@ def next_state(
     algorithm: Algorithm, source: RandomSource, evaluate: Evaluate, state: State, context: Any
 ) -> tuple[State, dict[str, jax.Array]]:
     """Run one generation: ask -> evaluate -> tell. Return the new state and its metrics."""
-    # Asking and telling draw from keys of their own.
-    keys_C = source.keys_C(state.generation + 1)
-    ask_C, tell_C = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys_C)
-    count = source.count_1[0]
-    candidates_CxExZ, asked = _per_entry(
-        algorithm.ask, count, (ask_C, state.optimizer, state.spread_C)
-    )
+    candidates_CxExZ, asked = ask_entries(algorithm, source, state)
     # All entries' candidates are evaluated together, spread over the devices.
     fitness_CxE = evaluate(candidates_CxExZ, context)
+    return tell_entries(algorithm, source, asked, candidates_CxExZ, fitness_CxE)
+
+
+def ask_entries(
+    algorithm: Algorithm, source: RandomSource, state: State
+) -> tuple[jax.Array, State]:
+    """Return the next candidates, float32 [C, E, Z], and the state that `tell_entries` takes."""
+    ask_C, _ = _keys(source, state)
+    arrays = (ask_C, state.optimizer, state.spread_C)
+    candidates_CxExZ, asked = _per_entry(algorithm.ask, source.count_1[0], arrays)
+    return candidates_CxExZ, dataclasses.replace(state, optimizer=asked)
+
+
+def tell_entries(
+    algorithm: Algorithm,
+    source: RandomSource,
+    state: State,
+    candidates_CxExZ: jax.Array,
+    fitness_CxE: jax.Array,
+) -> tuple[State, dict[str, jax.Array]]:
+    """Return the state after a generation's candidates have been evaluated, and its metrics.
+
+    Args:
+        algorithm: The optimizer, built for Z dimensions.
+        source: Seeds and ids of the entries.
+        state: What `ask_entries` returned with the candidates.
+        candidates_CxExZ: float32, the candidates.
+        fitness_CxE: float32, their fitness; +inf where the evaluation failed.
+    """
+    _, tell_C = _keys(source, state)
 
     def tell(asked, key, candidates_ExZ, fitness_E, spread):
         after = algorithm.tell(key, candidates_ExZ, fitness_E, asked, spread)
         return after, _best(candidates_ExZ, fitness_E)
 
     arrays = (tell_C, candidates_CxExZ, fitness_CxE, state.spread_C)
-    after, (new_CxZ, new_fitness_C) = update_entries(tell, count, asked, arrays)
+    after, (new_CxZ, new_fitness_C) = update_entries(
+        tell, source.count_1[0], state.optimizer, arrays
+    )
     # The best candidate is kept whatever the algorithm does with it.
     better_C = new_fitness_C < state.best_fitness_C
     best_CxZ = jnp.where(better_C[:, None], new_CxZ, state.best_CxZ)
@@ -104,6 +131,12 @@ def next_state(
     member_fitness_CxE = jax.vmap(algorithm.member_fitness)(after, fitness_CxE)
     metrics = _metrics(member_fitness_CxE, fitness_CxE, best_fitness_C)
     return State(after, best_CxZ, best_fitness_C, state.spread_C, state.generation + 1), metrics
+
+
+def _keys(source: RandomSource, state: State) -> tuple[jax.Array, jax.Array]:
+    """Return the keys of the next generation, one per entry: for asking, and for telling."""
+    keys_C = source.keys_C(state.generation + 1)
+    return jax.vmap(lambda key: tuple(jax.random.split(key)))(keys_C)
 
 
 def finite_or_inf(fitness: jax.Array) -> jax.Array:

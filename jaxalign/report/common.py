@@ -19,7 +19,6 @@ def make_figure(
     alt: str,
     table: Table,
     keys: Sequence[Key] = (),
-    drawn: bool = False,
 ) -> Figure:
     """Return a figure, and write its PNG file.
 
@@ -30,11 +29,9 @@ def make_figure(
         alt: The same for readers who cannot see it.
         table: The numbers of the figure.
         keys: The legend.
-        drawn: Whether to keep the file if the run has written it already.
     """
-    if not (drawn and png.exists()):
-        png.parent.mkdir(parents=True, exist_ok=True)
-        save_png(png, panels, keys)
+    png.parent.mkdir(parents=True, exist_ok=True)
+    save_png(png, panels, keys)
     return Figure(caption, alt, png, drawings(png.stem, panels), table, tuple(keys))
 
 

@@ -62,10 +62,14 @@ class Listing:
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """A paragraph set apart: "label" if every reader must see it first, otherwise "note"."""
+    """A paragraph set apart: "label" if every reader must see it first, otherwise "note".
+
+    `lead` is its first words, in bold.
+    """
 
     text: str
     kind: Literal["label", "note"] = "note"
+    lead: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,14 @@ class Series:
 # Estimates on a line
 
 
-def dots(title: str, rows: Sequence[str], series: Sequence[Series], unit: str) -> Panel:
+def dots(
+    title: str,
+    rows: Sequence[str],
+    series: Sequence[Series],
+    unit: str,
+    span: tuple[float, float] | None = None,
+    width: float = 4.6,
+) -> Panel:
     """Return a panel with one row per name, and in it each series' mean and interval.
 
     Args:
@@ -49,6 +56,9 @@ def dots(title: str, rows: Sequence[str], series: Sequence[Series], unit: str) -
         rows: Names of the rows, from top to bottom.
         series: Each with one value per row: a mark at the mean, a bar over the interval.
         unit: What the horizontal axis measures.
+        span: Both ends of the horizontal axis, for panels that are compared (`common_span`);
+            default: what the values need.
+        width: Width of the panel in inches; two of 4.2 stand side by side.
     """
     # Bars lie in lanes, so that they do not cover each other; marks without a bar stay in the
     # middle.
@@ -62,6 +72,8 @@ def dots(title: str, rows: Sequence[str], series: Sequence[Series], unit: str) -
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_yticks(range(len(rows)), [plain(name) for name in rows])
         axes.set_xlabel(plain(unit), fontsize=_LABEL_PT, color=MUTED)
+        if span is not None:
+            axes.set_xlim(span)
         axes.grid(axis="x", color=LINE, linewidth=0.8)
         for y in range(1, len(rows)):
             axes.axhline(y - 0.5, color=LINE, linewidth=0.5)
@@ -69,7 +81,17 @@ def dots(title: str, rows: Sequence[str], series: Sequence[Series], unit: str) -
         axes.tick_params(axis="y", length=0)
 
     per_row = 0.22 + 0.12 * max(1, len(with_bars))
-    return Panel(title, draw, (4.6, 0.75 + per_row * len(rows)))
+    return Panel(title, draw, (width, 0.75 + per_row * len(rows)))
+
+
+def common_span(values: Iterable[Estimate | float | None]) -> tuple[float, float] | None:
+    """Return both ends of an axis with room for all values and intervals; None without any."""
+    estimates = [v if isinstance(v, Estimate) else Estimate(v) for v in values]
+    ends = [x for e in estimates for x in (e.mean, e.low, e.high) if is_number(x)]
+    if not ends:
+        return None
+    margin = 0.05 * (max(ends) - min(ends)) or 1.0
+    return min(ends) - margin, max(ends) + margin
 
 
 def _dot_series(axes: Axes, series: Series, offset: float) -> None:
@@ -277,6 +299,8 @@ def curves(
     x_label: str,
     y_label: str,
     top: float,
+    bottom: float = 0.0,
+    generations: Sequence[float] | None = None,
 ) -> Panel:
     """Return a panel with series over generations, the first being 1.
 
@@ -286,7 +310,9 @@ def curves(
         levels: Each with one value, drawn as a line across.
         x_label: What the horizontal axis counts.
         y_label: What the vertical axis measures.
-        top: Upper end of the vertical axis, which begins at 0.
+        top: Upper end of the vertical axis.
+        bottom: Its lower end.
+        generations: The generation of each value, if they are not 1, 2, 3 ...
     """
 
     def draw(axes: Axes) -> None:
@@ -296,12 +322,14 @@ def curves(
                 axes.axhline(level, **style)
         for s in series:
             values = np.array([_mean(v) for v in s.values])
-            x = np.arange(1, len(values) + 1)
+            x = np.arange(1, len(values) + 1) if generations is None else np.asarray(generations)
             marker = "o" if len(values) <= FEW else None  # one point is no line
             style = {"color": s.key.colour, "linewidth": s.key.width, "marker": marker}
             axes.plot(x, values, s.key.line, **style)
-        _count_generations(axes, max((len(s.values) for s in series), default=1))
-        axes.set_ylim(0, top)
+        last = max((len(s.values) for s in series), default=1)
+        if generations is None:
+            _count_generations(axes, last)
+        axes.set_ylim(bottom, top)
         axes.grid(color=LINE, linewidth=0.8)
         axes.set_xlabel(x_label, fontsize=_LABEL_PT, color=MUTED)
         axes.set_ylabel(y_label, fontsize=_LABEL_PT, color=MUTED)

@@ -8,7 +8,10 @@ from jaxalign.report.document import MISSING, Cell, Estimate, is_number
 
 # What is said of a difference whose interval contains zero.
 NO_DIFFERENCE = "no clear difference"
-_MINUS = "\u2212"  # a hyphen would break at the end of a line and is too short
+# What every verdict reads where the answers under personas do not follow people's: a difference, or
+# its absence, then says nothing about people.
+NO_SIGNAL = "instrument without signal on this model"
+MINUS = "\u2212"  # a hyphen would break at the end of a line and is too short
 
 
 def number(value: float | None, digits: int = 1, signed: bool = False) -> str:
@@ -18,7 +21,7 @@ def number(value: float | None, digits: int = 1, signed: bool = False) -> str:
     text = f"{value:{'+' if signed else ''},.{digits}f}"
     if not text.strip("+-0.,"):
         text = text.lstrip("+-")
-    return text.replace("-", _MINUS)
+    return text.replace("-", MINUS)
 
 
 def bounds(estimate: Estimate, digits: int = 1, signed: bool = False) -> str:
@@ -58,8 +61,20 @@ def is_inside(difference: Estimate | None) -> bool | None:
     return difference.low <= 0 <= difference.high
 
 
-def verdict(difference: Estimate | None, above: str = "higher", below: str = "lower") -> str:
-    """Return what may be said of a paired difference."""
+def verdict(
+    difference: Estimate | None, above: str = "higher", below: str = "lower", signal: bool = True
+) -> str:
+    """Return what may be said of a paired difference.
+
+    Args:
+        difference: The difference with its interval.
+        above: What a positive difference means.
+        below: What a negative one means.
+        signal: Whether the instrument measures anything on this model (the validity gate); if not,
+            that is said in place of any verdict.
+    """
+    if not signal and difference is not None and difference.known:
+        return NO_SIGNAL
     inside = is_inside(difference)
     if inside is None:
         return "no interval: nothing can be said" if difference and difference.known else MISSING
@@ -68,11 +83,15 @@ def verdict(difference: Estimate | None, above: str = "higher", below: str = "lo
     return above if difference.mean > 0 else below
 
 
-def tally(differences: Iterable[Estimate | None], above: str, below: str) -> str:
-    """Return "higher in 2, lower in 0, no clear difference in 2 (of 4)"."""
+def tally(
+    differences: Iterable[Estimate | None], above: str, below: str, signal: bool = True
+) -> str:
+    """Return "higher in 2, lower in 0, no clear difference in 2 (of 4)"; `signal` as above."""
     measured = [d for d in differences if is_inside(d) is not None]
     if not measured:
         return "not measured"
+    if not signal:
+        return NO_SIGNAL
     inside = sum(bool(is_inside(d)) for d in measured)
     up = sum(d.mean > 0 for d in measured if not is_inside(d))
     down = len(measured) - inside - up

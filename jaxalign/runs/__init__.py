@@ -1,16 +1,16 @@
 """What a run leaves behind: its settings, its metrics, its checkpoints, its result.
 
-    run            the directory of one run: claimed by one process, resumed with the same settings
-    settings       settings by name, which of them may change, and how the command line spells them
-    checkpoints    saved trees of arrays, and which run they belong to
-    environment    versions, devices and the git revision that a run records
-    console        the command line: arguments, errors, progress, tables
+run            the directory of one run: claimed by one process, resumed with the same settings
+settings       settings by name, which of them may change, and how the command line spells them
+checkpoints    saved trees of arrays, and which run they belong to
+environment    versions, devices and the git revision that a run records
+console        the command line: arguments, errors, progress, tables
 """
 
 from jaxalign.core.files import MetricsFile, finite_or_none, plain, write_json
 from jaxalign.runs.environment import environment, versions
 from jaxalign.runs.run import Run, check_run, recorded_facts, recorded_run
-from jaxalign.runs.settings import may_change, settings_of, with_flags
+from jaxalign.runs.settings import identity_of, may_change, settings_of, with_flags
 
 __all__ = [
     "MetricsFile",
@@ -18,6 +18,7 @@ __all__ = [
     "check_run",
     "environment",
     "finite_or_none",
+    "identity_of",
     "may_change",
     "plain",
     "recorded_facts",

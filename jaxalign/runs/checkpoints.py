@@ -4,6 +4,9 @@ A save is complete when `save` returns or, if it is asynchronous, when the next 
 last `keep` steps stay. A process that is killed in the middle of a save leaves the step before as
 the latest one, because orbax writes to a temporary directory and renames it.
 
+A step is checked before it is restored (`jaxalign.runs.checksums`): one that is damaged, or not
+this run's, is named and put aside, and the one before it is restored.
+
 `Checkpoints` deletes older steps of its directory, whoever wrote them. A directory outside the
 run's own folder therefore says whose it is: `owner.json` there names the run that saves in it, and
 no other run may use it (`check_owner`, `claim`). All of this works on local paths and on gs://.
@@ -11,20 +14,27 @@ no other run may use it (`check_owner`, `claim`). All of this works on local pat
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import importlib.util
 import json
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from jaxalign.core.errors import UserError
+from jaxalign.runs.checksums import damage, write_checksums
+from jaxalign.runtime.hosts import agreed, agreed_text
 
 if TYPE_CHECKING:
     from etils import epath
 
 OWNER = "owner.json"
+_log = logging.getLogger("jaxalign")
 
 
 class Checkpoints:
@@ -34,7 +44,13 @@ class Checkpoints:
     calls the same methods in the same order.
     """
 
-    def __init__(self, directory: Path | str, keep: int = 2, asynchronous: bool = False):
+    def __init__(
+        self,
+        directory: Path | str,
+        keep: int = 2,
+        asynchronous: bool = False,
+        identity: str = "",
+    ) -> None:
         """Open a directory and remove what a killed save left in it.
 
         Args:
@@ -43,12 +59,15 @@ class Checkpoints:
             keep: How many of the latest steps are kept.
             asynchronous: Whether `save` returns as soon as the arrays are copied, and writes them
                 while the program goes on.
+            identity: Text that stands for whatever decides what is saved, such as a hash of the
+                settings and the seed. Steps that were saved under another one are not restored.
         """
         from orbax.checkpoint import v1 as ocp
 
         training = ocp.training
-        self._keep, self._asynchronous = keep, asynchronous
-        self._pending: Any = None  # the save that is still being written
+        self._keep, self._asynchronous, self._identity = keep, asynchronous, identity
+        # What waits for the save that is still being written.
+        self._pending: Callable[[], object] | None = None
         self.directory = location(directory)
         self._checkpointer = training.Checkpointer(
             self.directory,
@@ -64,7 +83,9 @@ class Checkpoints:
 
         For a run whose parts are trained one after the other, each with steps of its own.
         """
-        return Checkpoints(f"{self.directory}/{name}", self._keep, self._asynchronous)
+        return Checkpoints(
+            f"{self.directory}/{name}", self._keep, self._asynchronous, self._identity
+        )
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -83,7 +104,7 @@ class Checkpoints:
         """Return when the last save is safe; raise what went wrong with it."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.result()
+            pending()
 
     @property
     def steps(self) -> list[int]:
@@ -104,9 +125,22 @@ class Checkpoints:
             raise UserError(
                 f"{self.directory} already holds step {self.steps[-1]}; step {step} is not after it"
             )
-        self._pending = self._checkpointer.save_async(step, tree)
-        if not self._asynchronous:
-            self.wait()
+        response = self._checkpointer.save_async(step, tree)
+        finish = functools.partial(self._finish, step, response)
+        if self._asynchronous:
+            thread = concurrent.futures.ThreadPoolExecutor(1)
+            self._pending = thread.submit(finish).result
+            thread.shutdown(wait=False)
+        else:
+            finish()
+
+    @property
+    def latest(self) -> int | None:
+        """The latest step that is whole and this run's; None if there is none.
+
+        Later ones are named in the log and put aside. Waits for the one being saved.
+        """
+        return self._latest_whole()
 
     def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any]:
         """Return the number of a step and the tree that was saved as it.
@@ -114,14 +148,17 @@ class Checkpoints:
         Args:
             abstract: A tree of `jax.ShapeDtypeStruct` with the structure of the saved one, each
                 with the sharding that the array shall have. `abstract_tree` makes it from arrays.
-            step: Which step; default: the latest.
+            step: Which step; default: the latest that is whole and this run's. Later ones are
+                named in the log and put aside.
 
         Raises:
             UserError: There is no such step, it cannot be read, or the saved tree has other
                 leaves, shapes or dtypes (the message names the first of them).
         """
-        if step is None and self.steps:
-            step = self.steps[-1]
+        if step is None:
+            step = self._latest_whole()
+        elif step in self.steps and (reason := self._damage(step)):
+            raise _damaged(f"{self.directory}/{step}", reason)
         if step not in self.steps:
             wanted = "checkpoint" if step is None else f"step {step} (there are {self.steps})"
             raise UserError(f"no {wanted} in {self.directory}")
@@ -137,6 +174,49 @@ class Checkpoints:
             return step, self._checkpointer.load(step, abstract)
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(path, error) from None
+
+    def _finish(self, step: int, response: Any) -> None:
+        """Wait until a step is written, then list its files."""
+        response.result()
+        if jax.process_index() == 0:
+            write_checksums(self._folder(step), step, self._identity)
+
+    def _folder(self, step: int) -> epath.Path:
+        from etils import epath
+
+        return epath.Path(self.directory) / str(step)
+
+    def _damage(self, step: int) -> str:
+        """Return what is wrong with a step in words, empty for nothing; process 0 looks."""
+        found = ""
+        if jax.process_index() == 0:
+            found = damage(self._folder(step), step, self._identity) or ""
+        return agreed_text(found)
+
+    def _latest_whole(self) -> int | None:
+        """Put aside the latest steps that are not whole; return the latest one left."""
+        while self.steps:
+            step = self.steps[-1]
+            if not (reason := self._damage(step)):
+                return step
+            _log.info(
+                f"checkpoint {self._folder(step)} is not used: {reason}; the one before it is, if "
+                "there is one"
+            )
+            if jax.process_index() == 0:
+                self._put_aside(step)
+            agreed(0)  # every process waits until that is done
+            self._checkpointer.reload()
+        return None
+
+    def _put_aside(self, step: int) -> None:
+        """Rename a step so that another may take its number; delete it in a bucket."""
+        folder = self._folder(step)
+        if "://" in str(self.directory):
+            folder.rmtree()
+            return
+        names = (f"damaged-{step}" + (f"-{n}" if n else "") for n in range(1_000_000))
+        folder.rename(next(p for p in map(folder.parent.joinpath, names) if not p.exists()))
 
 
 def abstract_tree(tree: Any) -> Any:

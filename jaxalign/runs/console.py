@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +19,9 @@ import jax
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import cache_folder
-from jaxalign.core.streams import replace_what_cannot_be_printed
 from jaxalign.core.progress import OnProgress, Progress, Speed, ignore
+from jaxalign.core.streams import drawing_stream, replace_what_cannot_be_printed, visible
+from jaxalign.runs.interrupts import insistent_interrupts
 from jaxalign.runs.settings import with_flags
 from jaxalign.runtime import hosts
 
@@ -41,10 +41,9 @@ def main(
     """Read settings from the command line and call `run` with them.
 
     Notes that the library logs are printed to standard output; characters that it cannot show are
-    replaced. The process exits with code 2 for
-    bad input, which is explained in one line on standard error, and with 130 (Ctrl-C) or 143
-    (SIGTERM) if it is interrupted.
-    Any other exception is a bug and keeps its traceback.
+    replaced. The process exits with code 2 for bad input, which is explained in one line on
+    standard error, and with 130 (Ctrl-C) or 143 (SIGTERM) if it is interrupted
+    (`jaxalign.runs.interrupts`). Any other exception is a bug and keeps its traceback.
 
     Args:
         run: What the program does.
@@ -54,18 +53,19 @@ def main(
         program: How the help text names the program; default: how the process was started.
     """
     replace_what_cannot_be_printed()
+    resumable = "resume" in {field.name for field in dataclasses.fields(config_class)}
+    hint = "; continue with --resume" if resumable else ""
     try:
-        with _insistent_interrupt(), notes_to_stdout(config_class):
+        with insistent_interrupts(hint) as set_handlers, notes_to_stdout(config_class):
             config = _parse(config_class, args, program or _program())
             hosts.join()
+            set_handlers()  # again: joining other processes sets one that ignores SIGTERM
             enable_compilation_cache()
             run(config)
     except UserError as error:
         print("error:", with_flags(" ".join(str(error).split()), config_class), file=sys.stderr)
         _leave(2)
     except KeyboardInterrupt as stopped:
-        resumable = "resume" in {field.name for field in dataclasses.fields(config_class)}
-        hint = "; continue with --resume" if resumable else ""
         print(f"interrupted{hint}", file=sys.stderr)
         _leave(128 + next(iter(stopped.args), signal.SIGINT))
     except BrokenPipeError:  # ... | head: whoever read the output has left
@@ -76,36 +76,6 @@ def main(
             raise
         traceback.print_exc()
         _leave(1)
-
-
-@contextlib.contextmanager
-def _insistent_interrupt() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C, and repeat either every two seconds until the program reacts.
-
-    Schedulers and `kill` send SIGTERM. Python prints and forgets a KeyboardInterrupt that is raised inside a callback of JAX or of the
-    garbage collector, and the program would go on.
-    """
-    if threading.current_thread() is not threading.main_thread() or os.name != "posix":
-        yield
-        return
-
-    sent = signal.SIGINT
-
-    def interrupt(number: int, _: object) -> NoReturn:
-        nonlocal sent
-        if number != signal.SIGALRM:  # which only repeats what was sent
-            sent = number
-        signal.setitimer(signal.ITIMER_REAL, 2.0)
-        raise KeyboardInterrupt(sent)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _leave(code: int) -> NoReturn:
@@ -125,7 +95,8 @@ def _parse(config_class: type[Config], args: Sequence[str] | None, program: str 
 
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        # Help texts are coloured.
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(drawing_stream()):
             return tyro.cli(config_class, prog=program, args=args)
     except SystemExit as leaving:
         cause: BaseException | None = leaving
@@ -180,7 +151,8 @@ class _NotesHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         note = self.format(record)
-        print(with_flags(note, self._config_class) if self._config_class else note, flush=True)
+        note = with_flags(note, self._config_class) if self._config_class else note
+        print(visible(note), flush=True)
 
 
 @contextlib.contextmanager
@@ -272,7 +244,7 @@ class _Bars:
         from rich.console import Console
 
         self._every_seconds, self._clock = every_seconds, clock
-        self._console = Console(file=file or sys.stdout, highlight=False, markup=False)
+        self._console = Console(file=file or drawing_stream(), highlight=False, markup=False)
         self._tasks: dict[str, _Task] = {}
         self._last_line = -float("inf")
         self._live: Live | None = None
@@ -302,7 +274,9 @@ class _Bars:
         from rich.live import Live
 
         if self._live is None and self._console.is_terminal:
-            self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
+            self._live = Live(
+                get_renderable=self._draw, console=self._console, refresh_per_second=4
+            )
             self._live.start(refresh=True)
 
     def _print_line(self, task: _Task) -> None:
@@ -310,7 +284,7 @@ class _Bars:
         if task.finished or now - self._last_line >= self._every_seconds:
             self._last_line = now
             fields = [f"{name} {text}" for name, text in task.progress.fields.items()]
-            self._console.print("  ".join([*task.counts(), *fields]), soft_wrap=True)
+            self._console.print(visible("  ".join([*task.counts(), *fields])), soft_wrap=True)
 
     def _draw(self) -> Group:
         from rich.columns import Columns
@@ -324,8 +298,9 @@ class _Bars:
             event = task.progress
             row = Table.grid(padding=(0, 3, 0, 0))
             bar = ProgressBar(total=event.total, completed=event.done, width=24)
-            row.add_row(bar, *(Text(text) for text in task.counts()))
-            fields = [Text.assemble((name, "bold"), " ", t) for name, t in event.fields.items()]
+            row.add_row(bar, *(Text(visible(text)) for text in task.counts()))
+            pairs = [(visible(name), visible(text)) for name, text in event.fields.items()]
+            fields = [Text.assemble((name, "bold"), " ", text) for name, text in pairs]
             shown += [row, Columns(fields, padding=(0, 3))]
         return Group(*shown)
 
@@ -338,6 +313,9 @@ def _clock_text(seconds: int) -> str:
 
 
 # Tables
+
+
+_NAME_WIDTH = 24  # characters of a row's name that are shown whatever the width
 
 
 def print_table(
@@ -359,14 +337,17 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=file or sys.stdout, highlight=False)
+    console = Console(file=file or drawing_stream(), highlight=False)
     if not console.is_terminal:
         console.width = 120  # a file has no width; 80 would fold the columns
     # Text, not str: names and paths may hold [brackets], which would be read as markup.
-    table = Table(title=Text(title), title_justify="left", box=rich.box.SIMPLE_HEAD)
+    table = Table(title=Text(visible(title)), title_justify="left", box=rich.box.SIMPLE_HEAD)
     for i, name in enumerate(columns):
         numbers = all(isinstance(row[i], int | float | None) for row in rows)
-        table.add_column(Text(name), justify="right" if numbers and rows else "left")
+        justify = "right" if numbers and rows else "left"
+        # The first column says what a row is, so it is not cut where a table is wide.
+        widest = max((len(_cell(row[0])) for row in rows), default=0) if i == 0 else 0
+        table.add_column(Text(visible(name)), justify=justify, min_width=min(widest, _NAME_WIDTH))
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
     console.print(table)
@@ -375,4 +356,4 @@ def print_table(
 def _cell(value: object) -> str:
     if value is None:
         return "–"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    return f"{value:.1f}" if isinstance(value, float) else visible(str(value))

@@ -78,7 +78,7 @@ class Run:
         Raises:
             UserError: As `check_run` does, and for facts that have changed.
         """
-        metrics = MetricsFile(out / "metrics.jsonl", step)
+        metrics = MetricsFile(out / "metrics.jsonl", step, gapless=True)
         if jax.process_index() != 0:
             verdict = _share_verdict("refused")
             if verdict == "refused":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import typing
@@ -25,6 +26,16 @@ def may_change(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={_MAY_CHANGE: True})
 
 
+def also_called(name: str) -> Any:
+    """Return a mark for a field whose flag may be spelled by another name as well.
+
+    For `Annotated[...]`, in the command line alone: a setting has one name in records.
+    """
+    import tyro
+
+    return tyro.conf.arg(aliases=[f"--{name.replace('_', '-')}"])
+
+
 def settings_of(config: Any, fixed_only: bool = False) -> dict[str, Plain]:
     """Return the settings of a config dataclass by name, nested ones as "outer.inner".
 
@@ -43,6 +54,17 @@ def settings_of(config: Any, fixed_only: bool = False) -> dict[str, Plain]:
         else:
             flat[field.name] = plain(value, field.name)
     return flat
+
+
+def identity_of(config: Any, *parts: Plain) -> str:
+    """Return sixteen hexadecimal digits for what a run's checkpoints depend on.
+
+    Args:
+        config: The settings; those that may change on resuming do not count.
+        parts: Whatever else decides what is saved.
+    """
+    text = json.dumps([settings_of(config, fixed_only=True), *parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # Against what a run has recorded

@@ -77,6 +77,13 @@ def agreed_text(text: str) -> str:
     return _from_process_0(sent).decode()
 
 
+def agreed_array(array: np.ndarray) -> np.ndarray:
+    """Return process 0's array on every process; all give one of the same shape and dtype."""
+    if not joined():
+        return array
+    return np.frombuffer(_from_process_0(array), array.dtype).reshape(array.shape)
+
+
 def agreed_choice(choices: Sequence[T], chosen: T) -> T:
     """Return process 0's choice among `choices` on every process."""
     return choices[agreed(choices.index(chosen))]

@@ -7,7 +7,7 @@ import logging
 import math
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ _log = logging.getLogger("jaxalign")
 # What Python, JAX and its compilers hold in a process that has loaded nothing yet: 0.35 GiB after
 # the first compilation of a small program, more while a large one is compiled.
 PROCESS_BASE_BYTES = 2**29
+_NO_LIMIT = 2**60  # control groups of version 1 write a number of this size where there is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,8 @@ def available_bytes(device: jax.Device) -> int | None:
     """Return the memory that programs may use on a device; None if the platform does not say.
 
     It includes what this process holds already, because the arguments of the programs that it
-    checks may be among that. The devices of a CPU share the host's memory in equal parts.
+    checks may be among that. The devices of a CPU share the host's memory in equal parts. Limits of
+    a container and of `ulimit` count.
     """
     # GPUs and TPUs report what their allocator may use, in all.
     stats = device.memory_stats() or {}
@@ -71,21 +73,85 @@ def available_bytes(device: jax.Device) -> int | None:
         return int(stats["bytes_limit"])
     if device.platform != "cpu":
         return None
-    free = _free_host_bytes(Path("/proc/meminfo"))
-    if free is None:
+    if (free := free_host_bytes()) is None:
         return None
     held = max(0, _resident_bytes(Path("/proc/self/statm")) - PROCESS_BASE_BYTES)
     return (free + held) // jax.local_device_count()
 
 
-def _free_host_bytes(meminfo: Path) -> int | None:
-    """Return what Linux can give without swapping."""
-    if not meminfo.exists():
+def free_host_bytes(root: Path = Path("/")) -> int | None:
+    """Return what this process may still take of the host's memory; None where nothing says.
+
+    The least of what Linux can give without swapping, what the control groups of the process
+    (those of a container, of a scheduler's job) leave, and what its own limits (`ulimit`) leave.
+
+    Args:
+        root: Where the file systems /proc and /sys are.
+    """
+    found = [*_free_in_system(root), *_free_in_groups(root), *_free_in_limits(root)]
+    return max(0, min(found)) if found else None
+
+
+def _free_in_system(root: Path) -> Iterator[int]:
+    fields = _fields(root / "proc/meminfo", ":")
+    if "MemAvailable" in fields:  # in kB
+        yield fields["MemAvailable"] * 1024
+
+
+def _free_in_groups(root: Path) -> Iterator[int]:
+    """Yield what each control group with a limit leaves: the process's own, and those above it."""
+    membership = root / "proc/self/cgroup"
+    if not membership.exists():
+        return
+    mount = root / "sys/fs/cgroup"
+    for line in membership.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        # Version 2 has one hierarchy, version 1 one for memory; their files have other names.
+        top = mount if not controllers else mount / "memory"
+        names = ("memory.max", "memory.current", "inactive_file")
+        if controllers:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        # Inside a container the path may be that of the host, where there is nothing to be seen.
+        group = top / path.strip("/")
+        while True:
+            limit, used = _number(group / names[0]), _number(group / names[1])
+            if limit is not None and used is not None and limit < _NO_LIMIT:
+                # What is kept of files is given back where memory is short.
+                yield limit - used + _fields(group / "memory.stat").get(names[2], 0)
+            if group == top:
+                break
+            group = group.parent
+
+
+def _free_in_limits(root: Path) -> Iterator[int]:
+    statm = root / "proc/self/statm"
+    if not statm.exists():
+        return
+    # Pages: in all, resident, shared, of code, of nothing, and of data with the stack.
+    pages = [int(field) * resource.getpagesize() for field in statm.read_text().split()]
+    for limit, taken in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
+        allowed, _ = resource.getrlimit(limit)
+        if allowed != resource.RLIM_INFINITY:
+            yield allowed - taken
+
+
+def _fields(path: Path, end: str = "") -> dict[str, int]:
+    """Return the numbers of a file of lines with a name and a number; none without the file."""
+    try:
+        lines = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0].removesuffix(end): int(line[1]) for line in lines if len(line) > 1}
+
+
+def _number(path: Path) -> int | None:
+    """Return the number in a file; None where there is none, as for "max"."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
         return None
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):  # in kB
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def _resident_bytes(statm: Path) -> int:

@@ -9,7 +9,8 @@ of `jaxalign.stats.metrics`. "aware" replies were given as a person of a country
 
     format         "jaxalign analysis 1"
     instrument     the survey: name, version, source, wording, simulated, sha256, items,
-                   ordinal_items, nominal_items
+                   ordinal_items, nominal_items; of a file of respondents also respondents
+                   {COUNTRY: {number, effective}}
     settings       level (of intervals), resamples, seed
     countries      [COUNTRY] in the survey; personas: those of them with aware replies
     labels         lines {LINE: text}, metrics {METRIC: text}
@@ -53,6 +54,13 @@ of `jaxalign.stats.metrics`. "aware" replies were given as a person of a country
                    rows and countries as columns
     map            points [{label, kind: country | persona | unaware, country, x, y}], explained
                    (percent of squared distances): classical scaling of 1 − alignment
+    validity       does the survey measure anything on this model? The gate of
+                   `jaxalign.stats.validity` for the personas; None without personas
+    presentations  None where answers have one presentation; else {names, aware {COUNTRY: {NAME}},
+                   unaware {COUNTRY: {NAME}}, correlation {aware, unaware: {value, low, high}}}:
+                   alignment under each presentation alone, and the correlation of item means
+                   between the first two, from -1 to 1. All intervals over items then include the
+                   spread over presentations
     notes          [what a reader of the scores should know about the files of replies]; only
                    from `score_replies`
 
@@ -62,7 +70,7 @@ of `jaxalign.stats.metrics`. "aware" replies were given as a person of a country
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +78,7 @@ import jax
 import numpy as np
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import finite_or_none
 from jaxalign.report.wording import NO_DIFFERENCE
 from jaxalign.stats import analysis_tables as sections
 from jaxalign.stats.alignment import LINES
@@ -82,10 +91,14 @@ from jaxalign.stats.analysis_case import (
     points,
     run_scores,
 )
-from jaxalign.stats.comparison import Comparison, compare, item_stats
+from jaxalign.stats.comparison import Comparison, compare, item_stats, widened_comparison
 from jaxalign.stats.intervals import Interval, seed_interval
 from jaxalign.stats.metrics import DEFAULT_METRICS, Metric, select
+from jaxalign.stats.validity import validity_gate
 from jaxalign.surveys.formats import read_answered
+from jaxalign.surveys.names import find_country
+from jaxalign.surveys.options import SurveyOptions
+from jaxalign.surveys.presentations import PUBLISHED
 from jaxalign.surveys.replies import Numbering, ReaderName, items_left_out, read_answers
 from jaxalign.surveys.reply_files import Mode, Replies, read_replies
 from jaxalign.surveys.responses import Responses
@@ -101,6 +114,9 @@ def score_replies(
     *,
     distributions: Path | str | None = None,
     wording: Path | str | None = None,
+    by: Sequence[str] | None = None,
+    min_respondents: int | None = None,
+    format: str | None = None,
     reader: ReaderName = "first_integer",
     numbering: Numbering = "codes",
     country: str | None = None,
@@ -120,6 +136,11 @@ def score_replies(
             code and share.
         wording: where `survey` is a file that holds codes alone, such as the World Values Survey:
             the file or folder that words its items.
+        by: where `survey` is such a file: variables that divide its countries into groups, such as
+            "sex" and "age"; see `jaxalign.surveys.groups`.
+        min_respondents: where `survey` is such a file: fewest respondents of a group, and fewest
+            answers of a group to an item; default: 50.
+        format: name of the format of `survey`; default: it is recognised by the file's content.
         reader: how a reply is read. "first_integer" takes the first integer, wherever it stands, as
             published; with "strict" the reply must be the number.
         numbering: what a number means: "codes" are the survey's own, some of which start at 0;
@@ -164,7 +185,15 @@ def score_replies(
         raise UserError(f"`replies`: {min(repeated)} is named twice")
     select(metrics)  # an unknown name must not be found after the files have been read
     if not isinstance(survey, Survey):
-        survey = read_answered(survey, "survey", distributions, worded=False, wording=wording)
+        options = SurveyOptions(
+            wording=None if wording is None else Path(wording),
+            by=None if by is None else tuple(by),
+            min_respondents=min_respondents,
+            format=format,
+        )
+        survey = read_answered(
+            survey, "survey", distributions, worded=False, options=options, quiet=True
+        )
     runs = _read_runs(survey, replies, country, mode)
     responses = [read_answers(run, survey, reader, numbering) for run in runs]
     # If no reply is an answer, there is nothing to score, and a wrong setting is the likely cause.
@@ -210,15 +239,15 @@ def _read_runs(
     runs: list[Replies] = []
     for path in paths:
         for run in read_replies(Path(path), country, mode):
+            if run.country is not None and run.country not in survey.distributions:
+                # A tool may write "United States" where the survey has USA.
+                run = dataclasses.replace(run, country=find_country(run.country) or run.country)
             # The same replies under another file's name are one run copied, not two runs.
             for other in runs:
                 if run == dataclasses.replace(other, source=run.source):
                     raise UserError(f"{run.source}: holds the same replies as {other.source}")
             if run.country is not None and run.country not in survey.distributions:
-                raise UserError(
-                    f"{run.source}: country {run.country!r} is not in the survey; it has "
-                    f"{' '.join(survey.distributions)}"
-                )
+                raise UserError(f"{run.source}: {survey.why_absent(run.country)}")
             runs.append(run)
     return runs
 
@@ -232,6 +261,7 @@ def analyse(
     level: float = 0.95,
     seed: int = 0,
     metrics: Sequence[str] = DEFAULT_METRICS,
+    by_presentation: Mapping[str, tuple[Mapping[str, Runs], Runs]] | None = None,
 ) -> dict[str, Any]:
     """Analyse the answers of personas and of the model without a persona.
 
@@ -244,6 +274,8 @@ def analyse(
         level: level of all intervals, in (0, 1).
         seed: seed of the bootstrap.
         metrics: names of metrics; the headline metric is always included.
+        by_presentation: by the name of a presentation, `aware` and `unaware` under it alone, where
+            `aware` and `unaware` are averaged over several.
 
     Returns:
         The dictionary described in the module's docstring.
@@ -254,7 +286,10 @@ def analyse(
     tables = make_tables(survey, countries)
     case = make_case(survey, tables, aware, unaware)
     chosen = select(metrics)
-    comparison = _compare(case, chosen, resamples, level, seed)
+    forms = {
+        name: make_case(survey, tables, *runs) for name, runs in (by_presentation or {}).items()
+    }
+    comparison = _compare(case, forms.values(), chosen, resamples, level, seed)
     scores = _scores(case)
     return {
         "format": FORMAT,
@@ -280,6 +315,8 @@ def analyse(
         "items": sections.items(case),
         "alignment": sections.alignments(case),
         "map": sections.plane(case),
+        "validity": _validity(survey, aware, by_presentation, resamples, level, seed),
+        "presentations": sections.presentations(forms, resamples, level, seed),
     }
 
 
@@ -324,19 +361,79 @@ def _means(scores: Mapping[str, Any], countries: Sequence[str]) -> dict[str, Any
 
 
 def _compare(
-    case: Case, metrics: Sequence[Metric], resamples: int, level: float, seed: int
+    case: Case,
+    forms: Collection[Case],
+    metrics: Sequence[Metric],
+    resamples: int,
+    level: float,
+    seed: int,
 ) -> Comparison:
-    """Compare the systems aware, unaware, then the lines that are one set of answers each."""
+    """Compare the systems aware, unaware, then the lines that are one set of answers each.
+
+    `forms` holds the same answers under each presentation alone.
+    """
+    names = [m.name for m in metrics]
+    stats = item_stats(case.tables, _systems(case), names)
+    # Blocks of 500 resamples keep the memory small; the random numbers depend on the block.
+    comparison = compare(stats, jax.random.key(seed), resamples, level, min(resamples, 500))
+    alone = [item_stats(form.tables, _systems(form), names) for form in forms]
+    return jax.tree.map(np.asarray, widened_comparison(comparison, alone, level))
+
+
+def _systems(case: Case) -> np.ndarray:
+    """Return the answers of aware, unaware and the lines, [S, R, C, Q]."""
     shape = case.aware_RxCxQ.shape
     unaware_RxCxQ = np.broadcast_to(case.unaware_RxQ[:, None], shape)
     lines = [np.full(shape, np.nan, np.float32) for _ in case.lines.answers]
     for line_RxCxQ, answers_CxQ in zip(lines, case.lines.answers.values(), strict=True):
         line_RxCxQ[0] = answers_CxQ  # a line has one run
-    answers_SxRxCxQ = np.stack([case.aware_RxCxQ, unaware_RxCxQ, *lines])
-    # Blocks of 500 resamples keep the memory small; the random numbers depend on the block.
-    stats = item_stats(case.tables, answers_SxRxCxQ, [m.name for m in metrics])
-    comparison = compare(stats, jax.random.key(seed), resamples, level, min(resamples, 500))
-    return jax.tree.map(np.asarray, comparison)
+    return np.stack([case.aware_RxCxQ, unaware_RxCxQ, *lines])
+
+
+def _validity(
+    survey: Survey,
+    aware: Mapping[str, Runs],
+    by_presentation: Mapping[str, tuple[Mapping[str, Runs], Runs]] | None,
+    resamples: int,
+    level: float,
+    seed: int,
+) -> dict[str, Any] | None:
+    """Return what the validity gate says of the personas; None without any."""
+    personas = [country for country, runs in aware.items() if runs]
+    if not personas:
+        return None
+    tables = make_tables(survey, personas)
+    forms = {PUBLISHED: aware}
+    if by_presentation:
+        forms = {name: form for name, (form, _) in by_presentation.items()}
+    shares_FxPxQxO = np.stack(
+        [np.concatenate([_mean_shares(runs[p]) for p in personas]) for runs in forms.values()]
+    )
+    # Answers are shares of replies unless they are exact.
+    counts = [
+        sum(len(run.positions) for form in forms.values() for run in form[p])
+        for p in personas
+        if all(run.positions is not None for form in forms.values() for run in form[p])
+    ]
+    gate = validity_gate(
+        shares_FxPxQxO,
+        tables,
+        tuple(forms),
+        replies=min(counts) if len(counts) == len(personas) else None,
+        resamples=resamples,
+        level=level,
+        seed=seed,
+    )
+    return finite_or_none(gate.record())
+
+
+def _mean_shares(runs: Runs) -> np.ndarray:
+    """Return the mean of the distributions of several runs, [1, Q, O]; NaN for no answer."""
+    shares_RxQxO = np.concatenate([run.distributions()[:1] for run in runs])
+    known_RxQx1 = ~np.isnan(shares_RxQxO).any(axis=-1, keepdims=True)
+    total_QxO = np.where(known_RxQx1, shares_RxQxO, 0.0).sum(axis=0)
+    count_Qx1 = known_RxQx1.sum(axis=0)
+    return np.where(count_Qx1 > 0, total_QxO / np.maximum(count_Qx1, 1), np.nan)[None]
 
 
 def _intervals(

@@ -27,6 +27,7 @@ from jaxalign.stats.analysis_case import (
     points,
     run_scores,
 )
+from jaxalign.stats.presentations import form_correlation
 from jaxalign.surveys.responses import NOT_ANSWERS
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import option_table
@@ -45,6 +46,7 @@ def about(survey: Survey) -> dict[str, Any]:
         "items": len(survey.items),
         "ordinal_items": ordinal,
         "nominal_items": len(survey.items) - ordinal,
+        **survey.respondents_record(),
     }
 
 
@@ -263,6 +265,51 @@ def plane(case: Case) -> dict[str, Any]:
         for (label, kind, country), (x, y) in zip(rows, scaled.xy_Px2.tolist(), strict=True)
     ]
     return {"points": placed, "explained": points(scaled.explained)}
+
+
+def presentations(
+    forms: Mapping[str, Case], resamples: int, level: float, seed: int
+) -> dict[str, Any] | None:
+    """Score the answers under each presentation alone, and correlate them between the first two.
+
+    Args:
+        forms: by the name of a presentation, the answers under it alone.
+        resamples: number of resamples of the items, for the correlation.
+        level: level of its interval.
+        seed: seed of the resamples.
+
+    Returns:
+        None with fewer than two presentations.
+    """
+    if len(forms) < 2:
+        return None
+    scores = {name: [mean_over_runs(s) for s in run_scores(case)] for name, case in forms.items()}
+    first, second = list(forms.values())[:2]
+    countries = first.tables.countries
+
+    def by_country(which: int, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+        return {
+            country: {name: points(values[which][c]) for name, values in scores.items()}
+            for c, country in enumerate(countries)
+            if country in names
+        }
+
+    def correlation(answers: Sequence[np.ndarray]) -> dict[str, float] | None:
+        means = (x_xQ / first.tables.range_Q for x_xQ in answers)
+        found = form_correlation(*means, seed, resamples, level)
+        bounds = found and zip(("value", "low", "high"), found, strict=True)
+        return bounds and {name: round(value, 4) for name, value in bounds}
+
+    cases = (first, second)
+    return {
+        "names": list(forms),
+        "aware": by_country(0, first.personas),
+        "unaware": by_country(1, countries),
+        "correlation": {
+            "aware": correlation([mean_over_runs(x.aware_RxCxQ)[x.rows_P] for x in cases]),
+            "unaware": correlation([mean_over_runs(x.unaware_RxQ) for x in cases]),
+        },
+    }
 
 
 def _persona_rows(case: Case) -> list[tuple[str, int]]:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign.stats.intervals import Interval, tails
+from jaxalign.stats.intervals import Interval, normal_quantile, tails
 from jaxalign.surveys.choice_test import ChoiceTest
 
 NOT_ASKED = -9
@@ -190,13 +190,6 @@ def share_interval(values_G: np.ndarray, level: float = 0.95) -> tuple[Interval,
     centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (mean * (1 - mean) / n + z**2 / (4 * n**2)) ** 0.5
     return Interval(mean, max(0.0, centre - half), min(1.0, centre + half)), n
-
-
-def normal_quantile(level: float) -> float:
-    """Return how many standard deviations around the mean hold `level` of a normal distribution."""
-    from scipy.special import ndtri
-
-    return float(ndtri(tails(level)[1]))
 
 
 def paired_difference(

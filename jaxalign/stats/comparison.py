@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.stats.bootstrap import CountDraws, bootstrap
-from jaxalign.stats.intervals import Interval
+from jaxalign.stats.intervals import Interval, widened
 from jaxalign.stats.metrics import DEFAULT_METRICS, ItemFunction, ItemPairs, Metric, select
 from jaxalign.surveys.tables import Tables
 
@@ -168,6 +168,38 @@ def compare(
         for row_K in (flat.mean, *(jnp.where(known_K, bound, jnp.nan) for bound in flat.bounds))
     )
     return Comparison(*map(Interval, mean, low, high))
+
+
+def widened_comparison(
+    comparison: Comparison, alone: Sequence[ItemStats], level: float = 0.95
+) -> Comparison:
+    """Add the spread over presentations to every interval.
+
+    Args:
+        comparison: the comparison of answers that are averaged over presentations.
+        alone: the statistics of the answers under each presentation alone.
+        level: level of the intervals.
+
+    Returns:
+        The same estimates with wider intervals (`jaxalign.stats.intervals.widened`); the comparison
+        itself with one presentation.
+    """
+    if len(alone) < 2:
+        return comparison
+    points = [_point_estimates(stats) for stats in alone]
+    return Comparison(
+        *(
+            widened(interval, np.stack(values_F), level)
+            for interval, *values_F in zip(comparison, *points, strict=True)
+        )
+    )
+
+
+@jax.jit
+def _point_estimates(stats: ItemStats) -> tuple[jax.Array, ...]:
+    """Compute the estimates in the order of the fields of `Comparison`, without resamples."""
+    items = stats.answered_SxRxCxQ.shape[-1]
+    return tuple(x[0] for x in _estimates(stats, jnp.ones((1, items), jnp.float32)))
 
 
 def _estimates(stats: ItemStats, counts_BxQ: jax.Array) -> tuple[jax.Array, ...]:

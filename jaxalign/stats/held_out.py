@@ -12,11 +12,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxalign.stats.bootstrap import mean_interval
 from jaxalign.stats.distances import item_similarities
+from jaxalign.stats.seeds import crossed_interval
 from jaxalign.stats.vsm import answer_distributions
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import option_table, ordinal_items
@@ -52,22 +51,22 @@ def similarity_by_item(
     return np.asarray(similarity)
 
 
-def item_interval(values_Q: np.ndarray, seed: int) -> dict[str, float] | None:
-    """Return the mean over items and its 95 % bootstrap interval as a record of `result.json`.
+def item_interval(values_xQ: np.ndarray, seed: int) -> dict[str, float] | None:
+    """Return the mean and its 95 % bootstrap interval as a record of `result.json`.
 
     Args:
-        values_Q: one value per item, NaN for none.
+        values_xQ: one value per item [Q], or [..., Q] with seeds and presentations before the
+            items, which are then resampled as well; NaN for none.
         seed: seed of the resamples.
 
     Returns:
         `mean`, `low` and `high`; None if no item has a value.
     """
-    if np.isnan(values_Q).all():
-        return None
-    return mean_interval(values_Q, jax.random.key(seed)).record()
+    interval = crossed_interval(values_xQ, seed)
+    return interval.record() if interval else None
 
 
-def permutation_test(matrix_CxC: np.ndarray, seed: int) -> dict[str, Any]:
+def permutation_test(matrix_xCxC: np.ndarray, seed: int) -> dict[str, Any]:
     """Test whether prompts are nearest to the countries they were tuned for.
 
     The statistic is the mean of the diagonal. The p-value is the share of all assignments of
@@ -75,14 +74,16 @@ def permutation_test(matrix_CxC: np.ndarray, seed: int) -> dict[str, Any]:
     1 / assignments. Where there are more than 10,000 assignments, that many random ones are drawn.
 
     Args:
-        matrix_CxC: `matrix[p, c]`, the score of the prompt for country p against country c.
+        matrix_xCxC: `matrix[..., p, c]`, the score of the prompt for country p against country c;
+            the mean is taken over leading axes such as seeds.
         seed: seed of the random assignments.
 
     Returns:
         `own` and `others`, the mean score on and off the diagonal (None for one country);
         `p_value`; `assignments`, how many were compared; `exhaustive`, whether those were all.
     """
-    C = len(matrix_CxC)
+    C = matrix_xCxC.shape[-1]
+    matrix_CxC = matrix_xCxC.reshape(-1, C, C).mean(axis=0) if matrix_xCxC.ndim > 2 else matrix_xCxC
     rows = np.arange(C)
     exhaustive = math.factorial(C) <= _MOST_PERMUTATIONS
     if exhaustive:
@@ -112,8 +113,9 @@ def held_out_record(
 
     Args:
         similarity: for each method [C, C, Q], the similarity of its answers for country p to
-            country c in item q. Methods are "naive", "start", "tuned", "persona", "icl" and, if it
-            was run, "gradient".
+            country c in item q. Seeds may stand in front, [S, C, C, Q]: they are averaged over and
+            resampled. Methods are "naive", "start", "tuned", "persona", "icl" and, if it was run,
+            "gradient".
         countries: the C countries.
         country: the country of the entry.
         seed: seed of the bootstrap.
@@ -125,9 +127,9 @@ def held_out_record(
     """
     c = list(countries).index(country)
     # Similarity of each method's answers for this country to this country, by item.
-    own = {method: values[c, c] for method, values in similarity.items()}
+    own = {method: values[..., c, c, :] for method, values in similarity.items()}
     # The control: prompts tuned for the other countries, against this country.
-    others = [similarity["tuned"][p, c] for p in range(len(countries)) if p != c]
+    others = [similarity["tuned"][..., p, c, :] for p in range(len(countries)) if p != c]
     permuted = np.mean(others, axis=0) if others else np.full_like(own["tuned"], np.nan)
     gradient = {"gradient": item_interval(own["gradient"], seed)} if "gradient" in own else {}
     return gradient | {
@@ -140,4 +142,43 @@ def held_out_record(
         "after_minus_before": item_interval(own["tuned"] - own["naive"], seed),
         "after_minus_start": item_interval(own["tuned"] - own["start"], seed),
         "after_minus_permuted": item_interval(own["tuned"] - permuted, seed),
+    }
+
+
+def gap_over_generations(
+    generations: Sequence[int], tuned_losses: Sequence[float], held_out_scores: Sequence[float]
+) -> dict[str, Any]:
+    """Compare how fast a tuned loss falls with how fast a held-out score rises.
+
+    The two have different units, so each is turned into the share of the distance from people that
+    has been removed since the first generation given: 1 - loss / first loss, and for scores in
+    [0, 1], of which 1 is people's, 1 - (1 - score) / (1 - first score).
+
+    Args:
+        generations: generations at which both were measured, the first of them the start.
+        tuned_losses: the loss of the tuned objective at each of them.
+        held_out_scores: the held-out score at each of them.
+
+    Returns:
+        `generations`, `tuned_loss` and `held_out` as given; `tuned_removed`, `held_out_removed` and
+        their difference `gap`, one per generation; None where the first distance is 0.
+    """
+    loss_G = np.asarray(tuned_losses, np.float64)
+    distance_G = 1 - np.asarray(held_out_scores, np.float64)
+
+    def removed(distance_G: np.ndarray) -> list[float | None]:
+        if not distance_G[0] > 0:
+            return [None] * len(distance_G)
+        return (1 - distance_G / distance_G[0]).tolist()
+
+    tuned, held_out = removed(loss_G), removed(distance_G)
+    return {
+        "generations": list(map(int, generations)),
+        "tuned_loss": loss_G.tolist(),
+        "held_out": list(map(float, held_out_scores)),
+        "tuned_removed": tuned,
+        "held_out_removed": held_out,
+        "gap": [
+            None if a is None or b is None else a - b for a, b in zip(tuned, held_out, strict=True)
+        ],
     }

@@ -6,16 +6,20 @@ Three kinds of interval are in use. They answer different questions, so a report
 - over seeds or runs (`seed_interval`): would another run of the same program give the same result?
 - over resampled scores of several methods (`jaxalign.stats.paired_scores`): a paired version of the
   first for many methods.
+
+`jaxalign.stats.seeds` resamples seeds and items together, and `widened` adds to any interval what
+the presentation of the options leaves open.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import stdtrit  # SciPy is a dependency of JAX
+from scipy.special import ndtri, stdtrit  # SciPy is a dependency of JAX
 
 # The bits of a float32 NaN in the order of `_ordered_bits`: greater than every number.
 _AFTER_EVERY_NUMBER = np.uint32(0xFFFFFFFF)
@@ -90,6 +94,48 @@ def seed_interval(values_R: np.ndarray, level: float = 0.95) -> Interval | None:
 def tails(level: float) -> tuple[float, float]:
     """Return the two quantile levels that enclose the middle `level` of a distribution."""
     return (1 - level) / 2, (1 + level) / 2
+
+
+def normal_quantile(level: float) -> float:
+    """Return how many standard deviations around the mean hold `level` of a normal distribution."""
+    return float(ndtri(tails(level)[1]))
+
+
+def widened(
+    interval: Interval, values_F: Sequence[float] | np.ndarray, level: float = 0.95
+) -> Interval:
+    """Add the spread of a result over presentations to its interval over other things.
+
+    A score of answers averaged over F presentations would be another one with other presentations.
+    Its variance from that is s² / F, where s is the standard deviation of the scores of each
+    presentation alone. Each bound moves away from the estimate by the root of the sum of squares of
+    its distance and of z·s / √F, z the normal quantile of `level`.
+
+    Args:
+        interval: the interval of the score, presentations kept as they are: of floats, or of
+            arrays.
+        values_F: the same score under each presentation alone, [F] or [F, ...] with the shape of
+            the interval; NaN where there is none.
+        level: confidence level of `interval`.
+
+    Returns:
+        A wider interval of the same estimate; `interval` itself with one presentation.
+    """
+    values = np.asarray(values_F, np.float64)
+    known = ~np.isnan(values)
+    count = known.sum(axis=0)
+    if (count < 2).all():
+        return interval
+    mean = np.where(known, values, 0.0).sum(axis=0) / np.maximum(count, 1)
+    squares = np.where(known, (values - mean) ** 2, 0.0).sum(axis=0)
+    # s² / F with s² over F - 1; 0 where fewer than two presentations have a score.
+    variance = np.where(count > 1, squares / np.maximum(count - 1, 1) / np.maximum(count, 1), 0.0)
+    half = normal_quantile(level) * np.sqrt(variance)
+    centre, low, high = (np.asarray(bound, np.float64) for bound in interval)
+    low, high = centre - np.hypot(centre - low, half), centre + np.hypot(high - centre, half)
+    if low.ndim:
+        return Interval(interval.mean, low, high)
+    return Interval(interval.mean, float(low), float(high))
 
 
 def quantiles(values_NxK: jax.Array, levels: tuple[float, ...]) -> tuple[jax.Array, ...]:

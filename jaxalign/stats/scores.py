@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxalign.stats.alignment import alignment
 from jaxalign.stats.distances import survey_similarity
-from jaxalign.stats.vsm import Reading, make_scorer
+from jaxalign.stats.vsm import MasWeight, Reading, make_scorer
 from jaxalign.surveys.hofstede import DIMENSIONS
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.tables import make_tables
@@ -69,7 +69,10 @@ class ScoreTable:
 
 
 def vsm_scores(
-    responses: Responses, constant: float | Sequence[float] = 50.0, reading: Reading = "expected"
+    responses: Responses,
+    constant: float | Sequence[float] = 50.0,
+    reading: Reading = "expected",
+    mas_weight: MasWeight = 35,
 ) -> ScoreTable:
     """Compute the six cultural dimensions of the Values Survey Module 2013.
 
@@ -80,6 +83,8 @@ def vsm_scores(
             dimension. Only differences between conditions are free of it.
         reading: "expected" scores the mean code under the answer distribution; "most_likely" the
             code of the most probable option, as one sampled answer at temperature 0 would.
+        mas_weight: weight of the second difference of MAS: the manual's 35, or the 25 that some
+            papers print.
 
     Returns:
         Points, one column per dimension. Published country scores lie on 0 to 100.
@@ -101,11 +106,12 @@ def vsm_scores(
         always 3  50.0  50.0  50.0  50.0  50.0  50.0
     """
     # The scorer works on log-probabilities, so that exact and sampled answers go the same way.
-    scorer = make_scorer(responses.survey, np.asarray(constant, np.float32))
+    scorer = make_scorer(responses.survey, np.asarray(constant, np.float32), mas_weight)
     values = np.asarray(scorer.scores(responses.log_probs, reading))
     same = len(set(np.ravel(constant).tolist())) == 1
     constants = f"C = {float(np.ravel(constant)[0]):g}" if same else "C by dimension"
-    caption = f"Scores on the VSM 2013 dimensions in points ({constants})"
+    weight = "" if mas_weight == 35 else f"; MAS with {mas_weight}"
+    caption = f"Scores on the VSM 2013 dimensions in points ({constants}{weight})"
     columns = tuple(d.upper() for d in DIMENSIONS)
     return ScoreTable(caption, responses.conditions, columns, values)
 

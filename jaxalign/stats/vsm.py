@@ -35,8 +35,12 @@ READINGS: tuple[Reading, ...] = ("expected", "most_likely")
 VALUE_ITEMS = tuple(f"m{i:02d}" for i in range(1, 25))
 VALUE_CODES = (1, 2, 3, 4, 5)
 
-# score = first * (item - item) + second * (item - item) + constant, with items by number. The
-# manual weighs both differences of MAS by 35; some papers print 25 for the second.
+MasWeight = Literal[35, 25]
+MAS_WEIGHTS: tuple[MasWeight, ...] = (35, 25)
+"""Weight of the second difference of MAS: the manual's 35, and the 25 that some papers print."""
+
+# score = first * (item - item) + second * (item - item) + constant, with items by number, as the
+# manual has them. `formulas` exchanges the second weight of MAS.
 FORMULAS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "pdi": ((35, 7, 2), (25, 20, 23)),
     "idv": ((35, 4, 1), (35, 9, 6)),
@@ -47,12 +51,26 @@ FORMULAS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 }
 
 
-def weights() -> np.ndarray:
+def formulas(mas_weight: int = 35) -> dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]]:
+    """Return `FORMULAS` with another weight of the second difference of MAS.
+
+    Raises:
+        UserError: the weight is neither 35 nor 25.
+    """
+    if mas_weight not in MAS_WEIGHTS:
+        raise UserError(
+            f"`mas_weight` {mas_weight}: choose 35, as in the manual, or 25, as some papers print"
+        )
+    first, (_, plus, minus) = FORMULAS["mas"]
+    return FORMULAS | {"mas": (first, (mas_weight, plus, minus))}
+
+
+def weights(mas_weight: int = 35) -> np.ndarray:
     """Return float32 [6, 24]: points of score per unit of an item's mean answer, m01 to m24."""
     out = np.zeros((len(DIMENSIONS), len(VALUE_ITEMS)), np.float32)
     # No item enters a dimension twice, so each weight is simply written to its place.
     for row, dimension in zip(out, DIMENSIONS, strict=True):
-        for weight, plus, minus in FORMULAS[dimension]:
+        for weight, plus, minus in formulas(mas_weight)[dimension]:
             row[plus - 1], row[minus - 1] = weight, -weight
     return out
 
@@ -107,19 +125,22 @@ def most_likely_answers(distributions_QxO: jax.Array, codes_QxO: jax.Array) -> j
     return jnp.where(jnp.isnan(distributions_QxO).any(axis=-1), jnp.nan, answers)
 
 
-def dimension_scores(means_24: jax.Array, constants_6: jax.Array) -> jax.Array:
+def dimension_scores(
+    means_24: jax.Array, constants_6: jax.Array, mas_weight: int = 35
+) -> jax.Array:
     """Compute the six scores by the formulas of the VSM 2013 manual (`FORMULAS`).
 
     Args:
         means_24: float [..., 24], answers to m01 to m24 on 1 to 5.
         constants_6: [..., 6] or [6], the free constant C of each dimension.
+        mas_weight: weight of the second difference of MAS, 35 or 25.
 
     Returns:
         float32 [..., 6] in points, in the order of `DIMENSIONS`. Without C a score spans ±240
         (PDI), ±280 (IDV, MAS), ±260 (UAI, LTO), ±300 (IVR).
     """
     # An accelerator's default precision would round an answer by 0.01, and a score by a point.
-    raw = jnp.einsum("...i,di->...d", means_24, weights(), precision="highest")
+    raw = jnp.einsum("...i,di->...d", means_24, weights(mas_weight), precision="highest")
     return raw + jnp.broadcast_to(constants_6, raw.shape)
 
 
@@ -167,12 +188,14 @@ class Scorer:
         codes: float32 [Q, O], 0 past an item's options.
         columns: int32 [24], the positions of m01 to m24 among the Q items.
         constants: float32 [6], the constant C of each dimension in points.
+        mas_weight: weight of the second difference of MAS, 35 or 25.
     """
 
     valid: jax.Array
     codes: jax.Array
     columns: jax.Array
     constants: jax.Array
+    mas_weight: int = dataclasses.field(default=35, metadata={"static": True})
 
     def distributions(self, log_probs_QxO: jax.Array) -> jax.Array:
         """Return float32 [..., Q, O]; see `answer_distributions`."""
@@ -186,19 +209,22 @@ class Scorer:
     def scores(self, log_probs_QxO: jax.Array, reading: Reading = "expected") -> jax.Array:
         """Return the six scores, float32 [..., 6] in points."""
         answers_24 = jnp.take(self.answers(log_probs_QxO, reading), self.columns, axis=-1)
-        return dimension_scores(answers_24, self.constants)
+        return dimension_scores(answers_24, self.constants, self.mas_weight)
 
 
-def make_scorer(survey: Survey, constants: float | np.ndarray = 0.0) -> Scorer:
+def make_scorer(
+    survey: Survey, constants: float | np.ndarray = 0.0, mas_weight: int = 35
+) -> Scorer:
     """Make the scorer of a survey.
 
     Args:
         survey: a survey that holds m01 to m24, in any order and possibly beside other items.
         constants: the constant C in points, one number or one per dimension.
+        mas_weight: weight of the second difference of MAS, 35 or 25.
 
     Raises:
-        UserError: the formulas do not fit the survey, or the constants are not one or six finite
-            numbers.
+        UserError: the formulas do not fit the survey, the constants are not one or six finite
+            numbers, or the weight is neither 35 nor 25.
     """
     constants_6 = np.asarray(constants, np.float32)
     if constants_6.shape not in ((), (len(DIMENSIONS),)):
@@ -207,12 +233,14 @@ def make_scorer(survey: Survey, constants: float | np.ndarray = 0.0) -> Scorer:
         )
     if not np.isfinite(constants_6).all():
         raise UserError(f"the constant C must be finite, not {constants_6.tolist()}")
+    formulas(mas_weight)  # refuses another weight
     valid_QxO, codes_QxO = option_table(survey)
     return Scorer(
         jnp.asarray(valid_QxO),
         jnp.asarray(codes_QxO),
         jnp.asarray(value_columns(survey)),
         jnp.asarray(np.broadcast_to(constants_6, (len(DIMENSIONS),))),
+        mas_weight,
     )
 
 
@@ -242,10 +270,11 @@ def value_columns(survey: Survey) -> np.ndarray:
 _DIFFERENCES = np.arange(VALUE_CODES[0] - VALUE_CODES[-1], VALUE_CODES[-1] - VALUE_CODES[0] + 1)
 
 
-def integer_scores() -> np.ndarray:
+def integer_scores(mas_weight: int = 35) -> np.ndarray:
     """Return float64 [6, 81]: every score, in points and without C, that integer answers give."""
     d1, d2 = (d.ravel() for d in np.meshgrid(_DIFFERENCES, _DIFFERENCES, indexing="ij"))
-    pairs = [[weight for weight, _, _ in FORMULAS[dimension]] for dimension in DIMENSIONS]
+    chosen = formulas(mas_weight)
+    pairs = [[weight for weight, _, _ in chosen[dimension]] for dimension in DIMENSIONS]
     return np.array([w1 * d1 + w2 * d2 for w1, w2 in pairs], np.float64)
 
 
@@ -259,7 +288,7 @@ def integer_chances() -> np.ndarray:
 
 
 def trivial_lines(
-    target_6: np.ndarray, used_6: np.ndarray, constants_6: np.ndarray
+    target_6: np.ndarray, used_6: np.ndarray, constants_6: np.ndarray, mas_weight: int = 35
 ) -> dict[str, float]:
     """Compute the losses that need no model, to print beside every result.
 
@@ -267,6 +296,7 @@ def trivial_lines(
         target_6: published scores in points; may be NaN where not used.
         used_6: bool, the dimensions that enter the loss.
         constants_6: the free constant C of each dimension in points.
+        mas_weight: weight of the second difference of MAS, 35 or 25.
 
     Returns:
         Losses in points, summed over the dimensions used:
@@ -278,9 +308,38 @@ def trivial_lines(
     """
     used = np.asarray(used_6, bool)
     gap = (np.asarray(target_6, np.float64) - np.asarray(constants_6, np.float64))[used]
-    errors = np.abs(integer_scores()[used] - gap[:, None])
+    errors = np.abs(integer_scores(mas_weight)[used] - gap[:, None])
     return {
         "all_middle": float(np.abs(gap).sum()),
         "uniform_random": float((errors @ integer_chances()).sum()),
         "smallest_integer": float(errors.min(axis=1).sum()),
+    }
+
+
+def other_groups_lines(
+    target_6: np.ndarray, others_Gx6: np.ndarray, used_6: np.ndarray
+) -> dict[str, float]:
+    """Compute what the published scores of other groups would lose, as further lines.
+
+    Args:
+        target_6: a group's published scores in points; may be NaN where not used.
+        others_Gx6: those of other groups; NaN where a score was not published. A group without
+            a score in one of the dimensions used is left out.
+        used_6: bool, the dimensions that enter the loss.
+
+    Returns:
+        Losses in points, summed over the dimensions used; empty where no other group is left:
+
+        - `mean_of_others`: the mean of the other groups' scores.
+        - `another_country`: one other group's scores, mean over the others.
+    """
+    used = np.asarray(used_6, bool)
+    others_Gx6 = np.asarray(others_Gx6, np.float64).reshape(-1, len(DIMENSIONS))[:, used]
+    others_Gx6 = others_Gx6[~np.isnan(others_Gx6).any(axis=1)]
+    if not len(others_Gx6):
+        return {}
+    target = np.asarray(target_6, np.float64)[used]
+    return {
+        "mean_of_others": float(np.abs(others_Gx6.mean(axis=0) - target).sum()),
+        "another_country": float(np.abs(others_Gx6 - target).sum(axis=1).mean()),
     }

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from jaxalign.core.errors import UserError
 from jaxalign.surveys.choice_test import ChoiceTest
-from jaxalign.surveys.formats import FORMATS, choose_format
+from jaxalign.surveys.formats import FORMATS, borrow_wording, choose_format
+from jaxalign.surveys.groups import read_group
+from jaxalign.surveys.options import NO_OPTIONS, SurveyOptions
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import option_table
 
@@ -35,6 +37,18 @@ class SurveyCheck:
         """Whether nothing is wrong with the file."""
         return self.survey is not None
 
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether a model can be asked every item."""
+        if isinstance(self.survey, Survey):
+            return not self.survey.items_without_wording()
+        return self.survey is not None
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether it says how groups of people answered."""
+        return isinstance(self.survey, Survey) and bool(self.survey.distributions)
+
     def __str__(self) -> str:
         """Return a paragraph on what is in the file and lines on what is left out of it; or else a
         line for each problem."""
@@ -44,7 +58,11 @@ class SurveyCheck:
 
 
 def check_survey(
-    path: Path | str, distributions: Path | str | None = None, *, format: str = "auto"
+    path: Path | str,
+    distributions: Path | str | None = None,
+    *,
+    format: str = "auto",
+    options: SurveyOptions = NO_OPTIONS,
 ) -> SurveyCheck:
     """Check a survey file, and find all that is wrong with it.
 
@@ -54,6 +72,7 @@ def check_survey(
         path: The file, or the folder that CultureSPA was released with.
         distributions: For a CSV of your own: the CSV with how groups answered.
         format: Name of the format; "auto" recognises it by the file's content.
+        options: The wording to borrow, and the groups to make.
 
     Raises:
         UserError: The format is not recognised, or takes no `distributions`.
@@ -69,9 +88,11 @@ def check_survey(
         mine.csv, row 2, column 'text': the cell is empty
         mine.csv, row 2, column 'options': 'often' is not code=label with a whole number for a code
     """
-    name, options = choose_format(path, format, distributions, "distributions", {})
+    name, chosen = choose_format(path, format, distributions, "distributions", {}, options)
     try:
-        problems, survey = FORMATS[name]().check(Path(path), **options)
+        problems, survey = FORMATS[name]().check(Path(path), **chosen)
+        if survey is not None:
+            survey = borrow_wording(survey, str(path), options)
         if isinstance(survey, Survey):
             option_table(survey)  # what reading allows and no command could count with
     except UserError as error:
@@ -92,11 +113,13 @@ def _summary(format: str, survey: Survey | ChoiceTest) -> str:
             f"{len(survey.items)} items ({ordinal} ordinal, {len(survey.items) - ordinal} nominal)"
         )
         groups = set(survey.distributions)
+    within = any(read_group(name) is not None for name in groups)
+    noun = ("group", "groups") if within else ("country", "countries")
     options = sorted({len(item.options) for item in survey.items})
     topics = {item.topic for item in survey.items if item.topic}
     return (
         f"{survey.name} ({format}): {kind}; {options[0]} to {options[-1]} options; "
-        f"{_listed('topic', 'topics', topics)}; {_listed('country', 'countries', groups)}; "
+        f"{_listed('topic', 'topics', topics)}; {_listed(*noun, groups)}; "
         f"sha256 {survey.sha256}. Nothing is wrong with it.{_note(survey)}"
     )
 

@@ -9,7 +9,9 @@ figures only:
                                 GRC, GTM, MYS, PRT, SVK and URY
     hofstede_insights_2021_23   what the country comparison of Hofstede Insights showed in 2021-23
     culture_factor_2026_05      what its successor, The Culture Factor, showed in May 2026, with
-                                replaced IDV and LTO
+                                replaced IDV and LTO. KWT and TUN alone differ from the edition
+                                before it in PDI, MAS and UAI as well; that one marks their scores
+                                as estimates. We could not check these figures a second time
     legacy_estimate_pre2021     an older estimate, for Saudi Arabia alone
 
 An edition can also be a CSV file of your own, with the columns `group` (any name), `name` (how a
@@ -35,7 +37,7 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.surveys.formats.files import bad, read_table, shown
-from jaxalign.surveys.names import countries, country_name, suggest
+from jaxalign.surveys.names import countries, name_of_group, suggest
 
 DIMENSIONS = ("pdi", "idv", "mas", "uai", "lto", "ivr")
 EDITIONS = (
@@ -142,7 +144,7 @@ def name_in_edition(
         return own[group][0]
     if group not in countries() and (group in own or group in groups):
         return group
-    return country_name(group)
+    return name_of_group(group)
 
 
 def targets(

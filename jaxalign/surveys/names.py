@@ -20,6 +20,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from jaxalign.core.errors import UserError
+from jaxalign.surveys.groups import LANGUAGES, Group, read_group
 
 if TYPE_CHECKING:
     import babel
@@ -38,14 +39,26 @@ class GroupName:
         article_country: The name as it follows "from" in a sentence: "the United States".
         demonym: The English adjective of nationality, such as "American"; None for groups that are
             not countries and for other languages.
+        person: Of a group below the country, one of its people in words: "a woman aged 30 to 49
+            from the United States". None for whole countries, and in languages without such words.
+        people: Of such a group, all of them: "women aged 30 to 49 from the United States".
+        values: Of such a group, its values by variable: {"sex": "female", "age": "30-49"}.
     """
 
     country: str
     article_country: str
     demonym: str | None = None
+    person: str | None = None
+    people: str | None = None
+    values: Mapping[str, str] | None = None
 
     def __str__(self) -> str:
-        return self.country
+        return self.people or self.country
+
+    @property
+    def in_sentence(self) -> str:
+        """The group as a list in an English sentence names it."""
+        return self.people or self.article_country
 
 
 def country_name(iso3: str, language: str = "en") -> str:
@@ -102,11 +115,12 @@ def demonym(iso3: str) -> str:
 
 
 def group_name(group: str, language: str = "en") -> GroupName:
-    """Return what prompts call a group: a country, or any other by its own name.
+    """Return what prompts call a group: a country, a group within one, or any by its own name.
 
     Args:
-        group: ISO 3166 alpha-3 code, a country's English name, or any other text.
-        language: Language of the name, for countries.
+        group: ISO 3166 alpha-3 code, a country's English name, a name such as `USA:female:30-49`
+            (see `jaxalign.surveys.groups`), or any other text.
+        language: Language of the name, for countries and groups within them.
 
     Raises:
         UserError: The language is unknown.
@@ -115,7 +129,16 @@ def group_name(group: str, language: str = "en") -> GroupName:
         >>> from jaxalign.surveys.names import group_name
         >>> group_name("NLD").article_country, group_name("night owls").article_country
         ('the Netherlands', 'night owls')
+        >>> group_name("NLD:male:50+").person
+        'a man aged 50 or over from the Netherlands'
     """
+    if (within := group_within(group)) is not None:
+        name = group_name(within.country, language)
+        words: dict[str, str] = {}
+        if language in LANGUAGES:
+            place = name.article_country, language
+            words = {"person": within.person(*place), "people": within.people(*place)}
+        return dataclasses.replace(name, values=dict(within.values), **words)
     iso3 = group if group in _table() else _codes_by_own_name().get(group)
     if iso3 is None:
         return GroupName(group, group)
@@ -123,6 +146,26 @@ def group_name(group: str, language: str = "en") -> GroupName:
         return GroupName(country_name(iso3), with_article(iso3), demonym(iso3))
     name = country_name(iso3, language)
     return GroupName(name, name)
+
+
+def group_within(group: str) -> Group | None:
+    """Return the group below a known country that a name means; None for any other name."""
+    within = read_group(group)
+    return within if within is not None and within.country in _table() else None
+
+
+def name_of_group(group: str) -> str:
+    """Return what to give to prompts for a country or a group within one.
+
+    Raises:
+        UserError: It is neither.
+
+    Examples:
+        >>> from jaxalign.surveys.names import name_of_group
+        >>> name_of_group("USA"), name_of_group("USA:female")
+        ('United States', 'USA:female')
+    """
+    return group if group_within(group) is not None else country_name(group)
 
 
 def countries() -> tuple[str, ...]:

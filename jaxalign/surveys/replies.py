@@ -31,7 +31,7 @@ ReaderName = Literal["first_integer", "strict"]
 Numbering = Literal["codes", "positions"]
 
 # A sign counts where a number may begin: "-1", "(-1)", but neither "1-5" nor "COVID-19".
-_FIRST_INTEGER = re.compile(r"(?:(?<![^\s(\[\"'*:=])[-−‐‑])?[0-9]+")
+FIRST_INTEGER = re.compile(r"(?:(?<![^\s(\[\"'*:=])[-−‐‑])?[0-9]+")
 # Words that people and models put before a number that is their whole answer.
 _LEAD_IN = "i|my|the|would|will|d|ll|choose|select|say|think|pick|answer|option|number|is|with|a"
 _STRICT = re.compile(
@@ -115,7 +115,7 @@ def first_integer(text: str, item: Item) -> int | None:
 
     As published, what follows the digits does not matter: 1 for "1.1" and for "1-800".
     """
-    match = _FIRST_INTEGER.search(text)
+    match = FIRST_INTEGER.search(text)
     if match is None:
         return None
     digits = match[0].lstrip("-−‐‑")

@@ -156,6 +156,12 @@ def _rows(path: Path, notes: list[str]) -> Iterator[_Row]:
     if isinstance(value, dict) and "status" in value and "eval" in value:
         _note_status(value, notes)
         raise bad(path, "; ".join(["an inspect log without samples", *notes]))
+    if isinstance(value, dict) and "results" in value and "configs" in value:
+        raise bad(
+            path,
+            "scores of lm-evaluation-harness, without replies; run it with log_samples and "
+            "give the file samples_TASK_DATE.jsonl beside this one",
+        )
     raise bad(
         path,
         "neither CultureSPA replies (a list), nor an inspect log (an object with samples),"

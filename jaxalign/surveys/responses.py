@@ -3,12 +3,15 @@
 Exact answers are log-probabilities of an item's options. Sampled and recorded answers are the
 positions of the options that one or more replies named; their shares then stand in for the
 probabilities. Whoever compares answers with people asks this type and need not know which it is.
+
+Where items were shown in several presentations (`jaxalign.surveys.presentations`), responses are
+the mean over them, and hold those under each one too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -46,7 +49,8 @@ class Responses:
             (for sampled answers: the share of the replies that name one). None where unknown.
         positions: int [R, A, Q]: for sampled and recorded answers, the position of the option that
             each of R replies named, or `UNREADABLE`, `OUT_OF_RANGE`, `OPTION_LIST` or
-            `NO_REPLY`. None for exact answers.
+            `NO_REPLY`. None for exact answers. Those under several presentations follow each other.
+        by_presentation: the responses under each presentation by its name, if there were several.
 
     Examples:
         >>> import numpy as np
@@ -69,6 +73,7 @@ class Responses:
     log_probs: np.ndarray
     valid_mass: np.ndarray | None = None
     positions: np.ndarray | None = None
+    by_presentation: Mapping[str, Responses] | None = None
 
     def __post_init__(self) -> None:
         items = self.survey.items
@@ -116,11 +121,76 @@ class Responses:
             valid_mass = (readable_AxQ / replies_AxQ).astype(np.float32)
         return cls(survey, tuple(conditions), log_probs, valid_mass, positions)
 
+    @classmethod
+    def from_presentations(cls, by_presentation: Mapping[str, Responses]) -> Responses:
+        """Return the mean of responses to the same items under several presentations.
+
+        The mean is that of the probabilities. Of sampled answers it is the mean of the shares, in
+        which every presentation with a readable reply counts alike; their replies follow each
+        other, presentation by presentation.
+
+        Args:
+            by_presentation: The responses by the name of the presentation, all exact or all
+                sampled.
+
+        Examples:
+            >>> import numpy as np
+            >>> from jaxalign.surveys import Responses, vsm
+            >>> first, last = np.zeros((1, 1, 24), int), np.full((1, 1, 24), 4)
+            >>> a, b = (Responses.from_positions(vsm(), ["x"], p) for p in (first, last))
+            >>> Responses.from_presentations({"A": a, "B": b}).expected()[0, :2]
+            array([3., 3.], dtype=float32)
+        """
+        parts = tuple(by_presentation.values())
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        valid_mass = positions = None
+        if all(part.valid_mass is not None for part in parts):
+            valid_mass = np.mean([part.valid_mass for part in parts], axis=0, dtype=np.float32)
+        if first.positions is None:
+            log_probs = first.log_probs
+            for part in parts[1:]:
+                log_probs = np.logaddexp(log_probs, part.log_probs)
+            log_probs = log_probs - np.float32(np.log(len(parts)))
+        else:
+            positions = np.concatenate([part.positions for part in parts])
+            with np.errstate(divide="ignore"):
+                log_probs = np.log(_mean_shares(parts))
+        return cls(
+            first.survey, first.conditions, log_probs, valid_mass, positions, dict(by_presentation)
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Responses]) -> Responses:
+        """Return the responses of several parts to the same survey, one part's after another's.
+
+        Args:
+            parts: Responses under different conditions, all exact or all sampled alike.
+        """
+        first = parts[0]
+        if first.by_presentation is not None:
+            names = first.by_presentation
+            return cls.from_presentations(
+                {name: cls.join([part.by_presentation[name] for part in parts]) for name in names}
+            )
+        known = all(part.valid_mass is not None for part in parts)
+        sampled = first.positions is not None
+        return cls(
+            first.survey,
+            tuple(condition for part in parts for condition in part.conditions),
+            np.concatenate([part.log_probs for part in parts]),
+            np.concatenate([part.valid_mass for part in parts]) if known else None,
+            np.concatenate([part.positions for part in parts], axis=1) if sampled else None,
+        )
+
     def distributions(self) -> np.ndarray:
         """Return float32 [A, Q, O]: the probability, or share of replies, of each option.
 
         0 past an item's options; NaN for an item without an answer.
         """
+        if self.positions is not None and self.by_presentation is not None:
+            return _mean_shares(self.by_presentation.values())
         if self.positions is not None:
             # Not exp(log(share)), which may differ from the share in its last bit.
             return _shares(self.survey, self.positions)
@@ -190,6 +260,8 @@ class Responses:
             self.log_probs[rows],
             None if self.valid_mass is None else self.valid_mass[rows],
             None if self.positions is None else self.positions[:, rows],
+            self.by_presentation
+            and {name: part.select(conditions) for name, part in self.by_presentation.items()},
         )
 
     def table(self) -> str:
@@ -210,3 +282,12 @@ def _shares(survey: Survey, positions_RxAxQ: np.ndarray) -> np.ndarray:
     readable = counts.sum(axis=-1, keepdims=True)
     shares = np.where(readable > 0, counts / np.maximum(readable, 1), np.nan)
     return shares.astype(np.float32)
+
+
+def _mean_shares(parts: Iterable[Responses]) -> np.ndarray:
+    """Return float32 [A, Q, O]: the mean of the shares over the parts that have any."""
+    shares = np.stack([_shares(part.survey, part.positions) for part in parts])
+    answered = ~np.isnan(shares).any(axis=-1, keepdims=True)
+    count = answered.sum(axis=0)
+    total = np.where(answered, shares, 0).sum(axis=0, dtype=np.float32)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)

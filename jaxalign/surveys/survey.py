@@ -27,15 +27,17 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from jaxalign.core.errors import UserError
 
 Scale = Literal["ordinal", "nominal"]
+_MOST_GROUPS = 80  # groups that a message lists; surveys have fewer countries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,19 @@ class Item:
             )
 
 
+class Respondents(NamedTuple):
+    """How many people of a group were asked.
+
+    Attributes:
+        number: Number of respondents.
+        effective: Their effective number, (sum of weights)² / sum of squared weights: as many
+            respondents of equal weight would say as much.
+    """
+
+    number: int
+    effective: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Survey:
     """A questionnaire and, where known, how groups of people answered it.
@@ -114,6 +129,10 @@ class Survey:
             people. Not part of `sha256`.
         notes: What a file holds that is not in the survey, and why: one line each. Not part of
             `sha256`.
+        respondents: The number of respondents of each group, where the file has respondents. Not
+            part of `sha256`.
+        refused: Groups of the file that are not in `distributions`, each with the reason. Not part
+            of `sha256`.
 
     Raises:
         UserError: If there are no items, ids repeat, a group has no name, or a distribution or
@@ -141,6 +160,10 @@ class Survey:
     )
     simulated: bool = False
     notes: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    respondents: dict[str, Respondents] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
+    refused: dict[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -184,6 +207,31 @@ class Survey:
                 for group, positions in self.majorities.items()
             },
         )
+
+    def respondents_record(self, groups: Iterable[str] | None = None) -> dict[str, Any]:
+        """Return what records of results say about the respondents, to be merged into them.
+
+        Args:
+            groups: The groups; default: all with answers.
+
+        Returns:
+            {"respondents": {group: {"number", "effective"}}}; {} where the survey does not know.
+        """
+        chosen = self.distributions if groups is None else groups
+        known = {g: self.respondents[g]._asdict() for g in chosen if g in self.respondents}
+        return {"respondents": known} if known else {}
+
+    def why_absent(self, group: str) -> str:
+        """Return why `distributions` has no such group, for messages."""
+        if group in self.refused:
+            return f"{group!r} has {self.refused[group]}"
+        # Of a survey of groups within countries, those of the same country say most.
+        country = group.partition(":")[0]
+        near = [name for name in self.distributions if name.partition(":")[0] == country]
+        known = near or list(self.distributions)
+        more = f" and {len(known) - _MOST_GROUPS} more" if len(known) > _MOST_GROUPS else ""
+        named = " ".join(known[:_MOST_GROUPS]) + more
+        return f"country {group!r} is not in the survey; it has {named}"
 
     def majority(self, group: str) -> dict[str, int]:
         """Return the position of the majority answer to each item that `group` answered."""

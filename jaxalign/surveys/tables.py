@@ -110,7 +110,7 @@ def make_tables(survey: Survey, countries: Sequence[str] | None = None) -> Table
     if not chosen:
         raise UserError(f"survey {survey.name!r} does not say how any country answered")
     if unknown := [c for c in chosen if c not in known]:
-        raise UserError(f"country {unknown[0]!r} is not in the survey; it has {' '.join(known)}")
+        raise UserError(survey.why_absent(unknown[0]))
     valid_QxO, _ = option_table(survey)
     # A country's gold answer to an item is its majority answer; NaN where it was not asked.
     majorities = [survey.majority(c) for c in chosen]

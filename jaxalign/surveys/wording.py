@@ -13,9 +13,10 @@ _MOST_NAMED = 12  # items that a note lists
 def add_wording(survey: Survey, wording: Survey) -> Survey:
     """Return how groups answered, with the items as another survey words them.
 
-    Items are joined by their ids. World Values Survey files hold codes alone; CultureSPA's folder
-    or a file of your own words the same items. The shares stay those of `survey`: weighted ones, if
-    it is a World Values Survey file, in place of the unweighted tables that CultureSPA publishes.
+    Items are joined by their ids, whatever their case. World Values Survey files hold codes alone;
+    CultureSPA's folder or a file of your own words the same items. The shares stay those of
+    `survey`: weighted ones, if it is a World Values Survey file, in place of the unweighted tables
+    that CultureSPA publishes. Options with negative codes ("don't know") are left out of the words.
 
     Args:
         survey: A survey that says how groups answered.
@@ -37,7 +38,13 @@ def add_wording(survey: Survey, wording: Survey) -> Survey:
         >>> worded.items[0].options, worded.distributions["night owls"]["q1"]
         (('yes', 'no'), (0.25, 0.75))
     """
-    by_id = {item.id: item for item in wording.items}
+    words = {item.id: item for item in wording.items}
+    folded = {item.id.casefold(): item for item in reversed(wording.items)}
+    by_id = {
+        item.id: worded
+        for item in survey.items
+        if (worded := words.get(item.id) or folded.get(item.id.casefold())) is not None
+    }
     kept = [item.id for item in survey.items if item.id in by_id]
     if not kept:
         raise UserError(
@@ -56,7 +63,7 @@ def add_wording(survey: Survey, wording: Survey) -> Survey:
         notes.append(f"left out {len(without)} items that {wording.name} does not word: {named}")
     return dataclasses.replace(
         survey.subset(set(kept)),
-        name=f"{survey.name}, worded as in {wording.name}",
+        name=f"{survey.name}, worded",
         source=f"{survey.source}; wording: {wording.source}",
         wording=wording.wording,
         items=tuple(items[item_id] for item_id in kept),
@@ -67,6 +74,9 @@ def add_wording(survey: Survey, wording: Survey) -> Survey:
 def _joined(survey: Survey, item: Item, wording: Survey, worded: Item) -> Item:
     """Return the worded item. Raise UserError unless both have the same options in one order."""
     where = f"item {item.id}"
+    # Questionnaires print "-1 = don't know" beside the options; a survey counts it as no answer.
+    if min(item.codes) >= 0 and min(worded.codes) < 0 and max(worded.codes) >= 0:
+        worded = _without_negative_codes(worded)
     if len(worded.options) != len(item.options):
         raise UserError(
             f"{where}: {len(worded.options)} options in {wording.name} and {len(item.options)} in "
@@ -77,4 +87,18 @@ def _joined(survey: Survey, item: Item, wording: Survey, worded: Item) -> Item:
             f"{where}: codes {list(worded.codes)} in {wording.name} and {list(item.codes)} in "
             f"{survey.name}; give the options their codes, in the same order"
         )
-    return dataclasses.replace(worded, topic=worded.topic or item.topic)
+    # Whether options have an order is known of the survey; a file of words may not say.
+    return dataclasses.replace(
+        worded, id=item.id, scale=item.scale, topic=worded.topic or item.topic
+    )
+
+
+def _without_negative_codes(item: Item) -> Item:
+    kept = [i for i, code in enumerate(item.codes) if code >= 0]
+    if len(kept) < 2:
+        return item
+    return dataclasses.replace(
+        item,
+        options=tuple(item.options[i] for i in kept),
+        codes=tuple(item.codes[i] for i in kept),
+    )

@@ -117,11 +117,13 @@ def resolve(
 
 
 def _shown(value: Any) -> str:
-    """Return a value as a line shows it: 1e-4, 4,096, yes."""
+    """Return a value as a line shows it: 1e-4, 4,096, yes, A and B."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
         return value.replace("_", " ")
+    if isinstance(value, tuple):
+        return " and ".join(value)
     if isinstance(value, float):
         return np.format_float_scientific(value, trim="-", exp_digits=1)
     return f"{value:,}"

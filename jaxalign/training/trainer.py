@@ -398,7 +398,7 @@ class _Fit:
         trainer, params = self._trainer, self._params
         data, first_row = trainer.groups[group], trainer.first_rows[group]
         earlier = sum(data.steps for data in trainer.groups[:group])
-        if checkpoints is not None and checkpoints.steps:
+        if checkpoints is not None and checkpoints.latest is not None:
             done, state = checkpoints.restore(trainer.abstract_state)
         else:
             done, state = 0, trainer.start(params, group)

@@ -20,10 +20,12 @@ from jaxalign.methods.culturespa.prompting import OTHER_STYLES, Prompted, prompt
 from jaxalign.methods.culturespa.result import SELECTION_MODELS, make_record
 from jaxalign.methods.culturespa.styles import STYLES
 from jaxalign.pocket.society import held_out_survey
+from jaxalign.surveys.survey import Item
 from jaxalign.surveys.tables import make_tables
 
 COUNTRIES = ("USA", "CHN", "NGA")
 SETTINGS = CultureSPASettings(countries=COUNTRIES, seeds=2, reading="sampled", runs=3, resamples=20)
+GUARD = ((Item("g", "2 + 2?", ("3", "4"), (1, 2)), 1),)
 TOPICS = {"trust": {"questions": 4, "pairs": {"USA": 1, "CHN": 0, "NGA": 2}}}
 
 
@@ -32,7 +34,9 @@ def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
     settings = CultureSPASettings(countries=("USA", "CHN"), resamples=20, seeds=2)
     survey = held_out_survey()
     tables = make_tables(survey, settings.countries)
-    inputs = SimpleNamespace(survey=survey, tables=tables, guard_name="", guard=())
+    inputs = SimpleNamespace(
+        survey=survey, tables=tables, guard_name="", guard=GUARD, presentations=("A",)
+    )
     random = np.random.default_rng(0)
     shape = (2, 1, 2, len(survey.items))
     answers = {m: random.integers(0, 2, shape).astype(np.float32) for m in (*STYLES, *TUNED)}
@@ -53,7 +57,9 @@ def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
     assert result["personas"]["joint"]["agreement"] is None
     show_result(result)
     write_plots(tmp_path, result)
+    result["measure"]["validity"] = None
     write_culturespa_report(result, tmp_path)
+    assert "Validity gate: not made." in (tmp_path / "report.md").read_text("utf-8")
     assert "joint − P1: no answers." in (tmp_path / "report.md").read_text("utf-8")
     text = str(CultureSPAResult(tmp_path, plain(result), {}, {})).splitlines()
     assert text[0].split() == ["method", "USA", "CHN", "mean"]
@@ -95,6 +101,7 @@ def test_a_report_tells_lost_replies_pairs_and_what_was_not_trained(tmp_path):
     write_plots(tmp_path, result)
     report = write_culturespa_report(result, tmp_path)[0].read_text("utf-8")
     assert "CultureSPA CCT: untrained" in report
+    assert "Validity gate: " in report.split("## ")[0]
     assert "| CultureSPA CCT" not in report
     assert any("CRQPC" in line and "| 82 |" in line for line in report.splitlines())
     assert any("P1" in line and "| 108 | 5 | 7 |" in line for line in report.splitlines())

@@ -112,6 +112,55 @@ def test_sampled_answers_are_other_programs(model, measured):
     assert not any(name.startswith("answers to the survey") for name in names)
 
 
+def test_a_culturespa_plan_takes_what_changes_its_programs(model, measured, tmp_path):
+    """Fewer replies at a time, no styles for fine-tuned models, and questions held to a form."""
+    changes = {"per_topic": 3, "seeds": 1, "batch_size": 8, "prompting": False}
+    plan = planned(model, "culturespa", constrain=True, **changes)
+    names = [need.program.name for need in plan.needs]
+    assert "decode 8 rows" in names
+    assert "decode 16 rows" not in names
+    assert not any("other styles" in name for name in names)
+    (start,) = (need.program.lower() for need in plan.needs if need.program.name == "start")
+    # The table of the form is an argument of the programs that draw tokens.
+    free = planned(model, "culturespa", **changes)
+    (without,) = (need.program.lower() for need in free.needs if need.program.name == "start")
+    arguments = [len(jax.tree.leaves(lowered.in_avals)) for lowered in (start, without)]
+    assert arguments[0] > arguments[1]
+
+
+def test_a_culturespa_plan_counts_presentations(model, measured, monkeypatch):
+    """Of a real model two by default; each question is asked in every one."""
+    sizes: list[int] = []
+    cut = culturespa.plan_blocks
+
+    def plan_blocks(conversations, tokens):
+        sizes.append(len(conversations))
+        return cut(conversations, tokens)
+
+    monkeypatch.setattr(culturespa, "plan_blocks", plan_blocks)
+    by_forms = []
+    for presentations in (None, ("A",), ("A", "B", "C", "D")):
+        sizes.clear()
+        planned(model, "culturespa", per_topic=2, seeds=1, presentations=presentations)
+        by_forms.append(sizes[:2])  # the survey, and the written questions
+    two, one, four = by_forms
+    assert two == [2 * size for size in one]
+    assert four == [4 * size for size in one]
+
+
+def test_a_culturespa_plan_of_existing_questions_writes_nothing(model, measured, tmp_path):
+    rows = [
+        {"question": f"Does {what} matter?", "option_lst": ["1. Yes", "2. No"], "class": "Trust"}
+        for what in ("honesty", "the law")
+    ]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(rows), "utf-8")
+    plan = planned(model, "culturespa", seeds=1, questions=(path,))
+    assert "write" not in [need.program.stage for need in plan.needs]
+    with pytest.raises(UserError, match="nothing is written with `questions`"):
+        planned(model, "culturespa", seeds=1, questions=(path,), constrain=True)
+
+
 def test_a_program_that_does_not_fit_is_named(model, measured, capsys):
     measured["answers to both surveys, tuned prompts"] = 15 * GIB
     plan = planned(model, "soft-prompt")
@@ -134,7 +183,8 @@ def test_fewer_prompts_at_a_time_where_memory_is_short(model, monkeypatch):
         return Need(program, Memory(10 * GIB if len(tried) < 3 else GIB, 0, 0, 0), 1.0)
 
     monkeypatch.setattr(soft_prompt, "measure_program", measure)
-    problem = read_problem(Settings(countries=("USA", "CHN")), open_model(model))
+    settings = Settings(countries=("USA", "CHN"), presentations=("A",))
+    problem = read_problem(settings, open_model(model))
     mesh = make_mesh(jax.devices()[:1])
     wanted = choose_execution(problem, mesh, {"attention": "xla", "chunk": 0})
     found = soft_prompt.fitting_search(problem, mesh, wanted, 8 * GIB)

@@ -12,9 +12,12 @@ import matplotlib
 import pytest
 
 from jaxalign.commands.reports import soft_prompt_report
-from jaxalign.report.wording import NO_DIFFERENCE
+from jaxalign.commands.reports.soft_prompt_statements import statements, verdict_notes
+from jaxalign.commands.soft_prompt import print_result
+from jaxalign.report.wording import NO_DIFFERENCE, NO_SIGNAL
 from tests.support.pages import HOSTILE, check_page, check_report
 from tests.support.report_samples import soft_prompt_sample
+from tests.support.soft_prompt_result import example_result
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def test_a_real_model_is_not_labelled_pocket(tmp_path: Path) -> None:
     assert "pocket" not in page.split("<h2>")[0]
     assert "simulated" in page.split("<h2>")[0]  # the survey still is
     result["held_out"]["simulated"] = False
-    assert 'class="label"' not in _texts(result, tmp_path)[0]
+    assert "Simulated" not in _texts(result, tmp_path)[0].split("<h2>")[0]
 
 
 def test_everything_is_in_the_reading_that_was_tuned(tmp_path: Path) -> None:
@@ -54,25 +57,142 @@ def test_everything_is_in_the_reading_that_was_tuned(tmp_path: Path) -> None:
     result, _ = soft_prompt_sample(("USA",))
     result["settings"]["reading"] = "most_likely"
     entry = result["countries"]["USA"]
-    for name, expected, likely in (
-        ("naive", 10, 93),
-        ("icl", 10, 92),
-        ("tuned", 20, 41),
-        ("gradient", 1, 57),
-    ):
-        scores = {"scores": [50.0] * 6}
-        losses = {"expected": {"loss": expected} | scores, "most_likely": {"loss": likely} | scores}
-        entry[name] = losses | {"valid_mass": 1.0}
+    losses = {"naive": (10.0, 93.0), "icl": (10.0, 92.0), "tuned": (20.0, 41.0)}
+    losses["gradient"] = (1.0, 57.0)
+    for name, (expected, likely) in losses.items():
+        for record in (entry[name], *entry[name]["presentations"].values()):
+            record["expected"]["loss"] = expected
+            record["most_likely"]["loss"] = likely
     _, text = _texts(result, tmp_path)
-    assert "(most likely reading): the tuned prompt is below the plain question in 1 of 1" in text
     assert (
-        "tuned by gradients in the expected reading (the most likely has none) have a lower loss "
-        "in the most likely reading in 0 of 1"
+        "Loss on presentation A, tuned on (most likely reading): the tuned prompt is below the "
+        "plain question in 1 of 1 countries"
     ) in text
-    assert re.search(r"\| USA \| 93[.0]* \| 92[.0]* \| 41[.0]* \| 20[.0]* \|", text)
+    assert (
+        "tuned by gradients in the expected reading (the most likely one has none) have a lower "
+        "loss on presentation A in the most likely reading in 0 of 1"
+    ) in text
+    assert "| USA | 93.0 | 93.0 | 41.0 | 41.0 |" in text
     assert "same prompt by gradients (expected reading)" in text
     assert "Scores per country, most likely reading" in text
-    assert "Loss in the expected reading" in text
+    assert "| USA, plain question | 10.0 | 93.0 |" in text  # both readings side by side
+
+
+@pytest.mark.parametrize("signal", [True, False])
+def test_the_gate_opens_the_report_and_rules_every_verdict(tmp_path: Path, signal: bool) -> None:
+    result, _ = soft_prompt_sample(("USA", "CHN"), signal)
+    page, text = _texts(result, tmp_path)
+    first = page.split('class="label"')[1]
+    assert f"Validity gate: {'passed' if signal else 'not passed'}." in first
+    assert ("r = 0.31" if signal else "r = 0.03") in first
+    held_out = text.split("## Held-out survey")[1].split("## ")[0]
+    if signal:
+        assert NO_DIFFERENCE in held_out
+        assert NO_SIGNAL not in text
+    else:
+        for words in (NO_DIFFERENCE, "no effect", "significant", "nearer", "further", "more alike"):
+            assert words not in text.replace("below 1: more alike than people", "")
+        assert held_out.count(NO_SIGNAL) >= 6
+
+
+def test_a_gain_that_vanishes_is_called_that_before_any_section(tmp_path: Path) -> None:
+    result, _ = soft_prompt_sample(("USA", "CHN"))
+    head = _texts(result, tmp_path)[0].split("<h2>")[0]
+    assert "The gain vanishes on presentations that were not tuned on." in head
+    assert "mean over 2 countries: +110.0 on A (tuned on); +96.0 on B, −20.0 on C and" in head
+    assert "learned numbers" not in head  # the gain on B is kept, that on C is not
+    result["measure"]["gain"]["tuned"]["CHN"]["verdict"] = "kept"
+    head = _texts(result, tmp_path)[0].split("<h2>")[0]
+    assert "in 2 countries: vanishes in 1 and kept in 1." in head
+    assert "By country: vanishes in USA; kept in CHN." in head
+    for gain in result["measure"]["gain"]["tuned"].values():
+        gain |= {"verdict": "not tested", "untuned": None, "kept": None}
+    head = _texts(result, tmp_path)[0].split("<h2>")[0]
+    assert "The gain was not tested on presentations that were not tuned on." in head
+
+
+def test_a_gain_that_goes_with_the_numbers_is_said_to(tmp_path: Path) -> None:
+    result, _ = soft_prompt_sample(("USA",))
+    forms = result["countries"]["USA"]["tuned"]["presentations"]
+    for name, loss in {"A": 10.0, "B": 170.0, "C": 15.0, "D": 150.0}.items():
+        forms[name]["expected"]["loss"] = loss
+    head = _texts(result, tmp_path)[0].split("<h2>")[0]
+    assert "is lost where it has another one (B, D): the prompt has learned numbers." in head
+
+
+def test_losses_where_tuned_on_and_where_not_stand_side_by_side(tmp_path: Path) -> None:
+    result, _ = soft_prompt_sample(("USA",))
+    _, text = _texts(result, tmp_path)
+    columns = "| A (tuned on) | B (never tuned on) | C (never tuned on) | D (never tuned on) |"
+    assert f"| Method {columns}" in text
+    assert "| tuned soft prompt | 40.0 | 44.0 | 180.0 | 160.0 |" in text
+    assert "| B | published order, numbers reversed | 3 never, 2 sometimes, 1 always |" in text
+    assert "Tuned soft prompt answers 1 throughout on presentations A, B, C and D." in text
+    assert "the answers follow the number, whatever stands behind it" in text
+    assert "mean of other countries" in text
+
+
+def test_seeds_and_sampled_replies_have_tables(tmp_path: Path) -> None:
+    _, text = _texts(example_result(reading="sampled"), tmp_path)
+    for words in (
+        "| USA | 42.0 | 42.0 | 42.0 (39.0 to 45.0) | 42.0 (36.0 to 48.0) |",
+        "intraclass correlation of 0.60 (0.50 to 0.70); 44 % of 96 items flip",
+        "| Country and method | expected | most likely | sampled (tuned) |",
+        "| plain question | 1,152 | 80 | 6 | 0 |",
+        "| USA, generation 80 | 70.0 | 0.710 | 44.0 | 3.3 | 40.7 |",
+    ):
+        assert words in text
+    one = _texts(example_result(seeds=(0,)), tmp_path)[1]
+    assert "## Seeds" not in one
+    assert "intraclass" not in one
+
+
+def test_a_run_of_one_country_and_one_presentation(tmp_path: Path) -> None:
+    result = example_result(("USA",), (0,), ("A",), ())
+    page, text = _texts(result, tmp_path)
+    assert "never tuned on" not in text
+    assert "The gain was not tested on presentations that were not tuned on." in page
+    assert "no other was asked" in text
+    check_page(tmp_path / "report.html")
+
+
+def test_a_loss_that_is_no_sum_of_points_keeps_its_decimals(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As of a distance between distributions, which has no scores, no target and no constants."""
+    result, _ = soft_prompt_sample(("USA", "CHN"))
+    for name in ("dimensions", "constants"):
+        del result[name]
+    result["settings"]["objective"] = "jensen-shannon"
+    result["trivial"] = {c: {"uniform": 0.25, "own_mean": 0.5} for c in result["countries"]}
+    for entry in result["countries"].values():
+        entry["target"] = None
+        for method in ("naive", "persona", "icl", "start", "tuned", "gradient"):
+            record = entry[method]
+            for part in (record, record["untuned"], *record["presentations"].values()):
+                for reading in ("expected", "most_likely"):
+                    part[reading] = {"loss": part[reading]["loss"] / 1000}
+    page, text = _texts(result, tmp_path)
+    assert "| tuned soft prompt | 0.040 | 0.044 | 0.180 | 0.160 |" in text
+    assert "+0.110 on A (tuned on); +0.096 on B" in page
+    assert "| USA | 0.250 | 0.500 |" in text
+    print_result(result)
+    assert "0.040" in capsys.readouterr().out
+
+
+def test_the_terminal_says_what_the_report_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    result, _ = soft_prompt_sample(("USA", "CHN"), signal=False)
+    _, text = _texts(result, tmp_path)
+    print_result(result)
+    printed = " ".join(capsys.readouterr().out.split())
+    for note in verdict_notes(result):
+        assert f"{note.lead} {note.text}" in printed
+        assert f"**{note.lead}** {note.text}" in text
+    for statement in statements(result):
+        assert statement in printed
+        assert statement in text
 
 
 @pytest.mark.parametrize(("penalty", "words"), [(0.0, "Loss"), (5.0, "Loss + penalty")])
@@ -122,7 +242,8 @@ def test_the_summary_names_the_algorithm_and_counts_countries(tmp_path: Path) ->
 
 def _texts(result: dict, out: Path) -> tuple[str, str]:
     markdown, page = soft_prompt_report(result, out)
-    return page.read_text("utf-8"), markdown.read_text("utf-8")
+    # Names in Markdown are escaped; the tests are about words.
+    return page.read_text("utf-8"), markdown.read_text("utf-8").replace("\\", "")
 
 
 def test_missing_values_are_dashes(tmp_path: Path) -> None:

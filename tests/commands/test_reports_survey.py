@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign.commands.reports import survey_report
 from jaxalign.commands.reports.survey_tables import metrics_table
-from jaxalign.report.wording import NO_DIFFERENCE
+from jaxalign.report.wording import NO_DIFFERENCE, NO_SIGNAL
 from tests.support.pages import HOSTILE, check_markdown, check_page, check_report
 from tests.support.report_samples import analysis_sample
 
@@ -26,9 +26,7 @@ def test_page_and_markdown(survey_run: Path) -> None:
 
 def test_survey_labels_and_statements(survey_run: Path) -> None:
     text = (survey_run / "report.html").read_text("utf-8")
-    assert (
-        text.index('class="label"') < text.index("Simulated: nobody was asked") < text.index("<h2>")
-    )
+    assert text.index('class="label"') < text.index("Nobody was asked") < text.index("<h2>")
     for words in (
         "A persona is nearest to its own country in",
         "Two personas score",
@@ -62,3 +60,13 @@ def test_a_survey_without_personas(tmp_path: Path) -> None:
     text = check_markdown(tmp_path / "report.md")
     assert "A model without a persona" in text
     assert "persona is nearest" not in text
+
+
+def test_without_signal_no_verdict_says_anything_else(tmp_path: Path) -> None:
+    survey_report(analysis_sample(("USA", "CHN", "IND"), signal=False), tmp_path)
+    text = (tmp_path / "report.md").read_text("utf-8")
+    head = text.split("## ")[0]
+    assert "Validity gate: not passed." in head
+    assert NO_SIGNAL in head
+    assert NO_DIFFERENCE not in text
+    assert "more alike than people are" not in text

@@ -26,9 +26,11 @@ from jaxalign.commands.soft_prompt import tune_prompts
 from jaxalign.commands.sweep import group as sweep_group
 from jaxalign.commands.sweep.command import SweepSettings, sweep
 from jaxalign.commands.sweep.file import Sweep, read_sweep
+from jaxalign.commands.sweep.picture import write_plot
 from jaxalign.commands.sweep.plan import Cell, make_batches, make_plan, model_names
-from jaxalign.commands.sweep.result import make_result, show_result, write_plot
+from jaxalign.commands.sweep.result import make_result
 from jaxalign.commands.sweep.status import show_status
+from jaxalign.commands.sweep.tables import show_result
 from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import save_checkpoint
 from jaxalign.lm.config import LlamaConfig
@@ -145,7 +147,8 @@ def test_what_is_left_out_is_soft_prompts_default(tmp_path):
         ("seeds = [-1]", "seeds: -1 must lie between"),
         ("seeds = [true]", "seeds[0] = True must be a whole number"),
         ("countries = 'USA'", "countries = 'USA' must be a list"),
-        ("reading = 'likely'", "choose one of 'expected', 'most_likely'"),
+        ("reading = 'likely'", "choose one of 'expected', 'most_likely', 'sampled'"),
+        ("presentations = 'A'", "presentations = 'A' must be a list"),
         ("penalty = nan", "penalty = nan must be a number"),
         ("generations = ", "not TOML"),
     ],
@@ -232,7 +235,7 @@ def test_a_cell_gives_the_same_bits_whoever_runs_beside_it(file, unbroken, tmp_p
 @pytest.mark.long
 def test_a_cell_is_a_soft_prompt_search(file, unbroken):
     """The same best fitness, to the bit, and the same prompt as the main job's."""
-    settings = dataclasses.replace(make_plan(read_sweep(file), 2)[0].problem.settings, seed=8)
+    settings = dataclasses.replace(make_plan(read_sweep(file), 2)[0].problem.settings, seeds=(8,))
     problem, mesh = read_problem(settings), make_mesh()
     lm = load_model(problem.model, mesh=mesh)
     search = build_search(problem, lm, choose_execution(problem, mesh, {}))
@@ -251,7 +254,11 @@ def test_a_cell_is_a_soft_prompt_search(file, unbroken):
 @pytest.mark.long
 def test_the_result_says_which_c_and_edition(unbroken):
     result = json.loads((unbroken / "result.json").read_text("utf-8"))
-    assert result["groups"][0]["constants"] == [50.0] * 6
+    group = result["groups"][0]
+    assert group["constants"] == [50.0] * 6
+    assert group["held_out"]["low"] <= group["held_out"]["mean"] <= group["held_out"]["high"]
+    assert group["naive"].keys() == {"expected", "most_likely", "held_out"}
+    assert group["lines"]["held_out"]["uniform"] > 0
     assert result["edition"] == Settings().edition
 
 
@@ -262,6 +269,11 @@ def test_records_say_what_was_done(unbroken):
     assert len({row["fitness"] for row in rows}) == 4
     for row in rows:
         assert len(row["scores"]["expected"]) == 6
+        # A model that is not the pocket one is tuned on two presentations and tested on two more.
+        assert list(row["presentations"]) == ["A", "B", "C", "D"]
+        assert row["tuned_presentations"] == ["A", "B"]
+        assert row["untuned"]["loss"].keys() == row["loss"].keys() == {"expected", "most_likely"}
+        assert all(0 <= score <= 1 for score in row["held_out"])
         assert f"-{row['country']}-s{row['seed']}" in row["id"]
 
 
@@ -526,14 +538,20 @@ def test_status_starts_no_device(file, unbroken):
     assert "4 of 4 cells done" in done.stdout
 
 
-def made_up(country, seed, loss, strategy="de") -> dict:
+def made_up(country, seed, loss, strategy="de", held_out=(0.5, 0.9, None)) -> dict:
+    losses = {"loss": {"expected": loss, "most_likely": 2.0}}
+    reversed_ = {"loss": {"expected": 100.0 + (loss or 0.0), "most_likely": 4.0}}
     return {
         "model": "m",
         "strategy": strategy,
         "prompt_length": 4,
         "country": country,
         "seed": seed,
-        "loss": {"expected": loss, "most_likely": 2.0},
+        **losses,
+        "presentations": {"A": losses, "B": reversed_},
+        "tuned_presentations": ["A"],
+        "untuned": reversed_,
+        "held_out": held_out and list(held_out),
         "candidates": 10,
     }
 
@@ -541,16 +559,27 @@ def made_up(country, seed, loss, strategy="de") -> dict:
 def test_the_result_by_hand(tmp_path, capsys):
     rows = [
         made_up("USA", 0, 1.0),
-        made_up("CHN", 0, 5.0),
-        made_up("USA", 1, 3.0),
-        made_up("CHN", 1, 11.0),
-        made_up("USA", 0, None, "es"),
+        made_up("CHN", 0, 5.0, held_out=(0.7, 0.7, 0.7)),
+        made_up("USA", 1, 3.0, held_out=(0.6, 0.8, None)),
+        made_up("CHN", 1, 11.0, held_out=(0.8, 0.8, 0.8)),
+        made_up("USA", 0, None, "es", held_out=None),
     ]
     config = Settings(dimensions=("pdi", "mas"), anchor=("DEU",))
-    constants = {"m-de-m4": [54.0, None, 31.5, None, None, None]}
-    result = make_result(rows, config, constants)
+    naive = {"loss": {"expected": 50.0, "most_likely": 60.0}, "held_out": [0.5, 0.6, 0.7]}
+    line = {"loss": {"all_middle": 90.0}, "held_out": {"uniform": 0.4}}
+    programs = {
+        "m-de-m4": {
+            "constants": [54.0, None, 31.5, None, None, None],
+            "naive": {"USA": naive, "CHN": naive},
+            "lines": {"USA": line, "CHN": {"loss": {"all_middle": 70.0}, "held_out": {}}},
+        }
+    }
+    result = make_result(rows, config, programs)
     first, second = result["groups"]
-    assert first["expected"] == {
+    assert result["presentations"] == {"tuned": ["A"], "untuned": ["B"]}
+    spread = dict(first["expected"])
+    interval = spread.pop("interval")
+    assert spread == {
         "mean": 5.0,
         "seeds": pytest.approx(np.std([3, 7], ddof=1)),
         "low": 2.0,
@@ -558,15 +587,31 @@ def test_the_result_by_hand(tmp_path, capsys):
         "countries": {"USA": 2.0, "CHN": 8.0},
         "failed": 0,
     }
+    # Student's t with one degree of freedom: 12.706 standard errors of 2 either way.
+    assert interval["mean"] == 5.0
+    assert interval["high"] - 5.0 == pytest.approx(12.706 * 2, rel=1e-3)
+    assert first["presentations"]["B"] == {"expected": 105.0, "most_likely": 4.0}
+    assert first["untuned"] == first["presentations"]["B"]
+    # Countries are averaged first, item by item: 0.6, 0.8, 0.7 and 0.7, 0.8, 0.8.
+    assert first["held_out"]["by_seed"] == pytest.approx([0.7, 2.3 / 3])
+    assert first["held_out"]["mean"] == pytest.approx(4.4 / 6)
+    assert first["held_out"]["low"] < first["held_out"]["mean"] < first["held_out"]["high"]
+    assert first["held_out"]["countries"] == pytest.approx({"USA": 0.7, "CHN": 0.75})
+    assert first["held_out_minus_naive"]["mean"] == pytest.approx(4.4 / 6 - 0.6)
+    assert first["naive"] == pytest.approx({"expected": 50, "most_likely": 60, "held_out": 0.6})
+    assert first["lines"] == {"loss": {"all_middle": 80.0}, "held_out": {"uniform": 0.4}}
     assert (first["cells"], first["candidates"]) == (4, 40)
-    assert (first["constants"], second["constants"]) == (constants["m-de-m4"], None)
+    assert first["constants"] == programs["m-de-m4"]["constants"]
+    assert (second["constants"], second["held_out"]) == (None, None)
     show_result(result)
     said = capsys.readouterr().out
-    assert "m: C: PDI 54.0, MAS 31.5 (least squares on DEU)." in said
+    assert "m: C: PDI 54.0, MAS 31.5 (least squares on DEU). Losses without a model: 3 thr" in said
+    assert "Held-out scores without one: uniform answer 0.400" in said
     assert "m: C is not on record" in said
     assert (second["expected"]["mean"], second["expected"]["failed"]) == (None, 1)
     write_plot(tmp_path / "sweep.png", result)
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    json.dumps(result, allow_nan=False)
 
 
 def test_the_table_has_room_for_the_default_strategys_name(capsys):
@@ -584,9 +629,12 @@ def test_the_table_and_the_picture_are_in_the_reading_that_was_tuned(tmp_path, c
         write_plot(tmp_path / "sweep.png", result)
         pictures.append((tmp_path / "sweep.png").read_bytes())
     assert pictures[0] != pictures[1]
-    expected, likely = capsys.readouterr().out.split("Loss (sum")[1:]
-    numbers = [re.findall(r"\d+\.\d", table) for table in (expected, likely)]
-    assert "; expected reading" in expected
-    assert "; most likely reading" in likely
-    assert numbers[0] == ["125.0", "35.4", "125.0", "125.0", "2.0"]
-    assert numbers[1] == ["2.0", "0.0", "2.0", "2.0", "125.0"]
+    expected, likely = capsys.readouterr().out.split("Loss (")[1:]
+    expected, likely = (said.split("Held-out")[0] for said in (expected, likely))
+    numbers = [re.findall(r"-?\d+\.\d", table) for table in (expected, likely)]
+    assert expected.startswith("expected reading")
+    assert likely.startswith("most likely reading")
+    # Mean, interval over two seeds, easiest, hardest; A, B, untuned, the other reading.
+    first = ["125.0", "-192.7", "442.7", "125.0", "125.0", "125.0", "225.0", "225.0", "2.0"]
+    assert numbers[0] == first
+    assert numbers[1] == ["2.0", "2.0", "2.0", "2.0", "2.0", "2.0", "4.0", "4.0", "125.0"]

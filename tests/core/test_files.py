@@ -11,6 +11,7 @@ import pytest
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import (
+    MetricsFile,
     check_new_file,
     staging_folder,
     write_atomically,
@@ -89,3 +90,39 @@ def test_a_file_that_cannot_be_put_there_is_refused_before_any_work(tmp_path: Pa
         check_new_file(tmp_path, "json")
     with pytest.raises(UserError, match=r"`json` .*/absent/a\.json: no such folder"):
         check_new_file(tmp_path / "absent" / "a.json", "json")
+
+
+def _metrics(path: Path, steps: list[int], gapless: bool = True) -> MetricsFile:
+    path.unlink(missing_ok=True)
+    metrics = MetricsFile(path, "generation", gapless)
+    for step in steps:
+        metrics.append({"generation": step, "best": 1.0})
+    return metrics
+
+
+@pytest.mark.parametrize(
+    ("steps", "last", "words"),
+    [
+        ([1, 2, 4, 5], 5, "after the row of generation 2 comes that of 4"),
+        ([1, 2, 2, 3], 3, "after the row of generation 2 comes that of 2"),
+        ([1, 3, 2], 3, "after the row of generation 1 comes that of 3"),
+        ([2, 1, 3], 3, "after the row of generation 2 comes that of 1"),
+        ([1, 2], 3, "ends at generation 2, but the run was at 3"),
+        ([1, 2, 3, 4, 4], 3, None),
+        ([5, 6, 7], 6, None),
+    ],
+)
+def test_rows_that_are_missing_or_doubled_are_noticed(tmp_path: Path, steps, last, words) -> None:
+    metrics = _metrics(tmp_path / "metrics.jsonl", steps)
+    if words is not None:
+        with pytest.raises(UserError, match=words):
+            metrics.rewind(last)
+    else:
+        metrics.rewind(last)
+        assert [row["generation"] for row in metrics.read()] == [s for s in steps if s <= last]
+
+
+def test_rows_may_leave_steps_out_where_they_are_not_of_every_step(tmp_path: Path) -> None:
+    _metrics(tmp_path / "a", [1, 5, 9], gapless=False).rewind(7)
+    with pytest.raises(UserError, match="after the row of generation 5 comes that of 5"):
+        _metrics(tmp_path / "a", [1, 5, 5], gapless=False).rewind(7)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,8 +28,11 @@ pytestmark = pytest.mark.long  # each test needs a whole run
 ROOT = Path(__file__).parents[2]
 METHODS = [method.key for method in CULTURESPA_METHODS]
 COUNTRIES = ["USA", "CHN", "NGA", "SWE"]
+# In two presentations that agree on what a number means: the pocket model answers the number, so
+# that naming a country would change next to nothing in the mean over A and B.
 SMALL = (
     f"--countries {' '.join(COUNTRIES)} --per-topic 4 --seeds 2 --resamples 50 "
+    "--presentations A C "
     "--writing.max-new-tokens 96 --batch-size 8 --block-tokens 1024 --train.unroll False "
     "--train.batch 2 --specific-batch 2 --save-every 2 --quiet"
 ).split()
@@ -94,6 +98,39 @@ def test_result_has_the_documented_format(finished):
     assert result["differences"]["joint_minus_p1"]["value"] == pytest.approx(joint - p1, abs=1e-4)
     assert set(result["guard"]["after"]) == {"joint", "specific", "cct", "rds", "cds"}
     assert {"settings", "facts", "versions", "lines", "personas"} <= set(result)
+
+
+def test_every_presentation_has_its_scores_and_the_instrument_its_gate(finished):
+    result = result_of(finished)
+    found = result["presentations"]
+    assert found["averaged"] == list(found["scores"]) == list(found["differences"]) == ["A", "C"]
+    trained = {"joint", "specific", "cct", "rds", "cds"}
+    for scores in found["scores"].values():
+        assert set(scores) == {*METHODS, *trained}
+    a, c = (found["scores"][form]["p1"]["mean"] for form in ("A", "C"))
+    # The spread between the two is part of the mean's interval.
+    low, high = result["methods"]["p1"]["interval"]
+    assert high - low > 1.9 * abs(a - c) / 2
+    measure = result["measure"]
+    assert measure["validity"]["presentations"] == ["A", "C"]
+    assert measure["validity"]["sentence"]
+    assert list(measure["constant"]["joint"]) == ["A", "C"]
+    assert set(measure["dispersion"]) == {"p1", "p2", "joint", "specific", "cct"}
+    assert 0.5 < measure["correlation"]["p1"]["mean"] < 1
+    answers = json.loads((finished / "answers.json").read_text("utf-8"))
+    assert set(answers["presentations"]["C"]) == set(answers["methods"])
+
+
+def test_training_shows_pairs_in_turn(finished):
+    """Every second one in reverse order, where each option keeps its number."""
+    selected = json.loads((finished / "seed0/selected/pairs.json").read_text("utf-8"))
+    for method, pairs in selected.items():
+        rows = (finished / "seed0" / "selected" / f"{method}.jsonl").read_text("utf-8")
+        for n, (pair, row) in enumerate(zip(pairs, rows.splitlines(), strict=True)):
+            question, reply = (m["content"] for m in json.loads(row)["messages"][1:])
+            listed = re.findall(r"^(\d+) = ", question, re.MULTILINE)
+            assert (listed == sorted(listed)) == (n % 2 == 0)
+            assert reply == str(pair[2])
 
 
 def test_the_page_holds_its_pictures(finished):

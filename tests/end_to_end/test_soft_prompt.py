@@ -145,6 +145,8 @@ def test_result_has_the_documented_format(unbroken):
             "all_middle",
             "uniform_random",
             "smallest_integer",
+            "mean_of_others",
+            "another_country",
         }
     assert {"settings", "versions", "constants", "held_out"} <= set(result)
 

@@ -213,6 +213,22 @@ def test_wrong_tensors_name_file_and_tensor(change: Callable, words: str, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("broken", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["stored", "int8"])
+def test_a_weight_that_is_not_finite_is_named(dtype, broken, kind, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    weights = {key: array.astype(dtype) for key, array in hf_weights(CONFIG).items()}
+    # The largest number of the dtype is a number like any other.
+    weights[name].flat[0] = ml_dtypes.finfo(dtype).max if dtype != np.float32 else 1.0
+    write_one_file(tmp_path, weights)
+    load_checkpoint(tmp_path, CONFIG, weights=kind)
+    weights[name].flat[-1] = broken
+    write_one_file(tmp_path, weights)
+    with pytest.raises(UserError, match=rf"{name}: holds NaN or infinity"):
+        load_checkpoint(tmp_path, CONFIG, weights=kind)
+
+
 def test_untied_model_needs_its_head(tmp_path: Path) -> None:
     write_one_file(tmp_path, hf_weights(TIED))
     with pytest.raises(UserError, match=r"lm_head\.weight missing"):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import (
@@ -359,3 +363,97 @@ def test_read_config(tmp_path: Path) -> None:
         read_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     assert read_config(tmp_path, "float32") == config_from_hf(SMALL, "float32")
+
+
+# -- beside transformers, on random files ---------------------------------------------------------
+
+thetas = st.sampled_from([1e4, 5e5, 1e6])
+rules = st.sampled_from(
+    [
+        {},
+        {"rope_type": "default"},
+        {"type": "default"},
+        {"rope_type": "llama3", **LLAMA3_ROPE},
+        {"type": "llama3", **LLAMA3_ROPE},
+        {"rope_type": "llama3", **LLAMA3_ROPE, "factor": 32.0},
+    ]
+)
+
+
+@st.composite
+def rope_tables(draw: st.DrawFn) -> dict[str, object] | None:
+    """Return a table of the rotary embedding, with or without its base; or none, or null."""
+    rule = draw(rules)
+    if draw(st.booleans()):
+        return rule | {"rope_theta": draw(thetas)}
+    return rule or None
+
+
+@st.composite
+def config_files(draw: st.DrawFn) -> dict[str, object]:
+    """Return the fields of a config.json, each as some version or program writes it."""
+    fields = dict(SMALL)
+    heads = draw(st.sampled_from([2, 4]))
+    fields["num_attention_heads"] = heads
+    fields["num_key_value_heads"] = draw(st.sampled_from([1, 2, heads, None]))
+    optional = {
+        "head_dim": st.sampled_from([None, 8, 16]),
+        "rope_theta": thetas,
+        "rope_scaling": rope_tables(),
+        "rope_parameters": rope_tables(),
+        "tie_word_embeddings": st.booleans(),
+        "rms_norm_eps": st.sampled_from([1e-6, 1e-5]),
+        "max_position_embeddings": st.sampled_from([64, 8192]),
+        "initializer_range": st.sampled_from([0.01, 0.02]),
+        "layer_types": st.just(["full_attention"] * 2),
+        "attention_bias": st.just(False),
+        "pretraining_tp": st.just(1),
+        "use_cache": st.booleans(),
+    }
+    for name, values in optional.items():
+        if draw(st.booleans()):
+            fields[name] = draw(values)
+        elif name in fields and draw(st.booleans()):
+            del fields[name]
+    return fields
+
+
+def stated_bases(fields: dict[str, Any]) -> set[float]:
+    tables = [fields.get("rope_scaling"), fields.get("rope_parameters")]
+    stated = [(fields, "rope_theta"), *((table or {}, "rope_theta") for table in tables)]
+    return {holder[name] for holder, name in stated if name in holder}
+
+
+def stated_rules(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the different rules that a file states, without bases."""
+    rules = []
+    for name in ("rope_scaling", "rope_parameters"):
+        rule = {k: v for k, v in (fields.get(name) or {}).items() if k != "rope_theta"}
+        rule["rope_type"] = rule.pop("type", rule.get("rope_type", "default"))
+        if fields.get(name) and rule not in rules:
+            rules.append(rule)
+    return rules
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(fields=config_files())
+def test_a_config_means_what_transformers_reads_or_is_refused(fields: dict[str, Any]) -> None:
+    from transformers import LlamaConfig as HFConfig
+
+    try:
+        ours = config_from_hf(fields)
+    except UserError:
+        # Two statements that differ are refused, whichever of them transformers happens to take.
+        assert len(stated_bases(fields)) > 1 or len(stated_rules(fields)) > 1
+        return
+    theirs = HFConfig.from_dict(json.loads(json.dumps(fields)))
+    rope = theirs.rope_parameters
+    assert ours.rope_theta == rope["rope_theta"]
+    scaling = None if ours.rope_scaling is None else dataclasses.asdict(ours.rope_scaling)
+    expected = {name: rope[name] for name in LLAMA3_ROPE} if rope["rope_type"] == "llama3" else None
+    assert scaling == expected
+    for name in (
+        *("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+        *("rms_norm_eps", "tie_word_embeddings", "max_position_embeddings", "initializer_range"),
+    ):
+        assert getattr(ours, name) == getattr(theirs, name), name

@@ -18,7 +18,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.checkpoint import load_checkpoint
 from jaxalign.lm.config import PRESETS, LlamaConfig
 from jaxalign.lm.decode_loop import choose_slots, prefill_program, rounded_positions
-from jaxalign.lm.generate import Sampling, decode_programs, generate, open_queue, slots_of
+from jaxalign.lm.generate import Sampling, decode_programs, drain, generate, open_queue, slots_of
 from jaxalign.lm.lora import attach
 from jaxalign.lm.peft import load_lora
 from jaxalign.lm.transformer import Llama
@@ -390,3 +390,35 @@ def test_memory_decides_how_many_replies_are_written_at_a_time(monkeypatch) -> N
 
 def abstract_mesh(shares: int) -> jax.sharding.AbstractMesh:
     return jax.sharding.AbstractMesh((1, shares, 1), ("population", "data", "model"))
+
+
+# Replies that are ended early, and other embeddings
+
+
+def test_an_ended_reply_is_a_beginning_and_changes_no_other(params) -> None:
+    """Some replies are ended after three tokens; their slots go to prompts that wait."""
+    whole = generate(BASE, params, PROMPTS, DRAWN, NO_STOP, seed=3)
+    arguments = {"replies": 6, "batch_size": 2, "positions": 30}
+    queue = open_queue(BASE, params, DRAWN, NO_STOP, 3, **arguments)
+    requests = [(i, prompt, i) for i, prompt in enumerate(PROMPTS)]
+    short = {1, 3, 4}
+    found = dict(drain(queue, requests, lambda name, tokens: name in short and len(tokens) > 2))
+    assert len(queue) == 0
+    assert found == {i: reply[: 3 if i in short else None] for i, reply in enumerate(whole)}
+
+
+def test_a_renewed_queue_is_as_a_new_one(params) -> None:
+    """A prompt that the slots hold is computed anew: its ids stand for other embeddings now."""
+    random = np.random.default_rng(0)
+    table_ExD, other_ExD = random.normal(0, 0.3, (2, 4, BASE.hidden_size)).astype(np.float32)
+    prompt = [BASE.vocab_size + i for i in range(4)] + [7, 9, 5]
+    arguments = {"replies": 1, "batch_size": 2, "positions": 30, "extra_ExD": table_ExD}
+    queue = open_queue(BASE, params, DRAWN, NO_STOP, 3, **arguments)
+    first = dict(drain(queue, [(0, prompt, 0)]))
+    queue.add(1, prompt, 1)
+    queue.step(1)  # a reply that nobody waits for any more
+    queue.renew(other_ExD)
+    second = dict(drain(queue, [(0, prompt, 0)]))
+    alone = generate(BASE, params, [prompt], DRAWN, NO_STOP, seed=3, extra_embeddings=other_ExD)
+    assert [second[0]] == alone
+    assert second != first

@@ -150,6 +150,10 @@ def test_chat_of_llama_2(tokens: Tokenizer) -> None:
     one, ten = tokens.option_tokens((1, 10))
     assert [names(tokens, ids) for ids in ten] == [["▁", "1", "0", "</s>"], ["1", "0", "</s>"]]
     assert [names(tokens, ids) for ids in one] == [["▁", "1", "</s>"], ["1", "</s>"]]
+    # An option's text as a reply begins with that space too.
+    [(small, capital), _] = tokens.label_tokens(("people", "he"))
+    assert names(tokens, small) == ["▁people"]
+    assert tokens.decode(capital).strip() == "People"
 
 
 def test_no_space_is_added_behind_a_soft_prompt(tokens: Tokenizer) -> None:

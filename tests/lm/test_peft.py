@@ -286,13 +286,21 @@ def test_whatever_peft_writes_gives_its_logits(base, tmp_path_factory, chosen):
         assume(False)
     adapted.save_pretrained(folder)
     again = transformers.LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
-    loaded = peft.PeftModel.from_pretrained(again, folder).eval()
+    try:
+        loaded = peft.PeftModel.from_pretrained(again, folder).eval()
+    except RuntimeError:  # PEFT cannot read what it wrote, where patterns overlap
+        assume(False)
+    tokens = torch.from_numpy(TOKENS_BxT).long()
     with torch.no_grad():
-        expected = loaded(input_ids=torch.from_numpy(TOKENS_BxT).long()).logits.numpy()
+        rounded = loaded(input_ids=tokens).logits.numpy()
+        expected = loaded.double()(input_ids=tokens).logits.numpy()
     lora, weights = load_lora(folder, BASE)
     params = merge(load_checkpoint(base, BASE), weights, lora)
     found = np.asarray(_logits(params, TOKENS_BxT))
-    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    # Random adapters of a large scale amplify rounding, PEFT's own as much as ours. So what PEFT
+    # loses in float32 is the measure; an adapter that is misread is wrong by 1e-2 and more.
+    lost = np.abs(rounded - expected).max()
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max() + 16 * lost
 
 
 @jax.jit

@@ -21,7 +21,7 @@ from jaxalign.lm.lora import Adapter, LoraConfig, init_adapter
 from jaxalign.lm.model import open_model
 from jaxalign.methods.ask import Answers, Exact, Sampled, ask
 from jaxalign.methods.conditions import Persona, Plain, WithAdapter
-from jaxalign.methods.cultural_bench import cultural_bench
+from jaxalign.methods.cultural_bench import cultural_bench, run
 from jaxalign.methods.cultural_bench.questions import (
     ADAPTER,
     BASELINES,
@@ -32,6 +32,7 @@ from jaxalign.methods.cultural_bench.questions import (
 )
 from jaxalign.methods.cultural_bench.result import make_result, question_records
 from jaxalign.methods.cultural_bench.sets import read_set
+from jaxalign.methods.cultural_bench.settings import Settings
 from jaxalign.methods.soft_prompt import SoftPrompt
 from jaxalign.pocket import pocket_model
 from jaxalign.prompts import load_prompts, read_prompt
@@ -402,3 +403,11 @@ def test_sampled_replies_are_voices(paths):
     # Two replies to each of 12 questions: halves are possible, thirds are not.
     assert (methods["naive"]["accuracy"]["mean"] * 24) % 1 == pytest.approx(0, abs=1e-9)
     assert methods["naive"]["valid_mass"] is None
+
+
+def test_a_prompt_of_a_group_within_a_country_speaks_for_the_country(tmp_path):
+    for group in ("USA:female:30-49", "PER", None):
+        prompt(group).save(tmp_path / f"{(group or 'none')[:3]}.safetensors")
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("USA", "PER", "non")]
+    _, prompts = run._soft_prompts(Settings(prompt=(*files, f"JPN:male={files[0]}")))
+    assert [p.group for p in prompts] == ["USA", "PER", None, "JPN"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from jaxalign.methods.culturespa.styles import STYLES, StylePrompts, load_texts
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.pocket.phrases import CROSS
 from jaxalign.pocket.society import held_out_survey
-from jaxalign.prompts import Prompts, load_prompts, read_prompt, untranslated
+from jaxalign.prompts import Prompts, icl_messages, load_prompts, read_prompt, untranslated
 from jaxalign.surveys.names import countries, country_name, demonym, with_article
+from jaxalign.surveys.presentations import present
 from jaxalign.surveys.survey import Item, Survey, vsm
 
 
@@ -134,3 +136,24 @@ def test_questions_in_another_language_than_the_texts_are_said() -> None:
     assert untranslated("zh", Survey("s", "1", "x", "official", items)) is None
     items = (Item("q", "Wie wichtig ist für Sie die Familie?", ("sehr", "gar nicht"), (1, 2)),)
     assert untranslated("de", Survey("s", "1", "x", "official", items)) is None
+
+
+def test_examples_are_shown_as_the_question_is():
+    """If not, an example would teach the model the other numbering."""
+    item = Item("q", "How often?", ("never", "at times", "often"), (1, 2, 3))
+    prompts = dataclasses.replace(load_prompts(), presentation="B")
+    question, answer = icl_messages(prompts, [(item, 0)])
+    assert "3 = never" in question["content"]
+    assert answer["content"] == "3"
+    # What is given as shown stays as it is.
+    assert "1 = never" in prompts.user(present(item, "A"))["content"]
+
+
+def test_letters_are_asked_for_as_letters():
+    item = Item("q", "How often?", ("never", "at times", "often"), (1, 2, 3))
+    for language, word in (("en", "letter of one"), ("zh", "字母")):
+        prompts = load_prompts(language=language)
+        assert word not in prompts.user(item)["content"]
+        content = prompts.user(present(item, "letters"))["content"]
+        assert word in content
+        assert "C = often" in content

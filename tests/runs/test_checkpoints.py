@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from jaxalign.core.errors import UserError
 from jaxalign.runs import checkpoints
 from jaxalign.runs.checkpoints import Checkpoints, abstract_tree, latest_step
-from jaxalign.core.errors import UserError
 from jaxalign.runtime.sharding import POPULATION, make_mesh, named_sharding, replicated
 
 
@@ -169,9 +169,11 @@ def test_kill_9_in_the_middle_of_a_save_leaves_the_step_before(tmp_path):
         interrupted.append(latest < began)
         with Checkpoints(tmp_path) as checkpoints:
             step, got = checkpoints.restore(abstract)
-        assert step == latest == int(got["n"])
+        # A step whose files had not been listed yet is put aside.
+        assert step == int(got["n"])
+        assert step in (latest, latest - 1)
+        assert step >= safe
         np.testing.assert_array_equal(got["x"], np.float32(step))
-        assert all(p.name.isdigit() for p in tmp_path.iterdir() if p.is_dir())
     assert any(interrupted), "every kill came after its save was whole: the test shows nothing"
 
 

@@ -42,6 +42,8 @@ KEYS = [
     "items",
     "alignment",
     "map",
+    "validity",
+    "presentations",
     "notes",
 ]
 
@@ -185,6 +187,60 @@ def test_a_survey_may_be_read_before_and_replies_named_by_the_caller(folder, tmp
     assert list(found["labels"]["metrics"]) == ["alignment"]
 
 
+def test_presentations_widen_intervals_and_change_no_score(folder: Path) -> None:
+    survey, items = culturespa.read(folder), len(OPTIONS)
+    gold = {c: np.array([survey.majority(c).get(i, 0) for i in OPTIONS]) for c in ("USA", "CHN")}
+
+    def answers(positions_FxQ: np.ndarray) -> Responses:
+        """Exact answers that are certain of a position in each presentation."""
+        shares = np.zeros((items, max(len(item.options) for item in survey.items)))
+        forms = {}
+        for name, positions_Q in zip("AB", positions_FxQ, strict=True):
+            certain = shares.copy()
+            certain[np.arange(items), positions_Q] = 1
+            with np.errstate(divide="ignore"):
+                forms[name] = Responses(survey, ("-",), np.log(certain, dtype=np.float32)[None])
+        return Responses.from_presentations(forms)
+
+    last = np.array([len(item.options) - 1 for item in survey.items])
+    aware = {c: [answers(np.stack([g, last - g]))] for c, g in gold.items()}
+    unaware = [answers(np.stack([np.zeros(items, int), last]))]
+    alone = {
+        name: (
+            {c: [runs[0].by_presentation[name]] for c, runs in aware.items()},
+            [unaware[0].by_presentation[name]],
+        )
+        for name in "AB"
+    }
+    arguments = {"countries": ["USA", "CHN"], "resamples": 200}
+    plain = analyse(survey, aware, unaware, **arguments)
+    found = analyse(survey, aware, unaware, **arguments, by_presentation=alone)
+    assert found["scores"] == plain["scores"]
+    first, second = (x["intervals"]["aware"]["USA"]["alignment"] for x in (plain, found))
+    assert first["value"] == second["value"]
+    by_form = found["presentations"]["aware"]["USA"]
+    # Two presentations alone: s² / 2 is the square of half their difference.
+    half = 1.959964 * abs(by_form["A"] - by_form["B"]) / 2
+    low = first["value"] - np.hypot(first["value"] - first["low"], half)
+    assert second["low"] == pytest.approx(low, abs=1e-2)
+    assert by_form["A"] == 100
+    # Their numbers stand the other way round in B, and so do their answers.
+    correlation = found["presentations"]["correlation"]
+    assert correlation["unaware"] is None, "the first option throughout does not vary"
+    assert correlation["aware"]["value"] < 0
+    assert (plain["presentations"], plain["validity"]["presentations"]) == (None, ["A"])
+    assert found["validity"]["presentations"] == ["A", "B"]
+    assert found["validity"]["countries"] == 2
+
+
+def test_the_gate_opens_an_analysis_of_personas(result, folder) -> None:
+    gate = result["validity"]
+    assert gate["countries"] == 2
+    assert gate["sentence"].endswith(".")
+    file = folder / "result/wvs_result_culture_unaware_0.json"
+    assert score_replies(folder, [file], resamples=20)["validity"] is None
+
+
 if DATA:
     AWARE = {"USA": 71.12, "CHN": 66.54, "NGA": 61.96}
     UNAWARE = {"USA": 68.34, "CHN": 62.19, "NGA": 52.05}
@@ -198,6 +254,12 @@ if DATA:
         assert round(result["means"]["all"]["unaware"], 2) == 62.36
         total = result["unreadable"]["total"]
         assert total["unreadable"] + total["out_of_range"] == 10
+        # One reply each of Llama-3-8B-Instruct, as published, passes the gate, if not by much.
+        gate = result["validity"]
+        assert gate["passes"]
+        assert gate["replies"] == 1
+        assert gate["correlation"]["mean"] == pytest.approx(0.213, abs=1e-3)
+        assert gate["over_uniform"]["mean"] == pytest.approx(0.092, abs=2e-3)
         assert result["long_items"]["count"] == 51
         assert round(result["long_items"]["share_of_denominator"], 1) == 72.9
         assert round(result["dispersion"]["humans"]["agreement"], 1) == 61.9

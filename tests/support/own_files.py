@@ -31,3 +31,20 @@ def wvs_csv(folder: Path) -> Path:
     path = folder / "wvs.csv"
     path.write_text("\n".join([header, *rows]) + "\n", "utf-8")
     return path
+
+
+def wvs_people(folder: Path, people: dict[str, int]) -> Path:
+    """Write a World Values Survey file with some women and men of each country.
+
+    Args:
+        folder: Where to write it.
+        people: Number of respondents by group, such as {"USA:female": 60}.
+    """
+    rows = []
+    for group, count in people.items():
+        country, sex = group.split(":")
+        code = {"male": 1, "female": 2}[sex]
+        rows += [f"{country},1,{code},{1 + (i + code) % 4},{1 + i % 3}" for i in range(count)]
+    path = folder / "wvs_people.csv"
+    path.write_text("\n".join(["B_COUNTRY_ALPHA,W_WEIGHT,Q260,Q1,Q2", *rows]) + "\n", "utf-8")
+    return path

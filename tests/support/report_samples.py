@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,49 +11,33 @@ import numpy as np
 from jaxalign.stats.analysis import analyse
 from jaxalign.surveys.responses import OUT_OF_RANGE, UNREADABLE, Responses
 from jaxalign.surveys.survey import Item, Survey
-
-_METHODS = ("naive", "persona", "icl", "start", "tuned")
-_COMPARED = ("before", "start", "permuted")
+from tests.support.soft_prompt_result import example_result
 
 
-def soft_prompt_sample(countries: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return `result.json` and the rows of `metrics.jsonl` of a made-up soft-prompt run."""
-    random = np.random.default_rng(0)
-    matrix = random.uniform(0.5, 0.8, (len(countries),) * 2)
-    result = {
-        "countries": {c: _soft_prompt_entry(random) for c in countries},
-        "trivial": {
-            c: {"all_middle": 110.0, "uniform_random": 480.0, "smallest_integer": 20.0}
-            for c in countries
-        },
-        "held_out": {
-            "survey": "a survey",
-            "simulated": True,
-            "items": 80,
-            "score": "a score",
-            "interval": "95 %",
-            "matrix": matrix.tolist(),
-            "permutation_test": {
-                "own": 0.7,
-                "others": 0.6 if len(countries) > 1 else None,
-                "p_value": 0.5,
-                "assignments": 2,
-                "exhaustive": True,
-            },
-        },
-        "constants": [50.0] * 6,
-        "dimensions": ["pdi", "idv", "mas", "uai", "lto", "ivr"],
-        "settings": {
-            "model": None,
-            "edition": "hofstede_2015",
-            "anchor": [],
-            "instrument": None,
-            "countries": list(countries),
-            "strategy.population": 64,
-        },
-        "facts": {"prompts": {"item": "{{ question }}\n| <b>", "persona": "x"}},
-        "versions": {"python": "3.11"},
+def soft_prompt_sample(
+    countries: Sequence[str], signal: bool = True
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return `result.json` and the rows of `metrics.jsonl` of a made-up soft-prompt run.
+
+    Args:
+        countries: The countries.
+        signal: Whether the validity gate is passed.
+    """
+    result = example_result(countries, (0,), ("A",), ("B", "C", "D"))
+    measure = result["measure"]
+    measure["validity"] |= {
+        name: measure["validity_tuned" if signal else "validity"][name]
+        for name in ("passes", "sentence", "correlation", "over_uniform")
     }
+    result["held_out"]["survey"] = "a survey"
+    result["settings"] |= {
+        "model": None,
+        "edition": "hofstede_2015",
+        "anchor": [],
+        "instrument": None,
+        "strategy.population": 64,
+    }
+    result["facts"] = {"prompts": {"item": "{{ question }}\n| <b>", "persona": "x"}}
     metrics = [
         {
             "generation": g,
@@ -63,29 +48,21 @@ def soft_prompt_sample(countries: Sequence[str]) -> tuple[dict[str, Any], list[d
         }
         for g in range(1, 31)
     ]
-    return result, metrics
+    # As read from a file: the example shares one record among countries.
+    return json.loads(json.dumps(result)), metrics
 
 
-def _soft_prompt_entry(random: np.random.Generator) -> dict[str, Any]:
-    reading = {"scores": random.uniform(-20, 130, 6).tolist(), "loss": 90.0}
-    held_out = {
-        name: interval(0.6) for name in ("before", "start", "after", "persona", "icl", "permuted")
-    }
-    held_out |= {f"after_minus_{name}": interval(0.01) for name in _COMPARED}
-    return {
-        "target": random.uniform(0, 100, 6).tolist(),
-        **{m: {"expected": reading, "most_likely": reading, "valid_mass": 0.98} for m in _METHODS},
-        "held_out": held_out,
-    }
+def analysis_sample(
+    countries: Sequence[str], personas: int | None = None, signal: bool = True
+) -> dict[str, Any]:
+    """Return the analysis (`jaxalign.stats.analysis.analyse`) of `analysis_inputs`.
 
-
-def interval(mean: float, half: float = 0.05) -> dict[str, float]:
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
-def analysis_sample(countries: Sequence[str], personas: int | None = None) -> dict[str, Any]:
-    """Return the analysis (`jaxalign.stats.analysis.analyse`) of `analysis_inputs`."""
-    return analyse(*analysis_inputs(countries, personas), resamples=50)
+    The answers are made up at random and do not pass the validity gate; `signal` says that they do.
+    """
+    analysis = analyse(*analysis_inputs(countries, personas), resamples=50)
+    if analysis["validity"]:
+        analysis["validity"]["passes"] = signal
+    return analysis
 
 
 def analysis_inputs(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from jaxalign.core.errors import UserError
 from jaxalign.stats import score_replies
+from jaxalign.surveys import add_wording, read_survey
 from jaxalign.surveys.formats import read_answered
+from jaxalign.surveys.options import SurveyOptions
 from tests.support.own_files import wvs_csv
 
 HEADER = "id,text,options"
@@ -25,7 +28,7 @@ def test_shares_borrow_wording_by_item_id(tmp_path, shares):
     words = tmp_path / "words.csv"
     words.write_text(f"{HEADER}\nQ9,Other?,1=a|2=b\n{Q1}\n")
     plain = read_answered(shares, "survey", worded=False)
-    survey = read_answered(shares, "survey", wording=words)
+    survey = read_answered(shares, "survey", options=SurveyOptions(wording=words))
     assert [item.id for item in survey.items] == ["Q1"]
     assert survey.items[0].text == "Is family important?"
     assert survey.distributions["USA"] == {"Q1": plain.distributions["USA"]["Q1"]}
@@ -35,6 +38,19 @@ def test_shares_borrow_wording_by_item_id(tmp_path, shares):
     replies.write_text(json.dumps([row | {"answer": "2"}]))
     analysis = score_replies(shares, [replies], wording=words, resamples=10)
     assert analysis["scores"]["USA"]["items"] == 1
+
+
+def test_words_say_less_than_the_survey_knows(tmp_path, shares):
+    """Ids in lower case, "don't know" among the options, and nothing about their order."""
+    words = tmp_path / "words.csv"
+    options = "-2=no answer|-1=don't know|1=very|2=rather|3=not very|4=not at all"
+    words.write_text(f"{HEADER}\nq1,Is family important?,{options}\n")
+    survey = read_answered(shares, "survey", options=SurveyOptions(wording=words))
+    assert [(i.id, i.codes, i.options[0]) for i in survey.items] == [("Q1", (1, 2, 3, 4), "very")]
+    nominal = dataclasses.replace(survey.items[0], scale="nominal")
+    survey = dataclasses.replace(survey, items=(nominal,))
+    worded = add_wording(survey, read_survey(words))
+    assert worded.items[0].scale == "nominal"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +65,7 @@ def test_wording_that_does_not_fit(tmp_path, shares, row, message):
     words = tmp_path / "words.csv"
     words.write_text(f"{HEADER}\n{row}\n")
     with pytest.raises(UserError, match=message):
-        read_answered(shares, "survey", wording=words)
+        read_answered(shares, "survey", options=SurveyOptions(wording=words))
 
 
 @pytest.mark.parametrize(

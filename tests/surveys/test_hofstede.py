@@ -161,3 +161,16 @@ def test_the_two_official_matrices_of_2015_differ_in_six_countries():
     assert max(max(scores.values()) for scores in august.values()) == 112
     assert december["SVK"] == august["SVK"] | {"pdi": 100, "mas": 100}
     assert (december["GTM"]["uai"], december["PRT"]["uai"], december["URY"]["uai"]) == (98, 99, 98)
+
+
+def test_where_the_edition_of_2026_differs_beyond_the_dimensions_that_it_replaced() -> None:
+    """IDV and LTO were replaced; the other four changed in two countries alone, both estimates."""
+    before, after = map(c.edition_scores, ("hofstede_insights_2021_23", "culture_factor_2026_05"))
+    changed = {
+        country
+        for country in before.keys() & after.keys()
+        for dimension in ("pdi", "mas", "uai", "ivr")
+        if dimension in before[country] and before[country][dimension] != after[country][dimension]
+    }
+    assert changed == {"KWT", "TUN"}
+    assert after["TUN"] == {"pdi": 78, "idv": 27, "mas": 47, "uai": 74, "lto": 24, "ivr": 41}

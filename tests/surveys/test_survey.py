@@ -343,3 +343,15 @@ def test_the_pocket_society_is_simulated_and_the_questionnaire_is_not() -> None:
     assert society.society_values_module().simulated
     assert not vsm().simulated
     assert society.society_values_module().items == vsm().items
+
+
+def test_a_message_on_an_absent_group_lists_its_country() -> None:
+    item = Item("q1", "Tea?", ("yes", "no"), (1, 2))
+    groups = [f"{c}:{sex}" for c in ("USA", "CHN") for sex in ("female", "male")]
+    shares = {group: {"q1": (0.5, 0.5)} for group in groups}
+    survey = Survey("s", "", "", "official", (item,), shares)
+    assert survey.why_absent("USA").endswith("it has USA:female USA:male")
+    assert survey.why_absent("BRA").endswith(f"it has {' '.join(groups)}")
+    many = {f"group {n}": {"q1": (0.5, 0.5)} for n in range(90)}
+    survey = Survey("s", "", "", "official", (item,), many)
+    assert survey.why_absent("USA").endswith("group 79 and 10 more")

@@ -17,9 +17,11 @@ from jaxalign.lm.model import load_model
 from jaxalign.methods.culturespa.answer import ask, in_styles
 from jaxalign.methods.culturespa.fine_tune import ModelName, fine_tune, label, training_examples
 from jaxalign.methods.culturespa.inputs import Experiment, Inputs, read_inputs, seed_folder
+from jaxalign.methods.culturespa.measure import Read, readers
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.runs import Run
+from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey, load
 
 
@@ -29,6 +31,31 @@ class RunSettings:
 
     run: tyro.conf.Positional[Path]
     """Directory of the run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """What some models answered: positions of options [seeds, runs, C, Q], NaN for no answer.
+
+    Attributes:
+        mean: By name, in the mean over presentations.
+        alone: By presentation and name, in each alone; empty if there is one only.
+    """
+
+    mean: dict[str, np.ndarray]
+    alone: dict[str, dict[str, np.ndarray]]
+
+    def __or__(self, other: Answered) -> Answered:
+        alone = {form: self.alone[form] | other.alone[form] for form in self.alone}
+        return Answered(self.mean | other.mean, alone)
+
+    def renamed(self, old_names: Mapping[str, str]) -> Answered:
+        """Return some of the answers under other names: {new: old}."""
+
+        def choose(answers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {new: answers[old] for new, old in old_names.items()}
+
+        return Answered(choose(self.mean), {form: choose(a) for form, a in self.alone.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +87,12 @@ class Finished:
 
     def answers(self) -> dict[str, np.ndarray]:
         """Return positions of options by method, float32 [seeds, runs, C, Q], NaN for no answer."""
-        methods = _read_json(self.out / "answers.json")["methods"]
-        arrays = {name: np.array(values, np.float32) for name, values in methods.items()}
-        return {name: np.where(a < 0, np.nan, a).astype(np.float32) for name, a in arrays.items()}
+        return _positions(_read_json(self.out / "answers.json")["methods"])
+
+    def answered(self) -> Answered:
+        """Return the same, and in each presentation alone if there are several."""
+        alone = _read_json(self.out / "answers.json").get("presentations", {})
+        return Answered(self.answers(), {form: _positions(found) for form, found in alone.items()})
 
     def require_joint_data(self) -> None:
         """Raise UserError if the joint model had nothing to train on."""
@@ -125,7 +155,7 @@ def joint_answers(
     experiment: Experiment,
     questions: Mapping[int, Survey],
     selections: Mapping[ModelName, Selection],
-) -> dict[str, np.ndarray]:
+) -> Answered:
     """Train a joint model on each selection and ask it the survey under P1.
 
     Args:
@@ -134,7 +164,7 @@ def joint_answers(
         selections: The pairs to train on, by seed and name.
 
     Returns:
-        Positions of options by name, float32 [seeds, runs, C, Q], NaN for no answer.
+        The answers by the selection's name.
     """
     examples = {
         (seed, name): training_examples(experiment, questions[seed], selection, "joint")
@@ -143,7 +173,7 @@ def joint_answers(
     adapters = fine_tune(experiment, "shared", examples)
     survey = experiment.inputs.survey
     asked = in_styles(experiment.inputs, ("p1",), experiment.groups, survey)
-    answers: dict[str, list[np.ndarray]] = {}
+    replies: dict[str, list[Responses]] = {}
     task, total = "measure: model", len(selections)
     experiment.on_progress(Progress(task, 0, total, "models"))
     for done, model in enumerate(selections, 1):
@@ -152,9 +182,14 @@ def joint_answers(
             lm = adapters[model].attach(lm)
         key = f"{experiment.out.name} {label(model)}"
         (responses,) = ask(experiment, lm, key, asked, seed=model[0])
-        answers.setdefault(model[1], []).append(responses["p1"].answers())
+        replies.setdefault(model[1], []).append(responses["p1"])
         experiment.on_progress(Progress(task, done, total, "models"))
-    return {name: np.stack(by_seed) for name, by_seed in answers.items()}
+
+    def read_all(read: Read) -> dict[str, np.ndarray]:
+        return {name: np.stack([read(r) for r in by_seed]) for name, by_seed in replies.items()}
+
+    alone = readers(experiment.inputs).items()
+    return Answered(read_all(Responses.answers), {form: read_all(read) for form, read in alone})
 
 
 def _filled(settings: Any, recorded: dict[str, Any], prefix: str) -> Any:
@@ -173,6 +208,11 @@ def _typed(value: Any, declared: str) -> Any:
     if isinstance(value, list):
         return tuple(value)
     return Path(value) if isinstance(value, str) and "Path" in declared else value
+
+
+def _positions(methods: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    arrays = {name: np.array(values, np.float32) for name, values in methods.items()}
+    return {name: np.where(a < 0, np.nan, a).astype(np.float32) for name, a in arrays.items()}
 
 
 def _read_json(path: Path) -> Any:

@@ -24,13 +24,12 @@ from jaxalign.commands.reports.culturespa_plots import save
 from jaxalign.commands.reports.culturespa_tables import INTERVALS, mean_cells
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_json
-from jaxalign.methods.culturespa.result import method_record, run_scores
+from jaxalign.methods.culturespa.result import Scored
 from jaxalign.methods.culturespa.select import fraction
 from jaxalign.report.drawing import new_figure
 from jaxalign.report.palette import BLUE, LINE, MUTED, VERMILION
 from jaxalign.runs import may_change
 from jaxalign.runs.console import main, print_table, progress_bars
-from jaxalign.stats.bootstrap import count_draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +61,14 @@ def run(settings: FractionsSettings) -> None:
         experiment = reopen(finished, on_progress)
         with open_run(finished, folder, settings) as opened:
             study = dataclasses.replace(experiment, out=opened.out)
-            answers = joint_answers(study, finished.questions, selections)
-    inputs, original = experiment.inputs, experiment.settings
-    draws = count_draws(len(inputs.survey.items), original.resamples, original.first_seed)
-    pairs = dict.fromkeys(answers, 0)
+            answered = joint_answers(study, finished.questions, selections)
+    scored = Scored(experiment.settings, experiment.inputs, answered.mean, answered.alone)
+    pairs = dict.fromkeys(answered.mean, 0)
     for (_, name), selection in selections.items():
         pairs[name] += len(selection)
     result = finished.result
     record = {"0": result["methods"]["p1"] | {"pairs": 0}}
-    for name, given in answers.items():
-        scores = run_scores(given, inputs, draws)
-        record[name] = method_record(finished.groups, scores) | {"pairs": pairs[name]}
+    record |= {name: scored.method(name) | {"pairs": count} for name, count in pairs.items()}
     all_pairs = sum(len(selected["joint"]) for selected in finished.selected.values())
     record["1"] = result["selection"]["crqpc"] | {"pairs": all_pairs}
     write_json(finished.out / "fractions.json", record)

@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 
 from experiments.culturespa.studies.finished import (
+    Answered,
     Finished,
     joint_answers,
     open_run,
@@ -41,18 +41,11 @@ from jaxalign.core.progress import OnProgress
 from jaxalign.methods.culturespa.answer import BASE, ask, in_styles
 from jaxalign.methods.culturespa.fine_tune import ModelName
 from jaxalign.methods.culturespa.inputs import Experiment, Inputs
-from jaxalign.methods.culturespa.result import (
-    SELECTION_MODELS,
-    difference,
-    method_record,
-    paired,
-    run_scores,
-)
+from jaxalign.methods.culturespa.result import SELECTION_MODELS, Scored
 from jaxalign.methods.culturespa.select import Divergence, Selection, crqpc, diverged, divergence
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.runs import may_change
 from jaxalign.runs.console import main, print_table, progress_bars
-from jaxalign.stats.bootstrap import count_draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +66,7 @@ def run(settings: SelectionSettings) -> None:
     """Compare the selections, and write, draw and print how their models score."""
     finished = read_finished(settings.run)
     original, inputs = read_settings(finished)
-    answers = answers_of_run(finished)
+    answered = answers_of_run(finished)
     pairs = {
         name: sum(len(selected[model]) for selected in finished.selected.values())
         for name, model in SELECTION_MODELS.items()
@@ -81,18 +74,17 @@ def run(settings: SelectionSettings) -> None:
     pairs["p1"] = 0
     if settings.thresholds:
         with progress_bars(quiet=settings.quiet) as on_progress:
-            answers |= answers_by_threshold(settings, finished, pairs, on_progress)
-    record = compare(original, inputs, answers, pairs)
+            answered |= answers_by_threshold(settings, finished, pairs, on_progress)
+    record = compare(original, inputs, answered, pairs)
     write_json(finished.out / "selection.json", record)
     plot_selections(finished.out / "strategies.png", record["strategies"])
     show(finished, record)
 
 
-def answers_of_run(finished: Finished) -> dict[str, np.ndarray]:
-    """Return answers [seeds, runs, C, Q] of the run's models by selection, and of P1."""
-    answers = finished.answers()
+def answers_of_run(finished: Finished) -> Answered:
+    """Return the answers of the run's models by selection, and of P1."""
     trained = {s: m for s, m in SELECTION_MODELS.items() if m not in finished.untrained}
-    return {name: answers[method] for name, method in (trained | {"p1": "p1"}).items()}
+    return finished.answered().renamed(trained | {"p1": "p1"})
 
 
 def answers_by_threshold(
@@ -100,7 +92,7 @@ def answers_by_threshold(
     finished: Finished,
     pairs: dict[str, int],
     on_progress: OnProgress,
-) -> dict[str, np.ndarray]:
+) -> Answered:
     """Train and ask a joint model for each threshold; adds its number of pairs to `pairs`."""
     experiment = reopen(finished, on_progress)
     selections = by_divergence(settings, experiment, finished)
@@ -136,7 +128,7 @@ def by_divergence(
 def compare(
     original: CultureSPASettings,
     inputs: Inputs,
-    answers: Mapping[str, np.ndarray],
+    answered: Answered,
     pairs: Mapping[str, int],
 ) -> dict[str, Any]:
     """Return `selection.json`.
@@ -147,25 +139,18 @@ def compare(
     Args:
         original: Settings of the run.
         inputs: What they name.
-        answers: Answers [seeds, runs, C, Q] by selection, and of P1.
+        answered: Answers by selection, and of P1.
         pairs: Number of pairs trained on, over all seeds.
     """
-    draws = count_draws(len(inputs.survey.items), original.resamples, original.first_seed)
-
-    def minus(a: str, b: str) -> dict[str, Any]:
-        return difference(*paired(answers[a], answers[b], inputs, draws))
-
+    names = answered.mean
+    scored = Scored(original, inputs, names, answered.alone)
     return {
-        "strategies": {
-            name: method_record(original.countries, run_scores(a, inputs, draws))
-            | {"pairs": pairs[name]}
-            for name, a in answers.items()
-        },
-        "minus_p1": {name: minus(name, "p1") for name in answers if name != "p1"},
+        "strategies": {name: scored.method(name) | {"pairs": pairs[name]} for name in names},
+        "minus_p1": {name: scored.difference(name, "p1") for name in names if name != "p1"},
         "differences": {
-            f"{a}_minus_{b}": minus(a, b)
+            f"{a}_minus_{b}": scored.difference(a, b)
             for a, b in (("crqpc", "rds"), ("rds", "cds"), ("crqpc", "cds"))
-            if a in answers and b in answers
+            if a in names and b in names
         },
     }
 

@@ -27,15 +27,17 @@ from jaxalign.lm.model import ModelFiles
 from jaxalign.methods.culturespa import CultureSPASettings
 from jaxalign.methods.culturespa import programs as culturespa
 from jaxalign.methods.culturespa.inputs import read_inputs
-from jaxalign.methods.culturespa.settings import resolve_settings
+from jaxalign.methods.culturespa.settings import check_settings, resolve_settings
 from jaxalign.methods.soft_prompt import Settings as SoftPromptSettings
 from jaxalign.methods.soft_prompt import programs as soft_prompt
 from jaxalign.methods.soft_prompt.problem import read_problem
 from jaxalign.methods.soft_prompt.search import choose_execution
+from jaxalign.pocket.society import held_out_survey
 from jaxalign.runtime.platform import lowering_for
 from jaxalign.runtime.programs import Need, Program, measure_program, summary_text
 from jaxalign.runtime.sharding import make_mesh
 from jaxalign.runtime.topology import Topology, described_devices, parse_topology
+from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.hofstede import DIMENSIONS
 
 _log = logging.getLogger("jaxalign")
@@ -85,6 +87,23 @@ class ExperimentPlan:
         return f"{len(self.too_large)} of {len(self.needs)} programs do not fit: {names}"
 
 
+# Settings of a CultureSPA run that a plan takes under the same name.
+_OF_CULTURESPA = (
+    "per_topic",
+    "seeds",
+    "questions",
+    "presentations",
+    "constrain",
+    "reading",
+    "runs",
+    "p3_choice",
+    "p3_form",
+    "prompting",
+    "specific_batch",
+    "batch_size",
+    "block_tokens",
+    "model_parallel",
+)
 COLUMNS = ("stage", "program", "arguments", "temporaries", "beside", "together", "of memory")
 
 
@@ -146,6 +165,9 @@ def _soft_prompt(
         countries=countries,
         edition=str(edition),
         held_out=settings.survey,
+        presentations=settings.presentations,
+        seeds=(0,) if settings.seeds is None else tuple(range(settings.seeds)),
+        **settings.survey_options(),
         prompt=settings.prompt,
         attention=settings.attention,
         chunk=settings.chunk,
@@ -159,14 +181,14 @@ def _soft_prompt(
         topology.program_bytes,
         run.candidates,
         search_dims=run.prompt.dims(files.config.hidden_size),
-        searches=len(run.countries),
+        searches=len(run.entries),
         model_parallel=run.model_parallel,
     )
 
     def programs_of(mesh: Mesh, answers: soft_prompt.AnswerPlans) -> Sequence[Program]:
         execution = choose_execution(problem, mesh, {"attention": run.attention})
         search = soft_prompt.fitting_search(problem, mesh, execution, topology.program_bytes)
-        return soft_prompt.run_programs(problem, mesh, search, answers)
+        return soft_prompt.run_programs(problem, mesh, search, answers, topology.program_bytes)
 
     return choice, lambda mesh: soft_prompt.plan_answers(problem), programs_of
 
@@ -176,14 +198,13 @@ def _culturespa(
 ) -> Made:
     run = CultureSPASettings(
         survey=settings.survey,
+        **settings.survey_options(),
         countries=_countries(settings),
-        per_topic=settings.per_topic,
-        seeds=settings.seeds,
         train=settings.train,
         lora=settings.lora,
-        reading=settings.reading,
-        model_parallel=settings.model_parallel,
+        **{name: getattr(settings, name) for name in _OF_CULTURESPA},
     )
+    check_settings(run)
     run, notes = resolve_settings(run, files)
     for note in notes:
         _log.info(note)
@@ -195,7 +216,7 @@ def _culturespa(
         None,
         model_parallel=run.model_parallel,
     )
-    questions = culturespa.stand_ins(inputs.survey, run)
+    questions = culturespa.expected_questions(run, inputs, most=None)
 
     def plan_host(mesh: Mesh) -> Sequence[Program]:
         return culturespa.run_programs(run, inputs, mesh, topology.program_bytes, questions)
@@ -208,7 +229,9 @@ def _countries(settings: PlanSettings) -> tuple[str, ...]:
     names = settings.countries
     if len(names) > 1 or not names[0].isdecimal():
         return names
-    survey = culturespa.survey_of(settings.survey)
+    survey = held_out_survey()
+    if settings.survey is not None:
+        survey = read_answered(settings.survey, "survey", options=settings, quiet=True)
     known = tuple(survey.distributions)
     if not 1 <= int(names[0]) <= len(known):
         raise UserError(f"`countries` {names[0]}: survey {survey.name!r} has {len(known)}")

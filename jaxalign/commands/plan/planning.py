@@ -43,6 +43,7 @@ from jaxalign.runtime.program_facts import read_program
 from jaxalign.runtime.sharding import POPULATION, make_mesh
 from jaxalign.runtime.topology import Topology, described_devices, parse_topology
 from jaxalign.runtime.traffic import memory_traffic_bytes
+from jaxalign.surveys.options import SurveyOptions
 from jaxalign.surveys.survey import Item, vsm
 from jaxalign.training.defaults import resolve_training
 from jaxalign.training.step import TrainConfig
@@ -56,7 +57,7 @@ def _program_strategy() -> Strategy:
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanSettings:
+class PlanSettings(SurveyOptions):
     """What to plan, and for which chips."""
 
     topology: str = "v5e:16x16"
@@ -76,12 +77,36 @@ class PlanSettings:
     survey: Path | None = None
     """Survey with answers by country: held out by soft-prompt, written after and tested on by
     culturespa. Default: the simulated society's."""
+    seeds: int | None = None
+    """Number of the experiment's seeds; default: as in its run."""
+    presentations: tuple[str, ...] | None = None
+    """Forms in which the experiment shows questions: A, B, C, D, letters ...; default: as in its
+    run."""
     per_topic: int | None = None
     """Number of questions that culturespa writes on each topic; default: as in its run."""
-    seeds: int | None = None
-    """Number of culturespa's seeds; default: as in its run."""
+    questions: tuple[Path, ...] = ()
+    """Files of existing questions that culturespa starts from instead of writing new ones."""
+    constrain: bool = False
+    """Whether culturespa holds the questions that it writes to their form."""
     reading: Literal["exact", "sampled"] = "exact"
     """How culturespa reads an answer."""
+    runs: int = 3
+    """Number of culturespa's replies to each question if they are sampled."""
+    p3_choice: str | None = None
+    """Questions that culturespa's P3 shows: topics, similar or a ranking; default: as in its
+    run."""
+    p3_form: Literal["turns", "one_message"] | None = None
+    """How culturespa's P3 shows them; default: as in its run."""
+    prompting: bool | None = None
+    """Whether culturespa asks the fine-tuned models under every prompt style; default: as in its
+    run."""
+    specific_batch: int = 8
+    """Number of examples per step of culturespa's models of single countries."""
+    batch_size: int | None = None
+    """Number of culturespa's replies written at a time on all devices; default: as in its run."""
+    block_tokens: int | None = None
+    """Number of tokens that culturespa computes together in exact answering; default: as in its
+    run."""
     strategy: Annotated[Strategy, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=_program_strategy
     )
@@ -180,7 +205,7 @@ def plans(settings: PlanSettings) -> Iterator[Estimate]:
 def check(settings: PlanSettings) -> None:
     """Raise UserError for settings that make no plan."""
     settings.strategy.optimizer()  # raises for settings that make no algorithm
-    for name in ("items", "chunk", "decode_batch", "decode_prompt", "per_topic", "seeds"):
+    for name in ("items", "chunk", "decode_batch", "decode_prompt", "seeds"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"`{name}` {value}: at least 1")

@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.commands.reports import ask_tables as tables
+from jaxalign.commands.reports.ask_measure import (
+    gate_of,
+    measure_sections,
+    measure_statements,
+)
 from jaxalign.commands.reports.constant import constant_statement, constant_table
 from jaxalign.commands.reports.survey import SIMULATED, survey_report
+from jaxalign.commands.reports.validity import gate_note, judged
 from jaxalign.report import figures
 from jaxalign.report.common import FIGURES, make_figure, provenance
 from jaxalign.report.document import (
@@ -53,6 +59,7 @@ def ask_report(record: Record, analyses: Mapping[str, Record], out: Path) -> tup
     Returns:
         The paths of the two reports.
     """
+    record = judged(record, gate_of(record))
     for key, analysis in analyses.items():
         survey_report(analysis | {"versions": record["versions"]}, out / "analyses" / key)
     survey, rows = record["survey"], record["rows"]
@@ -61,10 +68,21 @@ def ask_report(record: Record, analyses: Mapping[str, Record], out: Path) -> tup
     document = Document(
         title="What the model answers",
         summary=f"{survey['items']} questions of {survey['name']}, asked in {ways}{compared}.",
-        labels=(Note(SIMULATED, "label"),) if survey["simulated"] else (),
+        labels=verdict_notes(record),
         sections=tuple(s for s in _sections(record, analyses, out) if s.blocks),
     )
     return write_report(document, out)
+
+
+def verdict_notes(record: Record) -> tuple[Note, ...]:
+    """Return what a reader must know before any number.
+
+    A survey that does not say how people answered has no validity gate.
+    """
+    notes = (gate_note(gate_of(record)),) if record["lines"] else ()
+    if record["survey"]["simulated"]:
+        notes += (Note(SIMULATED, "label", "Simulated."),)
+    return notes
 
 
 def _sections(record: Record, analyses: Mapping[str, Record], out: Path) -> list[Section]:
@@ -85,8 +103,9 @@ def _sections(record: Record, analyses: Mapping[str, Record], out: Path) -> list
         ),
         section("Questions with right answers", *tables.test_tables(record)),
         section("Scores on the VSM's six dimensions", *tables.vsm_tables(record)),
+        *measure_sections(record),
         section(
-            "Constant answers",
+            "Constant answers by country",
             Text(_constant_statement(record, analyses)),
             constant_table(
                 {row["title"]: row["constant"] for row in record["rows"].values()}
@@ -102,10 +121,12 @@ def _sections(record: Record, analyses: Mapping[str, Record], out: Path) -> list
 
 def statements(record: Record, analyses: Mapping[str, Record]) -> tuple[str, ...]:
     """State the results, a sentence or two each."""
+    record = judged(record, gate_of(record))
     said = [_score_statement(record, key) for key in record["rows"]] if record["lines"] else []
     said.append(_baseline_statement(record))
     said += [_identification_statement(record, key, a) for key, a in analyses.items()]
     said += tables.test_statements(record) + tables.vsm_statements(record)
+    said += measure_statements(record)
     said.append(_constant_statement(record, analyses))
     if leaking := [row["title"] for row in record["rows"].values() if row["reads_test"]]:
         said.append(
@@ -118,8 +139,9 @@ def statements(record: Record, analyses: Mapping[str, Record]) -> tuple[str, ...
         if row["valid_mass"] is not None and row["valid_mass"] < 0.5
     ]
     if low:
+        marks = "numbers" if record["measure"]["answer"] == "number" else "texts"
         said.append(
-            "Replies seldom begin with one of the options' numbers, so that what is scored is a "
+            f"Replies seldom begin with one of the options' {marks}, so that what is scored is a "
             f"small part of what the model would say: {joined(low)}."
         )
     return tuple(s for s in said if s)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.report.document import Cell, Estimate, Table
-from jaxalign.report.wording import NO_DIFFERENCE, number, with_bounds
+from jaxalign.report.wording import NO_DIFFERENCE, NO_SIGNAL, number, with_bounds
 from jaxalign.stats.alignment import LINES
 from jaxalign.surveys.hofstede import DIMENSIONS
 
@@ -16,6 +16,7 @@ VERDICTS = {
     "below": "lower",
     NO_DIFFERENCE: f"{NO_DIFFERENCE} (the interval contains zero)",
     "no answers": "no answers",
+    NO_SIGNAL: NO_SIGNAL,
 }
 _MEAN = "Mean"
 

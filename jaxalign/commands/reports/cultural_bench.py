@@ -46,7 +46,7 @@ _ALL = "all questions"
 _NEARLY_CONSTANT = 0.95  # share of a method's most frequent answer that the report warns of
 _MOST_ROWS = 24  # of a panel
 _POCKET = (
-    "Simulated: the model is the pocket Llama, a small model trained on a made-up society, which "
+    "The model is the pocket Llama, a small model trained on a made-up society, which "
     "has read nothing about real cultures. No number here is a finding about Llama-3."
 )
 _LIMITS = (
@@ -95,7 +95,7 @@ def cultural_bench_report(result: Mapping[str, Any], out: Path) -> tuple[Path, P
         title="What a model knows of cultures",
         summary=f"{'The pocket Llama' if result['pocket'] else result['model']} on {names}, under "
         "each way of asking.",
-        labels=(Note(_POCKET, "label"),) if result["pocket"] else (),
+        labels=(Note(_POCKET, "label", "Simulated."),) if result["pocket"] else (),
         sections=tuple(s for s in _sections(result, out) if s.blocks),
     )
     return write_report(document, out)

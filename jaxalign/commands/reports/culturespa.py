@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxalign.commands.reports.culturespa_measure import (
+    gate_of,
+    measure_sections,
+    measure_sentences,
+)
 from jaxalign.commands.reports.culturespa_plots import (
     SHOWN_LINES,
     country_keys,
@@ -32,6 +37,7 @@ from jaxalign.commands.reports.culturespa_tables import (
     title,
     untrained_sentences,
 )
+from jaxalign.commands.reports.validity import gate_note, judged
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.culturespa.prompting import OTHER_STYLES
 from jaxalign.methods.culturespa.result import SELECTION_MODELS
@@ -52,7 +58,7 @@ from jaxalign.report.document import (
 from jaxalign.report.drawing import Panel, drawings
 from jaxalign.report.palette import BLUE, INK, PURPLE, VERMILION
 from jaxalign.report.render import write_report
-from jaxalign.report.wording import joined, number
+from jaxalign.report.wording import NO_SIGNAL, joined, number
 from jaxalign.stats.alignment import LINES
 
 _ROW_KEYS = (
@@ -62,8 +68,14 @@ _ROW_KEYS = (
     Key("each seed", PURPLE, marker="|"),
 )
 _SIMULATED = (
-    "Simulated: nobody was asked. A program made up the countries' answers to this survey; no "
+    "Nobody was asked. A program made up the countries' answers to this survey; no "
     "number here is a finding about people."
+)
+_NAMES = (
+    "P1 names the country, P2 also the most similar and the most different countries, P3 shows "
+    "questions with the country's answers. Joint, specific and CCT (cross-culture thinking) are "
+    "fine-tuned models. CRQPC, RDS and CDS are ways to select the training data: changed, random "
+    "and unchanged answers. “What the methods are”, under Scores, has a sentence on each."
 )
 _LIMITS = (
     "Read a score beside the scores of answers that need no model.",
@@ -89,15 +101,22 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
         result: The content of `result.json`.
         out: The run's directory, which must hold `methods.png` and `selection.png`.
     """
+    result = judged(result, gate_of(result))
     survey, seeds = result["survey"], result["settings"]["seeds"]
+    simulated = (Note(_SIMULATED, "label", "Simulated."),) if survey["simulated"] else ()
     document = Document(
         title="CultureSPA: do a model's own answers bring it nearer to cultures?",
         summary=f"{len(result['settings']['countries'])} countries, {survey['items']} items of "
         f"{survey['name']}, {seeds} {'seed' if seeds == 1 else 'seeds'}.",
-        labels=(Note(_SIMULATED, "label"),) if survey["simulated"] else (),
+        labels=(gate_note(gate_of(result)), *simulated),
         sections=(
-            section("In short", Listing(statements(result), "Findings, in points of the score")),
+            section(
+                "In short",
+                Text(_NAMES),
+                Listing(statements(result), "Findings, in points of the score"),
+            ),
             _methods(result, out),
+            *measure_sections(result),
             _countries(result, out),
             *_prompting(result, out),
             _selections(result, out),
@@ -113,9 +132,11 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
 
 def statements(result: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the differences that the paper's claims rest on, and the guard, as sentences."""
+    result = judged(result, gate_of(result))
     sentences = [_difference_sentence(name, d) for name, d in result["differences"].items()]
     sentences += prompting_sentences(result)
     limit = result["guard"]["limit"]
+    sentences += guessing_sentences(result["guard"])
     for method, change in result["guard"]["change"].items():
         within = "within" if change["within"] else "not within"
         points = number(change["mean"], 2, signed=True)
@@ -123,6 +144,7 @@ def statements(result: Mapping[str, Any]) -> tuple[str, ...]:
             f"Guard, {METHODS[method].label}: accuracy changes by {points} points, {within} the "
             f"limit of {limit:g}."
         )
+    sentences += measure_sentences(result)
     sentences += untrained_sentences(result)
     if leaky := result["survey"]["leaky"]:
         sentences.append(
@@ -142,7 +164,8 @@ def _difference_sentence(name: str, difference: Mapping[str, Any]) -> str:
             low, high = (number(bound, 2, signed=True) for bound in difference[key])
             spans.append(f"{low} to {high} over {over}")
     points = number(difference["value"], 2, signed=True)
-    return f"{methods}: {points} points (95 %: {', '.join(spans)}). The first is {verdict}."
+    ending = f"The first is {verdict}." if verdict != NO_SIGNAL else f"Verdict: {verdict}."
+    return f"{methods}: {points} points (95 %: {', '.join(spans)}). {ending}"
 
 
 def _over_questions(record: Mapping[str, Any]) -> Estimate:
@@ -359,6 +382,17 @@ def _pairs(result: Mapping[str, Any], out: Path) -> Figure:
         out / "pairs.png",
         drawings("pairs", [pairs_panel(result)]),
         table,
+    )
+
+
+def guessing_sentences(guard: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say so where the unchanged model is not better than guessing in the guard."""
+    if guard["before"] > guard["chance"] + guard["limit"]:
+        return ()
+    return (
+        f"Guard: the unchanged model is right in {number(guard['before'], 1)} % of the questions, "
+        f"and guessing in {number(guard['chance'], 1)} %, so there is nothing that fine-tuning "
+        "could break. The guard says nothing; give an easier test.",
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxalign.commands.reports.culturespa_measure import gate_of, measure_sentences
+from jaxalign.commands.reports.validity import gate_line, judged
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.culturespa.result import SELECTION_MODELS
 from jaxalign.runs.console import print_table
@@ -20,7 +22,9 @@ INTERVALS = ("95 % over questions", "95 % over seeds")
 
 
 def show_result(result: Mapping[str, Any]) -> None:
-    """Print the scores, selections, differences, lines, guard and counts of a result."""
+    """Print the verdict on the instrument, scores, selections, differences, lines and counts."""
+    result = judged(result, gate_of(result))
+    print(gate_line(gate_of(result)))
     methods = result["methods"]
     countries = result["settings"]["countries"]
     kind = "simulated survey" if result["survey"]["simulated"] else result["survey"]["name"]
@@ -50,7 +54,7 @@ def show_result(result: Mapping[str, Any]) -> None:
         print_table("Sampled replies", ("method", *REPLY_COLUMNS.values()), rows)
     if "prompting" in result:
         show_prompting(result["prompting"], countries)
-    for sentence in untrained_sentences(result):
+    for sentence in (*measure_sentences(result), *untrained_sentences(result)):
         print(sentence)
     show_guard(result["guard"])
     _show_questions(result["questions"])
@@ -125,7 +129,8 @@ def prompting_sentences(result: Mapping[str, Any]) -> list[str]:
         found = []
         for verdict, styles in styles_of.items():
             what, _, over = verdict.partition(", ")  # "higher", "over questions only"
-            found.append(f"{what} under {', '.join(styles)}" + (f" ({over})" if over else ""))
+            under = f"under {', '.join(styles)}"
+            found.append(f"{what} {under}" + (f" ({over})" if over else ""))
         sentences.append(
             f"{model_label(model)} beside the unchanged model under the same style: "
             f"{'; '.join(found)}."

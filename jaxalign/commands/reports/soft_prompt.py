@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jaxalign.commands.reports import soft_prompt_parts as parts
+from jaxalign.commands.reports.presentations import named
+from jaxalign.commands.reports.soft_prompt_measure import (
+    answer_blocks,
+    gap_figure,
+    lines_table,
+    presentation_blocks,
+    readings_table,
+    seeds_tables,
+)
+from jaxalign.commands.reports.soft_prompt_presentations import (
+    means_table,
+    methods_table,
+    sides_figure,
+)
+from jaxalign.commands.reports.soft_prompt_record import (
+    Result,
+    constants_words,
+    has_scores,
+    never_tuned_on,
+    shows_signal,
+    tuned_on,
+    used_dimensions,
+)
+from jaxalign.commands.reports.soft_prompt_statements import (
+    permutation_words,
+    statements,
+    verdict_notes,
+)
 from jaxalign.commands.reports.tuned_prompts import prompts_table
+from jaxalign.commands.reports.validity import gate_blocks
 from jaxalign.report.common import provenance
 from jaxalign.report.document import (
     Document,
@@ -20,32 +47,42 @@ from jaxalign.report.document import (
     section,
 )
 from jaxalign.report.render import write_report
-from jaxalign.report.wording import chance_of_many, joined, tally
+from jaxalign.report.wording import chance_of_many, joined
 
 _POCKET = (
-    "Simulated: the model is the pocket Llama, a small model trained on a made-up society. No "
+    "The model is the pocket Llama, a small model trained on a made-up society. No "
     "number here is a finding about people or about Llama-3."
 )
 _SIMULATED = (
     "The held-out survey is simulated: its countries answer as a made-up society does. The "
     "held-out scores say nothing about people."
 )
+_DIMENSIONS = {
+    "pdi": "power distance",
+    "idv": "individualism",
+    "mas": "motivation towards achievement, formerly masculinity",
+    "uai": "uncertainty avoidance",
+    "lto": "long-term orientation",
+    "ivr": "indulgence",
+}
 _LIMITS = (
     "A low loss on the tuned survey is weak evidence of cultural alignment. The six scores come "
     "from 12 differences of answers, and very many answer patterns reach the same six numbers.",
     "The search saw the target: the tuned survey measures how well the optimiser works. Whether "
     "anything about the country was learned shows on the held-out survey, against the other "
     "countries' prompts.",
+    "A prompt can learn which numbers to say and lower the loss without any change in meaning. "
+    "Whether it did shows on presentations that were not tuned on.",
     "The constant C is free. Losses with another C, another edition of the published scores, or a "
     "mean in place of a sum cannot be compared with these.",
-    "Intervals resample the held-out items. They speak for other questions like these, not for "
-    "other seeds, other wordings or other models.",
+    "Intervals speak for what they resample: items, and seeds and presentations where there are "
+    "several. They do not speak for other wordings or other models.",
     "Published country scores are averages over people of one time and sample. Meeting them says "
     "nothing about any person.",
 )
 
 
-def soft_prompt_report(result: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
+def soft_prompt_report(result: Result, out: Path) -> tuple[Path, Path]:
     """Write `report.md`, `report.html` and `figures/*.png` into `out`, a run's directory.
 
     Args:
@@ -60,29 +97,50 @@ def soft_prompt_report(result: Mapping[str, Any], out: Path) -> tuple[Path, Path
         title="Soft prompts tuned to country scores",
         summary=_summary(result),
         labels=_labels(result),
-        sections=(
-            _in_short(result),
-            _losses(result, out),
-            section("The six scores", parts.radar_figure(result, out)),
-            _held_out(result, out),
-            section("The search", parts.convergence_figure(result, out)),
-            section("What the prompts have become", *_prompts(out)),
-            section("What a low loss does not prove", Listing(_LIMITS)),
-            provenance(result),
-        ),
+        sections=tuple(s for s in _sections(result, out) if s.blocks),
     )
-    return write_report(_without_empty(document), out)
+    return write_report(document, out)
 
 
-def _summary(result: Mapping[str, Any]) -> str:
+def _sections(result: Result, out: Path) -> list[Section]:
+    return [
+        _in_short(result),
+        _losses(result, out),
+        section("What the gain owes to the presentation", *presentation_blocks(result)),
+        section(
+            "Validity gate: does the survey measure anything on this model?",
+            *gate_blocks(_gates(result)),
+        ),
+        section("What the answers are like", *answer_blocks(result)),
+        section("The six scores", parts.radar_figure(result, out)),
+        section("The factor scores", parts.factors_table(result)),
+        _held_out(result, out),
+        section("The search", parts.convergence_figure(result, out), gap_figure(result, out)),
+        section("Seeds", seeds_tables(result)),
+        section("What the prompts have become", *_prompts(out)),
+        section("What a low loss does not prove", Listing(_LIMITS)),
+        provenance(result),
+    ]
+
+
+def _gates(result: Result) -> dict[str, Result]:
+    """Return the validity gate over all presentations, and over those that were tuned on."""
+    gates = [result["measure"][name] for name in ("validity", "validity_tuned")]
+    return {f"Over {', '.join(gate['presentations'])}": gate for gate in gates if gate}
+
+
+def _summary(result: Result) -> str:
     countries = list(result["countries"])
     each = "each of " if len(countries) > 1 else ""
     algorithm = result["settings"].get("strategy.algorithm", "DifferentialEvolution")
     if algorithm == "DifferentialEvolution":
         algorithm = "Differential Evolution"
+    goal = "survey answers give the country's published scores"
+    if not has_scores(result):
+        goal = f"survey answers lower the loss of the objective {result['settings']['objective']}"
     return (
         f"One soft prompt for {each}{joined(countries)}, tuned by {algorithm} so that the model's "
-        "survey answers give the country's published scores."
+        f"{goal}."
     )
 
 
@@ -100,90 +158,45 @@ def _prompts(out: Path) -> tuple[Table | Text, ...]:
     )
 
 
-def _without_empty(document: Document) -> Document:
-    kept = tuple(s for s in document.sections if s.blocks)
-    return Document(document.title, document.summary, document.labels, kept)
-
-
-def _labels(result: Mapping[str, Any]) -> tuple[Note, ...]:
+def _labels(result: Result) -> tuple[Note, ...]:
     """Return what a reader must know before any number."""
+    notes = verdict_notes(result)
     if is_pocket(result):
-        return (Note(_POCKET, "label"),)
-    if result["held_out"].get("simulated"):
-        return (Note(_SIMULATED, "label"),)
-    return ()
+        notes.append(Note(_POCKET, "label", "Simulated."))
+    elif result["held_out"].get("simulated"):
+        notes.append(Note(_SIMULATED, "label", "Simulated."))
+    return tuple(notes)
 
 
-def is_pocket(result: Mapping[str, Any]) -> bool:
+def is_pocket(result: Result) -> bool:
     """Return whether the run used the pocket model: no other was given."""
     return result["settings"].get("model") is None
 
 
-def _in_short(result: Mapping[str, Any]) -> Section:
-    entries = result["countries"].values()
-    differences = {
-        name: [Estimate.read(e["held_out"].get(f"after_minus_{name}")) for e in entries]
-        for name in ("before", "permuted")
-    }
-    against_plain = tally(differences["before"], "nearer to the country", "further away")
-    statements = [
-        _loss_statement(result),
-        f"Held-out survey, tuned prompt against the plain question: {against_plain}.",
-    ]
-    if "gradient" in parts.methods(result):
-        statements.insert(1, _control_statement(result))
-    if len(entries) > 1:
-        against_others = tally(differences["permuted"], "nearer", "further away")
-        statements += [
-            "Held-out survey, the country's own prompt against the other countries' prompts: "
-            f"{against_others}.",
-            parts.permutation_words(result["held_out"].get("permutation_test")),
-        ]
+def _in_short(result: Result) -> Section:
     return section(
         "In short",
+        means_table(result),
         parts.headline_table(result),
-        Listing(tuple(statements), "What came out"),
+        Listing(statements(result), "What came out"),
         Listing(_what_was_measured(result), "What was measured"),
     )
 
 
-def _loss_statement(result: Mapping[str, Any]) -> str:
-    entries, trivial = result["countries"], result["trivial"]
-    tuned, _ = parts.readings(result)
-
-    def below(loss_of: Any) -> str:
-        wins = sum(e["tuned"][tuned]["loss"] < loss_of(c, e) for c, e in entries.items())
-        return f"{wins} of {len(entries)}"
-
-    statement = (
-        f"Loss on the tuned survey ({parts.reading_words(tuned)} reading): the tuned prompt is "
-        f"below the plain question in {below(lambda c, e: e['naive'][tuned]['loss'])} countries"
-    )
-    examples = below(lambda c, e: e["icl"][tuned]["loss"])
-    if not parts.has_scores(result):
-        return f"{statement} and below examples in context in {examples}."
-    middle = below(lambda c, e: trivial[c]["all_middle"])
-    return (
-        f"{statement}, below examples in context in {examples}, and below answering 3 to "
-        f"everything in {middle}."
-    )
+_ANSWERS = {
+    "number": "the number of the option",
+    "label": "the option's text, by the log-likelihood of all its tokens",
+    "label-per-token": "the option's text, by the mean log-likelihood of its tokens",
+    "label-against-prior": "the option's text, by its log-likelihood less that after a neutral "
+    "question",
+}
 
 
-def _control_statement(result: Mapping[str, Any]) -> str:
-    entries, (tuned, _) = result["countries"].values(), parts.readings(result)
-    wins = sum(e["gradient"][tuned]["loss"] < e["tuned"][tuned]["loss"] for e in entries)
-    reading = "" if tuned == "expected" else " in the expected reading (the most likely has none)"
-    return (
-        f"Control: the same prompts tuned by gradients{reading} have a lower loss in the "
-        f"{parts.reading_words(tuned)} reading in {wins} of {len(entries)} countries."
-    )
-
-
-def _what_was_measured(result: Mapping[str, Any]) -> tuple[str, ...]:
+def _what_was_measured(result: Result) -> tuple[str, ...]:
     settings, held_out = result["settings"], result["held_out"]
     model = "the pocket Llama" if is_pocket(result) else Path(settings["model"]).name
     answers = "simulated" if held_out.get("simulated") else "real answers from the user's file"
-    if not parts.has_scores(result):
+    if not has_scores(result):
         survey = "the user's own survey."
         objective = f"Objective: {settings['objective']}."
     else:
@@ -191,39 +204,60 @@ def _what_was_measured(result: Mapping[str, Any]) -> tuple[str, ...]:
         if settings.get("instrument") is not None:
             survey = "the user's own wording of the 24 values items."
         edition = settings.get("edition", "not recorded")
-        objective = f"Published scores: edition {edition}. {parts.constants_words(result)}"
+        objective = f"Published scores: edition {edition}. {constants_words(result)} MAS weight: "
+        objective += f"{settings.get('mas_weight', 35)}."
     return (
         f"Model: {model}.",
         f"Tuned survey: {survey}",
         objective,
+        f"Answers: {_ANSWERS[settings['answer']]}. {_presentation_words(result)}",
+        *([f"Seeds: {joined(map(str, seeds))}."] if len(seeds := result["seeds"]) > 1 else []),
         f"Held-out survey: {held_out.get('survey', 'unnamed')}, {held_out.get('items', 'some')} "
         f"items, {answers}.",
     )
 
 
-def _losses(result: Mapping[str, Any], out: Path) -> Section:
-    if parts.has_scores(result):
-        used = [d.upper() for d in parts.used_dimensions(result)]
+def _presentation_words(result: Result) -> str:
+    tuned, others = tuned_on(result), never_tuned_on(result)
+    words = f"Tuned on {named(tuned)}"
+    words += ", whose answers are averaged" if len(tuned) > 1 else ""
+    return f"{words}; {f'also asked in {named(others)}' if others else 'no other was asked'}."
+
+
+def _losses(result: Result, out: Path) -> Section:
+    if has_scores(result):
+        used = [f"{d.upper()} ({_DIMENSIONS[d]})" for d in used_dimensions(result)]
         explanation = (
             f"The loss is the sum of the absolute differences between the model's scores and the "
-            f"published ones over {joined(used)}, in points; 0 is best. "
-            f"{parts.constants_words(result)} The expected reading takes each item's mean answer "
-            "over its option probabilities; the most likely reading takes one option per item, so "
-            "that scores move in steps of 25 to 40 points and cannot come nearer than the line "
-            "“best whole answers”."
+            f"published ones over {joined(used)}, in points; 0 is best. {constants_words(result)} "
         )
     else:
-        explanation = f"The loss is that of the objective {result['settings']['objective']}."
+        explanation = f"The loss is that of the objective {result['settings']['objective']}. "
+    explanation += (
+        "The expected reading takes each item's mean answer over its option probabilities; the "
+        "most likely reading takes one option per item, so that it cannot get below the line "
+        "“best whole answers”."
+    )
+    if "sampled" in next(iter(result["countries"].values()))["naive"]:
+        explanation += " The sampled reading takes replies that are drawn and read as users do."
+    sides = tuned_on(result), never_tuned_on(result)
+    if any(len(names) > 1 for names in sides):
+        explanation += (
+            " Of several presentations, “mean” is the mean of their losses, and “averaged” the "
+            "loss of their averaged answers"
+        )
+        explanation += ", which is what was minimised." if len(sides[0]) > 1 else "."
     return section(
         "Loss on the tuned survey",
         Text(explanation),
-        parts.loss_figure(result, out),
-        parts.loss_table(result, parts.readings(result)[1]),
-        parts.valid_table(result),
+        sides_figure(result, out),
+        methods_table(result),
+        readings_table(result),
+        parts.trivial_table(result),
     )
 
 
-def _held_out(result: Mapping[str, Any], out: Path) -> Section:
+def _held_out(result: Result, out: Path) -> Section:
     survey = result["held_out"]
     test = survey.get("permutation_test")
     differences = parts.differences_table(result)
@@ -237,7 +271,10 @@ def _held_out(result: Mapping[str, Any], out: Path) -> Section:
             f"country's own. Intervals: {survey.get('interval', 'not recorded')}. {by_chance}"
         ),
         parts.held_out_figure(result, out),
+        lines_table(result),
         differences,
         parts.transfer_figure(result, out),
-        Text(parts.permutation_words(test)) if test and len(result["countries"]) > 1 else None,
+        Text(permutation_words(test, shows_signal(result)))
+        if test and len(result["countries"]) > 1
+        else None,
     )

@@ -7,161 +7,81 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.methods.base import PERMUTED, SOFT_PROMPT_METHODS, soft_prompt_methods
+from jaxalign.commands.reports.presentations import TUNED, UNTUNED, named
+from jaxalign.commands.reports.soft_prompt_record import (
+    HELD_OUT,
+    HELD_OUT_LINES,
+    KEYS,
+    Result,
+    all_keys,
+    has_scores,
+    loss_digits,
+    mean_loss,
+    methods,
+    never_tuned_on,
+    shows_signal,
+    trivial_lines,
+    tuned_on,
+    used_dimensions,
+)
+from jaxalign.methods.base import PERMUTED
 from jaxalign.methods.soft_prompt.result import reading_words, readings
-from jaxalign.optim.strategy import DIFFERENTIAL_EVOLUTION
+from jaxalign.methods.soft_prompt.settings import entry_labels
 from jaxalign.report import figures
 from jaxalign.report.common import FIGURES, make_figure, matrix_table
-from jaxalign.report.document import Estimate, Figure, Key, Table, is_number
+from jaxalign.report.document import Estimate, Figure, Table, is_number
 from jaxalign.report.figures import Series
-from jaxalign.report.palette import INK, MUTED, VERMILION
-from jaxalign.report.wording import joined, number, verdict
+from jaxalign.report.wording import joined, verdict
 
-KEYS = {method.key: method.legend() for method in SOFT_PROMPT_METHODS}
 _MOST_GENERATIONS_SHOWN = 12
-_TRIVIAL = {
-    "all_middle": Key("answering 3 to everything", MUTED, "", "|"),
-    "uniform_random": Key("random answers", VERMILION, "", "|"),
-    "smallest_integer": Key("best whole answers", INK, "", "|"),
-}
-# Entries of `held_out` in `result.json`, and the method that each is about.
-_HELD_OUT = {
-    "before": "naive",
-    "persona": "persona",
-    "icl": "icl",
-    "start": "start",
-    "after": "tuned",
-    "gradient": "gradient",
-}
 
 
-def methods(result: Mapping[str, Any]) -> dict[str, Key]:
-    """Return the methods that the run compared; the gradient control may have been left out."""
-    entry = next(iter(result["countries"].values()))
-    return {name: key for name, key in _keys(result).items() if name in entry}
-
-
-def _keys(result: Mapping[str, Any]) -> dict[str, Key]:
-    """Return all methods, named as fits the run."""
-    algorithm = result["settings"].get("strategy.algorithm", DIFFERENTIAL_EVOLUTION)
-    named = soft_prompt_methods(algorithm, readings(result)[0])
-    return {name: method.legend() for name, method in named.items()}
-
-
-def trivial_lines(result: Mapping[str, Any]) -> dict[str, Key]:
-    """Return the lines that need no model, where the objective has any."""
-    known = next(iter(result["trivial"].values()))
-    return {name: key for name, key in _TRIVIAL.items() if name in known}
-
-
-def has_scores(result: Mapping[str, Any]) -> bool:
-    """Return whether the objective is about the six scores."""
-    return "dimensions" in result
-
-
-def used_dimensions(result: Mapping[str, Any]) -> list[str]:
-    """Return the dimensions that enter the loss: those with a target in some country."""
-    targets = [entry["target"] for entry in result["countries"].values()]
-    return [n for d, n in enumerate(result["dimensions"]) if any(is_number(t[d]) for t in targets)]
-
-
-def constants_words(result: Mapping[str, Any]) -> str:
-    """Return C of the dimensions used, and where it comes from, as a sentence."""
-    values = zip(result["dimensions"], result["constants"], strict=True)
-    known = {name: value for name, value in values if value is not None}
-    anchor = result["settings"].get("anchor")
-    if not anchor and len(set(known.values())) == 1:
-        return f"C = {number(next(iter(known.values())), 0)} in every dimension."
-    each = ", ".join(f"{name.upper()} {number(value)}" for name, value in known.items())
-    fitted = f" (least squares on {joined(anchor)})" if anchor else ""
-    return f"C: {each}{fitted}."
-
-
-def loss_table(result: Mapping[str, Any], reading: str) -> Table:
-    """Return a table with a row per country: the methods' losses in `reading`, then trivial ones.
-
-    Args:
-        result: The content of `result.json`.
-        reading: "expected" or "most_likely".
-    """
-    caption = f"Loss in the {reading_words(reading)} reading"
-    trivial = trivial_lines(result)
-    keys = [*methods(result).values(), *trivial.values()]
-    rows = tuple(
-        (
-            country,
-            *(entry[name][reading]["loss"] for name in methods(result)),
-            *(result["trivial"][country].get(name) for name in trivial),
-        )
-        for country, entry in result["countries"].items()
-    )
-    return Table(caption, ("Country", *(key.label for key in keys)), rows)
-
-
-def headline_table(result: Mapping[str, Any]) -> Table:
+def headline_table(result: Result) -> Table:
     """Return the headline numbers of both surveys, side by side."""
-    rows, (tuned, other) = [], readings(result)
+    rows, (reading, _) = [], readings(result)
+    sides = {TUNED: tuned_on(result), UNTUNED: never_tuned_on(result)}
+    shown = [
+        (method, words, role)
+        for method, words in (("naive", "plain question"), ("tuned", "tuned"))
+        for role, names in sides.items()
+        if names
+    ]
     for country, entry in result["countries"].items():
-        losses = [entry[name][tuned]["loss"] for name in ("naive", "icl", "tuned")]
+        losses = [mean_loss(entry, method, sides[role], reading) for method, _, role in shown]
         change = Estimate.read(entry["held_out"].get("after_minus_before"))
-        change_words = verdict(change, "nearer", "further away")
-        rows.append((country, *losses, entry["tuned"][other]["loss"], change, change_words))
+        change_words = verdict(change, "nearer", "further away", signal=shows_signal(result))
+        rows.append((country, *losses, change, change_words))
     columns = (
         "Country",
-        "Loss, plain question",
-        "Loss, examples",
-        "Loss, tuned",
-        f"Loss, tuned, {reading_words(other)}",
+        *(f"Loss, {words} ({role})" for _, words, role in shown),
         "Held-out change",
         "Held-out change in words",
     )
     return Table(
-        f"Tuned survey (loss in the {reading_words(tuned)} reading, 0 is best) and held-out survey",
+        "Tuned survey (mean loss over presentations that were tuned on and over those that were "
+        f"not, {reading_words(reading)} reading, 0 is best) and held-out survey",
         columns,
         tuple(rows),
-        digits=(0, 1, 1, 1, 1, 3, 0),
+        digits=(0, *[loss_digits(result)] * len(shown), 3, 0),
         signed=("Held-out change",),
     )
 
 
-def loss_figure(result: Mapping[str, Any], out: Path) -> Figure:
-    """Draw the loss of each method and of the trivial lines, a row of marks per country."""
-    entries, (tuned, _) = result["countries"], readings(result)
-    series = [
-        *(
-            Series(key.as_mark(), tuple(e[name][tuned]["loss"] for e in entries.values()))
-            for name, key in methods(result).items()
-        ),
-        *(
-            Series(key, tuple(result["trivial"][c].get(name) for c in entries))
-            for name, key in trivial_lines(result).items()
-        ),
-    ]
-    return make_figure(
-        out / FIGURES / "losses.png",
-        [figures.dots("", list(entries), series, "loss in points, 0 is best")],
-        f"Loss of each method beside the lines that need no model (upright strokes), "
-        f"{reading_words(tuned)} reading.",
-        "A row of marks per country: the loss of each method and of three trivial lines. The "
-        "numbers are in the table below.",
-        loss_table(result, tuned),
-        [s.key for s in series],
-    )
+def trivial_table(result: Result) -> Table | None:
+    """Return the losses of answers that need no model, where the objective has any."""
+    trivial = trivial_lines(result)
+    rows = tuple((c, *(lines.get(n) for n in trivial)) for c, lines in result["trivial"].items())
+    columns = ("Country", *(key.label for key in trivial.values()))
+    caption = "Loss of answers that need no model"
+    if "all_middle" in trivial:
+        caption += (
+            " (a uniform answer has the mean 3, and in the expected reading the loss of answering "
+            "3; scores of other countries are those published)"
+        )
+    return Table(caption, columns, rows, loss_digits(result)) if trivial else None
 
 
-def valid_table(result: Mapping[str, Any]) -> Table:
-    """Return a table of the probability that a reply begins with an option at all."""
-    rows = tuple(
-        (country, *(100 * entry[name]["valid_mass"] for name in methods(result)))
-        for country, entry in result["countries"].items()
-    )
-    caption = "Probability that a reply begins with an option at all, in per cent"
-    return Table(
-        caption, ("Country", *(key.label for key in methods(result).values())), rows, folded=True
-    )
-
-
-def radar_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
+def radar_figure(result: Result, out: Path) -> Figure | None:
     """Draw the profiles of published scores, plain question, examples and tuned prompt.
 
     None where fewer than three dimensions count: a radar of fewer axes has no area.
@@ -196,14 +116,27 @@ def radar_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
         "examples in context and tuned prompt.",
         table,
         list(shown.values()),
-        drawn=True,
     )
 
 
-def held_out_figure(result: Mapping[str, Any], out: Path) -> Figure:
+def factors_table(result: Result) -> Table | None:
+    """Return the factor scores beside their targets, for an objective that has factors."""
+    if not (factors := result.get("factors")):
+        return None
+    reading, _ = readings(result)
+    rows = []
+    for country, entry in result["countries"].items():
+        rows.append((f"{country}, target", *entry["target"]))
+        for method, key in methods(result).items():
+            rows.append((f"{country}, {key.label}", *entry[method][reading]["scores"]))
+    caption = f"Factor scores ({result['factor_scores']}), {reading_words(reading)} reading"
+    return Table(caption, ("Country and method", *factors), tuple(rows), 3)
+
+
+def held_out_figure(result: Result, out: Path) -> Figure:
     """Draw the held-out score of each method with its interval, a row per country."""
-    entries, named = result["countries"], _keys(result)
-    keys = {name: named[method] for name, method in _HELD_OUT.items()}
+    entries, named = result["countries"], all_keys(result)
+    keys = {name: named[method] for name, method in HELD_OUT.items()}
     keys["permuted"] = PERMUTED.legend()
     series = [
         Series(
@@ -213,20 +146,26 @@ def held_out_figure(result: Mapping[str, Any], out: Path) -> Figure:
         for name, key in keys.items()
         if any(name in e["held_out"] for e in entries.values())
     ]
+    lines = result["measure"]["lines"]
+    series += [
+        Series(key, tuple(lines.get(country, {}).get(name) for country in entries))
+        for name, key in HELD_OUT_LINES.items()
+    ]
     rows = tuple((c, *(s.values[i] for s in series)) for i, c in enumerate(entries))
     columns = ("Country", *(s.key.label for s in series))
     return make_figure(
         out / FIGURES / "held_out.png",
         [figures.dots("", list(entries), series, "held-out score, 1 is best")],
-        "Held-out score per country with 95 % intervals over items.",
-        "A row per country: the held-out score of each method with its interval. The numbers are "
-        "in the table below.",
+        "Held-out score per country with its 95 % interval, beside answers that need no model "
+        "(upright strokes).",
+        "A row per country: the held-out score of each method with its interval, and two lines "
+        "that need no model. The numbers are in the table below.",
         Table("Held-out scores", columns, rows, digits=3),
         [s.key for s in series],
     )
 
 
-def differences_table(result: Mapping[str, Any]) -> Table:
+def differences_table(result: Result) -> Table:
     """Return a table of differences paired item by item, and what can be said of each."""
     against = {
         "before": "the plain question",
@@ -238,7 +177,8 @@ def differences_table(result: Mapping[str, Any]) -> Table:
         for name, words in against.items():
             difference = Estimate.read(entry["held_out"].get(f"after_minus_{name}"))
             if difference is not None:
-                rows.append((country, words, difference, verdict(difference, "nearer", "further")))
+                found = verdict(difference, "nearer", "further", signal=shows_signal(result))
+                rows.append((country, words, difference, found))
     return Table(
         "Tuned prompt on the held-out survey, paired item by item",
         ("Country", "Against", "Difference", "In words"),
@@ -248,7 +188,7 @@ def differences_table(result: Mapping[str, Any]) -> Table:
     )
 
 
-def transfer_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
+def transfer_figure(result: Result, out: Path) -> Figure | None:
     """Draw the score of each country's prompt against each country; None for one country."""
     matrix, names = result["held_out"].get("matrix"), list(result["countries"])
     if not matrix or len(names) < 2:
@@ -266,23 +206,9 @@ def transfer_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
     )
 
 
-def permutation_words(test: Mapping[str, Any] | None) -> str:
-    """Return the permutation test's result as sentences."""
-    if not test or not is_number(test.get("others")):
-        return "Permutation test: not made, because it needs two countries."
-    p, count = test["p_value"], test["assignments"]
-    conclusion = "significant" if p <= 0.05 else "not significant"
-    return (
-        f"Permutation test: prompts score {number(test['own'], 3)} on their own country and "
-        f"{number(test['others'], 3)} on the others. Of {count:,} ways to assign prompts to "
-        f"countries, a fraction p = {number(p, 3)} does as well (the smallest possible is "
-        f"{number(1 / count, 3)}): {conclusion} at the 5 % level."
-    )
-
-
-def convergence_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
+def convergence_figure(result: Result, out: Path) -> Figure | None:
     """Draw the losses over generations, from `metrics.jsonl`; None if the run has none."""
-    rows = _metrics(out / "metrics.jsonl", list(result["countries"]))
+    rows = _metrics(result, out / "metrics.jsonl")
     if not rows:
         return None
     shown = {name: KEYS[name].as_line() for name in ("naive", "persona", "icl")}
@@ -297,30 +223,54 @@ def convergence_figure(result: Mapping[str, Any], out: Path) -> Figure | None:
         country: tuple([row[country].get(n) for row in rows] for n in ("best_so_far", "median"))
         for country in levels
     }
-    panels, legend = figures.convergence(losses, levels, shown, f"{minimised} in points")
+    count = len(result["seeds"])
+    seeds = f", mean over {count} seeds" if count > 1 else ""
+    panels, legend = figures.convergence(losses, levels, shown, _with_unit(minimised, result))
     return make_figure(
         out / "convergence.png",
         panels,
-        f"{minimised.capitalize()} over generations, {reading_words(tuned)} reading, with the "
-        "baselines' losses as lines across.",
+        f"{minimised.capitalize()} over generations, {reading_words(tuned)} reading, "
+        f"{named(tuned_on(result))}{seeds}, with the baselines' losses as lines across.",
         f"One panel per country: the best {minimised} so far and the median of the population "
         "over the generations.",
-        _convergence_table(rows, list(losses), minimised),
+        _convergence_table(rows, list(losses), minimised, loss_digits(result)),
         legend,
-        drawn=True,
     )
 
 
-def _metrics(path: Path, countries: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows of a run's metrics that have all countries."""
+def _with_unit(minimised: str, result: Result) -> str:
+    return f"{minimised} in points" if has_scores(result) else minimised
+
+
+def _metrics(result: Result, path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics that have all countries, as means over seeds."""
     if not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    return [row for row in rows if all(country in row for country in countries)]
+    entries = [(country, seed) for country in result["countries"] for seed in result["seeds"]]
+    labels = dict(zip(entries, entry_labels(entries), strict=True))
+    rows = []
+    for line in path.read_text("utf-8").splitlines():
+        row = json.loads(line) if line.strip() else {}
+        if all(label in row for label in labels.values()):
+            means = {
+                country: _mean_metrics([row[labels[country, s]] for s in result["seeds"]])
+                for country in result["countries"]
+            }
+            rows.append({"generation": row["generation"], **means})
+    return rows
+
+
+def _mean_metrics(by_seed: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return means over seeds; None where a seed has no finite value."""
+    means = {}
+    for name in ("best_so_far", "median"):
+        values = [metrics.get(name) for metrics in by_seed]
+        means[name] = sum(values) / len(values) if all(map(is_number, values)) else None
+    return means
 
 
 def _convergence_table(
-    rows: Sequence[Mapping[str, Any]], countries: Sequence[str], minimised: str
+    rows: Sequence[Mapping[str, Any]], countries: Sequence[str], minimised: str, digits: int
 ) -> Table:
     """Return a table of about a dozen generations, evenly spread from the first to the last."""
     last = len(rows) - 1
@@ -334,4 +284,5 @@ def _convergence_table(
         )
         for i in picked
     )
-    return Table(f"{minimised.capitalize()} over generations", ("Generation", *columns), cells)
+    caption = f"{minimised.capitalize()} over generations"
+    return Table(caption, ("Generation", *columns), cells, digits)

@@ -12,13 +12,33 @@ from typing import Any
 from jaxalign.commands.reports import survey_figures as figures
 from jaxalign.commands.reports import survey_tables as tables
 from jaxalign.commands.reports.constant import constant_statement, constant_table
+from jaxalign.commands.reports.presentations import correlations_table, presentations_table
+from jaxalign.commands.reports.validity import allows_verdicts, gate_blocks, gate_note, judged
 from jaxalign.report.common import provenance
-from jaxalign.report.document import Document, Estimate, Listing, Note, Section, Text, section
+from jaxalign.report.document import (
+    Block,
+    Document,
+    Estimate,
+    Listing,
+    Note,
+    Section,
+    Table,
+    Text,
+    section,
+)
 from jaxalign.report.render import write_report
-from jaxalign.report.wording import chance_of_many, joined, number, tally, verdict, with_bounds
+from jaxalign.report.wording import (
+    NO_SIGNAL,
+    chance_of_many,
+    joined,
+    number,
+    tally,
+    verdict,
+    with_bounds,
+)
 
 SIMULATED = (
-    "Simulated: nobody was asked. A program made up the countries' answers to this survey, so no "
+    "Nobody was asked. A program made up the countries' answers to this survey, so no "
     "number here is a finding about people."
 )
 _TERMS = (
@@ -60,11 +80,16 @@ def survey_report(analysis: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
     count, personas = len(analysis["countries"]), analysis["personas"]
     survey = analysis["instrument"]
     who = f"{len(personas)} personas" if len(personas) > 6 else f"Personas of {joined(personas)}"
+    gate = analysis["validity"]
+    analysis = judged(analysis, gate)
+    notes = (gate_note(gate),) if personas else ()
+    if survey["simulated"]:
+        notes += (Note(SIMULATED, "label", "Simulated."),)
     document = Document(
         title="How close the answers come to countries",
         summary=f"{who if personas else 'A model without a persona'}, compared with the people of "
         f"{count} countries on the {survey['items']} questions of {survey['name']}.",
-        labels=(Note(SIMULATED, "label"),) if survey["simulated"] else (),
+        labels=notes,
         sections=tuple(s for s in _sections(analysis, out) if s.blocks),
     )
     return write_report(document, out)
@@ -83,7 +108,12 @@ def _sections(analysis: Mapping[str, Any], out: Path) -> list[Section]:
             Listing(_what_was_measured(analysis), "What was measured"),
             Listing(_TERMS, "Terms"),
         ),
+        section(
+            "Validity gate: does the survey measure anything on this model?",
+            *gate_blocks({"Personas": analysis["validity"]}),
+        ),
         _scores(analysis, out),
+        section("What the scores owe to the presentation", *_presentations(analysis)),
         section(
             "Other metrics",
             tables.metrics_table(analysis),
@@ -145,14 +175,15 @@ def _mean_statement(analysis: Mapping[str, Any]) -> str:
     statement = f"Mean score of the personas: {with_bounds(aware, 2)} points"
     if not (unaware and unaware.known):
         return statement + "."
+    signal = allows_verdicts(analysis["validity"])
     differences = analysis["intervals"].get("difference", {})
     mean = Estimate.read(differences.get("mean", {}).get("alignment"))
     each = [Estimate.read(d.get("alignment")) for c, d in differences.items() if c != "mean"]
     return (
         f"{statement}; without a persona, against the same countries: {with_bounds(unaware, 2)}. "
         f"On the questions that both answered, the difference is "
-        f"{with_bounds(mean, 2, signed=True)}: {verdict(mean)}. By country the persona is "
-        f"{tally(each, 'higher', 'lower')}."
+        f"{with_bounds(mean, 2, signed=True)}: {verdict(mean, signal=signal)}. By country the "
+        f"persona is {tally(each, 'higher', 'lower', signal)}."
     )
 
 
@@ -196,11 +227,13 @@ def _dispersion_statement(analysis: Mapping[str, Any]) -> str:
     if dispersion["homogenising"] is None:
         return ""
     more = "more alike than people are"
+    alike = f"the personas are {more if dispersion['homogenising'] else f'no {more}'}"
+    if not allows_verdicts(analysis["validity"]):
+        alike = NO_SIGNAL
     return (
         f"Two personas score {number(dispersion['personas']['agreement'])} points against each "
         f"other on average, the people of two of the same countries "
-        f"{number(dispersion['humans_same']['agreement'])}: the personas are "
-        f"{more if dispersion['homogenising'] else f'no {more}'}."
+        f"{number(dispersion['humans_same']['agreement'])}: {alike}."
     )
 
 
@@ -266,6 +299,31 @@ def _scores(analysis: Mapping[str, Any], out: Path) -> Section:
         tables.against_baselines_by_country(analysis),
         tables.runs_table(analysis),
     )
+
+
+def _presentations(analysis: Mapping[str, Any]) -> list[Block]:
+    """Return the scores under each presentation alone; nothing where there was one."""
+    found = analysis["presentations"]
+    if not found:
+        return []
+    names = found["names"]
+    correlations = {
+        mode.label.capitalize(): {"": found["correlation"][key]}
+        for key, mode in figures.MODES.items()
+        if found["correlation"].get(key)
+    }
+    rows = tuple(
+        (f"{country}, {mode.label}", *(by_name.get(name) for name in names))
+        for key, mode in figures.MODES.items()
+        for country, by_name in found[key].items()
+    )
+    columns = ("Country and way of asking", *(f"{name} alone" for name in names))
+    caption = "Score under each presentation alone, in points"
+    return [
+        presentations_table(dict.fromkeys(names, "averaged")),
+        Table(caption, columns, rows, 2, folded=len(rows) > 12),
+        *filter(None, [correlations_table(correlations, {"": "Correlation"}, names[:2])]),
+    ]
 
 
 def _personas(analysis: Mapping[str, Any], out: Path) -> Section:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.commands.reports.survey_figures import MODES, baseline_name, some_lack_a_persona
+from jaxalign.commands.reports.validity import allows_verdicts
 from jaxalign.report.document import Estimate, Table, is_number
 from jaxalign.report.wording import countries, verdict
 from jaxalign.stats.metrics import METRICS
@@ -22,7 +23,7 @@ def differences_table(analysis: Mapping[str, Any]) -> Table | None:
         (
             _MEAN if country == "mean" else country,
             difference := Estimate.read(metrics.get("alignment")),
-            verdict(difference),
+            _verdict(analysis, difference),
         )
         for country, metrics in sorted(differences.items(), key=lambda pair: pair[0] != "mean")
     )
@@ -36,7 +37,7 @@ def against_baselines_table(analysis: Mapping[str, Any]) -> Table | None:
         (
             baseline_name(analysis, line),
             difference := Estimate.read(record),
-            verdict(difference),
+            _verdict(analysis, difference),
         )
         for line, record in analysis["against_lines"].get("mean", {}).items()
     )
@@ -56,6 +57,11 @@ def against_baselines_by_country(analysis: Mapping[str, Any]) -> Table | None:
     return Table(caption, ("Country", *columns), rows, 2, signed=columns, folded=True)
 
 
+def _verdict(analysis: Mapping[str, Any], difference: Estimate | None) -> str:
+    """Return what may be said of a difference, given the validity gate."""
+    return verdict(difference, signal=allows_verdicts(analysis["validity"]))
+
+
 def _differences(caption: str, first: str, rows: tuple) -> Table | None:
     columns = (first, _DIFFERENCE, _VERDICT)
     return Table(caption, columns, rows, digits=2, signed=(_DIFFERENCE,)) if rows else None
@@ -70,7 +76,8 @@ def metrics_table(analysis: Mapping[str, Any]) -> Table | None:
             Estimate.read(intervals.get(name, {}).get("mean", {}).get(metric))
             for name in ("aware", "difference")
         )
-        cells = (aware, _unaware_mean(analysis, metric), difference, verdict(difference))
+        unaware, words = _unaware_mean(analysis, metric), _verdict(analysis, difference)
+        cells = (aware, unaware, difference, words)
         if any(c is not None for c in cells[:3]):
             rows.append((label, *cells))
     columns = ("Metric", *(k.label.capitalize() for k in MODES.values()), _DIFFERENCE, _VERDICT)

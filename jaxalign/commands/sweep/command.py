@@ -8,11 +8,14 @@ compiled program (one model, strategy and prompt length) run side by side in it;
 a sweep whenever you like: the same command continues it, repeats no finished cell, and ends with
 the bits of a sweep that was never stopped. `jaxalign.commands.sweep.file` documents the file.
 
-    DIR/cells.jsonl     a line per finished cell: loss, six scores, fitness, candidates evaluated
-       /result.json     the table: mean loss of each group, spread over seeds and countries
+    DIR/cells.jsonl     a line per finished cell: losses in every presentation, six scores, the
+                        held-out score item by item, fitness, candidates evaluated
+       /result.json     the tables: losses and held-out scores of each group with intervals over
+                        seeds, beside the plain question and answers that need no model
        /sweep.png       the same as a picture
        /prompts/        with --save-prompts, each cell's tuned prompt
-       /programs.json   by group: prompts computed at a time, the attention kernel, and C
+       /programs.json   by group: prompts computed at a time, the attention kernel, C, the plain
+                        question's answers and those that need no model
        /status.json     what --status reads, from any terminal
 
 A cell of the pocket Llama takes seconds on two cores; the plan printed first gives the work.
@@ -33,11 +36,13 @@ import tyro
 from jaxalign.answering.kernel_choice import KERNEL_OPTIONS
 from jaxalign.commands.sweep.file import Sweep, check_unchanged, read_sweep
 from jaxalign.commands.sweep.group import make_search, program_facts, run_batch
+from jaxalign.commands.sweep.picture import write_plot
 from jaxalign.commands.sweep.plan import Batch, Cell, Group, make_plan, show_plan
-from jaxalign.commands.sweep.result import make_result, show_result, write_plot
+from jaxalign.commands.sweep.result import make_result
 from jaxalign.commands.sweep.status import CELLS, StatusBoard, show_status
+from jaxalign.commands.sweep.tables import show_result
 from jaxalign.core.errors import UserError
-from jaxalign.lm.model import load_model
+from jaxalign.lm.model import LM, load_model
 from jaxalign.methods.soft_prompt.problem import recorded_start
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.search import Search, choose_execution, choose_search_mesh
@@ -123,6 +128,7 @@ def facts(groups: Sequence[Group]) -> dict[str, Any]:
         "tokenizer_sha256",
         "model_revision",
         "instrument_sha256",
+        "held_out_sha256",
         "prompts",
     )
     return {
@@ -158,10 +164,10 @@ def run_groups(
             if loaded != group.model:
                 lm, loaded = load_model(group.problem.model, mesh=mesh), group.model
             search = make_search(group, lm, execution)
-            programs[group.name] = program_facts(search)
+            programs[group.name] = program_facts(search, lm)
             run.write(PROGRAMS, programs)
             for batch in batches:
-                run_one(settings, run, search, group, batch, records, board)
+                run_one(settings, run, search, lm, group, batch, records, board)
     if run.writes:
         shutil.rmtree(run.out / "checkpoints", ignore_errors=True)
     board.finish()
@@ -201,6 +207,7 @@ def run_one(
     settings: SweepSettings,
     run: Run,
     search: Search,
+    lm: LM,
     group: Group,
     batch: Batch,
     records: Records,
@@ -213,6 +220,7 @@ def run_one(
     checkpoints = run.out / "checkpoints"
     results = run_batch(
         search,
+        lm,
         group,
         batch,
         checkpoints,
@@ -242,8 +250,7 @@ def finish(
     programs: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Write and print the table, and draw the picture, from the records alone."""
-    constants = {name: program.get("constants") for name, program in programs.items()}
-    result = make_result(rows, described.base_config, constants)
+    result = make_result(rows, described.base_config, programs)
     run.write("result.json", result)
     if run.writes:
         write_plot(run.out / "sweep.png", result)

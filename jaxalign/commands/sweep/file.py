@@ -41,6 +41,7 @@ POCKET = "pocket"
 AXES = ("countries", "seeds", "models", "prompt_lengths", "strategies")
 SETTINGS = (
     "anchor",
+    "answer",
     "attention",
     "chunk",
     "constant",
@@ -48,13 +49,22 @@ SETTINGS = (
     "dtype",
     "edition",
     "generations",
+    "held_out",
+    "held_out_distributions",
     "instrument",
+    "language",
+    "mas_weight",
     "model_parallel",
     "objective",
     "penalty",
+    "presentations",
     "prompts",
     "reading",
+    "replies",
+    "report_sampled",
     "save_every",
+    "scores",
+    "test_presentations",
 )
 
 _Fields = TypeVar("_Fields")
@@ -208,13 +218,13 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         if value in arguments:
             return value
         raise UserError(f"{where} = {value!r}: choose one of {', '.join(map(repr, arguments))}")
+    if origin is types.UnionType:  # Path | None; TOML has no null
+        return _convert(value, arguments[0], where)
     pairs = origin is tuple and get_origin(arguments[0]) is tuple
     if origin is tuple and not pairs and isinstance(value, list):
         return tuple(_convert(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
     if pairs and isinstance(value, dict):  # names and numbers, such as a strategy's options
         return tuple((name, _convert(v, float, f"{where}.{name}")) for name, v in value.items())
-    if origin is types.UnionType:  # Path | None; TOML has no null
-        kind = arguments[0]
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is float and type(value) in (int, float) and math.isfinite(value):

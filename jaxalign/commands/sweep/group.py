@@ -1,26 +1,21 @@
 """One batch of a group's cells, carried through the group's compiled program.
 
-Letters: C cell of the batch (spare ones included), M prompt token, D model, Z search dimension.
+Letters: C cell of the batch (spare ones included), M prompt token, D model.
 """
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxalign.answering.options import option_log_probs
+from jaxalign.commands.sweep.answers import answer_record, line_records, naive_records
 from jaxalign.commands.sweep.plan import Batch, Group
 from jaxalign.core.progress import OnProgress
-from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.model import LM
-from jaxalign.methods.soft_prompt.fitness import FitnessInputs
+from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.search import ExecutionPlan, Outcome, Search, build_search
-from jaxalign.methods.soft_prompt.space import decode
-from jaxalign.stats.vsm import READINGS
 
 
 def make_search(group: Group, lm: LM, execution: ExecutionPlan) -> Search:
@@ -35,20 +30,34 @@ def make_search(group: Group, lm: LM, execution: ExecutionPlan) -> Search:
     )
 
 
-def program_facts(search: Search) -> dict[str, Any]:
-    """Return what `programs.json` records of a group: chunk, attention kernel, and C."""
-    execution = search.execution
-    constants = search.objective.record().get("constants")
-    return {"chunk": execution.chunk, "attention": execution.kernel, "constants": constants}
+def program_facts(search: Search, lm: LM) -> dict[str, Any]:
+    """Return what `programs.json` records of a group.
+
+    That is how it is computed (the chunk, the attention kernel, the replies at a time), C, and what
+    its cells are compared with: the plain question, and answers that need no model.
+    """
+    problem, objective, facts = search.problem, search.objective, search.facts
+    return {
+        **{name: value for name, value in facts.items() if name != "search"},
+        "constants": objective.record().get("constants"),
+        "naive": naive_records(problem, lm, objective),
+        "lines": line_records(problem, objective),
+    }
 
 
 def run_batch(
-    search: Search, group: Group, batch: Batch, checkpoints: Path, on_progress: OnProgress
+    search: Search,
+    lm: LM,
+    group: Group,
+    batch: Batch,
+    checkpoints: Path,
+    on_progress: OnProgress,
 ) -> list[tuple[dict[str, Any], np.ndarray]]:
     """Carry a batch to its last generation, from its latest checkpoint if there is one.
 
     Args:
         search: The group's search.
+        lm: The model.
         group: The group.
         batch: The cells to search for.
         checkpoints: Folder of the sweep's checkpoints; the batch has one of its own in it.
@@ -60,23 +69,20 @@ def run_batch(
     search = search.for_entries(batch.entries)
     # The last generation needs no checkpoint: its results are recorded next.
     outcome = search.run(checkpoints / batch.name, save_last=False, on_progress=on_progress)
-    return cell_records(search, group, batch, outcome)
+    return cell_records(search, lm, group, batch, outcome)
 
 
 def cell_records(
-    search: Search, group: Group, batch: Batch, outcome: Outcome
+    search: Search, lm: LM, group: Group, batch: Batch, outcome: Outcome
 ) -> list[tuple[dict[str, Any], np.ndarray]]:
     """Return a record per cell, and its best prompt.
 
     Records hold no clock readings, so that they have the bits of a sweep that was never stopped.
     """
-    records, inputs = [], search.local_inputs
+    records, problem = [], search.problem
+    prompts_CxMxD = np.asarray(search.prompts(outcome.best_CxZ))
     for c, cell in enumerate(batch.cells):
-        # One at a time, so that their last bits do not depend on how many there are.
-        own_space = inputs.space.at_entry(c)
-        own_inputs = inputs.replace(space=own_space, objective=inputs.objective.for_groups([c]))
-        read = read_out(search.problem.model.config, own_inputs, outcome.best_CxZ[c])
-        prompt_MxD, measured = jax.device_get(read)
+        prompt = SoftPrompt(prompts_CxMxD[c], problem.settings.prompt.placement)
         record = {
             "cell": cell.number,
             "id": cell.id,
@@ -86,31 +92,8 @@ def cell_records(
             "country": cell.country,
             "seed": cell.seed,
             "fitness": outcome.fitness_C[c],
-            "loss": {reading: measured[reading]["loss"] for reading in READINGS},
-            "scores": {reading: measured[reading].get("scores") for reading in READINGS},
             "candidates": group.candidates_per_cell,
+            **answer_record(problem, lm, search.objective, prompt, cell.country),
         }
-        records.append((record, prompt_MxD))
+        records.append((record, prompts_CxMxD[c]))
     return records
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def read_out(
-    config: LlamaConfig, inputs: FitnessInputs, z_Z: jax.Array
-) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
-    """Return the prompt of a search vector, and what the objective measures under it.
-
-    Args:
-        config: The model.
-        inputs: Inputs of one cell: its start is [M, D], its objective that of one group.
-        z_Z: The search vector.
-
-    Returns:
-        The prompt, [M, D], and for each reading the loss, [], and for "vsm" the scores, [6].
-    """
-    prompt_MxD = decode(inputs.space, z_Z)
-    log_probs_QxO = option_log_probs(config, inputs.items, prompt_MxD[None], 1)[0]
-    objective = inputs.objective
-    return prompt_MxD, {
-        reading: objective.with_reading(reading).measure(log_probs_QxO, 0) for reading in READINGS
-    }

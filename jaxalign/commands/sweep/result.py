@@ -1,68 +1,68 @@
-"""The result of a sweep: a row per model, strategy and prompt length, in a table and a picture.
+"""The result of a sweep: a row per model, strategy and prompt length.
 
     reading                                      the reading that was tuned
+    presentations.{tuned,untuned}                names
     edition, dimensions, anchor                  edition and dimensions of the published scores, and
                                                  the countries that C was fitted on
     groups[].{model,strategy,prompt_length,cells,candidates}
     groups[].constants                           C by dimension (null: not used)
-    groups[].{expected,most_likely}.{mean,seeds,low,high,countries}; .failed
+    groups[].READING.{mean,seeds,interval,low,high,countries}; .failed
+    groups[].presentations.A.READING             mean loss in one presentation, tuned on or not
+    groups[].untuned.READING                     mean loss in the presentations that are not tuned
+                                                 on, averaged (null if there are none)
+    groups[].held_out.{mean,low,high,student,by_seed,countries}
+    groups[].held_out_minus_naive                the same of the difference, paired by item
+    groups[].naive.{READING,held_out}            the plain question
+    groups[].lines.{loss,held_out}.NAME          answers that need no model
 
-`mean` is the mean of the cells' losses; `seeds` the standard deviation, over seeds, of the mean
-over countries (null for one seed); `low` and `high` the mean over seeds of the easiest and of the
-hardest country; `failed` the number of cells whose loss is not finite, which the other numbers
-leave out.
+READING is expected or most_likely, and sampled where replies were drawn. `mean` is the mean of the
+cells' losses under the presentations that are tuned on; `seeds` the standard deviation, over seeds,
+of the mean over countries, and `interval` Student's 95 % interval of it (both null for one seed);
+`low` and `high` the mean over seeds of the easiest and of the hardest country; `failed` the number
+of cells whose loss is not finite, which the other numbers leave out.
+
+Held-out scores are in [0, 1], 1 where the answers are the country's own; null where the held-out
+survey has none of the countries. Their interval (95 %) resamples seeds and items together, after
+the mean over countries; `student` is Student's over seeds. Lines and the plain question are means
+over countries.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxalign.commands.reports.soft_prompt_parts import constants_words
 from jaxalign.commands.sweep.plan import group_name
-from jaxalign.methods.soft_prompt.result import reading_words
+from jaxalign.core.files import finite_or_none
 from jaxalign.methods.soft_prompt.settings import Settings
-from jaxalign.report.drawing import new_figure
-from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from jaxalign.runs import versions
-from jaxalign.runs.console import print_table
-from jaxalign.stats.vsm import READINGS
+from jaxalign.stats.intervals import seed_interval
+from jaxalign.stats.seeds import over_seeds
 from jaxalign.surveys.hofstede import DIMENSIONS
 
-# Strategies differ by shape as well as by colour.
-_STYLES = (
-    (BLUE, "o"),
-    (ORANGE, "s"),
-    (GREEN, "^"),
-    (PURPLE, "D"),
-    (SKY, "v"),
-    (VERMILION, "P"),
-    ("#000000", "X"),
-)
+Row = Mapping[str, Any]
 
 
 def make_result(
-    rows: Sequence[Mapping[str, Any]],
-    base_config: Settings,
-    constants: Mapping[str, Sequence[float | None] | None],
+    rows: Sequence[Row], base_config: Settings, programs: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Return the content of `result.json`.
 
     Args:
         rows: The cells' records, in the order of the sweep.
         base_config: The settings that all cells share.
-        constants: C by dimension, for each group's name.
+        programs: The content of `programs.json`, by a group's name.
     """
-    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
         key = row["model"], row["strategy"], row["prompt_length"]
         groups.setdefault(key, []).append(row)
     entries = []
     for (model, strategy, length), cells in groups.items():
+        facts = programs.get(group_name(model, strategy, length), {})
         entries.append(
             {
                 "model": model,
@@ -70,30 +70,70 @@ def make_result(
                 "prompt_length": length,
                 "cells": len(cells),
                 "candidates": sum(cell["candidates"] for cell in cells),
-                "constants": constants.get(group_name(model, strategy, length)),
-                **{reading: _spread(cells, reading) for reading in READINGS},
+                "constants": facts.get("constants"),
+                **_losses(cells),
+                **_held_out(cells, facts),
+                **_compared(cells, facts),
             }
         )
+    return finite_or_none(
+        {
+            "cells": len(rows),
+            "reading": base_config.reading,
+            "presentations": _presentations(rows, base_config),
+            "edition": base_config.edition,
+            "dimensions": list(DIMENSIONS),
+            "anchor": list(base_config.anchor),
+            "groups": entries,
+            "versions": versions(),
+        }
+    )
+
+
+def _presentations(rows: Sequence[Row], base_config: Settings) -> dict[str, list[str]]:
+    """Return the names of the presentations; which are tuned on may differ between models."""
+    known = list(dict.fromkeys(name for row in rows for name in row["presentations"]))
+    tuned = {name for row in rows for name in row["tuned_presentations"]}
     return {
-        "cells": len(rows),
-        "reading": base_config.reading,
-        "edition": base_config.edition,
-        "dimensions": list(DIMENSIONS),
-        "anchor": list(base_config.anchor),
-        "groups": entries,
-        "versions": versions(),
+        "tuned": [name for name in known if name in tuned],
+        "untuned": [name for name in known if name not in tuned],
     }
 
 
-def _spread(cells: Sequence[Mapping[str, Any]], reading: str) -> dict[str, Any]:
+def _losses(cells: Sequence[Row]) -> dict[str, Any]:
+    """Return the losses of a group's cells: under what is tuned on, and in each presentation."""
+    readings = list(cells[0]["loss"])
+
+    def means(of: Mapping[str, Sequence[float | None]]) -> dict[str, float | None]:
+        return {reading: mean(values) for reading, values in of.items()}
+
+    names = list(cells[0]["presentations"])
+    untuned = [cell["untuned"] for cell in cells if cell["untuned"]]
+    return {
+        **{reading: _spread(cells, reading) for reading in readings},
+        "presentations": {
+            name: means(
+                {r: [cell["presentations"][name]["loss"][r] for cell in cells] for r in readings}
+            )
+            for name in names
+        },
+        "untuned": means({r: [loss["loss"][r] for loss in untuned] for r in readings})
+        if untuned
+        else None,
+    }
+
+
+def _spread(cells: Sequence[Row], reading: str) -> dict[str, Any]:
     """Return mean and spread of the cells' losses in one reading."""
     losses = [(c["country"], c["seed"], c["loss"][reading]) for c in cells]
     finite = [loss for loss in losses if loss[2] is not None]
     by_country = _means((country, loss) for country, _, loss in finite)
     by_seed = _means((seed, loss) for _, seed, loss in finite)
+    interval = seed_interval(np.array(list(by_seed.values())))
     return {
         "mean": statistics.fmean(loss for *_, loss in finite) if finite else None,
         "seeds": statistics.stdev(by_seed.values()) if len(by_seed) > 1 else None,
+        "interval": interval.record() if interval else None,
         "low": min(by_country.values(), default=None),
         "high": max(by_country.values(), default=None),
         "countries": by_country,
@@ -101,122 +141,75 @@ def _spread(cells: Sequence[Mapping[str, Any]], reading: str) -> dict[str, Any]:
     }
 
 
-def _means(pairs: Any) -> dict[Any, float]:
+def _held_out(cells: Sequence[Row], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the held-out scores of a group's cells, and what they are above the plain question."""
+    naive = {c: record["held_out"] for c, record in facts.get("naive", {}).items()}
+    scores = [(c["country"], c["seed"], c["held_out"]) for c in cells if c["held_out"]]
+    if not scores:
+        return {"held_out": None, "held_out_minus_naive": None}
+    countries = list(dict.fromkeys(country for country, *_ in scores))
+    seeds = list(dict.fromkeys(seed for _, seed, _ in scores))
+    values_SxCxQ = np.full((len(seeds), len(countries), len(scores[0][2])), np.nan)
+    naive_CxQ = np.full(values_SxCxQ.shape[1:], np.nan)
+    for country, seed, items in scores:
+        values_SxCxQ[seeds.index(seed), countries.index(country)] = np.array(items, float)
+    for c, country in enumerate(countries):
+        if naive.get(country):
+            naive_CxQ[c] = np.array(naive[country], float)
+    by_country = {
+        country: mean(values_SxCxQ[:, c][~np.isnan(values_SxCxQ[:, c])].tolist())
+        for c, country in enumerate(countries)
+    }
+    return {
+        "held_out": _summary(values_SxCxQ) | {"countries": by_country},
+        "held_out_minus_naive": _summary(values_SxCxQ - naive_CxQ),
+    }
+
+
+def _summary(values_SxCxQ: np.ndarray) -> dict[str, Any]:
+    """Return a mean with its intervals over seeds and items."""
+    found = over_seeds(_mean_over_countries(values_SxCxQ))
+    empty = {"mean": None, "low": None, "high": None, "student": None, "by_seed": []}
+    return found.record() if found else empty
+
+
+def _mean_over_countries(values_SxCxQ: np.ndarray) -> np.ndarray:
+    known = ~np.isnan(values_SxCxQ)
+    count = known.sum(axis=1)
+    total = np.where(known, values_SxCxQ, 0.0).sum(axis=1)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _compared(cells: Sequence[Row], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the cells are compared with, as means over their countries."""
+    countries = list(dict.fromkeys(cell["country"] for cell in cells))
+    naive = [r for c in countries if (r := facts.get("naive", {}).get(c))]
+    lines = [r for c in countries if (r := facts.get("lines", {}).get(c))]
+    readings = naive[0]["loss"] if naive else ()
+    return {
+        "naive": {
+            **{reading: mean([r["loss"][reading] for r in naive]) for reading in readings},
+            "held_out": mean([mean(r["held_out"]) for r in naive if r["held_out"]]),
+        },
+        "lines": {
+            kind: {
+                name: mean([line[kind].get(name) for line in lines])
+                for name in dict.fromkeys(name for line in lines for name in line[kind])
+            }
+            for kind in ("loss", "held_out")
+        },
+    }
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _means(pairs: Iterable[tuple[Any, float]]) -> dict[Any, float]:
     """Return the mean value of each key, from pairs of key and value."""
     by_key: dict[Any, list[float]] = {}
     for key, value in pairs:
         by_key.setdefault(key, []).append(value)
     return {key: statistics.fmean(values) for key, values in by_key.items()}
-
-
-def show_result(result: Mapping[str, Any]) -> None:
-    """Print the table."""
-    rows, reading = [], result["reading"]
-    (other,) = set(READINGS) - {reading}
-    for group in result["groups"]:
-        spread = group[reading]
-        rows.append(
-            [
-                group["model"],
-                group["strategy"],
-                group["prompt_length"],
-                group["cells"],
-                spread["mean"],
-                spread["seeds"],
-                spread["low"],
-                spread["high"],
-                group[other]["mean"],
-                spread["failed"],
-            ]
-        )
-    columns = (
-        "model",
-        "strategy",
-        "tokens",
-        "cells",
-        "mean loss",
-        "± seeds",
-        "easiest",
-        "hardest",
-        reading_words(other),
-        "failed",
-    )
-    print_table(
-        f"Loss (sum of score differences; {reading_words(reading)} reading), easiest and hardest "
-        "country",
-        columns,
-        rows,
-    )
-    for line in dict.fromkeys(_constants(result, group) for group in result["groups"]):
-        print(line)
-
-
-def _constants(result: Mapping[str, Any], group: Mapping[str, Any]) -> str:
-    """Return C of a model in words; all its strategies and prompt lengths share it."""
-    if group["constants"] is None:
-        return f"{group['model']}: C is not on record"
-    settings = {"settings": {"anchor": result["anchor"]}}
-    return f"{group['model']}: " + constants_words({**result, **group, **settings})
-
-
-def write_plot(path: Path, result: Mapping[str, Any]) -> None:
-    """Draw the mean loss over the prompt length: a panel per model, a line per strategy.
-
-    Bars are the standard deviation over seeds; thin lines reach from the easiest to the hardest
-    country.
-    """
-
-    models = list(dict.fromkeys(g["model"] for g in result["groups"]))
-    strategies = list(dict.fromkeys(g["strategy"] for g in result["groups"]))
-    lengths = sorted({g["prompt_length"] for g in result["groups"]})
-    reading = result["reading"]
-    figure = new_figure((max(5.6, 4.2 * len(models)), 4.0))
-    panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
-    for axes, model in zip(panels, models, strict=True):
-        for i, strategy in enumerate(strategies):
-            groups = [
-                g for g in result["groups"] if (g["model"], g["strategy"]) == (model, strategy)
-            ]
-            offset = 0.12 * (i - (len(strategies) - 1) / 2)
-            x = [lengths.index(g["prompt_length"]) + offset for g in groups]
-            _draw(axes, strategy, [g[reading] for g in groups], x, i)
-        axes.set_title(model, fontsize=12, fontweight="bold")
-        axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
-        axes.set_xlim(-0.6, len(lengths) - 0.4)
-        axes.set_ylim(bottom=0)
-        axes.grid(color="0.9", axis="y")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(
-        "prompt tokens\n(bars: ± one deviation over seeds; thin lines: easiest to hardest country)",
-        fontsize=10,
-    )
-    figure.supylabel(
-        f"loss: sum of score differences\n({reading_words(reading)} reading)", fontsize=11
-    )
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False
-    )
-    figure.savefig(path, dpi=150, facecolor="white", format="png")
-
-
-def _draw(
-    axes: Any, name: str, groups: Sequence[Mapping[str, Any]], x: Sequence[float], style: int
-) -> None:
-    """Draw one strategy's line, from its groups' spreads; missing losses leave a gap."""
-    color, marker = _STYLES[style % len(_STYLES)]
-
-    def column(name: str) -> np.ndarray:
-        return np.array([g[name] for g in groups], np.float64)  # None becomes NaN
-
-    axes.vlines(x, column("low"), column("high"), color=color, linewidth=1, alpha=0.5)
-    axes.errorbar(
-        x,
-        column("mean"),
-        yerr=np.nan_to_num(column("seeds")),
-        color=color,
-        marker=marker,
-        capsize=4,
-        linewidth=1.6,
-        label=name,
-    )

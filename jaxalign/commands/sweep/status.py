@@ -82,7 +82,7 @@ def show_status(out: Path, last: int = 5, clock: Callable[[], float] = time.time
     """
     if not (out / "config.json").exists():
         raise UserError(f"`out` {out}: there is no sweep")
-    if "seeds" not in recorded_run(out)[1]:
+    if "prompt_lengths" not in recorded_run(out)[1]:
         raise UserError(f"`out` {out}: holds a run of another program, not a sweep")
     rows = MetricsFile(out / CELLS, "cell").read()
     status = _read_status(out / STATUS)

@@ -32,10 +32,10 @@ from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.prompts import untranslated
 from jaxalign.surveys.choice_test import ChoiceTest
-from jaxalign.surveys.formats import read_answered, read_any, read_questionnaire
+from jaxalign.surveys.formats import read_answered, read_any
+from jaxalign.surveys.presentations import PUBLISHED, default_presentations
 from jaxalign.surveys.survey import Item, Survey, vsm
 from jaxalign.surveys.tables import make_tables, option_table
-from jaxalign.surveys.wording import add_wording
 
 MODEL = "model"  # key of the unchanged model
 
@@ -141,6 +141,7 @@ class AskInputs:
         test: The test, if questions have right answers.
         countries: The groups to speak as and to compare with.
         texts: The prompt texts.
+        presentations: The forms in which items are shown.
         rows: The rows of the overview.
         jobs: What is asked, by the weights that are needed.
         shows_test: Whether prompts that hold answers of countries hold those of this survey.
@@ -152,6 +153,7 @@ class AskInputs:
     survey: Survey
     test: ChoiceTest | None
     countries: tuple[str, ...]
+    presentations: tuple[str, ...]
     texts: Texts
     rows: tuple[Row, ...]
     jobs: tuple[Job, ...]
@@ -180,7 +182,10 @@ def read_inputs(settings: AskSettings, files: ModelFiles) -> AskInputs:
     systems = _read_systems(settings, survey)
     styles = {style for system in systems for style in system.styles}
     countries = _countries(settings, survey, test, styles)
-    settings = dataclasses.replace(settings, countries=countries)
+    presentations = settings.presentations or default_presentations(files.is_pocket)
+    if settings.answer != "number" and settings.presentations is None:
+        presentations = (PUBLISHED,)  # the options are not listed
+    settings = dataclasses.replace(settings, countries=countries, presentations=presentations)
     source = _read_source(settings, styles)
     worded = _Wording(settings, survey, source, files, styles)
     rows, by_adapter = [], {}
@@ -195,13 +200,14 @@ def read_inputs(settings: AskSettings, files: ModelFiles) -> AskInputs:
                     name = f"{system.key} {condition.name}"
                     condition = WithPrompt(voice.prompt, condition, name)
                 by_adapter.setdefault(voice.adapter, []).append(Asked(row, group, condition))
-    jobs = tuple(_job(files, worded.texts, survey, *pair) for pair in by_adapter.items())
+    jobs = tuple(_job(settings, files, worded.texts, survey, *a) for a in by_adapter.items())
     facts = _facts(settings, files, survey, test, source, worded, systems, jobs)
     return AskInputs(
         files=files,
         survey=survey,
         test=test,
         countries=countries,
+        presentations=presentations,
         texts=worded.texts,
         rows=tuple(rows),
         jobs=jobs,
@@ -244,15 +250,13 @@ def _read_survey(settings: AskSettings) -> tuple[Survey, ChoiceTest | None]:
         return held_out_survey(), None
     if settings.survey == VSM:
         return vsm(), None
-    read = read_any(Path(settings.survey), distributions=settings.distributions)
+    read = read_any(Path(settings.survey), distributions=settings.distributions, options=settings)
     if isinstance(read, ChoiceTest):
         # Items of a test may share ids between its questions; a survey's may not.
         items = tuple(
             dataclasses.replace(item, id=f"{n + 1} {item.id}") for n, item in enumerate(read.items)
         )
         return Survey(read.name, "", read.source, "official", items), read
-    if settings.wording is not None:
-        read = add_wording(read, read_questionnaire(settings.wording, "wording"))
     if missing := read.items_without_wording():
         raise UserError(
             f"`survey` {settings.survey}: {len(missing)} of {len(read.items)} items have no "
@@ -271,7 +275,12 @@ def _read_source(settings: AskSettings, styles: set[AnyStyle]) -> Survey | None:
     if settings.source is None:
         return society_values_module()
     return read_answered(
-        settings.source, "source", settings.source_distributions, "source_distributions"
+        settings.source,
+        "source",
+        settings.source_distributions,
+        "source_distributions",
+        options=settings,
+        is_main=False,
     )
 
 
@@ -321,14 +330,14 @@ def _read_systems(settings: AskSettings, survey: Survey) -> tuple[System, ...]:
     systems = [System(MODEL, "the model", (Voice(),), styles)] if settings.unchanged else []
     single: dict[str, list[Voice]] = {}
     for given in settings.adapter:
-        name, path = _named(given)
+        name, path = _named(given, known)
         if name in known:
             single.setdefault("adapters", []).append(Voice(name, adapter=path))
         else:
             key = name or _unique(path.name or path.resolve().name, systems)
             systems.append(System(key, f"adapter {key}", (Voice(adapter=path),), styles))
     for given in settings.prompt:
-        name, path = _named(given)
+        name, path = _named(given, known)
         prompt = SoftPrompt.load(path)
         group = name if name in known else prompt.group if name is None else None
         if group is not None and known and group not in known:
@@ -360,8 +369,11 @@ def _read_systems(settings: AskSettings, survey: Survey) -> tuple[System, ...]:
     return tuple(systems)
 
 
-def _named(given: str) -> tuple[str | None, Path]:
-    """Return the name in NAME=PATH, None without one, and the path."""
+def _named(given: str, known: Sequence[str]) -> tuple[str | None, Path]:
+    """Return the name in NAME=PATH, None without one, and the path; names of groups come first."""
+    for name in sorted(known, key=len, reverse=True):  # "DEU:region=Bayern" has the sign itself
+        if given.startswith(f"{name}="):
+            return name, Path(given.removeprefix(f"{name}="))
     if Path(given).exists() or "=" not in given:
         return None, Path(given)
     name, path = given.split("=", 1)
@@ -426,10 +438,17 @@ class _Wording:
 
 
 def _job(
-    files: ModelFiles, texts: Texts, survey: Survey, adapter: Path | None, asked: list[Asked]
+    settings: AskSettings,
+    files: ModelFiles,
+    texts: Texts,
+    survey: Survey,
+    adapter: Path | None,
+    asked: list[Asked],
 ) -> Job:
     conditions = [one.condition for one in asked]
-    questions = encode_conditions(files, texts.prompts, conditions, survey.items)
+    questions = encode_conditions(
+        files, texts.prompts, conditions, survey.items, settings.presentations, settings.answer
+    )
     if adapter is None:
         return Job(None, None, None, tuple(asked), questions)
     loaded = Adapter.load(adapter, files)
@@ -461,6 +480,7 @@ def _facts(
         "simulated": survey.simulated,
         "source_sha256": None if source is None else source.sha256,
         "countries": list(settings.countries),
+        "presentations": list(settings.presentations),
         "icl_examples": [item.id for item in worded.examples],
         "texts": dataclasses.asdict(worded.texts),
         "p3_ranking_sha256": ranking.sha256 if isinstance(ranking, Ranking) else None,

@@ -5,6 +5,7 @@ Everything is kept in the run's directory:
     OUT/config.json          settings, hashes, versions
        /answers/             what is answered so far, from where a killed run continues
        /answers.csv          every answer: model, style, country, item, code, expected code
+       /presentations.csv    the same under each presentation, if there are several
        /result.json          scores, intervals, or accuracies (`result`)
        /analyses/KEY/        the analysis of each way of asking, as of scored replies
 """
@@ -16,7 +17,7 @@ import dataclasses
 import io
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ def ask_survey(settings: AskSettings, on_progress: OnProgress = ignore) -> AskRu
     _log.info(f"model {files.name}: {config.num_hidden_layers} layers, {config.dtype}")
     count = sum(len(job.questions.conversations) for job in inputs.jobs)
     _log.info(f"survey: {inputs.survey.name}, {len(items)} items; {count:,} conversations")
+    if len(inputs.presentations) > 1:
+        _log.info(f"presentations: {', '.join(inputs.presentations)}; answers are their mean")
     for note in inputs.notes:
         _log.info(note)
     mesh, choice = device_mesh(
@@ -118,6 +121,8 @@ def ask_survey(settings: AskSettings, on_progress: OnProgress = ignore) -> AskRu
         record = plain(make_record(settings, inputs, responses, analyses))
         if run.writes:
             _write_answers(out / "answers.csv", responses)
+            if len(jobs[0].questions.asked.presentations) > 1:
+                _write_presentations(out / "presentations.csv", responses)
             for key, analysis in analyses.items():
                 (out / "analyses" / key).mkdir(parents=True, exist_ok=True)
                 write_json(out / "analyses" / key / "result.json", analysis)
@@ -135,7 +140,7 @@ def _directory(settings: AskSettings) -> Path:
 
 def _reading(settings: AskSettings) -> Reading:
     if settings.reading == "exact":
-        return Exact(settings.block_tokens)
+        return Exact(settings.block_tokens, settings.answer)
     return Sampled(settings.runs, settings.answering, settings.seed, settings.batch_size)
 
 
@@ -179,19 +184,39 @@ def _ask_all(
 _COLUMNS = ("asked", "country", "item", "code", "expected", "valid_mass")
 
 
-def _write_answers(path: Path, responses: Mapping[str, Mapping[str | None, Responses]]) -> None:
+def _write_answers(path: Path, responses: ByRow) -> None:
     """Write every answer as a row: what was asked how, and the code that is its answer.
 
     `code` is the most likely or most frequent option's; `expected` the mean code.
     """
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(_COLUMNS)
+    rows = []
     for key, by_group in responses.items():
         for group, answers in by_group.items():
-            codes, means = answers.most_likely()[0], answers.expected()[0]
-            for q, item in enumerate(answers.survey.items):
-                numbers = (codes[q], means[q], answers.valid_mass[0, q])
-                cells = ["" if np.isnan(value) else f"{value:.6g}" for value in numbers]
-                out.writerow([key, group or "", item.id, *cells])
+            rows += [[key, group or "", *cells] for cells in _cells(answers)]
+    _write_csv(path, _COLUMNS, rows)
+
+
+def _write_presentations(path: Path, responses: ByRow) -> None:
+    """Write every answer under each presentation, as `_write_answers` writes their mean."""
+    rows = []
+    for key, by_group in responses.items():
+        for group, answers in by_group.items():
+            for name, alone in answers.by_presentation.items():
+                rows += [[key, group or "", name, *cells] for cells in _cells(alone)]
+    _write_csv(path, (*_COLUMNS[:2], "presentation", *_COLUMNS[2:]), rows)
+
+
+def _cells(answers: Responses) -> Iterator[list[str]]:
+    """Yield each item's id, code, mean code and valid mass; empty for what is not known."""
+    codes, means = answers.most_likely()[0], answers.expected()[0]
+    for q, item in enumerate(answers.survey.items):
+        numbers = (codes[q], means[q], answers.valid_mass[0, q])
+        yield [item.id, *("" if np.isnan(value) else f"{value:.6g}" for value in numbers)]
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(columns)
+    out.writerows(rows)
     write_text(path, text.getvalue())

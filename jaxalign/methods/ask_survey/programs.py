@@ -11,15 +11,13 @@ from jaxalign.answering.batch import default_block_tokens
 from jaxalign.answering.block_plan import plan_blocks, with_one_shape
 from jaxalign.answering.block_program import answer_program
 from jaxalign.core.progress import OnProgress, ignore
-from jaxalign.lm.generate import decode_programs, slots_of
-from jaxalign.lm.mesh import weight_bytes
 from jaxalign.lm.model import ModelFiles
 from jaxalign.methods.ask_survey.inputs import Job
 from jaxalign.methods.ask_survey.settings import AskSettings
+from jaxalign.methods.reply_programs import reply_programs
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.platform import target_platform
 from jaxalign.runtime.programs import Need, Program, check_programs
-from jaxalign.runtime.sharding import MODEL
 
 
 def plan_jobs(settings: AskSettings, jobs: Sequence[Job]) -> tuple[Job, ...]:
@@ -69,6 +67,7 @@ def _exact_program(settings: AskSettings, files: ModelFiles, job: Job, mesh: Mes
         extra_rows=len(job.questions.extra_ExD),
         lora=job.lora,
         weights=settings.weights,
+        per_token=job.questions.asked.per_token,
     )
     what = "answers" if job.adapter is None else f"answers with adapter {job.adapter}"
     remedy = "lower `block_tokens`, or split the weights over more devices (`model_parallel`)"
@@ -83,32 +82,18 @@ def _sampled_programs(
     available: int | None,
 ) -> list[Program]:
     """Return the programs that write replies; those of the job with the longest questions."""
-    config, sampling = files.config, settings.answering
-    asked = max((job.questions.conversations for job in jobs), key=lambda c: c.lengths_N.max())
-    positions = int(asked.lengths_N.max()) + sampling.max_new_tokens
-    weights = weight_bytes(config, mesh.shape[MODEL], settings.weights)
-    free = max(0, available - weights) if available else 0
-    replies = len(asked) * settings.runs
-    slots = slots_of(config, mesh, replies, settings.batch_size, positions, free)
-    programs = decode_programs(
-        config,
-        sampling,
+    job = max(jobs, key=lambda job: job.questions.conversations.lengths_N.max())
+    conversations = job.questions.conversations
+    return reply_programs(
+        files,
         mesh,
-        slots=slots,
-        positions=positions,
-        stop_tokens=len(files.tokenizer.stop_ids),
+        settings.answering,
+        replies=len(conversations) * settings.runs,
+        prompt_tokens=int(conversations.lengths_N.max()),
+        batch_size=settings.batch_size,
+        available=available,
+        stage="answer",
+        weights=settings.weights,
+        lora=job.lora,
+        extra_rows=len(job.questions.extra_ExD),
     )
-    return [
-        Program.of(
-            name,
-            "answer",
-            jitted,
-            arguments,
-            # The weights stay where they are while the caches are copied.
-            beside_bytes=weights if name == "fork" else 0,
-            remedy="lower `batch_size`, or split the weights (`model_parallel`)",
-            unit="batch",
-            loop_trips=sampling.max_new_tokens - 1,
-        )
-        for name, (jitted, arguments) in programs.items()
-    ]

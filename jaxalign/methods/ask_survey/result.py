@@ -25,6 +25,8 @@
                       or "": {value, low, high, places {PLACE: {value, low, high, questions}},
                       minus_first {value, low, high}}}} in percent, with Wilson's interval over
                       questions, and lines {chance, constant}
+    measure           what the answers say about the instrument (`instrument`): the validity gate,
+                      and every row under each presentation
     settings, facts, versions  what is needed to make the result again
 
 null stands where there is nothing to score. Of a survey that does not say how countries answered,
@@ -41,6 +43,7 @@ import numpy as np
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import finite_or_none
 from jaxalign.methods.ask_survey.inputs import MODEL, AskInputs, Row
+from jaxalign.methods.ask_survey.instrument import measure_record
 from jaxalign.methods.ask_survey.settings import OF_SOFT_PROMPTS, AskSettings, needs_examples
 from jaxalign.methods.base import ICL, NAIVE, UNAWARE
 from jaxalign.report.wording import NO_DIFFERENCE
@@ -56,10 +59,10 @@ from jaxalign.stats.choice_scores import (
     share_interval,
     trivial_answers,
 )
-from jaxalign.stats.intervals import Interval
+from jaxalign.stats.intervals import Interval, widened
 from jaxalign.stats.paired_scores import drawn_scores, spread
 from jaxalign.stats.scores import vsm_scores
-from jaxalign.stats.vsm import trivial_lines, value_columns
+from jaxalign.stats.vsm import other_groups_lines, trivial_lines, value_columns
 from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.hofstede import DIMENSIONS, edition_scores
 from jaxalign.surveys.responses import Responses
@@ -102,8 +105,30 @@ def analyses_of(
             inputs.countries,
             resamples=settings.resamples,
             seed=settings.seed,
+            by_presentation=_by_presentation(by_group, reference and responses[reference.key]),
         )
     return analyses
+
+
+def _by_presentation(
+    by_group: Mapping[str | None, Responses], reference: Mapping[str | None, Responses] | None
+) -> dict[str, tuple[dict[str, list[Responses]], list[Responses]]] | None:
+    """Return the runs of a row, and of the row that it is set beside, in each presentation alone.
+
+    None where there is one presentation.
+    """
+    unaware = by_group.get(None) or (reference or {}).get(None)
+    aware = {group: answers for group, answers in by_group.items() if group is not None}
+    every = [*aware.values(), *([unaware] if unaware else [])]
+    if any(answers.by_presentation is None for answers in every):
+        return None
+    return {
+        name: (
+            {group: _runs(answers.by_presentation[name]) for group, answers in aware.items()},
+            _runs(unaware.by_presentation[name]) if unaware else [],
+        )
+        for name in every[0].by_presentation
+    }
 
 
 def _reference(row: Row, rows: Sequence[Row]) -> Row | None:
@@ -151,6 +176,7 @@ def make_record(
         "lines": {},
         "vsm": _vsm(settings, inputs, responses),
         "test": None if inputs.test is None else _test(settings, inputs, responses),
+        "measure": measure_record(settings, inputs, responses),
         "settings": settings_of(settings, fixed_only=True),
         "facts": inputs.facts,
         "versions": versions(),
@@ -235,8 +261,8 @@ def _differences(
             for b in unchanged:
                 instead = a.system.is_soft and b.groups != (None,)
                 if (a.key, b.key) not in known and (a.style == b.style or instead):
-                    pair = (_positions(responses[row.key], tables) for row in (a, b))
-                    record = _paired(*pair, tables, draws)
+                    pair = responses[a.key], responses[b.key]
+                    record = _paired(*_pair(pair, tables), tables, draws, _alone(pair, tables))
                     found.append({"a": a.key, "b": b.key} | record)
     return found
 
@@ -250,27 +276,63 @@ def _positions(by_group: Mapping[str | None, Responses], tables: Tables) -> np.n
     return np.stack([answers.get(country, everyone) for country in tables.countries], axis=1)
 
 
+_Pair = tuple[Mapping[str | None, Responses], Mapping[str | None, Responses]]
+
+
+def _pair(pair: _Pair, tables: Tables) -> tuple[np.ndarray, np.ndarray]:
+    a, b = (_positions(by_group, tables) for by_group in pair)
+    return a, b
+
+
+def _alone(pair: _Pair, tables: Tables) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the positions of both rows in each presentation alone; none if there is only one."""
+    every = [answers for by_group in pair for answers in by_group.values()]
+    if any(answers.by_presentation is None for answers in every):
+        return []
+    forms = []
+    for name in every[0].by_presentation:
+        a, b = ({g: found.by_presentation[name] for g, found in rows.items()} for rows in pair)
+        forms.append(_pair((a, b), tables))
+    return forms
+
+
 def _paired(
-    a_NxCxQ: np.ndarray, b_NxCxQ: np.ndarray, tables: Tables, draws: np.ndarray
+    a_NxCxQ: np.ndarray,
+    b_NxCxQ: np.ndarray,
+    tables: Tables,
+    draws: np.ndarray,
+    alone: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> dict[str, Any]:
     """Return the difference of two rows over the items that both answered in each of their runs.
 
-    Over its own items, a row would look better for not answering what is hard.
+    Over its own items, a row would look better for not answering what is hard. Intervals include
+    the spread over presentations, where `alone` holds the answers in each of several.
     """
+    difference_NxC, there_C = _resampled_difference(a_NxCxQ, b_NxCxQ, tables, draws)
+    there = np.flatnonzero(there_C).tolist()
+    if not there:
+        return {"value": None, "low": None, "high": None, "verdict": "no answers", "countries": {}}
+    forms = [_resampled_difference(*pair, tables, draws[:1])[0][0] for pair in alone]
+
+    def interval_of(columns: list[int]) -> Interval:
+        found = spread(difference_NxC[:, columns].mean(axis=1, keepdims=True)).questions
+        return widened(found, [form_C[columns].mean() for form_C in forms]) if forms else found
+
+    by_country = {tables.countries[c]: _points(interval_of([c])) for c in there}
+    interval = interval_of(there)
+    return _points(interval) | {"verdict": _verdict(interval), "countries": by_country}
+
+
+def _resampled_difference(
+    a_NxCxQ: np.ndarray, b_NxCxQ: np.ndarray, tables: Tables, draws: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the difference on every resample, [N, C], and which countries have one, bool [C]."""
     both_CxQ = ~(np.isnan(a_NxCxQ).any(axis=0) | np.isnan(b_NxCxQ).any(axis=0))
     means = [
         np.mean(drawn_scores(np.where(both_CxQ, x, np.nan), tables, draws), axis=1)
         for x in (a_NxCxQ, b_NxCxQ)
     ]
-    difference_NxC = means[0] - means[1]
-    there = [c for c in range(len(tables.countries)) if both_CxQ[c].any()]
-    if not there:
-        return {"value": None, "low": None, "high": None, "verdict": "no answers", "countries": {}}
-    by_country = {
-        tables.countries[c]: _points(spread(difference_NxC[:, [c]]).questions) for c in there
-    }
-    interval = spread(difference_NxC[:, there].mean(axis=1, keepdims=True)).questions
-    return _points(interval) | {"verdict": _verdict(interval), "countries": by_country}
+    return means[0] - means[1], both_CxQ.any(axis=1)
 
 
 def _points(interval: Interval) -> dict[str, float]:
@@ -311,7 +373,7 @@ def _vsm(settings: AskSettings, inputs: AskInputs, responses: ByRow) -> dict[str
     scores, distance = {}, {}
     for row in inputs.rows:
         by_group = {
-            group: vsm_scores(answers, settings.constant).values[0]
+            group: vsm_scores(answers, settings.constant, mas_weight=settings.mas_weight).values[0]
             for group, answers in responses[row.key].items()
         }
         scores[row.key] = {
@@ -328,15 +390,31 @@ def _vsm(settings: AskSettings, inputs: AskInputs, responses: ByRow) -> dict[str
     constants = np.full(len(DIMENSIONS), settings.constant)
     return {
         "constant": settings.constant,
+        "mas_weight": settings.mas_weight,
         "edition": settings.edition,
         "published": published,
         "scores": scores,
         "distance": distance,
         "lines": {
-            country: trivial_lines(_target(target), ~np.isnan(_target(target)), constants)
-            for country, target in published.items()
+            country: _vsm_lines(country, edition, constants, settings.mas_weight)
+            for country in published
         },
     }
+
+
+def _vsm_lines(
+    country: str,
+    edition: Mapping[str, Mapping[str, float]],
+    constants: np.ndarray,
+    mas_weight: int,
+) -> dict[str, float]:
+    """Return the distances of answers that need no model, and of other countries' scores."""
+    target = _target(edition[country])
+    others = [_target(scores) for name, scores in edition.items() if name != country]
+    used = ~np.isnan(target)
+    return trivial_lines(target, used, constants, mas_weight) | other_groups_lines(
+        target, np.array(others), used
+    )
 
 
 def _target(scores: Mapping[str, float]) -> np.ndarray:

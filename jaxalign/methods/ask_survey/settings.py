@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from jaxalign.answering.asked import AnswerForm
 from jaxalign.core.errors import UserError
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.weights import WeightFormat
@@ -14,6 +15,8 @@ from jaxalign.methods.base import ICL, NAIVE, PERSONA, UNAWARE
 from jaxalign.methods.culturespa.styles import P3_CHOICES, Examples, P3Form, reads_answers
 from jaxalign.runs import may_change
 from jaxalign.surveys.hofstede import DEFAULT_EDITION
+from jaxalign.surveys.options import SurveyOptions, check_options
+from jaxalign.surveys.presentations import check_presentations
 
 AnyStyle = Literal["unaware", "p1", "p2", "p3", "p1p3", "p2p3", "naive", "persona", "icl"]
 WITHOUT_COUNTRY: tuple[AnyStyle, ...] = (UNAWARE.key, NAIVE.key)
@@ -24,7 +27,7 @@ VSM = "vsm"
 
 
 @dataclasses.dataclass(frozen=True)
-class AskSettings:
+class AskSettings(SurveyOptions):
     """Ask a model a survey or a test under any prompt styles, without training, and score it."""
 
     out: Path | None = may_change(None)
@@ -46,9 +49,6 @@ class AskSettings:
     distributions: Path | None = None
     """Answers by country to a survey in a CSV of your own: a CSV with the columns country, item,
     code and share."""
-    wording: Path | None = None
-    """Wording of the items of a World Values Survey file, which holds codes alone: a CultureSPA
-    data folder, or a JSON or CSV file of your own with the same item ids."""
     countries: tuple[str, ...] | None = None
     """Countries to speak as and to compare with, or any other groups, as the survey names them.
     Default: all of the survey."""
@@ -69,8 +69,20 @@ class AskSettings:
     reading: Literal["exact", "sampled"] = "exact"
     """How an answer is read. exact: the most likely option; sampled: the first integer of each of
     several replies."""
+    answer: AnswerForm = "number"
+    """What names an option in exact answers. number: its number or letter. Its text, asked for
+    without listing the options, is read by its log-likelihood: label by the sum over its tokens;
+    label-per-token by their mean; label-against-prior by the sum less that after a neutral
+    question."""
+    presentations: tuple[str, ...] | None = None
+    """Forms in which questions are shown and over which answers are averaged. A: as published; B:
+    the options' numbers assigned the other way round; C: options in reverse order, each with its
+    number; D: options in reverse order, numbered from the top; letters and letters-reversed:
+    letters for numbers, from the top; orders: all orders of up to 5 options; order-312: one order.
+    Default: A for the pocket model, which was trained on no other form, and where texts are read,
+    as no options are listed; else A and B."""
     runs: int = 3
-    """Number of replies to each question if they are sampled."""
+    """Number of replies to each question in each presentation if they are sampled."""
     seed: int = 0
     """Seed of sampled replies, of examples and of the bootstrap over questions."""
     answering: Sampling = dataclasses.field(default_factory=lambda: ANSWERING)
@@ -99,14 +111,13 @@ class AskSettings:
     language: str = "en"
     """Language of the prompt texts and of the country names in them: en or zh, or the code of any
     other together with texts of your own. Questions are asked as the survey words them."""
-    language: str = "en"
-    """Language of the prompt texts and of the country names in them: en or zh, or the code of any
-    other together with texts of your own. Questions are asked as the survey words them."""
     edition: str = DEFAULT_EDITION
     """Edition of countries' published scores, where the survey holds the VSM's items; or a CSV of
     your own with the columns group, name and the dimensions."""
     constant: float = 50.0
     """C, the free constant of the six scores, in points, where the survey holds the VSM's items."""
+    mas_weight: Literal[35, 25] = 35
+    """Weight of the second difference of MAS: the manual's 35, or the 25 that some papers print."""
     resamples: int = 4000
     """Number of resamples of the bootstrap over questions."""
     block_tokens: int | None = None
@@ -148,6 +159,13 @@ def check_settings(settings: AskSettings) -> None:
         values = getattr(settings, name)
         if values is not None and (not values or len(set(values)) < len(values)):
             raise UserError(f"`{name}` {' '.join(values)}: give at least one, each once")
+    if settings.presentations is not None:
+        check_presentations(settings.presentations)
+    if settings.answer != "number" and settings.reading == "sampled":
+        raise UserError(
+            f"`answer` {settings.answer}: sampled replies are read by their number; choose "
+            "`reading` exact"
+        )
     if not (settings.unchanged or settings.adapter or settings.prompt):
         raise UserError("`unchanged` False: nothing is left to ask; give an `adapter` or `prompt`")
     choice = settings.p3_choice
@@ -162,8 +180,7 @@ def _check_surveys(settings: AskSettings) -> None:
     own = settings.survey not in (None, VSM)
     if settings.distributions is not None and not own:
         raise UserError(f"`distributions` {settings.distributions}: goes with a `survey` of yours")
-    if settings.wording is not None and not own:
-        raise UserError(f"`wording` {settings.wording}: goes with a `survey` of yours")
+    check_options(settings, {"survey": own, "source": settings.source is not None})
     if settings.source_distributions is not None and settings.source is None:
         raise UserError(
             f"`source_distributions` {settings.source_distributions}: goes with a `source`"

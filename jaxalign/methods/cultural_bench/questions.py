@@ -18,9 +18,7 @@ from jaxalign.answering.batch import default_block_tokens
 from jaxalign.answering.block_plan import plan_blocks
 from jaxalign.answering.block_program import answer_program
 from jaxalign.core.progress import OnProgress, ignore
-from jaxalign.lm.generate import decode_programs, slots_of
 from jaxalign.lm.lora import Adapter
-from jaxalign.lm.mesh import weight_bytes
 from jaxalign.lm.model import LM, ModelFiles
 from jaxalign.lm.weights import WeightFormat
 from jaxalign.methods.ask import (
@@ -45,11 +43,11 @@ from jaxalign.methods.base import (
 )
 from jaxalign.methods.conditions import Plain
 from jaxalign.methods.cultural_bench.sets import BenchSet
+from jaxalign.methods.reply_programs import reply_programs
 from jaxalign.methods.soft_prompt import SoftPrompt
 from jaxalign.prompts import Message, Prompts, icl_messages
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.programs import Program
-from jaxalign.runtime.sharding import MODEL
 from jaxalign.stats.choice_scores import NOT_ASKED
 from jaxalign.surveys.survey import Item
 
@@ -236,7 +234,7 @@ def programs(
 ) -> tuple[Program, ...]:
     """Return the programs that asking executes, to be compiled and checked before anything else."""
     if isinstance(reading, Sampled):
-        return _sampled_programs(bench, files, mesh, reading, weights)
+        return tuple(_sampled_programs(bench, files, mesh, reading, weights))
     found = []
     for asked in bench.asked:
         jitted, arguments = answer_program(
@@ -262,35 +260,22 @@ def programs(
 
 def _sampled_programs(
     bench: Bench, files: ModelFiles, mesh: Mesh, reading: Sampled, weights: WeightFormat
-) -> tuple[Program, ...]:
+) -> list[Program]:
     """Return the programs that write the replies to the longest questions."""
-    config, sampling = files.config, reading.sampling
-    asked = max(
-        (asked.questions.conversations for asked in bench.asked), key=lambda c: c.lengths_N.max()
-    )
-    positions = int(asked.lengths_N.max()) + sampling.max_new_tokens
-    held = weight_bytes(config, mesh.shape[MODEL], weights)
-    available = available_bytes(mesh.local_devices[0])
-    free = max(0, available - held) if available else 0
-    replies = len(asked) * reading.runs
-    slots = slots_of(config, mesh, replies, reading.batch_size, positions, free)
-    stops = len(files.tokenizer.stop_ids)
-    decoding = decode_programs(
-        config, sampling, mesh, slots=slots, positions=positions, stop_tokens=stops
-    )
-    return tuple(
-        Program.of(
-            name,
-            "answers",
-            jitted,
-            arguments,
-            # The weights stay where they are while the caches are copied.
-            beside_bytes=held if name == "fork" else 0,
-            remedy="lower `batch_size`, or split the weights (`model_parallel`)",
-            unit="batch",
-            loop_trips=sampling.max_new_tokens - 1,
-        )
-        for name, (jitted, arguments) in decoding.items()
+    asked = max(bench.asked, key=lambda asked: asked.questions.conversations.lengths_N.max())
+    conversations = asked.questions.conversations
+    return reply_programs(
+        files,
+        mesh,
+        reading.sampling,
+        replies=len(conversations) * reading.runs,
+        prompt_tokens=int(conversations.lengths_N.max()),
+        batch_size=reading.batch_size,
+        available=available_bytes(mesh.local_devices[0]),
+        stage="answers",
+        weights=weights,
+        lora=None if asked.adapter is None else asked.adapter.config,
+        extra_rows=len(asked.questions.extra_ExD),
     )
 
 

@@ -36,6 +36,7 @@ from jaxalign.runs import Run, check_run, settings_of, versions
 from jaxalign.runtime.memory import log_peak
 from jaxalign.runtime.programs import check_programs
 from jaxalign.surveys.formats.cultural_bench import country_code
+from jaxalign.surveys.names import group_within
 
 _log = logging.getLogger("jaxalign")
 _EXACT = Exact()
@@ -247,7 +248,12 @@ def _soft_prompts(settings: Settings) -> tuple[str | None, tuple[SoftPrompt, ...
         else:
             own = country_code(group) if group else None
             prompts.append(dataclasses.replace(SoftPrompt.load(path), group=own))
-    return model, tuple(prompts)
+    # Questions are about countries, so a group within one speaks for its country.
+    within = [group_within(prompt.group or "") for prompt in prompts]
+    return model, tuple(
+        dataclasses.replace(prompt, group=group.country) if group else prompt
+        for prompt, group in zip(prompts, within, strict=True)
+    )
 
 
 def _prepare(

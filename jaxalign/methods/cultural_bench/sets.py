@@ -104,7 +104,7 @@ def read_set(
         if other != key and FORMATS[_FORMAT_OF[other]]().recognises(start):
             raise UserError(f"`{key}` {path}: this is {name}, not {_TEST_OF[key]}")
     # Read as what it should be, so that a message names the columns it lacks.
-    test = read_any(path, _FORMAT_OF[key])
+    test = read_any(path, _FORMAT_OF[key], quiet=True)  # the run tells its notes
     if countries:
         test = _about(test, [country_code(name) for name in countries], f"`{key}` {path}")
     codes_Q = tuple(map(country_code, test.countries))

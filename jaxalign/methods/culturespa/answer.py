@@ -27,6 +27,7 @@ from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey
 
 BASE = "base"  # the unchanged model's name among the models of a run
+COMPARED: tuple[Style, ...] = ("unaware", "p1", "p2")  # the styles that selection compares
 
 _log = logging.getLogger("jaxalign")
 
@@ -36,7 +37,7 @@ class StyledConversations:
     """Every item of some surveys in several styles for several groups, as tokens.
 
     Attributes:
-        questions: Style by style, group by group, item by item.
+        questions: Style by style, group by group, presentation by presentation, item by item.
         surveys: The surveys whose items are asked, one after the other.
         rows: Each style with the groups it asks for; ("",) for a style that names none.
         plan: The conversations cut into blocks, if that has been done.
@@ -56,10 +57,15 @@ class StyledConversations:
 def in_styles(
     inputs: Inputs, styles: Sequence[Style], groups: Sequence[str], *surveys: Survey
 ) -> StyledConversations:
-    """Encode every item in every style for every group; "unaware" names none and is asked once."""
+    """Encode every item in every style for every group, in all presentations of the run.
+
+    "unaware" names no group and is asked once.
+    """
     items = [item for survey in surveys for item in survey.items]
     conditions = [c for style in styles for c in in_style(style, inputs.prompts, groups)]
-    questions = encode_conditions(inputs.files, inputs.prompts.texts.prompts, conditions, items)
+    questions = encode_conditions(
+        inputs.files, inputs.prompts.texts.prompts, conditions, items, inputs.presentations
+    )
     rows = tuple((style, groups_asked(style, groups)) for style in styles)
     return StyledConversations(questions, surveys, rows)
 
@@ -74,8 +80,9 @@ def ask(
 ) -> tuple[dict[Style, Responses], ...]:
     """Ask a model and return its responses by style, for each of the surveys.
 
-    The conditions of the responses are the groups of the style, or the style's own name where it
-    names none.
+    Responses are the mean over presentations; `Responses.by_presentation` has those in each, if
+    there are several. Their conditions are the groups of the style, or the style's own name where
+    it names none.
 
     Args:
         experiment: The run, whose directory keeps the answers.
@@ -140,7 +147,7 @@ def answer_written(
         questions: The written questions by seed.
 
     Returns:
-        Responses by seed and style ("unaware", "p1", "p2").
+        Responses by seed and style.
     """
     _log.info("2 answer: the written questions")
     responses = {}
@@ -148,8 +155,7 @@ def answer_written(
     for seeds in experiment.settings.seed_groups:
         # The questions of all seeds that are answered alike are asked together.
         surveys = [questions[seed] for seed in seeds]
-        styles = ("unaware", "p1", "p2")
-        asked = in_styles(experiment.inputs, styles, experiment.groups, *surveys)
+        asked = in_styles(experiment.inputs, COMPARED, experiment.groups, *surveys)
         answers = ask(experiment, experiment.lm, BASE, asked, seeds[0], on_progress)
         responses |= dict(zip(seeds, answers, strict=True))
     return responses

@@ -45,8 +45,8 @@ class InStyle(Condition):
         different, number_Q = [], np.zeros(len(items), int)
         for positions in self.prompts.same_lead_in(self.style, items):
             number_Q[positions] = len(different)
-            first = items[positions[0]]
-            different.append(self.prompts.lead_in(self.style, self.group or NO_GROUP[0], first))
+            first, group = items[positions[0]], self.group or NO_GROUP[0]
+            different.append(self.prompts.lead_in(self.style, group, first, like=prompts))
         return different, number_Q
 
 

@@ -8,6 +8,9 @@ as `dataset_dir`, with the `dataset_info.json` written beside the data.
 The target is the option's number and the end of the turn, nothing else, as in CultureSPA (Xu et
 al. 2025). Its joint model trains on the "p1" prompts of all groups, a specific model on those of
 one group, the CCT variant on "p2" prompts. A prompt has exactly the tokens that answering uses.
+
+Where questions are asked in several presentations, pairs are shown in them in turn: pair n of a
+model's data in presentation n mod F, and the target is what stands there before the pair's option.
 """
 
 from __future__ import annotations
@@ -20,12 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.answering.prefix_tree import Spellings
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_atomically, write_json
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Pair, Selection
 from jaxalign.methods.culturespa.styles import Style, StylePrompts, encode_styles
 from jaxalign.prompts import Message
+from jaxalign.surveys.presentations import PUBLISHED, show
 from jaxalign.surveys.survey import Item
 from jaxalign.training.packing import Examples
 
@@ -45,13 +50,21 @@ def to_rows(
     items: Sequence[Item],
     prompts: StylePrompts,
     style: Style = "p1",
+    presentations: Sequence[str] = (PUBLISHED,),
 ) -> list[Row]:
     """Return one conversation per pair, ending in the assistant's number.
+
+    Args:
+        pairs: Questions and answers to train on.
+        items: The questions.
+        prompts: What stands before a question.
+        style: The style that the questions are asked in.
+        presentations: Names of the presentations that pairs are shown in, in turn.
 
     Raises:
         UserError: If a pair's question is not among `items`, or its answer is not one of its codes.
     """
-    return [json.loads(line) for line in row_lines(pairs, items, prompts, style)]
+    return [json.loads(line) for line in row_lines(pairs, items, prompts, style, presentations)]
 
 
 def row_lines(
@@ -59,6 +72,7 @@ def row_lines(
     items: Sequence[Item],
     prompts: StylePrompts,
     style: Style = "p1",
+    presentations: Sequence[str] = (PUBLISHED,),
 ) -> Iterator[str]:
     """Yield the rows of `to_rows` as lines of JSON.
 
@@ -70,28 +84,31 @@ def row_lines(
     """
     selection = Selection.of(pairs)
     item_of = _items_of(selection, items)
-    _answer_positions(selection, item_of)  # refuses answers that are no codes
+    option_N = _answer_positions(selection, item_of)  # refuses answers that are no codes
+    shown = show(item_of, presentations)
+    shown_N = _in_turn(shown.index_FxQ, selection.item_N)
     questions: dict[int, str] = {}
     lead_ins: dict[tuple[int, tuple[str, ...]], str] = {}
 
     def lines() -> Iterator[str]:
-        for c, q, answer in zip(
-            selection.group_N.tolist(),
-            selection.item_N.tolist(),
-            selection.answer_N.tolist(),
-            strict=True,
-        ):
-            item = item_of[q]
-            shared_by = c, _shown(prompts, style, item)
+        columns = selection.group_N, shown_N, option_N
+        for c, s, option in zip(*(x.tolist() for x in columns), strict=True):
+            question = shown.shown[s]
+            shared_by = c, _examples_before(prompts, style, question.item)
             if shared_by not in lead_ins:
-                messages = prompts.lead_in(style, selection.groups[c], item)
+                messages = prompts.lead_in(style, selection.groups[c], question.item)
                 lead_ins[shared_by] = ", ".join(map(_json, messages))
-            if q not in questions:
-                questions[q] = _json(prompts.texts.prompts.user(item))
-            reply = _json({"role": "assistant", "content": str(answer)})
-            yield f'{{"messages": [{lead_ins[shared_by]}, {questions[q]}, {reply}]}}'
+            if s not in questions:
+                questions[s] = _json(prompts.texts.prompts.user(question))
+            reply = _json({"role": "assistant", "content": question.mark_of(option)})
+            yield f'{{"messages": [{lead_ins[shared_by]}, {questions[s]}, {reply}]}}'
 
     return lines()
+
+
+def _in_turn(index_FxQ: np.ndarray, item_N: np.ndarray) -> np.ndarray:
+    """Return which shown item each pair is: pair n in presentation n mod F."""
+    return index_FxQ[np.arange(len(item_N)) % len(index_FxQ), item_N]
 
 
 def _json(value: Any) -> str:
@@ -102,7 +119,8 @@ def _json(value: Any) -> str:
 class TrainingTokens:
     """The tokens that examples are cut from: every lead-in, question and number once.
 
-    An example is three pieces of one pool: a lead-in, a question, and the number that answers it.
+    An example is three pieces of one pool: a lead-in, a question as it is shown, and the number or
+    letter that answers it.
 
     Attributes:
         styles: Styles S that questions are asked in.
@@ -112,9 +130,9 @@ class TrainingTokens:
         starts: int64, where each piece begins in the pool.
         sizes: int64, number of tokens of each piece.
         lead_in_SxCxQ: int, which piece stands before a question.
-        question_Q: int, the piece of each question.
-        number_QxO: int, the piece of each option's number, with the end of the turn if that is
-            trained; -1 past a question's options.
+        question_FxQ: int, the piece of each question under each of F presentations.
+        number_FxQxO: int, the piece of what stands before each option there, with the end of the
+            turn if that is trained; -1 past a question's options.
     """
 
     styles: tuple[Style, ...]
@@ -124,11 +142,11 @@ class TrainingTokens:
     starts: np.ndarray
     sizes: np.ndarray
     lead_in_SxCxQ: np.ndarray
-    question_Q: np.ndarray
-    number_QxO: np.ndarray
+    question_FxQ: np.ndarray
+    number_FxQxO: np.ndarray
 
     def examples(self, pairs: Selection | Sequence[Pair], style: Style = "p1") -> Examples:
-        """Return pairs as examples, in their order.
+        """Return pairs as examples, in their order, shown in the presentations in turn.
 
         Raises:
             UserError: If a pair's question is not among the items, or its answer is not one of its
@@ -142,11 +160,12 @@ class TrainingTokens:
         group_at = {group: c for c, group in enumerate(self.groups)}
         item_N = np.array([item_at.get(i, -1) for i in selection.items], int)[selection.item_N]
         group_N = np.array([group_at.get(g, -1) for g in selection.groups], int)[selection.group_N]
+        presentation_N = np.arange(len(selection)) % len(self.question_FxQ)
         piece_Nx3 = np.stack(
             [
                 self.lead_in_SxCxQ[self.styles.index(style), group_N, item_N],
-                self.question_Q[item_N],
-                self.number_QxO[item_N, option_N],
+                self.question_FxQ[presentation_N, item_N],
+                self.number_FxQxO[presentation_N, item_N, option_N],
             ],
             axis=1,
         )
@@ -154,11 +173,19 @@ class TrainingTokens:
         prompt_N = sizes_Nx3[:, :2].sum(axis=1)
         return Examples(self.pool, self.starts[piece_Nx3], sizes_Nx3, prompt_N)
 
+    @property
+    def answers_FxQ(self) -> np.ndarray:
+        """Tokens of the longest answer to each question under each presentation."""
+        return np.where(self.number_FxQxO < 0, 0, self.sizes[self.number_FxQxO]).max(axis=-1)
+
+    @property
+    def prompts_FxSxCxQ(self) -> np.ndarray:
+        """Tokens of everything before the answer."""
+        return self.sizes[self.lead_in_SxCxQ] + self.sizes[self.question_FxQ][:, None, None]
+
     def longest(self) -> list[int]:
-        """Return the tokens of each item's longest example, over styles, groups and answers."""
-        lead_in_Q = self.sizes[self.lead_in_SxCxQ].max(axis=(0, 1))
-        number_Q = np.where(self.number_QxO < 0, 0, self.sizes[self.number_QxO]).max(axis=1)
-        return (lead_in_Q + self.sizes[self.question_Q] + number_Q).tolist()
+        """Return the tokens of each item's longest example, whichever way it may be asked."""
+        return (self.prompts_FxSxCxQ.max(axis=(1, 2)) + self.answers_FxQ).max(axis=0).tolist()
 
 
 def training_tokens(
@@ -168,6 +195,7 @@ def training_tokens(
     tokens: Tokenizer,
     styles: Sequence[Style] = ("p1", "p2"),
     end_of_turn: bool = True,
+    presentations: Sequence[str] = (PUBLISHED,),
 ) -> TrainingTokens:
     """Encode what examples are made of; each question once for all groups, styles and models.
 
@@ -179,9 +207,11 @@ def training_tokens(
         styles: The styles that the questions may be asked in; not "unaware".
         end_of_turn: Whether the loss covers the end of the turn besides the number, which is
             spelled as the tokenizer writes it after the assistant header.
+        presentations: Names of F presentations that pairs are shown in, in turn.
     """
-    asked = encode_styles(tokens, prompts, styles, groups, items)
-    if len(asked.questions) != len(items):
+    shown = show(items, presentations)
+    asked = encode_styles(tokens, prompts, styles, groups, shown.shown)
+    if len(asked.questions) != len(shown.shown):
         raise UserError(
             f"{tokens.folder}: its chat template words a question differently in the styles "
             f"{', '.join(styles)}; give a template that does not, or train on one style"
@@ -189,19 +219,21 @@ def training_tokens(
     end = (tokens.eot_id,) if end_of_turn else ()
     numbers: dict[tuple[int, ...], int] = {}  # tokens of a number -> its piece
     first = len(asked.lead_ins) + len(asked.questions)
-    number_of = {
-        codes: [
+    sets, set_of_question = asked.option_sets
+    number_of = [
+        [
             numbers.setdefault((*number, *end), first + len(numbers))
-            for number in _numbers(tokens, codes).values()
+            for number in _numbers(tokens, spellings)
         ]
-        for codes in {item.codes: None for item in items}
-    }
-    number_QxO = np.full((len(items), max(map(len, number_of))), -1)
-    for q, item in enumerate(items):
-        number_QxO[q, : len(item.codes)] = number_of[item.codes]
+        for spellings in sets
+    ]
+    number_SxO = np.full((len(shown.shown), max(map(len, number_of))), -1)
+    for row, k in zip(number_SxO, set_of_question.tolist(), strict=True):
+        row[: len(number_of[k])] = number_of[k]
     pieces = [*asked.lead_ins, *asked.questions, *numbers]
     sizes = np.array([len(piece) for piece in pieces], np.int64)
-    lead_ins = np.asarray(asked.pairs)[:, 0]  # style by style, group by group, item by item
+    # Style by style, group by group, shown item by shown item; the same however an item is shown.
+    lead_ins = asked.pairs[:, 0].reshape(len(styles), len(groups), -1)
     return TrainingTokens(
         styles=tuple(styles),
         groups=tuple(groups),
@@ -209,9 +241,9 @@ def training_tokens(
         pool=np.concatenate(pieces).astype(np.int32),
         starts=np.cumsum(sizes) - sizes,
         sizes=sizes,
-        lead_in_SxCxQ=lead_ins.reshape(len(styles), len(groups), len(items)),
-        question_Q=len(asked.lead_ins) + np.arange(len(items)),
-        number_QxO=number_QxO,
+        lead_in_SxCxQ=lead_ins[..., shown.index_FxQ[0]],
+        question_FxQ=len(asked.lead_ins) + shown.index_FxQ,
+        number_FxQxO=number_SxO[shown.index_FxQ],
     )
 
 
@@ -222,6 +254,7 @@ def to_examples(
     tokens: Tokenizer,
     style: Style = "p1",
     end_of_turn: bool = True,
+    presentations: Sequence[str] = (PUBLISHED,),
 ) -> Examples:
     """Return the conversations of `to_rows` as tokens, in the order of `pairs`.
 
@@ -234,6 +267,7 @@ def to_examples(
         tokens: The model's tokenizer.
         style: The style that the questions are asked in.
         end_of_turn: As for `training_tokens`.
+        presentations: As for `training_tokens`.
 
     Raises:
         UserError: As `to_rows`.
@@ -243,7 +277,9 @@ def to_examples(
     if not len(selection):
         return Examples.of([])
     asked = [item_of[q] for q in np.unique(selection.item_N).tolist()]
-    made = training_tokens(asked, selection.groups, prompts, tokens, (style,), end_of_turn)
+    made = training_tokens(
+        asked, selection.groups, prompts, tokens, (style,), end_of_turn, presentations
+    )
     return made.examples(selection, style)
 
 
@@ -252,19 +288,21 @@ def write_selected(
     selected: Mapping[str, Selection],
     items: Sequence[Item],
     prompts: StylePrompts,
+    presentations: Sequence[str] = (PUBLISHED,),
 ) -> None:
     """Write the training data of one seed, unless it is there already.
 
         folder/joint.jsonl, cct.jsonl, ...   conversations to train on
               /dataset_info.json             what LLaMA-Factory reads first
-              /pairs.json                    group, question and answer of every pair
+              /pairs.json                    group, question and answer, a code of the survey's,
+                                             of every pair
 
     Lines are written as they are made. `pairs.json` is written last: it marks the step as done.
     """
     if (folder / "pairs.json").exists():
         return
     for method, selection in selected.items():
-        lines = row_lines(selection, items, prompts, TRAINED_UNDER[method])
+        lines = row_lines(selection, items, prompts, TRAINED_UNDER[method], presentations)
         _write_lines(folder / f"{method}.jsonl", lines)
     write_dataset_info(folder, {method: f"{method}.jsonl" for method in selected})
     _write_lines(folder / "pairs.json", _pair_lines(selected))
@@ -332,21 +370,18 @@ def _answer_positions(selection: Selection, item_of: Sequence[Item]) -> np.ndarr
     return same_NxO.argmax(axis=1)
 
 
-def _shown(prompts: StylePrompts, style: Style, item: Item) -> tuple[str, ...]:
+def _examples_before(prompts: StylePrompts, style: Style, item: Item) -> tuple[str, ...]:
     """Return the ids of the examples before an item, on which its lead-in depends."""
     if not style.endswith("p3"):
         return ()
     return tuple(example.id for example in prompts.examples_for(item))
 
 
-def _numbers(tokens: Tokenizer, codes: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
-    """Return the tokens of each number, without the end of the turn.
+def _numbers(tokens: Tokenizer, options: Spellings) -> list[tuple[int, ...]]:
+    """Return the tokens of the number of each option, without the end of the turn.
 
     A number is spelled as the tokenizer spells it, the first spelling that answering scores. Where
     digits are tokens, that spelling ends with the end of the turn, to tell 1 from 10.
     """
-    number_of = {}
-    for code, spellings in zip(codes, tokens.option_tokens(codes), strict=True):
-        number = spellings[0]
-        number_of[code] = number[:-1] if number[-1] == tokens.eot_id else number
-    return number_of
+    firsts = [tuple(spellings[0]) for spellings in options]
+    return [number[:-1] if number[-1] == tokens.eot_id else number for number in firsts]

@@ -116,8 +116,8 @@ def read_existing(paths: Sequence[Path], survey: Survey) -> ExistingQuestions:
     return existing
 
 
-def few_of(existing: ExistingQuestions, per_topic: int) -> Survey:
-    """Return the longest questions of each topic as a survey, to plan programs for."""
+def few_of(existing: ExistingQuestions, per_topic: int | None) -> Survey:
+    """Return the longest questions of each topic, or all, as a survey, to plan programs for."""
     by_topic: dict[str, list[Question]] = {}
     for question in sorted(existing.questions, key=lambda q: -len(as_json(q))):
         by_topic.setdefault(question.topic, []).append(question)

@@ -25,6 +25,7 @@ from jaxalign.methods.culturespa.dataset import TrainingTokens, training_tokens
 from jaxalign.methods.culturespa.inputs import Experiment, seed_folder
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
 from jaxalign.methods.culturespa.training_steps import FOLDER, Steps, train_settings
+from jaxalign.runs import identity_of
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.surveys.survey import Survey
 from jaxalign.training.packing import Examples
@@ -134,6 +135,7 @@ def seed_tokens(experiment: Experiment, questions: Survey) -> TrainingTokens:
         experiment.inputs.prompts,
         experiment.inputs.files.tokenizer,
         end_of_turn=experiment.settings.end_of_turn,
+        presentations=experiment.inputs.presentations,
     )
 
 
@@ -205,7 +207,8 @@ def train(
     )
     _log.info(trainer.describe())
     log = MetricsFile(folder / f"{program}.jsonl", "step")
-    with Checkpoints(folder / program) as checkpoints:
+    identity = identity_of(settings, program, sorted(map(list, drawn_as)))
+    with Checkpoints(folder / program, identity=identity) as checkpoints:
         weights = fit(
             trainer,
             experiment.lm.params,

@@ -35,8 +35,10 @@ from jaxalign.methods.culturespa.write import WritingSettings, check_requests_fi
 from jaxalign.pocket.general import general_questions
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.prompts import untranslated
-from jaxalign.surveys.formats import read_answered
-from jaxalign.surveys.formats.multiple_choice import read_multiple_choice
+from jaxalign.surveys.choice_test import ChoiceTest
+from jaxalign.surveys.formats import read_answered, read_any
+from jaxalign.surveys.names import group_within
+from jaxalign.surveys.presentations import PUBLISHED
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.surveys.tables import Tables, make_tables
 
@@ -70,6 +72,7 @@ class Inputs:
         guard: Questions that fine-tuning should not break, with the right option's position.
         guard_name: Name and hash of the guard's questions.
         existing: Questions to start from instead of writing new ones.
+        presentations: Names of the presentations in which questions are asked and trained on.
     """
 
     files: ModelFiles
@@ -80,6 +83,7 @@ class Inputs:
     guard: tuple[tuple[Item, int], ...]
     guard_name: str
     existing: ExistingQuestions | None = None
+    presentations: tuple[str, ...] = (PUBLISHED,)
 
     @functools.cached_property
     def guard_questions(self) -> Questions:
@@ -155,7 +159,7 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
     settings, _ = resolve_settings(settings, files)
     survey = held_out_survey()
     if settings.survey is not None:
-        survey = read_answered(settings.survey, "survey", settings.distributions)
+        survey = read_answered(settings.survey, "survey", settings.distributions, options=settings)
     if note := untranslated(settings.language, survey):
         _log.info(note)
     tables = make_tables(survey, settings.countries)
@@ -169,6 +173,7 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         guard=guard,
         guard_name=guard_name,
         existing=read_existing(settings.questions, survey) if settings.questions else None,
+        presentations=settings.presentations,
     )
     if inputs.existing is None:
         advice = "lower `writing.max_new_tokens`"
@@ -195,10 +200,17 @@ def make_style_prompts(
         source = society_values_module()
         if settings.source is not None:
             shares = settings.source_distributions
-            source = read_answered(settings.source, "source", shares, "source_distributions")
+            source = read_answered(
+                settings.source,
+                "source",
+                shares,
+                "source_distributions",
+                options=settings,
+                is_main=False,
+            )
     shown = survey if source is None else source
     if missing := [group for group in settings.countries if group not in shown.distributions]:
-        raise UserError(f"{shown.name!r} does not say how {missing[0]} answered")
+        raise UserError(f"{shown.name!r}: {shown.why_absent(missing[0])}")
     groups = _possible_neighbours(settings.countries, shown)
     prompts = StylePrompts(
         load_texts(settings.texts, language=settings.language, model_folder=model_folder),
@@ -245,7 +257,8 @@ def _notes(prompts: StylePrompts, groups: tuple[str, ...]) -> list[str]:
             f"P3 shows {examples} examples before some questions instead of {prompts.count}: "
             f"{prompts.shown.name!r} has no more"
         )
-    if unnamed := [group for group in groups if group_name(group) == group]:
+    unnamed = [g for g in groups if group_name(g) == g and group_within(g) is None]
+    if unnamed:
         notes.append(
             "groups that are not countries known to the package, called in prompts as the survey "
             f"calls them: {', '.join(unnamed)}"
@@ -274,7 +287,9 @@ def read_guard(path: Path | None) -> tuple[str, tuple[tuple[Item, int], ...]]:
     """
     if path is None:
         return "pocket tasks", tuple(general_questions(GUARD_QUESTIONS, seed=1))
-    test = read_multiple_choice(path)
+    test = read_any(path)
+    if not isinstance(test, ChoiceTest):
+        raise UserError(f"`guard` {path}: a survey; give questions with one right answer each")
     return f"{test.name} {test.sha256}", tuple(zip(test.items, test.answers, strict=True))
 
 
@@ -288,6 +303,7 @@ def example_lengths(
         inputs.prompts,
         inputs.files.tokenizer,
         end_of_turn=settings.end_of_turn,
+        presentations=inputs.presentations,
     ).longest()
 
 

@@ -3,12 +3,16 @@
 A prompting method is the unchanged model under a style. A fine-tuned model answers under the style
 that it was trained with: `joint`, `specific`, `rds` and `cds` under p1, `cct` under p2. A specific
 model answers for its own group alone.
+
+Where questions are shown in several presentations, a method's answer is the most likely option of
+the mean over them; what it answers in each alone is kept too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,7 @@ import numpy as np
 from jaxalign.answering.block_plan import plan_blocks, with_one_shape
 from jaxalign.core.progress import OnProgress, Progress
 from jaxalign.lm.lora import Adapter
-from jaxalign.methods.base import FINE_TUNED
+from jaxalign.methods.base import CCT, FINE_TUNED, JOINT, P1, P2, SPECIFIC
 from jaxalign.methods.culturespa.answer import (
     BASE,
     StyledConversations,
@@ -31,9 +35,12 @@ from jaxalign.methods.culturespa.styles import STYLES, Style
 from jaxalign.surveys.responses import NOT_ANSWERS, Responses
 
 TUNED = tuple(method.key for method in FINE_TUNED)
+PERSONAS = tuple(method.key for method in (P1, P2, JOINT, SPECIFIC, CCT))  # those that name a group
 
 # float32 positions of options [R, N, C, Q]: seeds (1 where they cannot matter), runs, groups, items
 Answers = np.ndarray
+# Takes something from a model's responses as an array whose second axis is the groups asked for.
+Read = Callable[[Responses], np.ndarray]
 # The styles and the groups that a model is asked under, and what it is asked in them.
 AskedAs = tuple[tuple[Style, ...], tuple[str, ...]]
 Ways = dict[AskedAs, StyledConversations]
@@ -50,6 +57,9 @@ class Measured:
         valid_mass: By method, the probability that a reply begins with an option at all (of sampled
             replies: the share that names one), mean over what was asked.
         untrained: Methods with models that fine-tuning did not change; see `untrained_models`.
+        by_presentation: Answers by presentation and method, each alone; empty if there is one only.
+        shares: By method of `PERSONAS`, probabilities of options in each presentation, float32
+            [R, F, C, Q, O].
     """
 
     answers: dict[str, Answers]
@@ -57,6 +67,8 @@ class Measured:
     counts: dict[str, dict[str, int]]
     untrained: dict[str, dict[str, Any]]
     valid_mass: dict[str, float] = dataclasses.field(default_factory=dict)
+    by_presentation: dict[str, dict[str, Answers]] = dataclasses.field(default_factory=dict)
+    shares: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def unchanged(self) -> frozenset[str]:
@@ -77,34 +89,67 @@ def measure(
         survey: What the unchanged model answers by style, for each group of equivalent seeds.
     """
     replies, right, unchanged = _ask_each(experiment, adapters)
-    prompted = prompted_answers(experiment.groups, survey)
+    groups = experiment.groups
+
+    def read_all(read: Read) -> dict[str, np.ndarray]:
+        """Return what every method answers, the unchanged model's prompts and the fine-tuned."""
+        prompted = prompted_answers(groups, survey, read)
+        return prompted | {
+            method: tuned_answers(
+                experiment, replies, method, prompted[TRAINED_UNDER.get(method, "p1")], read
+            )
+            for method in TUNED
+        }
+
+    shares = read_all(shares_FxCxQxO)
     by_method = {style: [each[style] for each in survey] for style in STYLES} | {
         method: [r for name, r in replies.items() if _method(name) == method] for method in TUNED
     }
     return Measured(
-        answers=prompted
-        | {
-            method: tuned_answers(
-                experiment, replies, method, prompted[TRAINED_UNDER.get(method, "p1")]
-            )
-            for method in TUNED
-        },
+        answers=read_all(Responses.answers),
         right=_right_by_method(experiment, right),
         counts={method: sum_counts(found) for method, found in by_method.items()},
         untrained=untrained_models(experiment, adapters.keys() - unchanged),
         valid_mass={method: mean_mass(found) for method, found in by_method.items() if found},
+        by_presentation={name: read_all(read) for name, read in readers(experiment.inputs).items()},
+        shares={method: shares[method] for method in PERSONAS},
     )
 
 
+def readers(inputs: Inputs) -> dict[str, Read]:
+    """Return by presentation what reads the answers in it alone; nothing if there is one only."""
+    names = inputs.presentations if len(inputs.presentations) > 1 else ()
+    return {name: functools.partial(answers_in, name) for name in names}
+
+
+def answers_in(presentation: str, responses: Responses) -> np.ndarray:
+    """Return `Responses.answers` in one of several presentations."""
+    return responses.by_presentation[presentation].answers()
+
+
+def shares_FxCxQxO(responses: Responses) -> np.ndarray:
+    """Return the probabilities of options in every presentation, float32 [F, C, Q, O]."""
+    each = (responses.by_presentation or {"": responses}).values()
+    return np.stack([alone.distributions() for alone in each])
+
+
 def prompted_answers(
-    groups: Sequence[str], survey: Sequence[Mapping[Style, Responses]]
-) -> dict[str, Answers]:
-    """Return the unchanged model's answers by style; its unaware ones stand for every group."""
+    groups: Sequence[str],
+    survey: Sequence[Mapping[Style, Responses]],
+    read: Read = Responses.answers,
+) -> dict[str, np.ndarray]:
+    """Return the unchanged model's answers by style; its unaware ones stand for every group.
+
+    Args:
+        groups: The groups.
+        survey: Its responses by style, for each group of equivalent seeds.
+        read: What is taken from them; default: positions of options [R, N, C, Q].
+    """
     answers = {}
     for style in STYLES:
-        answers_RxNxCxQ = np.stack([replies[style].answers() for replies in survey])
-        seeds, runs, _, items = answers_RxNxCxQ.shape
-        answers[style] = np.broadcast_to(answers_RxNxCxQ, (seeds, runs, len(groups), items))
+        # Seeds, whatever `read` puts first, groups.
+        found = np.stack([read(replies[style]) for replies in survey])
+        answers[style] = np.broadcast_to(found, (*found.shape[:2], len(groups), *found.shape[3:]))
     return answers
 
 
@@ -119,7 +164,8 @@ def _ask_each(
     """
     lm, survey, guard = experiment.lm, experiment.inputs.survey, len(experiment.inputs.guard)
     named = {name: groups_of(experiment, name[1]) for name in adapters}
-    answers_of = {name: len(groups) * len(survey.items) for name, groups in named.items()}
+    asked_times = len(survey.items) * len(experiment.inputs.presentations)
+    answers_of = {name: len(groups) * asked_times for name, groups in named.items()}
     total = sum(answers_of.values()) + guard * (1 + len(adapters))
     done = 0
 
@@ -212,8 +258,9 @@ def tuned_answers(
     experiment: Experiment,
     replies: Mapping[ModelName, Responses],
     method: str,
-    plain: Answers,
-) -> Answers:
+    plain: np.ndarray,
+    read: Read = Responses.answers,
+) -> np.ndarray:
     """Return the answers of a method's fine-tuned models under one style.
 
     Args:
@@ -222,18 +269,20 @@ def tuned_answers(
         method: The method, such as "joint".
         plain: The unchanged model's answers under the same style, which take the place of those of
             a model that there is no adapter for.
+        read: What is taken from the replies; default: positions of options.
     """
     seeds = experiment.settings.seed_numbers
-    answers_RxNxCxQ = np.broadcast_to(plain, (len(seeds), *plain.shape[1:])).copy()
+    # Seeds, whatever `read` puts first, groups.
+    answers = np.broadcast_to(plain, (len(seeds), *plain.shape[1:])).copy()
     for r, seed in enumerate(seeds):
         if (seed, method) in replies:
             # A style that names no group is asked once, for all of them.
-            answers_RxNxCxQ[r] = replies[seed, method].answers()
+            answers[r] = read(replies[seed, method])
         if method == "specific":
             for c, group in enumerate(experiment.groups):
                 if (name := (seed, specific(group))) in replies:
-                    answers_RxNxCxQ[r, :, c] = replies[name].answers()[:, 0]
-    return answers_RxNxCxQ
+                    answers[r, :, c] = read(replies[name])[:, 0]
+    return answers
 
 
 def _right_by_method(

@@ -46,7 +46,7 @@ from jaxalign.methods.culturespa.inputs import (
     read_inputs,
     seed_folder,
 )
-from jaxalign.methods.culturespa.measure import Answers, measure
+from jaxalign.methods.culturespa.measure import Answers, Measured, measure
 from jaxalign.methods.culturespa.programs import check_run as check_memory
 from jaxalign.methods.culturespa.programs import expected_steps, small_run, training_programs
 from jaxalign.methods.culturespa.prompting import ask_in_other_styles, prompting_record
@@ -150,13 +150,14 @@ def run_culturespa(
         record = make_record(settings, inputs, measured, written, selected, facts)
         if settings.prompting:
             _log.info("5 measure: the fine-tuned models under every prompt style")
-            prompted = ask_in_other_styles(experiment, adapters, measured.answers)
+            given = measured.answers, measured.by_presentation
+            prompted = ask_in_other_styles(experiment, adapters, *given)
             record["prompting"] = prompting_record(
-                settings, inputs, measured.answers, prompted, measured.unchanged
+                settings, inputs, given[0], prompted, measured.unchanged, given[1]
             )
         log_peak("5 measure")
         record = plain(record)
-        write_json(out / "answers.json", _answers_record(experiment, measured.answers))
+        write_json(out / "answers.json", _answers_record(experiment, measured))
         write_json(out / "result.json", record)
     return CultureSPAResult(out, record, measured.answers, adapters)
 
@@ -337,16 +338,26 @@ def select_all(
         counts[seed] = describe_selection(replies[seed], groups, selections[seed])
         counts[seed]["topics"] = pairs_by_topic(selections[seed]["joint"], survey.items)
         folder = seed_folder(experiment.out, seed) / "selected"
-        write_selected(folder, selections[seed], survey.items, prompts)
+        write_selected(
+            folder, selections[seed], survey.items, prompts, experiment.inputs.presentations
+        )
         experiment.on_progress(Progress("3 select: seed", done, len(questions), "seeds"))
     return selections, counts
 
 
-def _answers_record(experiment: Experiment, answers: Mapping[str, Answers]) -> dict[str, Any]:
+def _answers_record(experiment: Experiment, measured: Measured) -> dict[str, Any]:
     """Return `answers.json`: positions of options [seeds][runs][countries][items] by method, -1
-    for no answer."""
-    return {
+    for no answer; and, if there are several presentations, the same in each alone."""
+
+    def as_integers(answers: Mapping[str, Answers]) -> dict[str, np.ndarray]:
+        return {name: np.nan_to_num(a, nan=-1).astype(int) for name, a in answers.items()}
+
+    record = {
         "countries": experiment.groups,
         "items": [item.id for item in experiment.inputs.survey.items],
-        "methods": {name: np.nan_to_num(a, nan=-1).astype(int) for name, a in answers.items()},
+        "methods": as_integers(measured.answers),
     }
+    if measured.by_presentation:
+        alone = measured.by_presentation.items()
+        record["presentations"] = {name: as_integers(answers) for name, answers in alone}
+    return record

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,19 +22,17 @@ from jaxalign.answering.block_plan import BlockPlan, plan_blocks
 from jaxalign.answering.block_program import answer_program
 from jaxalign.answering.blocks import Conversations
 from jaxalign.core.progress import OnProgress, ignore
-from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.constrain import Constraint
-from jaxalign.lm.generate import Sampling, decode_programs, slots_of
+from jaxalign.lm.generate import slots_of
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.mesh import weight_bytes
-from jaxalign.lm.weights import Params, program_params
+from jaxalign.methods.culturespa.answer import COMPARED, in_styles
 from jaxalign.methods.culturespa.existing import few_of
 from jaxalign.methods.culturespa.inputs import Inputs
 from jaxalign.methods.culturespa.measure import Ways, conversations_to_measure
 from jaxalign.methods.culturespa.prompting import prompted_ways
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.settings import CultureSPASettings
-from jaxalign.methods.culturespa.styles import STYLES, encode_styles
+from jaxalign.methods.culturespa.styles import STYLES
 from jaxalign.methods.culturespa.training_steps import (
     Steps,
     model_counts,
@@ -48,11 +45,9 @@ from jaxalign.methods.culturespa.write import (
     make_topics,
     question_constraint,
 )
-from jaxalign.pocket.society import held_out_survey
+from jaxalign.methods.reply_programs import reply_programs
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.programs import Need, Program, check_programs
-from jaxalign.runtime.sharding import MODEL, replicated
-from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.training.program import train_program
 from jaxalign.training.shape import MOST_UNITS
@@ -62,11 +57,6 @@ _FEW = 16
 # A run that takes at most this share of the memory by estimate is not checked program by program.
 _SMALL = 1 / 8
 _PROMPT_TOKENS = 1024  # of a long request
-
-
-def survey_of(path: Path | None) -> Survey:
-    """Return the survey of a path; the simulated society's if there is none."""
-    return held_out_survey() if path is None else read_answered(path, "survey", None)
 
 
 def stand_ins(
@@ -121,21 +111,20 @@ def run_programs(
     groups = settings.countries
     if steps is None:
         steps = plan_steps(settings, inputs, mesh, available, questions)
-    tokenizer, prompts = inputs.files.tokenizer, inputs.prompts
     programs = []
     if inputs.existing is None:
         programs += _writing_programs(settings, inputs, mesh, available)
-    survey = encode_styles(tokenizer, prompts, STYLES, groups, inputs.survey.items)
+    survey = in_styles(inputs, STYLES, groups, inputs.survey)
     # The questions of all seeds that are answered alike are asked together.
-    seeds = settings.seed_groups[0]
-    items = [item for seed in seeds for item in questions[seed].items]
-    written = encode_styles(tokenizer, prompts, ("unaware", "p1", "p2"), groups, items)
+    surveys = [questions[seed] for seed in settings.seed_groups[0]]
+    written = in_styles(inputs, COMPARED, groups, *surveys)
     for asked, what in ((survey, "the survey"), (written, "the written questions")):
         if settings.reading == "exact":
-            plan = plan_blocks(asked, settings.block_tokens)
+            plan = plan_blocks(asked.conversations, settings.block_tokens)
             programs.append(_exact_program(settings, inputs, mesh, plan, f"answers to {what}"))
         else:
-            programs += _sampled_programs(settings, inputs, mesh, available, asked, what)
+            conversations = asked.conversations
+            programs += _sampled_programs(settings, inputs, mesh, available, conversations, what)
     programs += training_programs(settings, inputs, mesh, steps)
     return (*programs, *_measuring_programs(settings, inputs, mesh, available))
 
@@ -162,11 +151,13 @@ def check_run(
     return check_programs(programs, device, on_progress)
 
 
-def expected_questions(settings: CultureSPASettings, inputs: Inputs) -> dict[int, Survey]:
-    """Return by seed a few questions like those of the run, on each topic."""
+def expected_questions(
+    settings: CultureSPASettings, inputs: Inputs, most: int | None = _FEW
+) -> dict[int, Survey]:
+    """Return by seed questions like those of the run; a few on each topic, or all with None."""
     if inputs.existing is None:
-        return stand_ins(inputs.survey, settings, _FEW)
-    return dict.fromkeys(settings.seed_numbers, few_of(inputs.existing, _FEW))
+        return stand_ins(inputs.survey, settings, most)
+    return dict.fromkeys(settings.seed_numbers, few_of(inputs.existing, most))
 
 
 def expected_steps(settings: CultureSPASettings, inputs: Inputs, mesh: Mesh) -> Steps:
@@ -223,16 +214,15 @@ def _writing_programs(
     constraint = None
     if settings.constrain:
         constraint = question_constraint(inputs.files.tokenizer, inputs.files.config.vocab_size)
-    return _decoding(
-        settings,
-        inputs,
+    return reply_programs(
+        inputs.files,
         mesh,
-        available,
         settings.writing,
-        replies,
-        longest,
-        "write",
-        "",
+        replies=replies,
+        prompt_tokens=longest,
+        batch_size=settings.batch_size,
+        available=available,
+        stage="write",
         constraint=constraint,
     )
 
@@ -247,71 +237,18 @@ def _sampled_programs(
     stage: str = "answer",
     lora: LoraConfig | None = None,
 ) -> list[Program]:
-    lead_ins = np.array([len(tokens) for tokens in asked.lead_ins])
-    questions = np.array([len(tokens) for tokens in asked.questions])
-    longest = int((lead_ins[asked.pairs[:, 0]] + questions[asked.pairs[:, 1]]).max())
-    replies = len(asked) * settings.runs
-    sampling, what = settings.answering, f", {what}"
-    return _decoding(
-        settings, inputs, mesh, available, sampling, replies, longest, stage, what, lora
-    )
-
-
-def _decoding(
-    settings: CultureSPASettings,
-    inputs: Inputs,
-    mesh: Mesh,
-    available: int | None,
-    sampling: Sampling,
-    replies: int,
-    prompt_tokens: int,
-    stage: str,
-    what: str,
-    lora: LoraConfig | None = None,
-    constraint: Constraint | None = None,
-) -> list[Program]:
-    """Return the programs that write replies to prompts of at most `prompt_tokens` tokens."""
-    config = inputs.files.config
-    weights = weight_bytes(config, mesh.shape[MODEL])
-    positions = prompt_tokens + sampling.max_new_tokens
-    free = available - weights if available else 0
-    slots = slots_of(config, mesh, replies, settings.batch_size, positions, free)
-    programs = decode_programs(
-        config,
-        sampling,
+    return reply_programs(
+        inputs.files,
         mesh,
-        slots=slots,
-        positions=positions,
-        stop_tokens=len(inputs.files.tokenizer.stop_ids),
-        params=None if lora is None else _params_with_adapter(config, mesh, lora),
-        constraint=constraint,
+        settings.answering,
+        replies=len(asked) * settings.runs,
+        prompt_tokens=int(asked.lengths_N.max()),
+        batch_size=settings.batch_size,
+        available=available,
+        stage=stage,
+        what=what,
+        lora=lora,
     )
-    remedy = "lower `batch_size`, or split the weights over more devices (`model_parallel`)"
-    return [
-        Program.of(
-            f"{name}{what}",
-            stage,
-            jitted,
-            arguments,
-            # The weights stay where they are while the caches are copied.
-            beside_bytes=weights if name == "fork" else 0,
-            remedy=remedy,
-            unit="batch",
-            loop_trips=sampling.max_new_tokens - 1,
-        )
-        for name, (jitted, arguments) in programs.items()
-    ]
-
-
-def _params_with_adapter(config: LlamaConfig, mesh: Mesh, lora: LoraConfig) -> Params:
-    """Return a model's parameters with an adapter beside them, in shapes."""
-    whole = replicated(mesh)
-    params = program_params(config, mesh)
-    beside = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-        abstract_adapter(config, lora),
-    )
-    return params | {group: params[group] | beside[group] for group in beside}
 
 
 def _exact_program(

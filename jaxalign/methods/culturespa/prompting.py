@@ -21,21 +21,23 @@ from jaxalign.methods.culturespa.fine_tune import ModelName, group_of, label
 from jaxalign.methods.culturespa.inputs import Experiment, Inputs
 from jaxalign.methods.culturespa.measure import (
     Answers,
+    Read,
     Ways,
     conversations_to_measure,
     groups_of,
     mean_mass,
     model_names,
+    readers,
     sum_counts,
     tuned_answers,
 )
-from jaxalign.methods.culturespa.result import difference, method_record, paired, run_scores
+from jaxalign.methods.culturespa.result import Scored
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.culturespa.styles import STYLES, Style
-from jaxalign.stats.bootstrap import count_draws
 from jaxalign.surveys.responses import Responses
 
 PROMPTED_MODELS = (JOINT.key, SPECIFIC.key)  # those that were trained under P1
+ByPresentation = dict[str, dict[str, dict[Style, Answers]]]
 OTHER_STYLES: tuple[Style, ...] = tuple(style for style in STYLES if style != P1.key)
 
 
@@ -48,11 +50,14 @@ class Prompted:
         valid_mass: By method and style, the probability that a reply begins with an option at all
             (of sampled replies: the share that names one), mean over what was asked.
         counts: By method and style, the number of replies and of those without an answer.
+        by_presentation: Answers by presentation, method and style, in each alone; empty if there is
+            one only.
     """
 
     answers: dict[str, dict[Style, Answers]]
     valid_mass: dict[str, dict[Style, float]]
     counts: dict[str, dict[Style, dict[str, int]]]
+    by_presentation: ByPresentation = dataclasses.field(default_factory=dict)
 
 
 def prompted_ways(inputs: Inputs, groups: tuple[str, ...], block_tokens: int) -> Ways:
@@ -67,6 +72,7 @@ def ask_in_other_styles(
     experiment: Experiment,
     adapters: Mapping[ModelName, Adapter],
     answers: Mapping[str, Answers],
+    by_presentation: Mapping[str, Mapping[str, Answers]] | None = None,
 ) -> Prompted:
     """Ask the joint and the specific models the survey under the styles they were not trained with.
 
@@ -78,6 +84,7 @@ def ask_in_other_styles(
         adapters: The adapters by seed and model.
         answers: What the unchanged model answers, by style. It stands in for models without an
             adapter.
+        by_presentation: The same in each presentation alone, if there are several.
     """
     ways = prompted_ways(experiment.inputs, experiment.groups, experiment.settings.block_tokens)
     asked = {
@@ -118,16 +125,26 @@ def ask_in_other_styles(
         }
         for method in PROMPTED_MODELS
     }
-    return Prompted(
-        answers={
+
+    def read_all(
+        plain: Mapping[str, Answers], read: Read = Responses.answers
+    ) -> dict[str, dict[Style, Answers]]:
+        return {
             method: {
                 style: tuned_answers(
-                    experiment, {n: r[style] for n, r in replies.items()}, method, answers[style]
+                    experiment,
+                    {name: found[style] for name, found in replies.items()},
+                    method,
+                    plain[style],
+                    read,
                 )
                 for style in OTHER_STYLES
             }
             for method in PROMPTED_MODELS
-        },
+        }
+
+    return Prompted(
+        answers=read_all(answers),
         valid_mass={
             method: {s: mean_mass(found) for s, found in by_style.items() if found}
             for method, by_style in by_method.items()
@@ -135,6 +152,10 @@ def ask_in_other_styles(
         counts={
             method: {s: sum_counts(found) for s, found in by_style.items()}
             for method, by_style in by_method.items()
+        },
+        by_presentation={
+            name: read_all(by_presentation[name], read)
+            for name, read in readers(experiment.inputs).items()
         },
     )
 
@@ -145,6 +166,7 @@ def prompting_record(
     answers: Mapping[str, Answers],
     prompted: Prompted,
     unchanged: frozenset[str] = frozenset(),
+    by_presentation: Mapping[str, Mapping[str, Answers]] | None = None,
 ) -> dict[str, Any]:
     """Return the entry "prompting" of `result.json`.
 
@@ -155,32 +177,46 @@ def prompting_record(
             and "specific" under P1.
         prompted: The answers under the other styles.
         unchanged: Methods that fine-tuning did not change; they are left out.
+        by_presentation: `answers` in each presentation alone, if there are several.
     """
-    draws = count_draws(len(inputs.survey.items), settings.resamples, settings.first_seed)
     trained = [method for method in PROMPTED_MODELS if method not in unchanged]
-    by_model: dict[str, dict[str, Answers]] = {BASE: {style: answers[style] for style in STYLES}}
-    for method in trained:
-        found = prompted.answers[method] | {P1.key: answers[method]}
-        by_model[method] = {style: found[style] for style in STYLES}
 
-    def minus(a: Answers, b: Answers) -> dict[str, Any]:
-        return difference(*paired(a, b, inputs, draws))
+    def by_model(
+        given: Mapping[str, Answers], other_styles: Mapping[str, Mapping[Style, Answers]]
+    ) -> dict[str, Answers]:
+        """Return the answers of every model under every style, by "model style"."""
+        every = {f"{BASE} {style}": given[style] for style in STYLES}
+        for method in trained:
+            found = other_styles[method] | {P1.key: given[method]}
+            every |= {f"{method} {style}": found[style] for style in STYLES}
+        return every
 
+    scored = Scored(
+        settings,
+        inputs,
+        by_model(answers, prompted.answers),
+        {
+            name: by_model(by_presentation[name], alone)
+            for name, alone in prompted.by_presentation.items()
+        },
+    )
     return {
         "scores": {
-            model: {
-                style: method_record(settings.countries, run_scores(a, inputs, draws))
-                for style, a in by_style.items()
-            }
-            for model, by_style in by_model.items()
+            model: {style: scored.method(f"{model} {style}") for style in STYLES}
+            for model in (BASE, *trained)
         },
         "minus_base": {
-            model: {style: minus(by_model[model][style], answers[style]) for style in STYLES}
+            model: {
+                style: scored.difference(f"{model} {style}", f"{BASE} {style}") for style in STYLES
+            }
             for model in trained
         },
         "minus_p1": {
-            model: {style: minus(by_style[style], by_style[P1.key]) for style in OTHER_STYLES}
-            for model, by_style in by_model.items()
+            model: {
+                style: scored.difference(f"{model} {style}", f"{model} {P1.key}")
+                for style in OTHER_STYLES
+            }
+            for model in (BASE, *trained)
         },
         "valid_mass": {method: prompted.valid_mass[method] for method in trained},
         "replies": {method: prompted.counts[method] for method in trained}

@@ -1,5 +1,10 @@
 """The result of a CultureSPA run, and `result.json`.
 
+    presentations.averaged        names of the presentations that answers are averaged over
+        .scores.A.p1              as methods.p1, of the answers in one presentation alone; of every
+                                  method, and of rds and cds; only if there are several
+        .differences.A            as differences, likewise
+    measure                       what the answers say about the instrument (`instrument`)
     methods.{unaware,p1,p2,p3,p1p3,p2p3,joint,specific,cct}
         .countries.USA            alignment score, 0 to 100, mean over seeds
         .country_intervals.USA    [low, high], questions resampled
@@ -37,14 +42,16 @@ null stands where nothing was answered, as when no reply can be read, and for a 
 such a value. "Countries" are whatever groups the run was given.
 
 An interval over questions is about other questions like these; an interval over seeds is about
-other written questions, other draws and other starts of the same program. Both cover 95 %.
+other written questions, other draws and other starts of the same program. Both cover 95 %, and both
+are wider by the spread of the value over presentations if there are several (`stats.intervals`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -65,15 +72,17 @@ from jaxalign.methods.base import (
 )
 from jaxalign.methods.culturespa.fine_tune import ModelName
 from jaxalign.methods.culturespa.inputs import Inputs
-from jaxalign.methods.culturespa.measure import Answers, Measured
+from jaxalign.methods.culturespa.instrument import measure_record
+from jaxalign.methods.culturespa.measure import PERSONAS, Answers, Measured
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.culturespa.styles import STYLES, reads_answers
 from jaxalign.runs import settings_of, versions
 from jaxalign.stats.alignment import agreement, alignment, culture_lines, identify
 from jaxalign.stats.bootstrap import count_draws
-from jaxalign.stats.intervals import Interval, seed_interval
+from jaxalign.stats.intervals import Interval, seed_interval, widened
 from jaxalign.stats.paired_scores import Spread, drawn_scores, spread
+from jaxalign.surveys.survey import Item
 
 # The model that each selection of training data gives.
 SELECTION_MODELS = {CRQPC.key: JOINT.key, RDS.key: RDS.key, CDS.key: CDS.key}
@@ -89,7 +98,6 @@ DIFFERENCES = tuple(
         (CDS, P1),
     )
 )
-PERSONAS = tuple(method.key for method in (P1, P2, JOINT, SPECIFIC, CCT))
 GUARD_POINTS = 1.0  # the change of accuracy that the guard tolerates, in percentage points
 
 
@@ -151,29 +159,39 @@ def make_record(
     unchanged = measured.unchanged
     answers = {name: a for name, a in measured.answers.items() if name not in unchanged}
     right = {name: values for name, values in measured.right.items() if name not in unchanged}
-    draws = count_draws(len(inputs.survey.items), settings.resamples, settings.first_seed)
-    scores = {name: run_scores(a, inputs, draws) for name, a in answers.items()}
+    by_presentation = {
+        presentation: {name: alone[name] for name in answers}
+        for presentation, alone in measured.by_presentation.items()
+    }
+    scored = Scored(settings, inputs, answers, by_presentation)
     groups = settings.countries
     return {
+        "presentations": {
+            "averaged": list(inputs.presentations),
+            "scores": {
+                presentation: {name: alone.method(name) for name in answers}
+                for presentation, alone in scored.alone.items()
+            },
+            "differences": {
+                presentation: alone.differences() for presentation, alone in scored.alone.items()
+            },
+        },
+        "measure": measure_record(settings, inputs, measured),
         "methods": {
-            method.key: method_record(groups, scores[method.key])
+            method.key: scored.method(method.key)
             for method in CULTURESPA_METHODS
-            if method.key in scores
+            if method.key in answers
         },
         "selection": {
-            selection: method_record(groups, scores[model])
+            selection: scored.method(model)
             for selection, model in SELECTION_MODELS.items()
-            if model in scores
+            if model in answers
         },
-        "differences": {
-            f"{a}_minus_{b}": difference(*paired(answers[a], answers[b], inputs, draws))
-            for a, b in DIFFERENCES
-            if a in scores and b in scores
-        },
+        "differences": scored.differences(),
         "untrained": measured.untrained,
         "replies": measured.counts if settings.reading == "sampled" else {},
         "valid_mass": measured.valid_mass,
-        "guard": guard_record(right, inputs.guard_name, len(inputs.guard)),
+        "guard": guard_record(right, inputs.guard_name, [item for item, _ in inputs.guard]),
         "questions": _questions(written),
         "selected": {f"seed{seed}": counts for seed, counts in selected.items()},
         "lines": _lines(groups, inputs),
@@ -182,6 +200,7 @@ def make_record(
             "name": inputs.survey.name,
             "items": len(inputs.survey.items),
             "simulated": facts["simulated"],
+            **inputs.survey.respondents_record(settings.countries),
             "score": "100 (1 - |answers - majority answers| / |ranges|), answered items",
             "leaky": _leaky_methods() if settings.examples == "paper" else [],
         },
@@ -189,6 +208,59 @@ def make_record(
         "facts": dict(facts),
         "versions": versions(),
     }
+
+
+class Scored:
+    """Answers by method, their scores, and paired differences of these."""
+
+    def __init__(
+        self,
+        settings: CultureSPASettings,
+        inputs: Inputs,
+        answers: Mapping[str, Answers],
+        by_presentation: Mapping[str, Mapping[str, Answers]] = MappingProxyType({}),
+    ) -> None:
+        """Score answers on resampled questions.
+
+        Args:
+            settings: The run's settings.
+            inputs: What they name.
+            answers: Answers by method.
+            by_presentation: The same in each presentation alone, if there are several.
+        """
+        self._groups, self._inputs, self._answers = settings.countries, inputs, answers
+        self._draws = count_draws(len(inputs.survey.items), settings.resamples, settings.first_seed)
+        self.alone = {
+            name: Scored(settings, inputs, alone) for name, alone in by_presentation.items()
+        }
+
+    def method(self, name: str) -> dict[str, Any]:
+        """Return a method's entry in `result.json`."""
+        forms = [alone.scores(name, points_only=True) for alone in self.alone.values()]
+        return method_record(self._groups, self.scores(name), forms)
+
+    def difference(self, a: str, b: str) -> dict[str, Any]:
+        """Return the entry of the difference of two methods."""
+        forms = [alone.paired(a, b, points_only=True) for alone in self.alone.values()]
+        return difference(*self.paired(a, b), forms)
+
+    def differences(self) -> dict[str, dict[str, Any]]:
+        """Return the entries of all of `DIFFERENCES` whose methods are there."""
+        return {
+            f"{a}_minus_{b}": self.difference(a, b)
+            for a, b in DIFFERENCES
+            if a in self._answers and b in self._answers
+        }
+
+    def scores(self, name: str, points_only: bool = False) -> np.ndarray:
+        """Return `run_scores` of a method; of the items themselves alone, or of resamples too."""
+        draws = self._draws[:1] if points_only else self._draws
+        return run_scores(self._answers[name], self._inputs, draws)
+
+    def paired(self, a: str, b: str, points_only: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Return `paired` scores of two methods, likewise."""
+        draws = self._draws[:1] if points_only else self._draws
+        return paired(self._answers[a], self._answers[b], self._inputs, draws)
 
 
 def run_scores(answers_RxNxCxQ: np.ndarray, inputs: Inputs, draws: np.ndarray) -> np.ndarray:
@@ -223,10 +295,22 @@ def paired(
     return run_scores(a_RxNxCxQ, inputs, draws), run_scores(b_RxNxCxQ, inputs, draws)
 
 
-def method_record(groups: tuple[str, ...], scores_NxRxC: np.ndarray) -> dict[str, Any]:
-    """Return a method's entry in `result.json` from its scores (`run_scores`)."""
-    by_group = {group: spread(scores_NxRxC[:, :, c]) for c, group in enumerate(groups)}
-    whole = spread(scores_NxRxC.mean(axis=2))
+def method_record(
+    groups: tuple[str, ...], scores_NxRxC: np.ndarray, forms: Sequence[np.ndarray] = ()
+) -> dict[str, Any]:
+    """Return a method's entry in `result.json`.
+
+    Args:
+        groups: The groups C.
+        scores_NxRxC: Its scores (`run_scores`).
+        forms: Its scores in each presentation alone, if there are several; only the first row, of
+            the items themselves, counts.
+    """
+    by_group = {
+        group: _score(scores_NxRxC[:, :, c], [form[0, :, c].mean() for form in forms])
+        for c, group in enumerate(groups)
+    }
+    whole = _score(scores_NxRxC.mean(axis=2), [form[0].mean() for form in forms])
     record = {
         "countries": {group: s.value for group, s in by_group.items()},
         "country_intervals": {group: _bounds(s.questions) for group, s in by_group.items()},
@@ -234,6 +318,24 @@ def method_record(groups: tuple[str, ...], scores_NxRxC: np.ndarray) -> dict[str
         **_intervals(whole),
     }
     return finite_or_none(record)
+
+
+def _score(scores_NxR: np.ndarray, by_form: Sequence[float]) -> Spread:
+    """Return a score as `_spread` does; its interval over questions ends where scores end."""
+    found = _spread(scores_NxR, by_form)
+    if (interval := found.questions) is None:
+        return found
+    low, high = max(interval.low, 0.0), min(interval.high, 100.0)
+    return found._replace(questions=Interval(interval.mean, low, high))
+
+
+def _spread(scores_NxR: np.ndarray, by_form: Sequence[float]) -> Spread:
+    """Return a score and its intervals, widened by its spread over presentations."""
+    found = spread(scores_NxR)
+    questions, seeds = (
+        interval and widened(interval, by_form) for interval in (found.questions, found.seeds)
+    )
+    return found._replace(questions=questions, seeds=seeds)
 
 
 def _intervals(score: Spread) -> dict[str, Any]:
@@ -248,9 +350,17 @@ def _bounds(interval: Interval | None) -> tuple[float, float] | None:
     return None if interval is None else interval.bounds
 
 
-def difference(a_NxRxC: np.ndarray, b_NxRxC: np.ndarray) -> dict[str, Any]:
-    """Return the difference of two methods' means, paired by question, group and seed."""
-    score = spread((a_NxRxC - b_NxRxC).mean(axis=2))
+def difference(
+    a_NxRxC: np.ndarray, b_NxRxC: np.ndarray, forms: Sequence[tuple[np.ndarray, np.ndarray]] = ()
+) -> dict[str, Any]:
+    """Return the difference of two methods' means, paired by question, group and seed.
+
+    Args:
+        a_NxRxC: Scores of one method (`paired`).
+        b_NxRxC: Scores of the other.
+        forms: Both in each presentation alone, if there are several.
+    """
+    score = _spread((a_NxRxC - b_NxRxC).mean(axis=2), [(a[0] - b[0]).mean() for a, b in forms])
     record = {"value": score.value, **_intervals(score), "verdict": _verdict(score)}
     return finite_or_none(record)
 
@@ -268,13 +378,15 @@ def _verdict(score: Spread) -> str:
     return "not told apart" + only
 
 
-def guard_record(right: Mapping[str, list[float]], name: str, count: int) -> dict[str, Any]:
+def guard_record(
+    right: Mapping[str, list[float]], name: str, questions: Sequence[Item]
+) -> dict[str, Any]:
     """Return the guard's entry in `result.json`.
 
     Args:
         right: Accuracies in [0, 1] by method and seed; one value under "before".
         name: Name of the questions.
-        count: Number of questions.
+        questions: The questions, whose options say what guessing would give.
     """
     before = 100 * right["before"][0]
     after, change = {}, {}
@@ -291,7 +403,8 @@ def guard_record(right: Mapping[str, list[float]], name: str, count: int) -> dic
         }
     return {
         "test": name,
-        "questions": count,
+        "questions": len(questions),
+        "chance": 100 * float(np.mean([1 / len(item.options) for item in questions])),
         "before": before,
         "after": after,
         "change": change,

@@ -23,12 +23,14 @@ from jaxalign.methods.culturespa.styles import P3_CHOICES, Examples, P3Form
 from jaxalign.methods.culturespa.write import PUBLISHED_SAMPLING
 from jaxalign.runs import may_change
 from jaxalign.runtime.platform import target_platform
+from jaxalign.surveys.options import SurveyOptions, check_options
+from jaxalign.surveys.presentations import FORMS, check_presentations, default_presentations
 from jaxalign.training.defaults import PAPER, Default, resolve, resolve_training
 from jaxalign.training.step import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class CultureSPASettings:
+class CultureSPASettings(SurveyOptions):
     """Run CultureSPA: write questions, answer them, select what a culture changes, fine-tune on it,
     and measure."""
 
@@ -72,6 +74,11 @@ class CultureSPASettings:
     several replies."""
     runs: int = 3
     """Number of replies to each question if they are sampled."""
+    presentations: tuple[str, ...] | None = None
+    """Forms in which every question is shown: A, as published; B, same order, numbers the other way
+    round; C, reverse order, each option keeps its number; D, reverse order, numbered from the top;
+    letters or letters-reversed. Answers are averaged over them, and training shows them in turn.
+    Default: follows the model, A and B for a real one and A for the pocket model."""
     examples: Examples = "paper"
     """Where the styles P2 and P3 read countries' answers. paper: the tested survey; leak_free:
     another one."""
@@ -154,12 +161,14 @@ class CultureSPASettings:
 _NAMES = {
     "per_topic": "questions on each topic",
     "seeds": "seeds",
+    "presentations": "forms in which questions are shown",
     "p3_choice": "questions that P3 shows",
     "p3_form": "form of P3",
     "prompting": "fine-tuned models under every prompt style",
     "block_tokens": "tokens of a block of exact answers",
 }
 FOR_POCKET = "suits the pocket model"
+LETTERS = ("letters", "letters-reversed")
 _POCKET_BLOCK_TOKENS = 4096
 
 
@@ -175,10 +184,12 @@ def resolve_settings(
     Returns:
         The resolved settings, and one line per replaced setting with its value and source.
     """
+    presentations = default_presentations(files.is_pocket)
     if files.is_pocket:
         following = {
             "per_topic": Default(12, FOR_POCKET),
             "seeds": Default(5, FOR_POCKET),
+            "presentations": Default(presentations, "the form that the pocket model knows"),
             "p3_choice": Default("topics", FOR_POCKET),
             "p3_form": Default("turns", FOR_POCKET),
             "prompting": Default(False, "half as long again on the pocket model"),
@@ -187,6 +198,7 @@ def resolve_settings(
         following = {
             "per_topic": Default(1000, PAPER),
             "seeds": Default(1, PAPER),
+            "presentations": Default(presentations, "balances the numbers of the options"),
             "p3_choice": Default("similar", "the paper's, with similarity by words"),
             "p3_form": Default("one_message", PAPER),
             "prompting": Default(True, PAPER),
@@ -232,6 +244,7 @@ def check_settings(settings: CultureSPASettings) -> None:
     countries = settings.countries
     if len(countries) < 2 or len(set(countries)) < len(countries):
         raise UserError(f"`countries` {' '.join(countries)}: give two or more, each once")
+    _check_presentations(settings)
     if settings.train.method != "lora":
         raise UserError(
             f"`train.method` {settings.train.method}: CultureSPA trains adapters side by side; "
@@ -246,7 +259,21 @@ def check_settings(settings: CultureSPASettings) -> None:
     for shares, survey in (("distributions", "survey"), ("source_distributions", "source")):
         if (path := getattr(settings, shares)) is not None and getattr(settings, survey) is None:
             raise UserError(f"`{shares}` {path}: goes with a `{survey}` of your own")
+    given = {name: getattr(settings, name) is not None for name in ("survey", "source")}
+    check_options(settings, given)
     _check_source(settings)
+
+
+def _check_presentations(settings: CultureSPASettings) -> None:
+    """Refuse unknown forms, and those that depend on how many options a question has."""
+    if settings.presentations is None:
+        return
+    check_presentations(settings.presentations)
+    if orders := [name for name in settings.presentations if name.startswith("order")]:
+        raise UserError(
+            f"`presentations` {orders[0]}: written questions have any number of options; choose "
+            f"from {', '.join((*FORMS, *LETTERS))}"
+        )
 
 
 def _check_source(settings: CultureSPASettings) -> None:

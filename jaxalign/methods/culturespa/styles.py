@@ -7,7 +7,8 @@
     p1p3      p1, then those questions           p2p3      p2, then those questions
 
 P3's questions are those of the item's topic, or those most like it (`similar`). They are shown as
-turns of the conversation, or, as published, all in the system message (`p3_form`).
+turns of the conversation, or, as published, all in the system message (`p3_form`), in the
+presentation in which the item itself is shown.
 
 A country may be any group that the survey has answers of. Which groups are alike (p2) and what most
 people of a group answer (p3) are read from a survey. The paper reads them from the very survey that
@@ -39,6 +40,7 @@ from jaxalign.methods.culturespa.similar import Similarity
 from jaxalign.prompts import Message, Prompts, icl_messages, load_prompts, read_prompt
 from jaxalign.stats.alignment import between_countries
 from jaxalign.surveys.names import country_name
+from jaxalign.surveys.presentations import Shown, present
 from jaxalign.surveys.survey import Item, Survey
 from jaxalign.surveys.tables import make_tables
 
@@ -172,9 +174,18 @@ class StylePrompts:
         """Return whether prompts of this style depend on answers of the tested survey."""
         return self.examples == "paper" and reads_answers(style)
 
-    def lead_in(self, style: Style, group: str, item: Item) -> list[Message]:
+    def lead_in(
+        self, style: Style, group: str, item: Item, like: Prompts | None = None
+    ) -> list[Message]:
         """Return the messages before `item`: the system message, and the examples of p3 in it or
-        after it."""
+        after it.
+
+        Args:
+            style: The style.
+            group: The group; not used by a style that names none.
+            item: The question.
+            like: Texts in whose presentation examples are shown; default: those of `texts`.
+        """
         if style not in STYLES:
             raise UserError(f"style {style!r} is unknown; choose from {', '.join(STYLES)}")
         if style != "unaware" and group not in self.groups:
@@ -184,19 +195,24 @@ class StylePrompts:
             return [system]
         majority = self._majorities[group]
         answered = [(example, majority[example.id]) for example in self.examples_for(item)]
+        # Examples are shown as the question is, or they would teach the model another numbering.
+        prompts = self.texts.prompts
+        if like is not None:
+            prompts = dataclasses.replace(prompts, presentation=like.presentation, reply=like.reply)
         if self.p3_form == "turns":
-            return [system, *icl_messages(self.texts.prompts, answered)]
-        return [self._one_message(system, answered, {} if style == "p3" else self._names(group))]
+            return [system, *icl_messages(prompts, answered)]
+        shown = [(prompts.shown(example), answer) for example, answer in answered]
+        return [self._one_message(system, shown, {} if style == "p3" else self._names(group))]
 
     def _one_message(
-        self, system: Message, answered: list[tuple[Item, int]], names: dict[str, str]
+        self, system: Message, answered: list[tuple[Shown, int]], names: dict[str, str]
     ) -> Message:
         """Return the system message of p3 that holds examples with their answers."""
         examples = [
             {
-                "question": f"{example.stem} {example.text}".strip(),
-                "options": list(zip(example.codes, example.options, strict=True)),
-                "answer": example.codes[answer],
+                "question": f"{example.item.stem} {example.item.text}".strip(),
+                "options": list(example.pairs),
+                "answer": example.reply_of(answer),
             }
             for example, answer in answered
         ]
@@ -209,9 +225,9 @@ class StylePrompts:
         )
         return {"role": "system", "content": content}
 
-    def conversation(self, style: Style, group: str, item: Item) -> list[Message]:
-        """Return the messages before `item`, and the question itself."""
-        return [*self.lead_in(style, group, item), self.texts.prompts.user(item)]
+    def conversation(self, style: Style, group: str, item: Item | Shown) -> list[Message]:
+        """Return the messages before an item, and the question itself, shown as it is given."""
+        return [*self.lead_in(style, group, present(item).item), self.texts.prompts.user(item)]
 
     def same_lead_in(self, style: Style, items: Sequence[Item]) -> list[list[int]]:
         """Group the positions in `items` that share a lead-in, whichever group it names."""
@@ -331,22 +347,23 @@ def encode_styles(
     prompts: StylePrompts,
     styles: Sequence[Style],
     groups: Sequence[str],
-    items: Sequence[Item],
+    items: Sequence[Item | Shown],
 ) -> Conversations:
     """Return the conversations of several styles as tokens.
 
     Every item is asked in every style for every group of `groups_asked`, style by style and group
     by group, so that the results of a style can be reshaped to [C, Q].
     """
+    plain = [present(item).item for item in items]
     lead_ins, pairs = [], []
     for style in styles:
-        same_lead_in = prompts.same_lead_in(style, items)
+        same_lead_in = prompts.same_lead_in(style, plain)
         for group in groups_asked(style, groups):
             # Position of each item's lead-in, and of the item.
             pairs_Qx2 = np.zeros((len(items), 2), np.int32)
             pairs_Qx2[:, 1] = np.arange(len(items))
             for positions in same_lead_in:
                 pairs_Qx2[positions, 0] = len(lead_ins)
-                lead_ins.append(prompts.lead_in(style, group, items[positions[0]]))
+                lead_ins.append(prompts.lead_in(style, group, plain[positions[0]]))
             pairs.append(pairs_Qx2)
     return encode(tokens, prompts.texts.prompts, lead_ins, items, np.concatenate(pairs))

@@ -114,12 +114,14 @@ def _examples(
             inputs.prompts,
             inputs.files.tokenizer,
             end_of_turn=settings.end_of_turn,
+            presentations=inputs.presentations,
         )
-        number_Q = np.where(tokens.number_QxO < 0, 0, tokens.sizes[tokens.number_QxO]).max(axis=1)
-        prompt_SxCxQ = tokens.sizes[tokens.lead_in_SxCxQ] + tokens.sizes[tokens.question_Q]
-        lengths.append((prompt_SxCxQ + number_Q).reshape(-1))
-        answers = max(answers, int(number_Q.max()))
-        share = max(share, float((number_Q / (prompt_SxCxQ + number_Q)).max()))
+        answers_FxQ = tokens.answers_FxQ
+        answers_FxSxCxQ = answers_FxQ[:, None, None]
+        lengths_FxSxCxQ = tokens.prompts_FxSxCxQ + answers_FxSxCxQ
+        lengths.append(lengths_FxSxCxQ.reshape(-1))
+        answers = max(answers, int(answers_FxQ.max()))
+        share = max(share, float((answers_FxSxCxQ / lengths_FxSxCxQ).max()))
     return np.concatenate(lengths), answers, share
 
 

@@ -19,11 +19,13 @@ from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.weights import WeightFormat
-from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
+from jaxalign.methods.soft_prompt.fitness import FitnessInputs, Read, make_fitness
 from jaxalign.methods.soft_prompt.search import Search, abstract_inputs
+from jaxalign.methods.soft_prompt.settings import entry_labels
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.evolve import Entry
 from jaxalign.optim.gradient import GradientDescent, make_descent
+from jaxalign.runs import identity_of
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.memory import check_fits
 from jaxalign.stats.objectives import Objective
@@ -57,18 +59,19 @@ class Control:
             on_progress: Called before the first dispatch and after each.
         """
         settings, descent = self.search.problem.settings, self.descent
-        groups = [group for group, _ in self.search.entries]
+        names = entry_labels(self.search.entries)
         reading = "" if settings.reading == "expected" else ", expected reading"
 
         def progress(done: int, fields: Mapping[str, str]) -> Progress:
             task, total = f"gradient step{reading}", settings.gradient_steps
-            return Progress(task, done, total, "candidates", len(groups), fields)
+            return Progress(task, done, total, "candidates", len(names), fields)
 
         with contextlib.ExitStack() as stack:
-            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints))
+            identity = identity_of(settings, settings.gradient_steps)
+            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints, identity=identity))
             # A checkpoint has one row per entry, whatever the number of devices that wrote it.
             done, state = 0, None
-            if saved and resume and saved.steps:
+            if saved and resume and saved.latest is not None:
                 done, state = saved.restore(descent.abstract_state())
             state = descent.start() if state is None else descent.to_devices(state)
             on_progress(progress(done, {}))
@@ -79,8 +82,8 @@ class Control:
                 done += steps
                 if saved:
                     saved.save(done, descent.to_entries(state))
-                losses = zip(groups, descent.best(state)[1], strict=True)
-                on_progress(progress(done, {group: f"{loss:.1f}" for group, loss in losses}))
+                losses = zip(names, descent.best(state)[1], strict=True)
+                on_progress(progress(done, {name: f"{loss:.1f}" for name, loss in losses}))
         # The point that the last step led to has not been evaluated yet.
         return descent.best(descent.last(state, self.inputs))[0]
 
@@ -95,10 +98,18 @@ def make_control(search: Search) -> Control:
         UserError: where the control, which comes after the search, will not fit into memory.
     """
     settings, inputs = search.problem.settings, search.inputs
+    if settings.reading != "expected":
+        what = "sampled replies" if settings.reading == "sampled" else "most likely answers"
+        _log.info(
+            f"gradient control: does not apply to {what}, which have no gradient; it tunes the "
+            "expected reading instead"
+        )
     # Weights and items are the search's own arrays; only the objective is another one.
     inputs = inputs.replace(objective=inputs.objective.differentiable())
     descent = make_descent(
-        _control_fitness(search.problem.model.config, search.problem.layout.tokens_computed),
+        _control_fitness(
+            search.problem.model.config, search.problem.layout.tokens_computed, search.problem.read
+        ),
         settings.gradient_steps,
         settings.gradient_rate,
         inputs.space.dims,
@@ -129,7 +140,7 @@ def control_directory(checkpoints: Path | str, steps: int) -> Path | str:
     return checkpoints / name if isinstance(checkpoints, Path) else f"{checkpoints}/{name}"
 
 
-def _control_fitness(config: LlamaConfig, tokens: int) -> Callable:
+def _control_fitness(config: LlamaConfig, tokens: int, read: Read | None) -> Callable:
     """Return the fitness that is descended, one prompt at a time.
 
     A layer is recomputed in the backward pass where the activations of all layers would be large:
@@ -139,11 +150,12 @@ def _control_fitness(config: LlamaConfig, tokens: int) -> Callable:
     Args:
         config: The model.
         tokens: Tokens of a prompt and all questions.
+        read: Averages answers over presentations, as in `make_fitness`.
     """
     # Per token and layer: inputs of the products, as wide as the model or its feed-forward layer.
     kept = 6 * config.hidden_size + 3 * config.intermediate_size
     kept_bytes = tokens * config.num_hidden_layers * kept * jnp.dtype(config.dtype).itemsize
-    return make_fitness(config, chunk=1, remat=kept_bytes > _MOST_ACTIVATIONS)
+    return make_fitness(config, chunk=1, remat=kept_bytes > _MOST_ACTIVATIONS, read=read)
 
 
 def lower_control(
@@ -159,6 +171,7 @@ def lower_control(
     kernel: Kernel = "xla",
     objective: Objective | None = None,
     weights: WeightFormat = "stored",
+    read: Read | None = None,
 ) -> jax.stages.Lowered:
     """Lower one dispatch of the gradient control from shapes alone.
 
@@ -174,6 +187,7 @@ def lower_control(
         kernel: The attention kernel.
         objective: The objective of the entries' groups, in arrays or shapes; default: the VSM's.
         weights: Storage of the linear layers, as in `load_model`.
+        read: Averages answers over presentations, as in `make_fitness`.
     """
     count = len(entries)
     inputs = abstract_inputs(
@@ -187,6 +201,6 @@ def lower_control(
         weights=weights,
     )
     dims = prompt.dims(config.hidden_size)
-    fitness = _control_fitness(config, layout.tokens_computed)
+    fitness = _control_fitness(config, layout.tokens_computed, read)
     descent = make_descent(fitness, total_steps or steps, learning_rate, dims, mesh, count)
     return descent.lower(steps, inputs)

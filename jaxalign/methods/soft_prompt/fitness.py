@@ -1,6 +1,7 @@
 """The fitness that soft prompts evolve under: from search vectors to losses.
 
-z [B, Z] --decode--> prompts [B, M, D] --chunk_log_probs--> [B, Q, O] --objective--> loss [B]
+z [B, Z] --decode--> prompts [B, M, D] --chunk_log_probs--> [B, R, O] of the rows that are asked
+--read--> [B, Q, O], averaged over presentations --objective--> loss [B]
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ class FitnessInputs:
     penalty: jax.Array  # points per unit of mean squared z
 
 
-def make_fitness(config: LlamaConfig, chunk: int, remat: bool = False) -> Callable:
+Read = Callable[[jax.Array], jax.Array]
+"""From log-probabilities [B, R, O] of the rows that are asked to those of the items, [B, Q, O]."""
+
+
+def make_fitness(
+    config: LlamaConfig, chunk: int, remat: bool = False, read: Read | None = None
+) -> Callable:
     """Return (candidates_PxZ, entry_P, FitnessInputs) -> fitness_P; lower is better.
 
     fitness = the objective's loss + penalty * mean of z squared: the penalty keeps prompts near
@@ -37,6 +44,8 @@ def make_fitness(config: LlamaConfig, chunk: int, remat: bool = False) -> Callab
         config: The model.
         chunk: Number of candidates evaluated at a time.
         remat: Whether a gradient recomputes each layer instead of keeping its activations.
+        read: Averages the answers to items that are asked in several presentations; None where
+            every row is an item.
     """
 
     def score(candidates: tuple[jax.Array, jax.Array], inputs: FitnessInputs) -> jax.Array:
@@ -44,6 +53,8 @@ def make_fitness(config: LlamaConfig, chunk: int, remat: bool = False) -> Callab
         # Every candidate is decoded around the start of its own entry.
         prompts_BxMxD = decode(inputs.space.at_entry(entry_B), candidates_BxZ)
         log_probs_BxQxO = chunk_log_probs(config, inputs.items, prompts_BxMxD, remat)
+        if read is not None:
+            log_probs_BxQxO = read(log_probs_BxQxO)
         loss_B = inputs.objective.loss(log_probs_BxQxO, entry_B)
         return loss_B + inputs.penalty * jnp.mean(jnp.square(candidates_BxZ), axis=-1)
 

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.answering.asked import AskedItems, asked_items
 from jaxalign.answering.conversations import soft_prompt_layout
 from jaxalign.answering.encode import encode
 from jaxalign.answering.plan import Layout
@@ -26,6 +27,8 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.model import ModelFiles, open_model
 from jaxalign.methods.conditions import InContext, draw_examples
+from jaxalign.methods.soft_prompt.fitness import Read
+from jaxalign.methods.soft_prompt.method_answers import MethodAnswers, SurveyAnswers
 from jaxalign.methods.soft_prompt.settings import Settings, check_settings
 from jaxalign.methods.soft_prompt.space import make_space, prompt_text
 from jaxalign.pocket.society import held_out_survey as simulated_survey
@@ -33,10 +36,32 @@ from jaxalign.prompts import Prompts, load_prompts, untranslated
 from jaxalign.stats.objectives import Objective, ObjectiveInputs, objectives
 from jaxalign.surveys.formats import read_answered, read_questionnaire
 from jaxalign.surveys.hofstede import DIMENSIONS, is_score_file, name_in_edition, targets
+from jaxalign.surveys.presentations import (
+    default_presentations,
+    is_general,
+    untuned_presentations,
+)
 from jaxalign.surveys.survey import Item, Survey, vsm
 from jaxalign.surveys.tables import option_table
 
 _log = logging.getLogger("jaxalign")
+
+
+@dataclasses.dataclass(frozen=True)
+class AskedSurveys:
+    """Surveys that are asked together, in the same presentations."""
+
+    surveys: tuple[Survey, ...]
+    presentations: tuple[str, ...]
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The items of all surveys, one survey after the other."""
+        return tuple(item for survey in self.surveys for item in survey.items)
+
+    def alone(self, survey: Survey) -> AskedSurveys:
+        """Return one of the surveys by itself."""
+        return AskedSurveys((survey,), self.presentations)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +74,9 @@ class Problem:
     tuned_survey: Survey
     answered_survey: Survey  # of other questions, with the groups' answers to them
     examples: tuple[Item, ...]  # those of its questions that the ICL baseline is shown
-    layout: Layout | SuffixLayout  # of the tuned survey's questions under a soft prompt
+    asked: AskedItems  # the tuned survey's items in the presentations that are tuned on
+    test_presentations: tuple[str, ...]  # names of those that are not
+    layout: Layout | SuffixLayout  # of what is asked, under a soft prompt
 
     @functools.cached_property
     def held_out_survey(self) -> Survey:
@@ -58,6 +85,67 @@ class Problem:
         return self.answered_survey.subset(
             {item.id for item in self.answered_survey.items if item.id not in shown}
         )
+
+    @property
+    def tuned_presentations(self) -> tuple[str, ...]:
+        """Names of the presentations that are tuned on; each order of "orders" has its own."""
+        return self.asked.presentations
+
+    @property
+    def read(self) -> Read | None:
+        """What the fitness reads answers with: the mean over presentations.
+
+        None where there is nothing to average, so that the program is the one of plain items.
+        """
+        plain = np.arange(len(self.tuned_survey.items))[None]
+        if self.asked.neutral_S is None and np.array_equal(self.asked.index_FxQ, plain):
+            return None
+        return self.asked.mean_log_probs
+
+    @functools.cached_property
+    def reported(self) -> tuple[AskedSurveys, ...]:
+        """What is asked of every method: both surveys, the tuned one first, in all presentations.
+
+        Explicit orders are those of the tuned survey's items. The held-out survey is then asked by
+        itself in the other presentations, or in A and B if there is none.
+        """
+        chosen, tests = chosen_presentations(self.settings, self.model), self.test_presentations
+        names = (*chosen, *tests)
+        if all(map(is_general, names)):
+            return (AskedSurveys((self.tuned_survey, self.held_out_survey), names),)
+        general = tuple(filter(is_general, chosen)) or ("A", "B")
+        others = tuple(name for name in tests if is_general(name) and name not in general)
+        return (
+            AskedSurveys((self.tuned_survey,), names),
+            AskedSurveys((self.held_out_survey,), (*general, *others)),
+        )
+
+    @property
+    def scored_on_the_way(self) -> AskedSurveys | None:
+        """What is asked under prompts that the search had found earlier: the tuned presentations.
+
+        None with explicit orders, of which there are too many.
+        """
+        if len(self.reported) > 1:
+            return None
+        return AskedSurveys(self.reported[0].surveys, self.tuned_presentations)
+
+    def survey_answers(
+        self, survey: Survey, presentations: Sequence[str], methods: Mapping[str, MethodAnswers]
+    ) -> SurveyAnswers:
+        """Return answers to a survey together with what was asked.
+
+        Args:
+            survey: The survey.
+            presentations: Names of the presentations, as they are given.
+            methods: The answers by method.
+        """
+        asked = asked_items(self.prompts, survey.items, presentations, self.settings.answer)
+        names = set(self.tuned_presentations)
+        if not names & set(asked.presentations):
+            names = {"A", "B"}  # of a survey that is not asked in explicit orders
+        tuned = tuple(f for f, name in enumerate(asked.presentations) if name in names)
+        return SurveyAnswers(survey, asked, tuned, methods)
 
     @property
     def simulated(self) -> bool:
@@ -82,13 +170,6 @@ class Problem:
             constants_6: C of each score dimension, in points; default: the setting `constant`.
         """
         return make_objective(self.settings, self.tuned_survey, constants_6)
-
-    def layout_of(self, survey: Survey) -> Layout | SuffixLayout:
-        """Lay out the questions of a survey, each asked under a soft prompt."""
-        prompt = self.settings.prompt
-        return soft_prompt_layout(
-            self.model.tokenizer, self.prompts, survey.items, prompt.placement, prompt.length
-        )
 
     def facts(self) -> dict[str, Any]:
         """Return the hashes that a resumed run must find unchanged."""
@@ -129,14 +210,16 @@ def read_problem(
     if survey is None:
         survey = vsm()
         if settings.instrument is not None:
-            survey = read_questionnaire(settings.instrument, "instrument")
+            survey = read_questionnaire(
+                settings.instrument, "instrument", settings, is_main=settings.held_out is None
+            )
     make_objective(settings, survey)  # raises what the survey or the groups lack
     targets(settings.anchor, settings.edition, settings.dimensions)
     if model is None:
         model = open_model(settings.model, settings.dtype, revision=revision)
     check_space(settings, model.config)
     prompts = load_prompts(settings.prompts, language=settings.language, model_folder=model.folder)
-    answered = read_held_out(settings)
+    answered = _without_tuned(read_held_out(settings), survey)
     for asked in {survey.name: survey, answered.name: answered}.values():
         if note := untranslated(settings.language, asked):
             _log.info(note)
@@ -147,7 +230,10 @@ def read_problem(
             "so that none is left to be held out; ask for fewer, or give another `held_out`"
         )
     prompt, tokens = settings.prompt, model.tokenizer
-    longest = max(len(tokens.encode_chat([prompts.user(item)])) for item in survey.items)
+    chosen = chosen_presentations(settings, model)
+    asked = asked_items(prompts, survey.items, chosen, settings.answer)
+    test_presentations = untuned(settings, prompts, survey, chosen)
+    longest = max(len(tokens.encode_chat([prompts.user(item)])) for item in asked.rows)
     refuse_too_long(model, longest + prompt.length, f"`prompt.length` {prompt.length}")
     file_names(settings.countries)
     problem = Problem(
@@ -157,12 +243,60 @@ def read_problem(
         tuned_survey=survey,
         answered_survey=answered,
         examples=examples,
-        layout=soft_prompt_layout(tokens, prompts, survey.items, prompt.placement, prompt.length),
+        asked=asked,
+        test_presentations=test_presentations,
+        layout=soft_prompt_layout(
+            tokens,
+            prompts,
+            asked.rows,
+            prompt.placement,
+            prompt.length,
+            per_token=asked.per_token,
+        ),
     )
     # A text that cannot be filled in for a group is refused now, not when the search begins.
     for group in settings.countries:
         recorded_start(problem, group)
     return problem
+
+
+def chosen_presentations(settings: Settings, model: ModelFiles) -> tuple[str, ...]:
+    """Return the presentations to tune on, as a user gives them: as set, or the model's default."""
+    if settings.presentations is not None:
+        return settings.presentations
+    return default_presentations(model.is_pocket)
+
+
+def untuned(
+    settings: Settings, prompts: Prompts, survey: Survey, chosen: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the presentations that are reported besides those that are tuned on.
+
+    Raises:
+        UserError: for one that is among those that are tuned on.
+    """
+    given = settings.test_presentations
+    names = untuned_presentations(chosen) if given is None else given
+    if not names:
+        return ()
+    # Two names may stand for one form: A is the first of all orders, and where the options are not
+    # listed all forms are alike.
+    both = asked_items(prompts, survey.items, (*chosen, *names), settings.answer)
+    count = len(asked_items(prompts, survey.items, chosen, settings.answer).presentations)
+    known = [set(column) for column in both.index_FxQ[:count].T.tolist()]
+    repeated = {
+        name
+        for name, row_Q in zip(
+            both.presentations[count:], both.index_FxQ[count:].tolist(), strict=True
+        )
+        if name in names and all(row in rows for row, rows in zip(row_Q, known, strict=True))
+    }
+    if given is not None and repeated:
+        raise UserError(
+            f"`test_presentations` {' '.join(sorted(repeated))}: tuned on already; give forms that "
+            "are not among `presentations`"
+        )
+    return tuple(name for name in names if name not in repeated)
 
 
 def make_objective(
@@ -186,7 +320,10 @@ def make_objective(
         edition=settings.edition,
         dimensions=settings.dimensions,
         constants_6=constants_6,
-        reading=settings.reading,
+        # Shares of replies are read as probabilities are.
+        reading="expected" if settings.reading == "sampled" else settings.reading,
+        mas_weight=settings.mas_weight,
+        scores=settings.scores,
     )
     return objectives[settings.objective].build(inputs)
 
@@ -195,12 +332,27 @@ def read_held_out(settings: Settings) -> Survey:
     """Read the survey that prompts are not tuned on."""
     path, shares = settings.held_out, settings.held_out_distributions
     if path is not None:
-        return read_answered(path, "held_out", shares, "held_out_distributions")
+        return read_answered(path, "held_out", shares, "held_out_distributions", options=settings)
     if shares is not None:
         raise UserError(
             f"`held_out_distributions` {shares}: only used with a `held_out` of your own"
         )
     return simulated_survey()
+
+
+def _without_tuned(held_out: Survey, tuned: Survey) -> Survey:
+    """Return the held-out survey without questions that prompts are tuned on."""
+    texts = {(item.stem, item.text) for item in tuned.items}
+    kept = {item.id for item in held_out.items if (item.stem, item.text) not in texts}
+    shared = len(held_out.items) - len(kept)
+    if not kept:
+        raise UserError(
+            f"`held_out` {held_out.name!r}: every question of it is tuned on; give another survey, "
+            "or an `instrument` with fewer items"
+        )
+    if shared:
+        _log.info(f"{shared} questions of {held_out.name!r} are tuned on and not held out")
+    return held_out.subset(kept) if shared else held_out
 
 
 def check_space(settings: Settings, config: LlamaConfig) -> None:

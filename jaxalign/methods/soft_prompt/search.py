@@ -31,9 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.answering.batch import answer_exact
 from jaxalign.answering.cost import padding_text, plan_report, plan_text
-from jaxalign.answering.encode import encode
 from jaxalign.answering.kernel_choice import KERNEL_OPTIONS, choose_kernel
 from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
 from jaxalign.answering.plan import Layout
@@ -43,10 +41,15 @@ from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.mesh import ROOM, device_mesh, weight_bytes
 from jaxalign.lm.model import LM, load_model
-from jaxalign.lm.weights import Params, WeightFormat, program_params
-from jaxalign.methods.conditions import Persona
-from jaxalign.methods.soft_prompt.fitness import FitnessInputs, make_fitness
-from jaxalign.methods.soft_prompt.problem import Problem, start_text
+from jaxalign.lm.weights import WeightFormat, program_params
+from jaxalign.methods.ask import Exact, Questions, answer, encode_conditions
+from jaxalign.methods.base import Condition
+from jaxalign.methods.conditions import Persona, Plain
+from jaxalign.methods.soft_prompt.fitness import FitnessInputs, Read, make_fitness
+from jaxalign.methods.soft_prompt.history import History
+from jaxalign.methods.soft_prompt.problem import Problem, chosen_presentations, start_text
+from jaxalign.methods.soft_prompt.sampled import SampledSearch, make_sampled_search
+from jaxalign.methods.soft_prompt.settings import entry_labels
 from jaxalign.methods.soft_prompt.space import (
     SoftPromptConfig,
     Space,
@@ -57,8 +60,9 @@ from jaxalign.methods.soft_prompt.space import (
     make_space,
 )
 from jaxalign.optim.api import Optimizer
-from jaxalign.optim.evolve import Entry, Evolution, entries_of, make_evolution
-from jaxalign.runs import Run
+from jaxalign.optim.evolve import Entry, Evolution, make_evolution
+from jaxalign.optim.generation import State
+from jaxalign.runs import Run, identity_of
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.hosts import agreed, agreed_choice
 from jaxalign.runtime.memory import available_bytes, busy_chunk, fitting_chunk
@@ -71,6 +75,8 @@ from jaxalign.surveys.hofstede import DIMENSIONS, targets
 
 _log = logging.getLogger("jaxalign")
 
+_LONGEST_UNSAVED_SECONDS = 60  # of generations that the host drives one by one
+
 
 # -- before anything is compiled --------------------------------------------------------------
 
@@ -82,6 +88,7 @@ class ExecutionPlan:
     chunk: int  # prompts computed at a time, at most
     kernel: Kernel  # of the attention
     fixed: bool  # whether no other chunk will do
+    slots: int | None = None  # replies written at a time; None: as many as suit the memory
 
 
 def choose_search_mesh(problem: Problem, candidates: int | None = None, prefix: str = "") -> Mesh:
@@ -89,7 +96,7 @@ def choose_search_mesh(problem: Problem, candidates: int | None = None, prefix: 
 
     Args:
         problem: What is searched.
-        candidates: Candidates per generation; default: those of one search per country.
+        candidates: Candidates per generation; default: those of a search per country and seed.
         prefix: Text before the reason that is logged.
     """
     settings, config = problem.settings, problem.model.config
@@ -117,7 +124,7 @@ def choose_execution(
         mesh: The devices.
         recorded: Facts of the run that is resumed, whose choices are kept; empty for a new one.
             Only process 0's counts.
-        searches: Number of searches in all; default: one per country.
+        searches: Number of searches in all; default: one per country and seed.
 
     Raises:
         UserError: for a kernel that this device does not have.
@@ -126,7 +133,7 @@ def choose_execution(
     kept = agreed(recorded.get("chunk", 0))
     chunk = kept or settings.chunk
     if not chunk:
-        candidates = (searches or len(settings.countries)) * settings.strategy.population
+        candidates = (searches or len(settings.entries)) * settings.strategy.population
         chunk = busy_chunk(problem.layout.tokens_computed, target_platform())
         # More than all candidates would be padding anywhere. A device's share is no such bound: the
         # last bits depend on the chunk, and must not depend on the number of devices.
@@ -137,7 +144,8 @@ def choose_execution(
     if "attention" in recorded:
         choice = dataclasses.replace(choice, reason="as this run began")
     _log.info(choice.describe())
-    return ExecutionPlan(chunk, choice.kernel, fixed=kept > 0)
+    slots = agreed(recorded.get("reply_slots", 0)) or None
+    return ExecutionPlan(chunk, choice.kernel, fixed=kept > 0, slots=slots)
 
 
 def log_int8_change(problem: Problem, lm: LM) -> None:
@@ -147,7 +155,7 @@ def log_int8_change(problem: Problem, lm: LM) -> None:
         problem: What is searched; its model is loaded a second time, as stored.
         lm: The same model in int8.
     """
-    split = lm.mesh.shape[MODEL]
+    settings, split = problem.settings, lm.mesh.shape[MODEL]
     both = sum(weight_bytes(lm.config, split, kind) for kind in ("stored", "int8"))
     available = agreed(available_bytes(jax.local_devices()[0]) or sys.maxsize)
     if both > (1 - ROOM) * available:
@@ -156,15 +164,13 @@ def log_int8_change(problem: Problem, lm: LM) -> None:
             "model does not fit beside them"
         )
         return
-    config, items = problem.model.config, problem.tuned_survey.items
-    asked = encode(problem.model.tokenizer, problem.prompts, [[]], items)
+    questions = _asked(problem, [Plain()])
 
-    def probabilities(params: Params) -> np.ndarray:
-        return np.exp(answer_exact(config, params, asked, lm.mesh).log_probs_NxO)
+    def probabilities(model: LM) -> np.ndarray:
+        return np.exp(answer(model, questions, Exact(answer=settings.answer)).log_probs_AxQxO[0])
 
     # Exact probabilities before and after, so that the change is the quantisation's alone.
-    before = probabilities(load_model(problem.model, mesh=lm.mesh).params)
-    after = probabilities(lm.params)
+    before, after = probabilities(load_model(problem.model, mesh=lm.mesh)), probabilities(lm)
     change = np.abs(after - before)
     same = int((before.argmax(-1) == after.argmax(-1)).sum())
     _log.info(
@@ -180,16 +186,26 @@ def score_constants(problem: Problem, lm: LM) -> np.ndarray:
         return np.full(len(DIMENSIONS), settings.constant, np.float32)
     # Scores without C of the model speaking as each reference country ...
     personas = [Persona(country, problem.group_name(country)) for country in settings.anchor]
-    lead_ins = [persona.lead_in(problem.prompts) for persona in personas]
-    items = problem.tuned_survey.items
-    asked = encode(lm.tokenizer, problem.prompts, lead_ins, items)
-    answers = answer_exact(lm.config, lm.params, asked, lm.mesh)
-    log_probs = answers.log_probs_NxO.reshape(len(lead_ins), len(items), -1)
+    questions = _asked(problem, personas)
+    log_probs = answer(lm, questions, Exact(answer=settings.answer)).log_probs_AxQxO
     published_Rx6, used_6 = targets(settings.anchor, settings.edition, settings.dimensions)
-    raw_Rx6 = make_scorer(problem.tuned_survey).scores(log_probs)
+    scorer = make_scorer(problem.tuned_survey, mas_weight=settings.mas_weight)
+    raw_Rx6 = scorer.scores(log_probs)
     # ... and the C that brings them nearest to the published scores, dimension by dimension.
     fitted_6 = np.asarray(anchor_constants(raw_Rx6, published_Rx6))
     return np.where(used_6, fitted_6, 0.0).astype(np.float32)
+
+
+def _asked(problem: Problem, conditions: Sequence[Condition]) -> Questions:
+    """Return the tuned survey's questions in the presentations that are tuned on."""
+    return encode_conditions(
+        problem.model,
+        problem.prompts,
+        conditions,
+        problem.tuned_survey.items,
+        chosen_presentations(problem.settings, problem.model),
+        problem.settings.answer,
+    )
 
 
 # -- the search -------------------------------------------------------------------------------
@@ -214,6 +230,7 @@ class Search:
     inputs: FitnessInputs  # of these entries, on the devices
     objective: Objective  # of all the problem's groups, on this process's first device
     embed_VxD: jax.Array  # the model's embedding table, which prompts start from
+    sampled: SampledSearch | None = None  # what runs it where replies are the fitness
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -233,6 +250,7 @@ class Search:
             "search": self.evolution.settings,
             "chunk": execution.chunk,
             "attention": execution.kernel,
+            **({"reply_slots": self.sampled.slots} if self.sampled else {}),
         }
 
     def for_entries(self, entries: Sequence[Entry]) -> Search:
@@ -244,7 +262,8 @@ class Search:
         rows = [self.problem.settings.countries.index(group) for group, _ in entries]
         inputs = self.inputs.replace(space=space, objective=self.objective.for_groups(rows))
         inputs = place_whole(inputs, evolution.sharding)
-        return dataclasses.replace(self, evolution=evolution, inputs=inputs)
+        sampled = self.sampled and self.sampled.for_evolution(evolution)
+        return dataclasses.replace(self, evolution=evolution, inputs=inputs, sampled=sampled)
 
     def first_members(self, entry: int) -> jax.Array:
         """Return an entry's initial population, float32 [E, Z], drawn from its own key."""
@@ -259,6 +278,7 @@ class Search:
         record: Run | None = None,
         resume: bool = True,
         save_last: bool = True,
+        history: History | None = None,
         on_progress: OnProgress = ignore,
     ) -> Outcome:
         """Run the search to its last generation.
@@ -269,38 +289,80 @@ class Search:
             resume: Whether to go on from the latest checkpoint, if there is one.
             save_last: Whether the last generation is saved too, so that a run that is resumed
                 after its search need not repeat it.
+            history: Keeps the best search vectors that were found on the way.
             on_progress: Called before the first dispatch and after each.
         """
         settings = self.problem.settings
         with contextlib.ExitStack() as stack:
-            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints))
-            restored = bool(saved and resume and saved.steps)
+            identity = identity_of(settings, [list(entry) for entry in self.entries])
+            saved = checkpoints and stack.enter_context(Checkpoints(checkpoints, identity=identity))
+            restored = bool(saved and resume and saved.latest is not None)
             if restored:
                 done, state = saved.restore(self.evolution.abstract_state())
                 state = self.evolution.to_devices(state)
             else:
                 if record is not None and record.resumed and saved:
                     _log.info(f"no checkpoint found in {saved.directory}; starting at generation 0")
-                done, state = 0, self.evolution.init(self.first_members, self.inputs)
+                done, state = 0, self._begin(on_progress)
             if record is not None:
                 record.rewind(done if restored else -1)
             started, first = time.monotonic(), done
+            saved_at = started  # of the last checkpoint
             on_progress(self._progress(done))
             while done < settings.generations:
-                steps = min(settings.save_every, settings.generations - done)
-                state, metrics = self.evolution.run(state, steps, self.inputs)
+                state, metrics = self._advance(state, done, on_progress)
                 metrics = jax.device_get(metrics)
                 # The metrics first: a checkpoint without its metrics could not be made up for.
                 if record is not None:
                     _log_generations(record, self._labels, done, metrics)
-                done += steps
-                if saved and (save_last or done < settings.generations):
+                done += len(metrics["best"])
+                # Likewise before the checkpoint.
+                if history is not None and done in history.generations:
+                    history.keep(done, np.stack([z_Z for z_Z, _ in self.evolution.best(state)]))
+                last = done == settings.generations
+                if saved and (save_last if last else self._is_due(done, saved_at)):
                     saved.save(done, self.evolution.to_entries(state))
+                    saved_at = time.monotonic()
                 on_progress(self._progress(done, metrics))
         seconds = time.monotonic() - started
         best, fitness = zip(*self.evolution.best(state), strict=True)
         seconds = seconds if done > first else 0.0
         return Outcome(np.stack(best), np.array(fitness, np.float32), seconds)
+
+    def _begin(self, on_progress: OnProgress) -> State:
+        """Return the state after generation 0."""
+        if self.sampled is None:
+            return self.evolution.init(self.first_members, self.inputs)
+        on_replies = self._reply_progress(0, on_progress)
+        return self.sampled.init(self.first_members, self.inputs, on_replies)
+
+    def _advance(
+        self, state: State, done: int, on_progress: OnProgress
+    ) -> tuple[State, dict[str, Any]]:
+        """Return the state and the metrics after the generations of a dispatch.
+
+        Where replies are the fitness, a dispatch is one generation.
+        """
+        settings = self.problem.settings
+        if self.sampled is None:
+            steps = min(settings.save_every, settings.generations - done)
+            return self.evolution.run(state, steps, self.inputs)
+        return self.sampled.run(state, 1, self.inputs, self._reply_progress(done, on_progress))
+
+    def _is_due(self, done: int, saved_at: float) -> bool:
+        """Return whether a checkpoint is due, before the last generation."""
+        if self.sampled is None or done % self.problem.settings.save_every == 0:
+            return True
+        return agreed(int(time.monotonic() - saved_at > _LONGEST_UNSAVED_SECONDS)) > 0
+
+    def _reply_progress(self, done: int, on_progress: OnProgress) -> OnProgress:
+        """Return what shows the replies of a generation beside the number of generations."""
+
+        def report(event: Progress) -> None:
+            replies = f"{event.done:,} of {event.total:,}"
+            on_progress(dataclasses.replace(self._progress(done), fields={"replies": replies}))
+
+        return report
 
     def prompts(self, z_CxZ: jax.Array | np.ndarray) -> jax.Array:
         """Return the soft prompt of one search vector per entry, float32 [C, M, D]."""
@@ -314,9 +376,7 @@ class Search:
     @property
     def _labels(self) -> tuple[str, ...]:
         """Names of the entries: their groups', with the seed where seeds differ."""
-        if len({seed for _, seed in self.entries}) == 1:
-            return tuple(group for group, _ in self.entries)
-        return tuple(f"{group} s{seed}" for group, seed in self.entries)
+        return entry_labels(self.entries)
 
     def _progress(self, done: int, metrics: Mapping[str, np.ndarray] | None = None) -> Progress:
         fields = {}
@@ -353,7 +413,7 @@ def build_search(
         problem: What is searched.
         lm: The model, on the mesh.
         execution: How it is computed; the chunk is halved until the program fits, unless fixed.
-        entries: Group and seed of each entry; default: each country under the settings' seed.
+        entries: Group and seed of each entry; default: each country under each seed.
         objective: The objective of all groups; default: the problem's, with C as given or fitted.
         prefix: Text before each line that is logged.
         remedy: What to do where the program does not fit, for the message.
@@ -362,7 +422,7 @@ def build_search(
         UserError: where the program does not fit into memory.
     """
     settings, mesh = problem.settings, lm.mesh
-    entries = entries_of(settings.countries, settings.seed) if entries is None else tuple(entries)
+    entries = settings.entries if entries is None else tuple(entries)
     local = local_view(lm.params)  # for the small work that each process does by itself
     if objective is None:
         objective = problem.objective(score_constants(problem, lm))
@@ -383,8 +443,15 @@ def build_search(
 
     @functools.cache  # so that what is compiled to see whether it fits is what runs
     def evolution(chunk: int) -> Evolution:
-        fitness = make_fitness(lm.config, chunk)
+        fitness = make_fitness(lm.config, chunk, read=problem.read)
         return make_evolution(settings.strategy, space.dims, fitness, mesh, entries)
+
+    if settings.reading == "sampled":
+        # The host drives the generations: nothing but its steps and the decoding is compiled.
+        driven = evolution(execution.chunk)
+        sampled = make_sampled_search(problem, lm, driven, slots=execution.slots)
+        _log.info("%s%s", prefix, sampled.describe())
+        return Search(problem, execution, driven, inputs, objective, local["embed"], sampled)
 
     # Halve the number of prompts computed at a time until the compiled program fits.
     chunk, needed = fitting_chunk(
@@ -457,6 +524,7 @@ def lower_search(
     kernel: Kernel = "xla",
     objective: Objective | None = None,
     weights: WeightFormat = "stored",
+    read: Read | None = None,
 ) -> jax.stages.Lowered:
     """Lower one dispatch of a search from shapes alone.
 
@@ -472,8 +540,10 @@ def lower_search(
         kernel: The attention kernel.
         objective: The objective of the entries' groups, in arrays or shapes; default: the VSM's.
         weights: Storage of the linear layers, as in `load_model`.
+        read: Averages answers over presentations, as in `make_fitness`.
     """
-    fitness, dims = make_fitness(config, chunk), prompt.dims(config.hidden_size)
+    fitness = make_fitness(config, chunk, read=read)
+    dims = prompt.dims(config.hidden_size)
     evolution = make_evolution(optimizer, dims, fitness, mesh, entries)
     inputs = abstract_inputs(
         config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,14 +13,20 @@ import tyro
 from jaxalign.answering.kernel_choice import KernelOption
 from jaxalign.core.errors import UserError
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
+from jaxalign.optim.evolve import Entry, entries_of
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runs import may_change, settings_of
-from jaxalign.stats.vsm import Reading
+from jaxalign.runs.settings import also_called
 from jaxalign.surveys.hofstede import DEFAULT_EDITION, DIMENSIONS
+from jaxalign.surveys.options import SurveyOptions, check_options
+from jaxalign.surveys.presentations import check_presentations
+
+Reading = Literal["expected", "most_likely", "sampled"]
+AnswerForm = Literal["number", "label", "label-per-token", "label-against-prior"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(SurveyOptions):
     """Tune one soft prompt per country by Differential Evolution; compare with the baselines."""
 
     out: Path | None = may_change(None)
@@ -48,9 +55,30 @@ class Settings:
     not used."""
     objective: str = "vsm"
     """Loss that is minimised, by name; vsm is the distance of the six scores from the targets."""
+    scores: Path | None = None
+    """File of a linear factor score, JSON or CSV, for --objective linear."""
+    mas_weight: Literal[35, 25] = 35
+    """Weight of the second difference of MAS: the manual's 35, or the 25 that some papers print."""
+    presentations: tuple[str, ...] | None = None
+    """Forms in which the options are shown, whose answers are averaged and tuned on: A (as
+    published), B (numbers reversed), C (order and numbers reversed), D (order reversed), letters,
+    letters-reversed, orders (all orders of up to 5 options), order-21...; default: A for the pocket
+    model, A and B for others."""
+    test_presentations: tuple[str, ...] | None = None
+    """Forms that are not tuned on and reported beside those that are; default: those of A, B, C and
+    D that are not tuned on."""
+    answer: AnswerForm = "number"
+    """What is read as an option: its number (or letter); or its text, by the sum of its tokens'
+    log-likelihoods, by their mean, or by their sum less that after a neutral question."""
     reading: Reading = "expected"
-    """How answers are read while tuning; both readings are always reported. The gradient control
-    always tunes the expected reading, because the most likely one has no gradient."""
+    """How answers are read while tuning: the mean of the options' probabilities, the most likely
+    option, or replies that are sampled and read as users read them. The first two are always
+    reported. The gradient control always tunes the expected reading, because the others have no
+    gradient."""
+    replies: int = 3
+    """Number of sampled replies to each item, for --reading sampled and --report-sampled."""
+    report_sampled: bool = False
+    """Whether the sampled reading is reported too where another one is tuned."""
     instrument: Path | None = None
     """File with the official wording of m01...m24; default: our paraphrase."""
     held_out: Path | None = None
@@ -78,8 +106,12 @@ class Settings:
     by Adam; 0 leaves it out, also with --resume."""
     gradient_rate: float = 0.05
     """Adam's initial learning rate in the gradient control, in units of the search vector."""
-    seed: int = 0
-    """Seed of every random draw."""
+    seeds: Annotated[tuple[int, ...], also_called("seed")] = (0,)
+    """Seeds of the random draws. Each country is tuned under each of them, all side by side in one
+    program. The first one also draws the examples and the resamples of intervals."""
+    held_out_points: int = 8
+    """Number of generations, spread evenly over the search, whose best prompt so far is scored on
+    the held-out survey too; 0 for none."""
     chunk: int | None = None
     """Number of prompts evaluated at a time on each device; default: as many as keep it busy, no
     more than the search has, fewer if the compiled program would not fit. The last bits of results
@@ -101,9 +133,37 @@ class Settings:
     """Whether to hide the progress bar."""
 
     @property
+    def seed(self) -> int:
+        """The first seed, for draws that all countries and seeds share."""
+        return self.seeds[0]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What is searched for side by side: each country under each seed, seed by seed."""
+        return tuple(entry for seed in self.seeds for entry in entries_of(self.countries, seed))
+
+    @property
     def candidates(self) -> int:
-        """Candidates per generation, over all countries."""
-        return len(self.countries) * self.strategy.population
+        """Candidates per generation, over all countries and seeds."""
+        return len(self.entries) * self.strategy.population
+
+    @property
+    def samples(self) -> bool:
+        """Whether replies are sampled, to tune on or to report."""
+        return self.reading == "sampled" or self.report_sampled
+
+
+def entry_labels(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Return what entries are called: by their groups, and by the seed where there are several.
+
+    >>> entry_labels([("USA", 0), ("CHN", 0)])
+    ('USA', 'CHN')
+    >>> entry_labels([("USA", 0), ("USA", 1)])
+    ('USA s0', 'USA s1')
+    """
+    if len({seed for _, seed in entries}) == 1:
+        return tuple(group for group, _ in entries)
+    return tuple(f"{group} s{seed}" for group, seed in entries)
 
 
 # Nobody has published these for a real model, so their defaults are what suits the pocket model.
@@ -130,20 +190,36 @@ def pocket_defaults(settings: Settings) -> str:
 
 def check_settings(settings: Settings) -> None:
     """Raise UserError for values that no search can use."""
-    for name in ("generations", "save_every", "chunk"):
+    for name in ("generations", "save_every", "chunk", "replies"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"`{name}` {value} must be at least 1")
-    for name in ("icl_examples", "gradient_steps", "penalty"):
+    for name in ("icl_examples", "gradient_steps", "held_out_points", "penalty"):
         value = getattr(settings, name)
         if not 0 <= value < math.inf:
             raise UserError(f"`{name}` {value} must be 0 or more")
     if not 0 < settings.gradient_rate < math.inf:
         raise UserError(f"`gradient_rate` {settings.gradient_rate} must be more than 0")
-    if not 0 <= settings.seed < 2**32:
-        raise UserError(f"`seed` {settings.seed} must lie between 0 and 2**32 - 1")
+    if not settings.seeds:
+        raise UserError("`seeds`: give one or more")
+    for seed in settings.seeds:
+        if not 0 <= seed < 2**32:
+            raise UserError(f"`seeds` {seed} must lie between 0 and 2**32 - 1")
+        if settings.seeds.count(seed) > 1:
+            raise UserError(f"`seeds` {seed}: give each once")
+    if settings.presentations is not None:
+        check_presentations(settings.presentations)
+    if settings.test_presentations:
+        check_presentations(settings.test_presentations, "test_presentations")
+    if settings.samples and settings.answer != "number":
+        raise UserError(
+            f"`answer` {settings.answer}: sampled replies are read by number; use `answer` number, "
+            "or another `reading` without `report_sampled`"
+        )
     if not settings.countries:
         raise UserError("`countries`: give one or more")
     if len(set(settings.countries)) < len(settings.countries):
         raise UserError(f"`countries` {' '.join(settings.countries)}: give each once")
+    given = {name: getattr(settings, name) is not None for name in ("held_out", "instrument")}
+    check_options(settings, given)
     settings.strategy.optimizer()

@@ -24,9 +24,10 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import param_shardings
-from jaxalign.methods.soft_prompt.answers import ask_baselines, ask_tuned
+from jaxalign.methods.soft_prompt.answers import ask_baselines, ask_tuned, kept_generations
 from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_directory
 from jaxalign.methods.soft_prompt.control import control_directory, make_control
+from jaxalign.methods.soft_prompt.history import History
 from jaxalign.methods.soft_prompt.problem import (
     Problem,
     check_comparison,
@@ -43,7 +44,7 @@ from jaxalign.methods.soft_prompt.search import (
     choose_search_mesh,
     log_int8_change,
 )
-from jaxalign.methods.soft_prompt.settings import Settings, pocket_defaults
+from jaxalign.methods.soft_prompt.settings import Settings, entry_labels, pocket_defaults
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.algorithms.differential_evolution import DifferentialEvolution
 from jaxalign.optim.api import Optimizer
@@ -64,7 +65,7 @@ class SoftPromptRun:
     Attributes:
         out: The run's directory.
         result: The content of its `result.json`.
-        prompts: The tuned prompts, by country.
+        prompts: The tuned prompts, by country; with several seeds by country and seed ("USA s0").
         seconds: Seconds that the search took in this process; 0 where nothing was left to search.
         candidates: Number of candidates that the whole search evaluates, at most.
     """
@@ -85,7 +86,8 @@ def tune_soft_prompt(
     generations: int = 160,
     prompt: SoftPromptConfig | Mapping[str, Any] | None = None,
     objective: str = "vsm",
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
+    seed: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     on_progress: OnProgress = ignore,
@@ -104,7 +106,8 @@ def tune_soft_prompt(
         prompt: The soft prompt and its search space, as a `SoftPromptConfig` or as a dict of its
             fields, such as `{"length": 8}`.
         objective: Name of the loss (`jaxalign.stats.objectives`).
-        seed: Seed of every random draw.
+        seeds: Seeds of the random draws; each country is tuned under each of them, side by side.
+        seed: One seed, instead of `seeds`.
         out: Directory for a whole run: the prompts, and what the baselines, the gradient control
             and the held-out survey say of them (`result.json`). Without it the search alone runs,
             and nothing is written.
@@ -114,8 +117,8 @@ def tune_soft_prompt(
             `penalty=1.0` or `edition="matrix2015"`.
 
     Returns:
-        The tuned prompts by country: each can be saved, exported to PEFT, or passed to `ask` and
-        `generate` as a condition.
+        The tuned prompts by country, and with several seeds by country and seed, such as "USA s0".
+        Each can be saved, exported to PEFT, or passed to `ask` and `generate` as a condition.
 
     Raises:
         UserError: for settings that cannot be used, and for a search that does not fit into memory.
@@ -152,7 +155,7 @@ def tune_soft_prompt(
         prompt=prompt,
         strategy=Strategy.of(optimizer),
         generations=generations,
-        seed=seed,
+        seeds=tuple(seeds) if seed is None else (seed,),
         **settings,
     )
     if survey is not None and survey.sha256 == vsm().sha256:
@@ -160,7 +163,7 @@ def tune_soft_prompt(
     if out is not None:
         return dict(run_soft_prompt(config, on_progress, lm=lm, survey=survey).prompts)
     # Without a comparison nothing needs examples in context or a gradient control.
-    config = dataclasses.replace(config, icl_examples=0, gradient_steps=0)
+    config = dataclasses.replace(config, icl_examples=0, gradient_steps=0, held_out_points=0)
     problem = read_problem(config, lm.files, survey)
     lm = _on_search_mesh(problem, lm)
     search = build_search(problem, lm, choose_execution(problem, lm.mesh, {}))
@@ -252,7 +255,10 @@ def run_soft_prompt(
         checkpoints = settings.checkpoints or run.out / "checkpoints"
         if run.writes:
             claim(checkpoints, recorded_run(run.out)[0])
-        outcome = search.run(checkpoints, record=run, resume=run.resumed, on_progress=on_progress)
+        history = History(run.out / "history", kept_generations(problem), run.writes)
+        outcome = search.run(
+            checkpoints, record=run, resume=run.resumed, history=history, on_progress=on_progress
+        )
         log_peak("search")
         # Saved before the follow-up, which may take long too.
         prompts = {"start": search.start_prompts, "tuned": search.prompts(outcome.best_CxZ)}
@@ -266,31 +272,55 @@ def run_soft_prompt(
             z_CxZ = control.run(folder, resume=run.resumed, on_progress=on_progress)
             prompts["gradient"] = search.prompts(z_CxZ)
             log_peak("gradient control")
-        asked = ask_tuned(problem, lm, prompts, run.out / "answers", on_progress)
+        on_the_way = history.read(outcome.best_CxZ.shape)
+        earlier = {str(g): search.prompts(z_CxZ) for g, z_CxZ in on_the_way.items()}
+        asked, answered_earlier = ask_tuned(
+            problem, lm, prompts, run.out / "answers", on_progress, earlier
+        )
         log_peak("tuned prompts")
-        tuned, held_out = tuned | asked[0], held_out | asked[1]
+        tuned, held_out = tuned.joined(asked[0]), held_out.joined(asked[1])
         # Not among the settings that a resumed run must keep, yet the result depends on it.
         facts = facts | {"gradient_steps": settings.gradient_steps}
-        result = make_result(problem, search.objective, facts, tuned, held_out)
+        result = make_result(
+            problem,
+            search.objective,
+            facts,
+            (tuned, held_out),
+            outcome.fitness_C,
+            answered_earlier,
+        )
         run.write("result.json", result)
         candidates = (settings.generations + 1) * settings.candidates
         return SoftPromptRun(run.out, result, found, outcome.seconds, candidates)
 
 
 def soft_prompts(problem: Problem, prompts_CxMxD: jax.Array) -> dict[str, SoftPrompt]:
-    """Return the countries' prompts as values that know what they were tuned for."""
+    """Return the prompts as values that know what they were tuned for.
+
+    Args:
+        problem: What was searched.
+        prompts_CxMxD: One prompt per entry, in the order of the settings' entries.
+
+    Returns:
+        Prompts by country; with several seeds by country and seed, such as "USA s0".
+    """
     settings = problem.settings
     return {
-        group: SoftPrompt(
+        label: SoftPrompt(
             embeddings_MxD=prompt_MxD,
             placement=settings.prompt.placement,
             group=group,
             start=recorded_start(problem, group),
-            seed=settings.seed,
+            seed=seed,
             model=problem.model.name,
             model_sha256=problem.model.sha256,
         )
-        for group, prompt_MxD in zip(settings.countries, np.asarray(prompts_CxMxD), strict=True)
+        for label, (group, seed), prompt_MxD in zip(
+            entry_labels(settings.entries),
+            settings.entries,
+            np.asarray(prompts_CxMxD),
+            strict=True,
+        )
     }
 
 

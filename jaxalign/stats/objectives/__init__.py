@@ -3,14 +3,15 @@
 An objective knows neither model nor prompt. It is given the log-probabilities that candidates give
 to the options of a survey's items, and says how far each candidate is from its group. The published
 one, the distance of six VSM scores from a country's (Masoud et al. 2025), is
-`jaxalign.stats.objectives.vsm`.
+`jaxalign.stats.objectives.vsm`. `linear` takes any linear factor scores from a file of the user's,
+and `distributions` holds the distances to how a group answered the survey itself.
 
 To add an objective, write one module in this folder that registers a class:
 
-    @objectives.register("jensen-shannon")
+    @objectives.register("total-variation")
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass(frozen=True)
-    class JensenShannon(Objective):
+    class TotalVariation(Objective):
         truth_CxQxO: jax.Array
 
         @classmethod
@@ -18,7 +19,7 @@ To add an objective, write one module in this folder that registers a class:
         def loss(self, log_probs_BxQxO, group_B): ...
         def for_groups(self, rows): ...
 
-`tune_soft_prompt(..., objective="jensen-shannon")` and `--objective jensen-shannon` then tune on
+`tune_soft_prompt(..., objective="total-variation")` and `--objective total-variation` then tune on
 it.
 
 Letters: B candidate, Q item, O option, C group.
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -53,6 +55,9 @@ class ObjectiveInputs:
         dimensions: The score dimensions that count.
         constants_6: C, the free constant of each score dimension, in points; float32 [6].
         reading: How answers are read, "expected" or "most_likely".
+        mas_weight: Weight of the second difference of MAS: 35 as the manual has it, or the 25 that
+            some papers print.
+        scores: For "linear", the file of factor scores; see `jaxalign.surveys.factor_scores`.
     """
 
     survey: Survey
@@ -61,6 +66,8 @@ class ObjectiveInputs:
     dimensions: tuple[str, ...]
     constants_6: np.ndarray
     reading: Reading
+    mas_weight: int = 35
+    scores: Path | None = None
 
 
 class Objective(Protocol):

@@ -16,6 +16,7 @@ To add a format, add a module to this package: see `jaxalign.surveys.formats.bas
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from jaxalign.core.errors import UserError
 from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.formats.base import FORMATS
 from jaxalign.surveys.formats.files import FileStart, bad, read_start, shown
+from jaxalign.surveys.options import NO_OPTIONS, SurveyOptions
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.wording import add_wording
+
+_log = logging.getLogger("jaxalign")
 
 __all__ = ["FORMATS", "read_answered", "read_any", "read_questionnaire", "read_survey", "recognise"]
 
@@ -65,7 +69,8 @@ def read_survey(
         >>> survey.items[0].options, survey.distributions["readers"]["q1"]
         (('never', 'sometimes', 'often'), (0.0, 0.25, 0.75))
     """
-    return _questionnaire(read_any(path, format, distributions, **options), str(path))
+    read = read_any(path, format, distributions, quiet=True, **options)
+    return _questionnaire(read, str(path))
 
 
 def read_any(
@@ -74,22 +79,39 @@ def read_any(
     distributions: Path | str | None = None,
     *,
     parameter: str = "distributions",
-    **options: Any,
+    options: SurveyOptions = NO_OPTIONS,
+    is_main: bool = True,
+    quiet: bool = False,
+    **reader_options: Any,
 ) -> Survey | ChoiceTest:
     """Read the survey, or the test with right answers, in a file of any known format.
+
+    This is the one place where every command reads its surveys. What the file holds that is not in
+    the survey is a note of the logger `jaxalign`.
 
     Args:
         path: The file or folder.
         format: Name of the format; "auto" recognises it by the file's content.
         distributions: As for `read_survey`.
         parameter: What messages call `distributions`.
-        options: Further arguments of the format's own reader.
+        options: The wording to borrow, and the groups to make.
+        is_main: Whether `options` are about this file above all. A second survey of the same
+            command takes from them what it can use.
+        quiet: Whether to keep the notes to the survey's own `notes`.
+        reader_options: Further arguments of the format's own reader.
 
     Raises:
-        UserError: As for `read_survey`.
+        UserError: As for `read_survey`; also for options that do not go with the file.
     """
-    name, options = choose_format(path, format, distributions, parameter, options)
-    return FORMATS[name]().read(Path(path), **options)
+    name, chosen = choose_format(
+        path, format, distributions, parameter, reader_options, options, is_main
+    )
+    survey = FORMATS[name]().read(Path(path), **chosen)
+    survey = borrow_wording(survey, str(path), options, is_main)
+    if not quiet:
+        for note in survey.notes:
+            _log.info(f"{path}: {note}")
+    return survey
 
 
 def choose_format(
@@ -97,25 +119,66 @@ def choose_format(
     format: str,
     distributions: Path | str | None,
     parameter: str,
-    options: dict[str, Any],
+    reader_options: dict[str, Any],
+    options: SurveyOptions = NO_OPTIONS,
+    is_main: bool = True,
 ) -> tuple[str, dict[str, Any]]:
     """Return the name of the format to read with, and all options of its reader.
 
     Raises:
-        UserError: The format is unknown, or takes no `distributions` where some are given.
+        UserError: The format is unknown, or takes no `distributions`, `by` or `min_respondents`
+            where some are given.
     """
+    if options.format is not None and is_main:
+        format = options.format
     name = recognise(path) if format == "auto" else format
     if name not in FORMATS:
         known = ", ".join(["auto", *FORMATS.names()])
         raise bad(path, f"`format` {shown(format)}: choose from {known}")
+    reader_options = dict(reader_options)
+    for option in ("by", "min_respondents"):
+        value = getattr(options, option)
+        if value is None or value == ():
+            continue
+        if FORMATS[name].has_respondents:
+            reader_options[option] = value
+        elif is_main:
+            value = " ".join(value) if isinstance(value, tuple) else value
+            raise UserError(
+                f"`{option}` {value}: goes with a file of respondents, as the World Values Survey "
+                f"has; {path} is {name}; leave the option out"
+            )
     if distributions is None:
-        return name, options
+        return name, reader_options
     if not FORMATS[name].takes_distributions:
         raise UserError(
             f"`{parameter}` {distributions}: goes with a CSV of your own; {path} is {name}, "
             "which holds groups' answers itself; leave the option out"
         )
-    return name, {**options, "distributions": Path(distributions)}
+    return name, {**reader_options, "distributions": Path(distributions)}
+
+
+def borrow_wording(
+    survey: Survey | ChoiceTest, path: str, options: SurveyOptions, is_main: bool = True
+) -> Survey | ChoiceTest:
+    """Return a survey with the wording that the options name, or as it is if they name none.
+
+    Raises:
+        UserError: The wording does not fit, or the file is a test with right answers.
+    """
+    if options.wording is None:
+        return survey
+    if not isinstance(survey, Survey):
+        if not is_main:
+            return survey
+        raise UserError(
+            f"`wording` {options.wording}: goes with a survey; {path} holds questions with one "
+            "right answer; leave the option out"
+        )
+    if not is_main and not survey.items_without_wording():
+        return survey
+    words = _questionnaire(read_any(options.wording, quiet=True), f"`wording` {options.wording}")
+    return add_wording(survey, _worded(words, f"`wording` {options.wording}"))
 
 
 def recognise(path: Path | str) -> str:
@@ -147,18 +210,29 @@ def recognise(path: Path | str) -> str:
     )
 
 
-def read_questionnaire(path: Path | str, parameter: str) -> Survey:
+def read_questionnaire(
+    path: Path | str,
+    parameter: str,
+    options: SurveyOptions = NO_OPTIONS,
+    *,
+    is_main: bool = True,
+    quiet: bool = False,
+) -> Survey:
     """Read a survey whose items a model can be asked.
 
     Args:
         path: The file or folder.
         parameter: What messages call `path`.
+        options: As for `read_any`.
+        is_main: As for `read_any`.
+        quiet: As for `read_any`.
 
     Raises:
         UserError: As for `read_survey`, and if items have no wording.
     """
     where = f"`{parameter}` {path}"
-    return _worded(_questionnaire(read_any(path), where), where)
+    survey = read_any(path, options=options, is_main=is_main, quiet=quiet)
+    return _worded(_questionnaire(survey, where), where)
 
 
 def read_answered(
@@ -168,7 +242,9 @@ def read_answered(
     distributions_parameter: str = "distributions",
     *,
     worded: bool = True,
-    wording: Path | str | None = None,
+    options: SurveyOptions = NO_OPTIONS,
+    is_main: bool = True,
+    quiet: bool = False,
 ) -> Survey:
     """Read a survey that says how groups of people answered it.
 
@@ -178,21 +254,29 @@ def read_answered(
         distributions: As for `read_survey`.
         distributions_parameter: What messages call `distributions`.
         worded: Whether a model is to be asked, so that every item needs its wording.
-        wording: A file or folder that words the items, joined by id; see `add_wording`.
+        options: As for `read_any`.
+        is_main: As for `read_any`.
+        quiet: As for `read_any`.
 
     Raises:
         UserError: As for `read_survey`; also if the survey does not say how anybody answered, or
             if items have no wording where they need it.
     """
     where = f"`{parameter}` {path}"
-    survey = read_any(path, distributions=distributions, parameter=distributions_parameter)
-    if not isinstance(survey, Survey) or not survey.distributions:
+    survey = read_any(
+        path,
+        distributions=distributions,
+        parameter=distributions_parameter,
+        options=options,
+        is_main=is_main,
+        quiet=quiet,
+    )
+    survey = _questionnaire(survey, where)
+    if not survey.distributions:
         raise UserError(
             f"{where}: it does not say how any country answered; give a survey that does, "
             f"or with a CSV of your own `{distributions_parameter}`"
         )
-    if wording is not None:
-        survey = add_wording(survey, read_questionnaire(wording, "wording"))
     return _worded(survey, where) if worded else survey
 
 
@@ -208,6 +292,7 @@ def _worded(survey: Survey, where: str) -> Survey:
         raise UserError(
             f"{where}: {len(ids)} of {len(survey.items)} items have no wording, such as "
             f"{ids[0]!r}, so there is nothing to ask a model (World Values Survey files hold codes "
-            "alone); give CultureSPA's folder, or your own JSON or CSV that has the questions"
+            "alone); give as `wording` CultureSPA's folder, or your own JSON or CSV that has the "
+            "questions"
         )
     return survey

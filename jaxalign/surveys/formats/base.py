@@ -26,10 +26,13 @@ class Format(Protocol):
         fallback: Whether to ask this format only about files that no other format recognises.
         takes_distributions: Whether groups' answers come in a second file, which `read` takes as
             `distributions`.
+        has_respondents: Whether files hold respondents, so that `read` takes `by` and
+            `min_respondents`.
     """
 
     fallback: bool = False
     takes_distributions: bool = False
+    has_respondents: bool = False
 
     def recognises(self, start: FileStart) -> bool:
         """Return whether the file has this format, from its name and its first megabyte."""

@@ -56,7 +56,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_start(path: Path) -> bytes:
-    """Return the first megabyte of a file, which holds any header.
+    """Return the first megabyte of a file, which holds any header, in UTF-8.
 
     Raises:
         UserError: The file cannot be read, is empty, or is evidently not UTF-8 text.
@@ -68,6 +68,7 @@ def read_start(path: Path) -> bytes:
         raise unreadable(path, error) from None
     if not start.strip():
         raise bad(path, "the file is empty")
+    start = as_utf8(start)
     check_encoding(path, start)
     return start
 
@@ -78,8 +79,12 @@ def unreadable(path: Path, error: Exception) -> UserError:
 
 
 def read_text(path: Path) -> str:
-    """Return the whole file as text, without a byte order mark. Raise UserError unless UTF-8."""
-    content = read_bytes(path)
+    """Return the whole file as text, without a byte order mark.
+
+    Raises:
+        UserError: It is neither UTF-8 nor UTF-16 with a byte order mark.
+    """
+    content = as_utf8(read_bytes(path))
     check_encoding(path, content)
     try:
         return content.decode("utf-8-sig")
@@ -89,12 +94,37 @@ def read_text(path: Path) -> str:
         raise bad(path, f"byte {byte} is not UTF-8; save the file as UTF-8", row=line) from None
 
 
+def is_utf16(content: bytes) -> bool:
+    """Return whether a text begins with a byte order mark of UTF-16, as "Unicode text" does."""
+    return content.startswith((b"\xff\xfe", b"\xfe\xff"))
+
+
+def as_utf8(content: bytes) -> bytes:
+    """Return a text in UTF-8 where it is UTF-16 with a byte order mark; else as it is."""
+    if not is_utf16(content):
+        return content
+    whole = content[: len(content) // 2 * 2]  # the first megabyte may end within a character
+    return whole.decode("utf-16", errors="ignore").encode("utf-8", errors="replace")
+
+
+# How files begin that are no text tables, and what to do with them.
+_BEGINNINGS = (
+    (b"PK\x03\x04", "a zip archive or spreadsheet; unpack it, or export it as CSV in UTF-8"),
+    (b"\x1f\x8b", "compressed by gzip, as R's files are; unpack it, or export it as CSV in UTF-8"),
+    (b"RDX", "a file of R; save the table with write.csv"),
+    (b"version https://git-lfs", "a Git LFS pointer; run git lfs pull in its folder"),
+    (b"<!doctype html", "a web page in place of the file; download it again"),
+    (b"<html", "a web page in place of the file; download it again"),
+    (b"ascii spss port file", "an SPSS portable file; save it as .sav"),
+)
+
+
 def check_encoding(path: Path, content: bytes) -> None:
-    """Raise UserError for what is evidently not UTF-8 text: UTF-16, archives, spreadsheets."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise bad(path, "the text is UTF-16; save it as UTF-8")
-    if content.startswith(b"PK\x03\x04"):
-        raise bad(path, "a zip archive or spreadsheet; unpack it, or export it as CSV in UTF-8")
+    """Raise UserError for what is evidently no text table: archives, spreadsheets, web pages."""
+    beginning = content[:256].removeprefix(b"\xef\xbb\xbf").lstrip()
+    for start, advice in _BEGINNINGS:
+        if beginning.startswith(start) or beginning.lower().startswith(start):
+            raise bad(path, advice)
     if b"\0" in content:
         raise bad(path, "the file holds zero bytes, so it is not text; give a CSV in UTF-8")
 

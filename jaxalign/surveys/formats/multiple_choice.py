@@ -5,7 +5,8 @@ answer, a letter; or question, choices (a list as Python or numpy prints it) and
 `subject`, `topic` or `category` is optional. A file without a header has six columns in the first
 order. JSON lines, one JSON list of objects, and parquet: {"question", "choices": [...], "answer":
 letter or index from 0} or {"question", "A", "B", "C", "D", "answer": letter}. Columns and letters
-may be in upper or lower case.
+may be in upper or lower case. Choices may have labels of their own, as ARC's have: {"text": [...],
+"label": [...]} or {"A": ..., "B": ...}; the answer, also called `answerKey`, is then one of these.
 
 A passage that the question is about (`passage`, `article`, `context`, `paragraph`, `story`) is
 shown before it. Any other field is named in the test's `notes`, for no model will see it.
@@ -14,6 +15,7 @@ shown before it. Any other field is named in the test's `notes`, for no model wi
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,11 +45,12 @@ from jaxalign.surveys.survey import Item
 LETTERS = "ABCDEFGHIJ"
 
 _CHOICES = ("choices", "options")
+_ANSWERS = ("answer", "answerkey", "answer_key")
 _SUBJECTS = ("subject", "topic", "category")
 _PASSAGES = ("passage", "article", "context", "paragraph", "story")
 # Fields that say which question it is, and nothing that a reader of the question needs.
 _LABELS = ("", "unnamed: 0", "id", "idx", "index", "question_id", "split", "source")
-_KNOWN = {"question", "answer", *LETTERS.lower(), *_CHOICES, *_SUBJECTS, *_PASSAGES, *_LABELS}
+_KNOWN = {"question", *_ANSWERS, *LETTERS.lower(), *_CHOICES, *_SUBJECTS, *_PASSAGES, *_LABELS}
 
 
 @FORMATS.register("multiple-choice")
@@ -59,8 +62,10 @@ class MultipleChoice(Format):
         if start.is_json:
             # What no other format knows, too: a message about JSON lines says more than
             # "not recognised".
-            return "question" in columns or (start.suffix == ".jsonl" and not columns)
-        if {"question", "answer"} <= columns:
+            return ("question" in columns and "selections" not in columns) or (
+                start.suffix == ".jsonl" and not columns
+            )
+        if "question" in columns and columns & {*_ANSWERS}:
             return {"a", "b"} <= columns or bool(columns & {*_CHOICES})
         return start.suffix != ".json" and is_headerless(start.text)
 
@@ -92,7 +97,9 @@ def read_multiple_choice(path: Path | str) -> ChoiceTest:
     if text is not None and not text.lstrip().startswith(("{", "[")) and is_headerless(text):
         questions = _without_header(path, text)
     else:
-        rows = read_records(path, ("question", "answer"), text)
+        first = columns_of(FileStart(path))
+        key = next((name for name in _ANSWERS if name in first), "answer")
+        rows = read_records(path, ("question", key), text)
         questions = [_question(path, row, cells) for row, cells in rows]
         notes = _unused_fields(sorted({name for _, cells in rows for name in cells} - _KNOWN))
     items = [_item(path, question) for question in questions]
@@ -113,6 +120,8 @@ def answer_index(path: Path, row: int, answer: Any, options: int) -> int:
     """Return the position of an answer given as a letter of any case, or as a position from 0."""
     letters = LETTERS[:options]
     text = as_text(answer).upper()
+    if lettered := re.fullmatch(r"\(?([A-J])[.):]?\)?", text):  # "(B)", "B."
+        text = lettered[1]
     if not isinstance(answer, bool):
         if len(text) == 1 and text in letters:
             return letters.index(text)
@@ -142,25 +151,38 @@ def _question(path: Path, row: int, cells: dict[str, Any]) -> Question:
             raise bad(path, f"{shown(text)} is not text", row, name)
     topic = next((texts[name] for name in _SUBJECTS if texts.get(name)), "")
     passages = [texts[name].strip() for name in _PASSAGES if texts.get(name, "").strip()]
-    options = _options(path, row, cells)
-    return Question(
-        row, texts.get("question", ""), options, cells["answer"], topic, "\n\n".join(passages)
-    )
+    options, labels = _options(path, row, cells)
+    answer = next((cells[name] for name in _ANSWERS if cells.get(name) is not None), None)
+    if as_text(answer) in labels:
+        answer = LETTERS[labels.index(as_text(answer))]
+    return Question(row, texts.get("question", ""), options, answer, topic, "\n\n".join(passages))
 
 
-def _options(path: Path, row: int, cells: dict[str, Any]) -> tuple[str, ...]:
-    """Return the options of a row, from its list or from its lettered columns."""
+def _options(
+    path: Path, row: int, cells: dict[str, Any]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the options of a row, from its list or from its lettered columns, and their labels.
+
+    There are no labels where letters count the options.
+    """
     for name in _CHOICES:
         if cells.get(name) is not None:
-            options = as_list(cells[name])
-            if options is None:
+            options, labels = cells[name], ()
+            if isinstance(options, dict) and {"text", "label"} <= options.keys():
+                options, labels = options["text"], options["label"]
+            elif isinstance(options, dict):
+                labels, options = list(options), list(options.values())
+            options, labels = as_list(options), as_list(list(labels))
+            if options is None or labels is None or len(labels) not in (0, len(options)):
                 raise bad(path, f"{shown(cells[name])} is not a list of text", row, name)
-            return tuple(options)
+            if len(options) > len(LETTERS):
+                raise bad(path, f"{len(options)} options; at most {len(LETTERS)}", row)
+            return tuple(options), tuple(labels)
     # JSON has no field, and parquet a null, where a question has fewer options than others.
     there = [letter for letter in LETTERS if cells.get(letter.lower()) is not None]
     if there != list(LETTERS[: len(there)]):
         raise bad(path, f"the options' columns are {' '.join(there)}; leave no letter out", row)
-    return tuple(as_text(cells[letter.lower()]) for letter in there)
+    return tuple(as_text(cells[letter.lower()]) for letter in there), ()
 
 
 def _unused_fields(names: Sequence[str]) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""GlobalOpinionQA (Durmus et al. 2023, arXiv 2306.16388), from the user's CSV.
+"""GlobalOpinionQA (Durmus et al. 2023, arXiv 2306.16388), from the user's file.
 
-Columns: question; selections, a printed `defaultdict(<class 'list'>, {'Belgium': [0.21, ...]})` of
-each country's shares; options, a printed list; source, GAS or WVS. The printed values are parsed as
-literals and never evaluated.
+CSV as published, JSON, JSON lines or parquet. Columns: question; selections, a printed
+`defaultdict(<class 'list'>, {'Belgium': [0.21, ...]})` of each country's shares; options, a printed
+list; source, GAS or WVS. The printed values are parsed as literals and never evaluated; JSON and
+parquet may hold the dictionary and the list themselves.
 
 The options often end in "DK/Refused", and nothing says whether the others have an order, so all
 items are nominal and never enter an ordinal metric. "Missing; Unknown" and the like are no answers
@@ -30,7 +31,8 @@ from typing import Any
 
 from jaxalign.core.errors import UserError
 from jaxalign.surveys.formats.base import FORMATS, Format
-from jaxalign.surveys.formats.files import FileStart, bad, read_table, shown
+from jaxalign.surveys.formats.files import FileStart, bad, shown
+from jaxalign.surveys.formats.records import as_text, columns_of, read_records
 from jaxalign.surveys.names import find_country
 from jaxalign.surveys.survey import Item, Survey
 
@@ -82,7 +84,7 @@ class OpinionQA(Format):
     """GlobalOpinionQA's questions with the answers of each country."""
 
     def recognises(self, start: FileStart) -> bool:
-        return start.has_columns(*COLUMNS)
+        return set(COLUMNS) <= set(columns_of(start))
 
     def read(self, path: Path) -> Survey:
         return read_opinion_qa(path)
@@ -92,7 +94,7 @@ def read_opinion_qa(path: Path | str) -> Survey:
     """Read the questions and how each country answered them.
 
     Args:
-        path: The CSV file.
+        path: The file.
 
     Returns:
         A survey whose items are named "q1", "q2" and so on by their row, without the rows that
@@ -108,9 +110,10 @@ def read_opinion_qa(path: Path | str) -> Survey:
     first_row: dict[tuple[str, ...], int] = {}
     unusable: list[UserError] = []
     taken: dict[str, Counter[str]] = {}
-    rows = read_table(path, COLUMNS).rows
-    for number, (row, cells) in enumerate(rows, 1):
-        key = tuple(cells[name] for name in COLUMNS)
+    rows = read_records(path, COLUMNS)
+    for number, (row, values) in enumerate(rows, 1):
+        cells = values | {name: as_text(values[name]) for name in ("question", "source")}
+        key = tuple(repr(cells[name]) for name in COLUMNS)
         try:
             if key in first_row:
                 raise bad(path, f"the same as row {first_row[key]}", row)
@@ -156,9 +159,11 @@ def _samples(taken: Mapping[str, Counter[str]]) -> list[str]:
     )
 
 
-def _item(path: Path, row: int, id: str, cells: dict[str, str]) -> tuple[Item, list[bool]]:
+def _item(path: Path, row: int, id: str, cells: dict[str, Any]) -> tuple[Item, list[bool]]:
     """Return the item, and which of the printed options are its options."""
-    options = _literal(path, row, "options", cells["options"])
+    options = cells["options"]
+    if not isinstance(options, list):
+        options = _literal(path, row, "options", as_text(options))
     if not isinstance(options, list | tuple):
         raise bad(path, f"{shown(options)} is not a list", row, "options")
     labels = [_label(option) for option in options]
@@ -185,19 +190,16 @@ def _label(option: Any) -> str:
 
 
 def _answers(
-    path: Path, row: int, kept: Sequence[bool], text: str
+    path: Path, row: int, kept: Sequence[bool], selections: Any
 ) -> dict[str, tuple[str, tuple[float, ...]]]:
     """Return, by country, the printed name and the shares of the options that are kept.
 
     A country whose shares are all zero was not asked.
     """
-    printed = _PRINTED.fullmatch(text) if len(text) <= _MOST_CHARACTERS else None
-    if printed is None:
-        message = f"{shown(text)} is not a printed dictionary of country: shares"
-        raise bad(path, message, row, "selections")
-    selections = _literal(path, row, "selections", printed[1] or printed[2])
     if not isinstance(selections, dict):
-        raise bad(path, f"{shown(selections)} is not a dictionary", row, "selections")
+        selections = _printed_dictionary(path, row, as_text(selections))
+    # Parquet has a null for every country that another row names.
+    selections = {name: shares for name, shares in selections.items() if shares is not None}
     found: dict[str, tuple[float, ...]] = {}
     for country, shares in selections.items():
         if (normal := _shares(path, row, kept, country, shares)) is not None:
@@ -207,6 +209,18 @@ def _answers(
         code = _country(name)
         answers[name if code in answers else code] = (name, found[name])
     return answers
+
+
+def _printed_dictionary(path: Path, row: int, text: str) -> dict[Any, Any]:
+    """Return the dictionary in a cell as Python prints it."""
+    printed = _PRINTED.fullmatch(text) if len(text) <= _MOST_CHARACTERS else None
+    if printed is None:
+        message = f"{shown(text)} is not a printed dictionary of country: shares"
+        raise bad(path, message, row, "selections")
+    selections = _literal(path, row, "selections", printed[1] or printed[2])
+    if not isinstance(selections, dict):
+        raise bad(path, f"{shown(selections)} is not a dictionary", row, "selections")
+    return selections
 
 
 def _preference(name: str) -> int:

@@ -1,4 +1,4 @@
-"""World Values Survey wave 7 (all versions; text, SPSS, Stata).
+"""World Values Survey wave 7 (all versions; text, SPSS, Stata, SAS).
 
 The files may not be redistributed, so none is shipped: download one from the survey's site and
 give its path. These columns are read: B_COUNTRY_ALPHA (three letters), W_WEIGHT, the items asked
@@ -12,6 +12,11 @@ The survey's wording may not be redistributed either. To have it, give a survey 
 items are named as the columns are (Q1, Q234A). Then a code that it does not list is refused, and
 shares come in its order. Without it, an item's text is its name, and its options are the codes of
 the published scale (`wvs_scales`), whether or not anybody in the file chose them.
+
+With `by`, groups within countries take the place of the countries (`jaxalign.surveys.groups`):
+weighted shares of women and men, of age bands, and so on. `respondents` holds the number and the
+effective number of each group's respondents; a group of fewer than `min_respondents` is left out by
+name.
 
 What is not used is said in the survey's `notes`.
 """
@@ -47,6 +52,7 @@ from jaxalign.surveys.formats.wvs_cells import (
     numbers,
     take,
 )
+from jaxalign.surveys.formats.wvs_groups import GroupColumn, group_columns, groups_of
 from jaxalign.surveys.formats.wvs_scales import published_codes, scale_of
 from jaxalign.surveys.formats.wvs_tally import (
     Block,
@@ -57,7 +63,8 @@ from jaxalign.surveys.formats.wvs_tally import (
     load_tally,
     save_tally,
 )
-from jaxalign.surveys.survey import Item, Survey
+from jaxalign.surveys.groups import Variable, variables_of
+from jaxalign.surveys.survey import Item, Respondents, Survey
 
 MIN_RESPONDENTS = 50
 # Above this share of an item's answers, codes outside its published scale mean that the column is
@@ -65,6 +72,11 @@ MIN_RESPONDENTS = 50
 MOST_OFF_SCALE = 0.1
 _MOST_NAMED = 12  # items or countries that a note lists
 _WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods")
+
+# A column of the first line, or of the second behind `sep=;`, whatever delimits them.
+_COUNTRY_COLUMN = re.compile(
+    rf"(?:\"?sep=[^\r\n]*[\r\n]+)?(?:[^\r\n]*[^\w\r\n])?{COUNTRY}(?!\w)", re.IGNORECASE
+)
 
 # The 259 items with a scale: 223 asks for a party, and those after 259 are about the respondent.
 ITEMS = (*(f"Q{i}" for i in range(1, 260) if i != 223), "Q234A")
@@ -74,13 +86,14 @@ ITEMS = (*(f"Q{i}" for i in range(1, 260) if i != 223), "Q234A")
 class WorldValuesSurvey(Format):
     """The answers of each respondent, counted by country."""
 
+    has_respondents = True
+
     def recognises(self, start: FileStart) -> bool:
         if start.suffix in wvs_stat.SUFFIXES:
             return not start.path.is_dir()
         if start.suffix in _WORKBOOKS:
             return _is_workbook(start.path)
-        columns = {name.lower() for header in start.headers for name in header}
-        return not start.is_json and any(name.startswith(COUNTRY.lower()) for name in columns)
+        return not start.is_json and bool(_COUNTRY_COLUMN.match(start.text))
 
     def read(self, path: Path, **options: Any) -> Survey:
         return read_wvs(path, **options)
@@ -95,6 +108,7 @@ def read_wvs(
     drop_unknown_codes: bool = False,
     cache_folder: Path | None = None,
     use_cache: bool = True,
+    by: Sequence[str] = (),
 ) -> Survey:
     """Read how each country answered.
 
@@ -102,15 +116,17 @@ def read_wvs(
     reading takes no longer than hashing the file.
 
     Args:
-        path: The text, .sav, .zsav or .dta file.
+        path: The text file, or one of SPSS, Stata or SAS.
         wording: A survey with the items' wording and codes, named as the file's columns.
         items: Columns to read; default: all items of `wording`, else those of ITEMS that the file
             has.
-        countries: Alpha-3 codes of the countries to read; default: all.
+        countries: Alpha-3 codes of the countries to read, or names of groups with `by`; default:
+            all.
         min_respondents: Fewest answers from which a country's distribution is taken.
         drop_unknown_codes: Treat codes that `wording` does not list as missing, not as an error.
         cache_folder: Where counts are cached; default: the user's cache folder.
         use_cache: Whether to read and write the cache at all.
+        by: Variables that divide countries into groups, as `groups.variables_of` takes them.
 
     Raises:
         UserError: Something is wrong with the file; the message names row and column.
@@ -123,9 +139,11 @@ def read_wvs(
         item.codes if item and not drop_unknown_codes else range(MOST_CODES)
         for item in wanted.values()
     ]
-    tally = _tally(path, tuple(wanted), allowed, cache_folder, use_cache)
+    variables = variables_of(by)
+    tally = _tally(path, tuple(wanted), allowed, cache_folder, use_cache, variables)
     kept = _countries(path, tally, countries)
-    return _survey(path, tally, wanted, kept, min_respondents, wording)
+    survey = _survey(path, tally, wanted, kept, min_respondents, wording)
+    return _with_respondents(survey, tally, kept, min_respondents, variables)
 
 
 def _wanted(
@@ -185,25 +203,32 @@ def _tally(
     allowed: Sequence[Sequence[int]],
     cache_folder: Path | None,
     use_cache: bool,
+    variables: Sequence[Variable],
 ) -> Tally:
     """Return the file's counts, from the cache if it has them."""
-    settings = [[name, list(codes)] for name, codes in zip(items, allowed, strict=True)]
-    cached = None
+    settings: list[Any] = [[name, list(codes)] for name, codes in zip(items, allowed, strict=True)]
+    cached, file, by = None, None, ()
+    if variables:
+        file = open_file(path)
+        by = group_columns(path, file, variables)
+        settings += [column.settings() for column in by]
     if use_cache:
         name = cache_name(sha256_of_file(path), path.suffix.lower(), settings)
         cached = (cache_folder or default_cache_folder()) / name
         if (tally := load_tally(cached)) is not None:
             return tally
-    file = open_file(path)
+    file = file or open_file(path)
     check_columns(path, file.columns, items)
-    blocks = iter_blocks(file, items)
+    blocks = iter_blocks(file, items, by)
     tally = count(path, blocks, items, allowed, file.version, file.hashes)
     if cached is not None:
         save_tally(cached, tally)
     return tally
 
 
-def iter_blocks(file: SurveyFile, items: Sequence[str], **options: Any) -> Iterator[Block]:
+def iter_blocks(
+    file: SurveyFile, items: Sequence[str], by: Sequence[GroupColumn] = (), **options: Any
+) -> Iterator[Block]:
     """Yield the respondents of a file, some thousand at a time.
 
     Rows without any of the cells that are read, such as blank lines, are no respondents.
@@ -211,11 +236,14 @@ def iter_blocks(file: SurveyFile, items: Sequence[str], **options: Any) -> Itera
     Args:
         file: The file.
         items: Columns to read.
+        by: What divides countries into groups.
         options: Further arguments of the file's `chunks`.
     """
     path = file.path
     name_in = columns_in_file(file.columns, (COUNTRY, WEIGHT, INTERVIEW, *items))
-    for chunk in file.chunks(list(dict.fromkeys(name_in.values())), **options):
+    read = dict.fromkeys([*name_in.values(), *(column.column for column in by)])
+    for chunk in file.chunks(list(read), **options):
+        divided = {column.column: chunk.columns[column.column] for column in by}
         cells, rows = {name: chunk.columns[column] for name, column in name_in.items()}, None
         blank_R = is_blank(cells[COUNTRY])
         if blank_R.any():
@@ -223,12 +251,15 @@ def iter_blocks(file: SurveyFile, items: Sequence[str], **options: Any) -> Itera
             if blank_R.any():
                 rows = np.flatnonzero(~blank_R)
                 cells = {name: take(column, rows) for name, column in cells.items()}
+                divided = {name: take(column, rows) for name, column in divided.items()}
                 rows = rows + chunk.first_row
         at = chunk.first_row if rows is None else rows
         # Countries first: a second header is recognised best by naming no country.
         names, country_R = countries_of(path, cells[COUNTRY], at)
         if not len(country_R):
             continue
+        if by:
+            names, country_R = groups_of(by, divided, names, country_R)
         yield Block(
             chunk.first_row,
             names,
@@ -299,12 +330,55 @@ def _survey(
     return Survey(
         "World Values Survey 7",
         _version(path, tally.version),
-        "World Values Survey wave 7, the user's own file; items without their wording",
+        "World Values Survey wave 7, the user's own file; shares weighted by W_WEIGHT",
         "paraphrase",
         kept_items,
         distributions,
         notes=tuple(notes),
     )
+
+
+def _with_respondents(
+    survey: Survey,
+    tally: Tally,
+    groups: Sequence[str],
+    min_respondents: int,
+    variables: Sequence[Variable],
+) -> Survey:
+    """Return the survey with how many people each group has, and which groups are too small."""
+    at = {name: c for c, name in enumerate(tally.countries)}
+    numbers = {
+        name: Respondents(int(tally.people_Cx3[at[name], 0]), tally.effective(at[name]))
+        for name in groups
+    }
+    refused = {
+        name: f"{people.number} respondents and no item with the {min_respondents} answers that a "
+        "group needs; `min_respondents` takes fewer"
+        for name, people in numbers.items()
+        if name not in survey.distributions
+    }
+    notes = list(survey.notes)
+    if variables:
+        by = ", ".join(variable.name for variable in variables)
+        kept = [numbers[name] for name in survey.distributions]
+        least, most = min(kept), max(kept)
+        notes.append(
+            f"{_many(kept, 'group')} by {by}, of {least.number:,} to {most.number:,} respondents "
+            f"(effective number {min(k.effective for k in kept):,.0f} to "
+            f"{max(k.effective for k in kept):,.0f})"
+        )
+        if tally.outside:
+            notes.append(
+                f"{tally.outside:,} of {tally.rows:,} respondents do not say their {by} and are in "
+                "no group"
+            )
+        if refused:
+            small = [f"{name} ({numbers[name].number})" for name in refused]
+            notes.append(
+                f"refused {_many(small, 'group')} with fewer than {min_respondents} answers to "
+                f"every item, which a lower `min_respondents` takes: {', '.join(small)}"
+            )
+    return dataclasses.replace(survey, notes=tuple(notes), respondents=numbers, refused=refused)
 
 
 def _items(
@@ -366,7 +440,7 @@ def _gaps(
     few = f"fewer than {min_respondents} answers"
     absent = [country for country in countries if country not in distributions]
     notes = []
-    if absent:
+    if absent and ":" not in absent[0]:  # groups are named one by one, with their numbers
         notes.append(
             f"left out {_many(absent, 'country')} with {few} to every item: {_listed(absent)}"
         )

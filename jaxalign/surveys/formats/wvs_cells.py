@@ -77,6 +77,10 @@ class SurveyFile(Protocol):
         """Yield some columns, a few thousand respondents at a time."""
         ...
 
+    def labels(self, column: str) -> Mapping[float, str]:
+        """Return what the file calls the codes of a column; empty if it does not say."""
+        ...
+
     def hashes(self, rows: set[int]) -> dict[int, int]:
         """Return a hash of the whole of each of some rows."""
         ...
@@ -229,6 +233,9 @@ def check_columns(path: Path, columns: Sequence[str], items: Sequence[str]) -> N
             f"{inverted[0]!r} run the other way); download the edition without 'inverted'",
         )
     found = columns_in_file(columns, (COUNTRY, WEIGHT, *items))
+    if WEIGHT not in found and (old := [c for c in columns if re.fullmatch(r"[Vv]\d{1,3}", c)]):
+        message = f"columns such as {old[0]!r} are those of an earlier wave; download wave 7"
+        raise bad(path, message)
     for name in (COUNTRY, WEIGHT, *items):
         if name not in found:
             hint = "every respondent needs a weight" if name == WEIGHT else "leave it out"

@@ -1,9 +1,12 @@
-"""World Values Survey 7 as SPSS (.sav, .zsav) or Stata (.dta), read with pyreadstat in chunks."""
+"""World Values Survey 7 as SPSS (.sav, .zsav), Stata (.dta) or SAS (.sas7bdat, .xpt) has it.
+
+pyreadstat reads the files in chunks.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,15 @@ import numpy as np
 from jaxalign.surveys.formats.files import bad, read_bytes
 from jaxalign.surveys.formats.wvs_cells import VERSION, Cells, Chunk, columns_in_file
 
-SUFFIXES = (".sav", ".zsav", ".dta")
+# By the end of the file's name, the function of pyreadstat that reads it.
+_READERS = {
+    ".sav": "read_sav",
+    ".zsav": "read_sav",
+    ".dta": "read_dta",
+    ".sas7bdat": "read_sas7bdat",
+    ".xpt": "read_xport",
+}
+SUFFIXES = tuple(_READERS)
 
 # pyreadstat starts each chunk at the beginning of the file and skips, so more chunks cost time. It
 # holds a chunk as Python objects of 32 bytes a cell, so larger chunks cost memory.
@@ -32,6 +43,7 @@ class StatFile:
         rows: Number of respondents that the file announces; None if it does not say.
         version: The first respondent's `version` cell, "" if there is none.
         encoding: The encoding to read texts in; None for what the file says.
+        value_labels: What the file calls the codes of its columns.
     """
 
     path: Path
@@ -39,6 +51,7 @@ class StatFile:
     rows: int | None
     version: str
     encoding: str | None
+    value_labels: Mapping[str, Mapping[Any, str]] = dataclasses.field(default_factory=dict)
 
     def chunks(self, names: Sequence[str], chunk_rows: int = CHUNK_ROWS) -> Iterator[Chunk]:
         """Yield columns of the respondents. Rows are numbered from 2, as if 1 were a header."""
@@ -49,6 +62,11 @@ class StatFile:
         if self.rows is not None and done != self.rows:
             message = f"{done} respondents where the file announces {self.rows}; is it cut short?"
             raise bad(self.path, message)
+
+    def labels(self, column: str) -> Mapping[float, str]:
+        """Return what the file calls the codes of a column; empty if it does not say."""
+        labels = self.value_labels.get(column, {}).items()
+        return {float(code): str(label) for code, label in labels if isinstance(code, (int, float))}
 
     def hashes(self, rows: set[int]) -> dict[int, int]:
         """Return a hash of the whole of each of some rows."""
@@ -86,7 +104,8 @@ def open_stat(path: Path) -> StatFile:
     # A damaged .dta may have columns without a name.
     columns = tuple(str(name) for name in metadata.column_names)
     version = columns_in_file(columns, [VERSION]).get(VERSION)
-    file = StatFile(path, columns, metadata.number_rows, "", encoding)
+    labels = metadata.variable_value_labels or {}
+    file = StatFile(path, columns, metadata.number_rows, "", encoding, labels)
     first = next(file.chunks([version], 1), None) if version else None
     cell = first.columns[version].values[0] if first else None
     return file if cell is None else dataclasses.replace(file, version=str(cell).strip())
@@ -110,7 +129,7 @@ class _WrongEncodingError(Exception):
 def _read(path: Path, **options: Any) -> tuple[dict[str, Any], Any]:
     """Read a file with pyreadstat. Raise its errors as UserErrors of one line."""
     pyreadstat = _pyreadstat(path)
-    reader = pyreadstat.read_dta if path.suffix.lower() == ".dta" else pyreadstat.read_sav
+    reader = getattr(pyreadstat, _READERS[path.suffix.lower()])
     try:
         return reader(str(path), output_format="dict", disable_datetime_conversion=True, **options)
     except Exception as error:  # pyreadstat raises its own, UnicodeDecodeError, MemoryError, ...

@@ -11,7 +11,7 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from jaxalign.surveys.formats.files import (
     bad,
     check_header,
     header_of,
+    is_utf16,
     read_start,
     shown,
     unreadable,
 )
 from jaxalign.surveys.formats.wvs_cells import COUNTRY, VERSION, Cells, Chunk, columns_in_file
 
+_DELIMITERS = f"{DELIMITERS}| "  # some exports have bars; R's write.table has spaces
 BLOCK_BYTES = 4 << 20
 _WRONG_WIDTH = re.compile(r"(?:Row #(\d+): )?Expected \d+ columns, got (\d+):(.*)", re.DOTALL)
 _UNNAMED = re.compile(r"(unnamed: ?\d+|x|index|)", re.IGNORECASE)
@@ -42,6 +44,7 @@ class TextFile:
         delimiter: What separates cells.
         lines_before: Lines before the header: 1 if the file begins with Excel's `sep=;`.
         version: The first respondent's `version` cell, "" if there is none.
+        encoding: Encoding of the text.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class TextFile:
     delimiter: str
     lines_before: int
     version: str
+    encoding: str = "utf8"
 
     def chunks(self, names: Sequence[str], block_bytes: int = BLOCK_BYTES) -> Iterator[Chunk]:
         """Yield columns of the respondents, in blocks of about `block_bytes`.
@@ -66,6 +70,10 @@ class TextFile:
             self._check_last(_cells(batch.column(str(width - 1))), row)
             yield Chunk(row, cells)
             row += batch.num_rows
+
+    def labels(self, column: str) -> Mapping[float, str]:
+        """Return what the file calls the codes of a column: text files do not say."""
+        return {}
 
     def hashes(self, rows: set[int]) -> dict[int, int]:
         """Return a hash of the whole of each of some rows, leaving out row names and numbers."""
@@ -110,6 +118,7 @@ class TextFile:
                     column_names=positions,
                     skip_rows=self.lines_before,
                     skip_rows_after_names=1,
+                    encoding=self.encoding,
                 ),
                 **options,
             )
@@ -142,24 +151,28 @@ class TextFile:
 def open_text(path: Path) -> TextFile:
     """Read the header of a file. Raise UserError if it has none."""
     start = read_start(path).decode("utf-8-sig", errors="replace")
+    with open(path, "rb") as file:
+        encoding = "utf-16" if is_utf16(file.read(2)) else "utf8"
     text, lines_before, given = after_sep_line(start)
-    delimiters = given or DELIMITERS
-    delimiter = max(delimiters, key=lambda d: len(header_of(text, d)))
+    delimiter = max(given or _DELIMITERS, key=lambda d: len(header_of(text, d)))
     header, first = _sample(text, delimiter)
     if len(header) < 2:
         line = shown(text.splitlines()[0])
-        message = f"the header {line} is delimited by neither commas, semicolons nor tabs"
+        message = (
+            f"the header {line} is delimited by neither commas, semicolons, tabs, bars nor spaces"
+        )
         raise bad(path, message, lines_before + 1)
     columns = tuple(name.strip() for name in header)
     check_header(path, [name for name in columns if name])
     if not first:
         if not re.search(r"[\r\n]", text):
             raise bad(path, "there are no rows below the header")
-        return TextFile(path, columns, delimiter, lines_before, "")
+        return TextFile(path, columns, delimiter, lines_before, "", encoding)
     columns = _with_row_names(columns, first)
     cells = dict(zip(columns, first, strict=False))
     version = columns_in_file(columns, [VERSION]).get(VERSION)
-    return TextFile(path, columns, delimiter, lines_before, cells.get(version, "").strip())
+    first_version = cells.get(version, "").strip()
+    return TextFile(path, columns, delimiter, lines_before, first_version, encoding)
 
 
 def _sample(text: str, delimiter: str) -> tuple[list[str], list[str]]:

@@ -11,12 +11,12 @@ import pytest
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.model import ModelFiles, open_model
-from jaxalign.methods.ask_survey.inputs import AskInputs, read_inputs
+from jaxalign.methods.ask_survey.inputs import AskInputs, _named, read_inputs
 from jaxalign.methods.ask_survey.settings import AskSettings, check_settings
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.surveys.survey import to_json
-from tests.support.own_files import wvs_csv
+from tests.support.own_files import wvs_csv, wvs_people
 
 WIDTH = 128  # of the pocket model's embeddings
 COUNTRIES = ("USA", "CHN", "NGA")
@@ -97,6 +97,35 @@ def test_codes_alone_are_asked_in_the_words_of_another_file(files, tmp_path, mon
     inputs = read(files, survey=str(wvs_csv(tmp_path)), wording=words, styles=("unaware",))
     assert [item.text for item in inputs.survey.items] == ["Is it so?"]
     assert set(inputs.survey.distributions) == {"USA", "CHN"}
+
+
+def test_groups_below_the_country_are_asked_in_plain_words(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXALIGN_CACHE", str(tmp_path / "cache"))
+    words = tmp_path / "words.csv"
+    words.write_text("id,text,options\nQ1,Is it so?,1=yes|2=rather|3=hardly|4=no\n")
+    people = {"USA:female": 60, "USA:male": 49, "CHN:male": 60}
+    path = wvs_people(tmp_path, people)
+    given = {"survey": str(path), "wording": words, "by": ("sex",), "styles": ("persona", "p1")}
+    prompt = prompt_file(tmp_path, "tuned", "USA:female")
+    inputs = read(files, **given, prompt=(prompt, f"CHN:male={prompt}"))
+    assert inputs.countries == ("CHN:male", "USA:female")
+    assert {row.groups for row in inputs.rows} == {("CHN:male", "USA:female")} | {
+        ("USA:female", "CHN:male")
+    }
+    for asked in inputs.jobs[0].asked:
+        said = asked.condition.lead_ins(inputs.texts.prompts, inputs.survey.items)[0][0]
+        who = {"CHN:male": "a man from China", "USA:female": "a woman from the United States"}
+        assert f"You are {who[asked.group]}" in said[0]["content"]
+    with pytest.raises(UserError, match="'USA:male' has 49 respondents"):
+        read(files, **given, countries=("USA:male",))
+    assert len(read(files, **given, min_respondents=10).countries) == 3
+
+
+def test_a_name_of_a_group_may_hold_an_equals_sign(files):
+    known = ("DEU:region=Bayern", "DEU")
+    assert _named("DEU:region=Bayern=a/b=c", known) == ("DEU:region=Bayern", Path("a/b=c"))
+    assert _named("DEU=a", known) == ("DEU", Path("a"))
+    assert _named("mine=a", known) == ("mine", Path("a"))
 
 
 @pytest.mark.parametrize(

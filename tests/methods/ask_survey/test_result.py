@@ -7,12 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxalign.commands.reports.ask import ask_report, statements
+from jaxalign.commands.reports.ask import ask_report, statements, verdict_notes
 from jaxalign.lm.model import open_model
 from jaxalign.methods.ask_survey.inputs import AskInputs, read_inputs
 from jaxalign.methods.ask_survey.result import ByRow, analyses_of, make_record
 from jaxalign.methods.ask_survey.settings import AskSettings
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
+from jaxalign.report.wording import NO_SIGNAL
 from jaxalign.surveys.responses import UNREADABLE, Responses
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import make_tables
@@ -110,6 +111,24 @@ def test_the_report_says_what_is_set_beside_what(survey, tmp_path):
     assert "analyses/model-p1/report.html" in (tmp_path / "report.md").read_text("utf-8")
 
 
+def test_where_the_gate_fails_no_difference_is_called_one(survey, tmp_path):
+    """Of the report and of what the command prints, from the same record."""
+    record, _ = aware_and_constant(survey, tmp_path)
+    gate = record["measure"]["rows"]["model-p1"]["validity"]
+    gate["passes"] = True
+    said = " ".join(statements(record, {}))
+    assert ", higher" in said
+    assert NO_SIGNAL not in said
+    gate["passes"] = False
+    said = " ".join(statements(record, {}))
+    assert NO_SIGNAL in said
+    assert ", higher" not in said
+    assert ", lower" not in said
+    first = verdict_notes(record)[0]
+    assert first.lead == "Validity gate: not passed."
+    assert NO_SIGNAL in first.text
+
+
 def test_replies_that_cannot_be_read_leave_nulls(survey, tmp_path):
     settings, inputs = asked(survey, tmp_path, reading="sampled", runs=1)
     items = len(survey.items)
@@ -125,4 +144,6 @@ def test_replies_that_cannot_be_read_leave_nulls(survey, tmp_path):
     assert unaware["replies"]["unreadable"] == unaware["replies"]["replies"] == items
     assert ("model-p1", "model-unaware") not in {(d["a"], d["b"]) for d in record["differences"]}
     ask_report(record, {}, tmp_path)
+    head = (tmp_path / "report.md").read_text("utf-8").split("## ")[0]
+    assert "Validity gate: " in head
     assert "Replies that gave no answer" in (tmp_path / "report.md").read_text("utf-8")

@@ -131,6 +131,43 @@ def test_dataset_info_names_file_and_tags(tmp_path):
     assert info["joint"]["formatting"] == "sharegpt"
 
 
+def test_pairs_are_shown_in_the_presentations_in_turn(tokens):
+    """The target is the mark of the pair's option there, whatever its code is."""
+    by_id = {item.id: item for item in ITEMS}
+    forms = "A", "B", "D"
+    rows = to_rows(PAIRS, ITEMS, PROMPTS, presentations=forms)
+    examples = to_examples(PAIRS, ITEMS, PROMPTS, tokens, presentations=forms)
+    for n, (pair, row, example) in enumerate(zip(PAIRS, rows, examples, strict=True)):
+        item = by_id[pair.item]
+        option, last = item.codes.index(pair.answer), len(item.codes) - 1
+        # Published order of numbers, numbers the other way round, and both the other way round.
+        number = item.codes[option if n % 3 == 0 else last - option]
+        assert row["messages"][2]["content"] == str(number)
+        labels = item.options[::-1] if n % 3 == 2 else item.options
+        codes = item.codes[::-1] if n % 3 == 1 else item.codes
+        lines = [line.strip() for line in row["messages"][1]["content"].splitlines()]
+        listed = [f"{code} = {label}" for code, label in zip(codes, labels, strict=True)]
+        assert [line for line in lines if line in listed] == listed
+        assert list(example.tokens) == tokens.encode_chat(
+            row["messages"], add_generation_prompt=False
+        )
+    assert rows[::3] == to_rows(PAIRS, ITEMS, PROMPTS)[::3]
+
+
+def test_a_published_form_changes_nothing(tokens):
+    who = COUNTRIES[:3]
+    once = training_tokens(ITEMS, who, PROMPTS, tokens)
+    twice = training_tokens(ITEMS, who, PROMPTS, tokens, presentations=("A", "B"))
+    assert once.longest() == twice.longest()  # of numbers of one digit
+    assert len(twice.question_FxQ) == 2
+    # Numbers are held once, however often they are shown.
+    assert len(twice.sizes) == len(once.sizes) + len(ITEMS)
+    pairs = Selection.of(PAIRS)
+    examples = [found.examples(pairs) for found in (once, twice)]
+    same = [list(a.tokens) == list(b.tokens) for a, b in zip(*examples, strict=True)]
+    assert same == [n % 2 == 0 for n in range(len(pairs))]
+
+
 def test_bad_pairs_are_named(tokens):
     with pytest.raises(UserError, match="'nope' of a pair"):
         to_rows([Pair("USA", "nope", 1)], ITEMS, PROMPTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,11 @@ from jaxalign.methods.culturespa.inputs import (
     read_inputs,
 )
 from jaxalign.methods.culturespa.select import Pair, Selection
-from jaxalign.methods.culturespa.settings import CultureSPASettings, resolve_settings
+from jaxalign.methods.culturespa.settings import (
+    CultureSPASettings,
+    check_settings,
+    resolve_settings,
+)
 from jaxalign.methods.culturespa.writer import FunctionWriter
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.surveys.formats import read_answered
@@ -293,3 +298,34 @@ def test_the_documented_command_for_8b_gives_what_no_default_can():
     assert settings.countries == CULTURES
     assert settings.train == TrainConfig()
     assert (settings.per_topic, settings.seeds) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("presentations", "message"),
+    [
+        (("A", "E"), "`presentations` E: choose from A, B, C, D"),
+        (("A", "A"), "`presentations`: A is there twice"),
+        (
+            ("orders",),
+            "written questions have any number of options; choose from A, B, C, D, letters",
+        ),
+        (("A", "order-21"), "`presentations` order-21: written questions have any number"),
+        ((), "`presentations`: give at least one"),
+    ],
+)
+def test_presentations_that_no_run_can_have(presentations, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_settings(CultureSPASettings(presentations=presentations))
+
+
+def test_a_real_model_is_asked_in_two_presentations_and_the_pocket_model_in_one():
+    pocket = open_model()
+    real = ModelFiles(Path("/models/real"), pocket.config, pocket.tokenizer)
+    for files, expected in ((pocket, ("A",)), (real, ("A", "B"))):
+        settings, notes = resolve_settings(CultureSPASettings(), files)
+        assert settings.presentations == expected
+        line = f"forms in which questions are shown {' and '.join(expected)} ("
+        assert any(note.startswith(line) for note in notes)
+    given, notes = resolve_settings(CultureSPASettings(presentations=("D",)), real)
+    assert given.presentations == ("D",)
+    assert not any("forms" in note for note in notes)

@@ -14,6 +14,7 @@ from jaxalign.methods.soft_prompt.problem import (
     check_comparison,
     file_names,
     read_problem,
+    recorded_start,
     start_text,
 )
 from jaxalign.methods.soft_prompt.settings import Settings, pocket_defaults
@@ -22,7 +23,7 @@ from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.runs import with_flags
 from jaxalign.surveys.survey import to_json, vsm
-from tests.support.own_files import own_csv
+from tests.support.own_files import own_csv, wvs_people
 
 
 def refusal(settings: Settings) -> str:
@@ -37,7 +38,7 @@ def refusal(settings: Settings) -> str:
     [
         ({"icl_examples": -1}, "`icl_examples` -1"),
         ({"gradient_steps": -1}, "`gradient_steps` -1"),
-        ({"seed": -1}, "`seed` -1"),
+        ({"seeds": (-1,)}, "`seeds` -1"),
         ({"penalty": float("nan")}, "`penalty` nan"),
         ({"gradient_rate": float("nan")}, "`gradient_rate` nan"),
         ({"constant": float("inf")}, "C must be finite"),
@@ -204,3 +205,54 @@ def test_a_real_model_is_told_which_settings_were_chosen_on_the_pocket_model():
     assert "`prompt.spread` 0.5, `gradient_steps` 100" in note
     assert "generations" not in note
     assert with_flags(note, Settings).endswith("--gradient-rate 0.05")
+
+
+def test_groups_below_the_country_and_borrowed_wording(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("JAXALIGN_CACHE", str(tmp_path / "cache"))
+    caplog.set_level("INFO", "jaxalign")
+    words = tmp_path / "words.csv"
+    rows = [f"Q{n},Is thing {n} good?,1=very|2=rather|3=not very|4=not at all" for n in (1, 2)]
+    words.write_text("\n".join(["id,text,options", *rows]) + "\n")
+    scores = tmp_path / "scores.csv"
+    groups = ("USA:female", "CHN:male")
+    lines = [f"{group},50,40,60,30,20,70" for group in groups]
+    scores.write_text("\n".join(["group,pdi,idv,mas,uai,lto,ivr", *lines]) + "\n")
+    people = {"USA:female": 60, "USA:male": 20, "CHN:male": 60}
+    settings = Settings(
+        held_out=wvs_people(tmp_path, people),
+        countries=groups,
+        edition=str(scores),
+        icl_examples=1,
+        wording=words,
+        by=("sex",),
+    )
+    problem = read_problem(settings)
+    check_comparison(problem)
+    assert set(problem.answered_survey.distributions) == set(groups)
+    start = recorded_start(problem, "USA:female")
+    assert "a woman from the United States" in start
+    assert (
+        problem.in_context("CHN:male")
+        .lead_in(problem.prompts)[0]["content"]
+        .startswith("You are a man from China")
+    )
+    assert any("refused 1 group" in line for line in caplog.messages)
+    small = dataclasses.replace(settings, countries=("USA:male", "CHN:male"), edition=str(scores))
+    scores.write_text(scores.read_text() + "USA:male,50,40,60,30,20,70\n")
+    assert "'USA:male' has 20 respondents" in refusal(small)
+    taken = read_problem(dataclasses.replace(small, min_respondents=10))
+    assert "USA:male" in taken.answered_survey.distributions
+
+
+def test_what_is_tuned_is_not_held_out(tmp_path):
+    fields = to_json(held_out_survey())
+    items = [item | {"id": f"q{n}"} for n, item in enumerate(to_json(vsm())["items"][:3])]
+    fields["items"] = [*fields["items"], *items]
+    path = tmp_path / "both.json"
+    path.write_text(json.dumps(fields))
+    problem = read_problem(Settings(held_out=path))
+    assert not {item.id for item in problem.answered_survey.items} & {"q0", "q1", "q2"}
+    fields["items"], fields["distributions"] = items, {"USA": {"q0": [0.2] * 5}}
+    path.write_text(json.dumps(fields))
+    said = refusal(Settings(held_out=path, countries=("USA",)))
+    assert "every question of it is tuned on" in said

@@ -99,10 +99,11 @@ def test_python_gives_the_result_of_the_command(tiny, by_command, tmp_path):
         "generation",
         "gradient step",
         "tuned prompts, block",
+        "earlier prompts, block",
     ]
     assert done["generation"] == [0, 2, 3]
     assert done["gradient step"] == [0, 2]
-    for task in ("baselines, block", "tuned prompts, block"):
+    for task in ("baselines, block", "tuned prompts, block", "earlier prompts, block"):
         assert done[task] == list(range(done[task][-1] + 1))
     for country, prompt in tuned.items():
         saved = SoftPrompt.load(by_command / "prompts" / f"{country}.safetensors")
@@ -125,7 +126,9 @@ def test_the_search_alone_gives_the_same_prompts_and_writes_nothing(
 def test_a_tuned_prompt_is_a_condition_and_a_peft_adapter(tiny, by_command, tmp_path):
     prompt = SoftPrompt.load(by_command / "prompts" / "CHN.safetensors")
     lm = ja.load_model(tiny, dtype="float32")
-    answers = ja.ask(lm, ja.surveys.vsm(), [prompt, ja.Plain()])
+    # A model that is not the pocket one is tuned on both ways of numbering the options.
+    both = ("A", "B")
+    answers = ja.ask(lm, ja.surveys.vsm(), [prompt, ja.Plain()], presentations=both)
     assert answers.conditions == ("tuned CHN", "naive")
     assert np.isfinite(answers.log_probs).all()
     result = json.loads((by_command / "result.json").read_text("utf-8"))
@@ -140,6 +143,19 @@ def test_a_tuned_prompt_is_a_condition_and_a_peft_adapter(tiny, by_command, tmp_
     after = SoftPrompt(prompt.embeddings_MxD, "after")
     with pytest.raises(UserError, match="placement after"):
         after.save_peft(tmp_path / "other")
+
+
+@pytest.mark.long
+def test_seeds_are_searched_side_by_side_with_the_prompts_of_separate_runs(tiny):
+    """A seed's random numbers are its own, so its neighbours change nothing."""
+    options = {"countries": ("USA",), "generations": 1, "prompt": {"length": 2}, "chunk": 4}
+    lm, optimizer = ja.load_model(tiny, dtype="float32"), ja.DifferentialEvolution(population=4)
+    together = ja.tune_soft_prompt(lm, optimizer=optimizer, seeds=(5, 6), **options)
+    assert list(together) == ["USA s5", "USA s6"]
+    for seed in (5, 6):
+        alone = ja.tune_soft_prompt(lm, optimizer=optimizer, seed=seed, **options)["USA"]
+        assert together[f"USA s{seed}"].seed == alone.seed == seed
+        np.testing.assert_array_equal(together[f"USA s{seed}"].embeddings_MxD, alone.embeddings_MxD)
 
 
 def test_any_named_group_can_be_tuned_for(tiny, tmp_path):

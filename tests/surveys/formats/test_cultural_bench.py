@@ -132,9 +132,21 @@ def test_what_cannot_be_asked_is_left_out_and_named(tmp_path: Path) -> None:
     assert test.sha256 == read_any(saved(tmp_path, rows)).sha256
 
 
+def test_a_question_with_fewer_rows_is_kept_and_counted(tmp_path: Path) -> None:
+    test = read_any(saved(tmp_path, HARD[:1]))
+    assert (test.name, len(test.items), test.groups) == ("CulturalBench Hard", 1, ("100",))
+    note = "1 question has fewer than four rows and is kept, though easier to get wholly right: 100"
+    assert test.notes == (note,)
+    cut = read_any(saved(tmp_path, HARD[:-1]))
+    assert cut.notes == (note.replace("100", "102"),)
+    assert len(cut.items) == len(HARD) - 1
+
+
 BAD = {
-    "three rows": (HARD[:-1], "row 11, column 'question_idx': question 102 has 3 rows; .*four"),
-    "one row": (HARD[:1], "question 100 has 1 row; a question has four"),
+    "five rows": (
+        [*HARD, HARD[0]],
+        "row 13, column 'question_idx': question 100 has 5 rows; a question has four",
+    ),
     "truth": ([HARD[0] | {"answer": "maybe"}], "'maybe' is neither true nor false"),
     "letter": ([EASY[0] | {"answer": "E"}], "row 1, column 'answer': 'E' is no answer; .*A B C D"),
     "no letter": ([EASY[0] | {"answer": True}], "'true' is no answer"),

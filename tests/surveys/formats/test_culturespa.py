@@ -129,7 +129,7 @@ def test_bad_questions_are_named_by_file_and_entry(tmp_path: Path) -> None:
         (b"", "empty"),
         (b"  \n", "empty"),
         (b'{"USA": ', "line 1"),
-        (b"\xff\xfe{}", "UTF-16"),
+        (b"\xff\xfe{}", "not JSON"),
         (b'{"a": 1, "a": 2}', "appears twice"),
         (b"[" * 100_000, "nested"),
         (b"\x80", "UTF-8"),

@@ -68,7 +68,7 @@ def test_a_test_with_right_answers_is_no_survey(tmp_path):
     assert read_any(path).answers == (0,)
     with pytest.raises(UserError, match=r"mmlu\.csv: questions with one right answer"):
         read_survey(path)
-    with pytest.raises(UserError, match=r"`held_out` .*: it does not say how any country answered"):
+    with pytest.raises(UserError, match=r"`held_out` .*: questions with one right answer"):
         read_answered(path, "held_out")
 
 

@@ -91,7 +91,15 @@ def text_of(rows: list[Row], delimiter: str = ",", missing: str = "", comma: boo
     return out.getvalue()
 
 
-SPELLINGS: dict[str, Callable[[list[Row]], str]] = {
+def as_write_table(rows: list[Row]) -> str:
+    """Return a table as R's write.table does: spaces, quoted texts, row names without a header."""
+    lines = [" ".join(f'"{name}"' for name in HEADER)]
+    for i, (country, weight, a, b, _) in enumerate(rows, 1):
+        lines.append(f'"{i}" "{country}" {weight!r} {a} {"NA" if b is None else b} "a b"')
+    return "\n".join(lines) + "\n"
+
+
+SPELLINGS: dict[str, Callable[[list[Row]], str | bytes]] = {
     "plain": text_of,
     "R": lambda rows: text_of(rows, missing="NA"),
     "Stata": lambda rows: text_of(rows, missing="."),
@@ -106,6 +114,10 @@ SPELLINGS: dict[str, Callable[[list[Row]], str]] = {
     "both": lambda rows: "\ufeffsep=;\n" + text_of(rows, ";", "NA"),
     "lower case": lambda rows: text_of(rows).replace(",".join(HEADER), ",".join(HEADER).lower()),
     "old line ends": lambda rows: text_of([(*r[:4], "x") for r in rows]).replace("\r\n", "\r"),
+    "bars": lambda rows: text_of(rows, "|"),
+    "write.table of R": as_write_table,
+    "Excel's Unicode text": lambda rows: text_of(rows, "\t").encode("utf-16"),
+    "UTF-16, the other way round": lambda rows: b"\xfe\xff" + text_of(rows).encode("utf-16-be"),
     "blank lines": lambda rows: text_of(rows) + "\r\n\r\n,,,,\r\n",
 }
 
@@ -114,10 +126,11 @@ SPELLINGS: dict[str, Callable[[list[Row]], str]] = {
 @FUZZ
 @given(rows=rows_of_people)
 def test_the_same_table_as_other_programs_save_it(
-    tmp_path: Path, spell: Callable[[list[Row]], str], rows: list[Row]
+    tmp_path: Path, spell: Callable[[list[Row]], str | bytes], rows: list[Row]
 ) -> None:
-    path = tmp_path / "wvs.csv"
-    path.write_bytes(spell(rows).encode())
+    path, content = tmp_path / "wvs.csv", spell(rows)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert recognise(path) == "wvs"
     check_shares(path, rows)
 
 
@@ -165,21 +178,25 @@ def test_a_quotation_mark_within_a_cell_swallows_no_respondent(tmp_path: Path) -
     np.testing.assert_allclose(read(path).distributions["USA"]["Q1"], [1 / 3, 2 / 3, 0, 0])
 
 
-@pytest.mark.parametrize("suffix", [".sav", ".zsav", ".dta"])
+@pytest.mark.parametrize("suffix", [".sav", ".zsav", ".dta", ".xpt"])
 @settings(FUZZ, max_examples=8)
 @given(rows=rows_of_people)
 def test_statistics_programs_files(tmp_path: Path, suffix: str, rows: list[Row]) -> None:
     path = tmp_path / f"wvs{suffix}"
     table = pd.DataFrame(rows, columns=HEADER)
     table["Q2"] = table["Q2"].astype("float64")
-    table["NOTE"] = table["NOTE"] + "x" * 300  # a long string is several variables in a .sav
+    # A long string is several variables in a .sav; in an .xpt it has at most 200 characters.
+    table["NOTE"] = table["NOTE"] + "x" * (180 if suffix == ".xpt" else 300)
     if suffix == ".dta":
         table = table.rename(columns=str.lower)
         pyreadstat.write_dta(table, str(path))
+    elif suffix == ".xpt":
+        pyreadstat.write_xport(table, str(path), file_format_version=8)
     else:
         pyreadstat.write_sav(table, str(path), compress=suffix == ".zsav")
     check_shares(path, rows)
-    reader = pyreadstat.read_dta if suffix == ".dta" else pyreadstat.read_sav
+    readers = {".dta": pyreadstat.read_dta, ".xpt": pyreadstat.read_xport}
+    reader = readers.get(suffix, pyreadstat.read_sav)
     again, _ = reader(str(path))
     blocks = list(iter_blocks(open_file(path), ["Q1", "Q2"], chunk_rows=7))
     found = np.concatenate([block.codes_RxQ for block in blocks])
@@ -324,3 +341,14 @@ def test_bytes_that_are_no_text_in_a_label(tmp_path: Path) -> None:
         assert content.count(b"Koeln") == 1
         path.write_bytes(content.replace(b"Koeln", b"K\xf6lnx"))
         assert read(path).distributions["DEU"]["Q1"] == (0.25, 0.75, 0, 0)
+
+
+def test_the_sas_edition_is_read_by_pyreadstat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyreadstat writes no .sas7bdat, so that a .sav stands in for one."""
+    table = pd.DataFrame({"B_COUNTRY_ALPHA": ["DEU"] * 2, "W_WEIGHT": [1.0, 3.0], "Q1": [1.0, 2.0]})
+    pyreadstat.write_sav(table, str(tmp_path / "wvs.sas7bdat"))
+    monkeypatch.setattr(pyreadstat, "read_sas7bdat", pyreadstat.read_sav)
+    assert recognise(tmp_path / "wvs.sas7bdat") == "wvs"
+    assert read(tmp_path / "wvs.sas7bdat").distributions["DEU"]["Q1"] == (0.25, 0.75, 0, 0)

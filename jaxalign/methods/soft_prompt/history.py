@@ -1,0 +1,74 @@
+"""The best prompts that a search had found on the way, kept for a comparison at its end.
+
+A tuned loss falls by its own construction; whether the prompt gets closer to people is another
+question, and the answer may change over the generations. So the best search vectors so far are
+written at some generations, before the checkpoint of the same dispatch: what a killed run needs is
+then there. They are scored at the end, by the program that scores the final prompts.
+
+Letters: P point, E entry, Z search dimension.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from jaxalign.core.files import write_atomically
+from jaxalign.methods.soft_prompt.settings import Settings
+from jaxalign.runtime.hosts import agreed, agreed_array
+
+
+def points(settings: Settings) -> tuple[int, ...]:
+    """Return the generations whose best prompts are kept, spread evenly; the last is the result.
+
+    A dispatch cannot be looked into, so these are ends of dispatches.
+
+    >>> points(Settings(generations=45, save_every=10, held_out_points=3))
+    (10, 30, 45)
+    """
+    ends = list(range(settings.save_every, settings.generations, settings.save_every))
+    ends.append(settings.generations)
+    count = min(settings.held_out_points, len(ends))
+    if count < 2:
+        return tuple(ends[-1:]) * count
+    return tuple(ends[i] for i in np.linspace(0, len(ends) - 1, count).round().astype(int))
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """The files of a run's history.
+
+    Attributes:
+        folder: The folder; process 0 writes to it and reads from it.
+        generations: The generations that are kept, without the last.
+        writes: Whether this is process 0.
+    """
+
+    folder: Path
+    generations: tuple[int, ...]
+    writes: bool
+
+    def keep(self, generation: int, z_ExZ: np.ndarray) -> None:
+        """Write the best search vectors so far, if this generation is one to keep."""
+        if self.writes and generation in self.generations:
+            write_atomically(self._path(generation), lambda file: np.save(file, z_ExZ))
+
+    def read(self, shape: tuple[int, int]) -> dict[int, np.ndarray]:
+        """Return the search vectors by generation, float32 [E, Z]; without those that are lost."""
+        known = 0
+        if self.writes:
+            known = sum(1 << p for p, g in enumerate(self.generations) if self._path(g).is_file())
+        known = agreed(known)
+        found = {}
+        for p, generation in enumerate(self.generations):
+            if known >> p & 1:
+                z_ExZ = np.zeros(shape, np.float32)
+                if self.writes:
+                    z_ExZ = np.load(self._path(generation))
+                found[generation] = agreed_array(z_ExZ)
+        return found
+
+    def _path(self, generation: int) -> Path:
+        return self.folder / f"{generation:06d}.npy"
