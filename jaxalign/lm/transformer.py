@@ -65,11 +65,13 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 def rounded(x: jax.Array, dtype: Any) -> jax.Array:
     """Return x rounded to the dtype in which a matrix product reads it.
 
-    XLA may leave out a conversion to bfloat16 that is followed by one back ("excess precision"),
-    and does so in one program and not in another. It does not leave out `reduce_precision`.
+    On CPU, where products of bfloat16 may be computed in float32, XLA may leave out a conversion
+    that is followed by one back ("excess precision"), in one program and not in another. It does
+    not leave out `reduce_precision`. Accelerators read bfloat16; there it would only keep XLA from
+    converting partial sums before they are exchanged.
     """
     dtype = jnp.dtype(dtype)
-    if dtype == x.dtype or dtype == jnp.float32:
+    if dtype == x.dtype or dtype == jnp.float32 or target_platform() != "cpu":
         return x.astype(dtype)
     info = jnp.finfo(dtype)
     return jax.lax.reduce_precision(x, info.nexp, info.nmant).astype(dtype)
