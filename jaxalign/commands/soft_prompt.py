@@ -28,8 +28,11 @@ from jaxalign.methods.base import soft_prompt_methods
 from jaxalign.methods.soft_prompt.result import reading_words, readings
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.tune import run_soft_prompt
+from jaxalign.report.wording import number
 from jaxalign.runs.console import print_table, progress_bars
 
+# Columns of the table of losses: a line that needs no model, and its heading.
+_LINES = {"all_middle": "all 3", "smallest_integer": "best integers"}
 # Columns of the held-out table: an entry of `result.json`, and the method whose label it has.
 _HELD_OUT = {
     "before": "naive",
@@ -68,16 +71,22 @@ def _print_losses(result: Mapping[str, Any]) -> None:
     compared, tuned = record.methods(result), methods["tuned"].label
     sides = record.tuned_on(result), record.never_tuned_on(result)
     rows, others = [], {"naive": methods["naive"].label, "tuned": tuned} if sides[1] else {}
+    digits = record.loss_digits(result)
+    lines = _LINES if record.has_scores(result) else {"uniform": "uniform"}
     for country, entry in result["countries"].items():
         trivial = result["trivial"][country]
         rows.append(
             [
                 country,
-                *(entry[key][reading]["loss"] for key in compared),
-                *(record.mean_loss(entry, key, sides[1], reading) for key in others),
-                entry["tuned"][other]["loss"],
-                trivial.get("all_middle"),
-                trivial.get("smallest_integer"),
+                *(
+                    loss if digits == 1 else number(loss, digits)
+                    for loss in (
+                        *(entry[key][reading]["loss"] for key in compared),
+                        *(record.mean_loss(entry, key, sides[1], reading) for key in others),
+                        entry["tuned"][other]["loss"],
+                        *(trivial.get(name) for name in lines),
+                    )
+                ),
             ]
         )
     unit = "sum of score differences" if "dimensions" in result else result["settings"]["objective"]
@@ -89,8 +98,7 @@ def _print_losses(result: Mapping[str, Any]) -> None:
             *(methods[key].label for key in compared),
             *(f"{label} on {where}, never tuned on" for label in others.values()),
             f"{tuned} {reading_words(other)}",
-            "all 3",
-            "best integers",
+            *lines.values(),
         ],
         rows,
     )

@@ -106,9 +106,12 @@ class Prompts:
                 meant.
         """
         values = dataclasses.asdict(self.name_of(group))
-        if values["values"] and not names_used(self.persona) & {"person", "people", "values"}:
+        # There are no words for a person in some languages, so a text may use `person` in vain.
+        telling = [name for name in ("person", "people", "values") if values[name] is not None]
+        if telling and not names_used(self.persona) & set(telling):
+            named = " or ".join(f"`{name}`" for name in telling)
             raise UserError(
-                f"prompt text persona.jinja: says nothing of {group} but the country; use `person`"
+                f"prompt text persona.jinja: says nothing of {group} but the country; use {named}"
             )
         region = (values["values"] or {}).get("region", "")
         if region.isdecimal():

@@ -1,10 +1,10 @@
 """What a run leaves behind: its settings, its metrics, its checkpoints, its result.
 
-    run            the directory of one run: claimed by one process, resumed with the same settings
-    settings       settings by name, which of them may change, and how the command line spells them
-    checkpoints    saved trees of arrays, and which run they belong to
-    environment    versions, devices and the git revision that a run records
-    console        the command line: arguments, errors, progress, tables
+run            the directory of one run: claimed by one process, resumed with the same settings
+settings       settings by name, which of them may change, and how the command line spells them
+checkpoints    saved trees of arrays, and which run they belong to
+environment    versions, devices and the git revision that a run records
+console        the command line: arguments, errors, progress, tables
 """
 
 from jaxalign.core.files import MetricsFile, finite_or_none, plain, write_json

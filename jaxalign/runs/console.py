@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +19,8 @@ import jax
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import cache_folder
-from jaxalign.core.streams import drawing_stream, replace_what_cannot_be_printed, visible
 from jaxalign.core.progress import OnProgress, Progress, Speed, ignore
+from jaxalign.core.streams import drawing_stream, replace_what_cannot_be_printed, visible
 from jaxalign.runs.interrupts import insistent_interrupts
 from jaxalign.runs.settings import with_flags
 from jaxalign.runtime import hosts
@@ -60,7 +59,7 @@ def main(
         with insistent_interrupts(hint) as set_handlers, notes_to_stdout(config_class):
             config = _parse(config_class, args, program or _program())
             hosts.join()
-            set_handlers()  # the library of several processes sets one for SIGTERM, which ignores it
+            set_handlers()  # again: joining other processes sets one that ignores SIGTERM
             enable_compilation_cache()
             run(config)
     except UserError as error:
@@ -275,7 +274,9 @@ class _Bars:
         from rich.live import Live
 
         if self._live is None and self._console.is_terminal:
-            self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
+            self._live = Live(
+                get_renderable=self._draw, console=self._console, refresh_per_second=4
+            )
             self._live.start(refresh=True)
 
     def _print_line(self, task: _Task) -> None:

@@ -96,6 +96,7 @@ from jaxalign.stats.intervals import Interval, seed_interval
 from jaxalign.stats.metrics import DEFAULT_METRICS, Metric, select
 from jaxalign.stats.validity import validity_gate
 from jaxalign.surveys.formats import read_answered
+from jaxalign.surveys.names import find_country
 from jaxalign.surveys.options import SurveyOptions
 from jaxalign.surveys.presentations import PUBLISHED
 from jaxalign.surveys.replies import Numbering, ReaderName, items_left_out, read_answers
@@ -238,6 +239,9 @@ def _read_runs(
     runs: list[Replies] = []
     for path in paths:
         for run in read_replies(Path(path), country, mode):
+            if run.country is not None and run.country not in survey.distributions:
+                # A tool may write "United States" where the survey has USA.
+                run = dataclasses.replace(run, country=find_country(run.country) or run.country)
             # The same replies under another file's name are one run copied, not two runs.
             for other in runs:
                 if run == dataclasses.replace(other, source=run.source):

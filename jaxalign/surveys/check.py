@@ -8,6 +8,7 @@ from pathlib import Path
 from jaxalign.core.errors import UserError
 from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.formats import FORMATS, borrow_wording, choose_format
+from jaxalign.surveys.groups import read_group
 from jaxalign.surveys.options import NO_OPTIONS, SurveyOptions
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import option_table
@@ -112,11 +113,13 @@ def _summary(format: str, survey: Survey | ChoiceTest) -> str:
             f"{len(survey.items)} items ({ordinal} ordinal, {len(survey.items) - ordinal} nominal)"
         )
         groups = set(survey.distributions)
+    within = any(read_group(name) is not None for name in groups)
+    noun = ("group", "groups") if within else ("country", "countries")
     options = sorted({len(item.options) for item in survey.items})
     topics = {item.topic for item in survey.items if item.topic}
     return (
         f"{survey.name} ({format}): {kind}; {options[0]} to {options[-1]} options; "
-        f"{_listed('topic', 'topics', topics)}; {_listed('country', 'countries', groups)}; "
+        f"{_listed('topic', 'topics', topics)}; {_listed(*noun, groups)}; "
         f"sha256 {survey.sha256}. Nothing is wrong with it.{_note(survey)}"
     )
 

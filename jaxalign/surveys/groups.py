@@ -237,7 +237,7 @@ def read_group(name: str) -> Group | None:
     return Group(country, values) if country and values else None
 
 
-def variables_of(by: Sequence[str]) -> tuple[Variable, ...]:
+def variables_of(by: Sequence[str] | str) -> tuple[Variable, ...]:
     """Return the variables that a user names, by our names or by the codebook's columns.
 
     Args:
@@ -250,6 +250,7 @@ def variables_of(by: Sequence[str]) -> tuple[Variable, ...]:
         >>> [variable.name for variable in variables_of(["sex,X003R2", "Q275R"])]
         ['sex', 'age', 'education']
     """
+    by = (by,) if isinstance(by, str) else by
     known = {v.name.lower(): v for v in VARIABLES}
     for variable in VARIABLES:
         columns = [*variable.columns, *([variable.derived[0]] if variable.derived else [])]

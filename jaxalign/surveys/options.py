@@ -25,7 +25,6 @@ class SurveyOptions:
     min_respondents: int | None = None
     """Fewest respondents of a group, and fewest answers of a group to an item, in a World Values
     Survey file; default: 50. What has fewer is left out by name."""
-
     format: str | None = None
     """Name of the survey file's format, such as wvs or own-csv; default: it is recognised by its
     content."""

@@ -156,6 +156,30 @@ def test_a_run_of_one_country_and_one_presentation(tmp_path: Path) -> None:
     check_page(tmp_path / "report.html")
 
 
+def test_a_loss_that_is_no_sum_of_points_keeps_its_decimals(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """As of a distance between distributions, which has no scores, no target and no constants."""
+    result, _ = soft_prompt_sample(("USA", "CHN"))
+    for name in ("dimensions", "constants"):
+        del result[name]
+    result["settings"]["objective"] = "jensen-shannon"
+    result["trivial"] = {c: {"uniform": 0.25, "own_mean": 0.5} for c in result["countries"]}
+    for entry in result["countries"].values():
+        entry["target"] = None
+        for method in ("naive", "persona", "icl", "start", "tuned", "gradient"):
+            record = entry[method]
+            for part in (record, record["untuned"], *record["presentations"].values()):
+                for reading in ("expected", "most_likely"):
+                    part[reading] = {"loss": part[reading]["loss"] / 1000}
+    page, text = _texts(result, tmp_path)
+    assert "| tuned soft prompt | 0.040 | 0.044 | 0.180 | 0.160 |" in text
+    assert "+0.110 on A (tuned on); +0.096 on B" in page
+    assert "| USA | 0.250 | 0.500 |" in text
+    print_result(result)
+    assert "0.040" in capsys.readouterr().out
+
+
 def test_the_terminal_says_what_the_report_says(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

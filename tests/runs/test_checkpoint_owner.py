@@ -10,12 +10,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from jaxalign.core.errors import UserError
 from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_directory
 from jaxalign.methods.soft_prompt.settings import Settings
-from jaxalign.runs.checkpoints import check_owner, claim
-from jaxalign.runs.checkpoints import Checkpoints
-from jaxalign.core.errors import UserError
 from jaxalign.runs import Run, recorded_run
+from jaxalign.runs.checkpoints import Checkpoints, check_owner, claim
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from jaxalign.core.errors import UserError
 from jaxalign.runs import checkpoints
 from jaxalign.runs.checkpoints import Checkpoints, abstract_tree, latest_step
-from jaxalign.core.errors import UserError
 from jaxalign.runtime.sharding import POPULATION, make_mesh, named_sharding, replicated
 
 
@@ -170,7 +170,8 @@ def test_kill_9_in_the_middle_of_a_save_leaves_the_step_before(tmp_path):
         with Checkpoints(tmp_path) as checkpoints:
             step, got = checkpoints.restore(abstract)
         # A step whose files had not been listed yet is put aside.
-        assert step == int(got["n"]) and step in (latest, latest - 1)
+        assert step == int(got["n"])
+        assert step in (latest, latest - 1)
         assert step >= safe
         np.testing.assert_array_equal(got["x"], np.float32(step))
     assert any(interrupted), "every kill came after its save was whole: the test shows nothing"

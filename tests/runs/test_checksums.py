@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged, renamed or another run's is named, and the one before it is used."""
+"""A checkpoint that is damaged, renamed or another run's is named; the one before it is used."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def _files(step: Path) -> list[Path]:
     return sorted(path for path in step.rglob("*") if path.is_file())
 
 
-def test_a_flipped_bit_in_any_file_is_seen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flipped_bit_in_any_file_is_seen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = _saved(tmp_path / "whole")
     names = [path.relative_to(whole) for path in _files(whole / "2") if path.stat().st_size]
     assert len(names) > 5
@@ -103,9 +105,9 @@ def test_where_nothing_is_whole_there_is_nothing_to_restore_and_its_numbers_are_
 def test_a_step_that_is_asked_for_by_number_is_checked_too(tmp_path: Path) -> None:
     folder = _saved(tmp_path)
     (folder / "2" / "checksums.json").write_text("{}")
-    with Checkpoints(folder, identity="run, seed 0") as checkpoints:
-        with pytest.raises(UserError, match=r"2 cannot be read \(its checksums.json cannot"):
-            checkpoints.restore(ABSTRACT, 2)
+    named = pytest.raises(UserError, match=r"2 cannot be read \(its checksums.json cannot")
+    with Checkpoints(folder, identity="run, seed 0") as checkpoints, named:
+        checkpoints.restore(ABSTRACT, 2)
 
 
 def test_asynchronous_saves_are_listed_once_they_are_whole(tmp_path: Path) -> None:

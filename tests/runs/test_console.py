@@ -16,11 +16,14 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
 from jaxalign.runs.console import (
-    Progress, enable_compilation_cache, main, print_table, progress_bars,
+    enable_compilation_cache,
+    main,
+    print_table,
+    progress_bars,
 )
-from jaxalign.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,9 +274,14 @@ def test_bars_can_be_quiet_and_an_error_comes_through() -> None:
             on_progress(Progress("step", 0, 2))
             on_progress(Progress("step", 2, 2))
         assert file.getvalue() == ""
-    with pytest.raises(ZeroDivisionError), progress_bars(file=Terminal()) as on_progress:
-        on_progress(Progress("step", 0, 2))
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with progress_bars(file=Terminal()) as on_progress:
+            on_progress(Progress("step", 0, 2))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
 
 
 def test_table_rounds_and_aligns() -> None:

@@ -244,7 +244,9 @@ def test_process_0_writes_and_all_heed_its_verdict(tmp_path: Path) -> None:
     members = [
         subprocess.Popen(
             [sys.executable, "-c", MEMBER, str(tmp_path), address, str(i)],
-            stdout=subprocess.PIPE, text=True, cwd=root,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
         )
         for i in range(2)
     ]

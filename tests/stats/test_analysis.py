@@ -254,6 +254,12 @@ if DATA:
         assert round(result["means"]["all"]["unaware"], 2) == 62.36
         total = result["unreadable"]["total"]
         assert total["unreadable"] + total["out_of_range"] == 10
+        # One reply each of Llama-3-8B-Instruct, as published, passes the gate, if not by much.
+        gate = result["validity"]
+        assert gate["passes"]
+        assert gate["replies"] == 1
+        assert gate["correlation"]["mean"] == pytest.approx(0.213, abs=1e-3)
+        assert gate["over_uniform"]["mean"] == pytest.approx(0.092, abs=2e-3)
         assert result["long_items"]["count"] == 51
         assert round(result["long_items"]["share_of_denominator"], 1) == 72.9
         assert round(result["dispersion"]["humans"]["agreement"], 1) == 61.9

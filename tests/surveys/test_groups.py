@@ -67,10 +67,16 @@ def test_a_text_that_would_speak_of_the_whole_country_is_refused(tmp_path: Path)
     (tmp_path / "persona.jinja").write_text("From {{ country }}.")
     prompts = load_prompts(tmp_path)
     assert prompts.system("USA")["content"] == "From United States."
-    with pytest.raises(UserError, match="says nothing of USA:male but the country; use `person`"):
+    with pytest.raises(UserError, match="of USA:male but the country; use `person` or"):
         prompts.system("USA:male")
     (tmp_path / "persona.jinja").write_text("From {{ country }}, {{ values.sex }}.")
     assert load_prompts(tmp_path, language="en").system("USA:male")["content"].endswith(", male.")
+    (tmp_path / "item.jinja").write_text("{{ item.text }}")
+    german = load_prompts(tmp_path, language="de").system("USA:male")["content"]
+    assert german == "From Vereinigte Staaten, male."
+    (tmp_path / "persona.jinja").write_text("Aus {{ person | default(country) }}.")
+    with pytest.raises(UserError, match="says nothing of USA:male but the country; use `values`"):
+        load_prompts(tmp_path, language="de").system("USA:male")
 
 
 def test_prompts_name_similar_groups_in_words() -> None:
@@ -91,7 +97,8 @@ def test_scores_of_ones_own_name_groups_below_the_country(tmp_path: Path) -> Non
 
 
 def test_variables_by_their_names_and_by_the_codebooks() -> None:
-    for by in (["sex", "age", "education"], ["sex,age,education"], ["q260", "X003R2,Q275R"]):
+    same = (["sex", "age", "education"], "sex, age,education", ["q260", "X003R2,Q275R"])
+    for by in same:
         assert [v.name for v in variables_of(by)] == ["sex", "age", "education"]
     assert variables_of(["N_REGION_WVS"])[0].columns == ("N_REGION_WVS",)
     for by, message in (

@@ -79,3 +79,14 @@ def test_a_survey_that_no_command_could_count_with_is_not_called_right(tmp_path)
     path.write_text("id,text,options\nq1,How often?,1=never|99999999=often\n")
     (problem,) = check_survey(path).problems
     assert "code 99999999" in problem
+
+
+def test_a_country_may_be_written_out(tmp_path):
+    path = tmp_path / "replies.jsonl"
+    doc = {"Q_id": "Q1", "country": "Andorra", "mode": "aware"}
+    path.write_text(json.dumps({"doc": doc, "resps": [["2"]]}) + "\n")
+    analysis = score_replies(survey(tmp_path), [path], resamples=10)
+    assert analysis["personas"] == ["AND"]
+    path.write_text(path.read_text().replace("Andorra", "Narnia"))
+    with pytest.raises(UserError, match="country 'Narnia' is not in the survey; it has AND"):
+        score_replies(survey(tmp_path), [path], resamples=10)

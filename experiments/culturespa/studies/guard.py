@@ -33,7 +33,7 @@ from jaxalign.methods.culturespa.fine_tune import (
     adapter_names,
     label,
 )
-from jaxalign.methods.culturespa.inputs import Experiment, read_guard
+from jaxalign.methods.culturespa.inputs import Experiment, Inputs, read_guard
 from jaxalign.methods.culturespa.measure import TUNED, model_names
 from jaxalign.methods.culturespa.result import GUARD_POINTS, guard_record
 from jaxalign.report.drawing import new_figure
@@ -67,7 +67,7 @@ def run(settings: GuardSettings) -> None:
             experiment = dataclasses.replace(experiment, inputs=inputs)
         before_Q, after_Q = ask_each(experiment, names)
     guard = experiment.inputs.guard
-    record = make_record(before_Q, after_Q, experiment.inputs.guard_name, finished)
+    record = make_record(before_Q, after_Q, experiment.inputs, finished)
     record["topics"] = by_topic(before_Q, after_Q, [item.topic or "all" for item, _ in guard])
     write_json(finished.out / "guard.json", record)
     draw(finished.out / "guard.png", record)
@@ -90,7 +90,7 @@ def ask_each(
 
 
 def make_record(
-    before_Q: np.ndarray, after_Q: dict[ModelName, np.ndarray], name: str, finished: Finished
+    before_Q: np.ndarray, after_Q: dict[ModelName, np.ndarray], inputs: Inputs, finished: Finished
 ) -> dict[str, Any]:
     """Return accuracies by method; the unchanged model stands in for a model that is not there."""
     values = {"before": [float(before_Q.mean())]}
@@ -100,7 +100,7 @@ def make_record(
             float(np.mean([after_Q.get((seed, model), before_Q).mean() for model in models]))
             for seed in finished.questions
         ]
-    return guard_record(values, name, len(before_Q))
+    return guard_record(values, inputs.guard_name, [item for item, _ in inputs.guard])
 
 
 def by_topic(

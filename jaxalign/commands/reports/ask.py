@@ -139,8 +139,9 @@ def statements(record: Record, analyses: Mapping[str, Record]) -> tuple[str, ...
         if row["valid_mass"] is not None and row["valid_mass"] < 0.5
     ]
     if low:
+        marks = "numbers" if record["measure"]["answer"] == "number" else "texts"
         said.append(
-            "Replies seldom begin with one of the options' numbers, so that what is scored is a "
+            f"Replies seldom begin with one of the options' {marks}, so that what is scored is a "
             f"small part of what the model would say: {joined(low)}."
         )
     return tuple(s for s in said if s)

@@ -136,6 +136,7 @@ def statements(result: Mapping[str, Any]) -> tuple[str, ...]:
     sentences = [_difference_sentence(name, d) for name, d in result["differences"].items()]
     sentences += prompting_sentences(result)
     limit = result["guard"]["limit"]
+    sentences += guessing_sentences(result["guard"])
     for method, change in result["guard"]["change"].items():
         within = "within" if change["within"] else "not within"
         points = number(change["mean"], 2, signed=True)
@@ -381,6 +382,17 @@ def _pairs(result: Mapping[str, Any], out: Path) -> Figure:
         out / "pairs.png",
         drawings("pairs", [pairs_panel(result)]),
         table,
+    )
+
+
+def guessing_sentences(guard: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say so where the unchanged model is not better than guessing in the guard."""
+    if guard["before"] > guard["chance"] + guard["limit"]:
+        return ()
+    return (
+        f"Guard: the unchanged model is right in {number(guard['before'], 1)} % of the questions, "
+        f"and guessing in {number(guard['chance'], 1)} %, so there is nothing that fine-tuning "
+        "could break. The guard says nothing; give an easier test.",
     )
 
 

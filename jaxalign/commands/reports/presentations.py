@@ -82,6 +82,7 @@ def gain_note(
     tuned: Sequence[str],
     by_presentation: Mapping[str, float | None],
     signal: bool,
+    digits: int = 1,
 ) -> Note | None:
     """Return the first line on whether gains are kept on presentations never tuned on.
 
@@ -91,6 +92,7 @@ def gain_note(
         by_presentation: By presentation, how far the tuned prompt's loss is below the plain
             question's, mean over countries.
         signal: Whether verdicts may be read; see `jaxalign.report.wording.verdict`.
+        digits: Decimals of losses.
     """
     gains = {country: gain for country, gain in gains.items() if gain}
     if not gains:
@@ -111,8 +113,8 @@ def gain_note(
         lead += f" Verdict: {NO_SIGNAL}."
     over = f", mean over {count} countries" if count > 1 else ""
     text = (
-        f"Points by which the tuned prompt's loss is below the plain question's{over}: "
-        f"{_gains_in_words(tuned, by_presentation)}."
+        f"By how much the tuned prompt's loss is below the plain question's{over}: "
+        f"{_gains_in_words(tuned, by_presentation, digits)}."
     )
     if count > 1 and len(found) > 1:
         each = "; ".join(f"{_GAIN_SHORT[name]} in {joined(c)}" for name, c in found.items())
@@ -120,7 +122,7 @@ def gain_note(
     return Note(f"{text}{_numbers_learned(tuned, by_presentation)}", "label", lead)
 
 
-def _gains_in_words(tuned: Sequence[str], gains: Mapping[str, float | None]) -> str:
+def _gains_in_words(tuned: Sequence[str], gains: Mapping[str, float | None], digits: int) -> str:
     """Return such as "+92.6 on A (tuned on); −55.1 on B and −53.1 on D (never tuned on)"."""
     sides = []
     for role, names in (
@@ -128,7 +130,7 @@ def _gains_in_words(tuned: Sequence[str], gains: Mapping[str, float | None]) -> 
         (UNTUNED, [name for name in gains if name not in tuned]),
     ):
         if names:
-            said = joined(f"{number(gains[name], 1, signed=True)} on {name}" for name in names)
+            said = joined(f"{number(gains[name], digits, signed=True)} on {name}" for name in names)
             sides.append(f"{said} ({role})")
     return "; ".join(sides)
 
@@ -169,7 +171,7 @@ _GAIN_SHORT = {
 
 
 def gains_table(
-    method: str, gains: Mapping[str, Mapping[str, Any]] | None, signal: bool
+    method: str, gains: Mapping[str, Mapping[str, Any]] | None, signal: bool, digits: int = 1
 ) -> Table | None:
     """Return by how much losses fell on tuned and on other presentations, side by side.
 
@@ -177,6 +179,7 @@ def gains_table(
         method: What lowers the loss of the plain question.
         gains: By country, the record of `jaxalign.stats.presentations.Gain`.
         signal: Whether verdicts may be read; see `jaxalign.report.wording.verdict`.
+        digits: Decimals of losses.
     """
     known = {country: gain for country, gain in (gains or {}).items() if gain}
     tested = any(gain["untuned"] for gain in known.values())
@@ -190,13 +193,13 @@ def gains_table(
             rows.append((country, _gain(gain["tuned"]), words))
     others = (f"Where {UNTUNED}", "Kept, %") if tested else ()
     columns = ("Country", f"Where {TUNED}", *others, "The gain")
-    digits = (0, 1, 1, 0, 0) if tested else (0, 1, 0)
+    decimals = (0, digits, digits, 0, 0) if tested else (0, digits, 0)
     caption = (
-        f"By how many points the loss is below the plain question's, {method}: mean over "
+        f"By how much the loss is below the plain question's, {method}: mean over "
         "presentations, each taken alone"
     )
     signed = tuple(column for column in columns if column.startswith("Where"))
-    return Table(caption, columns, tuple(rows), digits, signed) if rows else None
+    return Table(caption, columns, tuple(rows), decimals, signed) if rows else None
 
 
 def _gain(record: Mapping[str, float] | None) -> Estimate | None:

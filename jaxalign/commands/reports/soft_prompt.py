@@ -113,6 +113,7 @@ def _sections(result: Result, out: Path) -> list[Section]:
         ),
         section("What the answers are like", *answer_blocks(result)),
         section("The six scores", parts.radar_figure(result, out)),
+        section("The factor scores", parts.factors_table(result)),
         _held_out(result, out),
         section("The search", parts.convergence_figure(result, out), gap_figure(result, out)),
         section("Seeds", seeds_tables(result)),
@@ -134,9 +135,12 @@ def _summary(result: Result) -> str:
     algorithm = result["settings"].get("strategy.algorithm", "DifferentialEvolution")
     if algorithm == "DifferentialEvolution":
         algorithm = "Differential Evolution"
+    goal = "survey answers give the country's published scores"
+    if not has_scores(result):
+        goal = f"survey answers lower the loss of the objective {result['settings']['objective']}"
     return (
         f"One soft prompt for {each}{joined(countries)}, tuned by {algorithm} so that the model's "
-        "survey answers give the country's published scores."
+        f"{goal}."
     )
 
 

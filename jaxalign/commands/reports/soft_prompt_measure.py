@@ -9,6 +9,7 @@ from typing import Any
 from jaxalign.commands.reports import presentations, validity
 from jaxalign.commands.reports.soft_prompt_record import (
     Result,
+    loss_digits,
     methods,
     never_tuned_on,
     shows_signal,
@@ -43,6 +44,7 @@ def readings_table(result: Result) -> Table:
         f"Loss under each reading of the answers, {presentations.named(tuned_on(result))}",
         ("Country and method", *headings),
         rows,
+        loss_digits(result),
         folded=len(rows) > _MOST_ROWS,
     )
 
@@ -64,7 +66,7 @@ def seeds_tables(result: Result) -> list[Table]:
         return []
     signal = shows_signal(result)
     captions = {
-        "loss": ("Loss of the tuned prompt", 1),
+        "loss": ("Loss of the tuned prompt", loss_digits(result)),
         "held_out": ("Held-out score of the tuned prompt", 3),
         "after_minus_before": ("Held-out score, tuned prompt minus plain question", 3),
     }
@@ -157,6 +159,7 @@ def gap_figure(result: Result, out: Path) -> Figure | None:
         "Held-out distance removed, %",
         "Gap, percentage points",
     )
+    digits = (0, loss_digits(result), 3, 1, 1, 1)
     return make_figure(
         out / FIGURES / "gap.png",
         panels,
@@ -166,7 +169,7 @@ def gap_figure(result: Result, out: Path) -> Figure | None:
         "search learns the tuned survey and nothing beyond it.",
         "One panel per country with two curves over the generations: the share of the loss removed "
         "on the tuned survey and the share of the distance removed on the held-out survey.",
-        Table("The gap over generations", columns, rows, (0, 1, 3, 1, 1, 1)),
+        Table("The gap over generations", columns, rows, digits),
         (_REMOVED, _CARRIED),
     )
 
@@ -187,13 +190,17 @@ def presentation_blocks(result: Result) -> list[Block | None]:
     roles |= dict.fromkeys(never_tuned_on(result), presentations.UNTUNED)
     reading = reading_words(readings(result)[0])
     spreads = (
-        ("loss", f"Loss under each presentation, {reading} reading, and its spread", 1),
+        (
+            "loss",
+            f"Loss under each presentation, {reading} reading, and its spread",
+            loss_digits(result),
+        ),
         ("held_out", "Held-out score under each presentation, and its spread", 3),
     )
     return [
         presentations.presentations_table(roles),
         *(
-            presentations.gains_table(labels[method], gains, signal)
+            presentations.gains_table(labels[method], gains, signal, loss_digits(result))
             for method, gains in measure["gain"].items()
             if method in labels
         ),

@@ -15,6 +15,7 @@ from jaxalign.commands.reports.soft_prompt_record import (
     Result,
     all_keys,
     has_scores,
+    loss_digits,
     mean_loss,
     methods,
     never_tuned_on,
@@ -61,7 +62,7 @@ def headline_table(result: Result) -> Table:
         f"not, {reading_words(reading)} reading, 0 is best) and held-out survey",
         columns,
         tuple(rows),
-        digits=(0, *[1] * len(shown), 3, 0),
+        digits=(0, *[loss_digits(result)] * len(shown), 3, 0),
         signed=("Held-out change",),
     )
 
@@ -77,7 +78,7 @@ def trivial_table(result: Result) -> Table | None:
             " (a uniform answer has the mean 3, and in the expected reading the loss of answering "
             "3; scores of other countries are those published)"
         )
-    return Table(caption, columns, rows) if trivial else None
+    return Table(caption, columns, rows, loss_digits(result)) if trivial else None
 
 
 def radar_figure(result: Result, out: Path) -> Figure | None:
@@ -116,6 +117,20 @@ def radar_figure(result: Result, out: Path) -> Figure | None:
         table,
         list(shown.values()),
     )
+
+
+def factors_table(result: Result) -> Table | None:
+    """Return the factor scores beside their targets, for an objective that has factors."""
+    if not (factors := result.get("factors")):
+        return None
+    reading, _ = readings(result)
+    rows = []
+    for country, entry in result["countries"].items():
+        rows.append((f"{country}, target", *entry["target"]))
+        for method, key in methods(result).items():
+            rows.append((f"{country}, {key.label}", *entry[method][reading]["scores"]))
+    caption = f"Factor scores ({result['factor_scores']}), {reading_words(reading)} reading"
+    return Table(caption, ("Country and method", *factors), tuple(rows), 3)
 
 
 def held_out_figure(result: Result, out: Path) -> Figure:
@@ -210,7 +225,7 @@ def convergence_figure(result: Result, out: Path) -> Figure | None:
     }
     count = len(result["seeds"])
     seeds = f", mean over {count} seeds" if count > 1 else ""
-    panels, legend = figures.convergence(losses, levels, shown, f"{minimised} in points")
+    panels, legend = figures.convergence(losses, levels, shown, _with_unit(minimised, result))
     return make_figure(
         out / "convergence.png",
         panels,
@@ -218,9 +233,13 @@ def convergence_figure(result: Result, out: Path) -> Figure | None:
         f"{named(tuned_on(result))}{seeds}, with the baselines' losses as lines across.",
         f"One panel per country: the best {minimised} so far and the median of the population "
         "over the generations.",
-        _convergence_table(rows, list(losses), minimised),
+        _convergence_table(rows, list(losses), minimised, loss_digits(result)),
         legend,
     )
+
+
+def _with_unit(minimised: str, result: Result) -> str:
+    return f"{minimised} in points" if has_scores(result) else minimised
 
 
 def _metrics(result: Result, path: Path) -> list[dict[str, Any]]:
@@ -251,7 +270,7 @@ def _mean_metrics(by_seed: Sequence[Mapping[str, Any]]) -> dict[str, float | Non
 
 
 def _convergence_table(
-    rows: Sequence[Mapping[str, Any]], countries: Sequence[str], minimised: str
+    rows: Sequence[Mapping[str, Any]], countries: Sequence[str], minimised: str, digits: int
 ) -> Table:
     """Return a table of about a dozen generations, evenly spread from the first to the last."""
     last = len(rows) - 1
@@ -265,4 +284,5 @@ def _convergence_table(
         )
         for i in picked
     )
-    return Table(f"{minimised.capitalize()} over generations", ("Generation", *columns), cells)
+    caption = f"{minimised.capitalize()} over generations"
+    return Table(caption, ("Generation", *columns), cells, digits)

@@ -10,7 +10,9 @@ from jaxalign.commands.reports.presentations import TUNED, UNTUNED, heading, nam
 from jaxalign.commands.reports.soft_prompt_record import (
     DRAWN_LINES,
     Result,
+    loss_digits,
     loss_under,
+    loss_words,
     mean_loss,
     methods,
     never_tuned_on,
@@ -33,7 +35,8 @@ def methods_table(result: Result, folded: bool = False) -> Table:
         for method, key in methods(result).items()
     ]
     caption = f"Loss of each method under each presentation, {reading_words(reading)} reading"
-    return Table(caption, ("Country and method", *_columns(result)), tuple(rows), folded=folded)
+    columns, digits = ("Country and method", *_columns(result)), loss_digits(result)
+    return Table(caption, columns, tuple(rows), digits, folded=folded)
 
 
 def means_table(result: Result) -> Table:
@@ -48,7 +51,7 @@ def means_table(result: Result) -> Table:
     over = f", mean over {len(entries)} countries" if len(entries) > 1 else ""
     caption = f"Loss of each method under each presentation, {reading_words(reading)} reading{over}"
     headings = (heading(name, tuned_on(result)) for name in names)
-    return Table(caption, ("Method", *headings), tuple(rows))
+    return Table(caption, ("Method", *headings), tuple(rows), loss_digits(result))
 
 
 def _row(result: Result, entry: Mapping[str, Any], method: str, reading: str) -> list[float | None]:
@@ -98,7 +101,7 @@ def sides_figure(result: Result, out: Path) -> Figure:
         for role, names in sides.items()
     }
     span = figures.common_span(v for side in by_side.values() for s in side for v in s.values)
-    unit = "loss in points, 0 is best"
+    unit = f"{loss_words(result)}, 0 is best"
     panels = [
         figures.dots(f"{', '.join(names)}: {role}", list(entries), by_side[role], unit, span, 4.2)
         for role, names in sides.items()
@@ -121,6 +124,6 @@ def sides_figure(result: Result, out: Path) -> Figure:
         "model (upright strokes). No other presentation was tested.",
         "A row of marks per country: the loss of each method and of the trivial lines, where tuned "
         "on and where not. The numbers are in the table below.",
-        Table("Mean losses", ("Country", *(s.key.label for s in shown)), rows),
+        Table("Mean losses", ("Country", *(s.key.label for s in shown)), rows, loss_digits(result)),
         [s.key for s in shown],
     )

@@ -70,6 +70,18 @@ def has_scores(result: Result) -> bool:
     return "dimensions" in result
 
 
+def loss_words(result: Result) -> str:
+    """Return what a loss is called with its unit; only the six scores are in points."""
+    return "loss in points" if has_scores(result) else "loss"
+
+
+def loss_digits(result: Result) -> int:
+    """Return the decimals of losses: three where they are small, as distances of distributions."""
+    reading, _ = readings(result)
+    losses = [e["naive"][reading]["loss"] for e in result["countries"].values()]
+    return 1 if max(filter(is_number, losses), default=0.0) >= 10 else 3
+
+
 def used_dimensions(result: Result) -> list[str]:
     """Return the dimensions that enter the loss: those with a target in some country."""
     targets = [entry["target"] for entry in result["countries"].values()]

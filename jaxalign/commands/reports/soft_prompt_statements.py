@@ -17,6 +17,7 @@ from jaxalign.commands.reports.soft_prompt_record import (
     Result,
     gate_of,
     has_scores,
+    loss_digits,
     loss_under,
     mean_loss,
     methods,
@@ -36,7 +37,8 @@ _FEW = 0.5  # probability of a valid reply below which scores rest on a small pa
 def verdict_notes(result: Result) -> list[Note]:
     """Return the first lines: the validity gate, and whether the gain is kept elsewhere."""
     gains = result["measure"]["gain"]["tuned"]
-    gain = gain_note(gains, tuned_on(result), _mean_gains(result), shows_signal(result))
+    means, signal = _mean_gains(result), shows_signal(result)
+    gain = gain_note(gains, tuned_on(result), means, signal, loss_digits(result))
     return [gate_note(gate_of(result)), *([gain] if gain else [])]
 
 

@@ -79,7 +79,8 @@ class AskSettings(SurveyOptions):
     the options' numbers assigned the other way round; C: options in reverse order, each with its
     number; D: options in reverse order, numbered from the top; letters and letters-reversed:
     letters for numbers, from the top; orders: all orders of up to 5 options; order-312: one order.
-    Default: A for the pocket model, which knows no other, A and B for others."""
+    Default: A for the pocket model, which was trained on no other form, and where texts are read,
+    as no options are listed; else A and B."""
     runs: int = 3
     """Number of replies to each question in each presentation if they are sampled."""
     seed: int = 0

@@ -82,6 +82,7 @@ from jaxalign.stats.alignment import agreement, alignment, culture_lines, identi
 from jaxalign.stats.bootstrap import count_draws
 from jaxalign.stats.intervals import Interval, seed_interval, widened
 from jaxalign.stats.paired_scores import Spread, drawn_scores, spread
+from jaxalign.surveys.survey import Item
 
 # The model that each selection of training data gives.
 SELECTION_MODELS = {CRQPC.key: JOINT.key, RDS.key: RDS.key, CDS.key: CDS.key}
@@ -190,7 +191,7 @@ def make_record(
         "untrained": measured.untrained,
         "replies": measured.counts if settings.reading == "sampled" else {},
         "valid_mass": measured.valid_mass,
-        "guard": guard_record(right, inputs.guard_name, len(inputs.guard)),
+        "guard": guard_record(right, inputs.guard_name, [item for item, _ in inputs.guard]),
         "questions": _questions(written),
         "selected": {f"seed{seed}": counts for seed, counts in selected.items()},
         "lines": _lines(groups, inputs),
@@ -377,13 +378,15 @@ def _verdict(score: Spread) -> str:
     return "not told apart" + only
 
 
-def guard_record(right: Mapping[str, list[float]], name: str, count: int) -> dict[str, Any]:
+def guard_record(
+    right: Mapping[str, list[float]], name: str, questions: Sequence[Item]
+) -> dict[str, Any]:
     """Return the guard's entry in `result.json`.
 
     Args:
         right: Accuracies in [0, 1] by method and seed; one value under "before".
         name: Name of the questions.
-        count: Number of questions.
+        questions: The questions, whose options say what guessing would give.
     """
     before = 100 * right["before"][0]
     after, change = {}, {}
@@ -400,7 +403,8 @@ def guard_record(right: Mapping[str, list[float]], name: str, count: int) -> dic
         }
     return {
         "test": name,
-        "questions": count,
+        "questions": len(questions),
+        "chance": 100 * float(np.mean([1 / len(item.options) for item in questions])),
         "before": before,
         "after": after,
         "change": change,

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from jaxalign.commands.reports.culturespa import guessing_sentences
 from jaxalign.methods.culturespa.result import Scored, difference, guard_record, paired
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.stats.bootstrap import count_draws
 from jaxalign.stats.paired_scores import drawn_scores
+from jaxalign.surveys.survey import Item
 from jaxalign.surveys.tables import make_tables
 
 
@@ -76,9 +78,20 @@ def test_intervals_are_wider_by_the_spread_over_presentations():
 
 
 def test_the_guard_speaks_of_the_mean_change():
-    record = guard_record({"before": [0.9], "joint": [0.9, 0.92], "cct": [0.8, 0.9]}, "test", 100)
+    items = [Item("a", "?", ("x", "y"), (1, 2)), Item("b", "?", ("w", "x", "y", "z"), (1, 2, 3, 4))]
+    right = {"before": [0.9], "joint": [0.9, 0.92], "cct": [0.8, 0.9]}
+    record = guard_record(right, "test", items)
+    assert (record["questions"], record["chance"]) == (2, 37.5)
+    assert not guessing_sentences(record)
     assert record["change"]["joint"]["mean"] == pytest.approx(1.0)
     assert record["change"]["joint"]["within"] or record["change"]["joint"]["mean"] > 1
     assert not record["change"]["cct"]["within"]
     low, high = record["change"]["cct"]["seed_interval"]
     assert low < -5 < high
+
+
+def test_a_guard_that_the_model_guesses_at_says_nothing():
+    items = [Item("a", "?", ("w", "x", "y", "z"), (1, 2, 3, 4))] * 30
+    record = guard_record({"before": [0.0], "joint": [0.0]}, "test", items)
+    (sentence,) = guessing_sentences(record)
+    assert "right in 0.0 % of the questions, and guessing in 25.0 %" in sentence

@@ -77,6 +77,7 @@ def jensen_shannon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "objectives"
     folder.mkdir()
     (folder / "jensen_shannon.py").write_text(MODULE)
+    objectives.names()  # the package's own modules register once, when they are imported
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     monkeypatch.setattr(objectives, "_entries", dict(objectives._entries))
     monkeypatch.setattr(objectives, "_loaded", False)
@@ -129,7 +130,8 @@ def test_it_tunes_on_a_survey_of_its_own(jensen_shannon, tiny, tmp_path):
         assert "scores" not in entry["tuned"]["expected"]
         # The loss by hand, from what the tuned prompt answers.
         prompt = ja.SoftPrompt.load(out / "prompts" / f"{country}.safetensors")
-        p = ja.ask(tiny, survey, [prompt]).distributions()[0]
+        # It is no pocket model, so both numberings are averaged.
+        p = ja.ask(tiny, survey, [prompt], presentations=("A", "B")).distributions()[0]
         q = np.stack([survey.truth_QxO(country)])[0]
         with np.errstate(divide="ignore", invalid="ignore"):
             kl = [np.nansum(a * np.log(a / ((p + q) / 2)), axis=-1) for a in (p, q)]
@@ -189,3 +191,42 @@ def test_the_command_reports_it(jensen_shannon, tiny, tmp_path, capsys):
     text = (tmp_path / "run" / "report.md").read_text("utf-8").replace("\\", "")
     assert "The loss is that of the objective jensen-shannon-distance" in text
     assert "answering 3 to everything" not in text
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["linear", "earth-mover", "jensen-shannon"])
+def test_the_objectives_of_the_package_are_tuned_on(name, tiny, tmp_path):
+    out, survey, scores = tmp_path / "run", answered_survey(), tmp_path / "scores.csv"
+    ids = [item.id for item in survey.items if item.scale == "ordinal"][:2]
+    scores.write_text(
+        f"factor,item,weight,group,target\nf,{ids[0]},10,,\ng,{ids[1]},-5,,\nf,,,USA,20\n"
+    )
+    ja.tune_soft_prompt(
+        tiny,
+        survey,
+        countries=("USA", "CHN"),
+        objective=name,
+        scores=scores if name == "linear" else None,
+        optimizer=ja.DifferentialEvolution(population=8),
+        generations=4,
+        prompt={"length": 2},
+        out=out,
+        gradient_steps=5,
+        icl_examples=1,
+    )
+    result = json.loads((out / "result.json").read_text("utf-8"))
+    for country in ("USA", "CHN"):
+        losses = {
+            m: result["countries"][country][m]["expected"]["loss"]
+            for m in ("start", "tuned", "gradient")
+        }
+        assert 0 <= losses["tuned"] < losses["start"]
+        assert losses["gradient"] < losses["start"], "it has a gradient"
+        # People's own mean answers meet targets that are computed from them.
+        lines = result["trivial"][country]
+        assert {"uniform", "mean_of_others", "own_mean", "random_respondent"} <= lines.keys()
+    if name == "linear":
+        assert result["factors"] == ["f", "g"]
+        assert result["trivial"]["CHN"]["own_mean"] == pytest.approx(0, abs=1e-3)
+        assert result["countries"]["USA"]["target"][0] == 20
+        assert len(result["countries"]["USA"]["tuned"]["expected"]["scores"]) == 2

@@ -148,6 +148,8 @@ def test_small_groups_are_refused_by_name_unless_asked_for(
     survey = read_answered(path, "survey", worded=False, options=SurveyOptions(by=("sex",)))
     assert list(survey.distributions) == ["CHN:female", "USA:male"]
     assert any("refused 1 group" in note and "USA:female (49)" in note for note in survey.notes)
+    said = str(check_survey(path, options=SurveyOptions(by=("sex",))))
+    assert "2 groups (CHN:female, USA:male)" in said
     message = "'USA:female' has 49 respondents and no item with the 50 answers .*min_respondents"
     with pytest.raises(UserError, match=message):
         make_tables(survey, ["USA:male", "USA:female"])
