@@ -8,7 +8,8 @@
 Prints the cultural alignment score of the unchanged model, plainly and under each prompt style, and
 of the models fine-tuned on its own answers: jointly, one adapter per country, and with
 cross-culture thinking (CCT). With a real model, the joint and the specific models are also asked
-under every prompt style (`--prompting`). Writes pictures and a report besides what the library
+under every prompt style (`--prompting`). Questions are shown in one form or in several, over which
+answers are averaged (`--presentations`). Writes pictures and a report besides what the library
 function `jaxalign.run_culturespa` writes. Source: Xu, Leng, Yu and Xiong, NAACL 2025 (CultureSPA,
 arXiv 2410.12971).
 

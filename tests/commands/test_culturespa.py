@@ -20,10 +20,12 @@ from jaxalign.methods.culturespa.prompting import OTHER_STYLES, Prompted, prompt
 from jaxalign.methods.culturespa.result import SELECTION_MODELS, make_record
 from jaxalign.methods.culturespa.styles import STYLES
 from jaxalign.pocket.society import held_out_survey
+from jaxalign.surveys.survey import Item
 from jaxalign.surveys.tables import make_tables
 
 COUNTRIES = ("USA", "CHN", "NGA")
 SETTINGS = CultureSPASettings(countries=COUNTRIES, seeds=2, reading="sampled", runs=3, resamples=20)
+GUARD = ((Item("g", "2 + 2?", ("3", "4"), (1, 2)), 1),)
 TOPICS = {"trust": {"questions": 4, "pairs": {"USA": 1, "CHN": 0, "NGA": 2}}}
 
 
@@ -33,7 +35,7 @@ def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
     survey = held_out_survey()
     tables = make_tables(survey, settings.countries)
     inputs = SimpleNamespace(
-        survey=survey, tables=tables, guard_name="", guard=(), presentations=("A",)
+        survey=survey, tables=tables, guard_name="", guard=GUARD, presentations=("A",)
     )
     random = np.random.default_rng(0)
     shape = (2, 1, 2, len(survey.items))

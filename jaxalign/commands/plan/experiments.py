@@ -96,6 +96,8 @@ _OF_CULTURESPA = (
     "constrain",
     "reading",
     "runs",
+    "p3_choice",
+    "p3_form",
     "prompting",
     "specific_batch",
     "batch_size",

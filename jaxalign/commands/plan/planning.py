@@ -92,6 +92,11 @@ class PlanSettings(SurveyOptions):
     """How culturespa reads an answer."""
     runs: int = 3
     """Number of culturespa's replies to each question if they are sampled."""
+    p3_choice: str | None = None
+    """Questions that culturespa's P3 shows: topics, similar or a ranking; default: as in its
+    run."""
+    p3_form: Literal["turns", "one_message"] | None = None
+    """How culturespa's P3 shows them; default: as in its run."""
     prompting: bool | None = None
     """Whether culturespa asks the fine-tuned models under every prompt style; default: as in its
     run."""
