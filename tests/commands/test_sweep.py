@@ -336,9 +336,9 @@ def note_batches(patch: pytest.MonkeyPatch) -> list:
     """The batches that are searched from now on."""
     searched, real = [], module.run_batch
 
-    def search(search, group, batch, *rest):
+    def search(search, lm, group, batch, *rest):
         searched.append(batch)
-        return real(search, group, batch, *rest)
+        return real(search, lm, group, batch, *rest)
 
     patch.setattr(module, "run_batch", search)
     return searched
