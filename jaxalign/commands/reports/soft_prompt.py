@@ -196,13 +196,13 @@ def _what_was_measured(result: Result) -> tuple[str, ...]:
     settings, held_out = result["settings"], result["held_out"]
     model = "the pocket Llama" if is_pocket(result) else Path(settings["model"]).name
     answers = "simulated" if held_out.get("simulated") else "real answers from the user's file"
-    if not has_scores(result):
-        survey = "the user's own survey."
-        objective = f"Objective: {settings['objective']}."
-    else:
-        survey = "the 24 values items in our paraphrase, not the official wording."
-        if settings.get("instrument") is not None:
-            survey = "the user's own wording of the 24 values items."
+    survey = "the 24 values items in our paraphrase, not the official wording."
+    if settings.get("instrument") is not None:
+        survey = "the user's own wording."
+    objective = f"Objective: {settings['objective']}."
+    if factors := result.get("factors"):
+        objective = f"Objective: {joined(factors)} of the user's file ({result['factor_scores']})."
+    elif has_scores(result):
         edition = settings.get("edition", "not recorded")
         objective = f"Published scores: edition {edition}. {constants_words(result)} MAS weight: "
         objective += f"{settings.get('mas_weight', 35)}."
@@ -235,9 +235,10 @@ def _losses(result: Result, out: Path) -> Section:
         explanation = f"The loss is that of the objective {result['settings']['objective']}. "
     explanation += (
         "The expected reading takes each item's mean answer over its option probabilities; the "
-        "most likely reading takes one option per item, so that it cannot get below the line "
-        "“best whole answers”."
+        "most likely reading takes one option per item"
     )
+    whole = ", so that it cannot get below the line “best whole answers”."
+    explanation += whole if has_scores(result) else "."
     if "sampled" in next(iter(result["countries"].values()))["naive"]:
         explanation += " The sampled reading takes replies that are drawn and read as users do."
     sides = tuned_on(result), never_tuned_on(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ def verdict_notes(result: Result) -> list[Note]:
     gains = result["measure"]["gain"]["tuned"]
     means, signal = _mean_gains(result), shows_signal(result)
     gain = gain_note(gains, tuned_on(result), means, signal, loss_digits(result))
+    if gain:
+        gain = dataclasses.replace(gain, text=gain.text + _averaged_gain(result))
     return [gate_note(gate_of(result)), *([gain] if gain else [])]
 
 
@@ -51,6 +54,19 @@ def _mean_gains(result: Result) -> dict[str, float | None]:
         known = all(is_number(loss) for pair in pairs for loss in pair)
         gains[name] = sum(a - b for a, b in pairs) / len(pairs) if known else None
     return gains
+
+
+def _averaged_gain(result: Result) -> str:
+    """Return the gain in what was minimised, where answers were averaged over presentations."""
+    tuned, (reading, _) = tuned_on(result), readings(result)
+    if len(tuned) < 2:
+        return ""
+    entries = list(result["countries"].values())
+    losses = [[e[method][reading]["loss"] for method in ("naive", "tuned")] for e in entries]
+    if not all(is_number(loss) for pair in losses for loss in pair):
+        return ""
+    gain = number(sum(a - b for a, b in losses) / len(losses), loss_digits(result), signed=True)
+    return f" Of answers averaged over {joined(tuned)}, which is what was minimised: {gain}."
 
 
 def statements(result: Result) -> tuple[str, ...]:

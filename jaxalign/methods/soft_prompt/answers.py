@@ -61,11 +61,9 @@ def reply_questions(
         problem: What is compared.
         prompts_PxMxD: The soft prompts; None asks under the baselines.
     """
-    conditions = _baselines(problem)
-    if prompts_PxMxD is not None:
-        conditions = _conditions(problem, prompts_PxMxD)
-    # Replies take long, so the held-out survey is read exactly.
-    return _questions(problem, conditions, problem.reported[0].alone(problem.tuned_survey))
+    baselines = prompts_PxMxD is None
+    conditions = _baselines(problem) if baselines else _conditions(problem, prompts_PxMxD)
+    return _reply_questions(problem, conditions)
 
 
 def history_questions(
@@ -129,7 +127,8 @@ def ask_baselines(
         "persona": 1 + np.arange(count)[None],
         "icl": 1 + count + np.arange(count)[None],
     }
-    return _ask(problem, lm, questions, None, rows, folder, on_progress, "baselines")
+    conditions = _baselines(problem)
+    return _ask(problem, lm, questions, conditions, rows, folder, on_progress, "baselines")
 
 
 def ask_tuned(
@@ -155,9 +154,9 @@ def ask_tuned(
         The answers to the tuned and to the held-out survey; and those under `history`.
     """
     every, rows = _flat(problem, prompts)
-    questions = tuned_questions(problem, every)
+    questions, conditions = tuned_questions(problem, every), _conditions(problem, every)
     if not history:
-        found = _ask(problem, lm, questions, every, rows, folder, on_progress, "tuned prompts")
+        found = _ask(problem, lm, questions, conditions, rows, folder, on_progress, "tuned prompts")
         return found, None
     earlier, earlier_rows = _flat(problem, history)
     on_the_way = history_questions(problem, earlier, len(questions[0].extra_ExD))
@@ -168,7 +167,7 @@ def ask_tuned(
         for asked, plan in zip([*questions, *on_the_way], plans, strict=True)
     ]
     questions, on_the_way = planned[: len(questions)], planned[len(questions) :]
-    found = _ask(problem, lm, questions, every, rows, folder, on_progress, "tuned prompts")
+    found = _ask(problem, lm, questions, conditions, rows, folder, on_progress, "tuned prompts")
     answers = [
         _exact(problem, lm, asked, folder, on_progress, "earlier prompts, block")
         for asked in on_the_way
@@ -235,11 +234,16 @@ def _questions(problem: Problem, conditions: Sequence[Condition], asked: AskedSu
     )
 
 
+def _reply_questions(problem: Problem, conditions: Sequence[Condition]) -> Questions:
+    # Replies take long, so the held-out survey is read exactly.
+    return _questions(problem, conditions, problem.reported[0].alone(problem.tuned_survey))
+
+
 def _ask(
     problem: Problem,
     lm: LM,
     questions: Sequence[Questions],
-    prompts: Sequence[np.ndarray] | None,
+    conditions: Sequence[Condition],
     rows: Rows,
     folder: Path | None,
     on_progress: OnProgress,
@@ -256,7 +260,7 @@ def _ask(
         return both
     replies = answer(
         lm,
-        reply_questions(problem, prompts),
+        _reply_questions(problem, conditions),
         Sampled(runs=problem.settings.replies, seed=problem.settings.seed),
         key=_key(problem),
         folder=folder,
