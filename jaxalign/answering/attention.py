@@ -8,15 +8,19 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxalign.answering.order_free import Split, products, softmax_sum, split
 from jaxalign.answering.plan import Rows
-from jaxalign.lm.transformer import KeyValue, masked_attention
+from jaxalign.lm.transformer import KeyValue, masked_attention, rounded
+from jaxalign.runtime.platform import target_platform
 
 # A score of keys that are not seen. It is finite, so that the gradient of a padding query, which
 # may see no key at all, is not NaN.
@@ -50,6 +54,8 @@ def tree_attention(
 ) -> jax.Array:
     """Return attention over [before | common | ancestors in the tree]; softmax in float32.
 
+    In bfloat16 on a CPU, no bit depends on how the keys are cut into these three.
+
     Args:
         rows: which tree token sees which.
         q: queries [B, W + T, N, H], or [B, A, N, H] where only tree tokens ask.
@@ -79,7 +85,55 @@ def _common_queries(q_BxWxNxH: jax.Array, shared: Sequence[jax.Array]) -> jax.Ar
     """Attend as prompt and trunk: to all text before them, and causally among themselves."""
     W, S = q_BxWxNxH.shape[1], shared[0].shape[1]
     mask = np.tril(np.ones((W, S), bool), k=S - W)[None, None]
-    return masked_attention(mask, q_BxWxNxH, *shared)
+    return plain_attention(mask, q_BxWxNxH, *shared)
+
+
+def plain_attention(
+    mask_BxTxS: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, cache: None = None
+) -> jax.Array:
+    """Attend under a boolean mask [B or 1, 1, T, S], with the bits that a tree's tokens would get.
+
+    For text that a tree's tokens see and that is computed apart from them.
+    """
+    if not is_order_free(q.dtype):
+        return masked_attention(mask_BxTxS, q, k, v)
+    return _with_plain_gradient(_masked_sums, masked_attention)(mask_BxTxS, q, k, v)
+
+
+def _masked_sums(mask_Bx1xTxS: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    scores = products("bkqu,bksu->bkqs", _scaled(q.reshape(B, K, -1, H)), split(k))
+    scores = jnp.where(mask_Bx1xTxS, scores.reshape(B, N, T, S), UNSEEN).reshape(B, K, -1, S)
+    out = softmax_sum([scores], [split(v)], ["bkqs,bksu->bkqu"])
+    return jnp.swapaxes(rounded(out, q.dtype).reshape(B, N, T, H), 1, 2)
+
+
+def is_order_free(dtype: Any) -> bool:
+    """Return whether attention of this dtype has bits that do not depend on the order of keys."""
+    return dtype == jnp.bfloat16 and target_platform() == "cpu"
+
+
+def _with_plain_gradient(function: Callable, plain: Callable) -> Callable:
+    """Return a function of (tables, *arrays) with the gradient of another that computes the same.
+
+    Rounding to integers has none.
+    """
+
+    @jax.custom_vjp
+    def both(tables: Any, *arrays: Any) -> jax.Array:
+        return function(tables, *arrays)
+
+    def forward(tables: Any, *arrays: Any) -> tuple[jax.Array, Any]:
+        return function(tables, *arrays), (tables, arrays)
+
+    def backward(kept: Any, g: jax.Array) -> tuple[Any, ...]:
+        tables, arrays = kept
+        _, pull = jax.vjp(functools.partial(plain, tables), *arrays)
+        return None, *pull(g)
+
+    both.defvjp(forward, backward)
+    return both
 
 
 def _tree_queries(
@@ -87,41 +141,80 @@ def _tree_queries(
 ) -> jax.Array:
     """Attend as tree tokens: to everything shared, and to ancestors by the row's table of keys.
 
-    Heads come first, so that every product is of matrices that lie in one piece. The softmax runs
-    over both kinds of keys without putting them together, and divides its outputs, not its weights.
+    Heads come first, so that every product is of matrices that lie in one piece.
     """
+    R, L, _ = rows.mask_RxLxS.shape
     B, _, N, H = q.shape
-    R, L, S = rows.mask_RxLxS.shape
     K = tree[0].shape[2]
-    G = N // K
     # Cut the queries into rows; the G heads that share keys stand beside each other in a row.
     q = jnp.pad(q, ((0, 0), (0, R * L - rows.queries), (0, 0), (0, 0)))
-    q = q.reshape(B, R, L, K, G, H).transpose(0, 3, 1, 4, 2, 5).reshape(B, K, R, G * L, H)
-    # Gather each row's keys, and score them; what a query does not see gets the lowest score.
-    k, v = (jnp.swapaxes(x, 1, 2)[:, :, rows.keys_RxS] for x in tree)  # [B, K, R, S, H]
-    own = scaled_scores("bkrqh,bkrsh->bkrqs", q, k)
-    mask_RxQxS = jnp.broadcast_to(rows.mask_RxLxS[:, None], (R, G, L, S)).reshape(R, G * L, S)
-    own = jnp.where(mask_RxQxS[None, None], own, UNSEEN)
+    q = q.reshape(B, R, L, K, N // K, H).transpose(0, 3, 1, 4, 2, 5).reshape(B, K, R, -1, H)
+    shared, tree = ([jnp.swapaxes(x, 1, 2) for x in both] for both in (shared, tree))
+    attend = _row_queries
+    if is_order_free(q.dtype):
+        attend = _with_plain_gradient(_order_free_row_queries, _row_queries)
+    out = attend(rows, q, shared, tree)
+    out = out.reshape(B, K, R, -1, L, H).transpose(0, 2, 4, 1, 3, 5)
+    return out.reshape(B, R * L, N, H)[:, : rows.queries]
+
+
+def _row_queries(
+    rows: RowTables, q: jax.Array, shared: Sequence[jax.Array], tree: Sequence[jax.Array]
+) -> jax.Array:
+    """Attend as rows of queries [B, K, R, Q, H], to shared [B, K, W, H] and tree [B, K, T, H] keys.
+
+    The softmax runs over both kinds of keys without putting them together, and divides its outputs,
+    not its weights.
+    """
+    B, K, R, Q, H = q.shape
+    k, v = (x[:, :, rows.keys_RxS] for x in tree)  # [B, K, R, S, H]
+    own = _unless_unseen(rows, scaled_scores("bkrqh,bkrsh->bkrqs", q, k))
     # One maximum over both kinds of keys keeps the exponentials in range.
     largest = own.max(axis=-1, keepdims=True)
-    if shared[0].shape[1]:
-        shared_k, shared_v = (jnp.swapaxes(x, 1, 2) for x in shared)
-        every_q = q.reshape(B, K, R * G * L, H)
-        to_shared = scaled_scores("bkqh,bkwh->bkqw", every_q, shared_k)
-        to_shared = to_shared.reshape(B, K, R, G * L, -1)
+    if shared[0].shape[2]:
+        to_shared = scaled_scores("bkqh,bkwh->bkqw", q.reshape(B, K, R * Q, H), shared[0])
+        to_shared = to_shared.reshape(B, K, R, Q, -1)
         largest = jnp.maximum(largest, to_shared.max(axis=-1, keepdims=True))
     largest = jax.lax.stop_gradient(largest)
     # Numerator and denominator of the softmax, of the tree's keys first, then of the shared ones.
     weights = jnp.exp(own - largest)
     total = weights.sum(axis=-1, keepdims=True)
-    out = mix("bkrqs,bkrsh->bkrqh", weights.astype(q.dtype), v)
-    if shared[0].shape[1]:
+    out = mix("bkrqs,bkrsh->bkrqh", rounded(weights, q.dtype), v)
+    if shared[0].shape[2]:
         weights = jnp.exp(to_shared - largest)
         total += weights.sum(axis=-1, keepdims=True)
-        weights = weights.astype(q.dtype).reshape(B, K, R * G * L, -1)
-        out += mix("bkqw,bkwh->bkqh", weights, shared_v).reshape(out.shape)
-    out = (out / total).astype(q.dtype).reshape(B, K, R, G, L, H).transpose(0, 2, 4, 1, 3, 5)
-    return out.reshape(B, R * L, N, H)[:, : rows.queries]
+        weights = rounded(weights, q.dtype).reshape(B, K, R * Q, -1)
+        out += mix("bkqw,bkwh->bkqh", weights, shared[1]).reshape(out.shape)
+    return rounded(out / total, q.dtype)
+
+
+def _order_free_row_queries(
+    rows: RowTables, q: jax.Array, shared: Sequence[jax.Array], tree: Sequence[jax.Array]
+) -> jax.Array:
+    """Attend as `_row_queries` does; no bit depends on how the keys are laid out."""
+    asking = _scaled(q)
+    k, v = (Split(*(part[:, :, rows.keys_RxS] for part in split(x))) for x in tree)
+    own = _unless_unseen(rows, products("bkrqu,bkrsu->bkrqs", asking, k))
+    scores, values, equations = [own], [v], ["bkrqs,bkrsu->bkrqu"]
+    if shared[0].shape[2]:
+        k, v = (Split(parts, scale[:, :, None]) for parts, scale in map(split, shared))
+        scores.append(products("bkrqu,bkwu->bkrqw", asking, k))
+        values.append(v)
+        equations.append("bkrqw,bkwu->bkrqu")
+    return rounded(softmax_sum(scores, values, equations), q.dtype)
+
+
+def _scaled(q: jax.Array) -> Split:
+    """Split queries that are divided by sqrt(H)."""
+    return split(q.astype(jnp.float32) * q.shape[-1] ** -0.5)
+
+
+def _unless_unseen(rows: RowTables, scores_BxKxRxQxS: jax.Array) -> jax.Array:
+    """Return scores of rows' own keys; what a query does not see gets the lowest score."""
+    R, L, S = rows.mask_RxLxS.shape
+    G = scores_BxKxRxQxS.shape[3] // L
+    mask_RxQxS = jnp.broadcast_to(rows.mask_RxLxS[:, None], (R, G, L, S)).reshape(R, G * L, S)
+    return jnp.where(mask_RxQxS[None, None], scores_BxKxRxQxS, UNSEEN)
 
 
 def scaled_scores(equation: str, q: jax.Array, k: jax.Array) -> jax.Array:

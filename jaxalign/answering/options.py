@@ -20,7 +20,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxalign.answering.attention import RowTables, row_tables, tree_attention
+from jaxalign.answering.attention import (
+    RowTables,
+    plain_attention,
+    row_tables,
+    tree_attention,
+)
 from jaxalign.answering.options_suffix import (
     PreparedSuffixItems,
     prepare_suffix_items,
@@ -30,7 +35,7 @@ from jaxalign.answering.plan import Layout
 from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.transformer import KeyValue, Llama, causal_mask, masked_attention, rope_tables
+from jaxalign.lm.transformer import KeyValue, Llama, causal_mask, rope_tables, rounded
 from jaxalign.lm.weights import Params
 
 if TYPE_CHECKING:
@@ -206,8 +211,8 @@ def chunk_log_probs(
     precision = "highest" if config.dtype == "float32" else "default"
     logits_BxAxY = jnp.einsum(
         "bad,ayd->bay",
-        x_BxAxD,
-        rows_AxYxD.astype(x_BxAxD.dtype),
+        rounded(x_BxAxD, config.dtype),
+        rows_AxYxD.astype(config.dtype),
         precision=precision,
         preferred_element_type=jnp.float32,
     )
@@ -261,7 +266,7 @@ def _answer_stream(
     tokens = jnp.concatenate([prepared.trunk, prepared.tree])
     embedded = model.apply(bound, tokens, method=Llama.embed)
     shared = jnp.broadcast_to(embedded[None], (B, *embedded.shape))
-    x = jnp.concatenate([prompts_BxMxD.astype(config.dtype), shared], axis=1)
+    x = jnp.concatenate([prompts_BxMxD.astype(jnp.float32), shared], axis=1)
     x, _ = model.apply(
         bound,
         x,
@@ -287,7 +292,7 @@ def _encode_before(
     def encode(params: Params, tokens: jax.Array) -> tuple[KeyValue, KeyValue]:
         model, bound = Llama(config), {"params": params}
         x = model.apply(bound, tokens[None], method=Llama.embed)
-        attend = jax.tree_util.Partial(masked_attention, causal_mask(jnp.ones_like(tokens)[None]))
+        attend = jax.tree_util.Partial(plain_attention, causal_mask(jnp.ones_like(tokens)[None]))
         rope = rope_tables(config, jnp.arange(tokens.shape[0]))
         _, (stacked, last) = model.apply(bound, x, rope, attend, method=Llama.blocks)
         return tuple(t[:, 0] for t in stacked), tuple(t[0] for t in last)
@@ -302,5 +307,4 @@ def _encode_before(
 
 def embed_tokens(config: LlamaConfig, params: Params, tokens: Any) -> jax.Array:
     """Return the embeddings [..., D] of token ids, in float32 (the dtype prompts are tuned in)."""
-    out = Llama(config).apply({"params": params}, jnp.asarray(tokens), method=Llama.embed)
-    return out.astype(jnp.float32)
+    return Llama(config).apply({"params": params}, jnp.asarray(tokens), method=Llama.embed)

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxalign.answering.attention import UNSEEN, mix, scaled_scores
+from jaxalign.answering.attention import UNSEEN, mix, plain_attention, scaled_scores
 from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.lm.bits import as_bits, from_bits
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.transformer import KeyValue, Llama, causal_mask, masked_attention, rope_tables
+from jaxalign.lm.transformer import KeyValue, Llama, causal_mask, rope_tables, rounded
 from jaxalign.lm.weights import Params
 
 
@@ -85,7 +85,7 @@ def _encode_texts(
 ) -> tuple[KeyValue, KeyValue]:
     model, bound = Llama(config), {"params": params}
     x = model.apply(bound, texts_QxS, method=Llama.embed)
-    attend = jax.tree_util.Partial(masked_attention, causal_mask(seen_QxS.astype(jnp.int32)))
+    attend = jax.tree_util.Partial(plain_attention, causal_mask(seen_QxS.astype(jnp.int32)))
     rope = rope_tables(config, jnp.arange(texts_QxS.shape[1]))
     _, keys_and_values = model.apply(bound, x, rope, attend, method=Llama.blocks)
     return as_bits(keys_and_values)  # the largest arrays of a program besides the weights
@@ -103,7 +103,7 @@ def suffix_stream(
     Q, U = prepared.positions_QxU.shape
     tails_QxNxD = model.apply(bound, prepared.tails_QxN, method=Llama.embed)
     # Every item gets a copy of the prompt, followed by its own tail.
-    prompts = jnp.broadcast_to(prompts_BxMxD.astype(config.dtype)[:, None], (B, Q, M, D))
+    prompts = jnp.broadcast_to(prompts_BxMxD.astype(jnp.float32)[:, None], (B, Q, M, D))
     tails = jnp.broadcast_to(tails_QxNxD[None], (B, *tails_QxNxD.shape))
     x, _ = model.apply(
         bound,
@@ -142,7 +142,8 @@ def block_attention(
     to_text = jnp.where(blocks.seen_RxS[None, None, None, :, None], to_text, UNSEEN)
     own = scaled_scores("brtkgh,brukh->bkgrtu", q, k)
     own = jnp.where(blocks.mask_RxTxU[None, None, None], own, UNSEEN)
-    weights = jax.nn.softmax(jnp.concatenate([to_text, own], axis=-1), axis=-1).astype(q.dtype)
+    weights = jax.nn.softmax(jnp.concatenate([to_text, own], axis=-1), axis=-1)
+    weights = rounded(weights, q.dtype)
     to_text, own = jnp.split(weights, [to_text.shape[-1]], axis=-1)
     out = mix("bkgrts,rskh->brtkgh", to_text, text_v) + mix("bkgrtu,brukh->brtkgh", own, v)
-    return out.reshape(B, R * T, N, H).astype(q.dtype)
+    return rounded(out.reshape(B, R * T, N, H), q.dtype)

@@ -44,7 +44,7 @@ class LlamaConfig:
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 8192
     initializer_range: float = 0.02
-    dtype: DType = "bfloat16"  # of activations; norms, softmax and RoPE are always float32
+    dtype: DType = "bfloat16"  # that products read; everything else is float32
     param_dtype: DType = "bfloat16"  # of stored weights
 
     def __post_init__(self) -> None:

@@ -74,7 +74,7 @@ def slot_structs(
         step_B=count,
         live_B=of((slots,), jnp.bool_),
         tokens_BxG=of((slots, new_tokens), jnp.int32),
-        stream_BxD=of((slots, c.hidden_size), jnp.dtype(c.dtype)),
+        stream_BxD=of((slots, c.hidden_size), jnp.float32),
         random_BxW=of((slots, 2), jnp.uint32),
         written=Written(count, count) if constrained else None,
     )

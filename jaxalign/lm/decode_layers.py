@@ -21,7 +21,7 @@ import numpy as np
 from jaxalign.lm.bits import as_bits, from_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.decode_cache import KEY_BLOCK, write_pieces
-from jaxalign.lm.transformer import Block, Llama, product, rms_norm, rope_tables
+from jaxalign.lm.transformer import Block, Llama, product, rms_norm, rope_tables, rounded
 from jaxalign.lm.weights import Params
 from jaxalign.runtime.platform import target_platform
 
@@ -172,7 +172,7 @@ def _attend_pieces(
         nothing = jnp.zeros_like(most), jnp.zeros(q_KxMxH.shape, jnp.float32)
         blocks = jnp.minimum((start + T + KEY_BLOCK - 1) // KEY_BLOCK, S // KEY_BLOCK)
         _, total, out = jax.lax.fori_loop(0, blocks, block, (most, *nothing))
-        return (out / total[..., None]).astype(q_KxMxH.dtype)
+        return rounded(out / total[..., None], q_KxMxH.dtype)
 
     # On CPU one piece at a time, whose arrays stay in its caches and which reads no more blocks
     # than it needs; elsewhere all at once, in few large operations.
@@ -215,7 +215,7 @@ def _attend_token(
     value = jnp.broadcast_to(v_Ax1xKxH[:, 0, :, None], q.shape).astype(jnp.float32)
     start = (own, jnp.ones_like(own), value)
     _, total, out = jax.lax.fori_loop(0, blocks, block, start)
-    return (out / total[..., None]).astype(q.dtype).reshape(A, 1, N, H)
+    return rounded(out / total[..., None], q.dtype).reshape(A, 1, N, H)
 
 
 def _positions(block: jax.Array) -> jax.Array:
@@ -239,5 +239,5 @@ def _attend_block(
     # Earlier sums are relative to the earlier maximum.
     weight, shrink = jnp.exp(score - larger[..., None]), jnp.exp(most - larger)
     total = total * shrink + weight.sum(axis=-1)
-    out = out * shrink[..., None] + product(sums, weight.astype(q.dtype), v)
+    out = out * shrink[..., None] + product(sums, rounded(weight, q.dtype), v)
     return larger, total, out

@@ -467,7 +467,7 @@ def decode_programs(
     programs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
     extra = ()
     if extra_rows:
-        extra = (of((extra_rows, config.hidden_size), jnp.dtype(config.dtype), sharding=whole),)
+        extra = (of((extra_rows, config.hidden_size), jnp.float32, sharding=whole),)
     for pieces in prefill_sizes(shape):
         each = per_share(pieces)
         arguments = (shape, params, state, per_share(pieces, PIECE), each, each, each, *extra)

@@ -323,7 +323,7 @@ def slots_of(
 
 
 def _check_extra(config: LlamaConfig, extra: jax.Array | np.ndarray | None) -> np.ndarray | None:
-    """Return the extra embeddings in the dtype of activations; UserError unless [E, D]."""
+    """Return the extra embeddings in float32; UserError unless [E, D]."""
     if extra is None:
         return None
     if np.ndim(extra) != 2 or np.shape(extra)[1] != config.hidden_size:
@@ -331,7 +331,7 @@ def _check_extra(config: LlamaConfig, extra: jax.Array | np.ndarray | None) -> n
             f"`extra_embeddings` of shape {np.shape(extra)}: must be [E, {config.hidden_size}], "
             "one row for each id beyond the vocabulary"
         )
-    return np.asarray(extra).astype(config.dtype)
+    return np.asarray(extra).astype(np.float32)
 
 
 def _check_numbers(

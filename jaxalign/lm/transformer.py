@@ -6,9 +6,11 @@ Dimension letters in array names (`x_BxTxD`) and einsums, throughout the package
     G query heads per key-value head   H head dimension   D model   F feed-forward   V vocabulary
     L layer   A answer position   R row of an attention layout
 
-Norms, softmax and RoPE are float32 whatever the dtype of activations, and matrix products
-accumulate in float32. A plain forward, a packed population and decoding differ only in which keys a
-query sees, so a layer takes its attention as an argument (`Attend`).
+The residual stream, norms, softmax, SwiGLU and RoPE are float32. A model in bfloat16 rounds in one
+kind of place: what a matrix product reads (`rounded`). Products accumulate in float32 and return it
+on CPU; an accelerator writes their results in bfloat16, which halves the traffic through its
+memory. A plain forward, a packed population and decoding differ only in which keys a query sees, so
+a layer takes its attention as an argument (`Attend`).
 
 Source: Llama 3 (Grattafiori et al. 2024), RoPE (Su et al. 2021), GQA (Ainslie et al. 2023).
 """
@@ -54,14 +56,23 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Return x / rms(x) * scale over the last axis, computed in float32, in x's dtype."""
-    scale = from_bits(scale)
-    # The mean of squares in float32, the product with the scale in the activations' dtype, as in
-    # transformers.
-    x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
-    return normed.astype(x.dtype) * scale.astype(x.dtype)
+    """Return x / rms(x) * scale over the last axis, in float32."""
+    x, scale = x.astype(jnp.float32), from_bits(scale).astype(jnp.float32)
+    normed = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    return normed * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+
+
+def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+    """Return x rounded to the dtype in which a matrix product reads it.
+
+    XLA may leave out a conversion to bfloat16 that is followed by one back ("excess precision"),
+    and does so in one program and not in another. It does not leave out `reduce_precision`.
+    """
+    dtype = jnp.dtype(dtype)
+    if dtype == x.dtype or dtype == jnp.float32:
+        return x.astype(dtype)
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, info.nexp, info.nmant).astype(dtype)
 
 
 def rope_frequencies(c: LlamaConfig) -> np.ndarray:
@@ -88,14 +99,13 @@ def rope_tables(c: LlamaConfig, positions: jax.Array) -> Rope:
 
 
 def rotate(x_BxTxNxH: jax.Array, rope: Rope) -> jax.Array:
-    """Rotate each pair of dimensions (i, i + H/2) by its position's angle, in float32."""
+    """Rotate each pair of dimensions (i, i + H/2) by its position's angle; returns float32."""
     # One angle for all heads, and for all sequences if the tables have no batch axis.
     cos, sin = (jnp.expand_dims(t, -2) for t in rope)
     if cos.ndim < x_BxTxNxH.ndim:
         cos, sin = cos[None], sin[None]
     first, second = jnp.split(x_BxTxNxH.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BxTxNxH.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 def causal_mask(segments_BxT: jax.Array) -> jax.Array:
@@ -127,13 +137,8 @@ def exact_products(dtype: Any) -> AbstractContextManager:
 
 @jax.checkpoint
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """Return silu(gate) * up, computed in float32 and rounded once.
-
-    Rounding every step to bfloat16 is less exact and, on CPU, takes several times as long. The
-    inputs stay in their dtype, which halves the traffic through an accelerator's memory. A backward
-    pass keeps only the inputs.
-    """
-    return (nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
+    """Return silu(gate) * up in float32; a backward pass keeps only the inputs."""
+    return nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
 
 
 def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
@@ -144,18 +149,19 @@ def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
     it is stored in 8 bits (`jaxalign.lm.quantize`).
 
     Args:
-        x: [B, T, inputs...].
+        x: [B, T, inputs...], in the dtype that products read.
         w: The weights of one layer.
         name: A key of `AXES`.
 
     Returns:
-        [B, T, outputs...], in x's dtype.
+        [B, T, outputs...]: float32 on CPU; on accelerators rounded to x's dtype.
     """
     inputs, outputs = AXES[name]
     lead = "bt"
     beside = {f"{name}_scale", f"{name}_a"} & set(w)
+    written = jnp.float32 if target_platform() == "cpu" else x.dtype
     # With a scale or an adapter, the result stays float32 until everything is added up.
-    dtype = jnp.float32 if beside else x.dtype
+    dtype = jnp.float32 if beside else written
     out = product(f"{lead}{inputs},{inputs}{outputs}->{lead}{outputs}", x, w[name], dtype)
     if f"{name}_scale" in w:
         scale = w[f"{name}_scale"].astype(jnp.float32)
@@ -172,7 +178,7 @@ def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
             low = product(f"{lead}{inputs},b{inputs}r->{lead}r", units, a, x.dtype)
             update = product(f"{lead}r,br{outputs}->{lead}{outputs}", low, b)
             out = out + from_lanes(update, *lanes)[None]
-    return out.astype(x.dtype)
+    return rounded(out, written)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -191,13 +197,14 @@ def product(equation: str, x: jax.Array, kernel: jax.Array, dtype: Any = jnp.flo
     # slower if it is not asked for float32. (The choice is by back end, because
     # `platform_dependent` made a bfloat16 evaluation on CPU 8 % slower.)
     result = dtype if target_platform() == "gpu" else jnp.float32
-    return jnp.einsum(
+    out = jnp.einsum(
         equation,
         x,
         from_bits(kernel).astype(x.dtype),
         precision=precision,
         preferred_element_type=result,
-    ).astype(dtype)
+    )
+    return rounded(out, dtype)
 
 
 def _product_forward(
@@ -239,7 +246,7 @@ class Block(nn.Module):
         """Return the residual stream and this layer's keys and values.
 
         Args:
-            x_BxTxD: Residual stream.
+            x_BxTxD: Residual stream, float32.
             rope: Tables of cos and sin for the positions of x.
             attend: The attention.
             cache: What `attend` is given besides queries, keys and values.
@@ -249,20 +256,21 @@ class Block(nn.Module):
         c = self.config
         w = _declare(self, c, block_weights(c)) | self._beside_kernels()
         # Attention: keys and values of all positions, queries of those that are kept.
-        h = rms_norm(x_BxTxD, w["attention_norm"], c.rms_norm_eps)
-        k = rotate(project(h, w, "k"), rope)
-        v = project(h, w, "v")
+        h = rounded(rms_norm(x_BxTxD, w["attention_norm"], c.rms_norm_eps), c.dtype)
+        k = rounded(rotate(project(h, w, "k"), rope), c.dtype)
+        v = rounded(project(h, w, "v"), c.dtype)
         x, rope_q = x_BxTxD, rope
         if keep is not None:
             x, h = x[:, keep], h[:, keep]
             rope_q = tuple(jnp.take(t, keep, axis=-2) for t in rope)
             if KEPT_LANES in w:
                 w |= {LANES: w[KEPT_LANES], PLACES: w[KEPT_PLACES]}
-        q = rotate(project(h, w, "q"), rope_q)
+        q = rounded(rotate(project(h, w, "q"), rope_q), c.dtype)
         x = x + project(attend(q, k, v, cache), w, "o")
         # Feed-forward, for the positions that are kept.
-        h = rms_norm(x, w["mlp_norm"], c.rms_norm_eps)
-        x = x + project(swiglu(project(h, w, "gate"), project(h, w, "up")), w, "down")
+        h = rounded(rms_norm(x, w["mlp_norm"], c.rms_norm_eps), c.dtype)
+        h = rounded(swiglu(project(h, w, "gate"), project(h, w, "up")), c.dtype)
+        x = x + project(h, w, "down")
         return x, (k, v)
 
     def _beside_kernels(self) -> dict[str, jax.Array]:
@@ -300,8 +308,8 @@ class Llama(nn.Module):
         self.last = block(c)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Return the embeddings [..., D] of token ids [...], in the dtype of activations."""
-        return from_bits(jnp.take(self.embed_weight, tokens, axis=0)).astype(self.config.dtype)
+        """Return the embeddings [..., D] of token ids [...], float32."""
+        return from_bits(jnp.take(self.embed_weight, tokens, axis=0)).astype(jnp.float32)
 
     def blocks(
         self,
@@ -315,7 +323,7 @@ class Llama(nn.Module):
         """Run all layers and the final norm.
 
         Args:
-            x_BxTxD: Embeddings.
+            x_BxTxD: Embeddings, float32.
             rope: Tables of cos and sin for their positions.
             attend: The attention of every layer.
             attend_last: The attention of the last layer, if it is another one.
@@ -324,8 +332,8 @@ class Llama(nn.Module):
             keep: int [A], the only positions that leave the last layer.
 
         Returns:
-            The normed stream [B, T or A, D], and keys and values of all layers, (stacked [L-1, B,
-            T, K, H], last [B, T, K, H]).
+            The normed stream, float32 [B, T or A, D], and keys and values of all layers, (stacked
+            [L-1, B, T, K, H], last [B, T, K, H]).
         """
         x, stacked = self.layers(x_BxTxD, rope, attend, cache[0])
         x, last = self.last(x, rope, attend_last or attend, cache[1], keep)
@@ -334,6 +342,7 @@ class Llama(nn.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Return the float32 logits [..., V] of the normed stream [..., D]."""
+        x = rounded(x, self.config.dtype)
         # A tied head is the table of embeddings, [V, D]; a head of its own is stored as [D, V].
         equation, table = ("nd,vd->nv", self.embed_weight)
         if not self.config.tie_word_embeddings:
@@ -367,7 +376,7 @@ class Llama(nn.Module):
         B, T = inputs.shape[:2]
         # Integers are token ids, anything else embeddings.
         is_tokens = jnp.issubdtype(inputs.dtype, jnp.integer)
-        x = self.embed(inputs) if is_tokens else inputs.astype(self.config.dtype)
+        x = self.embed(inputs) if is_tokens else inputs.astype(jnp.float32)
         positions = jnp.arange(T)[None] if positions_BxT is None else positions_BxT
         segments = jnp.ones((B, T), jnp.int32) if segments_BxT is None else segments_BxT
         attend = jax.tree_util.Partial(masked_attention, causal_mask(segments))

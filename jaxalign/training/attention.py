@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.lm.lanes import from_lanes, to_lanes
-from jaxalign.lm.transformer import Attend, exact_products
+from jaxalign.lm.transformer import Attend, exact_products, rounded
 
 Lanes = tuple[jax.Array, jax.Array]  # of `jaxalign.lm.lanes.unit_lanes`
 
@@ -172,5 +172,6 @@ def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> 
         scores = jnp.einsum("bckgh,bskh->bkgcs", q, k, preferred_element_type=jnp.float32)
         scores = scores * (1 / math.sqrt(q.shape[-1]))
         weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, _MASKED), axis=-1)
-        o = jnp.einsum("bkgcs,bskh->bckgh", weights.astype(v.dtype), v)
-    return o.astype(q.dtype)
+        weights = rounded(weights, v.dtype)
+        o = jnp.einsum("bkgcs,bskh->bckgh", weights, v, preferred_element_type=jnp.float32)
+    return rounded(o, q.dtype)

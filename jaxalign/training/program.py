@@ -164,8 +164,7 @@ def adapters_side_by_side(
         frozen = bytes_per_device(program_params(config, mesh))
         state = state_bytes(config, train, lora, mesh)
         # A layer's input is kept for each layer, and within a layer a few vectors of its widths.
-        item = jnp.dtype(config.dtype).itemsize
-        layers = config.num_hidden_layers * config.hidden_size * item
+        layers = config.num_hidden_layers * config.hidden_size * 4  # float32
         within = 4 * (6 * config.intermediate_size + 12 * config.hidden_size)
         kept = layers + within * (1 if train.remat else config.num_hidden_layers)
         free = memory_bytes - frozen - train.tokens_per_pass * kept
