@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.core.errors import UserError
+from jaxalign.report.wording import NO_SIGNAL
 from jaxalign.stats.held_out import permutation_test
 from jaxalign.stats.intervals import Interval, tails, widened
 from jaxalign.stats.lines import similarity_to_people, uniform_shares
@@ -45,8 +46,6 @@ from jaxalign.surveys.presentations import PUBLISHED
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.tables import Tables, make_tables
 
-NO_SIGNAL = "instrument without signal on this model"
-"""What a verdict reads where the gate is not passed."""
 MIN_COUNTRIES = 4
 """The number of countries from which a permutation over them can reach a p-value below 0.05."""
 

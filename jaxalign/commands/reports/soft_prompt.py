@@ -9,6 +9,7 @@ from jaxalign.commands.reports.presentations import named
 from jaxalign.commands.reports.soft_prompt_measure import (
     answer_blocks,
     gap_figure,
+    held_out_spread_table,
     lines_table,
     presentation_blocks,
     readings_table,
@@ -267,12 +268,14 @@ def _held_out(result: Result, out: Path) -> Section:
     return section(
         "Held-out survey: does the improvement carry over?",
         Text(
-            "Nothing was tuned on these items. The score is the "
+            f"Nothing was tuned on these items, which are asked as the tuned ones: "
+            f"{named(tuned_on(result))}. The score is the "
             f"{survey.get('score', 'mean similarity over items')}: 1 where the answers are the "
             f"country's own. Intervals: {survey.get('interval', 'not recorded')}. {by_chance}"
         ),
         parts.held_out_figure(result, out),
         lines_table(result),
+        held_out_spread_table(result),
         differences,
         parts.transfer_figure(result, out),
         Text(permutation_words(test, shows_signal(result)))

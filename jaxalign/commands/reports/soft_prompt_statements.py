@@ -81,6 +81,7 @@ def statements(result: Result) -> tuple[str, ...]:
     }
     found = tally(differences["before"], "nearer to the country", "further away", signal)
     said.append(f"Held-out survey, tuned prompt against the plain question: {found}.")
+    said.append(_held_out_statement(result))
     if len(entries) > 1:
         found = tally(differences["permuted"], "nearer", "further away", signal)
         said += [
@@ -89,6 +90,28 @@ def statements(result: Result) -> tuple[str, ...]:
             permutation_words(result["held_out"].get("permutation_test"), signal),
         ]
     return tuple(s for s in (*said, *_measure_statements(result)) if s)
+
+
+def _held_out_statement(result: Result) -> str:
+    """State the held-out scores under each presentation, those never tuned on included."""
+    by_country = result["measure"]["spread"]["held_out"].values()
+    compared, said = methods(result), []
+    for method in ("tuned", "naive"):
+        found = [spreads[method]["by_presentation"] for spreads in by_country]
+        means = {
+            name: sum(scores[name] for scores in found) / len(found)
+            for name in (*tuned_on(result), *never_tuned_on(result))
+            if found and all(is_number(scores.get(name)) for scores in found)
+        }
+        each = ", ".join(f"{number(mean, 3)} on {name}" for name, mean in means.items())
+        if each:
+            said.append(f"{compared[method].label} {each}")
+    if not said:
+        return ""
+    over = ", mean over countries" if len(result["countries"]) > 1 else ""
+    return f"Held-out score by presentation{over} (tuned on: {joined(tuned_on(result))}): " + (
+        f"{'; '.join(said)}."
+    )
 
 
 def _names(result: Result, role: str) -> list[str]:

@@ -78,6 +78,7 @@ def history_questions(
             prompts at a time make one of the lists.
     """
     length = problem.settings.prompt.length
+    # As many prompts as the compiled program has room for; the last list is padded.
     at_a_time = rows // length
     found = []
     for start in range(0, len(prompts_PxMxD), at_a_time):
@@ -153,6 +154,7 @@ def ask_tuned(
     Returns:
         The answers to the tuned and to the held-out survey; and those under `history`.
     """
+    # Final and earlier prompts share plans of one shape, and so one program.
     every, rows = _flat(problem, prompts)
     questions, conditions = tuned_questions(problem, every), _conditions(problem, every)
     if not history:
@@ -203,6 +205,7 @@ def _flat(problem: Problem, prompts: Prompts) -> tuple[list[np.ndarray], Rows]:
         np.asarray(prompt_MxD) for prompts_ExMxD in prompts.values() for prompt_MxD in prompts_ExMxD
     ]
     shape = len(problem.settings.seeds), len(problem.settings.countries)
+    # An entry is a seed's country; entries are listed seed by seed.
     first, rows = 0, {}
     for name, prompts_ExMxD in prompts.items():
         rows[name] = first + np.arange(len(prompts_ExMxD)).reshape(shape)
@@ -212,6 +215,7 @@ def _flat(problem: Problem, prompts: Prompts) -> tuple[list[np.ndarray], Rows]:
 
 def _baselines(problem: Problem) -> list[Condition]:
     groups = problem.settings.countries
+    # The plain question first, then a persona and examples for every country.
     personas = [Persona(group, problem.group_name(group)) for group in groups]
     return [Plain(), *personas, *map(problem.in_context, groups)]
 
@@ -314,6 +318,7 @@ def _cut(
     found = {}
     for asked, answers in parts:
         each = list(_by_presentation(answers).values())
+        # Surveys that were asked together stand one after another.
         first = 0
         for survey in asked.surveys:
             columns = slice(first, first + len(survey.items))

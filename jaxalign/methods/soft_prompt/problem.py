@@ -35,6 +35,7 @@ from jaxalign.pocket.society import held_out_survey as simulated_survey
 from jaxalign.prompts import Prompts, load_prompts, untranslated
 from jaxalign.stats.objectives import Objective, ObjectiveInputs, objectives
 from jaxalign.surveys.formats import read_answered, read_questionnaire
+from jaxalign.surveys.formats.files import sha256_of_file
 from jaxalign.surveys.hofstede import DIMENSIONS, is_score_file, name_in_edition, targets
 from jaxalign.surveys.presentations import (
     default_presentations,
@@ -186,6 +187,8 @@ class Problem:
             facts["edition_sha256"] = hashlib.sha256(
                 Path(self.settings.edition).read_bytes()
             ).hexdigest()
+        if self.settings.scores is not None:
+            facts["scores_sha256"] = sha256_of_file(self.settings.scores)
         return facts
 
 

@@ -127,6 +127,7 @@ class SampledSearch:
         """
         count = len(self.evolution.entries)
         members_CxExZ = np.stack([np.asarray(initial(c), np.float32) for c in range(count)])
+        # Generation 0 is the initial population, evaluated as every other.
         found = self.evaluate(members_CxExZ, 0, inputs, on_progress)
         return self._steps.first(members_CxExZ.__getitem__, found.fitness_CxE)
 
@@ -151,13 +152,13 @@ class SampledSearch:
         """
         rows = []
         for _ in range(generations):
+            # The state is that of the last generation; the number of the next is part of its draws.
             generation = int(jax.device_get(state.generation)) + 1
-            # Search vectors come to the host, where their prompts are put before the questions.
+            # Ask on the device, reply on the host, tell on the device.
             asked = self._steps.ask(state)
             candidates_CxExZ = np.asarray(local_view(asked.candidates_CxExZ))
             found = self.evaluate(candidates_CxExZ, generation, inputs, on_progress)
             state, metrics = self._steps.tell(asked, found.fitness_CxE)
-            # The same number for every entry, so that shares can be told from counts.
             replies = self.evolution.population * self.questions.count * self.replies
             rows.append(
                 jax.device_get(metrics)
@@ -185,22 +186,21 @@ class SampledSearch:
             on_progress: Called with the number of replies.
         """
         C, E, Z = candidates_CxExZ.shape
-        # Each process does this work itself; the prepared questions are of no use here.
         inputs = local_view(inputs.replace(items=None))
+        # [C, E, M, D]: every candidate around the start of its own entry.
         prompts = np.asarray(_decode(inputs.space, candidates_CxExZ))
         # One table for all candidates: each one's ids beyond the vocabulary name its own rows.
         self._queue.renew(prompts.reshape(C * E * prompts.shape[2], -1).astype(self.dtype))
         positions_PxSxR = self._read(C * E, generation, on_progress)
         shares_PxSxO = self.questions.shares(positions_PxSxR)
-        # An option that no reply names has the logarithm -inf, which every objective reads as 0.
         with np.errstate(divide="ignore"):
             log_probs_PxQxO = self.questions.asked.mean_log_probs(np.log(shares_PxSxO))
-        # Entry by entry, member by member, as the candidates are in a row.
+        # Candidates lie entry by entry.
         entry_P = np.repeat(np.arange(C, dtype=np.int32), E)
         fitness_P = self._fitness(
             inputs, candidates_CxExZ.reshape(C * E, Z), entry_P, log_probs_PxQxO
         )
-        # Of each entry: its members' questions in one row.
+        # An item counts as answered uniformly only where all of its replies fail.
         unread = positions_PxSxR.reshape(C, -1, self.replies) < 0
         return Evaluation(
             np.asarray(fitness_P).reshape(C, E),
@@ -214,17 +214,17 @@ class SampledSearch:
         questions, E = self.questions, self.evolution.population
         S, R = questions.count, self.replies
         positions = np.zeros((candidates, S, R), np.int8)
-        # Entries under one seed share their numbers, whatever their group.
+        # The same for all candidates of an entry's generation: common random numbers.
         numbers = {
             seed: [reply_number(seed, generation, look) for look in questions.looks]
             for seed in {seed for _, seed in self.evolution.entries}
         }
 
         def requests() -> Iterator[tuple[tuple[int, int, int], np.ndarray, int, int]]:
-            # What is asked alike follows each other: replies to a question, questions of a prompt.
             for p in range(candidates):
                 _, seed = self.evolution.entries[p // E]
                 for s in range(S):
+                    # Replies to one question follow each other and share its computed prefix.
                     prompt = questions.prompt(p, s)
                     for r in range(R):
                         yield (p, s, r), prompt, numbers[seed][s], r
@@ -233,7 +233,6 @@ class SampledSearch:
             return questions.settled(name[1], tokens)
 
         total = positions.size
-        # They come in the order in which they are finished; their names say where they belong.
         replies = drain(self._queue, requests(), is_complete)
         for done, (name, tokens) in enumerate(replies, start=1):
             positions[name] = questions.read(name[1], tokens)
@@ -309,8 +308,8 @@ class Questions:
 
         Of the replies that name one; uniform where none does.
         """
+        # Options of an item as it is shown: presentations change their order, not their number.
         sizes_S = np.array([len(shown.order) for shown in self.asked.rows])
-        # Marks of replies that name no option are negative and equal none of these.
         options = np.arange(sizes_S.max())
         counts = (positions_PxSxR[..., None] == options).sum(axis=2)
         uniform_SxO = (options < sizes_S[:, None]) / sizes_S[:, None]
@@ -365,14 +364,14 @@ def make_questions(problem: Problem) -> Questions:
     """Return the tuned survey's items as a problem asks them, each behind a soft prompt."""
     prompt, tokenizer = problem.settings.prompt, problem.model.tokenizer
     vocabulary = problem.model.config.vocab_size
+    # Ids past the vocabulary are rows of the prompts' own table.
     soft_ids = range(vocabulary, vocabulary + prompt.length)
     prompts = []
-    # One conversation per question; candidates differ in the rows that their ids stand for.
     for item in problem.asked.rows:
         chat = [problem.prompts.user(item)]
         before, after = split_at_soft_prompt(tokenizer, chat, prompt.placement)
         prompts.append(np.array([*before, *soft_ids, *after], np.int32))
-    # The end of the header, where a template may begin the model's reasoning.
+    # The end of a conversation, without the soft prompt's rows, tells how a reply begins.
     header = tokenizer.decode([int(t) for t in prompts[0][-16:] if t < vocabulary])
     return Questions(
         asked=problem.asked,
@@ -413,7 +412,6 @@ _MOST_REMEMBERED = 100_000
 
 
 def _remember(known: dict, key: Any, value: Any) -> None:
-    # A run of days would otherwise remember every reply that it has ever read.
     if len(known) >= _MOST_REMEMBERED:
         known.clear()
     known[key] = value

@@ -245,6 +245,17 @@ def test_an_edition_of_the_users_own_is_one_of_the_runs_facts(tmp_path):
     assert "edition_sha256" not in read_problem(Settings()).facts()
 
 
+def test_a_file_of_scores_is_one_of_the_runs_facts(tmp_path):
+    path = tmp_path / "scores.csv"
+    settings = Settings(countries=("USA",), objective="linear", scores=path, icl_examples=0)
+    hashes = set()
+    for target in (1, 2):
+        path.write_text(f"factor,item,weight,group,target\nf,m01,1,,\nf,,,USA,{target}\n")
+        hashes.add(read_problem(settings).facts()["scores_sha256"])
+    assert len(hashes) == 2
+    assert "scores_sha256" not in read_problem(Settings()).facts()
+
+
 def test_a_real_model_is_told_which_settings_were_chosen_on_the_pocket_model():
     note = pocket_defaults(Settings(generations=500))
     assert "`prompt.spread` 0.5, `gradient_steps` 100" in note
