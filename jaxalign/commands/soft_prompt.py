@@ -82,7 +82,7 @@ def _print_losses(result: Mapping[str, Any]) -> None:
                     loss if digits == 1 else number(loss, digits)
                     for loss in (
                         *(entry[key][reading]["loss"] for key in compared),
-                        *(record.mean_loss(entry, key, sides[1], reading) for key in others),
+                        *(entry[key]["untuned"][reading]["loss"] for key in others),
                         entry["tuned"][other]["loss"],
                         *(trivial.get(name) for name in lines),
                     )
@@ -90,9 +90,11 @@ def _print_losses(result: Mapping[str, Any]) -> None:
             ]
         )
     unit = "sum of score differences" if "dimensions" in result else result["settings"]["objective"]
-    where = ", ".join(sides[1])
+    where = ", ".join(sides[1]) + (" averaged" if len(sides[1]) > 1 else "")
+    averaged = " averaged" if len(sides[0]) > 1 else ""
     print_table(
-        f"Loss on the tuned survey ({unit}; {reading_words(reading)} reading; {named(sides[0])})",
+        f"Loss on the tuned survey ({unit}; {reading_words(reading)} reading; {named(sides[0])}"
+        f"{averaged})",
         [
             "",
             *(methods[key].label for key in compared),

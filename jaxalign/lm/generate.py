@@ -230,7 +230,7 @@ def drain(
         (name, new tokens without the stop token), in the order in which they are finished.
     """
     left = iter(requests)
-    while True:
+    while True:  # until nothing waits and nothing is written
         # Enough wait to fill every slot; not all of them, whose tokens would have to be held.
         for request in itertools.islice(left, max(0, 4 * queue.slots - len(queue))):
             queue.add(*request)
@@ -239,6 +239,7 @@ def drain(
         if is_complete is None:
             yield from queue.receive()
             continue
+        # Finished replies first: only those that go on are looked at.
         yield from queue.step(1)
         written = queue.written().items()
         yield from queue.end({name for name, tokens in written if is_complete(name, tokens)})

@@ -158,6 +158,7 @@ def open_model(
         dtype = "float32" if _is_pocket(folder) else "bfloat16"
     config = read_config(folder, dtype)
     tokenizer = Tokenizer.load(folder)
+    # Ids without an embedding would read another row's, silently.
     check_vocabulary(tokenizer, config)
     return ModelFiles(folder, config, tokenizer, source)
 
@@ -197,12 +198,14 @@ def load_model(
         (128, (1792, 128))
     """
     files = path if isinstance(path, ModelFiles) else open_model(path, dtype)
+    # How many devices share a copy follows from the memory, unless it is given.
     if mesh is None:
         mesh, choice = device_mesh(
             files.config, None, model_parallel=model_parallel, weights=weights
         )
         _log.info(choice.describe())
     shardings = param_shardings(files.config, mesh, weights)
+    # Either way each device reads its own share, and converts it where it lies.
     if files.weights_file is None:
         params = load_checkpoint(files.folder, files.config, shardings, weights)
     else:
@@ -217,6 +220,7 @@ def load_embeddings(files: ModelFiles) -> np.ndarray:
     Raises:
         UserError: If the model's files are missing or damaged.
     """
+    # The one tensor is read, not the file around it.
     name = outer_weights(files.config)["embed"].hf_name
     if files.weights_file is not None:
         table = open_gguf(files.weights_file, files.folder, files.config)[name][:]

@@ -8,8 +8,9 @@ decoded, a generation is three steps instead of one program:
     tell(candidates, fitness) -> state, metrics
 
 The steps compile the same functions as `Evolution.run` does (`jaxalign.optim.generation`), and draw
-from the same keys: equal fitness gives equal states, bit for bit, and a state may pass from one to
-the other. Entries lie on the devices as they do there.
+from the same keys: with Differential Evolution equal fitness gives equal states, bit for bit, and a
+state may pass from one to the other. (With CMA-ES the last bits of the covariance differ, because
+asking and telling are then compiled apart.) Entries lie on the devices as they do there.
 
 Letters: C entry, E member, Z search dimension; N device along the population axis, K entry that a
 device holds.

@@ -81,6 +81,7 @@ def replicate_agreement(
     used_Q = count_Q >= 2
     if not used_Q.any():
         return None
+    # An item with a single readable reply says nothing about agreement.
     positions, known, count_Q = positions[:, used_Q], known[:, used_Q], count_Q[used_Q]
     values = np.where(known, positions / np.asarray(range_Q, np.float64)[used_Q], 0.0)
     icc, icc_mean = _intraclass(values, known, level)
@@ -88,6 +89,7 @@ def replicate_agreement(
     # Of an item's ordered pairs of repetitions, the share that name different options.
     options = np.unique(positions[known])
     named_OxQ = np.stack([((positions == o) & known).sum(axis=0) for o in options])
+    # n named alike make n (n - 1) ordered pairs of equal replies.
     equal_Q = (named_OxQ * (named_OxQ - 1)).sum(axis=0) / (count_Q * (count_Q - 1))
     return ReplicateAgreement(
         icc,
@@ -109,12 +111,15 @@ def _intraclass(
         return None, None
     mean_Q = np.where(known_RxQ, values_RxQ, 0.0).sum(axis=0) / count_Q
     grand = (mean_Q * count_Q).sum() / total
+    # Mean squares: between items over Q - 1, within items over N - Q degrees of freedom.
     between = (count_Q * (mean_Q - grand) ** 2).sum() / (items - 1)
     within = np.where(known_RxQ, (values_RxQ - mean_Q) ** 2, 0.0).sum() / (total - items)
+    # The average number of replies; exactly it where all items have as many.
     k = (total - (count_Q**2).sum() / total) / (items - 1)
     if between + within < 1e-20:
         return None, None
     icc = (between - within) / (between + (k - 1) * within)
+    # Repetitions that all agree: F is infinite.
     if within < 1e-20:
         return Interval(1.0, 1.0, 1.0), 1.0
     icc_mean = float((between - within) / between) if between > 1e-20 else None
@@ -177,6 +182,7 @@ def persona_dispersion(
     if not used_Q.any():
         return None
 
+    # Both spreads are over the same countries, item by item.
     def deviation(values_CxQ: np.ndarray) -> np.ndarray:
         columns = zip(np.asarray(values_CxQ, np.float64).T[used_Q], both.T[used_Q], strict=True)
         return np.array([values[known].std(ddof=1) for values, known in columns])
@@ -184,6 +190,7 @@ def persona_dispersion(
     personas_Q, people_Q = deviation(personas_CxQ), deviation(people_CxQ)
     ratio = None
     if people_Q.mean() > 1e-9:
+        # The ratio of mean spreads, not the mean of ratios: people agree on some items.
         drawn = [
             np.divide(
                 c @ personas_Q, c @ people_Q, out=np.full(len(c), math.nan), where=c @ people_Q > 0

@@ -54,6 +54,7 @@ def line_shares(tables: Tables) -> dict[str, np.ndarray]:
     known_CxQ = ~np.isnan(truth).any(axis=-1)
     total_QxO = np.where(known_CxQ[..., None], truth, 0.0).sum(axis=0)
     own_CxQxO = np.where(known_CxQ[..., None], truth, 0.0)
+    # All countries less the country itself, both in the sum and in the count.
     others_CxQ = (known_CxQ.sum(axis=0) - known_CxQ)[..., None]
     mean_of_others = np.where(
         others_CxQ > 0, (total_QxO - own_CxQxO) / np.maximum(others_CxQ, 1), np.nan
@@ -96,6 +97,7 @@ def similarity_lines(tables: Tables, groups: Sequence[str] | None = None) -> dic
     by_option_OxCxQ = np.stack(
         [similarity_to_people(np.broadcast_to(one_O, shape), tables) for one_O in np.eye(shape[-1])]
     )
+    # Options that nobody chose would bring in the NaN of items that were not asked.
     shares_OxCxQ = np.moveaxis(tables.truth_CxQxO.astype(np.float64), -1, 0)
     respondent = (np.where(shares_OxCxQ > 0, by_option_OxCxQ, 0.0) * shares_OxCxQ).sum(axis=0)
     lines["random_respondent"] = respondent
@@ -163,6 +165,7 @@ def loss_lines(
     Returns:
         By line, float64 [C]; NaN where a line has no answer to an item.
     """
+    # Groups are rows of the tables, and are numbered 0 ... C - 1 in the objective.
     rows_C = np.array([tables.row(group) for group in groups])
     numbers_C = np.arange(len(groups), dtype=np.int32)
     lines = {
@@ -171,6 +174,7 @@ def loss_lines(
     }
     options = tables.truth_CxQxO.shape[-1]
     positions_BxCxQ = respondent_draws(tables, draws, seed)[:, rows_C]
+    # A respondent's answers are certain: all weight on one option of each item.
     answered = np.where(positions_BxCxQ >= 0, positions_BxCxQ, np.nan)
     lines["random_respondent"] = np.array(
         [

@@ -79,6 +79,7 @@ def form_correlation(
     def correlations(counts_BxQ: np.ndarray) -> np.ndarray:
         n, sx, sy, sxx, syy, sxy = np.einsum("bq,kaq->kba", counts_BxQ, terms_6xAxQ, optimize=True)
         n = np.maximum(n, 1)
+        # Weighted covariance and variances from the sums.
         cov = sxy / n - sx / n * (sy / n)
         var = (sxx / n - (sx / n) ** 2) * (syy / n - (sy / n) ** 2)
         # Variances that rounding alone makes differ from 0 are 0.
@@ -87,6 +88,7 @@ def form_correlation(
         )
         return _mean_known(np.clip(r_BxA, -1, 1))
 
+    # The estimate is the resample in which every item occurs once.
     point = float(correlations(np.ones((1, x.shape[1])))[0])
     if math.isnan(point):
         return None
@@ -156,6 +158,7 @@ def spread_over_forms(
     if values_FxxQ.ndim == 1:
         values_FxxQ = values_FxxQ[:, None]
     rows = values_FxxQ.reshape(len(names), -1).astype(np.float64)
+    # Seeds and items in one row: each presentation's score is the mean of what is known.
     by_form_F = _mean_known(rows)
     known_F = by_form_F[~np.isnan(by_form_F)]
     interval = None
@@ -254,6 +257,7 @@ def gain_over_forms(
 
     gain = interval(names["tuned"])
     others = interval(names["untuned"]) if names["untuned"] else None
+    # Without a gain there is no share of it that could be kept.
     kept = float(others.mean / gain.mean) if others and gain.mean > 0 else None
     verdict = _gain_verdict(gain, others, kept)
     return Gain(
@@ -272,6 +276,7 @@ def _gain_verdict(gain: Interval, others: Interval | None, kept: float | None) -
         return "no gain"
     if others is None or kept is None:
         return "not tested"
+    # A share below 0, a loss that rose, vanishes as well.
     if kept <= KEPT_SHARE:
         return "vanishes"
     return "kept" if kept >= 1 - KEPT_SHARE and others.low > 0 else "partly kept"
@@ -349,6 +354,7 @@ def constant_answers(
         return None
     (mark, count), total = counts.most_common(1)[0], sum(counts.values())
     share = count / total
+    # Words for three cases: nearly all answers, most of them, or no mark that stands out.
     if share >= THROUGHOUT:
         sentence = f"answers {mark} throughout"
         if count < total:

@@ -60,6 +60,7 @@ def crossed_interval(
     if values_xQ.size == values_xQ.shape[-1]:
         one_axis = mean_interval(values_xQ.reshape(-1), jax.random.key(seed), resamples, level)
         return Interval(*map(float, one_axis))
+    # Only resamples see the stretched values; the estimate is that of the values as they are.
     stretched_xQ = stretch(values_xQ.astype(np.float64))
     known_xQ = ~np.isnan(stretched_xQ)
     # [K, Q]: all leading axes in one, so that a resample of items is a matrix product.
@@ -73,6 +74,7 @@ def crossed_interval(
         for counts_BxN in leading:
             weight_BxK = weight_BxK[:, :, None] * counts_BxN[:, None, :]
             weight_BxK = weight_BxK.reshape(len(weight_BxK), -1)
+        # A resample's mean: its weighted sum over the number of known values that it holds.
         total_B = ((counts_BxQ @ values_KxQ.T) * weight_BxK).sum(axis=1)
         if complete:  # then every resample holds as many values as there are
             count_B = np.full_like(total_B, values_KxQ.size)
@@ -97,6 +99,7 @@ def stretch(values_xQ: np.ndarray) -> np.ndarray:
             known = ~np.isnan(values_xQ)
             count = np.maximum(known.sum(axis=axis, keepdims=True), 1)
             mean = np.where(known, values_xQ, 0.0).sum(axis=axis, keepdims=True) / count
+            # The mean stays, and deviations grow: the sum of squares times n / (n - 1).
             values_xQ = mean + math.sqrt(n / (n - 1)) * (values_xQ - mean)
     return values_xQ
 
@@ -116,6 +119,7 @@ def resampled_counts(
     Yields:
         For each axis float64 [B, size], whose rows sum to the size.
     """
+    # An own generator for each axis, so that one axis' length leaves the others' draws alone.
     generators = [np.random.default_rng([seed, axis]) for axis in range(len(sizes))]
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
@@ -162,10 +166,12 @@ def over_seeds(
     interval = crossed_interval(values_SxxQ, seed, resamples, level)
     if interval is None:
         return None
+    # One row for each seed, whatever axes lie between the seed and the items.
     rows = values_SxxQ.reshape(len(values_SxxQ), -1).astype(np.float64)
     by_seed = tuple(
         float(np.mean(r[~np.isnan(r)])) if (~np.isnan(r)).any() else math.nan for r in rows
     )
     known = [value for value in by_seed if not math.isnan(value)]
+    # Seeds that agree exactly cannot differ, as when nothing random happened: no interval then.
     student = seed_interval(np.array(known), level) if len(set(known)) > 1 else None
     return SeedSummary(interval, student, by_seed)

@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.core.errors import UserError
+from jaxalign.report.wording import NO_SIGNAL
 from jaxalign.stats.held_out import permutation_test
 from jaxalign.stats.intervals import Interval, tails, widened
 from jaxalign.stats.lines import similarity_to_people, uniform_shares
@@ -45,8 +46,6 @@ from jaxalign.surveys.presentations import PUBLISHED
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.tables import Tables, make_tables
 
-NO_SIGNAL = "instrument without signal on this model"
-"""What a verdict reads where the gate is not passed."""
 MIN_COUNTRIES = 4
 """The number of countries from which a permutation over them can reach a p-value below 0.05."""
 
@@ -207,10 +206,12 @@ def deviations(
         count; and `counts_CxQ`, bool: ordinal items and those of two options that this and at least
         one other country has answers to.
     """
+    # Item means of the personas x and of their people y, on [0, 1].
     x_FxCxQ = item_positions(personas_FxCxQxO, tables.range_Q)
     y_CxQ = item_positions(tables.truth_CxQxO, tables.range_Q)
     counts_CxQ = ~np.isnan(x_FxCxQ).any(axis=0) & ~np.isnan(y_CxQ)
     counts_CxQ &= tables.ordinal_Q | (tables.range_Q == 1)
+    # One country alone has no deviation.
     counts_CxQ &= counts_CxQ.sum(axis=0) >= 2
     number_Q = np.maximum(counts_CxQ.sum(axis=0), 1)
 
@@ -227,6 +228,7 @@ def _correlation(
 ) -> tuple[Interval | None, dict[str, Any] | None, tuple[float, float], int]:
     """Return the correlation, the permutation test, both spreads, and the number of items."""
     x_FxCxQ, y_CxQ, counts_CxQ = deviations(personas_FxCxQxO, tables)
+    # Deviations are linear in the shares, so those of the averaged answers are their mean.
     x_CxQ = x_FxCxQ.mean(axis=0)
     items = int(counts_CxQ.any(axis=0).sum())
     spreads = _spread(x_CxQ, counts_CxQ), _spread(y_CxQ, counts_CxQ)
@@ -240,10 +242,12 @@ def _correlation(
             product, np.sqrt(squares), out=np.full_like(product, np.nan), where=squares > 1e-20
         )
 
+    # What a country and item adds to Σ x·y, Σ x² and Σ y².
     terms_3xCxQ = np.stack([x_CxQ * y_CxQ, x_CxQ**2, y_CxQ**2])
     point, *bounds = _bootstrap(terms_3xCxQ, correlations, resamples, level, seed)
     if math.isnan(point):
         return None, None, spreads, items
+    # The same correlation under each presentation alone, for the spread between them.
     alone_F = [
         correlations(np.array([[(x * y_CxQ).sum()], [(x**2).sum()], [(y_CxQ**2).sum()]]))[0]
         for x in x_FxCxQ
@@ -276,6 +280,7 @@ def _bootstrap(
     C, Q = terms_KxCxQ.shape[1:]
 
     def values(counts_BxC: np.ndarray, counts_BxQ: np.ndarray) -> np.ndarray:
+        # Items are weighted in a matrix product, countries in the sum that follows.
         sums = [((counts_BxQ @ terms.T) * counts_BxC).sum(axis=1) for terms in terms_KxCxQ]
         return statistic(np.stack(sums))
 
@@ -329,6 +334,7 @@ def _over_uniform(
     known_CxQ = ~np.isnan(own_CxQ)
     if not known_CxQ.any():
         return None, math.nan, math.nan
+    # Paired by country and item: the uniform answer is compared on the same ones.
     difference_CxQ = np.where(known_CxQ, own_CxQ - uniform_CxQ, 0.0)
     terms_2xCxQ = np.stack([difference_CxQ, known_CxQ])
     _, *bounds = _bootstrap(terms_2xCxQ, _mean, resamples, level, seed)
@@ -352,6 +358,7 @@ def _passes(
     items: int,
     persona_spread: float,
 ) -> bool | None:
+    # Strictly above 0: an interval that begins at 0 does not beat anything.
     beats = over_uniform is not None and over_uniform.low > 0
     if over_uniform is None or len(tables.countries) < 2 or items < 2:
         # One test cannot be made. The other alone can fail the gate, but not pass it.

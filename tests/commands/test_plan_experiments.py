@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -128,7 +129,7 @@ def test_a_culturespa_plan_takes_what_changes_its_programs(model, measured, tmp_
     assert arguments[0] > arguments[1]
 
 
-def test_a_culturespa_plan_counts_presentations(model, measured, monkeypatch):
+def test_a_culturespa_plan_counts_presentations(model, measured, monkeypatch, caplog):
     """Of a real model two by default; each question is asked in every one."""
     sizes: list[int] = []
     cut = culturespa.plan_blocks
@@ -138,11 +139,14 @@ def test_a_culturespa_plan_counts_presentations(model, measured, monkeypatch):
         return cut(conversations, tokens)
 
     monkeypatch.setattr(culturespa, "plan_blocks", plan_blocks)
+    caplog.set_level(logging.INFO, "jaxalign")
     by_forms = []
     for presentations in (None, ("A",), ("A", "B", "C", "D")):
         sizes.clear()
         planned(model, "culturespa", per_topic=2, seeds=1, presentations=presentations)
         by_forms.append(sizes[:2])  # the survey, and the written questions
+    lines = [line for line in caplog.messages if line.startswith("the survey: ")]
+    assert f"{by_forms[-1][0]:,} conversations" in lines[-1]
     two, one, four = by_forms
     assert two == [2 * size for size in one]
     assert four == [4 * size for size in one]

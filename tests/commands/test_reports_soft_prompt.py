@@ -133,7 +133,8 @@ def test_losses_where_tuned_on_and_where_not_stand_side_by_side(tmp_path: Path) 
 
 
 def test_seeds_and_sampled_replies_have_tables(tmp_path: Path) -> None:
-    _, text = _texts(example_result(reading="sampled"), tmp_path)
+    page, text = _texts(example_result(reading="sampled"), tmp_path)
+    assert "Of answers averaged over A and B, which is what was minimised: +103.0." in page
     for words in (
         "| USA | 42.0 | 42.0 | 42.0 (39.0 to 45.0) | 42.0 (36.0 to 48.0) |",
         "intraclass correlation of 0.60 (0.50 to 0.70); 44 % of 96 items flip",

@@ -124,6 +124,18 @@ def test_what_is_left_out_is_soft_prompts_default(tmp_path):
     assert found.strategies[0].strategy == strategy
 
 
+def test_how_questions_are_shown_and_read_is_set_as_in_the_main_job(tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_text(
+        'presentations = ["A", "orders"]\ntest_presentations = []\nreading = "sampled"\n'
+        'replies = 2\nmas_weight = 25\nheld_out = "mine.csv"\n'
+    )
+    found = read_sweep(path).base_config
+    assert (found.presentations, found.test_presentations) == (("A", "orders"), ())
+    assert (found.reading, found.replies, found.mas_weight) == ("sampled", 2, 25)
+    assert found.held_out == Path("mine.csv")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -324,9 +336,9 @@ def note_batches(patch: pytest.MonkeyPatch) -> list:
     """The batches that are searched from now on."""
     searched, real = [], module.run_batch
 
-    def search(search, group, batch, *rest):
+    def search(search, lm, group, batch, *rest):
         searched.append(batch)
-        return real(search, group, batch, *rest)
+        return real(search, lm, group, batch, *rest)
 
     patch.setattr(module, "run_batch", search)
     return searched

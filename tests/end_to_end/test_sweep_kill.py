@@ -26,6 +26,7 @@ countries = ["USA", "CHN", "IND", "SAU"]
 seeds = {seeds}
 prompt_lengths = [2]
 generations = 1
+test_presentations = []
 [[strategies]]
 name = "de4"
 population = 4

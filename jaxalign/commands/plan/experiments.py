@@ -219,7 +219,9 @@ def _culturespa(
     questions = culturespa.expected_questions(run, inputs, most=None)
 
     def plan_host(mesh: Mesh) -> Sequence[Program]:
-        return culturespa.run_programs(run, inputs, mesh, topology.program_bytes, questions)
+        return culturespa.run_programs(
+            run, inputs, mesh, topology.program_bytes, questions, describe=_log.info
+        )
 
     return choice, plan_host, lambda mesh, programs: programs
 

@@ -12,6 +12,7 @@ from typing import Any
 from jaxalign.commands.reports import ask_tables as tables
 from jaxalign.commands.reports.ask_measure import (
     gate_of,
+    how_read,
     measure_sections,
     measure_statements,
 )
@@ -67,7 +68,8 @@ def ask_report(record: Record, analyses: Mapping[str, Record], out: Path) -> tup
     compared = f", compared with {countries(len(record['countries']))}" if record["lines"] else ""
     document = Document(
         title="What the model answers",
-        summary=f"{survey['items']} questions of {survey['name']}, asked in {ways}{compared}.",
+        summary=f"{survey['items']} questions of {survey['name']}, asked in {ways}{compared}; "
+        f"{how_read(record)}.",
         labels=verdict_notes(record),
         sections=tuple(s for s in _sections(record, analyses, out) if s.blocks),
     )

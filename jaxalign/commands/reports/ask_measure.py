@@ -17,6 +17,22 @@ def gate_of(record: Record) -> Mapping[str, Any] | None:
     return next((gate for gate in gates if gate), None)
 
 
+def how_read(record: Record) -> str:
+    """Return how answers were read: "answers are read by number, averaged over ..."."""
+    measure = record["measure"]
+    by = {
+        "number": "by the option's number",
+        "label": "by the option's text, the log-likelihood of all its tokens",
+        "label-per-token": "by the option's text, the mean log-likelihood of its tokens",
+        "label-against-prior": "by the option's text, its log-likelihood less that after a neutral "
+        "question",
+    }[measure["answer"]]
+    names = measure["presentations"]
+    return f"answers are read {by}" + (
+        f", and averaged over {presentations.named(names)}" if len(names) > 1 else ""
+    )
+
+
 def measure_sections(record: Record) -> list[Section]:
     """Return the sections on the instrument: its validity, the presentations and the answers."""
     rows = _by_title(record)

@@ -9,6 +9,7 @@ from jaxalign.commands.reports.presentations import named
 from jaxalign.commands.reports.soft_prompt_measure import (
     answer_blocks,
     gap_figure,
+    held_out_spread_table,
     lines_table,
     presentation_blocks,
     readings_table,
@@ -196,13 +197,13 @@ def _what_was_measured(result: Result) -> tuple[str, ...]:
     settings, held_out = result["settings"], result["held_out"]
     model = "the pocket Llama" if is_pocket(result) else Path(settings["model"]).name
     answers = "simulated" if held_out.get("simulated") else "real answers from the user's file"
-    if not has_scores(result):
-        survey = "the user's own survey."
-        objective = f"Objective: {settings['objective']}."
-    else:
-        survey = "the 24 values items in our paraphrase, not the official wording."
-        if settings.get("instrument") is not None:
-            survey = "the user's own wording of the 24 values items."
+    survey = "the 24 values items in our paraphrase, not the official wording."
+    if settings.get("instrument") is not None:
+        survey = "the user's own wording."
+    objective = f"Objective: {settings['objective']}."
+    if factors := result.get("factors"):
+        objective = f"Objective: {joined(factors)} of the user's file ({result['factor_scores']})."
+    elif has_scores(result):
         edition = settings.get("edition", "not recorded")
         objective = f"Published scores: edition {edition}. {constants_words(result)} MAS weight: "
         objective += f"{settings.get('mas_weight', 35)}."
@@ -235,9 +236,10 @@ def _losses(result: Result, out: Path) -> Section:
         explanation = f"The loss is that of the objective {result['settings']['objective']}. "
     explanation += (
         "The expected reading takes each item's mean answer over its option probabilities; the "
-        "most likely reading takes one option per item, so that it cannot get below the line "
-        "“best whole answers”."
+        "most likely reading takes one option per item"
     )
+    whole = ", so that it cannot get below the line “best whole answers”."
+    explanation += whole if has_scores(result) else "."
     if "sampled" in next(iter(result["countries"].values()))["naive"]:
         explanation += " The sampled reading takes replies that are drawn and read as users do."
     sides = tuned_on(result), never_tuned_on(result)
@@ -266,12 +268,14 @@ def _held_out(result: Result, out: Path) -> Section:
     return section(
         "Held-out survey: does the improvement carry over?",
         Text(
-            "Nothing was tuned on these items. The score is the "
+            f"Nothing was tuned on these items, which are asked as the tuned ones: "
+            f"{named(tuned_on(result))}. The score is the "
             f"{survey.get('score', 'mean similarity over items')}: 1 where the answers are the "
             f"country's own. Intervals: {survey.get('interval', 'not recorded')}. {by_chance}"
         ),
         parts.held_out_figure(result, out),
         lines_table(result),
+        held_out_spread_table(result),
         differences,
         parts.transfer_figure(result, out),
         Text(permutation_words(test, shows_signal(result)))

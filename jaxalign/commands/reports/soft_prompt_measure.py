@@ -188,15 +188,6 @@ def presentation_blocks(result: Result) -> list[Block | None]:
     tuned, signal = tuned_on(result), shows_signal(result)
     roles = dict.fromkeys(tuned, presentations.TUNED)
     roles |= dict.fromkeys(never_tuned_on(result), presentations.UNTUNED)
-    reading = reading_words(readings(result)[0])
-    spreads = (
-        (
-            "loss",
-            f"Loss under each presentation, {reading} reading, and its spread",
-            loss_digits(result),
-        ),
-        ("held_out", "Held-out score under each presentation, and its spread", 3),
-    )
     return [
         presentations.presentations_table(roles),
         *(
@@ -208,23 +199,34 @@ def presentation_blocks(result: Result) -> list[Block | None]:
             {labels[m]: by for m, by in _by_method(measure["correlation"]).items() if m in labels},
             {"tuned_survey": "Tuned survey", "held_out": "Held-out survey"},
         ),
-        *(
-            presentations.spread_table(
-                caption,
-                "Country and method",
-                {
-                    f"{country}, {labels[method]}": spread
-                    for country, by_method in measure["spread"][which].items()
-                    for method, spread in by_method.items()
-                    if method in labels
-                },
-                tuned,
-                digits,
-                folded=True,
-            )
-            for which, caption, digits in spreads
+        _spread_table(
+            result,
+            "loss",
+            f"Loss under each presentation, {reading_words(readings(result)[0])} reading, and its "
+            "spread",
+            loss_digits(result),
         ),
     ]
+
+
+def held_out_spread_table(result: Result) -> Table | None:
+    """Return the held-out scores under each presentation, tuned on or not."""
+    caption = "Held-out score under each presentation, and its spread"
+    return _spread_table(result, "held_out", caption, 3)
+
+
+def _spread_table(result: Result, which: str, caption: str, digits: int) -> Table | None:
+    labels = _labels(result)
+    spreads = {
+        f"{country}, {labels[method]}": spread
+        for country, by_method in result["measure"]["spread"][which].items()
+        for method, spread in by_method.items()
+        if method in labels
+    }
+    folded = len(spreads) > _MOST_ROWS
+    return presentations.spread_table(
+        caption, "Country and method", spreads, tuned_on(result), digits, folded
+    )
 
 
 def answer_blocks(result: Result) -> list[Block | None]:

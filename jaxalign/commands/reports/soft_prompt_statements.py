@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ def verdict_notes(result: Result) -> list[Note]:
     gains = result["measure"]["gain"]["tuned"]
     means, signal = _mean_gains(result), shows_signal(result)
     gain = gain_note(gains, tuned_on(result), means, signal, loss_digits(result))
+    if gain:
+        gain = dataclasses.replace(gain, text=gain.text + _averaged_gain(result))
     return [gate_note(gate_of(result)), *([gain] if gain else [])]
 
 
@@ -53,6 +56,19 @@ def _mean_gains(result: Result) -> dict[str, float | None]:
     return gains
 
 
+def _averaged_gain(result: Result) -> str:
+    """Return the gain in what was minimised, where answers were averaged over presentations."""
+    tuned, (reading, _) = tuned_on(result), readings(result)
+    if len(tuned) < 2:
+        return ""
+    entries = list(result["countries"].values())
+    losses = [[e[method][reading]["loss"] for method in ("naive", "tuned")] for e in entries]
+    if not all(is_number(loss) for pair in losses for loss in pair):
+        return ""
+    gain = number(sum(a - b for a, b in losses) / len(losses), loss_digits(result), signed=True)
+    return f" Of answers averaged over {joined(tuned)}, which is what was minimised: {gain}."
+
+
 def statements(result: Result) -> tuple[str, ...]:
     """Return what came out, a sentence or two each."""
     entries, signal = result["countries"], shows_signal(result)
@@ -65,6 +81,7 @@ def statements(result: Result) -> tuple[str, ...]:
     }
     found = tally(differences["before"], "nearer to the country", "further away", signal)
     said.append(f"Held-out survey, tuned prompt against the plain question: {found}.")
+    said.append(_held_out_statement(result))
     if len(entries) > 1:
         found = tally(differences["permuted"], "nearer", "further away", signal)
         said += [
@@ -73,6 +90,28 @@ def statements(result: Result) -> tuple[str, ...]:
             permutation_words(result["held_out"].get("permutation_test"), signal),
         ]
     return tuple(s for s in (*said, *_measure_statements(result)) if s)
+
+
+def _held_out_statement(result: Result) -> str:
+    """State the held-out scores under each presentation, those never tuned on included."""
+    by_country = result["measure"]["spread"]["held_out"].values()
+    compared, said = methods(result), []
+    for method in ("tuned", "naive"):
+        found = [spreads[method]["by_presentation"] for spreads in by_country]
+        means = {
+            name: sum(scores[name] for scores in found) / len(found)
+            for name in (*tuned_on(result), *never_tuned_on(result))
+            if found and all(is_number(scores.get(name)) for scores in found)
+        }
+        each = ", ".join(f"{number(mean, 3)} on {name}" for name, mean in means.items())
+        if each:
+            said.append(f"{compared[method].label} {each}")
+    if not said:
+        return ""
+    over = ", mean over countries" if len(result["countries"]) > 1 else ""
+    return f"Held-out score by presentation{over} (tuned on: {joined(tuned_on(result))}): " + (
+        f"{'; '.join(said)}."
+    )
 
 
 def _names(result: Result, role: str) -> list[str]:

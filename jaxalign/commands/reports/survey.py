@@ -179,11 +179,12 @@ def _mean_statement(analysis: Mapping[str, Any]) -> str:
     differences = analysis["intervals"].get("difference", {})
     mean = Estimate.read(differences.get("mean", {}).get("alignment"))
     each = [Estimate.read(d.get("alignment")) for c, d in differences.items() if c != "mean"]
+    by_country = tally(each, "higher", "lower")
     return (
         f"{statement}; without a persona, against the same countries: {with_bounds(unaware, 2)}. "
         f"On the questions that both answered, the difference is "
-        f"{with_bounds(mean, 2, signed=True)}: {verdict(mean, signal=signal)}. By country the "
-        f"persona is {tally(each, 'higher', 'lower', signal)}."
+        f"{with_bounds(mean, 2, signed=True)}: {verdict(mean, signal=signal)}."
+        f"{f' By country the persona is {by_country}.' if signal else ''}"
     )
 
 

@@ -12,7 +12,7 @@ the written questions have sizes of their own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -97,6 +97,7 @@ def run_programs(
     available: int | None,
     questions: Mapping[int, Survey],
     steps: Steps | None = None,
+    describe: Callable[[str], None] | None = None,
 ) -> tuple[Program, ...]:
     """Return the programs of a run, in the order in which it executes them.
 
@@ -107,6 +108,7 @@ def run_programs(
         available: Bytes that programs may use on a device; None if that is not known.
         questions: The written questions by seed, or what stands in for them.
         steps: The sizes of the training steps; default: those that suit the questions.
+        describe: Called with a line that says how much is asked, for a plan.
     """
     groups = settings.countries
     if steps is None:
@@ -122,6 +124,8 @@ def run_programs(
         if settings.reading == "exact":
             plan = plan_blocks(asked.conversations, settings.block_tokens)
             programs.append(_exact_program(settings, inputs, mesh, plan, f"answers to {what}"))
+            if describe is not None:
+                describe(f"{what}: {plan.describe()}")
         else:
             conversations = asked.conversations
             programs += _sampled_programs(settings, inputs, mesh, available, conversations, what)

@@ -266,14 +266,13 @@ def check_settings(settings: CultureSPASettings) -> None:
 
 def _check_presentations(settings: CultureSPASettings) -> None:
     """Refuse unknown forms, and those that depend on how many options a question has."""
-    if settings.presentations is None:
-        return
-    check_presentations(settings.presentations)
-    if orders := [name for name in settings.presentations if name.startswith("order")]:
-        raise UserError(
-            f"`presentations` {orders[0]}: written questions have any number of options; choose "
-            f"from {', '.join((*FORMS, *LETTERS))}"
-        )
+    allowed = (*FORMS, *LETTERS)
+    for name in settings.presentations or ():
+        if name not in allowed:
+            why = "written questions have any number of options; " if "order" in name else ""
+            raise UserError(f"`presentations` {name}: {why}choose from {', '.join(allowed)}")
+    if settings.presentations is not None:
+        check_presentations(settings.presentations)
 
 
 def _check_source(settings: CultureSPASettings) -> None:

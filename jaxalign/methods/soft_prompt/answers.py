@@ -61,11 +61,9 @@ def reply_questions(
         problem: What is compared.
         prompts_PxMxD: The soft prompts; None asks under the baselines.
     """
-    conditions = _baselines(problem)
-    if prompts_PxMxD is not None:
-        conditions = _conditions(problem, prompts_PxMxD)
-    # Replies take long, so the held-out survey is read exactly.
-    return _questions(problem, conditions, problem.reported[0].alone(problem.tuned_survey))
+    baselines = prompts_PxMxD is None
+    conditions = _baselines(problem) if baselines else _conditions(problem, prompts_PxMxD)
+    return _reply_questions(problem, conditions)
 
 
 def history_questions(
@@ -80,6 +78,7 @@ def history_questions(
             prompts at a time make one of the lists.
     """
     length = problem.settings.prompt.length
+    # As many prompts as the compiled program has room for; the last list is padded.
     at_a_time = rows // length
     found = []
     for start in range(0, len(prompts_PxMxD), at_a_time):
@@ -129,7 +128,8 @@ def ask_baselines(
         "persona": 1 + np.arange(count)[None],
         "icl": 1 + count + np.arange(count)[None],
     }
-    return _ask(problem, lm, questions, None, rows, folder, on_progress, "baselines")
+    conditions = _baselines(problem)
+    return _ask(problem, lm, questions, conditions, rows, folder, on_progress, "baselines")
 
 
 def ask_tuned(
@@ -154,10 +154,11 @@ def ask_tuned(
     Returns:
         The answers to the tuned and to the held-out survey; and those under `history`.
     """
+    # Final and earlier prompts share plans of one shape, and so one program.
     every, rows = _flat(problem, prompts)
-    questions = tuned_questions(problem, every)
+    questions, conditions = tuned_questions(problem, every), _conditions(problem, every)
     if not history:
-        found = _ask(problem, lm, questions, every, rows, folder, on_progress, "tuned prompts")
+        found = _ask(problem, lm, questions, conditions, rows, folder, on_progress, "tuned prompts")
         return found, None
     earlier, earlier_rows = _flat(problem, history)
     on_the_way = history_questions(problem, earlier, len(questions[0].extra_ExD))
@@ -168,7 +169,7 @@ def ask_tuned(
         for asked, plan in zip([*questions, *on_the_way], plans, strict=True)
     ]
     questions, on_the_way = planned[: len(questions)], planned[len(questions) :]
-    found = _ask(problem, lm, questions, every, rows, folder, on_progress, "tuned prompts")
+    found = _ask(problem, lm, questions, conditions, rows, folder, on_progress, "tuned prompts")
     answers = [
         _exact(problem, lm, asked, folder, on_progress, "earlier prompts, block")
         for asked in on_the_way
@@ -204,6 +205,7 @@ def _flat(problem: Problem, prompts: Prompts) -> tuple[list[np.ndarray], Rows]:
         np.asarray(prompt_MxD) for prompts_ExMxD in prompts.values() for prompt_MxD in prompts_ExMxD
     ]
     shape = len(problem.settings.seeds), len(problem.settings.countries)
+    # An entry is a seed's country; entries are listed seed by seed.
     first, rows = 0, {}
     for name, prompts_ExMxD in prompts.items():
         rows[name] = first + np.arange(len(prompts_ExMxD)).reshape(shape)
@@ -213,6 +215,7 @@ def _flat(problem: Problem, prompts: Prompts) -> tuple[list[np.ndarray], Rows]:
 
 def _baselines(problem: Problem) -> list[Condition]:
     groups = problem.settings.countries
+    # The plain question first, then a persona and examples for every country.
     personas = [Persona(group, problem.group_name(group)) for group in groups]
     return [Plain(), *personas, *map(problem.in_context, groups)]
 
@@ -235,11 +238,16 @@ def _questions(problem: Problem, conditions: Sequence[Condition], asked: AskedSu
     )
 
 
+def _reply_questions(problem: Problem, conditions: Sequence[Condition]) -> Questions:
+    # Replies take long, so the held-out survey is read exactly.
+    return _questions(problem, conditions, problem.reported[0].alone(problem.tuned_survey))
+
+
 def _ask(
     problem: Problem,
     lm: LM,
     questions: Sequence[Questions],
-    prompts: Sequence[np.ndarray] | None,
+    conditions: Sequence[Condition],
     rows: Rows,
     folder: Path | None,
     on_progress: OnProgress,
@@ -256,7 +264,7 @@ def _ask(
         return both
     replies = answer(
         lm,
-        reply_questions(problem, prompts),
+        _reply_questions(problem, conditions),
         Sampled(runs=problem.settings.replies, seed=problem.settings.seed),
         key=_key(problem),
         folder=folder,
@@ -310,6 +318,7 @@ def _cut(
     found = {}
     for asked, answers in parts:
         each = list(_by_presentation(answers).values())
+        # Surveys that were asked together stand one after another.
         first = 0
         for survey in asked.surveys:
             columns = slice(first, first + len(survey.items))

@@ -30,6 +30,7 @@ def points(settings: Settings) -> tuple[int, ...]:
     """
     ends = list(range(settings.save_every, settings.generations, settings.save_every))
     ends.append(settings.generations)
+    # Never more points than there are ends of dispatches.
     count = min(settings.held_out_points, len(ends))
     if count < 2:
         return tuple(ends[-1:]) * count
@@ -57,6 +58,7 @@ class History:
 
     def read(self, shape: tuple[int, int]) -> dict[int, np.ndarray]:
         """Return the search vectors by generation, float32 [E, Z]; without those that are lost."""
+        # A bit for each point whose file is there; all processes take process 0's word for it.
         known = 0
         if self.writes:
             known = sum(1 << p for p, g in enumerate(self.generations) if self._path(g).is_file())
@@ -64,6 +66,7 @@ class History:
         found = {}
         for p, generation in enumerate(self.generations):
             if known >> p & 1:
+                # What the others hold does not matter: all get what process 0 reads.
                 z_ExZ = np.zeros(shape, np.float32)
                 if self.writes:
                     z_ExZ = np.load(self._path(generation))

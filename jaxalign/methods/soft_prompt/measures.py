@@ -46,12 +46,14 @@ def similarities(
     """
 
     def compare(log_probs_xQxO: np.ndarray) -> np.ndarray:
+        # Seeds, countries and presentations in one axis, and apart again afterwards.
         leading = log_probs_xQxO.shape[:-2]
         flat = log_probs_xQxO.reshape(-1, *log_probs_xQxO.shape[-2:])
         found_PxCxQ = similarity_by_item(answers.survey, countries, flat)
         return found_PxCxQ.reshape(*leading, *found_PxCxQ.shape[1:])
 
     averaged = {name: compare(answers.log_probs(name)) for name in answers.methods}
+    # The presentation comes first, as in all that is said of it.
     by_form = {
         name: np.moveaxis(compare(answers.by_presentation(name)), 2, 0) for name in answers.methods
     }
@@ -88,6 +90,7 @@ def measure_record(
     averaged, by_form = scores
     tables = make_tables(held_out.survey, countries)
     personas_FxCxQxO = _persona_shares(held_out, tables)
+    # The gate twice: over all that was asked, and over what the search averaged.
     kept = list(held_out.tuned)
     gates = {
         "validity": (personas_FxCxQxO, held_out.names),
@@ -147,6 +150,7 @@ def measure_record(
 
 def _persona_shares(answers: SurveyAnswers, tables: Tables) -> np.ndarray:
     """Return the personas' probabilities in each presentation, [F, C, Q, O]."""
+    # A persona has no seed: its answers stand under the first one alone.
     log_probs_CxFxQxO = answers.by_presentation("persona")[0]
     return np.exp(np.moveaxis(log_probs_CxFxQxO, 1, 0))[..., : tables.valid_QxO.shape[1]]
 
@@ -154,6 +158,7 @@ def _persona_shares(answers: SurveyAnswers, tables: Tables) -> np.ndarray:
 def _dispersion(
     answers: SurveyAnswers, tables: Tables, method: str, seed: int
 ) -> dict[str, Any] | None:
+    # Mean over seeds; options past those of the held-out survey's items are cut off.
     shares_CxQxO = np.exp(answers.log_probs(method)).mean(axis=0)[..., : tables.valid_QxO.shape[1]]
     found = persona_dispersion(
         item_positions(shares_CxQxO, tables.range_Q),
@@ -175,6 +180,7 @@ def _correlations(answers: SurveyAnswers, seed: int) -> dict[str, dict[str, floa
             item_positions(shares_SxCxFxQxO[:, :, answers.names.index(form)], range_Q)
             for form in ("A", "B")
         )
+        # Every seed and country is a row: the correlation is within each, then averaged.
         items = first.shape[-1]
         interval = form_correlation(first.reshape(-1, items), second.reshape(-1, items), seed)
         found[name] = interval and interval.record()
@@ -189,6 +195,7 @@ def _constants(answers: SurveyAnswers, method: str) -> dict[str, dict[str, Any] 
     asked = answers.methods[method]
     if answers.asked.answer != "number":
         return dict.fromkeys(answers.names)  # no mark is shown
+    # What was said, if replies were drawn; else what is most likely to be said.
     positions_xCxFxQ = asked.positions_NxSxCxFxQ
     if positions_xCxFxQ is None:
         positions_xCxFxQ = asked.log_probs_SxCxFxQxO.argmax(axis=-1)
@@ -204,6 +211,7 @@ def _gain(answers: SurveyAnswers, losses: Losses, method: str, c: int, seed: int
         {name: losses[m][:, c, f] for f, name in enumerate(answers.names)}
         for m in ("naive", method)
     )
+    # The plain question is the same under every seed, and is paired with each.
     tuned = [answers.names[f] for f in answers.tuned]
     return gain_over_forms(before, after, tuned, seed).record()
 
@@ -219,6 +227,7 @@ def _seeds(
         return None
     found = {}
     for c, country in enumerate(countries):
+        # The difference is paired by item; the plain question has one row for all seeds.
         own_SxQ, naive_SxQ = (own_scores(averaged[m], c) for m in ("tuned", "naive"))
         values = {
             "loss": losses_SxC[:, c, None],
@@ -237,6 +246,7 @@ def _agreement(answers: SurveyAnswers) -> dict[str, Any] | None:
     range_Q = np.array([len(item.options) - 1 for item in answers.survey.items], np.float32)
     found = {}
     for name, asked in answers.methods.items():
+        # Items of every seed, country and presentation are columns; repetitions are rows.
         positions = asked.positions_NxSxCxFxQ[:, :, :, list(answers.tuned)]
         columns = positions[0].size // len(range_Q)
         agreement = replicate_agreement(

@@ -91,6 +91,7 @@ class SurveyAnswers:
                 by_form_SxCxFxQxO = np.log(
                     reply_shares(self.survey, answers.positions_NxSxCxFxQ, by_form_SxCxFxQxO)
                 )
+        # Each presentation of each item is a row, and an item's rows are averaged.
         chosen = list(self.tuned if presentations is None else presentations)
         F, Q, O = by_form_SxCxFxQxO.shape[2:]  # noqa: E741
         flat = by_form_SxCxFxQxO.reshape(*by_form_SxCxFxQxO.shape[:2], F * Q, O)
@@ -102,6 +103,7 @@ class SurveyAnswers:
 
     def marks(self, presentation: int) -> list[tuple[str, ...]]:
         """Return, for each item, what stands before its options in published order."""
+        # An item that looks alike in two presentations was asked once.
         rows = (self.asked.rows[row] for row in self.asked.index_FxQ[presentation])
         return [row.option_marks for row in rows]
 
@@ -127,8 +129,10 @@ def reply_shares(survey: Survey, positions_NxxQ: np.ndarray, like_xQxO: np.ndarr
     """
     valid_QxO, _ = option_table(survey)
     options = np.arange(like_xQxO.shape[-1])
+    # Answers may have more option columns than this survey's longest item.
     valid_QxO = np.pad(valid_QxO, ((0, 0), (0, len(options) - valid_QxO.shape[1])))
     uniform_QxO = valid_QxO / valid_QxO.sum(axis=-1, keepdims=True)
+    # Marks of replies that name no option are negative and equal none.
     counts = (positions_NxxQ[..., None] == options).sum(axis=0)
     readable = counts.sum(axis=-1, keepdims=True)
     shares = np.where(readable > 0, counts / np.maximum(readable, 1), uniform_QxO)

@@ -35,6 +35,7 @@ from jaxalign.pocket.society import held_out_survey as simulated_survey
 from jaxalign.prompts import Prompts, load_prompts, untranslated
 from jaxalign.stats.objectives import Objective, ObjectiveInputs, objectives
 from jaxalign.surveys.formats import read_answered, read_questionnaire
+from jaxalign.surveys.formats.files import sha256_of_file
 from jaxalign.surveys.hofstede import DIMENSIONS, is_score_file, name_in_edition, targets
 from jaxalign.surveys.presentations import (
     default_presentations,
@@ -186,6 +187,8 @@ class Problem:
             facts["edition_sha256"] = hashlib.sha256(
                 Path(self.settings.edition).read_bytes()
             ).hexdigest()
+        if self.settings.scores is not None:
+            facts["scores_sha256"] = sha256_of_file(self.settings.scores)
         return facts
 
 
@@ -279,6 +282,9 @@ def untuned(
     names = untuned_presentations(chosen) if given is None else given
     if not names:
         return ()
+    both_named = sorted(set(names) & set(chosen))
+    if both_named:
+        raise UserError(_tuned_already(both_named))
     # Two names may stand for one form: A is the first of all orders, and where the options are not
     # listed all forms are alike.
     both = asked_items(prompts, survey.items, (*chosen, *names), settings.answer)
@@ -292,11 +298,15 @@ def untuned(
         if name in names and all(row in rows for row, rows in zip(row_Q, known, strict=True))
     }
     if given is not None and repeated:
-        raise UserError(
-            f"`test_presentations` {' '.join(sorted(repeated))}: tuned on already; give forms that "
-            "are not among `presentations`"
-        )
+        raise UserError(_tuned_already(sorted(repeated)))
     return tuple(name for name in names if name not in repeated)
+
+
+def _tuned_already(names: Sequence[str]) -> str:
+    return (
+        f"`test_presentations` {' '.join(names)}: tuned on already; give forms that are not among "
+        "`presentations`"
+    )
 
 
 def make_objective(

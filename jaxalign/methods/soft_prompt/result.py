@@ -125,6 +125,7 @@ def make_result(
     tuned, held_out = answers
     settings, survey = problem.settings, problem.held_out_survey
     countries, seeds, C = settings.countries, settings.seeds, len(settings.countries)
+    # Losses are needed several times over, so each is measured once.
     measured = _Measured(objective, tuned, _readings(tuned))
     averaged, by_form = similarities(held_out, countries)
     # matrix[p, c]: score of the prompt tuned for country p against country c.
@@ -149,6 +150,7 @@ def make_result(
             },
             "held_out": _held_out(averaged, by_form, held_out, countries, c, settings.seed),
         }
+    # What the answers are worth is said in the reading that was tuned.
     reading = settings.reading
     measure = measure_record(
         tuned,
@@ -208,6 +210,7 @@ class _Measured:
         key = method, reading, tuple(presentations)
         if key not in self._known:
             objective = self._objectives[reading]
+            # Probabilities are averaged first: the loss of the mean, not the mean of losses.
             log_probs_SxCxQxO = self.answers.log_probs(method, presentations, reading)
             self._known[key] = [
                 [
@@ -220,6 +223,7 @@ class _Measured:
 
     def losses(self, method: str, reading: str) -> np.ndarray:
         """Return the losses in each presentation, float [S, C, F]."""
+        # One presentation at a time, so that nothing is averaged.
         by_form_FxSxC = [
             [[float(m["loss"]) for m in row] for row in self.of(method, reading, [f])]
             for f in range(len(self.answers.names))
@@ -258,6 +262,7 @@ class _Measured:
             return record
 
         def mass(presentations: Sequence[int]) -> float:
+            # A mean over seeds, presentations and items alike.
             mass_SxFxQ = asked.valid_mass_SxCxFxQ[:, c, list(presentations)][seeds]
             return float(mass_SxFxQ.mean())
 
@@ -273,6 +278,7 @@ class _Measured:
         if answers.untuned:
             entry["untuned"] = under(answers.untuned)
         if asked.positions_NxSxCxFxQ is not None:
+            # Repetitions come first; the country's own, under the seeds asked for.
             replies = asked.positions_NxSxCxFxQ[:, :, c, list(answers.tuned)][:, seeds]
             entry["readable"] = float((replies >= 0).mean())
             entry["counts"] = reply_counts(replies)
@@ -289,6 +295,7 @@ def _form_scores(
     similarity_FxSxCxCxQ: np.ndarray, held_out: SurveyAnswers, c: int
 ) -> dict[str, np.ndarray]:
     """Return country c's held-out score in each presentation, under each seed, [S]."""
+    # Items that the country was not asked are NaN, and left out.
     scores_FxS = np.nanmean(own_scores(similarity_FxSxCxCxQ, c), axis=-1)
     return dict(zip(held_out.names, scores_FxS, strict=True))
 
@@ -308,6 +315,7 @@ def _seed_record(
         name: measured.method_record(name, c, _form_scores(by_form[name], held_out, c), s)
         for name in methods
     }
+    # Of the answers averaged over the tuned presentations.
     scores = {name: float(np.nanmean(own_scores(averaged[name], c)[s])) for name in methods}
     return finite_or_none(record | {"fitness": float(fitness), "held_out": scores})
 
@@ -340,9 +348,11 @@ def _held_out(
 
 def _held_out_means(similarity: Mapping[str, np.ndarray], c: int) -> dict[str, float]:
     """Return the means that `held_out_record` has intervals of, for country c."""
+    # The answers of each method for this country, against its own people.
     own = {name: own_scores(values, c) for name, values in similarity.items()}
     others = [similarity["tuned"][..., p, c, :] for p in range(similarity["tuned"].shape[-3])]
     del others[c]
+    # Prompts tuned for the other countries, against this country's people.
     permuted = np.mean(others, axis=0) if others else np.full_like(own["tuned"], np.nan)
     values = {
         "before": own["naive"],

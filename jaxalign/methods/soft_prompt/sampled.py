@@ -127,6 +127,7 @@ class SampledSearch:
         """
         count = len(self.evolution.entries)
         members_CxExZ = np.stack([np.asarray(initial(c), np.float32) for c in range(count)])
+        # Generation 0 is the initial population, evaluated as every other.
         found = self.evaluate(members_CxExZ, 0, inputs, on_progress)
         return self._steps.first(members_CxExZ.__getitem__, found.fitness_CxE)
 
@@ -151,7 +152,9 @@ class SampledSearch:
         """
         rows = []
         for _ in range(generations):
+            # The state is that of the last generation; the number of the next is part of its draws.
             generation = int(jax.device_get(state.generation)) + 1
+            # Ask on the device, reply on the host, tell on the device.
             asked = self._steps.ask(state)
             candidates_CxExZ = np.asarray(local_view(asked.candidates_CxExZ))
             found = self.evaluate(candidates_CxExZ, generation, inputs, on_progress)
@@ -184,6 +187,7 @@ class SampledSearch:
         """
         C, E, Z = candidates_CxExZ.shape
         inputs = local_view(inputs.replace(items=None))
+        # [C, E, M, D]: every candidate around the start of its own entry.
         prompts = np.asarray(_decode(inputs.space, candidates_CxExZ))
         # One table for all candidates: each one's ids beyond the vocabulary name its own rows.
         self._queue.renew(prompts.reshape(C * E * prompts.shape[2], -1).astype(self.dtype))
@@ -191,10 +195,12 @@ class SampledSearch:
         shares_PxSxO = self.questions.shares(positions_PxSxR)
         with np.errstate(divide="ignore"):
             log_probs_PxQxO = self.questions.asked.mean_log_probs(np.log(shares_PxSxO))
+        # Candidates lie entry by entry.
         entry_P = np.repeat(np.arange(C, dtype=np.int32), E)
         fitness_P = self._fitness(
             inputs, candidates_CxExZ.reshape(C * E, Z), entry_P, log_probs_PxQxO
         )
+        # An item counts as answered uniformly only where all of its replies fail.
         unread = positions_PxSxR.reshape(C, -1, self.replies) < 0
         return Evaluation(
             np.asarray(fitness_P).reshape(C, E),
@@ -208,6 +214,7 @@ class SampledSearch:
         questions, E = self.questions, self.evolution.population
         S, R = questions.count, self.replies
         positions = np.zeros((candidates, S, R), np.int8)
+        # The same for all candidates of an entry's generation: common random numbers.
         numbers = {
             seed: [reply_number(seed, generation, look) for look in questions.looks]
             for seed in {seed for _, seed in self.evolution.entries}
@@ -217,6 +224,7 @@ class SampledSearch:
             for p in range(candidates):
                 _, seed = self.evolution.entries[p // E]
                 for s in range(S):
+                    # Replies to one question follow each other and share its computed prefix.
                     prompt = questions.prompt(p, s)
                     for r in range(R):
                         yield (p, s, r), prompt, numbers[seed][s], r
@@ -300,6 +308,7 @@ class Questions:
 
         Of the replies that name one; uniform where none does.
         """
+        # Options of an item as it is shown: presentations change their order, not their number.
         sizes_S = np.array([len(shown.order) for shown in self.asked.rows])
         options = np.arange(sizes_S.max())
         counts = (positions_PxSxR[..., None] == options).sum(axis=2)
@@ -355,12 +364,14 @@ def make_questions(problem: Problem) -> Questions:
     """Return the tuned survey's items as a problem asks them, each behind a soft prompt."""
     prompt, tokenizer = problem.settings.prompt, problem.model.tokenizer
     vocabulary = problem.model.config.vocab_size
+    # Ids past the vocabulary are rows of the prompts' own table.
     soft_ids = range(vocabulary, vocabulary + prompt.length)
     prompts = []
     for item in problem.asked.rows:
         chat = [problem.prompts.user(item)]
         before, after = split_at_soft_prompt(tokenizer, chat, prompt.placement)
         prompts.append(np.array([*before, *soft_ids, *after], np.int32))
+    # The end of a conversation, without the soft prompt's rows, tells how a reply begins.
     header = tokenizer.decode([int(t) for t in prompts[0][-16:] if t < vocabulary])
     return Questions(
         asked=problem.asked,

@@ -58,6 +58,7 @@ class DistributionObjective(Objective):
                 f"`countries` {lacking[0]}: survey {survey.name!r} does not say how it answered; "
                 "tune on a survey that does (`instrument`), or choose another `objective`"
             )
+        # All groups of the survey, since those that are not tuned for are others as well.
         everyone = make_tables(survey)
         rows_C = np.array([everyone.row(group) for group in inputs.groups])
         built = cls(
@@ -95,6 +96,7 @@ class JensenShannon(DistributionObjective):
         asked_BxQ = ~jnp.isnan(truth).any(axis=-1)
         # Replaced before the logarithm: a NaN would reach the gradient.
         truth = jnp.where(jnp.isnan(truth), 0.0, truth)
+        # Options past an item's own stay at 0 on both sides and add nothing.
         valid = jnp.broadcast_to(self.valid_QxO, shares.shape)
         shares = jnp.where(valid, jnp.maximum(shares, _SMALLEST), 0.0)
         divergence_BxQ = jensen_shannon_divergence(shares, truth)

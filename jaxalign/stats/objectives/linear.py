@@ -60,6 +60,7 @@ class LinearObjective(Objective):
             tuple(factor.name for factor in scores.factors),
             scores.name,
         )
+        # Lines are distributions, so they are scored in the expected reading whatever is tuned.
         read_as_shares = built.with_reading("expected").loss
         known = set(inputs.groups) <= survey.distributions.keys()
         if known:
@@ -86,6 +87,7 @@ class LinearObjective(Objective):
 
     def loss(self, log_probs_BxQxO: jax.Array, group_B: jax.Array) -> jax.Array:
         """Return the loss of each candidate, float32 [B], in the unit of the scores."""
+        # Each candidate is compared with the target of its own group.
         gap_BxK = self.scores(log_probs_BxQxO) - self.target_CxK[group_B]
         return jnp.sum(jnp.abs(gap_BxK), axis=-1)
 

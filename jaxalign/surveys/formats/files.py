@@ -66,9 +66,9 @@ def read_start(path: Path) -> bytes:
             start = file.read(_START_BYTES)
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from None
+    start = as_utf8(start)
     if not start.strip():
         raise bad(path, "the file is empty")
-    start = as_utf8(start)
     check_encoding(path, start)
     return start
 
@@ -85,6 +85,8 @@ def read_text(path: Path) -> str:
         UserError: It is neither UTF-8 nor UTF-16 with a byte order mark.
     """
     content = as_utf8(read_bytes(path))
+    if not content.strip():  # nothing behind a byte order mark
+        raise bad(path, "the file is empty")
     check_encoding(path, content)
     try:
         return content.decode("utf-8-sig")

@@ -167,12 +167,12 @@ def _options(
     """
     for name in _CHOICES:
         if cells.get(name) is not None:
-            options, labels = cells[name], ()
+            options, labels = cells[name], []
             if isinstance(options, dict) and {"text", "label"} <= options.keys():
                 options, labels = options["text"], options["label"]
             elif isinstance(options, dict):
                 labels, options = list(options), list(options.values())
-            options, labels = as_list(options), as_list(list(labels))
+            options, labels = as_list(options), as_list(labels)
             if options is None or labels is None or len(labels) not in (0, len(options)):
                 raise bad(path, f"{shown(cells[name])} is not a list of text", row, name)
             if len(options) > len(LETTERS):

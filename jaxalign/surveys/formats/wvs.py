@@ -40,6 +40,7 @@ from jaxalign.surveys.formats.wvs_cells import (
     COUNTRY,
     INTERVIEW,
     MOST_CODES,
+    OTHER_EDITIONS,
     WEIGHT,
     SurveyFile,
     check_columns,
@@ -93,6 +94,9 @@ class WorldValuesSurvey(Format):
             return not start.path.is_dir()
         if start.suffix in _WORKBOOKS:
             return _is_workbook(start.path)
+        others = {name.lower() for name in OTHER_EDITIONS}
+        if any(name.lower() in others for header in start.headers for name in header):
+            return True
         return not start.is_json and bool(_COUNTRY_COLUMN.match(start.text))
 
     def read(self, path: Path, **options: Any) -> Survey:

@@ -25,6 +25,13 @@ MISSING = -1
 
 COUNTRY, WEIGHT, INTERVIEW, VERSION = "B_COUNTRY_ALPHA", "W_WEIGHT", "D_INTERVIEW", "version"
 
+# Columns that only other files of the same people have.
+OTHER_EDITIONS = {
+    "S002VS": "the time series of all waves, whose items have other names",
+    "S002EVS": "the trend file of the European Values Study, whose items have other names",
+    "cntry_AN": "the joint file of EVS and WVS, whose items have other names",
+}
+
 # How programs write that there is no value; Stata has 26 more missing values, .a to .z.
 _MISSING = frozenset(
     ("", ".", "na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "#null!", "none", "missing")
@@ -226,6 +233,10 @@ def check_columns(path: Path, columns: Sequence[str], items: Sequence[str]) -> N
     """Raise UserError for an edition that cannot be used, and for a column that is absent."""
     if any(re.match(rf"{COUNTRY}\s*:", c, re.IGNORECASE) for c in columns):
         raise excel_edition(path)
+    names = {name.strip().lower() for name in columns}
+    for mark, edition in OTHER_EDITIONS.items():
+        if mark.lower() in names:
+            raise bad(path, f"this is {edition}; download wave 7 of the World Values Survey itself")
     if inverted := [c for c in columns if re.fullmatch(r"Q\d{1,3}P", c, re.IGNORECASE)]:
         raise bad(
             path,

@@ -39,6 +39,16 @@ def refusal(settings: Settings) -> str:
         ({"icl_examples": -1}, "`icl_examples` -1"),
         ({"gradient_steps": -1}, "`gradient_steps` -1"),
         ({"seeds": (-1,)}, "`seeds` -1"),
+        ({"seeds": ()}, "`seeds`: give one or more"),
+        ({"seeds": (4, 4)}, "`seeds` 4: give each once"),
+        ({"replies": 0}, "`replies` 0"),
+        ({"presentations": ("E",)}, "`presentations` E: choose from"),
+        ({"presentations": ("B",), "test_presentations": ("B",)}, "B: tuned on already"),
+        (
+            {"presentations": ("order-54321",), "test_presentations": ("D",)},
+            "`test_presentations` D: tuned on already",
+        ),
+        ({"answer": "label", "reading": "sampled"}, "`answer` label: sampled replies"),
         ({"penalty": float("nan")}, "`penalty` nan"),
         ({"gradient_rate": float("nan")}, "`gradient_rate` nan"),
         ({"constant": float("inf")}, "C must be finite"),
@@ -54,6 +64,41 @@ def refusal(settings: Settings) -> str:
 )
 def test_settings_that_no_run_survives(change, said):
     assert said in refusal(dataclasses.replace(Settings(), **change))
+
+
+def presentations_of(**settings) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """What both surveys are asked in, and what is tuned on; of the pocket model."""
+    problem = read_problem(Settings(**settings))
+    return [asked.presentations for asked in problem.reported], problem.tuned_presentations
+
+
+def test_what_is_tuned_on_and_what_is_reported():
+    assert presentations_of() == ([("A", "B", "C", "D")], ("A",))
+    assert presentations_of(presentations=("B", "D")) == ([("B", "D", "A", "C")], ("B", "D"))
+    assert presentations_of(test_presentations=()) == ([("A",)], ("A",))
+    # Reading by label asks the same in every presentation, so that none is left to test.
+    assert presentations_of(answer="label") == ([("A",)], ("A",))
+
+
+def test_all_orders_are_those_of_the_tuned_survey():
+    """The held-out survey has items of other lengths: it is asked in the two ways of numbering."""
+    problem = read_problem(Settings(presentations=("orders",)))
+    tuned, held_out = problem.reported
+    assert tuned.surveys == (problem.tuned_survey,)
+    # A and D are two of the 120 orders.
+    assert tuned.presentations == ("orders", "B", "C")
+    assert len(problem.tuned_presentations) == 120
+    assert held_out.presentations == ("A", "B", "C")
+    assert problem.scored_on_the_way is None
+    answers = problem.survey_answers(problem.held_out_survey, held_out.presentations, {})
+    assert answers.tuned == (0, 1)
+
+
+def test_without_anything_to_average_the_search_is_the_one_of_plain_items():
+    assert read_problem(Settings()).read is None
+    assert read_problem(Settings(presentations=("B",))).read is None
+    assert read_problem(Settings(presentations=("A", "B"))).read is not None
+    assert read_problem(Settings(answer="label-against-prior")).read is not None
 
 
 def survey_where_china_answered(items: set[str], path: Path) -> Path:
@@ -198,6 +243,17 @@ def test_an_edition_of_the_users_own_is_one_of_the_runs_facts(tmp_path):
     after = read_problem(settings).facts()
     assert before["edition_sha256"] != after["edition_sha256"]
     assert "edition_sha256" not in read_problem(Settings()).facts()
+
+
+def test_a_file_of_scores_is_one_of_the_runs_facts(tmp_path):
+    path = tmp_path / "scores.csv"
+    settings = Settings(countries=("USA",), objective="linear", scores=path, icl_examples=0)
+    hashes = set()
+    for target in (1, 2):
+        path.write_text(f"factor,item,weight,group,target\nf,m01,1,,\nf,,,USA,{target}\n")
+        hashes.add(read_problem(settings).facts()["scores_sha256"])
+    assert len(hashes) == 2
+    assert "scores_sha256" not in read_problem(Settings()).facts()
 
 
 def test_a_real_model_is_told_which_settings_were_chosen_on_the_pocket_model():

@@ -146,6 +146,28 @@ def test_a_tuned_prompt_is_a_condition_and_a_peft_adapter(tiny, by_command, tmp_
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--answer", "label-against-prior"],
+        ["--presentations", "A", "letters", "--seeds", "0", "1", "--reading", "most_likely"],
+    ],
+)
+def test_a_whole_run_of_another_reading_writes_its_report(tiny, tmp_path, options, capsys):
+    arguments = [argument for argument in ARGUMENTS if argument not in ("--seed", "5")]
+    main(
+        tune_prompts,
+        Settings,
+        ["--model", str(tiny), "--out", str(tmp_path / "run"), *arguments, *options],
+    )
+    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    under = result["countries"]["CHN"]["tuned"]["presentations"]
+    assert list(under) == [*result["presentations"]["tuned"], *result["presentations"]["untuned"]]
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert "Validity gate" in capsys.readouterr().out
+
+
+@pytest.mark.long
 def test_seeds_are_searched_side_by_side_with_the_prompts_of_separate_runs(tiny):
     """A seed's random numbers are its own, so its neighbours change nothing."""
     options = {"countries": ("USA",), "generations": 1, "prompt": {"length": 2}, "chunk": 4}

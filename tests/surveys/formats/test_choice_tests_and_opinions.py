@@ -426,3 +426,44 @@ def test_what_is_no_table_is_named(tmp_path: Path, content: bytes, message: str)
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_any(path)
+
+
+def values_of(inner: st.SearchStrategy) -> st.SearchStrategy:
+    keys = st.sampled_from(["text", "label", "A", "B", "US", ""])
+    return st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3)
+
+
+odd_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 5)
+    | st.sampled_from(["a", "B", "['x', 'y']", "{'US': [0.5, 0.5]}", ""]),
+    values_of,
+    max_leaves=6,
+)
+odd_rows = st.fixed_dictionaries(
+    {},
+    optional={
+        name: odd_values
+        for name in (*OPINION_RECORDS[0], "choices", "answer", "answerKey", "A", "B", "passage")
+    },
+)
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(rows=st.lists(odd_rows, min_size=1, max_size=3))
+def test_odd_json_is_refused_in_one_line_or_read(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    path, said = tmp_path / "rows.json", ""
+    path.write_text(json.dumps(rows))
+    try:
+        read_any(path)
+    except UserError as error:
+        said = str(error)
+    assert "\n" not in said

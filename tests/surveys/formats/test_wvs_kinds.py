@@ -352,3 +352,23 @@ def test_the_sas_edition_is_read_by_pyreadstat(
     monkeypatch.setattr(pyreadstat, "read_sas7bdat", pyreadstat.read_sav)
     assert recognise(tmp_path / "wvs.sas7bdat") == "wvs"
     assert read(tmp_path / "wvs.sas7bdat").distributions["DEU"]["Q1"] == (0.25, 0.75, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("S002VS,COUNTRY_ALPHA,S017,A001", "the time series of all waves"),
+        ("studyno,cntry_AN,gwght,A001", "the joint file of EVS and WVS"),
+        ("V1,B_COUNTRY_ALPHA,V4,V258", "'V1' are those of an earlier wave"),
+    ],
+)
+def test_other_files_of_the_survey_are_named(tmp_path: Path, header: str, message: str) -> None:
+    for name in ("wvs.csv", "wvs.sav"):
+        path = tmp_path / name
+        if name.endswith(".csv"):
+            path.write_text(f"{header}\n{','.join('1' * len(header.split(',')))}\n")
+        else:
+            columns = {column: [1.0] for column in header.split(",")}
+            pyreadstat.write_sav(pd.DataFrame(columns), str(path))
+        with pytest.raises(UserError, match=message):
+            read_survey(path)
