@@ -102,10 +102,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_bad_input_is_one_line_before_anything_is_written(tmp_path, capsys):
     out = ["--out", tmp_path / "run"]
     easy, hard = sets(COUNTRIES, 1)
-    three = write_csv(tmp_path / "hard.csv", hard[:-1])
+    five = write_csv(tmp_path / "hard.csv", [*hard, hard[-1]])
     letter = write_csv(tmp_path / "easy.csv", [easy[0] | {"answer": "E"}])
     assert "--easy, --hard: give one or both files" in refused(capsys, *out)
-    assert "question 102 has 3 rows" in refused(capsys, "--hard", three, *out)
+    assert "question 102 has 5 rows" in refused(capsys, "--hard", five, *out)
     assert "row 2, column 'answer': 'E' is no answer" in refused(capsys, "--easy", letter, *out)
     good = write_csv(tmp_path / "good.csv", easy)
     assert "this is CulturalBench Easy, not" in refused(capsys, "--hard", good, *out)
