@@ -214,8 +214,8 @@ class MetricsFile:
         """Drop every row after step `last`, and a torn last line.
 
         Raises:
-            UserError: An earlier line is not a row of this file, or rows before step `last` are
-                missing, doubled or out of order.
+            UserError: An earlier line is not a row of this file; or, where rows are without gaps,
+                one before step `last` is missing, doubled or out of order.
         """
         if not self.path.exists():
             return
@@ -225,7 +225,7 @@ class MetricsFile:
                 keep = start
                 break
             keep, found = end, fields[self.step]
-            if before is not None and (found <= before or (self.gapless and found > before + 1)):
+            if self.gapless and before is not None and found != before + 1:
                 raise UserError(
                     f"{self.path}: after the row of {self.step} {before} comes that of {found}; "
                     "restore the file, or start a new run"
