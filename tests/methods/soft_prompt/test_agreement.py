@@ -28,7 +28,8 @@ LENGTH = 6
 @pytest.mark.parametrize("placement", ["front", "system"])
 def test_bfloat16_losses_do_not_depend_on_the_program(placement, devices):
     prompt = SoftPromptConfig(length=LENGTH, placement=placement)
-    problem = read_problem(Settings(dtype="bfloat16", countries=COUNTRIES, prompt=prompt))
+    settings = Settings(dtype="bfloat16", countries=COUNTRIES, prompt=prompt, test_presentations=())
+    problem = read_problem(settings)
     lm = load_model(problem.model, mesh=make_mesh(devices[:1]))
     tokens = np.random.default_rng(0).integers(300, 1500, (len(COUNTRIES), LENGTH))
     prompts_PxMxD = embed_tokens(lm.config, lm.params, tokens)
@@ -38,8 +39,8 @@ def test_bfloat16_losses_do_not_depend_on_the_program(placement, devices):
     items = prepare_items(lm.config, lm.params, problem.layout)
     search = jax.jit(option_log_probs, static_argnums=(0, 3))
     found = {f"chunk {n}": search(lm.config, items, prompts_PxMxD, n) for n in (1, 2)}
-    tuned, _ = ask_tuned(problem, lm, {"tuned": prompts_PxMxD})
-    found["final scoring"] = tuned["tuned"].log_probs
+    (tuned, _), _ = ask_tuned(problem, lm, {"tuned": prompts_PxMxD})
+    found["final scoring"] = tuned.log_probs("tuned")[0]  # of the only seed
     prompts = [
         SoftPrompt(np.asarray(prompt_MxD), placement, group=group)
         for prompt_MxD, group in zip(prompts_PxMxD, COUNTRIES, strict=True)
