@@ -109,6 +109,7 @@ def example_result(
             "countries": len(countries),
             "items": 70,
             "presentations": list(names),
+            "replies": None,
         }
 
     def gain() -> dict[str, Any]:

@@ -68,7 +68,8 @@ def test_the_result_is_of_the_dimensions_and_the_reading_asked_for(capsys):
     found = result_of(problem, constants=np.float32([54, 0, 0, 0, 0, 0]))
     assert found["constants"] == [54.0, None, None, None, None, None]
     assert found["countries"]["USA"]["target"] == [40.0, None, None, None, None, None]
-    found["countries"]["USA"]["tuned"] = {"expected": {"loss": 11.1}, "most_likely": {"loss": 77.7}}
+    for read, loss in (("expected", 11.1), ("most_likely", 77.7)):
+        found["countries"]["USA"]["tuned"][read]["loss"] = loss
     print_result(found)
     said = capsys.readouterr().out
     assert "most likely reading" in said

@@ -217,4 +217,5 @@ def test_other_entries_share_the_compiled_programs(tiny):
     assert search.evolution.advance._cache_size() == 1
     wanted = build_search(problem, lm, execution).run()
     np.testing.assert_array_equal(other.best_CxZ[::-1], wanted.best_CxZ)
-    assert dataclasses.asdict(execution) == {"chunk": 4, "kernel": "xla", "fixed": True}
+    chosen = {"chunk": 4, "kernel": "xla", "fixed": True, "slots": None}
+    assert dataclasses.asdict(execution) == chosen
