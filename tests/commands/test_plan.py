@@ -226,7 +226,7 @@ def test_traffic_of_slices_updates_and_what_stays_on_the_chip() -> None:
 # The programs, compiled for simulated devices: the same code as for described ones
 
 
-def program(name: str, **sizes: int) -> tuple[Estimate, LlamaConfig]:
+def program(name: str, dtype: str = "bfloat16", **sizes: int) -> tuple[Estimate, LlamaConfig]:
     settings = PlanSettings(
         program=(name,),
         items=3,
@@ -239,7 +239,8 @@ def program(name: str, **sizes: int) -> tuple[Estimate, LlamaConfig]:
         train=TrainConfig(batch=4, tokens_per_pass=256),
         lora=LoraConfig(rank=2),
     )
-    llama = TINY.replace(vocab_size=Tokenizer.load(MODEL_FOLDER).vocab_size)
+    vocabulary = Tokenizer.load(MODEL_FOLDER).vocab_size
+    llama = TINY.replace(vocab_size=vocabulary, dtype=dtype, param_dtype=dtype)
     mesh = make_mesh(**sizes)
     choice = MeshChoice(mesh.shape["population"], mesh.shape["data"], mesh.shape["model"], "")
     return compile_program(V5E, choice, lower(settings, llama, name, mesh)), llama
@@ -249,7 +250,8 @@ def program(name: str, **sizes: int) -> tuple[Estimate, LlamaConfig]:
 @pytest.mark.parametrize("model", [1, 2])
 def test_population_program(devices, model: int) -> None:
     """Compiled FLOPs match the formula; candidates exchange their fitness, and devices metrics."""
-    made, llama = program("population", model=model)
+    # In bfloat16 a CPU computes attention in parts, which the formula, a chip's, does not count.
+    made, llama = program("population", "float32", model=model)
     assert made.flops == pytest.approx(made.formula_flops, rel=0.02)
     across = [e for e in made.exchanges if e.group_size != model]
     fitness, metrics = 16 * 4, 5 * 4 * len(devices) / model
