@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.report.document import Estimate, Note, Table, Text
-from jaxalign.report.wording import MINUS, NO_SIGNAL, number, with_bounds
+from jaxalign.report.wording import MINUS, NO_SIGNAL, countries, number, with_bounds
 
 Record = Mapping[str, Any]
 
@@ -101,7 +101,7 @@ def gate_blocks(by_name: Mapping[str, Record | None]) -> list[Text | Table]:
     return [
         Text(_EXPLANATION),
         Table(
-            f"Validity gate: {gate['countries']} countries, {gate['items']} items with an order; "
+            f"Validity gate: {countries(gate['countries'])}, {gate['items']} items with an order; "
             "95 % intervals over presentations, countries and items",
             ("Measured", *known, "Needed"),
             tuple(rows),
