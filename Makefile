@@ -1,6 +1,6 @@
 # For a fresh clone:
 #   make soft-prompt    make .venv, install, run the main job
-#   make real           the same on a real model, SmolLM2-135M-Instruct (8 minutes on 2 cores)
+#   make real           the same on a real model, SmolLM2-135M-Instruct (10 minutes on 2 cores)
 #   make test           run the quick layer of the tests (6 minutes on 2 cores)
 # ARGS="..." hands on arguments, PYTHON=... chooses the interpreter, VENV=... the environment.
 
