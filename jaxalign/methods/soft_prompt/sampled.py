@@ -12,7 +12,7 @@ candidate, so what they have in common is computed once.
 
 A reply's random numbers depend on the entry's seed, the generation, the item as it is shown and the
 number of the reply, but not on the candidate: candidates of a generation differ by their prompts
-alone, not by their luck (common random numbers, as in Glasserman and Yao 1992). Fitness is still a
+alone, not by chance (common random numbers, as in Glasserman and Yao 1992). Fitness is still a
 noisy estimate, and the best of many noisy estimates is too good on average; what a run reports of a
 prompt is therefore found from replies of its own.
 
