@@ -210,7 +210,7 @@ def run_soft_prompt(
         ... )
         >>> run = ja.run_soft_prompt(settings)
         >>> sorted(run.result["countries"]["CHN"])[:5]
-        ['held_out', 'icl', 'naive', 'persona', 'start']
+        ['held_out', 'icl', 'naive', 'persona', 'seeds']
     """
     # Read and check everything that is quick, so that bad input is refused before anything is
     # loaded or written.
