@@ -279,7 +279,8 @@ class DecodeQueue:
         most, fewer = prefill_sizes(self._shape)
         while pieces:
             longest = max(collections.Counter(r.share for r, _ in pieces).values())
-            rows = most if longest > 2 * fewer else fewer
+            # A call of the larger size that is less than half full costs more than some small ones.
+            rows = most if longest > most // 2 else fewer
             now, pieces = self._first(pieces, rows)
             tokens = np.zeros((rows * self._shape.shares, PIECE), np.int32)
             slot, start, last = self._table(3, rows)
