@@ -38,7 +38,7 @@ from jaxalign.methods.culturespa import training_steps
 from jaxalign.methods.culturespa.answer import answer_survey, answer_written
 from jaxalign.methods.culturespa.dataset import write_selected
 from jaxalign.methods.culturespa.filters import FilteredQuestions, filter_questions
-from jaxalign.methods.culturespa.fine_tune import fine_tune_all
+from jaxalign.methods.culturespa.fine_tune import fine_tune_all, read_set_aside
 from jaxalign.methods.culturespa.inputs import (
     Experiment,
     Inputs,
@@ -148,6 +148,8 @@ def run_culturespa(
         log_peak("4 fine-tune")
         measured = measure(experiment, adapters, survey_replies)
         record = make_record(settings, inputs, measured, written, selected, facts)
+        if retrained := read_set_aside(out)[1]:
+            record["retrained"] = retrained
         if settings.prompting:
             _log.info("5 measure: the fine-tuned models under every prompt style")
             given = measured.answers, measured.by_presentation
