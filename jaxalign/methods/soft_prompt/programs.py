@@ -178,7 +178,12 @@ def _answer_programs(
     programs = []
     for number, shape in enumerate(shapes, start=1):
         jitted, arguments = answer_program(
-            config, mesh, shape, extra_rows=extra_rows, weights=settings.weights
+            config,
+            mesh,
+            shape,
+            extra_rows=extra_rows,
+            weights=settings.weights,
+            per_token=problem.asked.per_token,
         )
         which = f" ({number} of {len(shapes)})" if len(shapes) > 1 else ""
         programs.append(
