@@ -11,11 +11,12 @@ import sys
 import numpy as np
 import pytest
 
+from experiments.bench.models import model_config
+from experiments.bench.peers import Worker, machine_facts
 from experiments.bench.population.__main__ import Config, bench, make_work, run
-from experiments.bench.population.items import ask_items, model_config, without_shared_text
+from experiments.bench.population.items import ask_items, without_shared_text
 from experiments.bench.population.measure import Difference, Measured, check, difference
 from experiments.bench.population.report import make_result, weight_passes
-from experiments.bench.population.worker import Worker
 from experiments.bench.population.worker_jax import JaxSide, refuse_short_memory
 from jaxalign.answering.cost import lower_bound
 from jaxalign.answering.plan import plan_layout
@@ -102,7 +103,7 @@ def test_published_lengths_take_the_published_work(placement, tokens):
     lengths = np.array([len(item) for item in items]) - (40 if placement == "front" else 0)
     assert (len(items), lengths.min(), lengths.max(), lengths.sum()) == (24, 30, 120, 1_888)
     if placement == "system":
-        work = lower_bound(model_config("8b", "bfloat16"), layout).total
+        work = lower_bound(model_config("llama3-8b", "bfloat16"), layout).total
         assert work == pytest.approx(25.9e12, rel=0.005), "not the least work of the cost model"
 
 
@@ -136,6 +137,10 @@ def test_measures_prints_and_writes(tmp_path, capsys, monkeypatch):
         assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
     assert 0 < read["max_abs_log_prob_difference"] <= 1e-4
     assert 0 < read["useful_flops_fraction"] < 1
+    assert read["machine"]["processor"]
+    ours = read["methods"]["ours"]
+    fastest, own = (ours[f"fraction_of_{which}matmul_peak"] for which in ("fastest_", ""))
+    assert fastest["median"] <= own["median"]
     assert read["candidates_per_second"] == result["candidates_per_second"] > 0
     assert read["settings"]["population"] == 2
     assert all(len(m["seconds"]) == 2 for m in read["methods"].values())
@@ -160,7 +165,7 @@ def made_up(seconds, **changes):
         "matmul_peak": {"jax": [4e9, 2e9, 1e9]},
         "device_peak_bytes": {"jax": None},
         "bytes_per_second": 1e9,
-        "load_average_before": 0.0,
+        "machine": machine_facts(),
         "idle_cpu_seconds": 0.0,
     }
     return Measured(**(values | changes))
@@ -176,6 +181,12 @@ def test_ratios_and_fractions_are_taken_within_a_repeat(tmp_path):
     useful = 3 * lower_bound(TINY, layout).total
     np.testing.assert_allclose(result["useful_flops_fraction"], useful / 4e9)
     np.testing.assert_allclose(result["candidates_per_second"], 3 / 2)
+    # torch's product is faster in the first two repeats, XLA's in the last.
+    peaks = {"jax": [4e9, 2e9, 1e9], "torch": [8e9, 8e9, 0.5e9]}
+    result = make_result(Config(), work, layout, dataclasses.replace(measured, matmul_peak=peaks))
+    of_fastest = result["methods"]["ours"]["fraction_of_fastest_matmul_peak"]
+    shares = {"median": useful / 8e9, "min": useful / 16e9, "max": useful / 4e9}
+    assert of_fastest == pytest.approx(shares)
 
 
 def test_weight_passes_of_each_method(tmp_path):
@@ -205,7 +216,7 @@ def test_options_that_one_side_lacks_are_a_bug():
 
 WORKER = """
 import sys
-from experiments.bench.population.worker import serve
+from experiments.bench.peers import serve
 from jaxalign.core.errors import UserError
 
 class Side:
@@ -236,7 +247,7 @@ def test_workers_answer_refuse_and_die(tmp_path, monkeypatch):
 
 
 def test_weights_that_do_not_fit_are_refused():
-    llama = model_config("8b", "bfloat16")
+    llama = model_config("llama3-8b", "bfloat16")
     with pytest.raises(UserError, match=r"need 30 GiB, but 20 GiB are free; take a smaller --size"):
         refuse_short_memory(llama, 2, 20 * 2**30)
     refuse_short_memory(llama, 2, 31 * 2**30)
@@ -246,7 +257,7 @@ def test_sizes():
     small = model_config("small", "float32")
     assert (small.num_hidden_layers, small.hidden_size) == (8, 512)
     assert model_config("pocket", "bfloat16").dtype == "bfloat16"
-    assert model_config("8b", "bfloat16").initializer_range == pytest.approx(0.02)
+    assert model_config("llama3-8b", "bfloat16").initializer_range == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +268,7 @@ def test_sizes():
         (["--json", "/nowhere/b.json"], "--json /nowhere/b.json: no such folder"),
         (["--plot", "/"], "--plot /: a folder; name a file in it"),
         (["--size", "huge"], "huge"),
+        (["--model", "/nowhere"], "--model /nowhere: no config.json in it"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys):

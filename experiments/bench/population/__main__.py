@@ -4,7 +4,8 @@
     python -m experiments.bench.population --size pocket --population 8   # a minute
     python -m experiments.bench.population --dtype bfloat16 --json bench.json
     python -m experiments.bench.population --items stem-free              # nothing to share
-    python -m experiments.bench.population --size 8b --dtype bfloat16 --items published   # a GPU
+    python -m experiments.bench.population --model models/smollm2 --dtype bfloat16 --population 8
+    python -m experiments.bench.population --size llama3-8b --dtype bfloat16 --items published
 
 Five methods compute the same option log-probabilities of 24 items under every prompt, with the same
 weights on the same machine: jaxalign; `LlamaForCausalLM` with one item at a time (as published code
@@ -13,8 +14,9 @@ JAX. The answers are compared before any speed is shown. Each framework runs in 
 only one works at a time, and the methods take turns in random order. A ratio is a method's time
 divided by jaxalign's time in the same repeat; the median over the repeats and the range are shown.
 The fraction of peak divides the rate of useful FLOPs by the fastest matrix product that the same
-process reached in the same repeat. Useful FLOPs are the least that exact answers take
-(`jaxalign.answering.cost.lower_bound`), whatever a method really computes.
+process reached in the same repeat; of the fastest, by the fastest of both processes. Useful FLOPs
+are the least that exact answers take (`jaxalign.answering.cost.lower_bound`), whatever a method
+really computes.
 
 Needs torch, except with `--against jax_vmap`. Runs on the first GPU if both frameworks have one. At
 the default size it takes about ten minutes on 2 idle cores. They must be idle: on a busy machine
@@ -31,23 +33,18 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.bench.population.items import (
-    Kind,
-    Size,
-    ask_items,
-    model_config,
-    model_folder,
-    option_table,
-)
+from experiments.bench.models import Size, model_config, model_folder
+from experiments.bench.population.items import Kind, ask_items, option_table
 from experiments.bench.population.measure import framework, measure
 from experiments.bench.population.plot import draw
 from experiments.bench.population.report import make_result, show
-from experiments.bench.population.worker import Work
+from experiments.bench.population.work import Work
 from jaxalign.answering.kernel_choice import KernelOption
 from jaxalign.answering.plan import plan_layout
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_new_file
 from jaxalign.lm.config import DType, LlamaConfig
+from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main
 
@@ -59,8 +56,10 @@ class Config:
     """Evaluate a population of soft prompts with five methods; compare answers and speed."""
 
     size: Size = "small"
-    """Model size: pocket (ships with the package), small (8 layers of width 512), 1b or 8b (shapes
-    of Llama 3). All but pocket have random weights."""
+    """Model size: pocket (ships with the package), small (8 layers of width 512), or the shape of a
+    real model. All but pocket have random weights."""
+    model: Path | None = None
+    """Folder of a model in the Hugging Face layout, in place of a size."""
     dtype: DType = "float32"
     """Data type of weights and activations."""
     population: int = 32
@@ -102,7 +101,7 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Run the benchmark with the configured model size and return its figures."""
-    return bench(config, model_config(config.size, config.dtype))
+    return bench(config, model_config(config.size, config.dtype, config.model))
 
 
 def bench(config: Config, llama: LlamaConfig) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def bench(config: Config, llama: LlamaConfig) -> dict[str, Any]:
     if any(framework(method) == "torch" for method in config.against):
         refuse_missing_torch()
     with tempfile.TemporaryDirectory(prefix="jaxalign-bench-") as scratch:
-        work = make_work(config, llama, model_folder(config.size, Path(scratch)))
+        work = make_work(config, llama, model_folder(config.size, Path(scratch), config.model))
         layout = plan_layout(work.before, work.prompt_length, work.items, work.spellings())
         measured = measure(work, config.against, config.repeats, Path(scratch))
     result = make_result(config, work, layout, measured)
@@ -137,7 +136,7 @@ def refuse_missing_torch() -> None:
 
 def make_work(config: Config, llama: LlamaConfig, folder: Path) -> Work:
     """Return the work that both worker processes receive."""
-    before, items, options = ask_items(config.items, config.placement)
+    before, items, options = ask_items(config.items, config.placement, config.model or MODEL_FOLDER)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
     return Work(
         llama=llama,

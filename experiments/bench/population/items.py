@@ -1,12 +1,12 @@
-"""Provide the model sizes of `experiments.bench.population`, and the items as token ids.
+"""Provide the items of `experiments.bench.population` as token ids.
 
-Every model size receives the pocket Llama's token ids, which exist in every vocabulary: with random
-weights only the number of tokens matters, and nothing needs to be downloaded.
+A real model is asked as its own tokenizer writes the items. With random weights only the number of
+tokens matters, so those models receive the pocket Llama's token ids, which exist in every
+vocabulary.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,42 +15,20 @@ import numpy as np
 
 from jaxalign.answering.conversations import option_spellings
 from jaxalign.answering.prefix_tree import Spellings
-from jaxalign.lm.config import PRESETS, DType, LlamaConfig, read_config
+from jaxalign.core.errors import UserError
+from jaxalign.lm.config import read_config
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.prompts import load_prompts
 from jaxalign.surveys.survey import vsm
 
-Size = Literal["pocket", "small", "1b", "8b"]
 Kind = Literal["module", "stem-free", "published"]
 
-_RANDOM = {
-    "small": LlamaConfig(32_000, 512, 1536, 8, 8, 4, 64),
-    "1b": PRESETS["llama3.2-1b"],
-    "8b": PRESETS["llama3-8b"],
-}
 _PROMPT = "[[soft prompt]]"  # marks the prompt's position while the chat template is rendered
-# Weights drawn from N(0, s²) with s = 0.02 at width 4096, the width of Llama-3-8B, give logits a
-# standard deviation of 1.28. s is scaled by 1 / sqrt(width), so that small models answer as firmly.
-_LOGIT_DEVIATION = 0.02 * math.sqrt(4096)
-
-
-def model_config(size: Size, dtype: DType) -> LlamaConfig:
-    """Return the configuration of a model size. All but the pocket Llama have random weights."""
-    if size == "pocket":
-        return read_config(MODEL_FOLDER, dtype)
-    shape = _RANDOM[size]
-    scale = _LOGIT_DEVIATION / math.sqrt(shape.hidden_size)
-    return shape.replace(initializer_range=scale, dtype=dtype, param_dtype=dtype)
-
-
-def model_folder(size: Size, scratch: Path) -> Path:
-    """Return the folder of the weights, which exists already for the pocket Llama only."""
-    return MODEL_FOLDER if size == "pocket" else scratch / "model"
 
 
 def ask_items(
-    kind: Kind, placement: Literal["front", "system"]
+    kind: Kind, placement: Literal["front", "system"], folder: Path = MODEL_FOLDER
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], list[Spellings]]:
     """Return the token ids of the benchmark's items.
 
@@ -58,12 +36,13 @@ def ask_items(
         kind: "module" for the package's 24 items, which share stems; "stem-free" for
             `without_shared_text`; "published" for `as_long_as_published`.
         placement: Where the soft prompt stands.
+        folder: The model whose tokenizer and chat template write the items.
 
     Returns:
         The token ids before the soft prompt, the token ids of each item after it, and the
         spellings of each item's options.
     """
-    tokens, prompts, module = Tokenizer.load(MODEL_FOLDER), load_prompts(), vsm()
+    tokens, prompts, module = Tokenizer.load(folder), load_prompts(), vsm()
     if kind == "published":
         header, items = as_long_as_published(read_config(MODEL_FOLDER, "float32").vocab_size)
         if placement == "front":
@@ -113,10 +92,10 @@ def option_table(options: Sequence[Spellings]) -> np.ndarray:
         int32 [Q, O, spellings]; -1 where there is no option or no further spelling.
 
     Raises:
-        ValueError: If an option has several tokens; the baselines read a single position.
+        UserError: If an option has several tokens; the baselines read a single position.
     """
     if any(len(s) != 1 for item in options for option in item for s in option):
-        raise ValueError("an option has several tokens; the baselines read one position an item")
+        raise UserError("an option has several tokens; the baselines read one position an item")
     most = max(map(len, options))
     spellings = max(len(option) for item in options for option in item)
     table = np.full((len(options), most, spellings), -1, np.int32)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.population.worker import Answer, Method, Work, Worker
+from experiments.bench.peers import Answer, Worker, machine_facts, turns
+from experiments.bench.population.work import Method, Work
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress
 from jaxalign.runs.console import progress_bars
@@ -59,7 +58,7 @@ class Measured:
         matmul_peak: By framework: fastest matrix product in FLOP/s.
         device_peak_bytes: By framework: peak device memory, if known.
         bytes_per_second: Memory bandwidth measured by JAX.
-        load_average_before: Load average of the minute before the benchmark started.
+        machine: The processor and the load average before the benchmark started.
         idle_cpu_seconds: Processor time of workers while they waited for their turn.
     """
 
@@ -72,7 +71,7 @@ class Measured:
     matmul_peak: dict[str, list[float]]
     device_peak_bytes: dict[str, int | None]
     bytes_per_second: float
-    load_average_before: float
+    machine: dict[str, Any]
     idle_cpu_seconds: float
 
 
@@ -94,7 +93,7 @@ def measure(work: Work, against: Sequence[Method], repeats: int, scratch: Path) 
         UserError: If answers differ by more than the dtype explains, before any timing.
     """
     methods = ("ours", *against)
-    calls, load = len(methods) * (1 + repeats), os.getloadavg()[0]
+    calls, machine = len(methods) * (1 + repeats), machine_facts()
     with _workers(methods, scratch) as workers, progress_bars() as on_progress:
         on_progress(Progress("call", 0, calls, "calls"))
         facts = _prepare(work, workers)
@@ -106,8 +105,8 @@ def measure(work: Work, against: Sequence[Method], repeats: int, scratch: Path) 
             on_progress(Progress("call", done, calls, "calls", fields={"warm-up": method}))
         reference, differences = _compare(work, answers, workers)
         check(work.llama.dtype, reference, differences)
-        turns = list(_turns(methods, workers, repeats, work.seed, on_progress))
-        by_name = lambda name: [answer for key, answer in turns if key == name]  # noqa: E731
+        taken = list(_turns(methods, workers, repeats, work.seed, on_progress))
+        by_name = lambda name: [answer for key, answer in taken if key == name]  # noqa: E731
         return Measured(
             facts=facts,
             warm_up=warm_up,
@@ -118,8 +117,8 @@ def measure(work: Work, against: Sequence[Method], repeats: int, scratch: Path) 
             matmul_peak={name: [a.value for a in by_name(name)] for name in workers},
             device_peak_bytes={n: w.call("device_peak_bytes").value for n, w in workers.items()},
             bytes_per_second=workers["jax"].call("bandwidth").value,
-            load_average_before=load,
-            idle_cpu_seconds=sum(answer.idle_cpu_seconds for _, answer in turns),
+            machine=machine,
+            idle_cpu_seconds=sum(answer.idle_cpu_seconds for _, answer in taken),
         )
 
 
@@ -213,22 +212,14 @@ def _turns(
     seed: int,
     on_progress: OnProgress,
 ) -> Iterator[tuple[str, Answer]]:
-    """Yield each method's run and each framework's matrix product, once per repeat.
-
-    The order is drawn anew for every repeat, so that no method always runs on a warm machine.
-    """
-    shuffle, done = random.Random(seed).shuffle, len(methods)
-    for repeat in range(repeats):
-        order = [*methods, *workers]
-        shuffle(order)
-        for name in order:
-            if name in workers:
-                yield name, workers[name].call("peak")
-                continue
-            answer = workers[framework(name)].call("run", name)
-            done += 1
-            seconds = f"{answer.value['seconds']:.1f} s"
-            fields = {"repeat": str(repeat + 1), name: seconds}
-            total = len(methods) * (1 + repeats)  # the warm-up included
-            on_progress(Progress("call", done, total, "calls", fields=fields))
-            yield name, answer
+    """Yield each method's run and each framework's matrix product, once per repeat."""
+    done, total = len(methods), len(methods) * (1 + repeats)  # the warm-up included
+    for repeat, name in turns([*methods, *workers], repeats, seed):
+        if name in workers:
+            yield name, workers[name].call("peak")
+            continue
+        answer = workers[framework(name)].call("run", name)
+        done += 1
+        fields = {"repeat": str(repeat + 1), name: f"{answer.value['seconds']:.1f} s"}
+        on_progress(Progress("call", done, total, "calls", fields=fields))
+        yield name, answer

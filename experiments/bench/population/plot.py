@@ -45,7 +45,7 @@ def draw(path: Path, result: dict[str, Any]) -> None:
     s = result["settings"]
     repeats = s["repeats"]
     figure.suptitle(
-        f"{s['size']}, {s['dtype']}, {s['items']} items, {s['population']} prompts: "
+        f"{s['model_name']}, {s['dtype']}, {s['items']} items, {s['population']} prompts: "
         f"median and range of {repeats} interleaved repeat{'s' if repeats > 1 else ''}"
     )
     figure.savefig(path, dpi=_DPI, facecolor="white", format="png")

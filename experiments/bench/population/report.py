@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
+from experiments.bench.models import model_name
+from experiments.bench.peers import fastest_peaks, paired_ratios, spread, warn_if_busy
 from experiments.bench.population.measure import Measured, framework
-from experiments.bench.population.worker import Work
+from experiments.bench.population.work import Work
 from jaxalign.answering.cost import lower_bound, plan_report
 from jaxalign.answering.plan import Layout
 from jaxalign.lm.config import LlamaConfig
@@ -40,9 +39,9 @@ def make_result(config: Any, work: Work, layout: Layout, measured: Measured) -> 
     """
     useful = lower_bound(work.llama, layout).total * work.population
     methods = {m: _method(m, work, layout, measured, useful) for m in measured.seconds}
-    theirs = [m for m in methods if m != "ours"]
+    ours, theirs = measured.seconds["ours"], [m for m in methods if m != "ours"]
     return {
-        "ratios": {m: spread(_ratios(measured.seconds[m], measured)) for m in theirs},
+        "ratios": {m: spread(paired_ratios(measured.seconds[m], ours)) for m in theirs},
         "useful_flops_fraction": methods["ours"]["fraction_of_matmul_peak"]["median"],
         "candidates_per_second": methods["ours"]["candidates_per_second"],
         "max_abs_log_prob_difference": max(d.most for d in measured.differences.values()),
@@ -55,6 +54,7 @@ def make_result(config: Any, work: Work, layout: Layout, measured: Measured) -> 
         "idle_cpu_seconds": measured.idle_cpu_seconds,
         "settings": plain(config)
         | {
+            "model_name": model_name(config.size, config.model),
             "model": plain(work.llama),
             "layout": plan_report(work.llama, layout, measured.facts["jax"]["chunk"]),
             "threads": work.threads,
@@ -69,9 +69,10 @@ def _method(
     """Return the figures of one method."""
     seconds = measured.seconds[method]
     median = statistics.median(seconds)
-    peaks = measured.matmul_peak[framework(method)]
     # Each repeat against its own peak: the machine's speed drifts between repeats.
-    fractions = [useful / s / peak for s, peak in zip(seconds, peaks, strict=True)]
+    rates = [useful / s for s in seconds]
+    fractions = paired_ratios(rates, measured.matmul_peak[framework(method)])
+    of_fastest = paired_ratios(rates, fastest_peaks(measured.matmul_peak))
     # FLOPs per byte of weights read: where the method stands under the roofline.
     passes = weight_passes(method, work, measured.warm_up[method])
     return {
@@ -80,20 +81,12 @@ def _method(
         "useful_tokens_per_second": work.population * layout.tokens_computed / median,
         "useful_flops_per_second": useful / median,
         "fraction_of_matmul_peak": spread(fractions),
+        "fraction_of_fastest_matmul_peak": spread(of_fastest),
         "useful_flops_per_weight_byte": useful / (passes * layer_bytes(work.llama)),
         "log_prob_difference": plain(measured.differences[method]),
         "peak_bytes": measured.peak_bytes[method],
         **measured.warm_up[method],
     }
-
-
-def _ratios(theirs: Sequence[float], measured: Measured) -> list[float]:
-    return [t / o for t, o in zip(theirs, measured.seconds["ours"], strict=True)]
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return the median and the range of some values."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def weight_passes(method: str, work: Work, warm_up: dict[str, Any]) -> int:
@@ -114,16 +107,14 @@ def layer_bytes(config: LlamaConfig) -> int:
 
 def _machine(measured: Measured) -> dict[str, Any]:
     """Return the facts about the machine and the versions of the software."""
-    machine = {"platform": platform.platform(), "cores": os.cpu_count(), **measured.facts}
-    machine["load_average_before"] = measured.load_average_before
-    return machine | {"versions": versions()}
+    return measured.machine | measured.facts | {"versions": versions()}
 
 
 def show(result: dict[str, Any]) -> None:
     """Print two tables: speed, then memory and exactness."""
     settings, methods = result["settings"], result["methods"]
     title = (
-        f"{settings['size']}, {settings['dtype']}, {settings['items']} items, "
+        f"{settings['model_name']}, {settings['dtype']}, {settings['items']} items, "
         f"{settings['population']} prompts, median of {settings['repeats']}"
     )
     columns = (
@@ -133,7 +124,8 @@ def show(result: dict[str, Any]) -> None:
         "range",
         "prompts/s",
         "useful tokens/s",
-        "of matmul peak",
+        "of its own matmul peak",
+        "of the fastest",
     )
     print_table(title, columns, [_speed(result, m) for m in methods])
     columns = (
@@ -148,15 +140,8 @@ def show(result: dict[str, Any]) -> None:
     print_table(title, columns, [_cost(result, m) for m in methods])
     peaks = result["matmul_peak_flops_per_second"].items()
     print("Matmul peak: " + ", ".join(f"{n} {p['median'] / 1e9:,.0f} GFLOP/s" for n, p in peaks))
-    machine = result["machine"]
     # A busy machine makes the comparison unfair; say so.
-    load, cores = machine["load_average_before"], machine["cores"]
-    if load > 0.25 * cores:
-        print(
-            f"warning: the load average was {load:.1f} on {cores} cores before the start. Threads "
-            "of one matrix product wait for each other, torch's longest, so these ratios flatter "
-            "jaxalign"
-        )
+    warn_if_busy(result["machine"])
 
 
 def _speed(result: dict[str, Any], method: str) -> list[object]:
@@ -170,6 +155,7 @@ def _speed(result: dict[str, Any], method: str) -> list[object]:
         f"{figures['candidates_per_second']:.3g}",
         f"{figures['useful_tokens_per_second']:,.0f}",
         f"{100 * figures['fraction_of_matmul_peak']['median']:.0f} %",
+        f"{100 * figures['fraction_of_fastest_matmul_peak']['median']:.0f} %",
     ]
 
 

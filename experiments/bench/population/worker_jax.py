@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench.population.worker import Method, Work, serve
+from experiments.bench.peers import serve
+from experiments.bench.population.work import Method, Work
 from jaxalign.answering.cost import matmul_peak, plan_report, plan_text
 from jaxalign.answering.kernel_choice import choose_kernel
 from jaxalign.answering.options import embed_tokens, option_log_probs, prepare_items

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
-from experiments.bench.population.worker import Method, Work, serve
+from experiments.bench.peers import serve, torch_matmul_peak
+from experiments.bench.population.work import Method, Work
 
 _BATCHES = (1, 2, 4)  # numbers of candidates in a padded batch to try; the fastest is taken
 
@@ -73,7 +74,7 @@ class TorchSide:
 
     def peak(self) -> float:
         """Return the rate of the fastest matrix product that this process reaches, in FLOP/s."""
-        return matmul_peak(self._survey.before.dtype, self._prompts.device)
+        return torch_matmul_peak(self._work.llama.dtype)
 
     def device_peak_bytes(self) -> int | None:
         """Return the peak device memory since the start; None if it is the process's own."""
@@ -160,27 +161,6 @@ def prefix_cache(survey: Survey, prompts_PxMxD: torch.Tensor) -> torch.Tensor:
     items = survey.padded.repeat(P, 1, 1)
     hidden = survey.model.model(inputs_embeds=items, past_key_values=cache)[0]
     return survey.log_probs(survey.last_logits(hidden, survey.lengths, 0))
-
-
-@torch.inference_mode()
-def matmul_peak(dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
-    """Measure FLOP/s of a large square product, like `jaxalign.answering.cost.matmul_peak`."""
-    n = 2048 if device.type == "cpu" else 8192
-    a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
-    best, until = float("inf"), time.perf_counter() + seconds
-    torch.matmul(a, b)
-    while best == float("inf") or time.perf_counter() < until:
-        _wait(device)
-        began = time.perf_counter()
-        torch.matmul(a, b)
-        _wait(device)
-        best = min(best, time.perf_counter() - began)
-    return 2 * n**3 / best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

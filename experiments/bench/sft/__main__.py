@@ -30,7 +30,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from experiments.bench.population.worker import Worker
+from experiments.bench.peers import Worker
 from experiments.bench.sft.work import Work
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress

@@ -9,7 +9,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from experiments.bench.population.worker import serve
+from experiments.bench.peers import serve
 from experiments.bench.sft.work import CLIP, LEARNING_RATE, Work
 from jaxalign.answering.cost import device_name, matmul_peak
 from jaxalign.lm.checkpoint import load_checkpoint

@@ -15,7 +15,7 @@ import peft
 import torch
 from transformers import LlamaForCausalLM
 
-from experiments.bench.population.worker import serve
+from experiments.bench.peers import serve
 from experiments.bench.sft.work import CLIP, LEARNING_RATE, Work
 
 _PEAK_SIZE = 2048

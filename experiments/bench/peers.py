@@ -1,76 +1,32 @@
-"""Run one worker process per framework, driven over a pipe, and define what they share.
+"""What benchmarks against other tools share: worker processes, turns, matmul peaks, spreads.
 
-Part of `experiments.bench.population`. A worker blocks on its pipe while the other one works, and
+Each tool works in a process of its own, which blocks on its pipe while another one works and
 reports how much processor time it used meanwhile. This module imports neither JAX nor torch, so
-that neither worker loads the other's framework.
+that no worker loads another's framework.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import platform
+import random
 import resource
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from jaxalign.core.errors import UserError
-from jaxalign.lm.config import LlamaConfig
 
-Method = Literal["ours", "hf_per_item", "hf_padded", "hf_prefix_cache", "jax_vmap"]
 _SETTLE_SECONDS = 0.25  # time for the previous worker's threads to stop polling for work
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Description of the computation: the same token ids, weights and prompts for every method.
-
-    Attributes:
-        llama: Shape of the model.
-        folder: Folder of the weights in the Hugging Face layout.
-        before: Token ids before the soft prompt.
-        items: Token ids of each item after the soft prompt.
-        options_QxOxS: int32 token ids of the spellings of each option; -1 where there is none.
-        prompt_length: Number of soft prompt tokens.
-        population: Number of soft prompts.
-        chunk: Number of prompts that JAX computes at a time; None lets it choose.
-        attention: Attention kernel of jaxalign, or "auto".
-        seed: Seed of weights, prompts and the order of turns.
-        threads: Number of threads for torch.
-    """
-
-    llama: LlamaConfig
-    folder: Path
-    before: tuple[int, ...]
-    items: tuple[tuple[int, ...], ...]
-    options_QxOxS: np.ndarray
-    prompt_length: int
-    population: int
-    chunk: int | None
-    attention: str
-    seed: int
-    threads: int
-
-    def padded_items(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the items padded at the end by token 0, int32 [Q, T], and their lengths [Q]."""
-        lengths_Q = np.array([len(item) for item in self.items], np.int32)
-        tokens_QxT = np.zeros((len(self.items), lengths_Q.max()), np.int32)
-        for row, item in zip(tokens_QxT, self.items, strict=True):
-            row[: len(item)] = item
-        return tokens_QxT, lengths_Q
-
-    def spellings(self) -> list[list[list[tuple[int]]]]:
-        """Return the option table in the form that `jaxalign.answering.plan` takes."""
-        table = self.options_QxOxS.tolist()
-        return [[[(t,) for t in o if t >= 0] for o in item if o[0] >= 0] for item in table]
+_BUSY = 0.25  # load average for each core from which a machine counts as busy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +102,7 @@ class Worker:
         """Return the last line of the log, or what the exit code means."""
         code = self._process.wait()
         if code == -9:
-            return "killed, probably out of memory; take a smaller --size or --population"
+            return "killed, probably out of memory; take a smaller model or less at a time"
         return (self._log.read_text().strip().splitlines() or [f"exit code {code}"])[-1]
 
 
@@ -197,3 +153,89 @@ def peak_memory_bytes() -> int:
     except (OSError, StopIteration):
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def turns(names: Sequence[str], repeats: int, seed: int = 0) -> Iterator[tuple[int, str]]:
+    """Yield (repeat, name): each name once per repeat, in an order drawn anew for every repeat.
+
+    So no tool always runs on a machine that another has warmed up.
+    """
+    shuffle = random.Random(seed).shuffle
+    for repeat in range(repeats):
+        order = list(names)
+        shuffle(order)
+        yield from ((repeat, name) for name in order)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return the median and the range of some values."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def paired_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Return the ratio of each repeat; both tools of a repeat ran under the same load."""
+    return [n / d for n, d in zip(numerators, denominators, strict=True)]
+
+
+def fastest_peaks(peaks: dict[str, Sequence[float]]) -> list[float]:
+    """Return the fastest matrix product of each repeat, whichever framework reached it."""
+    return [max(rates) for rates in zip(*peaks.values(), strict=True)]
+
+
+def torch_matmul_peak(dtype: str, seconds: float = 1.0) -> float:
+    """Measure FLOP/s of a large square product in torch, like `answering.cost.matmul_peak`.
+
+    Args:
+        dtype: of the matrices, "float32" or "bfloat16".
+        seconds: how long to repeat.
+
+    Returns:
+        The best of the runs, on the first GPU or the CPU.
+    """
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    n = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, dtype=getattr(torch, dtype), device=device) for _ in range(2))
+    best, until = float("inf"), time.perf_counter() + seconds
+    with torch.inference_mode():
+        float((a @ b)[0, 0])  # the first product is slower
+        while best == float("inf") or time.perf_counter() < until:
+            began = time.perf_counter()
+            float((a @ b)[0, 0])  # waits for the device
+            best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return the processor, its matrix instructions, cores, memory and load of this machine."""
+    model, flags = platform.processor() or platform.machine(), set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                model = value.strip()
+            elif name.strip() == "flags":
+                flags = set(value.split())
+                break
+    except OSError:
+        pass  # not Linux
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    return {
+        "platform": platform.platform(),
+        "processor": model,
+        "matrix_instructions": [name for name in wanted if name in flags],
+        "cores": os.cpu_count(),
+        "load_average_before": os.getloadavg()[0],
+    }
+
+
+def warn_if_busy(machine: dict[str, Any]) -> None:
+    """Print a warning if the machine of `machine_facts` was not idle before the benchmark."""
+    load, cores = machine["load_average_before"], machine["cores"]
+    if load > _BUSY * cores:
+        print(
+            f"warning: the load average was {load:.1f} on {cores} cores before the start. Threads "
+            "of one matrix product wait for each other, torch's longest, so these ratios flatter "
+            "jaxalign"
+        )
