@@ -110,10 +110,14 @@ def rounded_positions(tokens: int) -> int:
 
 def empty_slots(shape: SlotShape) -> Slots:
     """Return a state in which every slot is free."""
+    return _zeros_program(shape)()
+
+
+@functools.lru_cache  # a new function for every queue would be compiled for every queue
+def _zeros_program(shape: SlotShape) -> Callable[[], Slots]:
     structs = shape.structs
     make = functools.partial(jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), structs)
-    slots = jax.jit(make, out_shardings=slot_shardings(structs, shape.mesh))()
-    return slots
+    return jax.jit(make, out_shardings=slot_shardings(structs, shape.mesh))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)

@@ -190,6 +190,14 @@ class DecodeQueue:
         self._report = self._decode(steps)
         return self._collect(self._report)
 
+    def prefill(self) -> None:
+        """Give free slots to waiting prompts, and wait until their first tokens are drawn.
+
+        `step` begins with the same, but does not wait; this is for timing them apart.
+        """
+        self._admit()
+        jax.block_until_ready(self._slots)
+
     def written(self) -> dict[Hashable, list[int]]:
         """Return the tokens so far of the replies that are being written, by name."""
         rows = {
