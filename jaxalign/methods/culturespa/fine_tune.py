@@ -19,8 +19,10 @@ from typing import Any, Literal
 
 from jaxalign.core.files import MetricsFile
 from jaxalign.core.progress import Progress
+from jaxalign.core.seals import change, sealed
 from jaxalign.lm.lora import Adapter
 from jaxalign.lm.model import ModelFiles
+from jaxalign.lm.peft import CONFIG, WEIGHTS
 from jaxalign.methods.culturespa.dataset import TrainingTokens, training_tokens
 from jaxalign.methods.culturespa.inputs import Experiment, seed_folder
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
@@ -35,6 +37,7 @@ from jaxalign.training.trainer import HeldOutLoss, Trainer, fit
 ModelName = tuple[int, str]  # the seed, and "joint", "cct", "rds", "cds" or "specific-USA"
 Program = Literal["shared", "specific"]
 
+_ADAPTER_FILES = (WEIGHTS, CONFIG)  # the second is written last
 _SPECIFIC = "specific-"
 _log = logging.getLogger("jaxalign")
 
@@ -164,11 +167,22 @@ def fine_tune(
     """
     examples = {name: rows for name, rows in examples.items() if rows}
     folders = {name: adapter_folder(experiment.out, name) for name in examples}
-    if not all((folder / "adapter_config.json").exists() for folder in folders.values()):
+    if not all([_is_whole(folder) for folder in folders.values()]):
         trained = train(experiment, program, examples, shape=shape)
         for name, folder in folders.items():
-            trained[name].save_peft(folder)
+            with sealed(*(folder / file for file in _ADAPTER_FILES)):
+                trained[name].save_peft(folder)
     return AdapterFiles(folders, experiment.lm.files)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether an adapter is there, as it was written; say so if it has changed."""
+    paths = [folder / file for file in _ADAPTER_FILES]
+    for path in paths:
+        if (what := change(path)) is not None:
+            _log.info(f"{path}: {what}; made again from the last checkpoint")
+            return False
+    return all(path.exists() for path in paths)
 
 
 def train(

@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.core.files import write_json
+from jaxalign.core.seals import check_sealed, sealed
 from jaxalign.methods.culturespa.dataset import training_tokens
 from jaxalign.methods.culturespa.inputs import Inputs
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
@@ -133,12 +134,14 @@ def has_chosen(out: Path) -> bool:
 def write_steps(out: Path, steps: Steps) -> None:
     """Keep the sizes in a run's directory, so that a resumed run trains in the same programs."""
     (out / FOLDER).mkdir(exist_ok=True)
-    write_json(out / FOLDER / _FILE, dataclasses.asdict(steps))
+    with sealed(out / FOLDER / _FILE):
+        write_json(out / FOLDER / _FILE, dataclasses.asdict(steps))
 
 
 def read_steps(out: Path) -> Steps | None:
     """Return the sizes that a run has kept; None if the trainer is to choose them."""
     path = out / FOLDER / _FILE
+    check_sealed(path)
     if not path.exists():
         return None
     shapes = json.loads(path.read_text("utf-8"))
