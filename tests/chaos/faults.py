@@ -121,6 +121,8 @@ def _line_about(ended: Ended, target: Path, out: Path) -> str:
 def _some_file(chance: random.Random, out: Path) -> Path | None:
     """Choose a file of a run; those that hold little are as likely as large ones."""
     files = [path for path in sorted(files_of(out)) if path.stat().st_size]
+    # Left by a write that was under way; nobody reads them.
+    files = [path for path in files if path.suffix != ".tmp"]
     return chance.choice(files) if files else None
 
 

@@ -348,3 +348,30 @@ def test_write_json_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
         write_json(path, {"loss": 0.2})
     assert json.loads(path.read_text()) == {"loss": 0.1}
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+# --- disks and damage
+
+
+def test_a_run_that_will_not_fit_on_the_disk_is_refused_before_it_begins(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"`out` .*/a: this run will write 4,656.6 TiB|GiB there"):
+        Run.create(tmp_path / "a", Config(), FACTS, writes_bytes=5e18)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["config.json", ".config.json.sum"])
+def test_a_config_that_has_changed_is_named(tmp_path: Path, name: str) -> None:
+    """Whatever has changed: what a run only repeats, such as its chunk, would go unnoticed."""
+    create(tmp_path).close()
+    path = tmp_path / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for again in (
+        lambda: create(tmp_path, resume=True),
+        lambda: check_run(tmp_path, Config(), True),
+    ):
+        with pytest.raises(
+            UserError, match=r"/config\.json: is not what .* in \.config\.json\.sum"
+        ):
+            again()
