@@ -354,7 +354,7 @@ def test_write_json_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_run_that_will_not_fit_on_the_disk_is_refused_before_it_begins(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"`out` .*/a: this run will write 4,656.6 TiB|GiB there"):
+    with pytest.raises(UserError, match=r"`out` .*/a: this run will write .* GiB there"):
         Run.create(tmp_path / "a", Config(), FACTS, writes_bytes=5e18)
     assert not list(tmp_path.iterdir())
 
@@ -367,11 +367,7 @@ def test_a_config_that_has_changed_is_named(tmp_path: Path, name: str) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    for again in (
-        lambda: create(tmp_path, resume=True),
-        lambda: check_run(tmp_path, Config(), True),
-    ):
-        with pytest.raises(
-            UserError, match=r"/config\.json: is not what .* in \.config\.json\.sum"
-        ):
-            again()
+    with pytest.raises(UserError, match=r"/config\.json: is not .* in \.config\.json\.sum"):
+        create(tmp_path, resume=True)
+    with pytest.raises(UserError, match=r"/config\.json: is not .* in \.config\.json\.sum"):
+        check_run(tmp_path, Config(), True)
