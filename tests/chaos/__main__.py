@@ -14,6 +14,7 @@ from tests.chaos.bench import Bench
 from tests.chaos.faults import FAULTS, LOST
 from tests.chaos.report import PAGE, table, write_page
 from tests.chaos.trials import (
+    COMMANDS,
     Trial,
     add_to_record,
     prepare,
@@ -21,8 +22,6 @@ from tests.chaos.trials import (
     run_trial,
     trials,
 )
-
-COMMANDS = ("soft-prompt", "culturespa", "ask", "fine-tune", "sweep")
 
 
 def main() -> int:
@@ -65,7 +64,7 @@ def main() -> int:
     print(f"{time.process_time() - began:.0f} CPU seconds, without those of killed processes")
     print(table([*earlier, *found]))
     if settings.report:
-        command = "python -m tests.chaos --report --record runs/chaos.jsonl --minutes 15"
+        command = "python -m tests.chaos --minutes 15 --record runs/chaos.jsonl --report"
         write_page([*earlier, *found], command)
         print(f"{PAGE} is written")
     lost = [trial for trial in found if trial.verdict == LOST]

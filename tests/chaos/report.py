@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import collections
 import importlib.metadata
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxalign.core.files import write_text
 from tests.chaos.faults import FAULTS, LOST, NAMED, SURVIVED
-from tests.chaos.trials import Trial
+from tests.chaos.trials import COMMANDS, Trial
 
-PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
 TEXT = Path(__file__).with_name("page.md")
 
 _WHAT = {
@@ -60,6 +62,18 @@ def commands_table(trials: Sequence[Trial]) -> str:
             for verdict in (SURVIVED, NAMED, LOST)
         ]
         rows.append(f"| `jaxalign {command}` | {sum(of)} | " + " | ".join(map(str, of)) + " |")
+    tried = {(t.fault, t.command) for t in trials}
+    missing = [
+        f"`{command}`: {', '.join(faults)}"
+        for command in COMMANDS
+        if (faults := [fault for fault in FAULTS if (fault, command) not in tried])
+        and len(faults) < len(FAULTS)
+    ]
+    untried = [f"`{c}`" for c in COMMANDS if all((f, c) not in tried for f in FAULTS)]
+    if untried:
+        rows += ["", f"Not in this table, though the command can try them: {', '.join(untried)}."]
+    if missing:
+        rows += ["", f"Not tried in this table: {'; '.join(missing)}."]
     return "\n".join(rows)
 
 
@@ -70,10 +84,7 @@ def write_page(trials: Sequence[Trial], command: str) -> None:
         "TABLE": table(trials),
         "COMMANDS": commands_table(trials),
         "DATE": days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
-        "VERSIONS": ", ".join(
-            f"{name} {importlib.metadata.version(name)}"
-            for name in ("jaxalign", "jax", "orbax-checkpoint")
-        ),
+        "VERSIONS": _versions(),
         "COMMAND": command,
         "TRIALS": str(len(trials)),
     }
@@ -81,3 +92,10 @@ def write_page(trials: Sequence[Trial], command: str) -> None:
     for name, value in blanks.items():
         text = text.replace("{" + name + "}", value)
     write_text(PAGE, text)
+
+
+def _versions() -> str:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    found = {"jaxalign": project["version"]}
+    found |= {name: importlib.metadata.version(name) for name in ("jax", "orbax-checkpoint")}
+    return ", ".join(f"{name} {version}" for name, version in found.items())

@@ -17,6 +17,8 @@ import jax
 from tests.chaos.bench import Bench
 from tests.chaos.faults import FAULTS, LOST, possible
 
+COMMANDS = ("soft-prompt", "culturespa", "ask", "fine-tune", "sweep")
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
