@@ -113,7 +113,7 @@ def _line_about(ended: Ended, target: Path, out: Path) -> str:
     for depth in range(len(parts), 0, -1):
         name = "/".join(parts[:depth])
         for line in ended.said.splitlines():
-            if re.search(rf"(^|[/ ']){re.escape(name)}($|[/ ':;,)])", line):
+            if re.search(rf"(^|[/ ']){re.escape(name)}($|[ ':;,)])", line):
                 return line
     return ""
 

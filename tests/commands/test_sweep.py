@@ -466,6 +466,7 @@ def test_records_of_something_else_are_refused(file, unbroken, tmp_path):
     out = shutil.copytree(unbroken, tmp_path / "copy")
     text = (out / "cells.jsonl").read_text("utf-8").replace("USA-s3", "USA-s4")
     (out / "cells.jsonl").write_text(text)
+    (out / ".cells.jsonl.sums").unlink()
     with pytest.raises(UserError, match="cell 0 is not of this sweep"):
         run(file, out)
 
@@ -474,6 +475,7 @@ def test_records_of_something_else_are_refused(file, unbroken, tmp_path):
 def test_programs_of_something_else_are_refused(file, unbroken, tmp_path, text):
     out = shutil.copytree(unbroken, tmp_path / "copy")
     (out / "programs.json").write_text(text)
+    (out / ".programs.json.sum").unlink()
     with pytest.raises(UserError, match=r"programs\.json: not written by a sweep; delete it"):
         run(file, out)
 
@@ -511,6 +513,8 @@ def test_status_of_a_sweep_that_is_being_written(unbroken, tmp_path, capsys):
     settings = json.loads((out / "config.json").read_text("utf-8"))
     settings["settings"]["base_config.reading"] = "most_likely"
     (out / "config.json").write_text(json.dumps(settings))
+    (out / ".config.json.sum").unlink()
+    (out / ".cells.jsonl.sums").unlink()
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     show_status(out, clock=lambda: 1010.0)
     said = capsys.readouterr().out

@@ -138,6 +138,7 @@ def test_resume_notes_other_versions(tmp_path: Path) -> None:
     fields = json.loads(path.read_text())
     fields["versions"]["jax"] = "0.0.1"
     path.write_text(json.dumps(fields))
+    (tmp_path / ".config.json.sum").unlink()
     with create(tmp_path, resume=True) as run:
         assert len(run.notes) == 1
         assert "jax was 0.0.1" in run.notes[0]
@@ -159,6 +160,7 @@ def test_a_config_that_lost_a_part_is_refused(tmp_path: Path) -> None:
     fields = json.loads(path.read_text())
     del fields["facts"]
     path.write_text(json.dumps(fields))
+    (tmp_path / ".config.json.sum").unlink()
     with pytest.raises(UserError, match="not a jaxalign run's"):
         check_run(tmp_path, Config(), resume=True)
 
@@ -257,7 +259,11 @@ def test_process_0_writes_and_all_heed_its_verdict(tmp_path: Path) -> None:
             member.kill()
     assert said == [["new True", "refused True"], ["new False", "refused False"]]
     names = sorted(p.name for p in (tmp_path / "0").iterdir())
-    assert names == [".lock", "config.json", "metrics.jsonl", "result.json"]
+    assert [name for name in names if name[0] != "."] == [
+        "config.json",
+        "metrics.jsonl",
+        "result.json",
+    ]
     assert not (tmp_path / "1").exists()
 
 
