@@ -181,10 +181,7 @@ REFUSED = {
     "no end": ({"tokenizer.ggml.eos_token_id": None}, "lacks tokenizer.ggml.eos_token_id"),
     "no template": ({"tokenizer.chat_template": None}, "which the chat template writes"),
     "another kind": ({"tokenizer.ggml.model": "t5"}, "'t5'; only gpt2 .* and llama .* are read"),
-    "another rule": (
-        {"tokenizer.ggml.pre": "deepseek-llm"},
-        "'deepseek-llm' is not one of llama-bpe",
-    ),
+    "another rule": ({"tokenizer.ggml.pre": "falcon"}, "'falcon' is not one of llama-bpe"),
     "experts": ({"llama.expert_count": 8}, "llama.expert_count 8 is not handled .only 0 is"),
     "yarn": ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type 'yarn' is not handled"),
     "unknown": ({"llama.attention.clamp_kqv": 8.0}, "clamp_kqv 8.0 is not handled; refusing"),
