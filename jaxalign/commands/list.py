@@ -8,9 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from jaxalign.commands.resume import command_of
+from jaxalign.commands.resume import command_of, read_settings
 from jaxalign.core.errors import UserError
-from jaxalign.runs import recorded_run
 from jaxalign.runs.console import print_table
 from jaxalign.runs.run import CONFIG
 
@@ -76,7 +75,7 @@ def _began(run: ListedRun) -> str:
 
 def _listed(out: Path) -> ListedRun | None:
     try:
-        _, settings = recorded_run(out)
+        settings = read_settings(out)
         started = json.loads((out / CONFIG).read_text("utf-8"))["started"]
     except UserError:  # another program's config.json
         return None

@@ -34,9 +34,7 @@ class ResumeSettings:
 
 def resume(settings: ResumeSettings) -> None:
     """Find the command that began a run, and call it with the run's settings."""
-    name, recorded = recorded_run(settings.run)
-    if name is None:
-        raise UserError(f"`run` {settings.run}: no run is there; give the directory of one")
+    recorded = read_settings(settings.run)
     function, config_class = load(COMMANDS[command_of(settings.run, recorded)])
     given = {"out": str(settings.run), "resume": True, "quiet": settings.quiet}
     # A setting that this command has not, such as the progress bar of some, is left out.
@@ -47,6 +45,17 @@ def resume(settings: ResumeSettings) -> None:
         function(config)
     except UserError as error:  # in the words of the command that began the run
         raise UserError(with_flags(str(error), config_class)) from None
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """Return the settings of a run by name; UserError where there is no run."""
+    try:
+        name, recorded = recorded_run(run)
+    except UserError:  # other files, or another program's config.json
+        name = None
+    if name is None:
+        raise UserError(f"`run` {run}: no run is there; give the directory of one")
+    return recorded
 
 
 def command_of(run: Path, recorded: Mapping[str, Any]) -> str:

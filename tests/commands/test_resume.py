@@ -10,7 +10,9 @@ import pytest
 import tyro
 
 from jaxalign.commands import COMMANDS, load
+from jaxalign.commands import report as report_module
 from jaxalign.commands.list import ListSettings, list_runs, show
+from jaxalign.commands.report import write_report_of
 from jaxalign.commands.resume import ResumeSettings, command_of, resume
 from jaxalign.core.errors import UserError
 from jaxalign.methods.ask_survey import AskSettings
@@ -97,3 +99,26 @@ def test_runs_are_listed_the_latest_first(tmp_path, capsys):
     assert f"jaxalign resume {tmp_path}/NAME" in said
     with pytest.raises(UserError, match="no such folder"):
         list_runs(tmp_path / "none")
+
+
+def test_a_report_is_written_anew_from_a_finished_run(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with Run.create(out, RUNS["soft-prompt"], {}) as run:
+        with pytest.raises(
+            UserError, match=f"is not finished; continue it with jaxalign resume {out}"
+        ):
+            write_report_of(out)
+        run.write("result.json", {"a": 1})
+    with pytest.raises(UserError, match="is of another version"):
+        write_report_of(out)
+    written = []
+
+    def writer(result, run):
+        written.append((result, run))
+        return run / "report.md", run / "report.html"
+
+    monkeypatch.setitem(report_module._WRITERS, "soft-prompt", writer)
+    assert write_report_of(out) == (out / "report.md", out / "report.html")
+    assert written == [({"a": 1}, out)]
+    with pytest.raises(UserError, match="no run is there"):
+        write_report_of(tmp_path)
