@@ -90,7 +90,10 @@ def _decode(subject: Subject, together: list[Any], name: str) -> None:
     prompts = [waiting[0] for waiting in together]
     for n, text, tokens, ended in subject.replies(prompts, *together[0][1]):
         output = ModelOutput.from_content(name, text, "stop" if ended else "max_tokens")
-        output.usage = ModelUsage(input_tokens=len(prompts[n]), output_tokens=tokens)
+        read = len(prompts[n])
+        output.usage = ModelUsage(
+            input_tokens=read, output_tokens=tokens, total_tokens=read + tokens
+        )
         together[n][2].append(output)
 
 
