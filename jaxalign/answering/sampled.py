@@ -109,6 +109,7 @@ def model_sampler(
     seed: int,
     batch_size: int | None,
     extra_ExD: np.ndarray | None = None,
+    is_complete: Callable[[Hashable, Sequence[int]], bool] | None = None,
 ) -> Sampler:
     """Return what samples a model's replies for `answer_sampled`.
 
@@ -118,6 +119,8 @@ def model_sampler(
         seed: Seed of the replies.
         batch_size: Replies written at a time, at most.
         extra_ExD: Embeddings of the ids beyond the vocabulary: row i is `vocab_size + i`.
+        is_complete: ((conversation, run), tokens so far) -> whether a reply needs no more tokens;
+            None: each is written to its end.
     """
 
     def sample(
@@ -135,6 +138,7 @@ def model_sampler(
             batch_size=batch_size,
             mesh=lm.mesh,
             extra_embeddings=extra_ExD if extra_ExD is not None and len(extra_ExD) else None,
+            is_complete=is_complete,
         )
 
     return sample

@@ -166,6 +166,7 @@ def stream(
     batch_size: int | None = 64,
     mesh: Mesh | None = None,
     extra_embeddings: jax.Array | np.ndarray | None = None,
+    is_complete: Callable[[Hashable, Sequence[int]], bool] | None = None,
 ) -> Iterator[tuple[Hashable, list[int]]]:
     """Generate replies to any number of prompts, and yield each as soon as it is finished.
 
@@ -184,6 +185,7 @@ def stream(
             None: as many as suit the memory (`slots_of`).
         mesh: Devices, as for `generate`.
         extra_embeddings: Embeddings beyond the vocabulary, as for `generate`.
+        is_complete: (name, tokens so far) -> whether a reply needs no more tokens, as for `drain`.
 
     Yields:
         (name, new tokens without the stop token), in the order in which they are finished. In
@@ -209,7 +211,7 @@ def stream(
         mesh=mesh,
         extra_ExD=_check_extra(config, extra_embeddings),
     )
-    yield from drain(queue, requests)
+    yield from drain(queue, requests, is_complete)
     _log.info("%s", queue.counts)
 
 

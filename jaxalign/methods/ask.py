@@ -20,7 +20,7 @@ Letters: A condition, F presentation, Q item, O option, N conversation; of sampl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from jaxalign.answering.block_plan import BlockPlan
 from jaxalign.answering.blocks import Conversations
 from jaxalign.answering.encode import LeadIn, SoftLeadIn, encode
 from jaxalign.answering.partial import digest
+from jaxalign.answering.reply_reader import ReplyReader, make_reader
 from jaxalign.answering.sampled import answer_sampled, model_sampler
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
@@ -79,6 +80,8 @@ class Sampled:
         sampling: How replies are drawn; default: as CultureSPA does.
         seed: Seed of the replies.
         batch_size: Replies written at a time, at most; fewer if memory is short.
+        whole: Whether replies are written to their end; if not, only until it is clear which option
+            they name (`jaxalign.surveys.settled`), as in a search whose fitness is replies.
 
     >>> import jaxalign as ja
     >>> ja.Sampled(runs=5).sampling.temperature
@@ -89,6 +92,7 @@ class Sampled:
     sampling: Sampling = ANSWERING
     seed: int = 0
     batch_size: int = 64
+    whole: bool = True
 
 
 Reading = Exact | Sampled
@@ -324,8 +328,17 @@ def answer(
     key = f"{key} seed {reading.seed}"
     if len(questions.extra_ExD):
         key = f"{key} embeddings {digest(questions.extra_ExD)}"
+    is_complete = None
+    if not reading.whole:
+        key = f"{key} until settled"
+        is_complete = _settles(
+            questions, make_reader(lm.tokenizer, asked.rows, conversations.tokens(0))
+        )
+    sampler = model_sampler(
+        lm, reading.sampling, reading.seed, reading.batch_size, questions.extra_ExD, is_complete
+    )
     positions_NxR = answer_sampled(
-        model_sampler(lm, reading.sampling, reading.seed, reading.batch_size, questions.extra_ExD),
+        sampler,
         lm.tokenizer,
         conversations,
         asked.rows,
@@ -336,6 +349,13 @@ def answer(
         on_progress=on_progress,
     )
     return _sampled_answers(questions, positions_NxR.T[:, index_AxFxQ])
+
+
+def _settles(
+    questions: Questions, reader: ReplyReader
+) -> Callable[[tuple[int, int], Sequence[int]], bool]:
+    """Return what tells of a (conversation, run) whether its reply needs no more tokens."""
+    return lambda name, tokens: reader.is_settled(int(questions.row_N[name[0]]), tokens)
 
 
 def _exact_answers(

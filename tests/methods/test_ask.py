@@ -269,3 +269,30 @@ def test_sampled_replies_follow_the_probabilities_under_any_condition(lm):
     greedy = Sampled(runs=1, sampling=Sampling(max_new_tokens=4, temperature=0.0))
     soft_reply, persona_reply = ask(lm, SURVEY, [soft, persona], reading=greedy).positions[0]
     np.testing.assert_array_equal(soft_reply, persona_reply)
+
+
+def test_replies_need_not_be_written_beyond_what_is_read(lm, monkeypatch):
+    """With `whole=False`, a reply ends once its number is clear, whatever would follow."""
+    ends = {}
+
+    def sampler(*arguments):
+        *_, is_complete = arguments
+
+        def sample(requests, replies, longest):
+            for name, _, _ in requests:
+                said = lm.tokenizer.encode("1 because I do")
+                lengths = range(1, len(said)) if is_complete else ()
+                enough = (n for n in lengths if is_complete(name, said[:n]))
+                said = said[: next(enough, len(said))]
+                ends[name] = lm.tokenizer.decode(said)
+                yield name, said
+
+        return sample
+
+    monkeypatch.setattr("jaxalign.methods.ask.model_sampler", sampler)
+    short = ask(lm, SURVEY, [Plain()], reading=Sampled(runs=1, whole=False))
+    # A word is complete once something follows it.
+    assert set(ends.values()) <= {"1 because", "1 because I"}
+    whole = ask(lm, SURVEY, [Plain()], reading=Sampled(runs=1))
+    assert set(ends.values()) == {"1 because I do"}
+    np.testing.assert_array_equal(short.positions, whole.positions)

@@ -265,7 +265,8 @@ def _ask(
     replies = answer(
         lm,
         _reply_questions(problem, conditions),
-        Sampled(runs=problem.settings.replies, seed=problem.settings.seed),
+        # Written as far as in the search, so that both read the same.
+        Sampled(runs=problem.settings.replies, seed=problem.settings.seed, whole=False),
         key=_key(problem),
         folder=folder,
         on_progress=lambda p: on_progress(dataclasses.replace(p, task=f"{task}, reply")),

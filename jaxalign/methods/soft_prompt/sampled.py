@@ -37,6 +37,7 @@ import numpy as np
 
 from jaxalign.answering.asked import AskedItems
 from jaxalign.answering.conversations import split_at_soft_prompt
+from jaxalign.answering.reply_reader import ReplyReader, make_reader
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.decode_queue import DecodeQueue
 from jaxalign.lm.generate import drain, open_queue
@@ -50,9 +51,6 @@ from jaxalign.optim.evolve import Evolution
 from jaxalign.optim.generation import State
 from jaxalign.optim.host_steps import HostSteps, make_host_steps
 from jaxalign.runtime.sharding import local_view
-from jaxalign.surveys.replies import without_reasoning
-from jaxalign.surveys.settled import is_settled
-from jaxalign.surveys.shown_replies import read_shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,12 +228,12 @@ class SampledSearch:
                         yield (p, s, r), prompt, numbers[seed][s], r
 
         def is_complete(name: tuple[int, int, int], tokens: Sequence[int]) -> bool:
-            return questions.settled(name[1], tokens)
+            return questions.reader.is_settled(name[1], tokens)
 
         total = positions.size
         replies = drain(self._queue, requests(), is_complete)
         for done, (name, tokens) in enumerate(replies, start=1):
-            positions[name] = questions.read(name[1], tokens)
+            positions[name] = questions.reader.read(name[1], tokens)
             if done % self._queue.slots == 0 or done == total:
                 on_progress(Progress("reply", done, total, "replies"))
         return positions
@@ -250,19 +248,14 @@ class Questions:
         prompts: Token ids of each conversation; those beyond the vocabulary stand for the prompt.
         vocabulary: Number of the model's own token ids.
         length: M, tokens of the soft prompt.
-        decode: Turns token ids into text.
-        ends_in_reasoning: Whether the chat template has opened a reasoning tag before the reply.
+        reader: Reads the replies.
     """
 
     asked: AskedItems
     prompts: tuple[np.ndarray, ...]
     vocabulary: int
     length: int
-    decode: Callable[[list[int]], str]
-    ends_in_reasoning: bool
-    # Replies repeat: what was read of the same tokens before need not be read again.
-    _options: dict[tuple[int, tuple[int, ...]], int] = dataclasses.field(default_factory=dict)
-    _settled: dict[tuple[int, tuple[int, ...]], bool] = dataclasses.field(default_factory=dict)
+    reader: ReplyReader
 
     @property
     def count(self) -> int:
@@ -283,25 +276,6 @@ class Questions:
         """Return the token ids of a conversation with the rows of a candidate's prompt, int32."""
         ids = self.prompts[s]
         return np.where(ids < self.vocabulary, ids, ids + candidate * self.length)
-
-    def read(self, s: int, tokens: Sequence[int]) -> int:
-        """Return which of the item's options a reply names, in published order; below 0: none."""
-        key = s, tuple(tokens)
-        if key not in self._options:
-            text, shown = self.decode(list(tokens)), self.asked.rows[s]
-            _remember(self._options, key, read_shown(text, shown))
-        return self._options[key]
-
-    def settled(self, s: int, tokens: Sequence[int]) -> bool:
-        """Return whether more tokens would not change what is read of a reply."""
-        shown = self.asked.rows[s]
-        if self.ends_in_reasoning or shown.has_letters:
-            return False
-        key = s, tuple(tokens)
-        if key not in self._settled:
-            text = self.decode(list(tokens))
-            _remember(self._settled, key, is_settled(text, shown.as_listed))
-        return self._settled[key]
 
     def shares(self, positions_PxSxR: np.ndarray) -> np.ndarray:
         """Return the share of the replies that name each option, float32 [P, S, O].
@@ -371,16 +345,12 @@ def make_questions(problem: Problem) -> Questions:
         chat = [problem.prompts.user(item)]
         before, after = split_at_soft_prompt(tokenizer, chat, prompt.placement)
         prompts.append(np.array([*before, *soft_ids, *after], np.int32))
-    # The end of a conversation, without the soft prompt's rows, tells how a reply begins.
-    header = tokenizer.decode([int(t) for t in prompts[0][-16:] if t < vocabulary])
     return Questions(
         asked=problem.asked,
         prompts=tuple(prompts),
         vocabulary=vocabulary,
         length=prompt.length,
-        decode=tokenizer.decode,
-        # A text whose reasoning has been opened reads as nothing up to the closing tag.
-        ends_in_reasoning=not without_reasoning(header + "x").endswith("x"),
+        reader=make_reader(tokenizer, problem.asked.rows, prompts[0]),
     )
 
 
@@ -406,12 +376,3 @@ def reply_number(seed: int, generation: int, look: str) -> int:
         look: The item as it is shown, one of `Questions.looks`.
     """
     return zlib.crc32(f"{seed} {generation} {look}".encode())
-
-
-_MOST_REMEMBERED = 100_000
-
-
-def _remember(known: dict, key: Any, value: Any) -> None:
-    if len(known) >= _MOST_REMEMBERED:
-        known.clear()
-    known[key] = value

@@ -26,7 +26,7 @@ def test_every_seed_samples_anew(monkeypatch, tmp_path):
     inputs = dataclasses.replace(whole, survey=small, tables=make_tables(small, COUNTRIES))
     lm = LM(inputs.files, {}, None)
 
-    def sampler(lm, sampling, seed, batch_size, extra_ExD):
+    def sampler(lm, sampling, seed, batch_size, extra_ExD, is_complete):
         def sample(requests, replies, longest):
             for key, _, id in requests:
                 yield key, lm.tokenizer.encode(str(1 + (seed + id) % 2))
@@ -61,7 +61,7 @@ def test_a_model_that_says_one_number_answers_the_middle_of_two_presentations(
     inputs = dataclasses.replace(whole, survey=small, tables=make_tables(small, COUNTRIES))
     lm = LM(inputs.files, {}, None)
 
-    def sampler(lm, sampling, seed, batch_size, extra_ExD):
+    def sampler(lm, sampling, seed, batch_size, extra_ExD, is_complete):
         def sample(requests, replies, longest):
             for key, *_ in requests:
                 yield key, lm.tokenizer.encode("1")

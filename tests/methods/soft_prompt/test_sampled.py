@@ -64,11 +64,11 @@ def test_a_candidates_prompt_has_its_own_rows(questions):
 def test_a_reply_is_read_by_what_was_shown(questions):
     """Half of the questions are shown with the numbers the other way round."""
     assert questions.count == 48
-    said = questions.decode
+    said = questions.reader.decode
     tokens = [t for t in range(questions.vocabulary) if said([t]) == "2"][:1]
-    assert [questions.read(s, tokens) for s in (0, 24)] == [1, 3]
+    assert [questions.reader.read(s, tokens) for s in (0, 24)] == [1, 3]
     assert questions.looks[0] != questions.looks[24]
-    assert not questions.ends_in_reasoning
+    assert not questions.reader.in_reasoning
 
 
 @pytest.mark.long
