@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import parse_json
 
 Plain = dict[str, Any] | list[Any] | str | int | float | bool | None
 
@@ -259,6 +260,7 @@ class MetricsFile:
                 one before step `last` is missing, doubled or out of order.
         """
         if not self.path.exists():
+            self._check_reaches(None, last)
             return
         keep, before = 0, None  # bytes of the file that stay; step of the row before
         for start, end, fields in self._lines():
@@ -272,12 +274,17 @@ class MetricsFile:
                     "restore the file, or start a new run"
                 )
             before = found
-        if self.gapless and before is not None and before < last:
-            raise UserError(
-                f"{self.path}: ends at {self.step} {before}, but the run was at {last}; restore "
-                "the file, or start a new run"
-            )
+        self._check_reaches(before, last)
         os.truncate(self.path, keep)
+
+    def _check_reaches(self, found: int | None, last: int) -> None:
+        """Raise UserError where rows up to step `last` are needed and the last there is before."""
+        if self.gapless and last > 0 and (found is None or found < last):
+            ends = f"ends at {self.step} {found}" if found is not None else "has no row"
+            raise UserError(
+                f"{self.path}: {ends}, but the run was at {last}; restore the file, or start a new "
+                "run"
+            )
 
     def read(self) -> list[dict[str, Any]]:
         """Return every complete row."""
@@ -287,17 +294,20 @@ class MetricsFile:
 
     def _lines(self) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
         """Yield each line's byte range and fields; fields are None for a torn last line."""
-        content = self.path.read_bytes()
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from None
         start = 0
         for number, line in enumerate(content.splitlines(keepends=True), 1):
             end = start + len(line)
             complete = line.endswith(b"\n")
             try:
-                fields = json.loads(line) if complete else None
+                fields = parse_json(line) if complete else None
             except ValueError:
                 fields = {}
             if complete and (
-                not isinstance(fields, dict) or not isinstance(fields.get(self.step), int)
+                not isinstance(fields, dict) or type(fields.get(self.step)) is not int
             ):
                 if end == len(content):
                     fields = None

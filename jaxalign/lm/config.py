@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import parse_json, reason
 from jaxalign.lm.safetensors_io import check_not_pointer
 
 DType = Literal["float32", "bfloat16"]
@@ -25,6 +26,24 @@ class RopeScaling:
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            if not _is_positive(value := getattr(self, name)):
+                raise UserError(f"rope_scaling: {name}={value!r}: must be a number above 0")
+        if self.factor < 1:
+            raise UserError(f"rope_scaling: factor={self.factor!r}: must be at least 1")
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise UserError(
+                f"rope_scaling: high_freq_factor={self.high_freq_factor!r}: must be above "
+                f"low_freq_factor={self.low_freq_factor!r}"
+            )
+        length = self.original_max_position_embeddings
+        if type(length) is not int or length < 1:
+            raise UserError(
+                f"rope_scaling: original_max_position_embeddings={length!r}: must be a whole "
+                "number of at least 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +91,18 @@ class LlamaConfig:
         return dataclasses.replace(self, **changes)
 
 
+def _short(value: object) -> str:
+    """Return a value as Python writes it, cut where it is long; names as they are."""
+    text = value if isinstance(value, str) and value.isidentifier() else repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def _is_positive(value: object) -> bool:
     return type(value) in (int, float) and 0 < value < math.inf
 
 
+_Built = TypeVar("_Built")
+_SHOWN = 80  # characters of a value in a message
 _SCALING_3_1 = RopeScaling(8.0, 1.0, 4.0, 8192)
 _SCALING_3_2 = RopeScaling(32.0, 1.0, 4.0, 8192)
 _8B = LlamaConfig(128_256, 4096, 14_336, 32, 32, 8, 128)
@@ -165,17 +192,21 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
         if name in _COPIED:
             kept[name] = value
         elif name == "layer_types":
-            if value is not None and set(value) != {"full_attention"}:
+            kinds = value if isinstance(value, list) else [value]
+            if value is not None and any(kind != "full_attention" for kind in kinds):
                 raise UserError(
-                    f"config.json: {name}={value!r} is not handled (only full_attention is)"
+                    f"config.json: {name}={_short(value)} is not handled (only full_attention is)"
                 )
         elif name in _REQUIRED:
             if value != _REQUIRED[name]:
                 raise UserError(
-                    f"config.json: {name}={value!r} is not handled (only {_REQUIRED[name]!r} is)"
+                    f"config.json: {name}={_short(value)} is not handled (only {_REQUIRED[name]!r} "
+                    "is)"
                 )
         elif name not in _IGNORED | {"num_key_value_heads", "head_dim"}:
-            raise UserError(f"config.json: unknown field {name}={value!r}; refusing to guess")
+            raise UserError(
+                f"config.json: unknown field {_short(name)}={_short(value)}; refusing to guess"
+            )
     needed = (
         "vocab_size",
         "hidden_size",
@@ -190,7 +221,8 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
     # Without `head_dim`, heads split the width evenly. Wrong types are reported by the config.
     heads, width = kept["num_attention_heads"], kept["hidden_size"]
     whole = type(heads) is type(width) is int and heads > 0
-    return LlamaConfig(
+    build = _named_by_file(LlamaConfig)
+    return build(
         **kept,
         num_key_value_heads=fields.get("num_key_value_heads") or heads,
         head_dim=fields.get("head_dim") or (width // heads if whole else 1),
@@ -199,6 +231,18 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
         dtype=dtype,
         param_dtype=dtype,
     )
+
+
+def _named_by_file(kind: Callable[..., _Built]) -> Callable[..., _Built]:
+    """Return a function that builds what `kind` does, whose errors begin with the file's name."""
+
+    def build(**values: Any) -> _Built:
+        try:
+            return kind(**values)
+        except UserError as error:
+            raise UserError(f"config.json: {error}") from None
+
+    return build
 
 
 def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
@@ -241,7 +285,7 @@ def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         raise UserError(
             f"config.json: llama3 rope scaling needs {sorted(names)}, found {sorted(rule)}"
         )
-    return theta, RopeScaling(**rule)
+    return theta, _named_by_file(RopeScaling)(**rule)
 
 
 def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
@@ -277,9 +321,12 @@ def read_config(folder: Path, dtype: DType = "bfloat16") -> LlamaConfig:
         raise UserError(f"{folder}: no config.json there; give the folder of a Hugging Face Llama")
     check_not_pointer(path)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+        fields = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({reason(error)})") from None
     if not isinstance(fields, dict):
         raise UserError(f"{path}: not a JSON object")
-    return config_from_hf(fields, dtype)
+    try:
+        return config_from_hf(fields, dtype)
+    except UserError as error:
+        raise UserError(f"{folder}/{error}") from None

@@ -24,6 +24,7 @@ from safetensors.numpy import save
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_atomically, write_text
+from jaxalign.core.json_text import parse_json
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import AdapterWeights, LoraConfig, adapter_weights, weight_pair
 from jaxalign.lm.peft_config import Adapted, adapted_layers
@@ -109,6 +110,8 @@ def load_lora(folder: Path, config: LlamaConfig) -> tuple[LoraConfig, AdapterWei
                 f"{folder / WEIGHTS}: {name} is {list(tensors[name].shape)}, for this model and "
                 f"rank {rank} it is {list(weight.hf_shape)}"
             )
+        if not np.isfinite(tensors[name].astype(np.float32)).all():
+            raise UserError(f"{folder / WEIGHTS}: {name} holds numbers that are not finite")
     lora = _common_settings(fields, adapted, targets)
     loaded: AdapterWeights = {"layers": {}, "last": {}}
     for name in targets:
@@ -384,8 +387,8 @@ def _json_object(text: str, path: Path, complaint: str) -> dict[str, Any]:
     """Return the JSON object in `text`; UserError with the complaint if there is none."""
     check_not_pointer(path)
     try:
-        fields = json.loads(text)
-    except json.JSONDecodeError:
+        fields = parse_json(text)
+    except ValueError:
         fields = None
     if not isinstance(fields, dict):
         raise UserError(f"{path}: {complaint}")

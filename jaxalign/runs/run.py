@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ import numpy as np
 from jaxalign.core.disk import check_space
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import MetricsFile, plain, write_json
+from jaxalign.core.json_text import parse_json
 from jaxalign.runs.environment import environment, versions
 from jaxalign.runs.settings import check_facts, check_settings, settings_of
 
@@ -248,7 +248,7 @@ def _config_fields(out: Path) -> dict[str, Any] | None:
             )
         return None
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_text(encoding="utf-8"))
         parts = (fields[name] for name in ("settings", "facts", "versions"))
         if fields["format"] == FORMAT and all(isinstance(part, dict) for part in parts):
             return fields
