@@ -24,6 +24,10 @@ import numpy as np
 from jaxalign.core.errors import UserError
 from jaxalign.core.json_text import parse_json
 
+LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
+_LONGEST_PATH = 4095
+_SHOWN_PATH = 60  # characters of a path in a message about its length
+
 Plain = dict[str, Any] | list[Any] | str | int | float | bool | None
 
 
@@ -196,12 +200,34 @@ def cache_folder(name: str) -> Path:
     """Return the folder `name` of the user's cache, which need not exist yet.
 
     The cache is the folder around $JAXALIGN_CACHE, which is the compilation cache, else
-    $XDG_CACHE_HOME/jaxalign, else ~/.cache/jaxalign.
+    $XDG_CACHE_HOME/jaxalign, else ~/.cache/jaxalign; without a home, in the temporary folder.
     """
     if given := os.environ.get("JAXALIGN_CACHE"):
         return Path(given).parent / name
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "jaxalign" / name
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "jaxalign" / name
+    try:
+        return Path.home() / ".cache" / "jaxalign" / name
+    except RuntimeError:  # no HOME, and a user whom the system does not know, as in containers
+        return Path(tempfile.gettempdir()) / f"jaxalign-{os.getuid()}" / name
+
+
+def check_path(path: str | os.PathLike, parameter: str) -> None:
+    """Refuse a path that no file can have, which would fail wherever it is looked at first.
+
+    Raises:
+        UserError: A part of it is longer than file systems allow, or it holds a NUL character.
+    """
+    text = os.fspath(path)
+    shown = text if len(text) <= _SHOWN_PATH else f"{text[:_SHOWN_PATH]}..."
+    if "\0" in text:
+        raise UserError(f"`{parameter}` {shown!r}: holds a NUL character; give another path")
+    longest = max((len(os.fsencode(part)) for part in Path(text).parts), default=0)
+    if longest > LONGEST_NAME or len(os.fsencode(text)) > _LONGEST_PATH:
+        raise UserError(
+            f"`{parameter}` {shown}: the name is too long for a file, which has at most "
+            f"{LONGEST_NAME} bytes; give a shorter one"
+        )
 
 
 def check_new_file(path: Path | None, parameter: str) -> None:
@@ -216,6 +242,7 @@ def check_new_file(path: Path | None, parameter: str) -> None:
     """
     if path is None:
         return
+    check_path(path, parameter)
     if path.is_dir():
         raise UserError(f"`{parameter}` {path}: a folder; name a file in it")
     if not path.absolute().parent.is_dir():

@@ -92,8 +92,8 @@ class LlamaConfig:
 
 
 def _short(value: object) -> str:
-    """Return a value as Python writes it, cut where it is long; names as they are."""
-    text = value if isinstance(value, str) and value.isidentifier() else repr(value)
+    """Return a value as Python writes it, cut where it is long."""
+    text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
@@ -205,7 +205,7 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
                 )
         elif name not in _IGNORED | {"num_key_value_heads", "head_dim"}:
             raise UserError(
-                f"config.json: unknown field {_short(name)}={_short(value)}; refusing to guess"
+                f"config.json: unknown field {name[:_SHOWN]}={_short(value)}; refusing to guess"
             )
     needed = (
         "vocab_size",

@@ -27,14 +27,14 @@ def check_pattern(pattern: str) -> None:
     >>> check_pattern(r".*\\.(self_attn\\.q|mlp\\.down)_proj")
     >>> check_pattern(r"(a*)*b")
     Traceback (most recent call last):
-    ValueError: it repeats a group, which may take for ever
+    ValueError: repeats a group, which may take for ever
     """
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"it is not a regular expression ({error})") from None
+        raise ValueError(f"is not a regular expression ({error})") from None
     if len(pattern) > LONGEST:
-        raise ValueError(f"it has more than {LONGEST} characters")
+        raise ValueError(f"has more than {LONGEST} characters")
     # By open group: repetitions of the longest alternative so far, and of the current one.
     open_groups = [[0, 0]]
     optional, before = 0, ""
@@ -51,11 +51,10 @@ def check_pattern(pattern: str) -> None:
             optional += 1
         elif token[0] in "*+" or (token[0] == "{" and len(token) > 2):
             if before == ")":
-                raise ValueError("it repeats a group, which may take for ever")
+                raise ValueError("repeats a group, which may take for ever")
             open_groups[-1][1] += 1
         before = token
     if max(open_groups[0]) > MOST_IN_A_ROW or optional > MOST_OPTIONAL:
         raise ValueError(
-            f"it has more than {MOST_IN_A_ROW} repetitions in a row, or {MOST_OPTIONAL} optional "
-            "parts"
+            f"has more than {MOST_IN_A_ROW} repetitions in a row, or {MOST_OPTIONAL} optional parts"
         )

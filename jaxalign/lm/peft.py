@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from jaxalign.core.errors import UserError
-from jaxalign.core.files import write_atomically, write_text
+from jaxalign.core.files import check_path, write_atomically, write_text
 from jaxalign.core.json_text import parse_json
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import AdapterWeights, LoraConfig, adapter_weights, weight_pair
@@ -331,6 +331,7 @@ def _write_folder(
 def _read_config(folder: Path, peft_type: str) -> dict[str, Any]:
     """Return the fields of a PEFT config; UserError if missing or of another adapter type."""
     path = folder / CONFIG
+    check_path(path, "adapter")
     try:
         fields = _json_object(path.read_text(encoding="utf-8"), path, "not a PEFT config")
     except (OSError, UnicodeDecodeError):
@@ -352,6 +353,7 @@ def _read_tensors(
     Raises UserError naming the file if it is missing or truncated, if it holds other tensors than
     `kind` does, or if a tensor has another dtype than F32, F16 or BF16.
     """
+    check_path(path, "adapter")
     if not path.is_file():
         if (pickled := path.with_suffix(".bin")).is_file():
             raise UserError(

@@ -175,7 +175,7 @@ def _check_patterns(fields: Mapping[str, Any], where: Path) -> None:
         try:
             check_pattern(pattern)
         except ValueError as error:
-            raise UserError(f"{where}: the pattern {pattern[:_SHOWN]!r}: {error}") from None
+            raise UserError(f"{where}: {pattern[:_SHOWN]!r} {error}") from None
 
 
 def _linear_layers(config: LlamaConfig) -> dict[str, tuple[int, str]]:

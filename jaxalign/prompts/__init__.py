@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import check_path
 from jaxalign.core.templates import names_used, render
 from jaxalign.surveys.names import GroupName, group_name
 from jaxalign.surveys.presentations import PUBLISHED, Reply, Shown, present
@@ -148,6 +149,8 @@ def load_prompts(
         UserError: `folder` does not exist, a file in it cannot be read, or the package has no texts
             in the language.
     """
+    if folder is not None:
+        check_path(folder, "prompts")
     if folder is not None and not folder.is_dir():
         raise UserError(f"`prompts` {folder}: no such folder")
     group_name("USA", language)  # refuses a language that is unknown

@@ -1,6 +1,6 @@
 """Run the programs of a soft-prompt run and of a training, and print how much memory each takes.
 
-    python -m tests.support.program_memory FOLDER
+    python -m tests.support.program_memory FOLDER STAGE
 
 Prints JSON: by program, `announced`, the bytes that were announced for it beside its arguments, and
 `measured`, the anonymous bytes that the process held more while it ran than before.
@@ -98,10 +98,12 @@ def _ones(argument: Any) -> jax.Array:
     return jax.device_put(np.ones(argument.shape, argument.dtype))
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, stage: str) -> None:
     for program in programs(folder):
+        if program.stage != stage:
+            continue
         print(json.dumps({"name": program.name, **taken(program)}), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
