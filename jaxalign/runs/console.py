@@ -51,13 +51,16 @@ def main(
     Args:
         run: What the program does.
         config_class: Dataclass of the settings. Its docstring and those of its fields are the help
-            text.
+            text. With a field `resume`, or a class attribute `continues_itself`, an interrupted
+            program says how it is continued.
         args: Command-line arguments; default: those of the process.
         program: How the help text names the program; default: how the process was started.
     """
     replace_what_cannot_be_printed()
     resumable = "resume" in {field.name for field in dataclasses.fields(config_class)}
     hint = "; continue with --resume" if resumable else ""
+    if getattr(config_class, "continues_itself", False):
+        hint = "; the same command continues"
     try:
         with (
             insistent_interrupts(hint) as set_handlers,

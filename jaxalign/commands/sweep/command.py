@@ -28,7 +28,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 
@@ -53,6 +53,8 @@ from jaxalign.runs.console import progress_bars
 @dataclasses.dataclass(frozen=True)
 class SweepSettings:
     """Run or continue the sweep that a file describes; the same command does both."""
+
+    continues_itself: ClassVar[bool] = True
 
     file: tyro.conf.Positional[Path]
     """The sweep file (TOML), such as experiments/sweep/example.toml."""
