@@ -34,9 +34,9 @@ With the extras `survey` and `gguf`.
 
 {tools}
 
-Two extras are not in these tables. `cuda` installs `jax[cuda13]` and with it libraries of NVIDIA,
-which are under NVIDIA's own licence and not open source; `gcs` installs gcsfs (BSD) and what it
-needs.
+Three extras are not in these tables. `cuda` installs `jax[cuda13]` and with it libraries of NVIDIA,
+which are under NVIDIA's own licence and not open source; `gcs` installs gcsfs (BSD), and `eval`
+lm-evaluation-harness and Inspect (MIT), each with what it needs.
 """
 
 

@@ -24,6 +24,7 @@ PACKAGE_OF = {
     "ml_dtypes": "ml-dtypes",
     "orbax": "orbax-checkpoint",
     "inspect_ai": "inspect-ai",
+    "lm_eval": "lm-eval",
 }
 # What a package is for that no code imports.
 NOT_IMPORTED = {
@@ -34,10 +35,14 @@ NOT_IMPORTED = {
     "ruff": "`make lint`, and the signatures of the API pages",
     "setuptools": "builds the wheels that tests install",
 }
-# What tests and documentation import that a declared package brings, by that package.
-BROUGHT_BY = {"griffe": "mkdocstrings", "httpx2": "huggingface-hub", "packaging": "pytest"}
-# What makes files for the tests, once and in an environment of its own.
-BY_HAND = {"inspect-ai"}
+# What is imported only beside a declared package that brings it, by that package.
+BROUGHT_BY = {
+    "anyio": "inspect-ai",
+    "griffe": "mkdocstrings",
+    "httpx2": "huggingface-hub",
+    "packaging": "pytest",
+    "tqdm": "lm-eval",
+}
 
 
 def project() -> dict:

@@ -9,7 +9,6 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from tests.supply_chain.dependencies import (
-    BY_HAND,
     CONSTRAINTS,
     EXTRAS,
     LICENCES,
@@ -21,7 +20,7 @@ from tests.supply_chain.dependencies import (
     requirements_of,
 )
 
-OPTIONAL = ("survey", "gguf", "gcs", "cuda", "tpu")
+OPTIONAL = ("survey", "gguf", "gcs", "eval", "cuda", "tpu")
 
 
 def test_the_package_declares_what_it_imports() -> None:
@@ -38,7 +37,7 @@ def test_what_tests_and_experiments_import_is_declared_and_used() -> None:
     extras = project()["optional-dependencies"]
     used = imported("jaxalign", "experiments", "tpu", "tests", "docs")
     known = declared(*extras)
-    assert not {name: where for name, where in used.items() if name not in {*known, *BY_HAND}}
+    assert not {name: where for name, where in used.items() if name not in known}
     assert not known.keys() - used.keys() - NOT_IMPORTED.keys()
 
 
