@@ -26,6 +26,7 @@ class Llama:
         defaults: Values of fields that are missing, as transformers takes them.
         layer_types: Values that the list `layer_types` may hold.
         template_values: Names that the chat template reads, beside those of every template.
+        gguf_pairs: Whether llama.cpp turns neighbouring dimensions of a head, and stores them so.
     """
 
     model_type: str = "llama"
@@ -56,6 +57,7 @@ class Llama:
     )
     layer_types: frozenset[str] = frozenset({"full_attention"})
     template_values: Mapping[str, Any] = MappingProxyType({})
+    gguf_pairs: bool = True
 
     def handles(self, name: str, value: Any) -> bool:
         """Whether a field of `config.json` is one of the family's own, and has a possible value.
