@@ -1,14 +1,16 @@
-"""Shapes and constants of a LLaMA-3 model, from a preset or from a Hugging Face `config.json`."""
+"""Shapes and constants of a model, from a preset or from a Hugging Face `config.json`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import parse_json, reason
+from jaxalign.lm.families import FAMILIES, find_family
 from jaxalign.lm.safetensors_io import check_not_pointer
 
 DType = Literal["float32", "bfloat16"]
@@ -26,10 +28,28 @@ class RopeScaling:
     high_freq_factor: float
     original_max_position_embeddings: int
 
+    def __post_init__(self) -> None:
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            if not _is_positive(value := getattr(self, name)):
+                raise UserError(f"rope_scaling: {name}={value!r}: must be a number above 0")
+        if self.factor < 1:
+            raise UserError(f"rope_scaling: factor={self.factor!r}: must be at least 1")
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise UserError(
+                f"rope_scaling: high_freq_factor={self.high_freq_factor!r}: must be above "
+                f"low_freq_factor={self.low_freq_factor!r}"
+            )
+        length = self.original_max_position_embeddings
+        if type(length) is not int or length < 1:
+            raise UserError(
+                f"rope_scaling: original_max_position_embeddings={length!r}: must be a whole "
+                "number of at least 1"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The shapes and constants of a LLaMA-3 decoder, named as in Hugging Face's `config.json`."""
+    """The shapes and constants of a decoder, named as in Hugging Face's `config.json`."""
 
     vocab_size: int
     hidden_size: int
@@ -46,6 +66,9 @@ class LlamaConfig:
     initializer_range: float = 0.02
     dtype: DType = "bfloat16"  # that products read; everything else is float32
     param_dtype: DType = "bfloat16"  # of stored weights
+    family: str = "llama"  # name in `jaxalign.lm.families`
+    # Tokens that a query sees. Windows are not computed: no sequence may be longer than one.
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -66,16 +89,29 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"head_dim={self.head_dim} is odd: RoPE turns pairs of dimensions")
+        if self.sliding_window is not None and self.max_position_embeddings > self.sliding_window:
+            raise UserError(
+                f"max_position_embeddings={self.max_position_embeddings} is more than "
+                f"sliding_window={self.sliding_window}, and windows are not computed"
+            )
 
     def replace(self, **changes: Any) -> LlamaConfig:
         """Return a config with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
+def _short(value: object) -> str:
+    """Return a value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def _is_positive(value: object) -> bool:
     return type(value) in (int, float) and 0 < value < math.inf
 
 
+_Built = TypeVar("_Built")
+_SHOWN = 80  # characters of a value in a message
 _SCALING_3_1 = RopeScaling(8.0, 1.0, 4.0, 8192)
 _SCALING_3_2 = RopeScaling(32.0, 1.0, 4.0, 8192)
 _8B = LlamaConfig(128_256, 4096, 14_336, 32, 32, 8, 128)
@@ -93,26 +129,6 @@ PRESETS: dict[str, LlamaConfig] = {
     "llama3.3-70b": _70B.replace(**_LONG),
 }
 
-# Fields of config.json that must have exactly this value, because no other is implemented.
-_REQUIRED = {
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "attention_dropout": 0.0,
-    "pretraining_tp": 1,
-    "quantization_config": None,
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "partial_rotary_factor": 1.0,
-    "sliding_window": None,
-    "use_sliding_window": False,
-    "rope_interleaved": False,
-    "tie_encoder_decoder": False,
-    "cross_attention_hidden_size": None,
-    "pruned_heads": {},
-    "chunk_size_feed_forward": 0,
-}
 # Fields that do not change what this package computes.
 _IGNORED_TEXT = """
 _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
@@ -138,7 +154,8 @@ stop_strings suppress_tokens temperature token_healing top_h top_k top_p typical
 watermarking_config
 """
 _IGNORED = frozenset(_IGNORED_TEXT.split() + _GENERATION_TEXT.split())
-_DERIVED = {"rope_theta", "rope_scaling", "head_dim", "num_key_value_heads", "dtype", "param_dtype"}
+_MODEL = {"head_dim", "num_key_value_heads", "family", "sliding_window"}
+_DERIVED = {"rope_theta", "rope_scaling", "dtype", "param_dtype"} | _MODEL
 _COPIED = {f.name for f in dataclasses.fields(LlamaConfig)} - _DERIVED
 
 
@@ -157,25 +174,21 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
         UserError: If a field is unknown, missing, or has a value that is not implemented; the
             message has its name and value.
     """
-    fields = dict(fields)  # the caller's are not changed
+    family = find_family(fields.get("model_type", "llama"))
+    # Hugging Face's defaults for fields that are missing; the caller's fields are not changed.
+    fields = {**family.defaults, **fields}
     rope = _rope_fields(fields)
     kept: dict[str, Any] = {}
     # Every field is copied, checked or known to be irrelevant; nothing is guessed.
     for name, value in fields.items():
         if name in _COPIED:
             kept[name] = value
-        elif name == "layer_types":
-            if value is not None and set(value) != {"full_attention"}:
-                raise UserError(
-                    f"config.json: {name}={value!r} is not handled (only full_attention is)"
-                )
-        elif name in _REQUIRED:
-            if value != _REQUIRED[name]:
-                raise UserError(
-                    f"config.json: {name}={value!r} is not handled (only {_REQUIRED[name]!r} is)"
-                )
+        elif name == "model_type" or family.handles(name, value):
+            continue
         elif name not in _IGNORED | {"num_key_value_heads", "head_dim"}:
-            raise UserError(f"config.json: unknown field {name}={value!r}; refusing to guess")
+            raise UserError(
+                f"config.json: unknown field {name[:_SHOWN]}={_short(value)}; refusing to guess"
+            )
     needed = (
         "vocab_size",
         "hidden_size",
@@ -185,20 +198,31 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
     )
     if missing := [n for n in needed if n not in kept]:
         raise UserError(f"config.json: missing field {missing[0]}")
-    kept.setdefault("rms_norm_eps", 1e-6)  # Hugging Face's defaults for fields that are missing
-    kept.setdefault("max_position_embeddings", 2048)
     # Without `head_dim`, heads split the width evenly. Wrong types are reported by the config.
     heads, width = kept["num_attention_heads"], kept["hidden_size"]
     whole = type(heads) is type(width) is int and heads > 0
-    return LlamaConfig(
-        **kept,
+    return _named_by_file(LlamaConfig)(
+        **(kept | family.settings(fields)),
         num_key_value_heads=fields.get("num_key_value_heads") or heads,
         head_dim=fields.get("head_dim") or (width // heads if whole else 1),
         rope_theta=rope[0],
         rope_scaling=rope[1],
         dtype=dtype,
         param_dtype=dtype,
+        family=family.model_type,
     )
+
+
+def _named_by_file(kind: Callable[..., _Built]) -> Callable[..., _Built]:
+    """Return a function that builds what `kind` does, whose errors begin with the file's name."""
+
+    def build(**values: Any) -> _Built:
+        try:
+            return kind(**values)
+        except UserError as error:
+            raise UserError(f"config.json: {error}") from None
+
+    return build
 
 
 def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
@@ -241,7 +265,7 @@ def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         raise UserError(
             f"config.json: llama3 rope scaling needs {sorted(names)}, found {sorted(rule)}"
         )
-    return theta, RopeScaling(**rule)
+    return theta, _named_by_file(RopeScaling)(**rule)
 
 
 def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
@@ -252,12 +276,12 @@ def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
     """
     scaling = config.rope_scaling and {"rope_type": "llama3", **vars(config.rope_scaling)}
     rope = {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})}
+    family = FAMILIES[config.family]
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        **family.fields(config),
         "attention_dropout": 0.0,
         **{name: getattr(config, name) for name in sorted(_COPIED)},
         "num_key_value_heads": config.num_key_value_heads,
@@ -274,12 +298,15 @@ def read_config(folder: Path, dtype: DType = "bfloat16") -> LlamaConfig:
     """Read the config of a model folder; UserError if there is none or it is not JSON."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder}: no config.json there; give the folder of a Hugging Face Llama")
+        raise UserError(f"{folder}: no config.json there; give the folder of a Hugging Face model")
     check_not_pointer(path)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+        fields = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({reason(error)})") from None
     if not isinstance(fields, dict):
         raise UserError(f"{path}: not a JSON object")
-    return config_from_hf(fields, dtype)
+    try:
+        return config_from_hf(fields, dtype)
+    except UserError as error:
+        raise UserError(f"{folder}/{error}") from None

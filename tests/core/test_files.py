@@ -169,7 +169,7 @@ def test_rows_without_checksums_are_taken_and_get_them(tmp_path: Path) -> None:
 def test_a_file_of_rows_that_is_gone_is_noticed(tmp_path: Path) -> None:
     file = _rows(tmp_path)
     file.path.unlink()
-    with pytest.raises(UserError, match=r"m\.jsonl: has no rows, but the run was at 5"):
+    with pytest.raises(UserError, match=r"m\.jsonl: has no row, but the run was at 5"):
         file.rewind(5)
     file.rewind(-1)  # a run that begins again needs none
     assert not list(tmp_path.iterdir())

@@ -19,7 +19,6 @@ Every step keeps its output in the run's directory:
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain, write_json
+from jaxalign.core.json_text import read_object
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.core.seals import change, sealed
 from jaxalign.lm.mesh import device_mesh
@@ -39,7 +39,7 @@ from jaxalign.methods.culturespa import training_steps
 from jaxalign.methods.culturespa.answer import answer_survey, answer_written
 from jaxalign.methods.culturespa.dataset import write_selected
 from jaxalign.methods.culturespa.filters import FilteredQuestions, filter_questions
-from jaxalign.methods.culturespa.fine_tune import fine_tune_all
+from jaxalign.methods.culturespa.fine_tune import fine_tune_all, read_set_aside
 from jaxalign.methods.culturespa.inputs import (
     Experiment,
     Inputs,
@@ -155,6 +155,8 @@ def run_culturespa(
         log_peak("4 fine-tune")
         measured = measure(experiment, adapters, survey_replies)
         record = make_record(settings, inputs, measured, written, selected, facts)
+        if retrained := read_set_aside(out)[1]:
+            record["retrained"] = retrained
         if settings.prompting:
             _log.info("5 measure: the fine-tuned models under every prompt style")
             given = measured.answers, measured.by_presentation
@@ -260,7 +262,7 @@ def write_all(experiment: Experiment) -> tuple[dict[int, Survey], dict[int, dict
             folder.mkdir(exist_ok=True)
             _write_seed(experiment, seed, lambda p, done=done: report(done + p.done, p.fields))
         questions[seed] = load(folder / "questions.json")
-        counts[seed] = json.loads((folder / "written.json").read_text("utf-8"))
+        counts[seed] = read_object(folder / "written.json")
     report(per_seed * settings.seeds, {})
     return questions, counts
 
