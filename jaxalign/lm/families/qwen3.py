@@ -38,6 +38,7 @@ class Qwen3(Llama):
         }
     )
     template_values = MappingProxyType({"enable_thinking": False})
+    gguf_pairs = False
 
     def fields(self, config: LlamaConfig) -> dict[str, Any]:
         """Return that there are no biases and no windows."""
