@@ -15,6 +15,7 @@ from jaxalign.lm.generate import Sampling, generate
 from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.mesh import weight_bytes
 from jaxalign.lm.model import LM, load_model
+from jaxalign.lm.weights import weight_format
 from jaxalign.methods.ask import ask
 from jaxalign.methods.conditions import Plain
 from jaxalign.methods.soft_prompt import tune_soft_prompt
@@ -71,7 +72,14 @@ def train(lm: LM) -> dict[str, Any]:
         for n in rng.integers(100, 133, EXAMPLES)
     ]
     settings = TrainConfig(batch=EXAMPLES, remat=True, tokens_per_pass=256)
-    trainer = Trainer(lm.config, settings, LoraConfig(), {"joint": examples}, lm.mesh)
+    trainer = Trainer(
+        lm.config,
+        settings,
+        LoraConfig(),
+        {"joint": examples},
+        lm.mesh,
+        weights=weight_format(lm.params),
+    )
     state = trainer.start(lm.params)
     _, data, passes = next(iter(trainer.batches(0)))
     _, metrics = jax.block_until_ready(trainer.advance(state, lm.params, data, passes))
