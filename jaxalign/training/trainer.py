@@ -33,6 +33,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_json
 from jaxalign.core.json_text import read_object
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.core.seals import check_sealed, sealed
 from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig
@@ -161,6 +162,8 @@ class Trainer:
 
     def _side_by_side(self, checkpoints: Path | None) -> int:
         """Return how many adapters are trained together: as many as in a run that is continued."""
+        if checkpoints is not None:
+            check_sealed(checkpoints / _GROUPS)
         if checkpoints is not None and (checkpoints / _GROUPS).exists():
             return int(read_object(checkpoints / _GROUPS)["side_by_side"])
         # Process 0's memory counts for all: all of them have to agree.
@@ -370,7 +373,9 @@ def fit(
     """
     several = len(trainer.groups) > 1
     if several and checkpoints is not None and jax.process_index() == 0:
-        write_json(Path(checkpoints.directory) / _GROUPS, {"side_by_side": trainer.shape.adapters})
+        path = Path(checkpoints.directory) / _GROUPS
+        with sealed(path):
+            write_json(path, {"side_by_side": trainer.shape.adapters})
     run = _Fit(trainer, params, save_every, begin, log, held_out, on_progress, set_aside)
     trained: dict[str, Trained] = {}
     for group in range(len(trainer.groups)):
