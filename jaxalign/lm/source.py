@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import check_path
 from jaxalign.lm.gguf import describe_gguf, is_gguf
 from jaxalign.lm.hub import fetch_model, is_hub_id
 
@@ -73,6 +74,7 @@ def find_model(
     """
     if source is None:
         return ModelSource(POCKET_FOLDER)
+    check_path(source, "model")
     given, path = str(source), Path(source)
     if path.is_file():
         return _gguf_source(path, str(path))
@@ -89,7 +91,7 @@ def find_model(
 
 def _gguf_source(path: Path, given: str) -> ModelSource:
     if not is_gguf(path):
-        raise UserError(f"{path}: not a GGUF file; give one, or the folder of a Hugging Face Llama")
+        raise UserError(f"{path}: not a GGUF file; give one, or the folder of a Hugging Face model")
     return ModelSource(describe_gguf(path), given, weights_file=path)
 
 

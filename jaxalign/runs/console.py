@@ -51,13 +51,16 @@ def main(
     Args:
         run: What the program does.
         config_class: Dataclass of the settings. Its docstring and those of its fields are the help
-            text.
+            text. With a field `resume`, or a class attribute `continues_itself`, an interrupted
+            program says how it is continued.
         args: Command-line arguments; default: those of the process.
         program: How the help text names the program; default: how the process was started.
     """
     replace_what_cannot_be_printed()
     resumable = "resume" in {field.name for field in dataclasses.fields(config_class)}
     hint = "; continue with --resume" if resumable else ""
+    if getattr(config_class, "continues_itself", False):
+        hint = "; the same command continues"
     try:
         with (
             insistent_interrupts(hint) as set_handlers,
@@ -69,6 +72,8 @@ def main(
             set_handlers()  # again: joining other processes sets one that ignores SIGTERM
             enable_compilation_cache()
             run(config)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a reader that has left is no error
     except UserError as error:
         _print_error(with_flags(str(error), config_class))
         _leave(2)
@@ -94,7 +99,8 @@ def _print_error(line: str) -> None:
     with contextlib.suppress(OSError):
         print("error:", visible(" ".join(line.split())), file=sys.stderr, flush=True)
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed before the program began
+            sys.stdout.flush()
     except OSError:  # or Python would try once more when it ends, and say so in several lines
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -26,6 +26,7 @@ class Llama:
         defaults: Values of fields that are missing, as transformers takes them.
         layer_types: Values that the list `layer_types` may hold.
         template_values: Names that the chat template reads, beside those of every template.
+        gguf_pairs: Whether llama.cpp turns neighbouring dimensions of a head, and stores them so.
     """
 
     model_type: str = "llama"
@@ -56,6 +57,7 @@ class Llama:
     )
     layer_types: frozenset[str] = frozenset({"full_attention"})
     template_values: Mapping[str, Any] = MappingProxyType({})
+    gguf_pairs: bool = True
 
     def handles(self, name: str, value: Any) -> bool:
         """Whether a field of `config.json` is one of the family's own, and has a possible value.
@@ -63,8 +65,11 @@ class Llama:
         Raises:
             UserError: If its value is not implemented.
         """
+        # Newer files name the attention of every layer.
         if name == "layer_types":
-            if value is not None and not set(value) <= self.layer_types:
+            kinds = value if isinstance(value, list) else [value]
+            known = all(isinstance(kind, str) and kind in self.layer_types for kind in kinds)
+            if value is not None and not known:
                 only = " and ".join(sorted(self.layer_types))
                 raise UserError(f"config.json: {name}={value!r} is not handled (only {only} is)")
         elif name in self.required:

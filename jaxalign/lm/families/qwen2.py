@@ -34,6 +34,7 @@ class Qwen2(Llama):
     defaults = MappingProxyType(
         {"rms_norm_eps": 1e-6, "max_position_embeddings": 32_768, "num_key_value_heads": 32}
     )
+    gguf_pairs = False
 
     def fields(self, config: LlamaConfig) -> dict[str, Any]:
         """Return that no layer has a window; the biases need no field."""

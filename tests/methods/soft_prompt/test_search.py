@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,6 +31,7 @@ from jaxalign.methods.soft_prompt.search import (
 )
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
+from jaxalign.optim.gradient import make_descent
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.runtime.sharding import make_mesh
@@ -240,3 +244,36 @@ def test_other_entries_share_the_compiled_programs(tiny):
     np.testing.assert_array_equal(other.best_CxZ[::-1], wanted.best_CxZ)
     chosen = {"chunk": 4, "kernel": "xla", "fixed": True, "slots": None}
     assert dataclasses.asdict(execution) == chosen
+
+
+def test_candidates_without_a_finite_loss_are_spoken_of(caplog):
+    search = SimpleNamespace(_labels=("USA", "CHN"), evolution=SimpleNamespace(population=8))
+    note = functools.partial(module.Search._note_failures, search, 10)
+    best_TxC = np.array([[3.0, np.inf], [2.0, np.inf]], np.float32)
+    metrics = {"best_so_far": best_TxC, "failed": np.array([[0, 8], [2, 8]])}
+    with pytest.raises(UserError, match="CHN: no candidate has a finite loss after generation 12"):
+        note(metrics, False, True)
+    # Without that, as in a sweep whose other cells go on, it is said once.
+    assert note(metrics, False, False)
+    assert "generation 11: the loss of 8 of 8 candidates of CHN is not finite" in caplog.text
+    caplog.clear()
+    assert note(metrics, True, False)
+    assert not caplog.text
+    assert not note({"best_so_far": np.ones((1, 2)), "failed": np.zeros((1, 2), int)}, False, True)
+
+
+@pytest.mark.long
+def test_the_gradient_control_keeps_no_point_without_a_finite_loss(devices):
+    """Its fitness is -inf and NaN where a coordinate is above a bound that the descent crosses."""
+
+    def fitness(z_PxZ, entry_P, context):
+        bad_P = jnp.where(entry_P == 0, -jnp.inf, jnp.nan)
+        return jnp.where(z_PxZ[:, 0] > 0.1, bad_P, -z_PxZ.sum(-1))
+
+    descent = make_descent(fitness, 8, 0.05, 3, make_mesh(devices[:1]), entries=2)
+    state = descent.last(descent.run(descent.start(), 8, None), None)
+    best_CxZ, fitness_C = descent.best(state)
+    assert np.isfinite(fitness_C).all()
+    assert np.isfinite(best_CxZ).all()
+    assert (fitness_C < 0).all()
+    assert (best_CxZ[:, 0] <= 0.1).all()
