@@ -96,7 +96,7 @@ def _load(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """Return the search vectors in a file; UserError if it is damaged."""
     try:
         z_ExZ = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy reads the header with Python's own tokenizer
         raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); delete it") from None
     if z_ExZ.shape != shape or z_ExZ.dtype != np.float32 or not np.isfinite(z_ExZ).all():
         raise UserError(f"{path}: not the search vectors of this run; delete it")
