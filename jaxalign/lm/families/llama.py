@@ -65,6 +65,7 @@ class Llama:
         Raises:
             UserError: If its value is not implemented.
         """
+        # Newer files name the attention of every layer.
         if name == "layer_types":
             kinds = value if isinstance(value, list) else [value]
             known = all(isinstance(kind, str) and kind in self.layer_types for kind in kinds)

@@ -47,6 +47,7 @@ class Mistral(Llama):
             return {}
         if type(window) is not int or window < 1:
             raise UserError(f"config.json: sliding_window={window!r}: must be a number of tokens")
+        # Within the window every token sees all earlier ones, as without one.
         if type(positions) is int:  # other types are refused with all other fields
             positions = min(positions, window)
         return {"sliding_window": window, "max_position_embeddings": positions}

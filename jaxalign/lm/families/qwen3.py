@@ -37,6 +37,7 @@ class Qwen3(Llama):
             "head_dim": 128,
         }
     )
+    # Without it, a reply begins with a thought of hundreds of tokens.
     template_values = MappingProxyType({"enable_thinking": False})
     gguf_pairs = False
 

@@ -15,6 +15,7 @@ import pytest
 from experiments.bench.evolve import first_coordinate
 from experiments.bench.scaling import SMALL, lower_search, values_layout
 from jaxalign.answering.cost import candidate_flops, lower_bound
+from jaxalign.answering.options import attention_tables
 from jaxalign.lm.weights import weight_tree
 from jaxalign.methods.soft_prompt.fitness import make_fitness
 from jaxalign.methods.soft_prompt.search import abstract_inputs
@@ -43,8 +44,31 @@ def search(population: int, devices: int, dtype: str) -> ProgramFacts:
 def test_hardly_more_work_than_the_least(dtype):
     found = search(64, 1, dtype).dot_flops / (64 * GENERATIONS)
     plan = candidate_flops(SMALL, layout())
-    assert found <= 1.05 * lower_bound(SMALL, layout()).total
-    assert found == pytest.approx(plan.total, rel=1e-6)
+    # In bfloat16 a CPU attends to whole columns of 64 keys, which are shared and own ones together.
+    more = ordered_attention_flops() - plan.attention if dtype == "bfloat16" else 0
+    assert more < 0.05 * plan.total
+    assert found - more <= 1.05 * lower_bound(SMALL, layout()).total
+    assert found == pytest.approx(plan.total + more, rel=1e-6)
+
+
+def ordered_attention_flops() -> int:
+    """Products of queries with keys and of weights with values, of all layers."""
+    config, W = SMALL.replace(dtype="bfloat16"), layout().common_length
+
+    def products(queries: int, keys: int) -> int:
+        whole_keys, whole_width = (-(-n // 64) * 64 for n in (keys, config.head_dim))
+        return (
+            2 * queries * config.num_attention_heads * whole_keys * (config.head_dim + whole_width)
+        )
+
+    tree, answers = (
+        products(R * L, S)
+        for R, L, S in (
+            tables.ordered.mask_RxLxS.shape for tables in attention_tables(config, layout(), "xla")
+        )
+    )
+    common = products(W, len(layout().before) + W)
+    return (config.num_hidden_layers - 1) * (tree + common) + answers
 
 
 @pytest.mark.long

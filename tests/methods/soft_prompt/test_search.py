@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -244,18 +246,20 @@ def test_other_entries_share_the_compiled_programs(tiny):
     assert dataclasses.asdict(execution) == chosen
 
 
-@pytest.mark.long
-def test_a_prompt_beyond_the_models_range_is_seen(tiny, caplog):
-    """In bfloat16, embeddings of 1e39 are infinite, and so is every loss."""
-    spread = SoftPromptConfig(length=2, spread=1e38)
-    settings = tiny_settings(tiny, dtype="bfloat16", prompt=spread, generations=2, save_every=1)
-    search = build_search(*load(settings), ExecutionPlan(4, "xla", fixed=True))
-    with pytest.raises(UserError, match=r"USA: no candidate has a finite loss after generation 1"):
-        search.run(needs_loss=True)
-    # Without that, as in a sweep whose other cells go on, it is a note.
-    outcome = search.run()
-    assert "generation 1: the loss of 64 of 64 candidates of USA is not finite" in caplog.text
-    assert np.isinf(outcome.fitness_C).all()
+def test_candidates_without_a_finite_loss_are_spoken_of(caplog):
+    search = SimpleNamespace(_labels=("USA", "CHN"), evolution=SimpleNamespace(population=8))
+    note = functools.partial(module.Search._note_failures, search, 10)
+    best_TxC = np.array([[3.0, np.inf], [2.0, np.inf]], np.float32)
+    metrics = {"best_so_far": best_TxC, "failed": np.array([[0, 8], [2, 8]])}
+    with pytest.raises(UserError, match="CHN: no candidate has a finite loss after generation 12"):
+        note(metrics, False, True)
+    # Without that, as in a sweep whose other cells go on, it is said once.
+    assert note(metrics, False, False)
+    assert "generation 11: the loss of 8 of 8 candidates of CHN is not finite" in caplog.text
+    caplog.clear()
+    assert note(metrics, True, False)
+    assert not caplog.text
+    assert not note({"best_so_far": np.ones((1, 2)), "failed": np.zeros((1, 2), int)}, False, True)
 
 
 @pytest.mark.long
