@@ -67,7 +67,7 @@ def test_the_example_of_the_readme_runs(installed: Path, tmp_path: Path):
 
 def test_the_program_runs(installed: Path, tmp_path: Path):
     (info,) = installed.glob("jaxalign-*.dist-info")
-    (script,) = metadata.Distribution.at(info).entry_points
+    (script,) = metadata.Distribution.at(info).entry_points.select(group="console_scripts")
     assert (script.name, script.value) == ("jaxalign", "jaxalign.cli:main")
     run = "import sys; from jaxalign.cli import main; main(sys.argv[1:])"
     said = python(installed, ["-c", run], tmp_path)
