@@ -85,8 +85,8 @@ def test_prefill_and_decoding(name, weights, adapted):
     facts = read_program(program.lower(*arguments).compile(), {})
     assert_no_copies(facts, params)
     slots = next(x for x in arguments if hasattr(x, "replace") and hasattr(x, "keys"))
-    caches = {x.shape for x in jax.tree.leaves(slots) if x.ndim >= 4}
-    assert caches
+    # What a step adds to them is written to buffers of its own, of a token for each slot.
+    caches = {slots.keys.shape, slots.values.shape}
     copies = [i for shape in caches for i in facts.copies_of_shape(shape)]
     written = ("dynamic-update-slice", "scatter")  # in place: a copy would be one more instruction
     copies = [i for i in copies if not any(name in i.name for name in written)]
