@@ -129,15 +129,25 @@ def embed(
     return jnp.where(is_extra[..., None], extra.astype(embedded.dtype), embedded)
 
 
-def output_logits(config: LlamaConfig, params: Params, stream_AxD: jax.Array) -> jax.Array:
-    """Return float32 logits [A, V]."""
+def output_logits(
+    config: LlamaConfig, params: Params, stream_AxD: jax.Array, split: bool = False
+) -> jax.Array:
+    """Return float32 logits [A, V].
+
+    Args:
+        config: The model.
+        params: Its weights, as `as_bits` makes them.
+        stream_AxD: The normed stream.
+        split: Whether devices share the vocabulary. Then each reads its own part at once: a part of
+            the whole vocabulary would have to be on all of them.
+    """
     name, axis, equation = "head", 1, "nd,dv->nv"
     if config.tie_word_embeddings:
         name, axis, equation = "embed", 0, "nd,vd->nv"
     table, V = params[name], config.vocab_size
     # On CPU, bits are read as bfloat16 a part of the vocabulary at a time, in the nearest caches.
     part = math.gcd(V, 1 << int(math.log2(max(1, _PART // config.hidden_size))))
-    if table.dtype != jnp.uint16 or part < 64:
+    if split or table.dtype != jnp.uint16 or part < 64:
         return Llama(config).apply({"params": params}, stream_AxD, method=Llama.logits)
     x = rounded(stream_AxD, config.dtype)
 

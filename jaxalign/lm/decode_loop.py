@@ -43,7 +43,7 @@ from jaxalign.lm.decode_cache import (
 from jaxalign.lm.decode_layers import decode_layers, embed, output_logits, prefill_layers
 from jaxalign.lm.sampling import Sampling, next_tokens
 from jaxalign.lm.weights import Params, program_params
-from jaxalign.runtime.sharding import replicated
+from jaxalign.runtime.sharding import MODEL, replicated
 
 SEGMENT = 32  # decode steps between two looks of the host, at most
 
@@ -72,6 +72,11 @@ class SlotShape:
     def shares(self) -> int:
         """Number of parts of the mesh that have slots of their own."""
         return math.prod(self.mesh.shape[axis] for axis in SHARES)
+
+    @property
+    def splits_weights(self) -> bool:
+        """Whether several devices share the weights."""
+        return self.mesh.shape[MODEL] > 1
 
     @property
     def starts(self) -> int:
@@ -214,7 +219,7 @@ def start_program(
         (slot, length, number, sample), (seed, stop, constraint) = replies, one
         random = reply_keys(seed, number, sample)
         stream = jnp.take(slots.stream_BxD, jnp.minimum(slot, shape.slots - 1), axis=0)
-        logits = output_logits(shape.config, params, stream)
+        logits = output_logits(shape.config, params, stream, shape.splits_weights)
         first = jnp.zeros_like(length)
         written = None if constraint is None else begin(len(length))
         token, written = _draw(shape, constraint, written, step_keys(random, first), logits)
@@ -329,7 +334,7 @@ def _step(
         slots.length_B,
         longest,
     )
-    logits = output_logits(shape.config, params, x)
+    logits = output_logits(shape.config, params, x, shape.splits_weights)
     # A token's key depends on its reply and its step only.
     random = step_keys(slots.random_BxW, slots.step_B)
     token, written = _draw(shape, constraint, slots.written, random, logits)
