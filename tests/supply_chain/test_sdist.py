@@ -30,8 +30,11 @@ SOME_TESTS = (
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The distribution, made from a copy: setuptools writes beside the sources."""
     folder = tmp_path_factory.mktemp("sdist")
-    made = ("runs", "build", "dist", "site", "*.egg-info", "__pycache__")
-    left_out = shutil.ignore_patterns(".*", *made)
+
+    def left_out(where: str, names: list[str]) -> set[str]:
+        made = ("runs", "build", "dist", "site") if Path(where) == ROOT else ()
+        return shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", *made)(where, names)
+
     shutil.copytree(ROOT, folder / "copy", ignore=left_out)
     build = "from setuptools.build_meta import build_sdist; build_sdist('..')"
     subprocess.run([sys.executable, "-c", build], cwd=folder / "copy", check=True, timeout=300)
