@@ -338,7 +338,8 @@ def decoding(family: str, folder: Path) -> None:
     case, config = decode_case(family), MODELS[family]
     write_model(folder / "model", config)
     theirs, _ = transformers_replies(case, folder / "adapter")
-    assert min(map(len, theirs)) < NEW_TOKENS <= max(map(len, theirs))
+    # Some end early, and some go on for long.
+    assert min(map(len, theirs)) < NEW_TOKENS / 2 < max(map(len, theirs))
     settings, weights = load_lora(folder / "adapter", config)
     params = attach(load_checkpoint(folder / "model", config), weights, settings)
     soft_ids = [config.vocab_size + i for i in range(case.soft_tokens)]
