@@ -212,9 +212,9 @@ def test_revisions(fake_hub: list) -> None:
 def test_weights_are_fetched_last_and_only_if_needed(fake_hub: list, repository: Path) -> None:
     assert not list(find_model(ID, with_weights=False).folder.glob("*.safetensors"))
     config = json.loads((repository / "config.json").read_text())
-    (repository / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+    (repository / "config.json").write_text(json.dumps(config | {"model_type": "gemma"}))
     fake_hub.clear()
-    with pytest.raises(UserError, match="model_type='qwen2' is not handled"):
+    with pytest.raises(UserError, match="model_type='gemma' is not handled"):
         find_model(ID)
     assert len(fake_hub) == 1
 
