@@ -15,6 +15,7 @@ from jaxalign.commands.list import ListSettings, list_runs, show
 from jaxalign.commands.report import write_report_of
 from jaxalign.commands.resume import ResumeSettings, command_of, resume
 from jaxalign.core.errors import UserError
+from jaxalign.core.seals import seal_of
 from jaxalign.methods.ask_survey import AskSettings
 from jaxalign.methods.cultural_bench import Settings as BenchSettings
 from jaxalign.methods.culturespa import CultureSPASettings
@@ -85,6 +86,7 @@ def test_runs_are_listed_the_latest_first(tmp_path, capsys):
         path = tmp_path / name / "config.json"
         fields = json.loads(path.read_text()) | {"started": f"{year}-01-02T03:04:05Z"}
         path.write_text(json.dumps(fields))
+        seal_of(path).unlink(missing_ok=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     found = {run.name: run for run in list_runs(tmp_path)}
