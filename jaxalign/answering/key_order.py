@@ -30,7 +30,7 @@ from flax import struct
 
 from jaxalign.lm.transformer import rounded
 
-TERMS_IN_ORDER = 512  # of a float32 product on a CPU, and at most so many numbers of y: see below
+TERMS_IN_ORDER = 512  # of a float32 product on a CPU that are added one after another (`_product`)
 _COLUMNS = 64  # of a product: the number must be a multiple
 _NUMBERS_IN_ORDER = TERMS_IN_ORDER * _COLUMNS
 BLOCK = 384  # positions that are summed together; leaves room for the longest rows of queries

@@ -1,10 +1,10 @@
 """A jinja environment for texts that strangers wrote: model folders, prompt folders, recorded runs.
 
 A text can neither reach Python's internals nor change what it is given (jinja's own immutable
-sandbox), nor run for long, nor fill the memory. One rendering may take so many steps (turns of a
-loop and calls) and make so many characters, counted where text grows: joins, sums, products,
-formats, string methods and filters. The bounds are far above what any conversation needs, and do
-not depend on the clock, so that a text is refused on every machine or on none.
+sandbox), nor run for long, nor fill the memory. One rendering has a limit of steps (turns of a loop
+and calls) and of characters, which are counted where text grows: joins, sums, products, formats,
+string methods and filters. The limits are far above what any conversation needs, and do not depend
+on the clock, so that a text is refused on every machine or on none.
 """
 
 from __future__ import annotations

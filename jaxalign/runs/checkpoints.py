@@ -277,7 +277,7 @@ def check_owner(directory: str, run: str | None) -> bool:
 
     Args:
         directory: A local path or a gs:// address.
-        run: Name of the run (`jaxalign.runs.recorded_run`); None for a run that has not begun.
+        run: Name of the run (`jaxalign.runs.recorded_run`); None for a new run.
 
     Returns:
         Whether the directory is this run's already; False where it is empty or does not exist.

@@ -230,7 +230,7 @@ def _begin(
 
 
 def _recorded(out: Path, resume: bool) -> dict[str, Any] | None:
-    """Return the fields of `config.json`; None where no run has begun."""
+    """Return the fields of `config.json`; None where there is no run."""
     fields = _config_fields(out)
     if fields is not None and not resume:
         raise UserError(

@@ -264,7 +264,7 @@ def _single_costs(
     """Return what rows of one adapter cost, without and with short rows of half their length."""
     plain, tried = Shape(1, 1, devices, row_length, 1, window), []
     for tail in (0, _whole_blocks(row_length // 2, window)):
-        # Half the length is enough to save most of a last row that is hardly begun.
+        # Half the length is enough to save most of a last row that holds few tokens.
         shape, passes, tails = dataclasses.replace(plain, tail=tail), 0, 0
         for lengths in (x for step in steps for x in step):
             rows, short = single_rows(lengths, shape)
