@@ -27,7 +27,7 @@ from jaxalign.commands.reports.ask_measure import gate_of
 from jaxalign.commands.reports.ask_tables import VERDICTS
 from jaxalign.commands.reports.validity import judged
 from jaxalign.methods.ask_survey import AskSettings, ask_survey
-from jaxalign.runs.console import print_table, progress_bars
+from jaxalign.runs.console import print_notes, print_table, progress_bars
 from jaxalign.stats.alignment import LINES
 
 _MOST_SHOWN = 8  # presentations that are printed; all orders of five options are 120
@@ -39,8 +39,7 @@ def ask(settings: AskSettings) -> None:
     with progress_bars(quiet=settings.quiet) as on_progress:
         run = ask_survey(settings, on_progress)
     ask_report(run.record, run.analyses, run.out)
-    for note in verdict_notes(run.record):
-        print(f"{note.lead} {note.text}")
+    print_notes(verdict_notes(run.record))
     show(judged(run.record, gate_of(run.record)))
     for statement in statements(run.record, run.analyses):
         print(f"- {statement}")

@@ -19,9 +19,10 @@ import jax
 
 from jaxalign.commands.reports import cultural_bench_report
 from jaxalign.commands.reports.cultural_bench import gate_note
+from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.cultural_bench import Settings, run_cultural_bench
-from jaxalign.runs.console import print_table, progress_bars
+from jaxalign.runs.console import print_notes, print_table, progress_bars
 
 
 def measure(settings: Settings) -> None:
@@ -36,9 +37,9 @@ def measure(settings: Settings) -> None:
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Print a table for each set: accuracy by method, differences, and what needs no model."""
+    print_notes(warning_notes(result))
     for record in result["sets"].values():
-        gate = gate_note(record)
-        print(f"{gate.lead} {gate.text}")
+        print_notes([gate_note(record)])
         is_hard = record["items"] > record["questions"]
         columns = ["", "questions", "accuracy [95 %]", "- naive [95 %]"]
         columns += ["rows right", "true row likeliest"] if is_hard else []

@@ -12,9 +12,9 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TextIO, TypeVar
 
 import jax
 
@@ -357,7 +357,34 @@ def _clock_text(seconds: int) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-# Tables
+# Notes of a result, and tables
+
+
+class _Note(Protocol):
+    """What a report puts first: `jaxalign.report.document.Note`."""
+
+    lead: str
+    text: str
+    kind: str
+
+
+_STYLES = {"warning": "bold red", "label": "bold yellow"}
+
+
+def print_notes(notes: Iterable[_Note], file: TextIO | None = None) -> None:
+    """Print what must be read before any number; on a terminal, the first words in colour.
+
+    Args:
+        notes: The notes, in order.
+        file: Where to print; default: standard output.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=file or drawing_stream(), highlight=False)
+    for note in notes:
+        lead = (visible(note.lead), _STYLES.get(note.kind, "bold"))
+        console.print(Text.assemble(lead, " ", visible(note.text)), soft_wrap=True)
 
 
 _NAME_WIDTH = 24  # characters of a row's name that are shown whatever the width

@@ -114,7 +114,7 @@ def gain_note(
     over = f", mean over {count} countries" if count > 1 else ""
     text = (
         f"By how much the tuned prompt's loss is below the plain question's{over}: "
-        f"{_gains_in_words(tuned, by_presentation, digits)}."
+        f"{gains_in_words(tuned, by_presentation, digits)}."
     )
     if count > 1 and len(found) > 1:
         each = "; ".join(f"{_GAIN_SHORT[name]} in {joined(c)}" for name, c in found.items())
@@ -122,7 +122,7 @@ def gain_note(
     return Note(f"{text}{_numbers_learned(tuned, by_presentation)}", "label", lead)
 
 
-def _gains_in_words(tuned: Sequence[str], gains: Mapping[str, float | None], digits: int) -> str:
+def gains_in_words(tuned: Sequence[str], gains: Mapping[str, float | None], digits: int) -> str:
     """Return such as "+92.6 on A (tuned on); −55.1 on B and −53.1 on D (never tuned on)"."""
     sides = []
     for role, names in (

@@ -5,6 +5,7 @@ Everything is kept in the run's directory:
     OUT/config.json          settings, hashes, versions
        /answers/             what is answered so far, from where a killed run continues
        /answers.csv          every answer: model, style, country, item, code, expected code
+       /answers_by_option.csv  the probability of every option (`surveys.answer_table`)
        /presentations.csv    the same under each presentation, if there are several
        /result.json          scores, intervals, or accuracies (`result`)
        /analyses/KEY/        the analysis of each way of asking, as of scored replies
@@ -36,6 +37,7 @@ from jaxalign.methods.ask_survey.result import ByRow, analyses_of, make_record
 from jaxalign.methods.ask_survey.settings import AskSettings, check_settings
 from jaxalign.runs import Run, check_run
 from jaxalign.runtime.memory import log_peak
+from jaxalign.surveys.answer_table import AnswerTable
 from jaxalign.surveys.responses import Responses
 
 _ANSWER_BYTES = 512  # of an answer in all files: as numbers, in tables and in the analyses
@@ -123,6 +125,11 @@ def ask_survey(settings: AskSettings, on_progress: OnProgress = ignore) -> AskRu
         record = plain(make_record(settings, inputs, responses, analyses))
         if run.writes:
             _write_answers(out / "answers.csv", responses)
+            table = AnswerTable()
+            for key, by_group in responses.items():
+                for group, answers in by_group.items():
+                    table.add_responses(answers, key, group or "")
+            table.write(out)
             if len(jobs[0].questions.asked.presentations) > 1:
                 _write_presentations(out / "presentations.csv", responses)
             for key, analysis in analyses.items():

@@ -1,5 +1,7 @@
 """What a CulturalBench run found out: the content of its `result.json`.
 
+    warnings                                               what to know before any number: kind and
+                                                           text (`jaxalign.stats.result_warnings`)
     sets.{easy,hard}.name, sha256, questions, items        the questions that were asked
     sets.easy.countries.USA.{name,region,questions,examples}
                                                            by ISO 3166 code, or by the file's name
@@ -47,10 +49,12 @@ from typing import Any
 import numpy as np
 
 from jaxalign.core.files import finite_or_none
-from jaxalign.methods.base import ADAPTED_PERSONA, ICL, NAIVE, PERMUTED, PERSONA, TUNED
+from jaxalign.methods.base import ADAPTED_PERSONA, ICL, METHODS, NAIVE, PERMUTED, PERSONA, TUNED
 from jaxalign.methods.cultural_bench.questions import Bench, MethodAnswers
 from jaxalign.methods.cultural_bench.sets import BenchSet
+from jaxalign.stats import result_warnings as warn
 from jaxalign.stats.choice_scores import (
+    NOT_ASKED,
     TrivialAnswers,
     by_label,
     choice_scores,
@@ -60,7 +64,9 @@ from jaxalign.stats.choice_scores import (
     share_interval,
     trivial_answers,
 )
+from jaxalign.stats.presentations import constant_answers
 from jaxalign.surveys.formats.cultural_bench import region_of
+from jaxalign.surveys.survey import Item
 
 # What a method is compared with besides the plain question.
 _ALSO_AGAINST = {TUNED.key: PERMUTED.key, ADAPTED_PERSONA.key: PERSONA.key}
@@ -86,7 +92,9 @@ def make_result(
         seed: Seed of the bootstrap.
         notes: What a reader of the result should know.
     """
+    sets = zip(bench.sets, answers, strict=True)
     return {
+        "warnings": [w for each in sets for w in _warnings(*each)],
         "sets": {
             bench_set.key: _set_record(bench_set, by_method, resamples, seed)
             for bench_set, by_method in zip(bench.sets, answers, strict=True)
@@ -102,6 +110,42 @@ def make_result(
         "level": _LEVEL,
         "notes": list(notes),
     }
+
+
+def _warnings(bench_set: BenchSet, answers: Mapping[str, MethodAnswers]) -> list[dict[str, Any]]:
+    """Return what a reader must know before any accuracy of a set."""
+    name, items = bench_set.test.name, bench_set.test.items
+    titles = {key: f"{name}, {METHODS[key].title}" for key in answers}
+    marks_Q = [_marks(item) for item in items]
+    constants, same = {}, {}
+    for key, given in answers.items():
+        was_asked_SxQ = given.positions_SxQ != NOT_ASKED
+        constants[titles[key]] = {"": constant_answers(given.positions_SxQ, marks_Q)}
+        same[titles[key]] = np.where(was_asked_SxQ, given.positions_SxQ, np.nan)
+    return warn.warning_records(
+        [
+            warn.no_option({titles[key]: given.valid_mass for key, given in answers.items()}),
+            warn.one_option(constants),
+            warn.identical(same),
+            warn.few_items(len(questions_of(bench_set.test)[0]), f"set {name}"),
+            *(
+                warn.unread(
+                    titles[key],
+                    int((given.positions_SxQ >= 0).sum()),
+                    int((given.positions_SxQ != NOT_ASKED).sum()),
+                )
+                for key, given in answers.items()
+                if given.valid_mass is None
+            ),
+        ]
+    )
+
+
+def _marks(item: Item) -> tuple[str, ...]:
+    """Return what an answer is called: true or false of a row of Hard, else the option's number."""
+    if len(item.options) == 2:
+        return item.options
+    return tuple(str(number + 1) for number in range(len(item.options)))
 
 
 def _set_record(

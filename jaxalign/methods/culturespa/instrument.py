@@ -29,7 +29,7 @@ import numpy as np
 from jaxalign.core.files import finite_or_none
 from jaxalign.methods.base import JOINT, P1
 from jaxalign.methods.culturespa.inputs import Inputs
-from jaxalign.methods.culturespa.measure import Answers, Measured
+from jaxalign.methods.culturespa.measure import PERSONAS, Answers, Measured
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.stats.agreement import persona_dispersion, replicate_agreement
 from jaxalign.stats.presentations import constant_answers, form_correlation, item_positions
@@ -52,7 +52,7 @@ def measure_record(
     shares = {
         name: shares_RxFxCxQxO.mean(axis=0)
         for name, shares_RxFxCxQxO in measured.shares.items()
-        if name not in measured.unchanged
+        if name in PERSONAS and name not in measured.unchanged
     }
     means = {
         name: item_positions(shares_FxCxQxO, range_Q) for name, shares_FxCxQxO in shares.items()

@@ -15,6 +15,7 @@ Every step keeps its output in the run's directory:
        /seed0/selected/            3: the training data (`dataset.write_selected`)
        /training/, seed0/adapters/ 4: checkpoints and adapters (`fine_tune`)
        /answers.json, result.json  5: every method's answers, and the result (`result`)
+       /answers_by_option.csv      5: the probability of every option (`surveys.answer_table`)
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ from jaxalign.runs import Run, check_run, recorded_facts
 from jaxalign.runs.checkpoints import checkpoint_bytes
 from jaxalign.runtime.memory import available_bytes, log_peak
 from jaxalign.runtime.programs import check_programs
+from jaxalign.surveys.answer_table import AnswerTable
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey, load, to_json
 from jaxalign.training.program import abstract_state
@@ -167,6 +169,7 @@ def run_culturespa(
         log_peak("5 measure")
         record = plain(record)
         write_json(out / "answers.json", _answers_record(experiment, measured))
+        _answer_table(experiment, measured).write(out)
         write_json(out / "result.json", record)
     return CultureSPAResult(out, record, measured.answers, adapters)
 
@@ -377,6 +380,43 @@ def select_all(
         )
         experiment.on_progress(Progress("3 select: seed", done, len(questions), "seeds"))
     return selections, counts
+
+
+def _answer_table(experiment: Experiment, measured: Measured) -> AnswerTable:
+    """Return every method's answers, option by option.
+
+    What is the same for all countries, as the unaware model, is there once and names none, and so
+    it is with seeds.
+    """
+    table, names = AnswerTable(), experiment.inputs.presentations
+    survey, seeds = experiment.inputs.survey, experiment.settings.seed_numbers
+    for method, shares_RxFxCxQxO in measured.shares.items():
+        mass_RxFxCxQ, replies_RxNxCxQ = measured.mass[method], measured.answers[method]
+        is_alike = bool(
+            np.array_equal(
+                shares_RxFxCxQxO,
+                np.broadcast_to(shares_RxFxCxQxO[:, :, :1], shares_RxFxCxQxO.shape),
+                equal_nan=True,
+            )
+        )
+        with np.errstate(divide="ignore"):
+            log_probs_RxFxCxQxO = np.log(shares_RxFxCxQxO)
+        sampled = experiment.settings.reading == "sampled" and len(names) == 1
+        for r in range(len(shares_RxFxCxQxO)):
+            for c, country in enumerate(experiment.groups[:1] if is_alike else experiment.groups):
+                drawn = np.nan_to_num(replies_RxNxCxQ[r, :, c], nan=-1).astype(int)
+                for f, name in enumerate(names):
+                    table.add(
+                        survey,
+                        log_probs_RxFxCxQxO[r, f, c],
+                        mass_RxFxCxQ[r, f, c],
+                        drawn if sampled else None,
+                        method=method,
+                        country="" if is_alike else country,
+                        seed=seeds[r] if len(shares_RxFxCxQxO) == len(seeds) > 1 else "",
+                        presentation=name,
+                    )
+    return table
 
 
 def _answers_record(experiment: Experiment, measured: Measured) -> dict[str, Any]:

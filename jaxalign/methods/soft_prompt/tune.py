@@ -55,6 +55,7 @@ from jaxalign.runs import Run, check_run, recorded_run
 from jaxalign.runs.checkpoints import checkpoint_bytes, claim
 from jaxalign.runtime.memory import log_peak
 from jaxalign.runtime.sharding import DATA
+from jaxalign.surveys.answer_table import AnswerTable
 from jaxalign.surveys.survey import Survey, vsm
 
 _METRICS_BYTES = 256  # of an entry in a line of metrics
@@ -184,7 +185,8 @@ def run_soft_prompt(
     """Tune one soft prompt per country and compare it with the baselines and the control.
 
     Writes into the run's directory: `config.json`, `metrics.jsonl`, `checkpoints/`, `prompts/`,
-    `peft/` and `result.json`. What is worth reading while it runs is logged to "jaxalign".
+    `peft/`, `answers_by_option.csv` and `result.json`. What is worth reading while it runs is
+    logged to "jaxalign".
 
     Args:
         settings: The run's settings.
@@ -301,6 +303,11 @@ def run_soft_prompt(
             outcome.fitness_C,
             answered_earlier,
         )
+        if run.writes:
+            table = AnswerTable()
+            tuned.fill(table, settings.countries, settings.seeds, "tuned survey")
+            held_out.fill(table, settings.countries, settings.seeds, "held-out survey")
+            table.write(run.out)
         run.write("result.json", result)
         candidates = (settings.generations + 1) * settings.candidates
         return SoftPromptRun(run.out, result, found, outcome.seconds, candidates)
