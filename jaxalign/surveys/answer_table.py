@@ -1,14 +1,16 @@
 """What a model answers, option by option, as a table that any program reads.
 
     survey, method, country, seed, presentation   how it was asked; empty where there is none
-    item, option, code, label                     the option, counted from 1 as published
+    item, scale                                   ordinal or nominal
+    option, code, label                           the option, counted from 1 as published
     probability    of the option, among the item's options; of sampled replies its share of those
                    that name one; empty without an answer
     valid_mass     the probability that a reply begins with any of the options, or the share of
                    sampled replies that name one
     replies        the number of sampled replies that name the option; empty where none were drawn
 
-Every run keeps one as `answers_by_option.csv`, and where pyarrow is installed (the extra `survey`)
+The method "people" is how the people of a country answered, where the survey says so. Every run
+keeps one as `answers_by_option.csv`, and where pyarrow is installed (the extra `survey`)
 also as `.parquet`.
 """
 
@@ -30,7 +32,8 @@ from jaxalign.surveys.tables import option_table
 
 NAME = "answers_by_option"
 _ASKED = ("survey", "method", "country", "seed", "presentation")
-_OPTION = ("item", "option", "code", "label")
+_OPTION = ("item", "scale", "option", "code", "label")
+PEOPLE = "people"
 _VALUES = ("probability", "valid_mass", "replies")
 COLUMNS = (*_ASKED, *_OPTION, *_VALUES)
 
@@ -103,6 +106,23 @@ class AnswerTable:
             }
         )
 
+    def add_people(self, survey: Survey, countries: Sequence[str], name: str = "") -> None:
+        """Add how the people of some countries answered, where the survey says so."""
+        for country in countries:
+            if country in survey.distributions:
+                shares_QxO = survey.truth_QxO(country)
+                with np.errstate(divide="ignore"):
+                    log_probs_QxO = np.log(shares_QxO)
+                asked_Q = ~np.isnan(shares_QxO).any(axis=1)
+                self.add(
+                    survey,
+                    log_probs_QxO,
+                    method=PEOPLE,
+                    name=name,
+                    country=country,
+                    asked_Q=asked_Q,
+                )
+
     def add_responses(self, responses: Responses, method: str, country: str = "") -> None:
         """Add what `Responses` hold under their first condition, presentation by presentation."""
         for presentation, alone in (responses.by_presentation or {"": responses}).items():
@@ -137,7 +157,7 @@ class AnswerTable:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        kinds = {name: pa.string() for name in (*_ASKED, "item", "label")}
+        kinds = {name: pa.string() for name in (*_ASKED, "item", "scale", "label")}
         kinds |= {name: pa.int32() for name in ("option", "code", "replies")}
         kinds |= {name: pa.float64() for name in ("probability", "valid_mass")}
         schema = pa.schema([(name, kinds[name]) for name in COLUMNS])
@@ -154,6 +174,7 @@ def _options(survey: Survey) -> dict[str, list | np.ndarray]:
         "rows": rows_T,
         "columns": columns_T,
         "item": [survey.items[q].id for q, _ in pairs],
+        "scale": [survey.items[q].scale for q, _ in pairs],
         "option": (columns_T + 1).tolist(),
         "code": codes_QxO[rows_T, columns_T].astype(int).tolist(),
         "label": [survey.items[q].options[o] for q, o in pairs],

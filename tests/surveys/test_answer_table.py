@@ -25,7 +25,7 @@ SURVEY = Survey(
 
 def test_every_option_is_a_row_in_csv_and_parquet(tmp_path):
     table = AnswerTable()
-    log_probs = np.log(np.float32([[0.25, 0.75, 0, 0], [np.nan, np.nan, np.nan, 0]]))
+    log_probs = np.float32([[-1.3862944, -0.2876821, -np.inf, 0], [np.nan, np.nan, np.nan, 0]])
     table.add(SURVEY, log_probs, np.array([0.5, np.nan]), method="persona", country="CHN", seed=1)
     positions = np.array([[0, 2], [1, -1]])
     table.add_responses(Responses.from_positions(SURVEY, ["x"], positions[:, None]), "plain")
@@ -58,7 +58,7 @@ def test_rows_of_items_that_were_asked_with_each_items_country(tmp_path):
     )
     text = table.write(tmp_path)[0].read_text("utf-8").splitlines()
     assert text[1:] == [
-        "sky,tuned,USA,,,q2,1,1,low,0.5,,",
-        'sky,tuned,USA,,,q2,2,2,"so, so",0.25,,',
-        "sky,tuned,USA,,,q2,3,3,high,0.25,,",
+        "sky,tuned,USA,,,q2,ordinal,1,1,low,0.5,,",
+        'sky,tuned,USA,,,q2,ordinal,2,2,"so, so",0.25,,',
+        "sky,tuned,USA,,,q2,ordinal,3,3,high,0.25,,",
     ]

@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain, write_json, write_text
-from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.core.progress import OnProgress, Progress, Stages, ignore
 from jaxalign.lm.lora import Adapter
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import LM, load_model, open_model
@@ -92,6 +92,8 @@ def ask_survey(settings: AskSettings, on_progress: OnProgress = ignore) -> AskRu
     out = _directory(settings)
     check_settings(settings)
     recorded = check_run(out, settings, settings.resume)
+    _log.info(f"run directory: {out}")
+    stages = Stages("model", "answers", "scores and report")
     files = open_model(settings.model, settings.dtype, revision=recorded.get("model_revision"))
     inputs = read_inputs(settings, files)
     config, items = files.config, inputs.survey.items
@@ -105,22 +107,25 @@ def ask_survey(settings: AskSettings, on_progress: OnProgress = ignore) -> AskRu
     mesh, choice = device_mesh(
         config, None, model_parallel=settings.model_parallel, weights=settings.weights
     )
-    _log.info(choice.describe())
+    _log.debug(choice.describe())
     jobs = inputs.jobs
     if settings.reading == "exact":
         jobs = plan_jobs(settings, jobs)
-        _log.info(jobs[0].questions.plan.describe())
+        _log.debug(jobs[0].questions.plan.describe())
     # Every program is compiled now, before anything is loaded or written. Those of the pocket model
     # take megabytes.
     if not files.is_pocket:
         check_memory(settings, files, jobs, mesh, on_progress)
+    stages.begin("model", "weights are read")
     lm = load_model(files, weights=settings.weights, mesh=mesh)
     writes_bytes = count * _ANSWER_BYTES
     with Run.create(out, settings, inputs.facts, settings.resume, writes_bytes=writes_bytes) as run:
         for note in run.notes:
             _log.info(note)
+        stages.begin("answers", f"{count:,} questions")
         responses = _ask_all(settings, inputs, jobs, lm, out / "answers", on_progress)
         log_peak("answers")
+        stages.begin("scores and report")
         analyses = analyses_of(settings, inputs, responses)
         record = plain(make_record(settings, inputs, responses, analyses))
         if run.writes:
@@ -129,6 +134,7 @@ def ask_survey(settings: AskSettings, on_progress: OnProgress = ignore) -> AskRu
             for key, by_group in responses.items():
                 for group, answers in by_group.items():
                     table.add_responses(answers, key, group or "")
+            table.add_people(inputs.survey, inputs.countries)
             table.write(out)
             if len(jobs[0].questions.asked.presentations) > 1:
                 _write_presentations(out / "presentations.csv", responses)

@@ -20,7 +20,7 @@ import numpy as np
 from jaxalign.answering.partial import digest
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_json_lines
-from jaxalign.core.progress import OnProgress, ignore
+from jaxalign.core.progress import OnProgress, Stages, ignore
 from jaxalign.lm.lora import Adapter
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import LM, ModelFiles, load_model, open_model
@@ -164,6 +164,8 @@ def run_cultural_bench(settings: Settings, on_progress: OnProgress = ignore) -> 
     check_settings(settings)
     out = _directory(settings)
     recorded = check_run(out, settings, settings.resume)
+    _log.info(f"run directory: {out}")
+    stages = Stages("programs", "model", "answers", "scores and report")
     model, soft_prompts = _soft_prompts(settings)
     files = open_model(model, settings.dtype, revision=recorded.get("model_revision"))
     texts, sets = _read(settings, files)
@@ -171,21 +173,26 @@ def run_cultural_bench(settings: Settings, on_progress: OnProgress = ignore) -> 
     mesh, choice = device_mesh(
         files.config, None, model_parallel=settings.model_parallel, weights=settings.weights
     )
-    _log.info(choice.describe())
+    _log.debug(choice.describe())
     reading = settings.how()
     bench = _prepare(files, texts, sets, soft_prompts, adapter, reading, mesh)
     notes = _notes(bench, files)
     for note in notes:
         _log.info(note)
+    stages.begin("programs", "compiled, and held against the memory")
     checked = programs(bench, files, mesh, reading, settings.weights)
     check_programs(checked, mesh.local_devices[0], on_progress)
+    stages.begin("model", "weights are read")
     lm = load_model(files, weights=settings.weights, mesh=mesh)
     facts = _facts(bench, files, texts, adapter)
     with Run.create(out, settings, facts, settings.resume) as run:
         for note in run.notes:
             _log.info(note)
+        asked = sum(len(each.questions.conversations) for each in bench.asked)
+        stages.begin("answers", f"{asked:,} questions")
         answers = ask_bench(lm, bench, reading, run.out / "answers", on_progress)
         log_peak("answers")
+        stages.begin("scores and report")
         result = make_result(
             bench,
             answers,

@@ -32,7 +32,7 @@ import numpy as np
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain, write_json
 from jaxalign.core.json_text import read_object
-from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.core.progress import OnProgress, Progress, Stages, ignore
 from jaxalign.core.seals import change, sealed
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import load_model, open_model
@@ -85,6 +85,7 @@ from jaxalign.training.program import abstract_state
 # Of a question for one group: its answers as numbers, and half of all pairs in two formats, for
 # each of four selections.
 _QUESTION_BYTES = 4096
+STAGES = Stages("write", "answer", "select", "fine-tune", "measure")
 _log = logging.getLogger("jaxalign")
 
 
@@ -126,6 +127,7 @@ def run_culturespa(
     files = open_model(settings.model, settings.dtype, revision=recorded.get("model_revision"))
     settings, notes = resolve_settings(settings, files)
     check_run(out, settings, settings.resume)
+    _log.info(f"run directory: {out}")
     for note in notes:
         _log.info(note)
     inputs = read_inputs(settings, files)
@@ -133,7 +135,7 @@ def run_culturespa(
     _log.info(f"model {inputs.files.name}: {config.num_hidden_layers} layers, {config.dtype}")
     _log.info(f"survey: {inputs.survey.name}, {len(items)} items; seeds: {settings.seeds}")
     mesh, choice = device_mesh(config, None, model_parallel=settings.model_parallel)
-    _log.info(choice.describe())
+    _log.debug(choice.describe())
     steps = _check_programs(settings, inputs, mesh, out, on_progress)
     lm = load_model(inputs.files, mesh=mesh)
     facts = inputs.facts()
@@ -144,23 +146,29 @@ def run_culturespa(
         experiment = Experiment(settings, inputs, lm, out, on_progress)
         if steps is not None:
             training_steps.write_steps(out, steps)
+        STAGES.begin("write", f"questions for {_seeds_words(settings.seeds)}")
         questions, written = write_all(experiment)
         if steps is not None:
             steps = _fitting_steps(experiment, steps, questions)
         log_peak("1 write")
+        count = sum(len(survey.items) for survey in questions.values())
+        STAGES.begin("answer", f"the survey in every style, then {count:,} written questions")
         survey_replies = answer_survey(experiment)
         replies = answer_written(experiment, questions)
         log_peak("2 answer")
+        STAGES.begin("select", "the pairs whose answer a culture changes")
         selections, selected = select_all(experiment, questions, replies)
         log_peak("3 select")
+        STAGES.begin("fine-tune", f"{_pairs_words(selected)}, {_seeds_words(settings.seeds)}")
         adapters = fine_tune_all(experiment, questions, selections, steps)
         log_peak("4 fine-tune")
+        STAGES.begin("measure", f"the survey and the guard under {len(adapters)} adapters")
         measured = measure(experiment, adapters, survey_replies)
         record = make_record(settings, inputs, measured, written, selected, facts)
         if retrained := read_set_aside(out)[1]:
             record["retrained"] = retrained
         if settings.prompting:
-            _log.info("5 measure: the fine-tuned models under every prompt style")
+            _log.info("the fine-tuned models under every prompt style")
             given = measured.answers, measured.by_presentation
             prompted = ask_in_other_styles(experiment, adapters, *given)
             record["prompting"] = prompting_record(
@@ -172,6 +180,15 @@ def run_culturespa(
         _answer_table(experiment, measured).write(out)
         write_json(out / "result.json", record)
     return CultureSPAResult(out, record, measured.answers, adapters)
+
+
+def _seeds_words(seeds: int) -> str:
+    return "1 seed" if seeds == 1 else f"{seeds} seeds"
+
+
+def _pairs_words(selected: Mapping[int, Mapping[str, Any]]) -> str:
+    pairs = sum(sum(counts["pairs"]["joint"].values()) for counts in selected.values())
+    return f"{pairs:,} changed pairs"
 
 
 def _check_programs(
@@ -195,7 +212,7 @@ def _check_programs(
     if inputs.files.is_pocket:
         available = available_bytes(mesh.local_devices[0])
         if (why := small_run(settings, inputs, mesh, available)) is not None:
-            _log.info(why)
+            _log.debug(why)
             return steps
     check_memory(settings, inputs, mesh, steps, on_progress)
     return steps
@@ -416,6 +433,7 @@ def _answer_table(experiment: Experiment, measured: Measured) -> AnswerTable:
                         seed=seeds[r] if len(shares_RxFxCxQxO) == len(seeds) > 1 else "",
                         presentation=name,
                     )
+    table.add_people(survey, experiment.groups)
     return table
 
 

@@ -82,6 +82,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.core.files import finite_or_none
+from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.soft_prompt.measures import (
     measure_record,
@@ -117,6 +118,7 @@ def make_result(
     answers: tuple[SurveyAnswers, SurveyAnswers],
     fitness_C: np.ndarray,
     history: tuple[SurveyAnswers, SurveyAnswers] | None = None,
+    on_progress: OnProgress = ignore,
 ) -> dict[str, Any]:
     """Return the content of `result.json`.
 
@@ -128,6 +130,7 @@ def make_result(
         fitness_C: What the search found each entry's best prompt to be worth.
         history: The same answers under the best prompts of earlier generations; each "method" is
             a generation.
+        on_progress: Called with the number of parts that are done: each country, then all together.
     """
     tuned, held_out = answers
     settings, survey = problem.settings, problem.held_out_survey
@@ -140,6 +143,7 @@ def make_result(
     # What needs no model stands beside each country's scores.
     entries, trivial = {}, {}
     for c, country in enumerate(countries):
+        on_progress(Progress("scores, part", c, C + 1, "parts"))
         group = objective.group_record(c)
         trivial[country] = group["trivial"]
         record = {
@@ -157,6 +161,7 @@ def make_result(
             },
             "held_out": _held_out(averaged, by_form, held_out, countries, c, settings.seed),
         }
+    on_progress(Progress("scores, part", C, C + 1, "parts"))
     # What the answers are worth is said in the reading that was tuned.
     reading = settings.reading
     measure = measure_record(
@@ -169,6 +174,7 @@ def make_result(
         settings.seed,
         _gaps(problem, measured, averaged, history, objective),
     )
+    on_progress(Progress("scores, part", C + 1, C + 1, "parts"))
     return {
         "warnings": warnings_of(problem, tuned, held_out),
         "presentations": {
