@@ -40,8 +40,8 @@ class CompareSettings:
 def compare(settings: CompareSettings) -> None:
     """Compare the runs, write the report, and print the tables."""
     out = settings.out or Path("runs") / time.strftime("compare-%Y%m%d-%H%M%S")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"`out` {out}: is not empty; give another `out`")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"`out` {out}: is there already, and not an empty folder; give another")
     record = compare_runs(settings.runs, settings.seed)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "result.json", record)

@@ -35,4 +35,4 @@ def culturespa(settings: CultureSPASettings) -> None:
     write_plots(result.out, result.record)
     write_culturespa_report(result.record, result.out)
     show_result(result.record)
-    print(f"everything is in {result.out}")
+    print(f"everything is in {result.out}; talk to the result: jaxalign chat {result.out}")

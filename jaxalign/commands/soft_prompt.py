@@ -53,7 +53,7 @@ def tune_prompts(settings: Settings) -> None:
     print_result(run.result)
     if run.seconds:
         print(f"search: {run.seconds:.0f} s for up to {run.candidates:,} candidates")
-    print(f"everything is in {run.out}")
+    print(f"everything is in {run.out}; talk to the result: jaxalign chat {run.out}")
 
 
 def print_result(result: Mapping[str, Any]) -> None:

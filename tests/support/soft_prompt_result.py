@@ -246,7 +246,7 @@ def example_result(
             "agreement": dict.fromkeys(LEVELS, agreement) if sampled else None,
             "gap": dict.fromkeys(countries, gap),
         },
-        "examples": [
+        "answer_examples": [
             {
                 "survey": "held-out survey",
                 "country": countries[0],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxalign.commands.reports.warnings import warning_notes
+from jaxalign.commands.reports.what_it_says import chat_with_model, what_it_says
 from jaxalign.methods.base import METHODS, NAIVE, PERMUTED, TUNED
 from jaxalign.report import figures
 from jaxalign.report.common import FIGURES, make_figure, provenance
@@ -134,10 +135,17 @@ def _sections(result: Mapping[str, Any], out: Path) -> list[Section]:
             Listing(tuple(notes), "Notes") if notes else None,
             Listing(_TERMS, "Terms"),
         ),
+        what_it_says(result, _chat(result)),
         *(_set_section(key, record, out) for key, record in sets.items()),
         section("What these scores do not prove", Listing(_LIMITS)),
         provenance(result),
     ]
+
+
+def _chat(result: Mapping[str, Any]) -> str:
+    """Return what `jaxalign chat` is given: the run whose prompts were asked, or the model."""
+    run = result["settings"].get("run")
+    return str(run) if run else chat_with_model(result["settings"], ())
 
 
 def is_hard(record: Mapping[str, Any]) -> bool:

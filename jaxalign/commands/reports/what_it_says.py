@@ -14,7 +14,7 @@ _LONGEST = 160  # characters of a question
 
 
 def what_it_says(record: Mapping[str, Any], chat: str) -> Section:
-    """Return a few answers from a result's `examples`, and the command that opens a chat.
+    """Return a few answers from a result's `answer_examples`, and the command that opens a chat.
 
     Args:
         record: The content of `result.json`.
@@ -22,7 +22,7 @@ def what_it_says(record: Mapping[str, Any], chat: str) -> Section:
     """
     return section(
         "What the model says",
-        _table(record["examples"]),
+        _table(record["answer_examples"]),
         Text(
             f"Every answer is in {NAME}.csv, option by option. To talk to the model, before and "
             f"after side by side: jaxalign chat {chat}".rstrip()

@@ -29,7 +29,7 @@
                       questions, and lines {chance, constant}
     measure           what the answers say about the instrument (`instrument`): the validity gate,
                       and every row under each presentation
-    examples          a few answers in full (`jaxalign.stats.answer_examples`)
+    answer_examples   a few answers in full (`jaxalign.stats.answer_examples`)
     settings, facts, versions  what is needed to make the result again
 
 null stands where there is nothing to score. Of a survey that does not say how countries answered,
@@ -184,7 +184,7 @@ def make_record(
         "vsm": _vsm(settings, inputs, responses),
         "test": None if inputs.test is None else _test(settings, inputs, responses),
         "measure": measure_record(settings, inputs, responses),
-        "examples": _examples(inputs, responses),
+        "answer_examples": _examples(inputs, responses),
         "settings": settings_of(settings, fixed_only=True),
         "facts": inputs.facts,
         "versions": versions(),

@@ -32,6 +32,8 @@
         countries.USA.{mean,low,high,questions,minus}      accuracy by country
         regions.Africa...                                  likewise by CulturalBench's regions
     presentation, reading, examples                        how questions are shown and read
+    answer_examples                                        a few answers in full
+                                                           (`jaxalign.stats.answer_examples`)
     notes                                                  what a reader of the result should know
     model, settings, facts, versions
 
@@ -43,6 +45,7 @@ have a prompt), so methods are compared by `minus`, which is paired.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +56,7 @@ from jaxalign.methods.base import ADAPTED_PERSONA, ICL, METHODS, NAIVE, PERMUTED
 from jaxalign.methods.cultural_bench.questions import Bench, MethodAnswers
 from jaxalign.methods.cultural_bench.sets import BenchSet
 from jaxalign.stats import result_warnings as warn
+from jaxalign.stats.answer_examples import answer_examples
 from jaxalign.stats.choice_scores import (
     NOT_ASKED,
     TrivialAnswers,
@@ -66,7 +70,7 @@ from jaxalign.stats.choice_scores import (
 )
 from jaxalign.stats.presentations import constant_answers
 from jaxalign.surveys.formats.cultural_bench import region_of
-from jaxalign.surveys.survey import Item
+from jaxalign.surveys.survey import Item, Survey
 
 # What a method is compared with besides the plain question.
 _ALSO_AGAINST = {TUNED.key: PERMUTED.key, ADAPTED_PERSONA.key: PERSONA.key}
@@ -101,6 +105,7 @@ def make_result(
         },
         "presentation": "options in the order of the file, numbered from 1; one presentation, so "
         "a preference for a number is part of every score",
+        "answer_examples": _examples(bench.sets[0], answers[0]),
         "reading": {
             "exact": "the option whose number is the likeliest reply",
             "sampled": "the first integer of each sampled reply, each scored by itself",
@@ -110,6 +115,36 @@ def make_result(
         "level": _LEVEL,
         "notes": list(notes),
     }
+
+
+def _examples(bench_set: BenchSet, answers: Mapping[str, MethodAnswers]) -> list[dict[str, Any]]:
+    """Return a few answers of the first set in full, beside the right ones."""
+    items = bench_set.items
+    most = max(len(item.options) for item in items)
+    shares = {}
+    for key, given in answers.items():
+        if given.log_probs_SxQxO is not None and key != PERMUTED.key:
+            with np.errstate(invalid="ignore"):
+                probs_SxQxO = np.exp(given.log_probs_SxQxO[..., :most])
+            known_SxQx1 = ~np.isnan(probs_SxQxO).any(axis=-1, keepdims=True)
+            total_QxO = np.where(known_SxQx1, probs_SxQxO, 0.0).sum(axis=0)
+            count_Qx1 = known_SxQx1.sum(axis=0)
+            mean_QxO = np.where(count_Qx1 > 0, total_QxO / np.maximum(count_Qx1, 1), np.nan)
+            shares[METHODS[key].title] = mean_QxO[None]
+    if not shares:
+        return []
+    shares["right"] = np.eye(most)[list(bench_set.test.answers)][None]
+    survey = Survey(
+        bench_set.test.name,
+        "",
+        bench_set.test.source,
+        "official",
+        tuple(dataclasses.replace(item, id=f"{n + 1} {item.id}") for n, item in enumerate(items)),
+    )
+    between = None
+    if {NAIVE.key, TUNED.key} <= answers.keys():
+        between = NAIVE.title, TUNED.title
+    return answer_examples(survey, shares, [""], between)
 
 
 def _warnings(bench_set: BenchSet, answers: Mapping[str, MethodAnswers]) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@
         .valid_mass, .replies     as below, by model and style
     lines                         scores of answers that need no model
     personas                      identification and agreement of p1, p2, joint, specific and cct
-    examples                      a few answers in full (`jaxalign.stats.answer_examples`)
+    answer_examples               a few answers in full (`jaxalign.stats.answer_examples`)
     settings, facts, versions     what is needed to make the result again
 
 null stands where nothing was answered, as when no reply can be read, and for a mean that would need
@@ -206,7 +206,7 @@ def make_record(
         "selected": {f"seed{seed}": counts for seed, counts in selected.items()},
         "lines": _lines(groups, inputs),
         "personas": _personas(inputs, answers),
-        "examples": _examples(settings, inputs, measured),
+        "answer_examples": _examples(settings, inputs, measured),
         "survey": {
             "name": inputs.survey.name,
             "items": len(inputs.survey.items),

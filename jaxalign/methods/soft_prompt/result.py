@@ -34,7 +34,7 @@
     constants                                             C by dimension (null: not used)
     dimensions, mas_weight, settings, facts, versions
 
-    examples                                              a few answers in full
+    answer_examples                                       a few answers in full
                                                           (`stats.answer_examples`)
     measure.validity, .validity_tuned                     the gate, of personas' answers to the
                                                           held-out survey over all presentations
@@ -196,7 +196,7 @@ def make_result(
             "permutation_test": permutation_test(matrix_SxCxC, settings.seed),
         },
         "measure": finite_or_none(measure),
-        "examples": _examples(settings.countries, tuned, held_out),
+        "answer_examples": _examples(settings.countries, tuned, held_out),
         **objective.record(),
         "settings": settings_of(settings, fixed_only=True),
         "facts": dict(facts),
