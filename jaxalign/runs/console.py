@@ -24,7 +24,7 @@ from jaxalign.core.files import cache_folder
 from jaxalign.core.progress import OnProgress, Progress, Speed, ignore
 from jaxalign.core.streams import drawing_stream, replace_what_cannot_be_printed, visible
 from jaxalign.runs.interrupts import insistent_interrupts
-from jaxalign.runs.notes import notes_to_stdout
+from jaxalign.runs.notes import RunNotes
 from jaxalign.runs.settings import with_flags
 from jaxalign.runtime import hosts
 from jaxalign.runtime.compiling import watch_compiler
@@ -187,6 +187,47 @@ def enable_compilation_cache() -> Path | None:
     # A run has some 150 small programs, and together they take as long as a large one.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
+
+
+# Notes
+
+
+class _Screen(logging.Handler):
+    """Prints the message alone, to whatever standard output is by then."""
+
+    def __init__(self, config_class: type | None):
+        super().__init__(logging.INFO)
+        self._config_class = config_class
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note = self.format(record)
+        note = with_flags(note, self._config_class) if self._config_class else note
+        print(visible(note), flush=True)
+
+
+@contextlib.contextmanager
+def notes_to_stdout(config_class: type | None = None) -> Iterator[logging.Handler]:
+    """Print what the library logs at level INFO or above to standard output, as plain lines.
+
+    Settings of `config_class` that a note names in backticks are spelled as flags. A run that
+    begins meanwhile keeps all notes in its directory.
+
+    Yields:
+        The handler that prints; at level DEBUG it prints everything.
+    """
+    logger, screen, kept = logging.getLogger("jaxalign"), _Screen(config_class), RunNotes()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(screen)
+    logger.addHandler(kept)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False  # other packages may have given the root logger a handler
+    try:
+        yield screen
+    finally:
+        logger.removeHandler(screen)
+        logger.removeHandler(kept)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 # Progress

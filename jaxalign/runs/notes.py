@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from jaxalign.core.streams import visible
-from jaxalign.runs.settings import with_flags
 
 NAME = "notes.log"
 
@@ -53,41 +51,3 @@ def keep_notes_in(folder: Path) -> None:
     for handler in logging.getLogger("jaxalign").handlers:
         if isinstance(handler, RunNotes):
             handler.keep_in(folder)
-
-
-class _Screen(logging.Handler):
-    """Prints the message alone, to whatever standard output is by then."""
-
-    def __init__(self, config_class: type | None):
-        super().__init__(logging.INFO)
-        self._config_class = config_class
-
-    def emit(self, record: logging.LogRecord) -> None:
-        note = self.format(record)
-        note = with_flags(note, self._config_class) if self._config_class else note
-        print(visible(note), flush=True)
-
-
-@contextlib.contextmanager
-def notes_to_stdout(config_class: type | None = None) -> Iterator[logging.Handler]:
-    """Print what the library logs at level INFO or above to standard output, as plain lines.
-
-    Settings of `config_class` that a note names in backticks are spelled as flags. A run that
-    begins meanwhile keeps all notes in its directory.
-
-    Yields:
-        The handler that prints; at level DEBUG it prints everything.
-    """
-    logger, screen, kept = logging.getLogger("jaxalign"), _Screen(config_class), RunNotes()
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(screen)
-    logger.addHandler(kept)
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False  # other packages may have given the root logger a handler
-    try:
-        yield screen
-    finally:
-        logger.removeHandler(screen)
-        logger.removeHandler(kept)
-        logger.setLevel(level)
-        logger.propagate = propagate

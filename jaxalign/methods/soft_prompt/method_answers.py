@@ -125,6 +125,7 @@ class SurveyAnswers:
         """
         for method, given in self.methods.items():
             by_country = given.log_probs_SxCxFxQxO
+            # One condition was asked for all countries where the same row stands for each.
             alike = bool((by_country == by_country[:, :1]).all())
             for s in range(given.seeds):
                 for c, country in enumerate(countries[:1] if alike else countries):

@@ -209,6 +209,7 @@ def _examples(
 ) -> list[dict[str, Any]]:
     """Return the answers that tuning changed most, under the first seed."""
     found = []
+    # Averaged over the tuned presentations, as the scores are.
     for name, answers in (("tuned survey", tuned), ("held-out survey", held_out)):
         shares = {
             METHODS[method].title: np.exp(answers.log_probs(method)[0])

@@ -27,6 +27,7 @@ def warnings_of(
         held_out: The answers to the held-out survey.
     """
     settings = problem.settings
+    # Methods are called as in the report's legends.
     known = soft_prompt_methods(settings.strategy.algorithm, settings.reading)
     titles = {name: known[name].title for name in tuned.methods}
     return warn.warning_records(
@@ -52,6 +53,7 @@ def _simulated(problem: Problem) -> warn.ResultWarning | None:
 
 def _valid_share(answers: SurveyAnswers, method: str) -> float:
     """Return the mean probability of an option, over the presentations that were tuned on."""
+    # Seeds, countries and items weigh alike, as in `valid_mass` of the result.
     mass_SxCxFxQ = answers.methods[method].valid_mass_SxCxFxQ
     return float(mass_SxCxFxQ[:, :, list(answers.tuned)].mean())
 
@@ -67,6 +69,7 @@ def _constants(
         return {}
     found = {}
     for method, title in titles.items():
+        # The most likely option, in published order; its mark depends on the presentation.
         positions_SxCxFxQ = answers.methods[method].log_probs_SxCxFxQxO.argmax(axis=-1)
         alike = bool((positions_SxCxFxQ == positions_SxCxFxQ[:, :1]).all())
         for c, country in enumerate(countries[:1] if alike else countries):
@@ -86,6 +89,7 @@ def _rounded(answers: SurveyAnswers, method: str) -> np.ndarray:
 def _unread(answers: SurveyAnswers, titles: dict[str, str]) -> list[warn.ResultWarning | None]:
     found = []
     for method, title in titles.items():
+        # None where no replies were drawn: exact answers are always read.
         positions = answers.methods[method].positions_NxSxCxFxQ
         if positions is not None:
             found.append(warn.unread(f"the {title}", int((positions >= 0).sum()), positions.size))
