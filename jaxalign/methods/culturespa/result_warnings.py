@@ -94,11 +94,7 @@ def _pairs(selected: Mapping[int, Mapping[str, Any]]) -> dict[str, int]:
 
 def _written(written: Mapping[int, Mapping[str, Any]]) -> warn.ResultWarning | None:
     requests, parsed = (sum(row[key] for row in written.values()) for key in ("requests", "parsed"))
-    # A request may ask for several questions.
-    refused = sum(sum(row["refused"].values()) for row in written.values())
-    if not requests:
-        return None
-    return warn.unread("writing questions", parsed, parsed + refused)
+    return warn.unread("writing questions", parsed, requests)
 
 
 def _unread(
