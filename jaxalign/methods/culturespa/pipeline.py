@@ -160,7 +160,7 @@ def run_culturespa(
         selections, selected = select_all(experiment, questions, replies)
         log_peak("3 select")
         STAGES.begin("fine-tune", f"{_pairs_words(selected)}, {_seeds_words(settings.seeds)}")
-        adapters = fine_tune_all(experiment, questions, selections, steps)
+        adapters = fine_tune_all(experiment, questions, selections, steps, replies)
         log_peak("4 fine-tune")
         STAGES.begin("measure", f"the survey and the guard under {len(adapters)} adapters")
         measured = measure(experiment, adapters, survey_replies)
