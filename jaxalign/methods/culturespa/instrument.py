@@ -85,7 +85,11 @@ def measure_record(
         },
         "diversity": diversity_record(
             inputs,
-            {n: s for n, s in measured.shares.items() if n not in measured.unchanged},
+            {
+                name: shares
+                for name, shares in measured.shares.items()
+                if name in PERSONAS and name not in measured.unchanged
+            },
         ),
         "correlation": {
             name: _record(form_correlation(means_FxCxQ[0], means_FxCxQ[1], **resampling))
