@@ -81,7 +81,8 @@ def test_everything_is_in_the_reading_that_was_tuned(tmp_path: Path) -> None:
         "tuned by gradients in the expected reading (the most likely one has none) have a lower "
         "loss on presentation A in the most likely reading in 0 of 1"
     ) in text
-    assert "Below the strongest baseline's: +50.0 on A (tuned on)" in text
+    assert "loss is below the strongest baseline's by +50.0 on A (tuned on)" in text
+    assert "It is below that of the prompt before tuning by −1.0 on A (tuned on)" in text
     assert "| USA | 91.0 | 91.0 | 40.0 | 40.0 | 41.0 | 41.0 |" in text
     assert "same prompt by gradients (expected reading)" in text
     assert "Scores per country, most likely reading" in text

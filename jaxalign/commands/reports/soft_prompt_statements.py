@@ -13,7 +13,6 @@ from jaxalign.commands.reports.presentations import (
     constant_words,
     correlation_words,
     gain_note,
-    gains_in_words,
     named,
 )
 from jaxalign.commands.reports.soft_prompt_record import (
@@ -42,10 +41,13 @@ def verdict_notes(result: Result) -> list[Note]:
     """Return the first lines: the validity gate, and whether the gain is kept elsewhere."""
     gains = result["measure"]["gain"]["tuned"]
     means, signal = _mean_gains(result), shows_signal(result)
-    gain = gain_note(gains, tuned_on(result), means, signal, loss_digits(result))
+    compared = {
+        "the strongest baseline's": _mean_gains(result, BASELINES),
+        "that of the prompt before tuning": _mean_gains(result, ("start",)),
+    }
+    gain = gain_note(gains, tuned_on(result), means, signal, loss_digits(result), compared)
     if gain:
-        text = gain.text + _other_gains(result) + _averaged_gain(result)
-        gain = dataclasses.replace(gain, text=text)
+        gain = dataclasses.replace(gain, text=gain.text + _averaged_gain(result))
     return [gate_note(gate_of(result)), *([gain] if gain else [])]
 
 
@@ -73,18 +75,6 @@ def _mean_gains(result: Result, others: Sequence[str] = ("naive",)) -> dict[str,
 
 def _lowest(losses: Iterable[float | None]) -> float | None:
     return min(filter(is_number, losses), default=None)
-
-
-def _other_gains(result: Result) -> str:
-    """Return the gains over the strongest baseline and over the prompt before tuning, in words."""
-    said = []
-    for others, words in (
-        (BASELINES, "the strongest baseline's"),
-        (("start",), "that of the prompt before tuning"),
-    ):
-        gains = gains_in_words(tuned_on(result), _mean_gains(result, others), loss_digits(result))
-        said.append(f"below {words}: {gains}")
-    return f" {said[0][0].upper()}{'; '.join(said)[1:]}."
 
 
 def _averaged_gain(result: Result) -> str:
