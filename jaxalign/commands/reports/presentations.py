@@ -155,8 +155,8 @@ def _numbers_learned(tuned: Sequence[str], gains: Mapping[str, float | None]) ->
     if not (kept and lost):
         return ""
     return (
-        " The gain remains where every option keeps its number (C) and is lost where it has another "
-        "one (B, D): the prompt has learned numbers."
+        " The gain remains where every option keeps its number (C) and is lost where it has "
+        "another one (B, D): the prompt has learned numbers."
     )
 
 
