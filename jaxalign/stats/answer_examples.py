@@ -53,7 +53,7 @@ def answer_examples(
                     "survey": name or survey.name,
                     "country": country,
                     "item": item.id,
-                    "question": item.text,
+                    "question": f"{item.stem} {item.text}".strip(),
                     "answers": {
                         who: _answer(shares_CxQxO[c, q], item.options, codes_QxO[q])
                         for who, shares_CxQxO in shares.items()

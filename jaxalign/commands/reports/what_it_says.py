@@ -68,7 +68,9 @@ def _table(examples: Sequence[Mapping[str, Any]]) -> Table | None:
 def _answer(answer: Mapping[str, Any] | None) -> str | None:
     if answer is None:
         return None
-    return f"{answer['code']} {answer['label']} ({number(100 * answer['probability'], 0)} %)"
+    code, label = str(answer["code"]), answer["label"]
+    named = label if label == code else f"{code} {label}"
+    return f"{named} ({number(100 * answer['probability'], 0)} %)"
 
 
 def _cut(text: str) -> str:
