@@ -26,6 +26,7 @@ from jaxalign.commands.reports.ask import ask_report, statements, verdict_notes
 from jaxalign.commands.reports.ask_measure import gate_of
 from jaxalign.commands.reports.ask_tables import VERDICTS
 from jaxalign.commands.reports.validity import judged
+from jaxalign.core.progress import one_step
 from jaxalign.methods.ask_survey import AskSettings, ask_survey
 from jaxalign.runs.console import print_notes, print_table, progress_bars
 from jaxalign.stats.alignment import LINES
@@ -38,7 +39,8 @@ def ask(settings: AskSettings) -> None:
     """Ask, write the report, and print what it says in short."""
     with progress_bars(quiet=settings.quiet) as on_progress:
         run = ask_survey(settings, on_progress)
-    ask_report(run.record, run.analyses, run.out)
+        with one_step("report", on_progress):
+            ask_report(run.record, run.analyses, run.out)
     print_notes(verdict_notes(run.record))
     show(judged(run.record, gate_of(run.record)))
     for statement in statements(run.record, run.analyses):

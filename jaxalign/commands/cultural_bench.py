@@ -20,6 +20,7 @@ import jax
 from jaxalign.commands.reports import cultural_bench_report
 from jaxalign.commands.reports.cultural_bench import gate_note
 from jaxalign.commands.reports.warnings import warning_notes
+from jaxalign.core.progress import one_step
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.cultural_bench import Settings, run_cultural_bench
 from jaxalign.runs.console import print_notes, print_table, progress_bars
@@ -29,8 +30,9 @@ def measure(settings: Settings) -> None:
     """Run the benchmark; print its tables and write its report."""
     with progress_bars(settings.quiet) as on_progress:
         run = run_cultural_bench(settings, on_progress)
-    if jax.process_index() == 0:
-        cultural_bench_report(run.result, run.out)
+        if jax.process_index() == 0:
+            with one_step("report", on_progress):
+                cultural_bench_report(run.result, run.out)
     print_result(run.result)
     print(f"everything is in {run.out}")
 

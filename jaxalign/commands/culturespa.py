@@ -24,6 +24,7 @@ from __future__ import annotations
 from jaxalign.commands.reports.culturespa import write_culturespa_report
 from jaxalign.commands.reports.culturespa_plots import write_plots
 from jaxalign.commands.reports.culturespa_tables import show_result
+from jaxalign.core.progress import one_step
 from jaxalign.methods.culturespa import CultureSPASettings, run_culturespa
 from jaxalign.runs.console import progress_bars
 
@@ -32,7 +33,8 @@ def culturespa(settings: CultureSPASettings) -> None:
     """Run the method, draw its pictures, write its report and print its tables."""
     with progress_bars(quiet=settings.quiet) as on_progress:
         result = run_culturespa(settings, on_progress)
-    write_plots(result.out, result.record)
-    write_culturespa_report(result.record, result.out)
+        with one_step("report", on_progress):
+            write_plots(result.out, result.record)
+            write_culturespa_report(result.record, result.out)
     show_result(result.record)
     print(f"everything is in {result.out}; talk to the result: jaxalign chat {result.out}")

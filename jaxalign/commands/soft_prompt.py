@@ -25,6 +25,7 @@ from jaxalign.commands.reports import soft_prompt_report
 from jaxalign.commands.reports.presentations import named
 from jaxalign.commands.reports.soft_prompt_statements import statements, verdict_notes
 from jaxalign.commands.reports.warnings import warning_notes
+from jaxalign.core.progress import one_step
 from jaxalign.methods.base import soft_prompt_methods
 from jaxalign.methods.soft_prompt.result import reading_words, readings
 from jaxalign.methods.soft_prompt.settings import Settings
@@ -48,8 +49,9 @@ def tune_prompts(settings: Settings) -> None:
     """Run the experiment; write its report with the plots, and print its tables."""
     with progress_bars(settings.quiet) as on_progress:
         run = run_soft_prompt(settings, on_progress)
-    if jax.process_index() == 0:
-        soft_prompt_report(run.result, run.out)
+        if jax.process_index() == 0:
+            with one_step("report", on_progress):
+                soft_prompt_report(run.result, run.out)
     print_result(run.result)
     if run.seconds:
         print(f"search: {run.seconds:.0f} s for up to {run.candidates:,} candidates")

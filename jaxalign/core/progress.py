@@ -15,11 +15,12 @@ anything else with them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 _log = logging.getLogger("jaxalign")
 
@@ -46,6 +47,14 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+
+@contextlib.contextmanager
+def one_step(task: str, on_progress: OnProgress) -> Iterator[None]:
+    """Report the `with` block as a task of one step, of which nobody knows how far it has come."""
+    on_progress(Progress(task, 0, 1))
+    yield
+    on_progress(Progress(task, 1, 1))
 
 
 def ignore(progress: Progress) -> None:

@@ -287,6 +287,8 @@ class _Task:
         rate, left = self.speed.per_second(), self.speed.seconds_left(event.total)
         if is_compiling and not self.finished:
             return [count, "compiling"]
+        if self.finished and rate is None:
+            return [count]
         if rate is None or left is None:
             return [count, "measuring" if self.speed.updates else "starting"]
         speed = rate * event.units_per_step
