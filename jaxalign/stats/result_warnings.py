@@ -177,7 +177,8 @@ def few_countries(count: int) -> ResultWarning | None:
     return ResultWarning(
         "few",
         f"With {count} countries, the smallest p-value that the permutation test can reach is "
-        f"{number(smallest, 3)}: it cannot be significant at the 5 % level. Four are needed.",
+        f"{number(smallest, 3)}, whatever the prompts have learned. Four countries are needed to "
+        "get below 0.05.",
     )
 
 
