@@ -110,8 +110,9 @@ def test_a_gain_that_vanishes_is_called_that_before_any_section(tmp_path: Path) 
     result, _ = soft_prompt_sample(("USA", "CHN"))
     head = _texts(result, tmp_path)[0].split("<h2>")[0]
     assert "The gain vanishes on presentations that were not tuned on." in head
-    assert "mean over 2 countries, is below the strongest baseline's by +70.0 on A" in head
-    assert "the plain question's by +110.0 on A (tuned on); +96.0 on B, −20.0 on C and" in head
+    assert "mean over 2 countries, is below the strongest baseline" in head
+    first, last = head.index("by +70.0 on A"), head.index("by +110.0 on A (tuned on); +96.0 on B,")
+    assert first < last  # the plain question is named last
     assert "learned numbers" not in head  # the gain on B is kept, that on C is not
     result["measure"]["gain"]["tuned"]["CHN"]["verdict"] = "kept"
     head = _texts(result, tmp_path)[0].split("<h2>")[0]
