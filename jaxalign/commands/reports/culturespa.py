@@ -39,7 +39,7 @@ from jaxalign.commands.reports.culturespa_tables import (
 )
 from jaxalign.commands.reports.validity import gate_note, judged
 from jaxalign.commands.reports.warnings import warning_notes
-from jaxalign.commands.reports.what_it_says import chat_with_run, what_it_says
+from jaxalign.commands.reports.what_it_says import CHAT_WITH_RUN, what_it_says
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.culturespa.prompting import OTHER_STYLES
 from jaxalign.methods.culturespa.result import SELECTION_MODELS
@@ -112,7 +112,7 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
                 Text(_NAMES),
                 Listing(statements(result), "Findings, in points of the score"),
             ),
-            what_it_says(result, chat_with_run(out)),
+            what_it_says(result, CHAT_WITH_RUN),
             _methods(result, out),
             *measure_sections(result),
             _countries(result, out),

@@ -37,7 +37,7 @@ from jaxalign.commands.reports.soft_prompt_statements import (
 from jaxalign.commands.reports.tuned_prompts import prompts_table
 from jaxalign.commands.reports.validity import gate_blocks
 from jaxalign.commands.reports.warnings import warning_notes
-from jaxalign.commands.reports.what_it_says import chat_with_run, what_it_says
+from jaxalign.commands.reports.what_it_says import CHAT_WITH_RUN, what_it_says
 from jaxalign.report.common import provenance
 from jaxalign.report.document import (
     Document,
@@ -99,7 +99,7 @@ def soft_prompt_report(result: Result, out: Path) -> tuple[Path, Path]:
 def _sections(result: Result, out: Path) -> list[Section]:
     return [
         _in_short(result),
-        what_it_says(result, chat_with_run(out)),
+        what_it_says(result, CHAT_WITH_RUN),
         _losses(result, out),
         section("What the gain owes to the presentation", *presentation_blocks(result)),
         section(

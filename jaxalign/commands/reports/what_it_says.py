@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxalign.report.document import Section, Table, Text, section
@@ -30,9 +29,9 @@ def what_it_says(record: Mapping[str, Any], chat: str) -> Section:
     )
 
 
-def chat_with_run(out: Path) -> str:
-    """Return what `jaxalign chat` is given for a run that has tuned something."""
-    return _quoted(str(out))
+CHAT_WITH_RUN = "RUN, where RUN is the folder of this report"
+"""What `jaxalign chat` is given for a run that has tuned something. A report may be moved, so it
+does not say where it lies."""
 
 
 def chat_with_model(settings: Mapping[str, Any], countries: Sequence[str]) -> str:
