@@ -9,6 +9,7 @@
 Every step keeps its output in the run's directory:
 
     OUT/seed0/replies.jsonl        1: every reply, with the reason if it was refused
+             /endpoint.jsonl       1: the replies of the server of the setting `generator`, if any
              /questions.json       1: what the filters left, as a survey
              /written.json         1: counts of requests, refusals and what each filter removed
        /answers/                   2, 5: answers
@@ -71,7 +72,9 @@ from jaxalign.methods.culturespa.write import (
     WrittenQuestions,
     collect_questions,
     model_writer,
+    server_writer,
 )
+from jaxalign.methods.endpoint import Endpoint
 from jaxalign.runs import Run, check_run, recorded_facts
 from jaxalign.runs.checkpoints import checkpoint_bytes
 from jaxalign.runtime.memory import available_bytes, log_peak
@@ -127,6 +130,7 @@ def run_culturespa(
     for note in notes:
         _log.info(note)
     inputs = read_inputs(settings, files)
+    _check_generator(settings, out)
     config, items = inputs.files.config, inputs.survey.items
     _log.info(f"model {inputs.files.name}: {config.num_hidden_layers} layers, {config.dtype}")
     _log.info(f"survey: {inputs.survey.name}, {len(items)} items; seeds: {settings.seeds}")
@@ -228,6 +232,15 @@ def _fitting_steps(experiment: Experiment, steps: Steps, questions: Mapping[int,
     return found
 
 
+def _check_generator(settings: CultureSPASettings, out: Path) -> None:
+    """Raise UserError if the server that is still to write questions does not answer."""
+    folders = [seed_folder(out, seed) for seed in settings.seed_numbers]
+    if not all((folder / "questions.json").exists() for folder in folders):
+        endpoint = Endpoint.of(settings.generator, settings.generator_model)
+        if endpoint is not None:
+            endpoint.check()
+
+
 def _directory(settings: CultureSPASettings) -> Path:
     if settings.out is not None:
         return settings.out
@@ -277,9 +290,14 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
         source = f"files with hash {inputs.existing.sha256[:12]}"
     else:
         writing = WritingSettings(per_topic=settings.per_topic, seed=seed)
-        written = collect_questions(
-            inputs.survey,
-            model_writer(
+        replies = folder / "replies.jsonl"
+        if (endpoint := Endpoint.of(settings.generator, settings.generator_model)) is not None:
+            writer = server_writer(
+                endpoint, writing, settings.writing, replies, settings.batch_size
+            )
+            source = f"written by {endpoint.model}, seed {seed}"
+        else:
+            writer = model_writer(
                 lm,
                 inputs.survey,
                 inputs.request,
@@ -287,14 +305,12 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
                 settings.writing,
                 settings.batch_size,
                 constrain=settings.constrain,
-            ),
-            inputs.request,
-            writing,
-            folder / "replies.jsonl",
-            on_progress=on_progress,
+            )
+            source = f"written by a model, weights {lm.sha256[:12]}, seed {seed}"
+        written = collect_questions(
+            inputs.survey, writer, inputs.request, writing, replies, on_progress=on_progress
         )
         asked_for = settings.per_topic * len(written.topics)
-        source = f"written by a model, weights {lm.sha256[:12]}, seed {seed}"
     filtered = filter_questions(written.questions, map(from_item, inputs.survey.items))
     survey = to_survey(filtered.questions, f"questions after {inputs.survey.name}", source)
     fitting = _fitting(experiment, survey)
