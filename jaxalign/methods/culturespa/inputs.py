@@ -55,6 +55,7 @@ GUARD_QUESTIONS = 300  # of the pocket model's own tasks
 
 if TYPE_CHECKING:
     from jaxalign.methods.ask_survey.settings import AskSettings
+    from jaxalign.methods.culturespa.ability import AbilityTest
 
 _log = logging.getLogger("jaxalign")
 
@@ -120,6 +121,7 @@ class Experiment:
         lm: The unchanged model.
         out: Directory of the run.
         on_progress: Called by long steps.
+        ability_test: What measures general abilities in place of the guard's questions.
     """
 
     settings: CultureSPASettings
@@ -127,6 +129,7 @@ class Experiment:
     lm: LM
     out: Path
     on_progress: OnProgress = ignore
+    ability_test: AbilityTest | None = None
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -164,6 +167,8 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         _log.info(note)
     tables = make_tables(survey, settings.countries)
     guard_name, guard = read_guard(settings.guard)
+    if settings.guard_tasks:
+        guard_name, guard = f"tasks {' '.join(settings.guard_tasks)}", ()
     inputs = Inputs(
         files=files,
         survey=survey,

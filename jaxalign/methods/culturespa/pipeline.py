@@ -37,6 +37,7 @@ from jaxalign.core.seals import change, sealed
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import load_model, open_model
 from jaxalign.methods.culturespa import training_steps
+from jaxalign.methods.culturespa.ability import AbilityTest
 from jaxalign.methods.culturespa.answer import answer_survey, answer_written
 from jaxalign.methods.culturespa.dataset import write_selected
 from jaxalign.methods.culturespa.filters import FilteredQuestions, filter_questions
@@ -90,7 +91,9 @@ _log = logging.getLogger("jaxalign")
 
 
 def run_culturespa(
-    settings: CultureSPASettings, on_progress: OnProgress = ignore
+    settings: CultureSPASettings,
+    on_progress: OnProgress = ignore,
+    ability_test: AbilityTest | None = None,
 ) -> CultureSPAResult:
     """Run CultureSPA: write questions, answer, select, fine-tune and measure.
 
@@ -101,6 +104,8 @@ def run_culturespa(
         settings: All settings; their defaults run on the pocket model, about 4 minutes on 2 CPU
             cores.
         on_progress: Called by the long steps.
+        ability_test: What measures general abilities, with `settings.guard_tasks`, such as
+            `jaxalign.commands.evals.guard.HarnessTest`.
 
     Returns:
         The scores of all methods, the answers and the adapters.
@@ -123,6 +128,8 @@ def run_culturespa(
     """
     out = _directory(settings)
     check_settings(settings)
+    if settings.guard_tasks and ability_test is None:
+        raise UserError("`guard_tasks` needs `ability_test`, which measures them")
     recorded = recorded_facts(out, settings.resume)
     files = open_model(settings.model, settings.dtype, revision=recorded.get("model_revision"))
     settings, notes = resolve_settings(settings, files)
@@ -143,7 +150,8 @@ def run_culturespa(
     with Run.create(out, settings, facts, settings.resume, writes_bytes=writes_bytes) as run:
         for note in run.notes:
             _log.info(note)
-        experiment = Experiment(settings, inputs, lm, out, on_progress)
+        test = ability_test if settings.guard_tasks else None
+        experiment = Experiment(settings, inputs, lm, out, on_progress, test)
         if steps is not None:
             training_steps.write_steps(out, steps)
         questions, written = write_all(experiment)

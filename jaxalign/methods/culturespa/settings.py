@@ -135,6 +135,11 @@ class CultureSPASettings(SurveyOptions):
     guard: Path | None = None
     """MMLU-style questions that fine-tuning should not make the model worse at; default: tasks that
     the pocket model was trained on."""
+    guard_tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness, such as hellaswag or mmlu, that measure general abilities in
+    place of such questions; needs the extra `eval`."""
+    guard_task_folder: Path | None = None
+    """Folder with task files of your own, in the form of lm-evaluation-harness."""
     prompting: bool | None = may_change(None)
     """Ask the joint and the specific models under every prompt style as well, not only under the
     one that they were trained with. Default: follows the model, yes for a real one and no for the
@@ -268,6 +273,11 @@ def check_settings(settings: CultureSPASettings) -> None:
                 f"`countries` {country[:60]}...: too long for the name of a folder; rename it"
             )
     _check_presentations(settings)
+    for name in ("guard", "guard_task_folder"):
+        value = getattr(settings, name)
+        if value is not None and (name == "guard") == bool(settings.guard_tasks):
+            other = "goes without" if name == "guard" else "needs"
+            raise UserError(f"`{name}` {value}: {other} `guard_tasks`")
     if settings.train.method != "lora":
         raise UserError(
             f"`train.method` {settings.train.method}: CultureSPA trains adapters side by side; "
