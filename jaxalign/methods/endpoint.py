@@ -27,10 +27,11 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign.answering.sampled import Sampler
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import MetricsFile
 from jaxalign.core.json_text import parse_json
@@ -276,38 +277,48 @@ class EndpointReplies:
                 raise UserError(f"{path}: not a file of replies; give another `out`")
             self._kept = {row["asked"]: row["reply"] for row in rows}
         self._writing = threading.Lock()
-        self._todo: queue.SimpleQueue[tuple[int, dict[str, Any]] | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[tuple[int, str | None] | Exception] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[tuple[Any, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[Any, str | None] | Exception] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._waiting = 0
+        self.waiting = 0  # conversations whose reply was not received yet
         self._stopped = False
 
     def send(self, conversations: Sequence[list[Message]], ids: Sequence[int]) -> None:
         """Take conversations to reply to, each with a number that its seed follows."""
         for conversation, number in zip(conversations, ids, strict=True):
-            body = self._endpoint.request(conversation, self._sampling, _seed(self._seed, number))
-            self._waiting += 1
-            if (asked := _hash(body)) in self._kept:
-                self._done.put((number, self._kept[asked]))
-            else:
-                self._todo.put((number, body))
-                if len(self._threads) < self._at_once:
-                    self._threads.append(threading.Thread(target=self._work, daemon=True))
-                    self._threads[-1].start()
+            self.ask(number, conversation, number)
 
-    def receive(self) -> list[tuple[int, str | None]]:
-        """Wait for replies; return (number, reply) of at least one, if any is still to come.
+    def ask(self, name: Hashable, conversation: Sequence[Message], number: int) -> None:
+        """Take one conversation, whose reply is received under a name.
+
+        Args:
+            name: The name.
+            conversation: What is to be replied to.
+            number: What the request's seed follows.
+        """
+        body = self._endpoint.request(conversation, self._sampling, _seed(self._seed, number))
+        self.waiting += 1
+        if (asked := _hash(body)) in self._kept:
+            self._done.put((name, self._kept[asked]))
+            return
+        self._todo.put((name, body))
+        if len(self._threads) < self._at_once:
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
+
+    def receive(self) -> list[tuple[Any, str | None]]:
+        """Wait for replies; return (name, reply) of at least one, if any is still to come.
 
         Raises:
             UserError: If the server refuses a request, or keeps failing.
         """
-        found: list[tuple[int, str | None]] = []
-        while self._waiting and not (found and self._done.empty()):
+        found: list[tuple[Any, str | None]] = []
+        while self.waiting and not (found and self._done.empty()):
             reply = self._done.get()
             if isinstance(reply, Exception):
                 self._stop()
                 raise reply
-            self._waiting -= 1
+            self.waiting -= 1
             found.append(reply)
         return found
 
@@ -325,14 +336,14 @@ class EndpointReplies:
 
     def _work(self) -> None:
         while (request := self._todo.get()) is not None and not self._stopped:
-            number, body = request
+            name, body = request
             try:
                 reply = self._endpoint.reply(body)
                 self._keep(body, reply)
             except Exception as error:  # whoever receives has to know
                 self._done.put(error)
                 return
-            self._done.put((number, reply))
+            self._done.put((name, reply))
 
     def _keep(self, body: Mapping[str, Any], reply: str | None) -> None:
         row = {"seed": body["seed"], "asked": _hash(body), "reply": reply}
@@ -340,6 +351,39 @@ class EndpointReplies:
             if self._file is not None:
                 self._file.append(row)
             self._kept[row["asked"]] = reply
+
+
+def server_sampler(
+    replies: EndpointReplies,
+    messages: Callable[[Hashable], Sequence[Message]],
+    encode: Callable[[str], Sequence[int]],
+    ahead: int = 256,
+) -> Sampler:
+    """Return what has a server write sampled replies, for `jaxalign.answering.sampled`.
+
+    Args:
+        replies: Writes them.
+        messages: Returns the conversation of the name of a reply.
+        encode: Returns the token ids of a text, as which replies are read.
+        ahead: Most conversations that are handed over before their replies are taken.
+    """
+
+    def sample(
+        requests: Iterable[tuple[Hashable, Sequence[int], int]], count: int, longest: int
+    ) -> Iterator[tuple[Hashable, Sequence[int]]]:
+        def received() -> Iterator[tuple[Hashable, Sequence[int]]]:
+            for name, text in replies.receive():
+                yield name, encode(text or "")
+
+        for name, _, number in requests:
+            replies.ask(name, messages(name), number)
+            while replies.waiting >= ahead:
+                yield from received()
+        while replies.waiting:
+            yield from received()
+        replies.finish()
+
+    return sample
 
 
 def _seed(seed: int, number: int) -> int:

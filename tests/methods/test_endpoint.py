@@ -169,3 +169,47 @@ def test_a_file_of_something_else_is_not_taken(tmp_path):
     path.write_text(json.dumps({"seed": 1, "reply": "x"}) + "\n", "utf-8")
     with pytest.raises(UserError, match="not a file of replies"):
         EndpointReplies(Endpoint("http://h/v1", "m"), Sampling(), 0, path)
+
+
+def test_sampled_answers_of_a_server_are_read_by_what_was_asked(tmp_path, monkeypatch):
+    """Each reply belongs to its question, country and presentation, and is kept."""
+    from jaxalign.lm.model import LM, open_model
+    from jaxalign.methods.culturespa import answer
+    from jaxalign.methods.culturespa.inputs import Experiment, read_inputs
+
+    countries = ("USA", "CHN")
+    survey = SURVEY.subset({item.id for item in SURVEY.items[:3]})
+    settings = CultureSPASettings(
+        countries=countries,
+        reading="sampled",
+        runs=2,
+        generator_model="fake",
+        generator_answers=True,
+        presentations=("A", "B"),
+    )
+    files = open_model(None)
+    found = read_inputs(dataclasses.replace(settings, per_topic=2, p3_choice="topics"), files)
+    lm = LM(files, {}, None)
+
+    def replied(body: dict) -> str:
+        """The number that stands before the last option; the second run gives the first number."""
+        lines = body["messages"][-1]["content"].splitlines()
+        numbers = [line.split(" = ")[0].strip() for line in lines if " = " in line]
+        return numbers[-1] if "China" in body["messages"][0]["content"] else f"{numbers[0]}."
+
+    with serving(reply=replied) as server:
+        settings = dataclasses.replace(settings, generator=server.url)
+        experiment = Experiment(settings, found, lm, tmp_path)
+        asked = answer.in_styles(found, ("p1",), countries, survey)
+        (by_style,) = answer.ask(experiment, lm, answer.BASE, asked, 0)
+        assert sum(server.asked.values()) == 2 * 2 * 3 * 2
+    # The server has gone: everything is kept.
+    (again,) = answer.ask(experiment, lm, answer.BASE, asked, 0)
+    for name, last in (("A", -1), ("B", -1)):
+        positions = by_style["p1"].by_presentation[name].positions
+        for q, item in enumerate(survey.items):
+            assert (positions[:, 0, q] == 0).all(), "the first line is the first option"
+            assert (positions[:, 1, q] == len(item.options) + last).all()
+    assert (again["p1"].positions == by_style["p1"].positions).all()
+    rows = (tmp_path / "endpoint-answers.jsonl").read_text().splitlines()
+    assert len(rows) == 24

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,12 +21,19 @@ class ChatServer(ThreadingHTTPServer):
     Args:
         pause_seconds: What a reply takes.
         failures: Statuses of the first replies, such as [429, 503].
+        reply: Writes a reply to a request; default: a question, now and then cut short.
     """
 
     daemon_threads = True
 
-    def __init__(self, pause_seconds: float = 0.0, failures: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        pause_seconds: float = 0.0,
+        failures: tuple[int, ...] = (),
+        reply: Callable[[dict], str] | None = None,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.reply = reply or _question
         self.pause_seconds, self.failures = pause_seconds, list(failures)
         self.asked: Counter[str] = Counter()
         self.bodies: list[dict] = []
@@ -36,6 +43,12 @@ class ChatServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+def _question(body: dict) -> str:
+    digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+    good = json.dumps({"question": f"Is {digest[:6]} good?", "options": ["yes", "no", "well"]})
+    return good if int(digest, 16) % 4 else good[:-1]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -59,9 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(server.pause_seconds)
         assert self.path == "/v1/chat/completions"
         assert {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "n"} <= set(body)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        good = json.dumps({"question": f"Is {digest[:6]} good?", "options": ["yes", "no", "well"]})
-        reply = good if int(digest, 16) % 4 else good[:-1]
+        reply = server.reply(body)
         self.send(
             200,
             {

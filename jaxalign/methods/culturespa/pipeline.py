@@ -241,9 +241,11 @@ def _fitting_steps(experiment: Experiment, steps: Steps, questions: Mapping[int,
 
 
 def _check_generator(settings: CultureSPASettings, out: Path) -> None:
-    """Raise UserError if the server that is still to write questions does not answer."""
-    folders = [seed_folder(out, seed) for seed in settings.seed_numbers]
-    if not all((folder / "questions.json").exists() for folder in folders):
+    """Raise UserError if the server that still has something to write does not answer."""
+    left = [seed_folder(out, seed) / "questions.json" for seed in settings.seed_numbers]
+    if settings.generator_answers:
+        left.append(out / "result.json")
+    if not all(path.exists() for path in left):
         endpoint = Endpoint.of(settings.generator, settings.generator_model)
         if endpoint is not None:
             endpoint.check()

@@ -73,6 +73,9 @@ class CultureSPASettings(SurveyOptions):
     """
     generator_model: str | None = None
     """Name by which that server knows its model."""
+    generator_answers: bool = False
+    """Let that server give the unchanged model's sampled answers as well; its model has to be the
+    same. Fine-tuned models always answer here."""
     seeds: int | None = None
     """Number of seeds. Every random step is repeated for each: questions, selection, adapters and
     the order of examples. Default: follows the model, 1 for a real one and 5 for the pocket
@@ -290,6 +293,12 @@ def check_settings(settings: CultureSPASettings) -> None:
         raise UserError(f"`p3_choice` {choice}: give {', '.join(P3_CHOICES)} or an existing file")
     if settings.generator is not None:
         Endpoint.of(settings.generator, settings.generator_model, settings.constrain)
+    if settings.generator_answers and settings.reading != "sampled":
+        raise UserError(
+            "`generator_answers`: a server gives replies, not probabilities; set `reading` sampled"
+        )
+    if settings.generator_answers and settings.generator_model is None:
+        raise UserError("`generator_answers`: needs `generator` and `generator_model`")
     for name in ("constrain", "per_topic", "generator", "generator_model"):
         if settings.questions and getattr(settings, name):
             raise UserError(f"`{name}`: nothing is written with `questions`; leave one of them out")
