@@ -47,6 +47,9 @@ COMMANDS = {
     "chat": Command("chat", "chat", "Talk to a model under several conditions, side by side."),
     "inspect": Command("inspect", "show", "Show which tokens a tuned soft prompt is near."),
     "score": Command("score", "score", "Score replies from any tool against a survey."),
+    "export": Command(
+        "export", "export", "Write what a run has tuned so that another engine serves it."
+    ),
     "convert": Command("convert", "run", "Convert a GGUF file to a model folder."),
     "check": Command("check", "run", "Check whether a survey file can be used."),
     "plan": Command("plan.command", "run", "Plan a program for hardware you do not have."),

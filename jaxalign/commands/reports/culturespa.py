@@ -396,7 +396,7 @@ def guessing_sentences(guard: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _guard(guard: Mapping[str, Any]) -> tuple[Text, Table]:
+def _guard(guard: Mapping[str, Any]) -> tuple[Text | Table, ...]:
     rows = tuple(
         (
             title(key),
@@ -407,11 +407,20 @@ def _guard(guard: Mapping[str, Any]) -> tuple[Text, Table]:
         for key, after in guard["after"].items()
     )
     columns = ("Method", "% right before", "% right after", "Change in points (over seeds)")
+    asked = "as lm-evaluation-harness asks them" if "tasks" in guard else "without a system message"
+    tasks = guard.get("tasks", {}).items()
+    by_task = Table(
+        "Accuracy by task, in percent",
+        ("Task", "before", *(title(key) for key in guard["after"])),
+        tuple((task, row["before"], *row["after"].values()) for task, row in tasks),
+        digits=2,
+    )
     return (
         Text(
             "Questions that have nothing to do with culture and one right answer each, asked "
-            "without a system message before and after fine-tuning."
+            f"{asked}, before and after fine-tuning."
         ),
+        *((by_task,) if len(tasks) > 1 else ()),
         Table(
             f"Accuracy on {guard['questions']} questions ({guard['test']})",
             columns,

@@ -9,6 +9,7 @@
 Every step keeps its output in the run's directory:
 
     OUT/seed0/replies.jsonl        1: every reply, with the reason if it was refused
+             /endpoint.jsonl       1: the replies of the server of the setting `generator`, if any
              /questions.json       1: what the filters left, as a survey
              /written.json         1: counts of requests, refusals and what each filter removed
        /answers/                   2, 5: answers
@@ -37,6 +38,7 @@ from jaxalign.core.seals import change, sealed
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import load_model, open_model
 from jaxalign.methods.culturespa import training_steps
+from jaxalign.methods.culturespa.ability import AbilityTest
 from jaxalign.methods.culturespa.answer import answer_survey, answer_written
 from jaxalign.methods.culturespa.dataset import write_selected
 from jaxalign.methods.culturespa.filters import FilteredQuestions, filter_questions
@@ -72,7 +74,9 @@ from jaxalign.methods.culturespa.write import (
     WrittenQuestions,
     collect_questions,
     model_writer,
+    server_writer,
 )
+from jaxalign.methods.endpoint import Endpoint
 from jaxalign.runs import Run, check_run, recorded_facts
 from jaxalign.runs.checkpoints import checkpoint_bytes
 from jaxalign.runtime.memory import available_bytes, log_peak
@@ -90,7 +94,9 @@ _log = logging.getLogger("jaxalign")
 
 
 def run_culturespa(
-    settings: CultureSPASettings, on_progress: OnProgress = ignore
+    settings: CultureSPASettings,
+    on_progress: OnProgress = ignore,
+    ability_test: AbilityTest | None = None,
 ) -> CultureSPAResult:
     """Run CultureSPA: write questions, answer, select, fine-tune and measure.
 
@@ -101,6 +107,8 @@ def run_culturespa(
         settings: All settings; their defaults run on the pocket model, about 4 minutes on 2 CPU
             cores.
         on_progress: Called by the long steps.
+        ability_test: What measures general abilities, with `settings.guard_tasks`, such as
+            `jaxalign.commands.evals.guard.HarnessTest`.
 
     Returns:
         The scores of all methods, the answers and the adapters.
@@ -123,6 +131,8 @@ def run_culturespa(
     """
     out = _directory(settings)
     check_settings(settings)
+    if settings.guard_tasks and ability_test is None:
+        raise UserError("`guard_tasks` needs `ability_test`, which measures them")
     recorded = recorded_facts(out, settings.resume)
     files = open_model(settings.model, settings.dtype, revision=recorded.get("model_revision"))
     settings, notes = resolve_settings(settings, files)
@@ -131,6 +141,7 @@ def run_culturespa(
     for note in notes:
         _log.info(note)
     inputs = read_inputs(settings, files)
+    _check_generator(settings, out)
     config, items = inputs.files.config, inputs.survey.items
     _log.info(f"model {inputs.files.name}: {config.num_hidden_layers} layers, {config.dtype}")
     _log.info(f"survey: {inputs.survey.name}, {len(items)} items; seeds: {settings.seeds}")
@@ -143,7 +154,8 @@ def run_culturespa(
     with Run.create(out, settings, facts, settings.resume, writes_bytes=writes_bytes) as run:
         for note in run.notes:
             _log.info(note)
-        experiment = Experiment(settings, inputs, lm, out, on_progress)
+        test = ability_test if settings.guard_tasks else None
+        experiment = Experiment(settings, inputs, lm, out, on_progress, test)
         if steps is not None:
             training_steps.write_steps(out, steps)
         STAGES.begin("write", f"questions for {_seeds_words(settings.seeds)}")
@@ -248,6 +260,17 @@ def _fitting_steps(experiment: Experiment, steps: Steps, questions: Mapping[int,
     return found
 
 
+def _check_generator(settings: CultureSPASettings, out: Path) -> None:
+    """Raise UserError if the server that still has something to write does not answer."""
+    left = [seed_folder(out, seed) / "questions.json" for seed in settings.seed_numbers]
+    if settings.generator_answers:
+        left.append(out / "result.json")
+    if not all(path.exists() for path in left):
+        endpoint = Endpoint.of(settings.generator, settings.generator_model)
+        if endpoint is not None:
+            endpoint.check()
+
+
 def _directory(settings: CultureSPASettings) -> Path:
     if settings.out is not None:
         return settings.out
@@ -297,9 +320,14 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
         source = f"files with hash {inputs.existing.sha256[:12]}"
     else:
         writing = WritingSettings(per_topic=settings.per_topic, seed=seed)
-        written = collect_questions(
-            inputs.survey,
-            model_writer(
+        replies = folder / "replies.jsonl"
+        if (endpoint := Endpoint.of(settings.generator, settings.generator_model)) is not None:
+            writer = server_writer(
+                endpoint, writing, settings.writing, replies, settings.batch_size
+            )
+            source = f"written by {endpoint.model}, seed {seed}"
+        else:
+            writer = model_writer(
                 lm,
                 inputs.survey,
                 inputs.request,
@@ -307,14 +335,12 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
                 settings.writing,
                 settings.batch_size,
                 constrain=settings.constrain,
-            ),
-            inputs.request,
-            writing,
-            folder / "replies.jsonl",
-            on_progress=on_progress,
+            )
+            source = f"written by a model, weights {lm.sha256[:12]}, seed {seed}"
+        written = collect_questions(
+            inputs.survey, writer, inputs.request, writing, replies, on_progress=on_progress
         )
         asked_for = settings.per_topic * len(written.topics)
-        source = f"written by a model, weights {lm.sha256[:12]}, seed {seed}"
     filtered = filter_questions(written.questions, map(from_item, inputs.survey.items))
     survey = to_survey(filtered.questions, f"questions after {inputs.survey.name}", source)
     fitting = _fitting(experiment, survey)

@@ -17,7 +17,9 @@
                                   crqpc is `joint`
     differences.joint_minus_p1    value, interval, seed_interval, by_seed and verdict, paired: over
                                   the items that both methods answered in every run of a seed
-    guard                         accuracies in percent before and after, differences in points
+    guard                         accuracies in percent before and after, differences in points;
+        .tasks                    with the setting `guard_tasks`: the same by task, and the others
+                                  are means over tasks
     untrained.joint.models, .all  models that fine-tuning left unchanged, because nothing was
                                   selected for them or no step was taken; a method that has no other
                                   models is in no table
@@ -167,7 +169,6 @@ def make_record(
     """
     unchanged = measured.unchanged
     answers = {name: a for name, a in measured.answers.items() if name not in unchanged}
-    right = {name: values for name, values in measured.right.items() if name not in unchanged}
     by_presentation = {
         presentation: {name: alone[name] for name in answers}
         for presentation, alone in measured.by_presentation.items()
@@ -201,7 +202,7 @@ def make_record(
         "untrained": measured.untrained,
         "replies": measured.counts if settings.reading == "sampled" else {},
         "valid_mass": measured.valid_mass,
-        "guard": guard_record(right, inputs.guard_name, [item for item, _ in inputs.guard]),
+        "guard": guard_entry(measured, inputs),
         "questions": _questions(written),
         "selected": {f"seed{seed}": counts for seed, counts in selected.items()},
         "lines": _lines(groups, inputs),
@@ -408,8 +409,41 @@ def _verdict(score: Spread) -> str:
     return "not told apart" + only
 
 
+def guard_entry(measured: Measured, inputs: Inputs) -> dict[str, Any]:
+    """Return the guard's entry: of its own questions, or of another tool's tasks.
+
+    Methods that fine-tuning left unchanged are left out.
+    """
+
+    def changed(right: Mapping[str, list[float]]) -> dict[str, list[float]]:
+        return {name: values for name, values in right.items() if name not in measured.unchanged}
+
+    right, found = changed(measured.right), measured.abilities
+    if not found:
+        return guard_record(right, inputs.guard_name, [item for item, _ in inputs.guard])
+    asked = found["questions"], found["chance"]
+    record = guard_record(right, found["name"], (), *asked)
+    tasks = {
+        task: guard_record(changed(by_method), task, (), *asked)
+        for task, by_method in found["tasks"].items()
+    }
+    return record | {
+        "tasks": {
+            task: {
+                "before": row["before"],
+                "after": {method: after["mean"] for method, after in row["after"].items()},
+            }
+            for task, row in tasks.items()
+        }
+    }
+
+
 def guard_record(
-    right: Mapping[str, list[float]], name: str, questions: Sequence[Item]
+    right: Mapping[str, list[float]],
+    name: str,
+    questions: Sequence[Item],
+    count: int | None = None,
+    chance: float | None = None,
 ) -> dict[str, Any]:
     """Return the guard's entry in `result.json`.
 
@@ -417,7 +451,11 @@ def guard_record(
         right: Accuracies in [0, 1] by method and seed; one value under "before".
         name: Name of the questions.
         questions: The questions, whose options say what guessing would give.
+        count: Number of questions; default: that of `questions`.
+        chance: Accuracy in [0, 1] of guessing; default: that of `questions`.
     """
+    if chance is None:
+        chance = float(np.mean([1 / len(item.options) for item in questions]))
     before = 100 * right["before"][0]
     after, change = {}, {}
     for method, values in right.items():
@@ -433,8 +471,8 @@ def guard_record(
         }
     return {
         "test": name,
-        "questions": len(questions),
-        "chance": 100 * float(np.mean([1 / len(item.options) for item in questions])),
+        "questions": len(questions) if count is None else count,
+        "chance": 100 * chance,
         "before": before,
         "after": after,
         "change": change,
