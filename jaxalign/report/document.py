@@ -42,7 +42,20 @@ class Estimate:
         return self.known and is_number(self.low) and is_number(self.high)
 
 
-Cell: TypeAlias = str | bool | int | float | Estimate | None
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A cell that leads to what it was taken from.
+
+    Attributes:
+        value: What the cell shows.
+        target: A file, relative to the page.
+    """
+
+    value: str | bool | int | float | Estimate
+    target: str
+
+
+Cell: TypeAlias = str | bool | int | float | Estimate | Link | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +75,15 @@ class Listing:
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """A paragraph set apart: "label" if every reader must see it first, otherwise "note".
+    """A paragraph set apart.
+
+    "label" is for what every reader must see first, "warning" for what is wrong with it.
 
     `lead` is its first words, in bold.
     """
 
     text: str
-    kind: Literal["label", "note"] = "note"
+    kind: Literal["label", "note", "warning"] = "note"
     lead: str = ""
 
 

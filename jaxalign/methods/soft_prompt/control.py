@@ -135,7 +135,7 @@ def make_control(search: Search) -> Control:
         jax.local_devices()[0],
         "`gradient_steps` 0 leaves the gradient control out",
     )
-    _log.info(f"gradient control: {needed / 2**20:,.0f} MiB per device")
+    _log.debug(f"gradient control: {needed / 2**20:,.0f} MiB per device")
     return Control(search, entries, inputs, descent)
 
 
