@@ -57,8 +57,9 @@ def compare_runs(runs: Sequence[Path | str], seed: int = 0) -> dict[str, Any]:
 
     Returns:
         `warnings` as of other results; `runs`, `survey`, `countries`, `items` and `score`; `rows`,
-        the score of every method of every run; `differences` from the first run, by method, paired by item. Each with its 95 %
-        interval over items (`mean`, `low`, `high`; null where nothing was answered).
+        the score of every method of every run; `differences` from the first run, by method, paired
+        by item. Each with its 95 % interval over items (`mean`, `low`, `high`; null where nothing
+        was answered).
 
     Raises:
         UserError: Fewer than two runs, a run without answers, or nothing in common.
