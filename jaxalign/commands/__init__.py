@@ -35,6 +35,7 @@ COMMANDS = {
         "resume", "resume", "Continue a run that was stopped, with its own settings."
     ),
     "report": Command("report", "report", "Write the report of a finished run anew."),
+    "compare": Command("compare", "compare", "Compare runs by what they answered."),
     "list": Command("list", "show", "List runs: what they are and how far they have come."),
     "reproduce": Command(
         "reproduce.command", "reproduce", "Set what a paper reports beside what we measure."

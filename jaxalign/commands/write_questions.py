@@ -96,6 +96,8 @@ class Settings(SurveyOptions):
     questions do not depend on it."""
     quiet: bool = may_change(False)
     """Show no progress bar."""
+    verbose: bool = may_change(False)
+    """Whether to show plans, meshes, kernels and memory too; the run's notes.log has them."""
 
 
 @dataclasses.dataclass(frozen=True)

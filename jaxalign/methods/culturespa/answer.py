@@ -160,7 +160,6 @@ def answer_survey(experiment: Experiment) -> list[dict[Style, Responses]]:
     Returns:
         Responses by style, for each of the settings' `seed_groups`.
     """
-    _log.info("2 answer: the survey in every style")
     inputs = experiment.inputs
     asked = in_styles(inputs, STYLES, experiment.groups, inputs.survey)
     on_progress = experiment.reporting("2 answer the survey")
@@ -182,7 +181,6 @@ def answer_written(
     Returns:
         Responses by seed and style.
     """
-    _log.info("2 answer: the written questions")
     responses = {}
     on_progress = experiment.reporting("2 answer the questions")
     for seeds in experiment.settings.seed_groups:

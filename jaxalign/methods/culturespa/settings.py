@@ -161,6 +161,8 @@ class CultureSPASettings(SurveyOptions):
     """Number of training steps between checkpoints."""
     quiet: bool = may_change(False)
     """Show no progress bars."""
+    verbose: bool = may_change(False)
+    """Whether to show plans, meshes, kernels and memory too; the run's notes.log has them."""
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:
