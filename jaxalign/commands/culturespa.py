@@ -25,6 +25,7 @@ from jaxalign.commands.evals.guard import HarnessTest
 from jaxalign.commands.reports.culturespa import write_culturespa_report
 from jaxalign.commands.reports.culturespa_plots import write_plots
 from jaxalign.commands.reports.culturespa_tables import show_result
+from jaxalign.core.progress import one_step
 from jaxalign.methods.culturespa import CultureSPASettings, run_culturespa
 from jaxalign.methods.culturespa.settings import check_settings
 from jaxalign.runs.console import progress_bars
@@ -38,7 +39,8 @@ def culturespa(settings: CultureSPASettings) -> None:
         test = HarnessTest(settings.guard_tasks, settings.guard_task_folder)
     with progress_bars(quiet=settings.quiet) as on_progress:
         result = run_culturespa(settings, on_progress, test)
-    write_plots(result.out, result.record)
-    write_culturespa_report(result.record, result.out)
+        with one_step("report", on_progress):
+            write_plots(result.out, result.record)
+            write_culturespa_report(result.record, result.out)
     show_result(result.record)
-    print(f"everything is in {result.out}")
+    print(f"everything is in {result.out}; talk to the result: jaxalign chat {result.out}")

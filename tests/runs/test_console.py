@@ -261,7 +261,7 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         on_progress(Progress("reply", 0, 7))  # within a generation
         on_progress(Progress("generation", 120, 200, fields={"USA": "11.9 (median 39.0)"}))
     shown = file.getvalue()
-    for text in ("━", "generation 100/200", "compiling", "120/200", "1:20 left", "11.9 (median"):
+    for text in ("━", "generation 100/200", "starting", "120/200", "1:20 left", "11.9 (median"):
         assert text in shown
     assert "reply 0/7" in shown
 

@@ -174,17 +174,19 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         survey=survey,
         tables=tables,
         prompts=make_style_prompts(settings, survey, files.folder),
-        request=load_request(folder=settings.texts, model_folder=files.folder),
+        request=load_request(
+            folder=settings.texts, model_folder=None if settings.generator_model else files.folder
+        ),
         guard=guard,
         guard_name=guard_name,
         existing=read_existing(settings.questions, survey) if settings.questions else None,
         presentations=settings.presentations,
     )
-    if inputs.existing is None:
+    if inputs.existing is None and settings.generator_model is None:
         advice = "lower `writing.max_new_tokens`"
         writing = WritingSettings(per_topic=settings.per_topic)
         check_requests_fit(files, survey, inputs.request, writing, settings.writing, advice)
-    else:
+    elif inputs.existing is not None:
         _log.info(inputs.existing.describe())
     _check_longest_example(settings, inputs)
     return inputs

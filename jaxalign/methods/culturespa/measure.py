@@ -62,8 +62,9 @@ class Measured:
             questions, what guessing gives, and `right` by task.
         untrained: Methods with models that fine-tuning did not change; see `untrained_models`.
         by_presentation: Answers by presentation and method, each alone; empty if there is one only.
-        shares: By method of `PERSONAS`, probabilities of options in each presentation, float32
-            [R, F, C, Q, O].
+        shares: By method, probabilities of options in each presentation, float32 [R, F, C, Q, O].
+        mass: By method, the probability in each presentation that a reply begins with an option,
+            float32 [R, F, C, Q].
     """
 
     answers: dict[str, Answers]
@@ -73,6 +74,7 @@ class Measured:
     valid_mass: dict[str, float] = dataclasses.field(default_factory=dict)
     by_presentation: dict[str, dict[str, Answers]] = dataclasses.field(default_factory=dict)
     shares: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    mass: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     abilities: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -106,7 +108,6 @@ def measure(
             for method in TUNED
         }
 
-    shares = read_all(shares_FxCxQxO)
     by_method = {style: [each[style] for each in survey] for style in STYLES} | {
         method: [r for name, r in replies.items() if _method(name) == method] for method in TUNED
     }
@@ -117,7 +118,8 @@ def measure(
         untrained=untrained_models(experiment, adapters.keys() - unchanged),
         valid_mass={method: mean_mass(found) for method, found in by_method.items() if found},
         by_presentation={name: read_all(read) for name, read in readers(experiment.inputs).items()},
-        shares={method: shares[method] for method in PERSONAS},
+        shares=read_all(shares_FxCxQxO),
+        mass=read_all(mass_FxCxQ),
         abilities=abilities_record(experiment, abilities),
     )
 
@@ -137,6 +139,12 @@ def shares_FxCxQxO(responses: Responses) -> np.ndarray:
     """Return the probabilities of options in every presentation, float32 [F, C, Q, O]."""
     each = (responses.by_presentation or {"": responses}).values()
     return np.stack([alone.distributions() for alone in each])
+
+
+def mass_FxCxQ(responses: Responses) -> np.ndarray:
+    """Return the probability of an option at all in every presentation, float32 [F, C, Q]."""
+    each = (responses.by_presentation or {"": responses}).values()
+    return np.stack([alone.valid_mass for alone in each])
 
 
 def prompted_answers(

@@ -114,7 +114,7 @@ def run_programs(
     if steps is None:
         steps = plan_steps(settings, inputs, mesh, available, questions)
     programs = []
-    if inputs.existing is None:
+    if inputs.existing is None and settings.generator_model is None:
         programs += _writing_programs(settings, inputs, mesh, available)
     survey = in_styles(inputs, STYLES, groups, inputs.survey)
     # The questions of all seeds that are answered alike are asked together.

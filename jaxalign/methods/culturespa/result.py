@@ -1,5 +1,7 @@
 """The result of a CultureSPA run, and `result.json`.
 
+    warnings                      what to know before any number: kind and text
+                                  (`jaxalign.stats.result_warnings`)
     presentations.averaged        names of the presentations that answers are averaged over
         .scores.A.p1              as methods.p1, of the answers in one presentation alone; of every
                                   method, and of rds and cds; only if there are several
@@ -40,6 +42,7 @@
         .valid_mass, .replies     as below, by model and style
     lines                         scores of answers that need no model
     personas                      identification and agreement of p1, p2, joint, specific and cct
+    answer_examples               a few answers in full (`jaxalign.stats.answer_examples`)
     settings, facts, versions     what is needed to make the result again
 
 null stands where nothing was answered, as when no reply can be read, and for a mean that would need
@@ -68,6 +71,7 @@ from jaxalign.methods.base import (
     CRQPC,
     CULTURESPA_METHODS,
     JOINT,
+    METHODS,
     P1,
     P2,
     RDS,
@@ -78,11 +82,14 @@ from jaxalign.methods.culturespa.fine_tune import ModelName
 from jaxalign.methods.culturespa.inputs import Inputs
 from jaxalign.methods.culturespa.instrument import measure_record
 from jaxalign.methods.culturespa.measure import PERSONAS, Answers, Measured
+from jaxalign.methods.culturespa.result_warnings import warnings_of
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.culturespa.styles import STYLES, reads_answers
+from jaxalign.report.wording import IDENTICAL
 from jaxalign.runs import settings_of, versions
 from jaxalign.stats.alignment import agreement, alignment, culture_lines, identify
+from jaxalign.stats.answer_examples import answer_examples
 from jaxalign.stats.bootstrap import count_draws
 from jaxalign.stats.intervals import Interval, seed_interval, widened
 from jaxalign.stats.paired_scores import Spread, drawn_scores, spread
@@ -169,6 +176,7 @@ def make_record(
     scored = Scored(settings, inputs, answers, by_presentation)
     groups = settings.countries
     return {
+        "warnings": warnings_of(settings, inputs, measured, written, selected),
         "presentations": {
             "averaged": list(inputs.presentations),
             "scores": {
@@ -199,6 +207,7 @@ def make_record(
         "selected": {f"seed{seed}": counts for seed, counts in selected.items()},
         "lines": _lines(groups, inputs),
         "personas": _personas(inputs, answers),
+        "answer_examples": _examples(settings, inputs, measured),
         "survey": {
             "name": inputs.survey.name,
             "items": len(inputs.survey.items),
@@ -211,6 +220,20 @@ def make_record(
         "facts": dict(facts),
         "versions": versions(),
     }
+
+
+def _examples(
+    settings: CultureSPASettings, inputs: Inputs, measured: Measured
+) -> list[dict[str, Any]]:
+    """Return the answers that fine-tuning changed most, averaged over seeds and presentations."""
+    keys = [key for key in (UNAWARE.key, P1.key, JOINT.key) if key in measured.shares]
+    if JOINT.key not in keys:
+        return []
+    shares = {METHODS[key].title: measured.shares[key].mean(axis=(0, 1)) for key in keys}
+    people = np.stack([inputs.survey.truth_QxO(country) for country in settings.countries])
+    shares["people"] = people
+    between = P1.title, JOINT.title
+    return answer_examples(inputs.survey, shares, settings.countries, between)
 
 
 class Scored:
@@ -369,10 +392,15 @@ def difference(
 
 
 def _verdict(score: Spread) -> str:
-    """Return whether zero lies outside both intervals, or outside the only one there is."""
+    """Return whether zero lies outside both intervals, or outside the only one there is.
+
+    Where it is all that there is in them, the two methods give the same answers.
+    """
     bounds = [_bounds(i) for i in (score.questions, score.seeds) if i is not None]
     if not bounds:
         return "no answers"
+    if all(low == high == 0 for low, high in bounds):
+        return IDENTICAL
     only = "" if score.seeds is not None else ", over questions only"
     if all(low > 0 for low, _ in bounds):
         return "higher" + only

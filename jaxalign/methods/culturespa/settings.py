@@ -24,6 +24,7 @@ from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.model import ModelFiles
 from jaxalign.methods.culturespa.styles import P3_CHOICES, Examples, P3Form
 from jaxalign.methods.culturespa.write import PUBLISHED_SAMPLING
+from jaxalign.methods.endpoint import Endpoint
 from jaxalign.runs import may_change
 from jaxalign.runtime.platform import target_platform
 from jaxalign.surveys.options import SurveyOptions, check_options
@@ -66,6 +67,15 @@ class CultureSPASettings(SurveyOptions):
     constrain: bool = False
     """Let the model write nothing but JSON of the requested form: tokens that cannot continue it
     are never drawn."""
+    generator: str | None = may_change(None)
+    """Address of a server that writes the questions instead of the model: any that speaks OpenAI's
+    chat protocol, such as vLLM's at http://localhost:8000/v1. Its key is read from OPENAI_API_KEY.
+    """
+    generator_model: str | None = None
+    """Name by which that server knows its model."""
+    generator_answers: bool = False
+    """Let that server give the unchanged model's sampled answers as well; its model has to be the
+    same. Fine-tuned models always answer here."""
     seeds: int | None = None
     """Number of seeds. Every random step is repeated for each: questions, selection, adapters and
     the order of examples. Default: follows the model, 1 for a real one and 5 for the pocket
@@ -151,6 +161,8 @@ class CultureSPASettings(SurveyOptions):
     """Number of training steps between checkpoints."""
     quiet: bool = may_change(False)
     """Show no progress bars."""
+    verbose: bool = may_change(False)
+    """Whether to show plans, meshes, kernels and memory too; the run's notes.log has them."""
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:
@@ -281,7 +293,15 @@ def check_settings(settings: CultureSPASettings) -> None:
         check_path(choice, "p3_choice")
     if choice is not None and choice not in P3_CHOICES and not Path(choice).is_file():
         raise UserError(f"`p3_choice` {choice}: give {', '.join(P3_CHOICES)} or an existing file")
-    for name in ("constrain", "per_topic"):
+    if settings.generator is not None:
+        Endpoint.of(settings.generator, settings.generator_model, settings.constrain)
+    if settings.generator_answers and settings.reading != "sampled":
+        raise UserError(
+            "`generator_answers`: a server gives replies, not probabilities; set `reading` sampled"
+        )
+    if settings.generator_answers and settings.generator_model is None:
+        raise UserError("`generator_answers`: needs `generator` and `generator_model`")
+    for name in ("constrain", "per_topic", "generator", "generator_model"):
         if settings.questions and getattr(settings, name):
             raise UserError(f"`{name}`: nothing is written with `questions`; leave one of them out")
     for shares, survey in (("distributions", "survey"), ("source_distributions", "source")):
