@@ -27,6 +27,7 @@ from jaxalign.runs.interrupts import insistent_interrupts
 from jaxalign.runs.notes import RunNotes
 from jaxalign.runs.settings import with_flags
 from jaxalign.runtime import hosts
+from jaxalign.runtime.compilation_cache import check_entries
 from jaxalign.runtime.compiling import watch_compiler
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _program() -> str | None:
 
 
 def enable_compilation_cache() -> Path | None:
-    """Keep compiled programs from one run to the next.
+    """Keep compiled programs from one run to the next, and check them when they are read.
 
     The directory is the one JAX has been given already, else $JAXALIGN_CACHE, else `xla` in the
     user's cache (`core.files.cache_folder`).
@@ -176,6 +177,7 @@ def enable_compilation_cache() -> Path | None:
     Returns:
         The directory; None if it cannot be written to, and nothing is kept.
     """
+    check_entries()
     if given := jax.config.jax_compilation_cache_dir:
         return Path(given)
     folder = Path(os.environ.get("JAXALIGN_CACHE") or cache_folder("xla"))
