@@ -17,8 +17,8 @@ from jaxalign.cli import run_command
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.surveys.survey import to_json
 
-# Of another kind in every run: times of day, and what only a resumed run reads.
-_NOT_COMPARED = ("config.json", "status.json")
+# Of another kind in every run: times of day, what was said, and what only a resumed run reads.
+_NOT_COMPARED = ("config.json", "status.json", "notes.log")
 _STEPS = r"\d+$|\d+\.orbax|damaged-\d"
 
 
