@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class HarnessTest:
                 "`guard_tasks`: lm-evaluation-harness is not installed: "
                 "pip install 'jaxalign[eval]'"
             )
-        from lm_eval.tasks import TaskManager, get_task_dict
+        from lm_eval.tasks import TaskManager
 
         if folder is not None and not folder.is_dir():
             raise UserError(f"`guard_task_folder` {folder}: no such folder")
@@ -61,11 +61,20 @@ class HarnessTest:
                     "need `guard_task_folder`"
                 )
         try:
-            loaded = get_task_dict(list(tasks), self._manager)
+            loaded = self._manager.load(list(tasks))
         except Exception as error:  # whatever reading foreign data can raise
             words = str(error).splitlines() or [type(error).__name__]
             raise UserError(f"`guard_tasks` {' '.join(tasks)}: not loaded: {words[0]}") from error
-        for name, task in _single_tasks(loaded):
+        # The single tasks behind each name that was given.
+        self._parts = {name: [name] for name in loaded["tasks"]}
+        for name, group in loaded.get("groups", {}).items():
+            self._parts[name] = [task.task_name for task in group.get_all_tasks()]
+        for name in tasks:
+            if name not in self._parts:
+                raise UserError(
+                    f"`guard_tasks` {name}: a tag; name its tasks: {', '.join(loaded['tasks'])}"
+                )
+        for name, task in loaded["tasks"].items():
             if not any(metric in task.aggregation() for metric in _ACCURACIES):
                 raise UserError(
                     f"`guard_tasks` {name}: has no accuracy ({', '.join(task.aggregation())}); the "
@@ -76,7 +85,10 @@ class HarnessTest:
         self.name = f"lm-evaluation-harness {version}: {', '.join(tasks)}"
 
     def measure(self, lm: LM) -> Abilities:
-        """Return a model's accuracy in every task; adapters beside its weights count."""
+        """Return a model's accuracy in every task, that of a group as the mean of its tasks.
+
+        An adapter beside the model's weights counts.
+        """
         from lm_eval import simple_evaluate
 
         results = simple_evaluate(
@@ -85,29 +97,21 @@ class HarnessTest:
             task_manager=self._manager,
             bootstrap_iters=0,
         )
-        accuracy = {task: _accuracy(task, results["results"][task]) for task in self.tasks}
+        found = results["results"]
+        accuracy = {
+            task: float(np.mean([_accuracy(found[part]) for part in self._parts[task]]))
+            for task in self.tasks
+        }
         counts = results["n-samples"].values()
         chances = [_chance(rows) for rows in results["samples"].values()]
         _log.info(f"guard: {', '.join(f'{t} {100 * a:.1f} %' for t, a in accuracy.items())}")
         return Abilities(accuracy, sum(n["effective"] for n in counts), float(np.mean(chances)))
 
 
-def _single_tasks(loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the tasks of groups, and of groups in groups, by name."""
-    for name, value in loaded.items():
-        if isinstance(value, Mapping):
-            yield from _single_tasks(value)
-        else:
-            yield str(name), value
-
-
-def _accuracy(task: str, metrics: Mapping[str, Any]) -> float:
+def _accuracy(metrics: Mapping[str, Any]) -> float:
     """Return a task's accuracy; the harness writes metrics as "acc,none", with the filter."""
-    for wanted in _ACCURACIES:
-        for name, value in metrics.items():
-            if name.partition(",")[0] == wanted:
-                return float(value)
-    raise UserError(f"`guard_tasks` {task}: the harness gave no accuracy: {', '.join(metrics)}")
+    by_name = {name.partition(",")[0]: value for name, value in reversed(metrics.items())}
+    return float(next(by_name[name] for name in _ACCURACIES if name in by_name))
 
 
 def _chance(samples: Sequence[Mapping[str, Any]]) -> float:
