@@ -1,19 +1,24 @@
-"""Measure fine-tuning speed against torch + PEFT on the same small model and examples.
+"""Measure fine-tuning speed against torch + PEFT on the same model and examples.
 
-    python -m experiments.bench.sft
-    python -m experiments.bench.sft --vocabulary 32000    # a head larger than the layers
+    python -m experiments.bench.sft                                       # tiny, a few minutes
+    python -m experiments.bench.sft --model models/smollm2 --batch 16 --shortest 100 --longest 132
+    python -m experiments.bench.sft --model models/smollm2 --batch 128 --micro-batch 16 --steps 1
+    python -m experiments.bench.sft --size llama3.2-1b --dtype bfloat16 --json bench_sft.json
 
-Both train LoRA of rank 8 on all linear layers of a random Llama with AdamW. Answers are one or two
-tokens long and follow prompts of unequal length, as in fine-tuning on survey answers. torch + PEFT
-runs as people use it: batches padded to their longest example, labels of -100, `model(...).loss`.
-jaxalign packs examples into rows and applies the output head at answer positions only. Each
-framework trains in its own process, the processes take turns on the same cores, and every repeat
-gives one ratio. Both report the first loss of the same adapter, and no speed is reported unless the
-losses agree. Tokens are those of the examples, without padding. FLOPs are those of
-`training_flops`, so that padding and unused logits count for neither side; they are divided by the
-matmul peak that the same process has just measured.
+Both train LoRA of rank 8 on all linear layers of a Llama with AdamW. Answers are one or two tokens
+long and follow prompts of unequal length, as in fine-tuning on survey answers. torch + PEFT runs as
+people use it: batches padded to their longest example, labels of -100, `model(...).loss`. jaxalign
+runs with its own defaults: it packs examples into rows and applies the output head at answer
+positions only.
 
-Takes 2 to 4 minutes on a CPU with 2 cores.
+Each framework trains in its own process, the processes take turns in random order on the same
+cores, and every repeat gives one ratio. Both report loss and gradient norm of the first step from
+the same adapter, and no speed is reported unless they agree. Tokens are those of the examples,
+without padding. FLOPs are those of `training_flops`, so that padding and unused logits count for
+neither side; they are divided by the matmul peak that the same process has just measured, and by
+the faster of both. Peak memory is that of a process while it trains, weights included.
+
+The cores must be idle: see `experiments.bench.population`.
 """
 
 from __future__ import annotations
@@ -21,50 +26,62 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.bench.peers import Worker
+from experiments.bench.models import Size, model_config, model_folder, model_name
+from experiments.bench.peers import (
+    Answer,
+    Worker,
+    fastest_peaks,
+    machine_facts,
+    paired_ratios,
+    spread,
+    turns,
+    warn_if_busy,
+)
 from experiments.bench.sft.work import Work
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import check_new_file
 from jaxalign.core.progress import Progress
 from jaxalign.lm.checkpoint import save_checkpoint
-from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.config import DType, LlamaConfig
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.peft import save_lora
 from jaxalign.lm.weights import init_params
 from jaxalign.report.drawing import new_figure
-from jaxalign.runs import settings_of, write_json
+from jaxalign.runs import plain, versions, write_json
 from jaxalign.runs.console import main, print_table, progress_bars
 from jaxalign.training.packing import Example
 
-FRAMEWORKS = ("jax", "torch")
-_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # relative difference of the first loss
+FRAMEWORKS = {"jax": "jaxalign", "torch": "torch + PEFT"}
+# Relative differences of loss and gradient norm of the first step that are allowed.
+_TOLERANCE = {
+    "float32": {"loss": 1e-4, "gradient_norm": 1e-3},
+    "bfloat16": {"loss": 3e-2, "gradient_norm": 1e-1},
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Time LoRA fine-tuning with jaxalign and with torch + PEFT."""
 
-    layers: int = 4
-    """Number of layers of the random model."""
-    hidden: int = 256
-    """Width of the model, a multiple of 32."""
-    feed_forward: int = 704
-    """Width of the feed-forward layers."""
-    vocabulary: int = 4096
-    """Vocabulary size. The default makes the output head a quarter of the weights, close to
-    Llama-3.2-1B (a fifth)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    size: Size = "tiny"
+    """Model size: pocket (ships with the package), tiny (6 layers of width 256), small (8 layers of
+    width 512), or the shape of a real model. All but pocket have random weights."""
+    model: Path | None = None
+    """Folder of a model in the Hugging Face layout, in place of a size."""
+    dtype: DType = "float32"
     """Data type of frozen weights and activations; adapters are float32."""
     batch: int = 32
     """Number of examples per optimiser step."""
+    micro_batch: int | None = None
+    """Number of examples that torch computes at a time; default: the whole batch."""
     shortest: int = 40
     """Fewest tokens of an example; lengths are uniform between shortest and longest."""
     longest: int = 160
@@ -75,70 +92,70 @@ class Config:
     """Number of timed repeats."""
     threads: int | None = None
     """Number of torch threads; by default one per core."""
-    remat: bool = False
-    """Train jaxalign's side with rematerialisation, which a small model does not need."""
-    unroll: bool = True
-    """Unroll the layers on jaxalign's side, which is slow to compile for many layers."""
-    out: Path | None = None
-    """Folder for bench_sft.json and bench_sft.png."""
-    json: bool = False
-    """Print the numbers as JSON instead of a table."""
+    tokens_per_pass: int | None = None
+    """Most tokens that jaxalign computes at a time; default: its own."""
+    remat: bool | None = None
+    """Recompute layers in jaxalign's backward pass; default: its own choice."""
     seed: int = 0
-    """Seed of weights, adapter and examples."""
+    """Seed of weights, adapter, examples and turns."""
+    json: Path | None = None
+    """File to which all figures are also written (JSON)."""
+    plot: Path | None = None
+    """File for a plot of every repeat (PNG)."""
 
     def __post_init__(self) -> None:
-        sizes = (self.layers - 1, self.batch, self.steps, self.repeats, self.shortest - 3)
-        if min(sizes) < 1 or self.longest < self.shortest:
+        for name in ("batch", "micro_batch", "steps", "repeats", "threads", "tokens_per_pass"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"`{name}` {value}: must be at least 1")
+        if not 4 <= self.shortest <= self.longest:
             raise UserError(
-                "--layers at least 2, --batch, --steps and --repeats at least 1, "
-                "--shortest at least 4 and no more than --longest"
+                f"`shortest` {self.shortest}: must be at least 4 and at most `longest` "
+                f"{self.longest}"
             )
-        if self.hidden < 32 or self.hidden % 32:
-            raise UserError(f"--hidden {self.hidden}: must be a multiple of 32, the heads' width")
-        if min(self.feed_forward, self.vocabulary) < 1:
-            raise UserError("--feed-forward and --vocabulary must be at least 1")
-
-    @property
-    def llama(self) -> LlamaConfig:
-        """The model's shape: heads of width 32, four queries per key where that divides."""
-        heads = self.hidden // 32
-        return LlamaConfig(
-            self.vocabulary,
-            self.hidden,
-            self.feed_forward,
-            self.layers,
-            heads,
-            heads // 4 if heads % 4 == 0 else heads,
-            32,
-            dtype=self.dtype,
-            param_dtype=self.dtype,
-        )
+        check_new_file(self.json, "json")
+        check_new_file(self.plot, "plot")
 
 
-def bench(config: Config) -> None:
-    """Measure both frameworks, then print or write the figures.
+def run(config: Config) -> None:
+    """Measure both frameworks, print the table and write the files."""
+    bench(config, model_config(config.size, config.dtype, config.model))
+
+
+def bench(config: Config, llama: LlamaConfig) -> dict[str, Any]:
+    """Run the benchmark with a model of any shape and return its figures.
 
     Raises:
-        UserError: If torch or PEFT is missing, or the two losses disagree.
+        UserError: If torch or PEFT is missing, or loss or gradient of the two disagree.
     """
-    result = measure(config)
-    if config.out is not None:
-        config.out.mkdir(parents=True, exist_ok=True)
-        write_json(config.out / "bench_sft.json", result)
-        plot(config.out / "bench_sft.png", result)
-    if config.json:
-        print(json.dumps(result, indent=1))
-    else:
-        show(config, result)
+    for package in ("torch", "peft"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"{package} is not installed; pip install 'jaxalign[parity]'")
+    machine, examples = machine_facts(), make_examples(config, llama.vocab_size)
+    with tempfile.TemporaryDirectory(prefix="jaxalign-bench-") as scratch:
+        folder = Path(scratch)
+        model = model_folder(config.size, folder, config.model)
+        work = make_work(config, llama, examples, model, folder)
+        facts, first_step, rows = measure(config, work, folder)
+    result = make_result(config, llama, examples, rows) | {
+        "first_step": first_step,
+        "machine": machine | facts | {"versions": versions()},
+    }
+    show(result)
+    if config.json is not None:
+        write_json(config.json, result)
+    if config.plot is not None:
+        plot(config.plot, result)
+    return result
 
 
-def make_examples(config: Config) -> list[Example]:
+def make_examples(config: Config, vocabulary: int) -> list[Example]:
     """Draw the examples of all steps of a repeat, with answers of one or two tokens."""
     random = np.random.default_rng(config.seed)
     count = config.batch * config.steps
     lengths = random.integers(config.shortest, config.longest + 1, count).tolist()
     answers = random.integers(1, 3, count).tolist()
-    tokens = [tuple(random.integers(0, config.vocabulary, n).tolist()) for n in lengths]
+    tokens = [tuple(random.integers(0, vocabulary, n).tolist()) for n in lengths]
     return [Example(t, len(t) - a) for t, a in zip(tokens, answers, strict=True)]
 
 
@@ -166,152 +183,193 @@ def training_flops(config: LlamaConfig, examples: list[Example]) -> float:
     return 2.0 * (linear + head) + 3.0 * 4 * width * before * pairs
 
 
-def make_work(config: Config, examples: list[Example], folder: Path) -> Work:
-    """Write random weights, and an adapter with no zero matrix, as files for both workers."""
-    llama, lora = config.llama, LoraConfig()
-    params = jax.jit(init_params, static_argnums=0)(llama, jax.random.key(config.seed))
-    save_checkpoint(folder / "model", params, llama)
-    random = np.random.default_rng(config.seed)
+def make_work(
+    config: Config, llama: LlamaConfig, examples: list[Example], model: Path, scratch: Path
+) -> Work:
+    """Return the work of both workers, and write the files that it names.
+
+    Args:
+        config: Settings of the benchmark.
+        llama: Shape of the model.
+        examples: What is trained on.
+        model: Folder of the weights; random ones are written if it is empty.
+        scratch: Folder for the adapter.
+    """
+    if not (model / "config.json").is_file():
+        params = jax.jit(init_params, static_argnums=0)(llama, jax.random.key(config.seed))
+        save_checkpoint(model, params, llama)
+    lora, random = LoraConfig(), np.random.default_rng(config.seed)
     # LoRA starts with one of its two matrices at zero; with both away from zero the first loss
     # depends on all of them, so that comparing it checks the whole adapter.
+    bound = 1 / np.sqrt(llama.hidden_size)
     adapter = jax.tree.map(
-        lambda x: random.uniform(-0.05, 0.05, x.shape).astype(x.dtype),
+        lambda x: random.uniform(-bound, bound, x.shape).astype(x.dtype),
         abstract_adapter(llama, lora),
     )
-    save_lora(folder / "adapter", adapter, llama, lora, str(folder / "model"))
+    save_lora(scratch / "adapter", adapter, llama, lora, str(model))
     return Work(
         llama=llama,
-        model=folder / "model",
-        adapter=folder / "adapter",
+        model=model,
+        adapter=scratch / "adapter",
         examples=tuple((e.tokens, e.prompt_length) for e in examples),
         batch=config.batch,
-        threads=config.threads or os.cpu_count() or 1,
+        micro_batch=config.micro_batch or config.batch,
+        tokens_per_pass=config.tokens_per_pass,
         remat=config.remat,
-        unroll=config.unroll,
+        threads=config.threads or os.cpu_count() or 1,
     )
 
 
-def measure(config: Config) -> dict:
-    """Run both workers and return all figures.
+def measure(
+    config: Config, work: Work, scratch: Path
+) -> tuple[dict[str, Any], dict[str, dict[str, float]], dict[str, list[dict[str, float]]]]:
+    """Start both workers, compare their first step, and let them take turns.
+
+    Returns:
+        Facts, and loss and gradient norm of the first step, by framework; and by framework one row
+        per repeat: seconds, matmul peak, peak memory.
 
     Raises:
-        UserError: If torch or PEFT is missing, or the two losses disagree.
+        UserError: If loss or gradient norm of the two disagree.
     """
-    for package in ("torch", "peft"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"{package} is not installed; pip install 'jaxalign[parity]'")
-    examples = make_examples(config)
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        folder = Path(scratch)
-        work = make_work(config, examples, folder)
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in FRAMEWORKS}
+    with contextlib.ExitStack() as stack:
         workers = {
             name: stack.enter_context(
-                Worker(f"experiments.bench.sft.worker_{name}", folder / f"{name}.log")
+                Worker(f"experiments.bench.sft.worker_{name}", scratch / f"{name}.log")
             )
             for name in FRAMEWORKS
         }
-        facts = {name: worker.call("prepare", work).value for name, worker in workers.items()}
-        losses = {name: worker.call("loss").value for name, worker in workers.items()}
-        if abs(losses["jax"] - losses["torch"]) > _TOLERANCE[config.dtype] * losses["torch"]:
-            raise UserError(f"the two do not compute the same loss: {losses}; no speed is reported")
-        rows = repeats(config, examples, workers)
+        facts = {"jax": workers["jax"].call("prepare", work).value}
+        steps = facts["jax"].pop("steps")
+        print(f"jaxalign: {facts['jax']['step']}")
+        facts["torch"] = workers["torch"].call("prepare", work, steps).value
+        first_step = {name: worker.call("first_step").value for name, worker in workers.items()}
+        check_same(work.llama.dtype, first_step)
+        on_progress = stack.enter_context(progress_bars())
+        order = turns(tuple(FRAMEWORKS), config.repeats, config.seed)
+        for done, (_, name) in enumerate(order):
+            on_progress(Progress("run", done, 2 * config.repeats, "runs", fields={"now": name}))
+            # Measured right before the run, because the machine's speed drifts.
+            peak = workers[name].call("peak").value
+            rows[name].append(_row(workers[name].call("run"), peak))
+        on_progress(Progress("run", 2 * config.repeats, 2 * config.repeats, "runs"))
+    return facts, first_step, rows
+
+
+def check_same(dtype: str, first_step: dict[str, dict[str, float]]) -> None:
+    """Raise UserError if loss or gradient norm differ by more than the dtype explains."""
+    for name, tolerance in _TOLERANCE[dtype].items():
+        ours, theirs = first_step["jax"][name], first_step["torch"][name]
+        if not abs(ours - theirs) <= tolerance * abs(theirs):
+            raise UserError(
+                f"the two do not compute the same {name.replace('_', ' ')}: {ours} and {theirs}; "
+                "no speed is reported"
+            )
+
+
+def _row(answer: Answer, peak: float) -> dict[str, float]:
+    return {"seconds": answer.value, "matmul_peak_flops": peak, "peak_bytes": answer.peak_bytes}
+
+
+def make_result(
+    config: Config,
+    llama: LlamaConfig,
+    examples: list[Example],
+    rows: dict[str, list[dict[str, float]]],
+) -> dict[str, Any]:
+    """Return the figures of all repeats, and their medians and ranges."""
+    tokens, flops = sum(len(e.tokens) for e in examples), training_flops(llama, examples)
+    seconds, peaks, memory = (
+        {name: [row[field] for row in rows[name]] for name in FRAMEWORKS}
+        for field in ("seconds", "matmul_peak_flops", "peak_bytes")
+    )
+    fastest = fastest_peaks(peaks)
+    frameworks = {
+        name: {
+            "tokens_per_second": spread([tokens / s for s in seconds[name]]),
+            "fraction_of_matmul_peak": spread(
+                paired_ratios([flops / s for s in seconds[name]], peaks[name])
+            ),
+            "fraction_of_fastest_matmul_peak": spread(
+                paired_ratios([flops / s for s in seconds[name]], fastest)
+            ),
+            "matmul_peak_flops": spread(peaks[name]),
+            "peak_bytes": max(memory[name]),
+        }
+        for name in FRAMEWORKS
+    }
     # Within a repeat both ran under the same load.
-    ratios = [
-        ours["tokens_per_second"] / theirs["tokens_per_second"]
-        for ours, theirs in zip(rows["jax"], rows["torch"], strict=True)
-    ]
+    ratios = paired_ratios(seconds["torch"], seconds["jax"])
     return {
-        "settings": settings_of(config),
-        "facts": facts,
-        "first_loss": losses,
-        "tokens": sum(len(e.tokens) for e in examples),
-        "model_flops": training_flops(config.llama, examples),
-        "repeats": rows,
+        "ratio": spread(ratios),
         "ratios": ratios,
-        "ratio_median": float(np.median(ratios)),
+        "frameworks": frameworks,
+        "repeats": rows,
+        "tokens": tokens,
+        "model_flops": flops,
+        "settings": plain(config)
+        | {"model_name": model_name(config.size, config.model), "model": plain(llama)},
     }
 
 
-def repeats(
-    config: Config, examples: list[Example], workers: dict[str, Worker]
-) -> dict[str, list[dict[str, float]]]:
-    """Let both frameworks train all steps once per repeat, in random order.
-
-    Returns:
-        By framework, one row per repeat: tokens per second, matmul peak, fraction of the peak.
-    """
-    tokens = sum(len(e.tokens) for e in examples)
-    flops = training_flops(config.llama, examples)
-    order = np.random.default_rng(config.seed)
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in FRAMEWORKS}
-    with progress_bars(quiet=config.json) as on_progress:
-        on_progress(Progress("repeat", 0, config.repeats, "repeats"))
-        for repeat in range(config.repeats):
-            for name in order.permutation(FRAMEWORKS).tolist():
-                # Measured right before the run, because the machine's speed drifts.
-                peak = workers[name].call("peak").value
-                seconds = workers[name].call("run").value
-                rows[name].append(
-                    {
-                        "tokens_per_second": tokens / seconds,
-                        "matmul_peak_flops": peak,
-                        "fraction_of_peak": flops / seconds / peak,
-                    }
-                )
-            on_progress(Progress("repeat", repeat + 1, config.repeats, "repeats"))
-    return rows
-
-
-def show(config: Config, result: dict) -> None:
+def show(result: dict[str, Any]) -> None:
     """Print the table of both frameworks and the ratio."""
-    rows = []
-    for name, title in (("jax", "jaxalign"), ("torch", "torch + PEFT")):
-        speeds = [row["tokens_per_second"] for row in result["repeats"][name]]
-        share = np.median([row["fraction_of_peak"] for row in result["repeats"][name]])
+    settings, machine, rows = result["settings"], result["machine"], []
+    for name, title in FRAMEWORKS.items():
+        figures = result["frameworks"][name]
+        speed = figures["tokens_per_second"]
         rows.append(
             [
                 title,
-                *(f"{f(speeds):,.0f}" for f in (np.median, min, max)),
-                float(100 * share),
-                float(100 * result["facts"][name]["useful"]),
+                *(f"{speed[field]:,.0f}" for field in ("median", "min", "max")),
+                float(100 * figures["fraction_of_matmul_peak"]["median"]),
+                float(100 * figures["fraction_of_fastest_matmul_peak"]["median"]),
+                f"{figures['peak_bytes'] / 2**20:,.0f}",
+                float(100 * machine[name]["useful"]),
             ]
         )
     print_table(
-        f"LoRA fine-tuning, {config.layers} layers x {config.hidden}, vocabulary "
-        f"{config.vocabulary:,}, {config.dtype}, {result['facts']['jax']['device']}",
+        f"LoRA fine-tuning, {settings['model_name']}, {settings['dtype']}, steps of "
+        f"{settings['batch']} examples of {settings['shortest']} to {settings['longest']} tokens, "
+        f"{machine['processor']}",
         (
             "framework",
             "tokens/s (median)",
             "slowest",
             "fastest",
-            "% of matmul peak",
+            "% of its matmul peak",
+            "% of the faster",
+            "peak, MiB",
             "% of computed tokens that are not padding",
         ),
         rows,
     )
+    ratio, first = result["ratio"], result["first_step"]
     print(
-        f"jaxalign is {result['ratio_median']:.2f} times as fast "
-        f"({min(result['ratios']):.2f} to {max(result['ratios']):.2f} over {config.repeats} "
-        f"repeats); first loss {result['first_loss']['jax']:.5f} and "
-        f"{result['first_loss']['torch']:.5f}"
+        f"jaxalign is {ratio['median']:.2f} times as fast ({ratio['min']:.2f} to "
+        f"{ratio['max']:.2f} over {settings['repeats']} repeats); loss of the first step "
+        f"{first['jax']['loss']:.5f} and {first['torch']['loss']:.5f}, gradient norm "
+        f"{first['jax']['gradient_norm']:.5f} and {first['torch']['gradient_norm']:.5f}"
     )
+    warn_if_busy(machine)
 
 
-def plot(path: Path, result: dict) -> None:
+def plot(path: Path, result: dict[str, Any]) -> None:
     """Save a plot of every repeat's speed, with the two frameworks of a repeat joined."""
     figure = new_figure((5, 3.2))
-    axes = figure.subplots()
+    axes, tokens = figure.subplots(), result["tokens"]
     pairs = zip(result["repeats"]["torch"], result["repeats"]["jax"], strict=True)
-    for theirs, ours in pairs:
-        values = [theirs["tokens_per_second"], ours["tokens_per_second"]]
+    for pair in pairs:
+        values = [tokens / row["seconds"] for row in pair]
         axes.plot([0, 1], values, "o-", color="tab:blue", alpha=0.6)
     axes.set_xticks([0, 1], ["torch + PEFT", "jaxalign"])
     axes.set_xlim(-0.4, 1.4)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("useful tokens per second")
-    axes.set_title(f"LoRA fine-tuning: {result['ratio_median']:.2f} times as fast")
+    axes.set_title(f"LoRA fine-tuning: {result['ratio']['median']:.2f} times as fast")
     figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":
-    main(bench, Config)
+    main(run, Config)

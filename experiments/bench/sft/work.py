@@ -9,6 +9,8 @@ from jaxalign.lm.config import LlamaConfig
 
 LEARNING_RATE, CLIP = 1e-4, 1.0
 
+TokensAndPrompt = tuple[tuple[int, ...], int]  # an example: token ids, length of its prompt
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -18,23 +20,20 @@ class Work:
         llama: Shape of the model.
         model: Folder of the weights in the Hugging Face layout.
         adapter: Folder of the adapter in the PEFT layout.
-        examples: Token ids of each example, and how many of them are the prompt.
+        examples: The examples of all steps.
         batch: Examples per optimiser step.
+        micro_batch: Examples that torch computes at a time; gradients of a step are added up.
+        tokens_per_pass: Most tokens that jaxalign computes at a time; None lets it choose.
+        remat: Whether jaxalign recomputes layers in the backward pass; None lets it choose.
         threads: Number of threads for torch.
-        remat: Whether jaxalign rematerialises activations.
-        unroll: Whether jaxalign unrolls the layers.
     """
 
     llama: LlamaConfig
     model: Path
     adapter: Path
-    examples: tuple[tuple[tuple[int, ...], int], ...]
+    examples: tuple[TokensAndPrompt, ...]
     batch: int
+    micro_batch: int
+    tokens_per_pass: int | None
+    remat: bool | None
     threads: int
-    remat: bool
-    unroll: bool
-
-    @property
-    def steps(self) -> int:
-        """Number of optimiser steps in one pass over the examples."""
-        return len(self.examples) // self.batch

@@ -22,46 +22,55 @@ from jaxalign.training.trainer import TrainConfig, Trainer
 class JaxSide:
     """Methods that the parent process calls by name."""
 
-    def prepare(self, work: Work) -> dict[str, float | str]:
-        """Load, compile, and train all steps once; return facts about the device and packing."""
+    def prepare(self, work: Work) -> dict[str, object]:
+        """Load, compile, and train all steps once.
+
+        Returns:
+            Facts about the device and the compiled step, and the examples of each step.
+        """
         lora, adapter = load_lora(work.adapter, work.llama)
         train = TrainConfig(
             batch=work.batch,
             learning_rate=LEARNING_RATE,
             clip=CLIP,
             warm_up=0.0,
-            tokens_per_pass=2048,
+            tokens_per_pass=work.tokens_per_pass,
             remat=work.remat,
-            unroll=work.unroll,
         )
         examples = {"all": [Example(*example) for example in work.examples]}
         mesh = make_mesh(jax.devices()[:1])
+        began = time.perf_counter()
         self._trainer = Trainer(work.llama, train, lora, examples, mesh)
+        compile_seconds = time.perf_counter() - began
         self._params = load_checkpoint(work.model, work.llama)
-        # Start from the adapter that both sides share; the order of the examples may differ.
+        # Start from the adapter that both sides share.
         state = self._trainer.start(self._params)
         self._state = dataclasses.replace(
             state, trained=jax.tree.map(lambda x: jnp.asarray(x)[None], adapter)
         )
         self._dtype = work.llama.dtype
         self.run()
+        (data,) = self._trainer.groups
         return {
             "device": device_name(),
             "jax": jax.__version__,
             "useful": self._useful(),
+            "compile_seconds": compile_seconds,
+            "step": self._trainer.describe(),
+            "remat": self._trainer.train.remat,
+            "steps": [
+                [(e.tokens, e.prompt_length) for e in data.examples(step)[0]]
+                for step in range(data.steps)
+            ],
         }
 
-    def loss(self) -> float:
-        """Return the mean loss over all answer tokens under the initial adapter."""
-        total = count = 0.0
-        for _, batches, passes in self._trainer.batches(0):
-            # `advance` consumes its state; only the loss is wanted, so a copy is thrown away.
-            copy = jax.tree.map(jnp.copy, self._state)
-            _, metrics = self._trainer.advance(copy, self._params, batches, passes)
-            # The batch's loss is a mean over its answer tokens: weigh it by their number.
-            total += float(metrics["loss"][0] * metrics["answers"][0])
-            count += float(metrics["answers"][0])
-        return total / count
+    def first_step(self) -> dict[str, float]:
+        """Return loss and gradient norm of the first step, under the initial adapter."""
+        _, batches, passes = next(self._trainer.batches(0))
+        # `advance` consumes its state, so it is given a copy.
+        copy = jax.tree.map(jnp.copy, self._state)
+        _, metrics = self._trainer.advance(copy, self._params, batches, passes)
+        return {name: float(metrics[name][0]) for name in ("loss", "gradient_norm")}
 
     def run(self) -> float:
         """Train all steps once; return the seconds, packing included."""

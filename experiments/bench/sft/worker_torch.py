@@ -2,7 +2,8 @@
 
 It does what transformers' `Trainer` does, without its bookkeeping: each batch is padded to its
 longest example, labels are -100 where nothing is scored, attention is fused ("sdpa"), the optimizer
-is AdamW, and gradients are clipped.
+is AdamW, and gradients are clipped. A step may be cut into micro-batches, whose gradients are added
+up as with `gradient_accumulation_steps`.
 """
 
 from __future__ import annotations
@@ -15,51 +16,49 @@ import peft
 import torch
 from transformers import LlamaForCausalLM
 
-from experiments.bench.peers import serve
-from experiments.bench.sft.work import CLIP, LEARNING_RATE, Work
-
-_PEAK_SIZE = 2048
+from experiments.bench.peers import serve, torch_matmul_peak
+from experiments.bench.sft.work import CLIP, LEARNING_RATE, TokensAndPrompt, Work
 
 
 class TorchSide:
     """Methods that the parent process calls by name."""
 
-    def prepare(self, work: Work) -> dict[str, float | str]:
-        """Load the model and train all steps once; return versions and the useful share."""
+    def prepare(self, work: Work, steps: list[list[TokensAndPrompt]]) -> dict[str, float | str]:
+        """Load the model and train all steps once; return versions and the useful share.
+
+        Args:
+            work: What to train.
+            steps: The examples of each step, in jaxalign's order.
+        """
         torch.set_num_threads(work.threads)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._dtype = getattr(torch, work.llama.dtype)
+        self._dtype = work.llama.dtype
         model = LlamaForCausalLM.from_pretrained(
-            work.model, dtype=self._dtype, attn_implementation="sdpa"
+            work.model, dtype=getattr(torch, self._dtype), attn_implementation="sdpa"
         )
         model = peft.PeftModel.from_pretrained(model, work.adapter, is_trainable=True)
         self._model = model.to(self._device).train()
         self._trained = [p for p in self._model.parameters() if p.requires_grad]
         self._start = [p.detach().clone() for p in self._trained]
-        self._work = work
+        self._steps, self._micro_batch = steps, work.micro_batch
         self.run()
         return {"torch": torch.__version__, "peft": peft.__version__, "useful": self._useful()}
 
-    def loss(self) -> float:
-        """Return the mean loss over all answer tokens under the initial adapter."""
+    def first_step(self) -> dict[str, float]:
+        """Return loss and gradient norm of the first step, under the initial adapter."""
         self._restart()
-        total = count = 0.0
-        with torch.no_grad():
-            for step in range(self._work.steps):
-                batch = self._batch(step)
-                # The model's loss is a mean over answer tokens: weigh it by their number.
-                answers = int((batch["labels"] >= 0).sum())
-                total += float(self._model(**batch).loss) * answers
-                count += answers
-        return total / count
+        loss = self._gradient(0)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, CLIP)
+        self._model.zero_grad()
+        return {"loss": loss, "gradient_norm": float(norm)}
 
     def run(self) -> float:
         """Train all steps once; return the seconds, padding included."""
         self._restart()
         optimizer = torch.optim.AdamW(self._trained, lr=LEARNING_RATE, weight_decay=0.0)
         began = time.perf_counter()
-        for step in range(self._work.steps):
-            self._model(**self._batch(step)).loss.backward()
+        for step in range(len(self._steps)):
+            self._gradient(step)
             torch.nn.utils.clip_grad_norm_(self._trained, CLIP)
             optimizer.step()
             optimizer.zero_grad()
@@ -67,15 +66,8 @@ class TorchSide:
         return time.perf_counter() - began
 
     def peak(self) -> float:
-        """Return the FLOP/s of a large matrix product, the best within about a second."""
-        # The best of many products within a second is the least disturbed one.
-        a, b = torch.randn(2, _PEAK_SIZE, _PEAK_SIZE, dtype=self._dtype, device=self._device)
-        best, until = float("inf"), time.perf_counter() + 1
-        while best == float("inf") or time.perf_counter() < until:
-            began = time.perf_counter()
-            float((a @ b)[0, 0])
-            best = min(best, time.perf_counter() - began)
-        return 2 * _PEAK_SIZE**3 / best
+        """Return the FLOP/s of a large matrix product."""
+        return torch_matmul_peak(self._dtype)
 
     def _restart(self) -> None:
         """Set the adapter back to its initial weights."""
@@ -83,11 +75,26 @@ class TorchSide:
             for p, start in zip(self._trained, self._start, strict=True):
                 p.copy_(start)
 
-    def _batch(self, step: int) -> dict[str, torch.Tensor]:
-        """Return the padded batch of a step."""
-        size = self._work.batch
-        examples = self._work.examples[step * size : (step + 1) * size]
-        width = max(len(tokens) for tokens, _ in examples)
+    def _gradient(self, step: int) -> float:
+        """Add up the gradient of a step's micro-batches; return its mean loss."""
+        batches = self._batches(step)
+        answers = [int((batch["labels"] >= 0).sum()) for batch in batches]
+        total = 0.0
+        for batch, count in zip(batches, answers, strict=True):
+            # The model's loss is a mean over answer tokens: weigh it by their number.
+            loss = self._model(**batch).loss * (count / sum(answers))
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def _batches(self, step: int) -> list[dict[str, torch.Tensor]]:
+        """Return the padded micro-batches of a step."""
+        examples, size = self._steps[step], self._micro_batch
+        return [self._padded(examples[n : n + size]) for n in range(0, len(examples), size)]
+
+    def _padded(self, examples: list[TokensAndPrompt]) -> dict[str, torch.Tensor]:
+        """Return examples padded to the longest of them."""
+        size, width = len(examples), max(len(tokens) for tokens, _ in examples)
         # -100 marks positions without a loss: the prompt and the padding.
         ids, mask = np.zeros((2, size, width), np.int64)
         labels = np.full((size, width), -100)
@@ -99,7 +106,7 @@ class TorchSide:
 
     def _useful(self) -> float:
         """Return the share of computed tokens that are not padding."""
-        masks = [self._batch(step)["attention_mask"] for step in range(self._work.steps)]
+        masks = [b["attention_mask"] for n in range(len(self._steps)) for b in self._batches(n)]
         return float(sum(m.sum() for m in masks) / sum(m.numel() for m in masks))
 
 
