@@ -23,7 +23,7 @@ class JaxSide:
     """Methods that the parent process calls by name."""
 
     def prepare(self, work: Work) -> dict[str, object]:
-        """Load, compile, and train all steps once.
+        """Load and compile.
 
         Returns:
             Facts about the device and the compiled step, and the examples of each step.
@@ -49,7 +49,6 @@ class JaxSide:
             state, trained=jax.tree.map(lambda x: jnp.asarray(x)[None], adapter)
         )
         self._dtype = work.llama.dtype
-        self.run()
         (data,) = self._trainer.groups
         return {
             "device": device_name(),
@@ -65,7 +64,10 @@ class JaxSide:
         }
 
     def first_step(self) -> dict[str, float]:
-        """Return loss and gradient norm of the first step, under the initial adapter."""
+        """Return loss and gradient norm of the first step, under the initial adapter.
+
+        It also warms up.
+        """
         _, batches, passes = next(self._trainer.batches(0))
         # `advance` consumes its state, so it is given a copy.
         copy = jax.tree.map(jnp.copy, self._state)

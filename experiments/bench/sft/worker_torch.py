@@ -24,7 +24,7 @@ class TorchSide:
     """Methods that the parent process calls by name."""
 
     def prepare(self, work: Work, steps: list[list[TokensAndPrompt]]) -> dict[str, float | str]:
-        """Load the model and train all steps once; return versions and the useful share.
+        """Load the model; return versions and the useful share.
 
         Args:
             work: What to train.
@@ -41,11 +41,13 @@ class TorchSide:
         self._trained = [p for p in self._model.parameters() if p.requires_grad]
         self._start = [p.detach().clone() for p in self._trained]
         self._steps, self._micro_batch = steps, work.micro_batch
-        self.run()
         return {"torch": torch.__version__, "peft": peft.__version__, "useful": self._useful()}
 
     def first_step(self) -> dict[str, float]:
-        """Return loss and gradient norm of the first step, under the initial adapter."""
+        """Return loss and gradient norm of the first step, under the initial adapter.
+
+        It also warms up.
+        """
         self._restart()
         loss = self._gradient(0)
         norm = torch.nn.utils.clip_grad_norm_(self._trained, CLIP)
