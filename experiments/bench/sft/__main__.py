@@ -18,7 +18,9 @@ without padding. FLOPs are those of `training_flops`, so that padding and unused
 neither side; they are divided by the matmul peak that the same process has just measured, and by
 the faster of both. Peak memory is that of a process while it trains, weights included.
 
-The cores must be idle: see `experiments.bench.population`.
+The cores must be idle: see `experiments.bench.population`. On a busy machine, one core for all
+(`taskset -c 0 python -m experiments.bench.sft --threads 1`) and the ratio by processor time say
+more: threads that wait for each other use processor time too, a single one does not.
 """
 
 from __future__ import annotations
@@ -36,7 +38,6 @@ import numpy as np
 
 from experiments.bench.models import Size, model_config, model_folder, model_name
 from experiments.bench.peers import (
-    Answer,
     Worker,
     fastest_peaks,
     machine_facts,
@@ -227,7 +228,7 @@ def measure(
 
     Returns:
         Facts, and loss and gradient norm of the first step, by framework; and by framework one row
-        per repeat: seconds, matmul peak, peak memory.
+        per repeat: seconds, processor seconds, matmul peak, peak memory.
 
     Raises:
         UserError: If loss or gradient norm of the two disagree.
@@ -252,7 +253,10 @@ def measure(
             on_progress(Progress("run", done, 2 * config.repeats, "runs", fields={"now": name}))
             # Measured right before the run, because the machine's speed drifts.
             peak = workers[name].call("peak").value
-            rows[name].append(_row(workers[name].call("run"), peak))
+            answer = workers[name].call("run")
+            rows[name].append(
+                {**answer.value, "matmul_peak_flops": peak, "peak_bytes": answer.peak_bytes}
+            )
         on_progress(Progress("run", 2 * config.repeats, 2 * config.repeats, "runs"))
     return facts, first_step, rows
 
@@ -268,10 +272,6 @@ def check_same(dtype: str, first_step: dict[str, dict[str, float]]) -> None:
             )
 
 
-def _row(answer: Answer, peak: float) -> dict[str, float]:
-    return {"seconds": answer.value, "matmul_peak_flops": peak, "peak_bytes": answer.peak_bytes}
-
-
 def make_result(
     config: Config,
     llama: LlamaConfig,
@@ -280,9 +280,9 @@ def make_result(
 ) -> dict[str, Any]:
     """Return the figures of all repeats, and their medians and ranges."""
     tokens, flops = sum(len(e.tokens) for e in examples), training_flops(llama, examples)
-    seconds, peaks, memory = (
+    seconds, busy, peaks, memory = (
         {name: [row[field] for row in rows[name]] for name in FRAMEWORKS}
-        for field in ("seconds", "matmul_peak_flops", "peak_bytes")
+        for field in ("seconds", "processor_seconds", "matmul_peak_flops", "peak_bytes")
     )
     fastest = fastest_peaks(peaks)
     frameworks = {
@@ -301,9 +301,12 @@ def make_result(
     }
     # Within a repeat both ran under the same load.
     ratios = paired_ratios(seconds["torch"], seconds["jax"])
+    of_processor = paired_ratios(busy["torch"], busy["jax"])
     return {
         "ratio": spread(ratios),
         "ratios": ratios,
+        "processor_ratio": spread(of_processor),
+        "processor_ratios": of_processor,
         "frameworks": frameworks,
         "repeats": rows,
         "tokens": tokens,
@@ -345,10 +348,11 @@ def show(result: dict[str, Any]) -> None:
         ),
         rows,
     )
-    ratio, first = result["ratio"], result["first_step"]
+    ratio, busy, first = result["ratio"], result["processor_ratio"], result["first_step"]
     print(
         f"jaxalign is {ratio['median']:.2f} times as fast ({ratio['min']:.2f} to "
-        f"{ratio['max']:.2f} over {settings['repeats']} repeats); loss of the first step "
+        f"{ratio['max']:.2f} over {settings['repeats']} repeats; by processor time "
+        f"{busy['median']:.2f}, {busy['min']:.2f} to {busy['max']:.2f}); loss of the first step "
         f"{first['jax']['loss']:.5f} and {first['torch']['loss']:.5f}, gradient norm "
         f"{first['jax']['gradient_norm']:.5f} and {first['torch']['gradient_norm']:.5f}"
     )
