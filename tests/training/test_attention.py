@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def shapes_of(function, *arguments) -> set[tuple[int, ...]]:
     while waiting:
         for equation in waiting.pop().eqns:
             found |= {v.aval.shape for v in equation.outvars if hasattr(v.aval, "shape")}
-            waiting += jax.core.jaxprs_in_params(equation.params)
+            waiting += jax.extend.core.jaxprs_in_params(equation.params)
     return found
 
 
