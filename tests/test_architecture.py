@@ -21,7 +21,8 @@ FLOORS = (
     {"prompts", "lm", "optim", "runs", "stats"},
     {"answering", "training", "pocket"},
     {"methods"},
-    {"commands", "cli"},
+    {"commands"},
+    {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 NUMERIC = ("answering", "lm", "optim", "stats", "training", "methods/soft_prompt")

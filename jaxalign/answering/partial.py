@@ -7,6 +7,7 @@ to the file afterwards, a row that is not what was written counts as missing and
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import zlib
@@ -20,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from jaxalign.answering.blocks import Conversations
 from jaxalign.core.errors import UserError
-from jaxalign.core.files import write_atomically
+from jaxalign.core.files import naming, write_all, write_atomically
 
 _log = logging.getLogger("jaxalign")
 
@@ -33,7 +34,7 @@ class PartialRows:
         missing: bool [N].
     """
 
-    def __init__(self, values: np.ndarray, missing: np.ndarray, stored: np.ndarray | None) -> None:
+    def __init__(self, values: np.ndarray, missing: np.ndarray, stored: Stored | None) -> None:
         self.values, self.missing, self._stored = values, missing, stored
 
     def put(self, rows: Sequence[int] | np.ndarray, values: np.ndarray) -> None:
@@ -41,9 +42,39 @@ class PartialRows:
         self.values[rows] = values
         self.missing[rows] = False
         if self._stored is not None:
-            # A row in this file's memory counts as complete only with its checksum.
-            self._stored["values"][rows] = values
-            self._stored["crc"][rows] = _checksums(self._stored["values"][rows])
+            self._stored.write(np.asarray(rows), self.values[rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """The file of the rows: each row's numbers, and their checksum behind them.
+
+    It is written to, not mapped: writing to mapped memory without room on the disk (a file with
+    holes, a file system that copies on write) kills the process and says nothing.
+
+    Attributes:
+        path: The file, as numpy saves an array.
+        first: Where its first row begins, in bytes.
+        dtype: Of a row with its checksum.
+    """
+
+    path: Path
+    first: int
+    dtype: np.dtype
+
+    def write(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Write numbers [rows, width] and their checksums."""
+        if not len(rows):
+            return
+        order = np.argsort(rows, kind="stable")
+        records = np.zeros(len(rows), self.dtype)
+        records["values"] = values
+        records["crc"] = _checksums(records["values"])
+        ends = 1 + np.flatnonzero(np.diff(rows[order]) != 1)
+        with naming(self.path), self.path.open("r+b", buffering=0) as file:
+            for stretch in np.split(order, ends):
+                file.seek(self.first + int(rows[stretch[0]]) * self.dtype.itemsize)
+                write_all(file, records[stretch].tobytes())
 
 
 def open_partial(folder: Path | None, name: str, rows: int, width: int, dtype: Any) -> PartialRows:
@@ -64,11 +95,12 @@ def open_partial(folder: Path | None, name: str, rows: int, width: int, dtype: A
     values, missing, stored = np.zeros((rows, width), dtype), np.ones(rows, bool), None
     if folder is not None and jax.process_index() == 0:
         path = Path(folder) / f"{name}.npy"
-        stored = _open(path, np.zeros(rows, [("values", dtype, (width,)), ("crc", "<u4")]))
-        values[:] = stored["values"]
-        missing = _checksums(values) != stored["crc"]
+        found = _open(path, np.zeros(rows, [("values", dtype, (width,)), ("crc", "<u4")]))
+        stored = Stored(path, found.offset, found.dtype)
+        values[:] = found["values"]
+        missing = _checksums(values) != found["crc"]
         # Zero stands beside a row that was never written; it is the checksum of hardly any.
-        damaged = int((missing & (stored["crc"] != 0)).sum())
+        damaged = int((missing & (found["crc"] != 0)).sum())
         if damaged:
             _log.info(f"{path}: {damaged} of {rows} answers are damaged and are asked again")
     if jax.process_count() > 1:
@@ -76,13 +108,14 @@ def open_partial(folder: Path | None, name: str, rows: int, width: int, dtype: A
     return PartialRows(values, missing, stored)
 
 
-def _open(path: Path, empty: np.ndarray) -> np.ndarray:
+def _open(path: Path, empty: np.ndarray) -> np.memmap:
     if not path.exists():
         try:
             write_atomically(path, lambda file: np.save(file, empty))
-        except OSError as error:
+        except (FileExistsError, NotADirectoryError) as error:
             raise UserError(f"{path.parent}: {error.strerror}; give another folder") from None
     try:
+        # For writing too, so that a file that was cut short gets its length back.
         array = np.lib.format.open_memmap(path, mode="r+")
     except (OSError, ValueError, TypeError, SyntaxError) as error:
         reason = " ".join(str(error).split())

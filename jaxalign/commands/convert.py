@@ -1,4 +1,4 @@
-"""Convert a GGUF file of a Llama to a model folder in Hugging Face layout.
+"""Convert a GGUF file to a model folder in Hugging Face layout.
 
     jaxalign convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2
 
@@ -28,10 +28,10 @@ from jaxalign.runs.console import progress_bars
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Convert a GGUF file of a Llama to a model folder in Hugging Face layout."""
+    """Convert a GGUF file to a model folder in Hugging Face layout."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """GGUF file of a Llama, such as the ones llama.cpp and Ollama use; or smollm2."""
+    """GGUF file of a handled family, such as the ones llama.cpp and Ollama use; or smollm2."""
     out: Annotated[Path, tyro.conf.Positional]
     """Folder to write, in Hugging Face layout."""
     dtype: DType = "bfloat16"

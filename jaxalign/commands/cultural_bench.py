@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from jaxalign.commands.reports import cultural_bench_report
+from jaxalign.commands.reports.cultural_bench import gate_note
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.cultural_bench import Settings, run_cultural_bench
 from jaxalign.runs.console import print_table, progress_bars
@@ -36,6 +37,8 @@ def measure(settings: Settings) -> None:
 def print_result(result: Mapping[str, Any]) -> None:
     """Print a table for each set: accuracy by method, differences, and what needs no model."""
     for record in result["sets"].values():
+        gate = gate_note(record)
+        print(f"{gate.lead} {gate.text}")
         is_hard = record["items"] > record["questions"]
         columns = ["", "questions", "accuracy [95 %]", "- naive [95 %]"]
         columns += ["rows right", "true row likeliest"] if is_hard else []

@@ -33,7 +33,7 @@ from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import LM, load_model, open_model
 from jaxalign.report.figures import save_training_losses
 from jaxalign.runs import Run, check_run, identity_of, may_change, recorded_facts, with_flags
-from jaxalign.runs.checkpoints import Checkpoints
+from jaxalign.runs.checkpoints import Checkpoints, checkpoint_bytes
 from jaxalign.runs.console import progress_bars
 from jaxalign.training.conversations import hold_out, read_conversations
 from jaxalign.training.defaults import resolve_training
@@ -132,7 +132,12 @@ def tune(config: Config) -> None:
         "left_out": left_out,
     }
     lm = load_model(files, mesh=mesh)
-    with Run.create(config.out, config, facts, config.resume, step="step") as open_run:
+    writes_bytes = checkpoint_bytes(trainer.abstract_state)
+    if config.merge or config.train.method == "full":
+        writes_bytes += checkpoint_bytes(lm.params, keep=0)
+    with Run.create(
+        config.out, config, facts, config.resume, step="step", writes_bytes=writes_bytes
+    ) as open_run:
         for note in open_run.notes:
             print(note)
         trained = _train(config, open_run, trainer, lm, held_out_loss)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import io
 import json
 import math
 import os
@@ -81,8 +82,34 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
     Raises:
         OSError: The file cannot be written. Whatever `content` raises comes through too.
     """
+    with naming(path):
+        _replace(path, content)
+
+
+@contextlib.contextmanager
+def naming(path: Path | str, always: bool = True) -> Iterator[None]:
+    """Give a system's error that is raised inside the block the name of the file it is about.
+
+    The system does not say which file a write was to, and nobody knows the name of a temporary one.
+
+    Args:
+        path: The file or folder.
+        always: Whether to put it in place of a name that the error has already.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and (always or error.filename is None):
+            error.filename = os.fspath(path)
+        raise
+
+
+def _replace(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    # The name of the file may be as long as a name can be.
+    handle, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{_shortened(path.name)}.", suffix=".tmp"
+    )
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide results from colleagues
@@ -97,6 +124,11 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
         Path(temporary).unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
+
+
+def _shortened(name: str) -> str:
+    """Return the beginning of a name, so that more may be added to it (255 bytes are the most)."""
+    return os.fsencode(name)[:200].decode(errors="ignore")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -125,6 +157,12 @@ def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
     write_atomically(path, write)
 
 
+def write_all(file: io.RawIOBase, content: bytes) -> None:
+    """Write to an unbuffered file. On a disk that is nearly full a write may take a part only."""
+    while content:
+        content = content[file.write(content) :]
+
+
 @contextlib.contextmanager
 def staging_folder(folder: Path, last: str) -> Iterator[Path]:
     """Yield an empty folder inside `folder` whose files are moved into it when the block ends.
@@ -133,7 +171,10 @@ def staging_folder(folder: Path, last: str) -> Iterator[Path]:
     `last` is moved after all others, so `folder` is complete once it holds that file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=folder) as name:
+    with (
+        naming(folder, always=False),
+        tempfile.TemporaryDirectory(prefix=".incomplete-", dir=folder) as name,
+    ):
         yield Path(name)
         for path in sorted(Path(name).iterdir(), key=lambda p: (p.name == last, p.name)):
             os.replace(path, folder / path.name)
@@ -205,8 +246,8 @@ class MetricsFile:
             raise TypeError(f"{self.path.name}: {self.step}={fields[self.step]!r} is not an int")
         line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
         # One write of one line: a kill can tear only the last line, and `rewind` drops that.
-        with self.path.open("ab", buffering=0) as file:
-            file.write(line.encode() + b"\n")
+        with naming(self.path), self.path.open("ab", buffering=0) as file:
+            write_all(file, line.encode() + b"\n")
             # A checkpoint is on the disk before the next row, so its own rows must be there too.
             os.fsync(file.fileno())
 

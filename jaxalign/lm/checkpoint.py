@@ -389,8 +389,9 @@ def _fill(
     out: np.ndarray, tensor: StoredTensor, weight: Weight, index: Index, shape: tuple[int, ...]
 ) -> None:
     """Read one layer's part `index` of a tensor into `out`; `shape` is the layer's."""
-    if len(shape) == 1:
-        out[...] = tensor[index[0]].astype(out.dtype, copy=False)
+    if weight.fan_in is None:  # a vector in the file; a bias has heads here
+        vector = tensor[_flat_range(index, shape)]
+        out[...] = vector.astype(out.dtype, copy=False).reshape(out.shape)
     elif not weight.transposed:
         _copy(tensor, *index, out)
     else:
@@ -549,4 +550,4 @@ def _hf_tensor(params: Params, config: LlamaConfig, place: Place) -> Iterator[np
         transposed = np.empty(weight.hf_shape, value.dtype)
         _copy_blocks(transposed.T, value.reshape(weight.fan_in, -1))
         value = transposed
-    yield np.ascontiguousarray(value)
+    yield np.ascontiguousarray(value.reshape(weight.hf_shape))

@@ -1,4 +1,4 @@
-"""Shapes and constants of a LLaMA-3 model, from a preset or from a Hugging Face `config.json`."""
+"""Shapes and constants of a model, from a preset or from a Hugging Face `config.json`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxalign.core.errors import UserError
+from jaxalign.lm.families import FAMILIES, find_family
 from jaxalign.lm.safetensors_io import check_not_pointer
 
 DType = Literal["float32", "bfloat16"]
@@ -29,7 +30,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The shapes and constants of a LLaMA-3 decoder, named as in Hugging Face's `config.json`."""
+    """The shapes and constants of a decoder, named as in Hugging Face's `config.json`."""
 
     vocab_size: int
     hidden_size: int
@@ -46,6 +47,9 @@ class LlamaConfig:
     initializer_range: float = 0.02
     dtype: DType = "bfloat16"  # that products read; everything else is float32
     param_dtype: DType = "bfloat16"  # of stored weights
+    family: str = "llama"  # name in `jaxalign.lm.families`
+    # Tokens that a query sees. Windows are not computed: no sequence may be longer than one.
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -66,6 +70,11 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"head_dim={self.head_dim} is odd: RoPE turns pairs of dimensions")
+        if self.sliding_window is not None and self.max_position_embeddings > self.sliding_window:
+            raise UserError(
+                f"max_position_embeddings={self.max_position_embeddings} is more than "
+                f"sliding_window={self.sliding_window}, and windows are not computed"
+            )
 
     def replace(self, **changes: Any) -> LlamaConfig:
         """Return a config with some fields changed."""
@@ -93,26 +102,6 @@ PRESETS: dict[str, LlamaConfig] = {
     "llama3.3-70b": _70B.replace(**_LONG),
 }
 
-# Fields of config.json that must have exactly this value, because no other is implemented.
-_REQUIRED = {
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "attention_dropout": 0.0,
-    "pretraining_tp": 1,
-    "quantization_config": None,
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "partial_rotary_factor": 1.0,
-    "sliding_window": None,
-    "use_sliding_window": False,
-    "rope_interleaved": False,
-    "tie_encoder_decoder": False,
-    "cross_attention_hidden_size": None,
-    "pruned_heads": {},
-    "chunk_size_feed_forward": 0,
-}
 # Fields that do not change what this package computes.
 _IGNORED_TEXT = """
 _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
@@ -138,7 +127,8 @@ stop_strings suppress_tokens temperature token_healing top_h top_k top_p typical
 watermarking_config
 """
 _IGNORED = frozenset(_IGNORED_TEXT.split() + _GENERATION_TEXT.split())
-_DERIVED = {"rope_theta", "rope_scaling", "head_dim", "num_key_value_heads", "dtype", "param_dtype"}
+_MODEL = {"head_dim", "num_key_value_heads", "family", "sliding_window"}
+_DERIVED = {"rope_theta", "rope_scaling", "dtype", "param_dtype"} | _MODEL
 _COPIED = {f.name for f in dataclasses.fields(LlamaConfig)} - _DERIVED
 
 
@@ -157,23 +147,17 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
         UserError: If a field is unknown, missing, or has a value that is not implemented; the
             message has its name and value.
     """
-    fields = dict(fields)  # the caller's are not changed
+    family = find_family(fields.get("model_type", "llama"))
+    # Hugging Face's defaults for fields that are missing; the caller's fields are not changed.
+    fields = {**family.defaults, **fields}
     rope = _rope_fields(fields)
     kept: dict[str, Any] = {}
     # Every field is copied, checked or known to be irrelevant; nothing is guessed.
     for name, value in fields.items():
         if name in _COPIED:
             kept[name] = value
-        elif name == "layer_types":
-            if value is not None and set(value) != {"full_attention"}:
-                raise UserError(
-                    f"config.json: {name}={value!r} is not handled (only full_attention is)"
-                )
-        elif name in _REQUIRED:
-            if value != _REQUIRED[name]:
-                raise UserError(
-                    f"config.json: {name}={value!r} is not handled (only {_REQUIRED[name]!r} is)"
-                )
+        elif name == "model_type" or family.handles(name, value):
+            continue
         elif name not in _IGNORED | {"num_key_value_heads", "head_dim"}:
             raise UserError(f"config.json: unknown field {name}={value!r}; refusing to guess")
     needed = (
@@ -185,19 +169,18 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
     )
     if missing := [n for n in needed if n not in kept]:
         raise UserError(f"config.json: missing field {missing[0]}")
-    kept.setdefault("rms_norm_eps", 1e-6)  # Hugging Face's defaults for fields that are missing
-    kept.setdefault("max_position_embeddings", 2048)
     # Without `head_dim`, heads split the width evenly. Wrong types are reported by the config.
     heads, width = kept["num_attention_heads"], kept["hidden_size"]
     whole = type(heads) is type(width) is int and heads > 0
     return LlamaConfig(
-        **kept,
+        **(kept | family.settings(fields)),
         num_key_value_heads=fields.get("num_key_value_heads") or heads,
         head_dim=fields.get("head_dim") or (width // heads if whole else 1),
         rope_theta=rope[0],
         rope_scaling=rope[1],
         dtype=dtype,
         param_dtype=dtype,
+        family=family.model_type,
     )
 
 
@@ -252,12 +235,12 @@ def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
     """
     scaling = config.rope_scaling and {"rope_type": "llama3", **vars(config.rope_scaling)}
     rope = {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})}
+    family = FAMILIES[config.family]
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        **family.fields(config),
         "attention_dropout": 0.0,
         **{name: getattr(config, name) for name in sorted(_COPIED)},
         "num_key_value_heads": config.num_key_value_heads,
@@ -274,7 +257,7 @@ def read_config(folder: Path, dtype: DType = "bfloat16") -> LlamaConfig:
     """Read the config of a model folder; UserError if there is none or it is not JSON."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder}: no config.json there; give the folder of a Hugging Face Llama")
+        raise UserError(f"{folder}: no config.json there; give the folder of a Hugging Face model")
     check_not_pointer(path)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ cache inside its layer, before the layer reads them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,13 +21,13 @@ import numpy as np
 
 from jaxalign.lm.bits import as_bits, from_bits
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.lm.decode_cache import KEY_BLOCK, write_pieces
+from jaxalign.lm.decode_cache import KEY_BLOCK, Cache, write_pieces
 from jaxalign.lm.transformer import Block, Llama, product, rms_norm, rope_tables, rounded
 from jaxalign.lm.weights import Params
 from jaxalign.runtime.platform import target_platform
 
 _UNSEEN = float(np.finfo(np.float32).min)
-Cache = tuple[jax.Array, jax.Array]  # keys and values, [L, B, K, S, H] each
+_PART = 1 << 20  # numbers of the output head that are read as bfloat16 at a time
 
 
 def prefill_layers(
@@ -60,10 +61,7 @@ def prefill_layers(
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache) -> jax.Array:
             # Written before it is read: a piece sees those before it, in this call too.
-            new = tuple(
-                write_pieces(kept, as_bits(value), number, slot_R, start_R)
-                for kept, value in zip(cache, (k, v), strict=True)
-            )
+            new = write_pieces(cache, as_bits((k, v)), number, slot_R, start_R)
             written.append(new)
             return _attend_pieces(q, new, number, slot_R, start_R)
 
@@ -133,7 +131,23 @@ def embed(
 
 def output_logits(config: LlamaConfig, params: Params, stream_AxD: jax.Array) -> jax.Array:
     """Return float32 logits [A, V]."""
-    return Llama(config).apply({"params": params}, stream_AxD, method=Llama.logits)
+    name, axis, equation = "head", 1, "nd,dv->nv"
+    if config.tie_word_embeddings:
+        name, axis, equation = "embed", 0, "nd,vd->nv"
+    table, V = params[name], config.vocab_size
+    # On CPU, bits are read as bfloat16 a part of the vocabulary at a time, in the nearest caches.
+    part = math.gcd(V, 1 << int(math.log2(max(1, _PART // config.hidden_size))))
+    if table.dtype != jnp.uint16 or part < 64:
+        return Llama(config).apply({"params": params}, stream_AxD, method=Llama.logits)
+    x = rounded(stream_AxD, config.dtype)
+
+    def multiply(i: jax.Array, logits_AxV: jax.Array) -> jax.Array:
+        rows = jax.lax.dynamic_slice_in_dim(table, i * part, part, axis)
+        return jax.lax.dynamic_update_slice_in_dim(
+            logits_AxV, product(equation, x, rows), i * part, axis=1
+        )
+
+    return jax.lax.fori_loop(0, V // part, multiply, jnp.zeros((len(x), V), jnp.float32))
 
 
 def _scan(config: LlamaConfig, layer: Callable[..., Any], carry: Any, params: Params) -> Any:
@@ -151,26 +165,30 @@ def _attend_pieces(
 ) -> jax.Array:
     """Attend from every token of the pieces to its slot's cache up to itself."""
     R, T, N, H = q_RxTxNxH.shape
-    K, S = cache[0].shape[2], cache[0].shape[3]
+    J, B, K = cache[0].shape[1:4]
     # Query heads that share a key head become rows of one product with that head's keys.
     q = q_RxTxNxH.reshape(R, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(R, K, -1, H)
-    slot_R = jnp.minimum(slot_R, cache[0].shape[1] - 1)  # padding pieces read any slot
+    slot_R = jnp.minimum(slot_R, B - 1)  # padding pieces read any slot
 
     def piece(q_KxMxH: jax.Array, slot: jax.Array, start: jax.Array) -> jax.Array:
         at_M = start + jnp.arange(q_KxMxH.shape[1]) % T
 
         def block(j: jax.Array, running: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            begin = (layer, slot, 0, j * KEY_BLOCK, 0)
-            size = (1, 1, K, KEY_BLOCK, H)
-            k, v = (from_bits(jax.lax.dynamic_slice(kept, begin, size)[0, 0]) for kept in cache)
+            def read(kept: jax.Array) -> jax.Array:
+                size = (1, 1, 1, *kept.shape[3:])
+                return from_bits(
+                    jax.lax.dynamic_slice(kept, (layer, j, slot, 0, 0, 0), size)[0, 0, 0]
+                )
+
+            k, v = map(read, cache)
             seen_MxC = _positions(j)[None] <= at_M[:, None]
             return _attend_block(
-                "kmh,kch->kmc", "kmc,kch->kmh", q_KxMxH, k, v, seen_MxC[None], running
+                "kmh,khc->kmc", "kmc,kch->kmh", q_KxMxH, k, v, seen_MxC[None], running
             )
 
         most = jnp.full(q_KxMxH.shape[:2], _UNSEEN, jnp.float32)
         nothing = jnp.zeros_like(most), jnp.zeros(q_KxMxH.shape, jnp.float32)
-        blocks = jnp.minimum((start + T + KEY_BLOCK - 1) // KEY_BLOCK, S // KEY_BLOCK)
+        blocks = jnp.minimum((start + T + KEY_BLOCK - 1) // KEY_BLOCK, J)
         _, total, out = jax.lax.fori_loop(0, blocks, block, (most, *nothing))
         return rounded(out / total[..., None], q_KxMxH.dtype)
 
@@ -195,19 +213,21 @@ def _attend_token(
 ) -> jax.Array:
     """Attend from one token of each slot to the slot's cache, and to itself."""
     A, _, N, H = q_Ax1xNxH.shape
-    B, K = cache[0].shape[1:3]
-    q = q_Ax1xNxH.reshape(A, K, N // K, H)
+    K = cache[0].shape[3]
+    # On CPU in float32: with few rows, a block of bfloat16 is widened faster than it is multiplied.
+    dtype = jnp.float32 if target_platform() == "cpu" else q_Ax1xNxH.dtype
+    q = q_Ax1xNxH.reshape(A, K, N // K, H).astype(dtype)
 
     def block(j: jax.Array, running: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         def read(kept: jax.Array) -> jax.Array:
-            begin = (layer, 0, 0, j * KEY_BLOCK, 0)
-            here = jax.lax.dynamic_slice(kept, begin, (1, B, K, KEY_BLOCK, H))[0]
-            return from_bits(here if rows_A is None else here[rows_A])
+            size = (1, 1, *kept.shape[2:])
+            here = jax.lax.dynamic_slice(kept, (layer, j, 0, 0, 0, 0), size)[0, 0]
+            return _values(here if rows_A is None else here[rows_A], dtype)
 
         seen = _positions(j)[None] < length_A[:, None]
         k, v = map(read, cache)
         return _attend_block(
-            "akgh,akch->akgc", "akgc,akch->akgh", q, k, v, seen[:, None, None], running
+            "akgh,akhc->akgc", "akgc,akch->akgh", q, k, v, seen[:, None, None], running
         )
 
     # The running softmax starts with the token itself: its score, weight 1, its value.
@@ -215,7 +235,15 @@ def _attend_token(
     value = jnp.broadcast_to(v_Ax1xKxH[:, 0, :, None], q.shape).astype(jnp.float32)
     start = (own, jnp.ones_like(own), value)
     _, total, out = jax.lax.fori_loop(0, blocks, block, start)
-    return rounded(out / total[..., None], q.dtype).reshape(A, 1, N, H)
+    return rounded(out / total[..., None], q_Ax1xNxH.dtype).reshape(A, 1, N, H)
+
+
+def _values(kept: jax.Array, dtype: Any) -> jax.Array:
+    """Return a block of the cache in the dtype of products."""
+    if kept.dtype != jnp.uint16 or dtype != jnp.float32:
+        return from_bits(kept).astype(dtype)
+    # A bfloat16 is the upper half of a float32. XLA on CPU vectorises a shift, but no conversion.
+    return jax.lax.bitcast_convert_type(kept.astype(jnp.uint32) << 16, jnp.float32)
 
 
 def _positions(block: jax.Array) -> jax.Array:

@@ -190,6 +190,14 @@ class DecodeQueue:
         self._report = self._decode(steps)
         return self._collect(self._report)
 
+    def prefill(self) -> None:
+        """Give free slots to waiting prompts, and wait until their first tokens are drawn.
+
+        `step` begins with the same, but does not wait; this is for timing them apart.
+        """
+        self._admit()
+        jax.block_until_ready(self._slots)
+
     def written(self) -> dict[Hashable, list[int]]:
         """Return the tokens so far of the replies that are being written, by name."""
         rows = {
@@ -279,7 +287,8 @@ class DecodeQueue:
         most, fewer = prefill_sizes(self._shape)
         while pieces:
             longest = max(collections.Counter(r.share for r, _ in pieces).values())
-            rows = most if longest > 2 * fewer else fewer
+            # A call of the larger size that is less than half full costs more than some small ones.
+            rows = most if longest > most // 2 else fewer
             now, pieces = self._first(pieces, rows)
             tokens = np.zeros((rows * self._shape.shares, PIECE), np.int32)
             slot, start, last = self._table(3, rows)

@@ -31,6 +31,7 @@ from jaxalign.core.files import cache_folder, staging_folder
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.checkpoint import Place, check_no_weights, tensor_places, write_weights
 from jaxalign.lm.config import DType, LlamaConfig, RopeScaling, config_to_hf
+from jaxalign.lm.families import FAMILIES
 from jaxalign.lm.gguf_tensors import (
     OUTER_NAMES,
     GgufTensor,
@@ -197,8 +198,12 @@ class GgufFile:
         self.spans = {tensor.name: _span(tensor) for tensor in reader.tensors}
         self._header_bytes = reader.data_offset
         architecture = self._field("general.architecture")
-        if architecture != "llama":
-            raise UserError(f"{path}: general.architecture {architecture!r}; only llama is handled")
+        if architecture not in FAMILIES:
+            raise UserError(
+                f"{path}: general.architecture {architecture!r} is not handled; handled are "
+                f"{', '.join(FAMILIES.names())}"
+            )
+        self.family = architecture
         if self.fields.get("split.count", 1) > 1:
             raise UserError(
                 f"{path}: one of {self.fields['split.count']} parts of a model; join them first "
@@ -209,19 +214,21 @@ class GgufFile:
         """Return the config that the metadata describes.
 
         Raises:
-            UserError: If the model is not handled, or the tensors are not those of a Llama.
+            UserError: If the model is not handled, or the tensors are not those of its family.
         """
         self._check_fields()
         width, heads = self._int("embedding_length"), self._int("attention.head_count")
-        head_dim = self.fields.get("llama.attention.key_length", width // max(1, heads))
+        head_dim = self.fields.get(f"{self.family}.attention.key_length", width // max(1, heads))
         for name in ("attention.value_length", "rope.dimension_count"):
-            if (value := self.fields.get(f"llama.{name}", head_dim)) != head_dim:
+            if (value := self.fields.get(f"{self.family}.{name}", head_dim)) != head_dim:
                 raise UserError(
-                    f"{self.path}: llama.{name} {value} is not the {head_dim} of a head"
+                    f"{self.path}: {self.family}.{name} {value} is not the {head_dim} of a head"
                 )
         vocabulary = self._tensor(OUTER_NAMES["embed"]).shape[0]
-        if (said := self.fields.get("llama.vocab_size", vocabulary)) != vocabulary:
-            raise UserError(f"{self.path}: llama.vocab_size {said}, but {vocabulary} embeddings")
+        if (said := self.fields.get(f"{self.family}.vocab_size", vocabulary)) != vocabulary:
+            raise UserError(
+                f"{self.path}: {self.family}.vocab_size {said}, but {vocabulary} embeddings"
+            )
         config = LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=width,
@@ -230,13 +237,14 @@ class GgufFile:
             num_attention_heads=heads,
             num_key_value_heads=self._int("attention.head_count_kv"),
             head_dim=head_dim,
-            rope_theta=_shortest(self._field("llama.rope.freq_base")),
+            rope_theta=_shortest(self._field(f"{self.family}.rope.freq_base")),
             rope_scaling=self._rope_scaling(head_dim),
-            rms_norm_eps=_shortest(self._field("llama.attention.layer_norm_rms_epsilon")),
+            rms_norm_eps=_shortest(self._field(f"{self.family}.attention.layer_norm_rms_epsilon")),
             tie_word_embeddings=OUTER_NAMES["head"] not in self.spans,
             max_position_embeddings=self._int("context_length"),
             dtype=dtype,
             param_dtype=dtype,
+            family=self.family,
         )
         self._check_tensors(config)
         return config
@@ -247,7 +255,9 @@ class GgufFile:
         expected = {gguf_name(place, config): place.weight.hf_shape for place in places}
         left_over = self.spans.keys() - expected.keys() - {_ROPE_FACTORS}
         if left_over:
-            raise UserError(f"{self.path}: tensor {min(left_over)}; a Llama has no such weight")
+            raise UserError(
+                f"{self.path}: tensor {min(left_over)}; a {self.family} has no such weight"
+            )
         for name, shape in expected.items():
             stored, kind = self._tensor(name).shape, self._tensor(name).dtype
             if stored != shape:
@@ -281,7 +291,7 @@ class GgufFile:
     def _check_fields(self) -> None:
         """Raise UserError for a key of the architecture that may change the computation."""
         for name, value in self.fields.items():
-            short = name.removeprefix("llama.")
+            short = name.removeprefix(f"{self.family}.")
             if short == name or short in _READ:
                 continue
             if value not in _REQUIRED.get(short, ()):
@@ -295,8 +305,8 @@ class GgufFile:
             return None
         file = np.memmap(self.path, np.uint8, mode="r")
         factors = GgufTensor(file, self.spans[_ROPE_FACTORS])[:]
-        theta = _shortest(self._field("llama.rope.freq_base"))
-        original = self.fields.get("llama.rope.scaling.original_context_length", _ORIGINAL)
+        theta = _shortest(self._field(f"{self.family}.rope.freq_base"))
+        original = self.fields.get(f"{self.family}.rope.scaling.original_context_length", _ORIGINAL)
         for length in dict.fromkeys((original, _ORIGINAL)):
             # The longest wavelength is stretched by the whole factor.
             rule = RopeScaling(_shortest(float(factors.max())), _LOW, _HIGH, length)
@@ -319,10 +329,10 @@ class GgufFile:
         return self.fields[name]
 
     def _int(self, name: str) -> int:
-        value = self._field(f"llama.{name}")
+        value = self._field(f"{self.family}.{name}")
         if type(value) is not int:
             raise UserError(
-                f"{self.path}: llama.{name} {value!r}; one number for all layers is needed"
+                f"{self.path}: {self.family}.{name} {value!r}; one number for all layers is needed"
             )
         return value
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxalign.lm.checkpoint import Place, tensor_places
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.families import FAMILIES
 from jaxalign.lm.safetensors_io import Span
 
 # Names of a layer's weights: of `weights.block_weights`, and in a GGUF after `blk.{i}.`.
@@ -25,6 +26,8 @@ _LAYER_NAMES = {
     "attention_norm": "attn_norm",
     "q": "attn_q",
     "k": "attn_k",
+    "q_norm": "attn_q_norm",
+    "k_norm": "attn_k_norm",
     "v": "attn_v",
     "o": "attn_output",
     "mlp_norm": "ffn_norm",
@@ -98,17 +101,20 @@ def gguf_name(place: Place, config: LlamaConfig) -> str:
         return OUTER_NAMES[place.keys[0]]
     # The last layer is kept apart from the stack of the others.
     layer = config.num_hidden_layers - 1 if place.layer is None else place.layer
-    return f"blk.{layer}.{_LAYER_NAMES[place.keys[-1]]}.weight"
+    name = place.keys[-1]
+    kind = "bias" if name.endswith("_bias") else "weight"
+    return f"blk.{layer}.{_LAYER_NAMES[name.removesuffix('_bias')]}.{kind}"
 
 
 def row_order(name: str, config: LlamaConfig) -> np.ndarray | None:
     """Return which row of a GGUF matrix is each row of Hugging Face's; None if they agree.
 
-    llama.cpp turns neighbouring pairs of dimensions, Hugging Face the first half of a head with the
-    second: within each head, rows in the order [d/2, 2] become rows in the order [2, d/2].
+    For Llamas, llama.cpp turns neighbouring pairs of dimensions, Hugging Face the first half of a
+    head with the second: within each head, rows in the order [d/2, 2] become rows in the order
+    [2, d/2].
     """
     heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}.get(name)
-    if heads is None:
+    if heads is None or not FAMILIES[config.family].gguf_pairs:
         return None
     rows = np.arange(heads * config.head_dim)
     return rows.reshape(heads, config.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)

@@ -2,8 +2,8 @@
 
 For byte-level BPE, a GGUF holds the vocabulary, its merges, the kind of each token, and the *name*
 of the rule by which text is cut before merging (`tokenizer.ggml.pre`). The rules behind the names
-are written out here for the tokenizers that Llamas have. For SentencePiece's tokenizers, see
-`gguf_sentencepiece`.
+are written out here for the tokenizers that Llamas and Qwens have. For SentencePiece's tokenizers,
+see `gguf_sentencepiece`.
 
 Source: llama.cpp's `llama-vocab.cpp` for names and regular expressions; the published
 `tokenizer.json` of Llama 3 and SmolLM2 for how Hugging Face writes them.
@@ -38,6 +38,8 @@ _LLAMA3 = [
     },
     _BYTES | {"use_regex": False},
 ]
+_QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN2 = [_LLAMA3[0] | {"pattern": {"Regex": _QWEN2_WORDS}}, _LLAMA3[1]]
 _SMOLLM = [{"type": "Digits", "individual_digits": True}, _BYTES]
 # By name: how text is cut into words.
 _PRE_TOKENIZERS = {
@@ -45,6 +47,7 @@ _PRE_TOKENIZERS = {
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
     "smollm": _SMOLLM,
+    "qwen2": _QWEN2,
     "gpt-2": [_BYTES],
 }
 _WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3")  # a word in the vocabulary is not merged up to
@@ -136,7 +139,7 @@ def _bpe_parts(fields: Fields, vocabulary: Mapping[str, int], source: Path) -> d
         known = ", ".join(_PRE_TOKENIZERS)
         raise UserError(f"{source}: tokenizer.ggml.pre {rule!r} is not one of {known}")
     return {
-        "normalizer": None,
+        "normalizer": {"type": "NFC"} if rule == "qwen2" else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[rule]},
         "decoder": _BYTES | {"add_prefix_space": True},
         "model": {

@@ -170,7 +170,8 @@ def _other_modules(config: LlamaConfig) -> list[str]:
 
 
 def _norms(config: LlamaConfig) -> list[Any]:
-    return [w for w in block_weights(config).values() if w.fan_in is None]
+    vectors = [w for w in block_weights(config).values() if w.fan_in is None]
+    return [w for w in vectors if w.hf_name.endswith(".weight")]  # a bias is part of its module
 
 
 def _check_modules_to_save(fields: Mapping[str, Any], modules: list[str], where: Path) -> None:

@@ -10,12 +10,14 @@ Source: top-k, Fan et al. 2018; top-p, Holtzman et al. 2020; order and conventio
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.core.errors import UserError
+from jaxalign.runtime.platform import target_platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +59,21 @@ def next_tokens(sampling: Sampling, keys_B: jax.Array, logits_BxV: jax.Array) ->
         int32 [B].
     """
     if sampling.temperature == 0:
-        return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
+        return most_likely(logits_BxV)
     kept_BxV = kept_logits(sampling, logits_BxV)
     return jax.vmap(jax.random.categorical)(keys_B, kept_BxV).astype(jnp.int32)
+
+
+def most_likely(logits_BxV: jax.Array) -> jax.Array:
+    """Return the token of the largest logit, the lowest of several that are equal, int32 [B]."""
+    width = math.gcd(logits_BxV.shape[-1], 256)
+    if target_platform() != "cpu" or width < 16:
+        return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
+    # XLA on CPU takes a maximum many times faster than its place: the best block, then in it.
+    blocks_BxJxW = logits_BxV.reshape(len(logits_BxV), -1, width)
+    best_B = jnp.argmax(blocks_BxJxW.max(axis=-1), axis=-1)
+    block_BxW = jnp.take_along_axis(blocks_BxJxW, best_B[:, None, None], axis=1)[:, 0]
+    return (best_B * width + jnp.argmax(block_BxW, axis=-1)).astype(jnp.int32)
 
 
 def kept_logits(sampling: Sampling, logits_BxV: jax.Array) -> jax.Array:

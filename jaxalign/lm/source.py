@@ -89,7 +89,7 @@ def find_model(
 
 def _gguf_source(path: Path, given: str) -> ModelSource:
     if not is_gguf(path):
-        raise UserError(f"{path}: not a GGUF file; give one, or the folder of a Hugging Face Llama")
+        raise UserError(f"{path}: not a GGUF file; give one, or the folder of a Hugging Face model")
     return ModelSource(describe_gguf(path), given, weights_file=path)
 
 

@@ -16,7 +16,7 @@ import os
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 from jaxalign.core.errors import UserError
 from jaxalign.core.templates import render_chat
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.families import FAMILIES
 from jaxalign.lm.safetensors_io import check_not_pointer
 
 BEGIN, END, TURN_END = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
@@ -63,6 +64,7 @@ class Tokenizer:
         bos_id: The id that begins a text, if there is one.
         stop_ids: Token ids that end a reply: the end of a turn, the end of text, and those that
             `generation_config.json` (without one, `config.json`) lists.
+        template_values: What the chat template is told besides, by the model's family.
     """
 
     tokenizer: Any = dataclasses.field(repr=False)
@@ -74,6 +76,7 @@ class Tokenizer:
     turn_end: str
     bos_id: int | None
     stop_ids: tuple[int, ...]
+    template_values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -88,17 +91,18 @@ class Tokenizer:
         tokenizer = _load_tokenizer(folder)
         vocab, template = tokenizer.get_vocab(), _own_template(tokenizer, folder)
         template = default_template() if template is None else template
-        eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+        eos, bos, values = tokenizer.eos_token_id, tokenizer.bos_token_id, _template_values(folder)
         tokens = cls(
             tokenizer=tokenizer,
             template=template,
             folder=folder,
-            sha256=_sha256(folder, template),
+            sha256=_sha256(folder, template, values),
             vocab_size=max(vocab.values()) + 1,
             eot_id=-1,  # these are known once the template has been rendered
             turn_end="",
             bos_id=vocab.get(BEGIN) if bos is None else bos,
             stop_ids=(),
+            template_values=values,
         )
         tokens._check_markers(vocab)
         tokens._check_round_trip()
@@ -233,6 +237,7 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 date_string=f"{_DATE:%d %b %Y}",
                 today=_DATE,
+                **self.template_values,
                 **self.tokenizer.special_tokens_map,
             )
         except Exception as error:  # a template may raise anything
@@ -500,6 +505,16 @@ def _own_template(tokenizer: Any, folder: Path) -> str | None:
     return template
 
 
+def _template_values(folder: Path) -> Mapping[str, Any]:
+    """Return what the chat templates of the model's family are told; nothing without a family."""
+    try:
+        model_type = json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
+    except (OSError, ValueError, TypeError, KeyError):  # `read_config` reports what is wrong
+        return {}
+    known = isinstance(model_type, str) and model_type in FAMILIES
+    return FAMILIES[model_type].template_values if known else {}
+
+
 def _generation_stops(folder: Path) -> set[int]:
     """Return the tokens that end a reply by the folder's `generation_config.json`, if it has one.
 
@@ -524,8 +539,10 @@ def _generation_stops(folder: Path) -> set[int]:
     return set(listed)
 
 
-def _sha256(folder: Path, template: str) -> str:
+def _sha256(folder: Path, template: str, values: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(template.encode())
+    if values:
+        digest.update(f"\n{json.dumps(dict(values), sort_keys=True)}".encode())
     for name in _HASHED:
         if (folder / name).is_file():
             digest.update(f"\n{name}\n".encode() + (folder / name).read_bytes())

@@ -1,4 +1,4 @@
-"""LLaMA-3 as a Flax Linen model: layers stacked by `nn.scan`, the last one separate.
+"""The decoder as a Flax Linen model: layers stacked by `nn.scan`, the last one separate.
 
 Dimension letters in array names (`x_BxTxD`) and einsums, throughout the package:
     E evolved member   C culture (country)   Q question (item)   O option   M prompt token
@@ -147,8 +147,8 @@ def project(x: jax.Array, w: Mapping[str, jax.Array], name: str, merge: bool = F
     """Apply the linear map `name` to the last axes of x, accumulating in float32.
 
     Beside a kernel there may be its adapter, `name_a` and `name_b` (`jaxalign.lm.lora`), or one for
-    each unit of the sequence (`jaxalign.lm.lanes`), and the scale of its outputs, `name_scale`, if
-    it is stored in 8 bits (`jaxalign.lm.quantize`).
+    each unit of the sequence (`jaxalign.lm.lanes`), the scale of its outputs, `name_scale`, if it
+    is stored in 8 bits (`jaxalign.lm.quantize`), and a bias, `name_bias`.
 
     Args:
         x: [B, T, inputs...], in the dtype that products read.
@@ -161,18 +161,19 @@ def project(x: jax.Array, w: Mapping[str, jax.Array], name: str, merge: bool = F
         [B, T, outputs...]: float32 on CPU; on accelerators rounded to x's dtype.
     """
     inputs, outputs = AXES[name]
-    if merge and _merges(x, w, name):
-        return merged_product(AXES[name], x, w[name], w[f"{name}_a"], w[f"{name}_b"])
-    lead = "bt"
-    beside = {f"{name}_scale", f"{name}_a"} & set(w)
+    lead, merge = "bt", merge and _merges(x, w, name)
+    beside = {f"{name}_scale", f"{name}_a", f"{name}_bias"} & set(w)
     written = jnp.float32 if target_platform() == "cpu" else x.dtype
-    # With a scale or an adapter, the result stays float32 until everything is added up.
+    # With any of these, the result stays float32 until everything is added up.
     dtype = jnp.float32 if beside else written
-    out = product(f"{lead}{inputs},{inputs}{outputs}->{lead}{outputs}", x, w[name], dtype)
+    if merge:
+        out = merged_product(AXES[name], x, w[name], w[f"{name}_a"], w[f"{name}_b"])
+    else:
+        out = product(f"{lead}{inputs},{inputs}{outputs}->{lead}{outputs}", x, w[name], dtype)
     if f"{name}_scale" in w:
         scale = w[f"{name}_scale"].astype(jnp.float32)
         out = out * scale.reshape((1,) * len(lead) + scale.shape)
-    if f"{name}_a" in w:
+    if f"{name}_a" in w and not merge:
         # (x A) B with the small rank in between; B contains the scale alpha / rank.
         a, b = w[f"{name}_a"], w[f"{name}_b"]
         if LANES not in w:
@@ -184,7 +185,25 @@ def project(x: jax.Array, w: Mapping[str, jax.Array], name: str, merge: bool = F
             low = product(f"{lead}{inputs},b{inputs}r->{lead}r", units, a, x.dtype)
             update = product(f"{lead}r,br{outputs}->{lead}{outputs}", low, b)
             out = out + from_lanes(update, *lanes)[None]
+    if f"{name}_bias" in w:
+        bias = from_bits(w[f"{name}_bias"]).astype(jnp.float32)
+        out = out + bias.reshape((1,) * len(lead) + bias.shape)
     return rounded(out, written)
+
+
+def _heads(
+    x: jax.Array,
+    w: Mapping[str, jax.Array],
+    name: str,
+    rope: Rope,
+    c: LlamaConfig,
+    merge: bool = False,
+) -> jax.Array:
+    """Return queries ("q") or keys ("k") of all heads: normed if there is a norm, then rotated."""
+    heads = project(x, w, name, merge)
+    if f"{name}_norm" in w:
+        heads = rms_norm(heads, w[f"{name}_norm"], c.rms_norm_eps)
+    return rounded(rotate(heads, rope), c.dtype)
 
 
 # From so many tokens on, adding an adapter into a kernel takes less than a product beside it.
@@ -315,7 +334,7 @@ class Block(nn.Module):
         w = _declare(self, c, block_weights(c)) | self._beside_kernels()
         # Attention: keys and values of all positions, queries of those that are kept.
         h = rounded(rms_norm(x_BxTxD, w["attention_norm"], c.rms_norm_eps), c.dtype)
-        k = rounded(rotate(linear(h, w, "k"), rope), c.dtype)
+        k = _heads(h, w, "k", rope, c, self.merge)
         v = rounded(linear(h, w, "v"), c.dtype)
         x, rope_q = x_BxTxD, rope
         if keep is not None:
@@ -323,7 +342,7 @@ class Block(nn.Module):
             rope_q = tuple(jnp.take(t, keep, axis=-2) for t in rope)
             if KEPT_LANES in w:
                 w |= {LANES: w[KEPT_LANES], PLACES: w[KEPT_PLACES]}
-        q = rounded(rotate(linear(h, w, "q"), rope_q), c.dtype)
+        q = _heads(h, w, "q", rope_q, c, self.merge)
         x = x + linear(attend(q, k, v, cache), w, "o")
         # Feed-forward, for the positions that are kept.
         h = rounded(rms_norm(x, w["mlp_norm"], c.rms_norm_eps), c.dtype)

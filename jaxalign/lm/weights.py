@@ -1,9 +1,10 @@
-"""Declare every weight of a LLaMA-3 once: shape, logical axes, initial scale, Hugging Face name.
+"""Declare every weight of a model once: shape, logical axes, initial scale, Hugging Face name.
 
 Abstract shapes, shardings, initialisation, and reading and writing of checkpoints all derive from
-the two tables in this module. Layers 0...L-2 are stacked along a leading axis for `nn.scan`. The
-last layer is kept separately, because slicing a stack inside `jit` copies it and the last layer is
-used differently (only answer positions leave it).
+the two tables in this module, to which a family of models may add (`jaxalign.lm.families`). Layers
+0...L-2 are stacked along a leading axis for `nn.scan`. The last layer is kept separately, because
+slicing a stack inside `jit` copies it and the last layer is used differently (only answer positions
+leave it).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.families import FAMILIES
 from jaxalign.runtime.sharding import named_sharding
 
 Params = dict[str, Any]  # {"embed", "layers": stacked, "last", "norm", "head"?}
@@ -36,8 +38,10 @@ class Weight:
         axes: Logical name of each dimension (see `jaxalign.runtime.sharding`).
         hf_name: Name in a Hugging Face checkpoint, relative to the layer if it is in one.
         transposed: Whether Hugging Face stores it the other way round.
-        fan_in: Number of inputs that are summed over; None for the scale of a norm.
+        fan_in: Number of inputs that are summed over; None for a bias or the scale of a norm, which
+            Hugging Face stores as a vector.
         dtype: Dtype of the parameter; None is the config's `param_dtype`.
+        initial: Initial value where there are no inputs.
     """
 
     shape: tuple[int, ...]
@@ -46,17 +50,20 @@ class Weight:
     transposed: bool
     fan_in: int | None
     dtype: str | None = None
+    initial: float = 1.0
 
     def init(self, key: jax.Array, c: LlamaConfig) -> jax.Array:
-        """Return initial values in `param_dtype`: normal, or ones for the scale of a norm."""
+        """Return initial values in `param_dtype`: normal, or `initial` if there are no inputs."""
         if self.fan_in is None:
-            return jnp.ones(self.shape, c.param_dtype)
+            return jnp.full(self.shape, self.initial, c.param_dtype)
         values = c.initializer_range * jax.random.normal(key, self.shape, jnp.float32)
         return values.astype(c.param_dtype)
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
         """Shape in a Hugging Face checkpoint."""
+        if self.fan_in is None:
+            return (math.prod(self.shape),)
         if not self.transposed:
             return self.shape
         return int(np.prod(self.shape)) // self.fan_in, self.fan_in  # [out, in]
@@ -75,7 +82,7 @@ def block_weights(c: LlamaConfig) -> dict[str, Weight]:
     D, F, H = c.hidden_size, c.intermediate_size, c.head_dim
     N, K = c.num_attention_heads, c.num_key_value_heads
     kv = ("embed", "kv_heads", "head_dim")
-    return {
+    llama = {
         "attention_norm": Weight((D,), ("embed",), "input_layernorm.weight", False, None),
         "q": Weight((D, N, H), ("embed", "heads", "head_dim"), "self_attn.q_proj.weight", True, D),
         "k": Weight((D, K, H), kv, "self_attn.k_proj.weight", True, D),
@@ -88,6 +95,7 @@ def block_weights(c: LlamaConfig) -> dict[str, Weight]:
         "up": Weight((D, F), ("embed", "mlp"), "mlp.up_proj.weight", True, D),
         "down": Weight((F, D), ("mlp", "embed"), "mlp.down_proj.weight", True, F),
     }
+    return llama | FAMILIES[c.family].layer_weights(c)
 
 
 def outer_weights(c: LlamaConfig) -> dict[str, Weight]:

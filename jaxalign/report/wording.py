@@ -103,6 +103,16 @@ def countries(count: int) -> str:
     return f"{count} {'country' if count == 1 else 'countries'}"
 
 
+def groups_note(names: Iterable[str]) -> str:
+    """Return the sentence that a report of groups within countries needs, after a space; else "".
+
+    Args:
+        names: What is compared, such as USA, or USA:female:30-49.
+    """
+    groups = [name for name in names if ":" in name]
+    return f" What is called a country here is a group within one: {groups[0]}." if groups else ""
+
+
 def chance_of_many(count: int) -> str:
     """Return a warning about many intervals at once; "" for a single one."""
     if count < 2:

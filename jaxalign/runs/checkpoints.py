@@ -19,6 +19,7 @@ import functools
 import importlib.util
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import naming
 from jaxalign.runs.checksums import damage, write_checksums
 from jaxalign.runtime.hosts import agreed, agreed_text
 
@@ -125,7 +127,8 @@ class Checkpoints:
             raise UserError(
                 f"{self.directory} already holds step {self.steps[-1]}; step {step} is not after it"
             )
-        response = self._checkpointer.save_async(step, tree)
+        with naming(self._folder(step), always=False):
+            response = self._checkpointer.save_async(step, tree)
         finish = functools.partial(self._finish, step, response)
         if self._asynchronous:
             thread = concurrent.futures.ThreadPoolExecutor(1)
@@ -177,9 +180,10 @@ class Checkpoints:
 
     def _finish(self, step: int, response: Any) -> None:
         """Wait until a step is written, then list its files."""
-        response.result()
-        if jax.process_index() == 0:
-            write_checksums(self._folder(step), step, self._identity)
+        with naming(self._folder(step), always=False):
+            response.result()
+            if jax.process_index() == 0:
+                write_checksums(self._folder(step), step, self._identity)
 
     def _folder(self, step: int) -> epath.Path:
         from etils import epath
@@ -222,6 +226,18 @@ class Checkpoints:
 def abstract_tree(tree: Any) -> Any:
     """Return shapes, dtypes and shardings of a tree of arrays, as `Checkpoints.restore` takes."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def checkpoint_bytes(abstract: Any, keep: int = 2) -> int:
+    """Return how much of the disk the checkpoints of a tree take at most: one is being written
+    while `keep` others are there.
+
+    Args:
+        abstract: A tree of arrays, or of anything with their shapes and dtypes.
+        keep: How many steps are kept.
+    """
+    leaves = jax.tree.leaves(abstract)
+    return (keep + 1) * sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
 def latest_step(directory: Path | str) -> int | None:
@@ -301,11 +317,16 @@ def claim(directory: Path | str, run: str) -> None:
 
     folder = epath.Path(location(directory))
     folder.mkdir(parents=True, exist_ok=True)
-    if _owner(folder) not in (None, run):
+    owner = _owner(folder)
+    if owner not in (None, run):
         raise UserError(
             f"`checkpoints` {directory}: another run saves there; give another directory"
         )
-    (folder / OWNER).write_text(json.dumps({"run": run}))
+    if owner is None:
+        # Under another name first: half a file would shut the run out of its own directory.
+        partial = folder / f"{OWNER}.part"
+        partial.write_text(json.dumps({"run": run}))
+        partial.replace(folder / OWNER)
 
 
 def _names(folder: epath.Path) -> list[str]:
@@ -313,7 +334,8 @@ def _names(folder: epath.Path) -> list[str]:
     if folder.exists():
         if not folder.is_dir():
             raise UserError(f"`checkpoints` {folder}: is no directory; give another path")
-        return sorted(path.name for path in folder.iterdir())
+        names = sorted(path.name for path in folder.iterdir())
+        return [name for name in names if name != f"{OWNER}.part"]  # left by a kill
     if "://" not in str(folder):
         local = Path(folder)
         nearest = next(parent for parent in local.parents if parent.exists())

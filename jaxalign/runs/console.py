@@ -11,12 +11,14 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import jax
 
+from jaxalign.core.disk import cannot_write
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import cache_folder
 from jaxalign.core.progress import OnProgress, Progress, Speed, ignore
@@ -41,29 +43,37 @@ def main(
     """Read settings from the command line and call `run` with them.
 
     Notes that the library logs are printed to standard output; characters that it cannot show are
-    replaced. The process exits with code 2 for bad input, which is explained in one line on
-    standard error, and with 130 (Ctrl-C) or 143 (SIGTERM) if it is interrupted
-    (`jaxalign.runs.interrupts`). Any other exception is a bug and keeps its traceback.
+    replaced. The process exits with code 2 for bad input and for files that cannot be written,
+    which is explained in one line on standard error, and with 130 (Ctrl-C) or 143 (SIGTERM) if it
+    is interrupted (`jaxalign.runs.interrupts`). Any other exception is a bug and keeps its
+    traceback.
 
     Args:
         run: What the program does.
         config_class: Dataclass of the settings. Its docstring and those of its fields are the help
-            text.
+            text. With a field `resume`, or a class attribute `continues_itself`, an interrupted
+            program says how it is continued.
         args: Command-line arguments; default: those of the process.
         program: How the help text names the program; default: how the process was started.
     """
     replace_what_cannot_be_printed()
     resumable = "resume" in {field.name for field in dataclasses.fields(config_class)}
     hint = "; continue with --resume" if resumable else ""
+    if getattr(config_class, "continues_itself", False):
+        hint = "; the same command continues"
     try:
-        with insistent_interrupts(hint) as set_handlers, notes_to_stdout(config_class):
+        with (
+            insistent_interrupts(hint) as set_handlers,
+            notes_to_stdout(config_class),
+            _quiet_libraries(),
+        ):
             config = _parse(config_class, args, program or _program())
             hosts.join()
             set_handlers()  # again: joining other processes sets one that ignores SIGTERM
             enable_compilation_cache()
             run(config)
     except UserError as error:
-        print("error:", with_flags(" ".join(str(error).split()), config_class), file=sys.stderr)
+        _print_error(with_flags(str(error), config_class))
         _leave(2)
     except KeyboardInterrupt as stopped:
         print(f"interrupted{hint}", file=sys.stderr)
@@ -71,11 +81,43 @@ def main(
     except BrokenPipeError:  # ... | head: whoever read the output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(1)
-    except Exception:
+    except Exception as error:
+        if (reason := cannot_write(error)) is not None:
+            again = "continue with --resume" if resumable else "start the same command again"
+            _print_error(f"{reason}, then {again}")
+            _leave(2)
         if not hosts.joined():
             raise
         traceback.print_exc()
         _leave(1)
+
+
+def _print_error(line: str) -> None:
+    """Print a line to standard error. Either stream may be a file on the disk that is full."""
+    with contextlib.suppress(OSError):
+        print("error:", visible(" ".join(line.split())), file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # or Python would try once more when it ends, and say so in several lines
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep libraries from printing the tracebacks of errors that they raise as well.
+
+    Orbax prints one from each of its threads, hundreds of lines for one full disk, and JAX a
+    warning for each of 150 programs that it cannot keep, without which a run does as well.
+    """
+    orbax = logging.getLogger("absl")
+    level = orbax.level
+    orbax.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
+            yield
+    finally:
+        orbax.setLevel(level)
 
 
 def _leave(code: int) -> NoReturn:

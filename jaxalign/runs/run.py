@@ -24,6 +24,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from jaxalign.core.disk import check_space
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import MetricsFile, plain, write_json
 from jaxalign.runs.environment import environment, versions
@@ -64,6 +65,7 @@ class Run:
         facts: Mapping[str, Any],
         resume: bool = False,
         step: str = "generation",
+        writes_bytes: float = 0,
     ) -> Run:
         """Claim a directory for a run and write `config.json`.
 
@@ -74,9 +76,11 @@ class Run:
                 they must be the same when the run is resumed.
             resume: Whether to continue the run in `out`; where there is none, a new one begins.
             step: The field that orders `metrics.jsonl`.
+            writes_bytes: Estimated size of everything that will be in `out` at once.
 
         Raises:
-            UserError: As `check_run` does, and for facts that have changed.
+            UserError: As `check_run` does, and for facts that have changed; and where the disk has
+                not as much room as the run will write.
         """
         metrics = MetricsFile(out / "metrics.jsonl", step, gapless=True)
         if jax.process_index() != 0:
@@ -85,6 +89,7 @@ class Run:
                 raise UserError("process 0 has refused the output directory; its message says why")
             return cls(out, verdict == "resumed", False, (), metrics, None)
         try:
+            check_space(out, writes_bytes, "out")
             lock = _claim(out)
             try:
                 resumed, notes = _begin(out, config, facts, resume)

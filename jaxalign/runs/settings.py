@@ -15,6 +15,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import Plain, plain
 
 _MAY_CHANGE = "may_change"
+_TOLD = 8  # differences that a message tells, at most
 
 
 def may_change(default: Any) -> Any:
@@ -75,7 +76,7 @@ def check_settings(out: Path, config: Any, recorded: Mapping[str, Any]) -> None:
 
     Raises:
         UserError: A setting differs from the recorded one, and no field made by `may_change` holds
-            it; the message names the first such setting.
+            it; the message names every such setting.
     """
     check_same_program(out, config, recorded)
     fixed = settings_of(config, fixed_only=True)
@@ -101,19 +102,25 @@ def check_facts(out: Path, facts: Mapping[str, Any], recorded: Mapping[str, Any]
     """Check that what a result depends on besides the settings (hashes, say) is unchanged.
 
     Raises:
-        UserError: A fact differs from the recorded one; the message names the first such fact.
+        UserError: A fact differs from the recorded one; the message names every such fact.
     """
     _check_equal(out, facts, recorded, "{}")
 
 
 def _check_equal(out: Path, now: Mapping[str, Any], then: Mapping[str, Any], spelling: str) -> None:
-    for name in sorted(now.keys() | then.keys()):
-        new, old = now.get(name), then.get(name)
-        if new != old:
-            raise UserError(
-                f"`resume` {out}: {spelling.format(name)} was {_short(old)} and is {_short(new)} "
-                "now; give the old value, or another `out`"
-            )
+    """Check that two mappings are equal; all differences are told at once."""
+    names = [n for n in sorted(now.keys() | then.keys()) if now.get(n) != then.get(n)]
+    if not names:
+        return
+    changes = [
+        f"{spelling.format(n)} was {_short(then.get(n))} and is {_short(now.get(n))} now"
+        for n in names[:_TOLD]
+    ]
+    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
+    values = "value" if len(names) == 1 else "values"
+    raise UserError(
+        f"`resume` {out}: {'; '.join(changes)}{more}; give the old {values}, or another `out`"
+    )
 
 
 def _short(value: Any) -> str:
@@ -151,6 +158,45 @@ def flags(config_class: type) -> dict[str, str]:
         else:
             spelled[field.name] = f"--{name}"
     return spelled
+
+
+def arguments_of(config_class: type, settings: Mapping[str, Plain]) -> list[str]:
+    """Return the command line that sets recorded settings, as `settings_of` returns them.
+
+    Args:
+        config_class: The dataclass that `console.main` reads from the command line.
+        settings: Value by setting. Settings that are left out keep their defaults.
+
+    Raises:
+        UserError: The class has no setting of a recorded name.
+    """
+    spelled, positional, arguments = flags(config_class), [], []
+    if unknown := sorted(settings.keys() - spelled.keys()):
+        raise UserError(f"the setting {unknown[0]} of this run is unknown to this version")
+    for name, flag in spelled.items():
+        if name not in settings:
+            continue
+        value = settings[name]
+        if not flag.startswith("--"):
+            positional += _words(value)
+        elif isinstance(value, bool):
+            # tyro spells "no" before the last part of a name.
+            prefix, dot, last = flag.removeprefix("--").rpartition(".")
+            arguments.append(f"--{prefix}{dot}{'' if value else 'no-'}{last}")
+        elif isinstance(value, list | dict):
+            arguments += [flag, *_words(value)]
+        else:
+            arguments.append(f"{flag}={_words(value)[0]}")
+    return [*positional, *arguments]
+
+
+def _words(value: Plain) -> list[str]:
+    """Return a value as the words of a command line."""
+    if isinstance(value, dict):
+        return [word for pair in value.items() for each in pair for word in _words(each)]
+    if isinstance(value, list):
+        return [word for each in value for word in _words(each)]
+    return ["None" if value is None else str(value)]
 
 
 _BACKTICKED = re.compile(r"`([A-Za-z_][A-Za-z0-9_.]*)`")

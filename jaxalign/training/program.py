@@ -216,7 +216,7 @@ def abstract_state(
         trained,
         transform_non_params=lambda _: whole,
     )
-    return _with_shardings(state, TrainState(trained, optimizer, whole, whole))
+    return _with_shardings(state, TrainState(trained, optimizer, whole, whole, whole))
 
 
 def place(batches: tuple[Batch, ...], abstract: tuple[Batch, ...]) -> tuple[Batch, ...]:

@@ -6,7 +6,8 @@ norm, with a linear warm-up and a cosine decay to zero. Every default is that of
 `Trainer`, and a test holds a step equal to that of PyTorch with PEFT.
 
 Several adapters are one program: the frozen weights are held once, each matrix product with them
-covers the tokens of all adapters, and an adapter whose examples are used up keeps its bits.
+covers the tokens of all adapters, and an adapter whose examples are used up keeps its bits. So does
+one whose loss or gradient is not finite: it is set aside, and the others never see its numbers.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ class TrainState:
     optimizer: Any  # state of optax
     step_K: jax.Array  # int32: steps taken
     key_Kx2: jax.Array  # uint32: key data of the adapters, which order their examples
+    failed_K: jax.Array  # int32: the step, from 1, whose loss or gradient was not finite; 0: none
 
 
 def make_rule(config: LlamaConfig, train: TrainConfig) -> optax.GradientTransformation:
@@ -187,7 +189,7 @@ def init_state(
         else:
             trained = init_adapter(config, lora, start_key(key))
         optimizer = make_rule(config, train).init(trained)
-        return TrainState(trained, optimizer, jnp.int32(0), key_2)
+        return TrainState(trained, optimizer, jnp.int32(0), key_2, jnp.int32(0))
 
     return jax.vmap(init)(key_Kx2)
 
@@ -356,7 +358,11 @@ def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: 
     rule = make_rule(config, train)
 
     def update(
-        state: TrainState, grads: Trained, active: jax.Array, schedule_3: jax.Array
+        state: TrainState,
+        loss: jax.Array,
+        grads: Trained,
+        active: jax.Array,
+        schedule_3: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         norm = optax.tree.norm(grads)
         # The formula of torch.nn.utils.clip_grad_norm_, including its constant.
@@ -367,9 +373,15 @@ def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: 
             jax.tree.map(lambda g: g * scale, grads), state.optimizer, state.trained
         )
         trained = jax.tree.map(lambda w, u: w + rate * u, state.trained, updates)
-        new = TrainState(trained, optimizer, state.step_K + 1, state.key_Kx2)
-        # An adapter without examples in this step has finished and keeps its state.
-        new = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, state)
+        step = state.step_K + 1
+        fails = active & (state.failed_K == 0) & ~(jnp.isfinite(loss) & jnp.isfinite(norm))
+        failed = jnp.where(fails, step, state.failed_K)
+        new = TrainState(trained, optimizer, step, state.key_Kx2, failed)
+        # An adapter without examples in this step has finished and keeps its state, as does one
+        # that has failed: a later batch may have a finite loss, but it would not be the same run.
+        goes_on = active & (failed == 0)
+        new = jax.tree.map(lambda a, b: jnp.where(goes_on, a, b), new, state)
+        new = dataclasses.replace(new, failed_K=failed)
         return new, {"gradient_norm": norm, "learning_rate": rate}
 
     def step(
@@ -382,7 +394,7 @@ def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: 
         loss, grads, answers = gradient(
             config, train, lora, shape, state.trained, params, batches, passes
         )
-        state, metrics = jax.vmap(update)(state, grads, answers > 0, schedule_Kx3)
+        state, metrics = jax.vmap(update)(state, loss, grads, answers > 0, schedule_Kx3)
         return state, {"loss": loss, **metrics, "answers": answers}
 
     return step

@@ -9,6 +9,9 @@ Adapters that do not fit into memory together are trained in groups, one after t
 compiled program. What an adapter becomes does not depend on its group. Of the groups that are not
 being trained, only the adapters that are finished are kept, on the host.
 
+An adapter whose loss is no longer a number is set aside, and the others finish with the same bits
+as if it had not been (`jaxalign.training.step`).
+
 Source: CultureSPA (Xu et al. 2025, arXiv 2410.12971), step 4, where "joint" is one adapter for all
 countries and "specific" one for each country; LoRA (Hu et al. 2021).
 """
@@ -326,6 +329,7 @@ def fit(
     log: Callable[[Row], None] = lambda row: None,
     held_out: HeldOutLoss | None = None,
     on_progress: OnProgress = ignore,
+    set_aside: Callable[[str, int], None] | None = None,
 ) -> dict[str, Trained]:
     """Train to the last step, from the latest checkpoint if there is one.
 
@@ -347,18 +351,22 @@ def fit(
         held_out: Measured before training and ten times on the way, the last time at the end. Those
             rows have a "held_out_loss" for every adapter; the first one has step 0.
         on_progress: Called with the progress in steps.
+        set_aside: Called with the name of an adapter whose loss or gradient is not finite, and the
+            number of the row in which it was not; on resuming, again. Such an adapter is not
+            trained further. Default: a warning is logged, and it is an error if no other is left.
 
     Returns:
-        The trained adapter of each name (for method "full" the weights): on the devices if there is
-        one group, as numpy arrays on the host if there are several.
+        The trained adapter of each name (for method "full" the weights), without those that were
+        set aside: on the devices if there is one group, as numpy arrays on the host if there are
+        several.
 
     Raises:
-        UserError: If a loss is not finite.
+        UserError: If no loss is finite, and `set_aside` is not given.
     """
     several = len(trainer.groups) > 1
     if several and checkpoints is not None and jax.process_index() == 0:
         write_json(Path(checkpoints.directory) / _GROUPS, {"side_by_side": trainer.shape.adapters})
-    run = _Fit(trainer, params, save_every, begin, log, held_out, on_progress)
+    run = _Fit(trainer, params, save_every, begin, log, held_out, on_progress, set_aside)
     trained: dict[str, Trained] = {}
     for group in range(len(trainer.groups)):
         if checkpoints is None or not several:
@@ -367,17 +375,25 @@ def fit(
             with checkpoints.part(f"group{group}") as saved:
                 state = run.group(group, saved)
         found = trainer.trained(state, group)
+        found = {name: weights for name, weights in found.items() if name not in run.failed}
         if several:
             gather = jax.jit(lambda x: x, out_shardings=replicated(trainer.mesh))
             # One at a time, because each is whole on every device for a moment.
             found = {name: jax.device_get(gather(weights)) for name, weights in found.items()}
             del state
         trained |= found
-    return {name: trained[name] for name in trainer.names}
+    if not trained and set_aside is None:
+        raise UserError(run.last_failure)
+    return {name: trained[name] for name in trainer.names if name in trained}
 
 
 class _Fit:
-    """The loop over the steps of a group, and what the groups have in common."""
+    """The loop over the steps of a group, and what the groups have in common.
+
+    Attributes:
+        failed: The adapters that were set aside, with the number of the row where they failed.
+        last_failure: What is to be said of the last of them.
+    """
 
     def __init__(
         self,
@@ -388,7 +404,11 @@ class _Fit:
         log: Callable[[Row], None],
         held_out: HeldOutLoss | None,
         on_progress: OnProgress,
+        set_aside: Callable[[str, int], None] | None,
     ):
+        self.failed: dict[str, int] = {}
+        self.last_failure = ""
+        self._set_aside = set_aside
         self._trainer, self._params, self._save_every = trainer, params, save_every
         self._begin: Callable[[int], None] | None = begin
         self._log, self._held_out, self._on_progress = log, held_out, on_progress
@@ -407,6 +427,11 @@ class _Fit:
             # The last row that stays: a group's first row is written again with its first step.
             self._begin(first_row + done if done or not group else first_row - 1)
             self._begin = None
+        if done:
+            failed_K = jax.device_get(state.failed_K).tolist()
+            for name, step in zip(data.names, failed_K, strict=False):  # places may be empty
+                if step:
+                    self._fail(name, first_row + step, "not finite")
         measured_at = measurement_steps(data.steps) if self._held_out is not None else set()
         if self._held_out is not None and done == 0:
             losses = self._held_out(state, params, group)
@@ -422,9 +447,13 @@ class _Fit:
             keep = 0 if save or step + 1 in measured_at else 1
             while len(waiting) > keep:
                 ready, metrics = waiting.pop(0)
-                row = _row(data, ready, first_row, jax.device_get(metrics))
+                row = self._row(data, ready, first_row, jax.device_get(metrics))
+                if all(name in self.failed for name in data.names):
+                    return state  # nothing is left to train
                 if ready + 1 in measured_at:
-                    row = _with_held_out(row, self._held_out(state, params, group))
+                    losses = self._held_out(state, params, group)
+                    left = {n: loss for n, loss in losses.items() if n not in self.failed}
+                    row = _with_held_out(row, left)
                 self._log(row)
                 self._progress(earlier + ready + 1, _shown_losses(row))
             if save and checkpoints is not None:
@@ -432,6 +461,26 @@ class _Fit:
         if checkpoints is not None:
             checkpoints.wait()
         return state
+
+    def _row(self, data: TrainData, step: int, first_row: int, metrics: Metrics) -> Row:
+        """Return the row of one step, and set aside what is not finite in it."""
+        row: Row = {"step": first_row + step + 1}
+        for k, name in enumerate(data.names):
+            if step >= data.steps_K[k] or name in self.failed:
+                continue  # it has finished or been set aside
+            row[name] = {metric: values[k] for metric, values in metrics.items()}
+            loss, norm = metrics["loss"][k], metrics["gradient_norm"][k]
+            if not np.isfinite([loss, norm]).all():
+                self._fail(name, row["step"], f"{loss} and its gradient's norm {norm}")
+        return row
+
+    def _fail(self, name: str, row: int, found: str) -> None:
+        self.failed[name] = row
+        self.last_failure = f"step {row}: the loss of {name!r} is {found}; lower the learning rate"
+        if self._set_aside is not None:
+            self._set_aside(name, row)
+        elif len(self._trainer.names) > 1:
+            _log.warning(f"{self.last_failure}. It is set aside, and the others go on")
 
     def _progress(self, done: int, fields: Mapping[str, str]) -> None:
         trainer = self._trainer
@@ -450,21 +499,6 @@ def measurement_steps(steps: int) -> set[int]:
 
 def _with_held_out(row: Row, losses: Mapping[str, float]) -> Row:
     return row | {name: row.get(name, {}) | {"held_out_loss": v} for name, v in losses.items()}
-
-
-def _row(data: TrainData, step: int, first_row: int, metrics: Metrics) -> Row:
-    """Return the row of one step; UserError if a loss or gradient is not finite."""
-    row: Row = {"step": first_row + step + 1}
-    for k, name in enumerate(data.names):
-        if step >= data.steps_K[k]:  # the adapter has finished
-            continue
-        row[name] = {metric: values[k] for metric, values in metrics.items()}
-        if not np.isfinite([metrics["loss"][k], metrics["gradient_norm"][k]]).all():
-            raise UserError(
-                f"step {row['step']}: the loss of {name!r} is {metrics['loss'][k]} and its "
-                f"gradient's norm {metrics['gradient_norm'][k]}; lower the learning rate"
-            )
-    return row
 
 
 def _shown_losses(row: Row) -> dict[str, str]:

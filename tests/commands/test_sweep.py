@@ -271,6 +271,8 @@ def test_the_result_says_which_c_and_edition(unbroken):
     assert group["held_out"]["low"] <= group["held_out"]["mean"] <= group["held_out"]["high"]
     assert group["naive"].keys() == {"expected", "most_likely", "held_out"}
     assert group["lines"]["held_out"]["uniform"] > 0
+    assert group["validity"]["countries"] == 2
+    assert group["validity"]["presentations"] == ["A", "B", "C", "D"]
     assert result["edition"] == Settings().edition
 
 
@@ -584,6 +586,7 @@ def test_the_result_by_hand(tmp_path, capsys):
             "constants": [54.0, None, 31.5, None, None, None],
             "naive": {"USA": naive, "CHN": naive},
             "lines": {"USA": line, "CHN": {"loss": {"all_middle": 70.0}, "held_out": {}}},
+            "validity": {"passes": False, "sentence": "Personas do not follow people, r = -0.10."},
         }
     }
     result = make_result(rows, config, programs)
@@ -620,6 +623,9 @@ def test_the_result_by_hand(tmp_path, capsys):
     assert "m: C: PDI 54.0, MAS 31.5 (least squares on DEU). Losses without a model: 3 thr" in said
     assert "Held-out scores without one: uniform answer 0.400" in said
     assert "m: C is not on record" in said
+    assert said.startswith("m: Validity gate: not passed. Personas do not follow people, r = −0.10")
+    assert "0.10. Its held-out scores and their differences say nothing.\n" in said
+    assert "m: Validity gate: not made." in said
     assert (second["expected"]["mean"], second["expected"]["failed"]) == (None, 1)
     write_plot(tmp_path / "sweep.png", result)
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")

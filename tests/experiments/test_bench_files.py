@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench import decode as bench_decode
 from experiments.bench import evolve as bench_evolve
 from experiments.bench import growth as bench_growth
 from experiments.bench import scaling as bench_scaling
+from experiments.bench.decode.__main__ import Config as Decode
 from experiments.bench.population.__main__ import Config as Population
 from experiments.bench.survey.__main__ import Config as Survey
 from jaxalign.core.errors import UserError
 
 CONFIGS = [
-    bench_decode.Config,
+    Decode,
     bench_evolve.Config,
     bench_growth.Config,
     bench_scaling.Config,

@@ -265,7 +265,7 @@ def test_transformers_reads_and_writes_our_config(name: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("model_type", "mistral"),
+        ("model_type", "gemma2"),
         ("hidden_act", "gelu"),
         ("attention_bias", True),
         ("mlp_bias", True),

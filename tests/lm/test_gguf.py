@@ -181,7 +181,7 @@ REFUSED = {
     "no end": ({"tokenizer.ggml.eos_token_id": None}, "lacks tokenizer.ggml.eos_token_id"),
     "no template": ({"tokenizer.chat_template": None}, "which the chat template writes"),
     "another kind": ({"tokenizer.ggml.model": "t5"}, "'t5'; only gpt2 .* and llama .* are read"),
-    "another rule": ({"tokenizer.ggml.pre": "qwen2"}, "'qwen2' is not one of llama-bpe"),
+    "another rule": ({"tokenizer.ggml.pre": "falcon"}, "'falcon' is not one of llama-bpe"),
     "experts": ({"llama.expert_count": 8}, "llama.expert_count 8 is not handled .only 0 is"),
     "yarn": ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type 'yarn' is not handled"),
     "unknown": ({"llama.attention.clamp_kqv": 8.0}, "clamp_kqv 8.0 is not handled; refusing"),
@@ -207,13 +207,35 @@ def test_refused(make: Callable[..., Path], tmp_path: Path, case: str) -> None:
 
 
 def test_another_architecture_is_refused(make: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"general.architecture 'qwen2'; only llama"):
-        convert_gguf(make(architecture="qwen2"), tmp_path / "out")
+    with pytest.raises(UserError, match=r"general.architecture 'gemma2' is not.*llama.*qwen3"):
+        convert_gguf(make(architecture="gemma2"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_other_families(tmp_path: Path, family: str) -> None:
+    """Biases and norms have names of their own, rows stand as in Hugging Face's files."""
+    config, weights = CONFIG.replace(family=family), hf_weights(CONFIG.replace(family=family))
+    assert len(weights) > len(hf_weights(CONFIG))
+    metadata = {
+        f"{family}.{name.removeprefix('llama.')}" if name.startswith("llama.") else name: value
+        for name, value in fields(rule="qwen2").items()
+    }
+    source = write(tmp_path / "model.gguf", metadata, weights, architecture=family)
+    assert convert_gguf(source, tmp_path / "out", "float32") == config
+    assert read_config(tmp_path / "out", "float32") == config
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored.keys() == weights.keys()
+    for name, value in weights.items():
+        np.testing.assert_array_equal(stored[name], value, err_msg=name)
+    tokenizer = open_model(tmp_path / "out").tokenizer
+    assert tokenizer.decode(tokenizer.encode("hello 12")) == "hello 12"
+    assert len(tokenizer.encode("12")) == 2, "digits stand alone, although the vocabulary has 12"
+    assert tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9")
 
 
 def test_tensors_are_checked(make: Callable[..., Path], tmp_path: Path) -> None:
     weights = hf_weights(CONFIG)
-    with pytest.raises(UserError, match=r"tensor blk.0.attn_q.bias; a Llama has no such weight"):
+    with pytest.raises(UserError, match=r"tensor blk.0.attn_q.bias; a llama has no such weight"):
         convert_gguf(make(more={"blk.0.attn_q.bias": np.zeros(64, np.float32)}), tmp_path / "out")
     del weights["model.layers.1.mlp.up_proj.weight"]
     with pytest.raises(UserError, match=r"tensor blk.1.ffn_up.weight is missing"):

@@ -332,8 +332,40 @@ def test_the_report(tmp_path, result):
         "own tuned − others' tuned",
         "a note.",
         "South America",
+        "validity gate: not passed",  # the answers are random
+        "points, instrument without signal on this model",
     ):
         assert words in text
+    assert "no clear difference" not in text
+
+
+def test_questions_that_an_untuned_model_answers_pass_the_gate(bench, answers):
+    """Right answers pass; the same constant answer to everything does not, however often right."""
+
+    def gates(answer):
+        by_set = []
+        for bench_set, methods in zip(bench.sets, by_methods(bench, answers), strict=True):
+            said_Q = np.array([answer(right) for right in bench_set.test.answers])
+            given = {}
+            for key, method in methods.items():
+                positions = np.where(method.positions_SxQ > -9, said_Q, method.positions_SxQ)
+                first = np.where(positions == 0, 0.9, 0.1)  # of "true", the first option
+                given[key] = dataclasses.replace(
+                    method,
+                    positions_SxQ=positions,
+                    first_probs_SxQ=None if method.first_probs_SxQ is None else first,
+                )
+            by_set.append(given)
+        sets = make_result(bench, by_set, reading="exact", resamples=10, seed=0)["sets"]
+        return {key: record["gate"] for key, record in sets.items()}
+
+    right = gates(lambda right: right)
+    assert [gate["passes"] for gate in right.values()] == [True, True]
+    # The true row of a question of Hard is the likeliest of four; of Easy, an option is constant.
+    assert right["hard"]["best"] == 0.25
+    assert right["easy"]["above"] == ["naive", "persona", "icl"]
+    constant = gates(lambda right: 0)
+    assert [gate["passes"] for gate in constant.values()] == [False, False]
 
 
 def test_the_report_says_that_an_answer_is_constant(tmp_path, bench, answers):

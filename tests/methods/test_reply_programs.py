@@ -28,7 +28,7 @@ def inputs(program: Program) -> list[tuple[tuple[int, ...], jnp.dtype]]:
 
 def test_every_program_of_the_queue_is_listed():
     listed = programs(what="the survey")
-    expected = ("prefill 512 tokens", "prefill 128 tokens", "fork", "start", "decode 8 rows")
+    expected = ("prefill 1024 tokens", "prefill 128 tokens", "fork", "start", "decode 8 rows")
     assert {f"{name}, the survey" for name in expected} <= set(listed)
     held = weight_bytes(open_model().config)
     assert listed["fork, the survey"].beside_bytes == held

@@ -14,7 +14,7 @@ import pytest
 from jaxalign.report.document import Document, Estimate, Listing, Note, Table, Text, section
 from jaxalign.report.figures import place_labels
 from jaxalign.report.render import to_html, to_markdown
-from jaxalign.report.wording import NO_DIFFERENCE, number, tally, verdict
+from jaxalign.report.wording import NO_DIFFERENCE, groups_note, number, tally, verdict
 from tests.support.pages import HOSTILE, Page
 
 
@@ -93,3 +93,9 @@ def test_names_on_a_map_keep_apart() -> None:
 def test_needs_no_pyplot() -> None:
     code = "import sys, jaxalign.report; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_report_says_when_its_countries_are_groups():
+    assert groups_note(["USA", "CHN"]) == ""
+    said = groups_note(["USA:female:30-49", "USA:male:30-49"])
+    assert said == " What is called a country here is a group within one: USA:female:30-49."

@@ -114,6 +114,11 @@ def test_second_run_needs_resume(tmp_path: Path) -> None:
         (Config(strategy=Strategy(crossover=0.5)), "`strategy.crossover` was 0.9 and is 0.5 now"),
         (Config(flat=Strategy(crossover=0.5)), "`flat.crossover` was 0.9 and is 0.5 now"),
         (Config(model=Path("/m")), '`model` was null and is "/m" now'),
+        (
+            Config(population=128, noise_scale=0.25),
+            "`noise_scale` was 0.1 and is 0.25 now; `population` was 64 and is 128 now; "
+            "give the old values",
+        ),
     ],
 )
 def test_resume_refuses_a_changed_setting(tmp_path: Path, changed: Config, words: str) -> None:

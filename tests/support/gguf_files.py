@@ -76,6 +76,8 @@ _NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
 }
 
 
@@ -159,7 +161,7 @@ def write(
     heads = {"q_proj": CONFIG.num_attention_heads, "k_proj": CONFIG.num_key_value_heads}
     for name, value in weights.items():
         for part, count in heads.items():
-            if part in name:
+            if part in name and architecture == "llama":
                 value = permuted(value, count)
         if value.ndim == 2 and kind != "F32":
             writer.add_tensor(gguf_name(name), quantize(value, quantised), raw_dtype=quantised)
@@ -188,7 +190,8 @@ def gguf_name(name: str) -> str:
     if name in _NAMES:
         return _NAMES[name]
     _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{_NAMES[rest.removesuffix('.weight')]}.weight"
+    module, _, kind = rest.rpartition(".")
+    return f"blk.{layer}.{_NAMES[module]}.{kind}"
 
 
 def _byte_letters() -> list[str]:

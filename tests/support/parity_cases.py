@@ -104,6 +104,8 @@ def hf_weights(config: LlamaConfig, seed: str = "weights") -> dict[str, np.ndarr
 def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return the range of a weight: attention is then far from uniform, logits of order one."""
     values = _random(name).uniform(-1, 1, shape)
+    if name.endswith(".bias"):
+        return (0.3 * values).astype(np.float32)
     scaled = 1 + 0.3 * values if len(shape) == 1 else values * 3 / np.sqrt(shape[-1])
     return scaled.astype(np.float32)
 
@@ -113,14 +115,13 @@ def _random(name: str) -> np.random.RandomState:
 
 
 def transformers_model(config: LlamaConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
-    """Return `LlamaForCausalLM` with these weights and `eager` attention. Needs torch."""
+    """Return the family's model with these weights and `eager` attention. Needs torch."""
     import torch
-    from transformers import LlamaConfig as HFConfig
-    from transformers import LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    hf_config = HFConfig.from_dict(config_to_hf(config))
-    hf_config._attn_implementation = "eager"
-    model = LlamaForCausalLM(hf_config)
+    hf_config = AutoConfig.for_model(**config_to_hf(config))
+    model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="eager")
+    assert [type(model).__name__] == hf_config.architectures
     state = {name: torch.from_numpy(value) for name, value in weights.items()}
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]

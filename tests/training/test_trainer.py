@@ -497,6 +497,53 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_words():
     trainer = Trainer(CONFIG, TRAIN, LORA, {"IND": DATA["IND"]}, make_mesh(jax.devices()[:1]))
     with pytest.raises(UserError, match=r"step 1: the loss of 'IND' is nan .* lower the learning"):
         fit(trainer, params)
+    failed: dict[str, int] = {}
+    assert fit(trainer, params, set_aside=failed.__setitem__) == {}
+    assert failed == {"IND": 1}
+
+
+def exploding(names, shape=None, rates=None, checkpoints=None, **more):
+    """Adapters trained for two epochs: India's at a rate at which its weights leave every range."""
+    train, mesh = dataclasses.replace(TRAIN, epochs=2), make_mesh(jax.devices()[:1])
+    examples, rates = {name: DATA[name] for name in names}, rates or {"IND": 1e30}
+    trainer = Trainer(CONFIG, train, LORA, examples, mesh, rates, shape=shape)
+    return trainer, jax.device_get(fit(trainer, PARAMS, checkpoints, **more))
+
+
+@pytest.mark.long
+def test_an_adapter_that_explodes_is_set_aside(tmp_path, caplog):
+    """The others get the bits that they get beside one that does not explode, and without it."""
+    rows, failed = [], {}
+    trainer, others = exploding(DATA, log=rows.append, set_aside=failed.__setitem__)
+    assert failed == {"IND": 3}, "the first step has rate 0, the second throws the weights out"
+    assert others.keys() == {"USA", "CHN"}
+    assert not np.isfinite(rows[2]["IND"]["loss"])
+    assert [set(row) - {"step"} for row in rows[3:]] == [{"USA", "CHN"}, {"USA"}, {"USA"}]
+    _, sound = exploding(DATA, trainer.shape, {"IND": 1e-2})
+    _, without = exploding(("USA", "CHN"), trainer.shape)
+    for name in others:
+        jax.tree.map(np.testing.assert_array_equal, others[name], sound[name])
+        jax.tree.map(np.testing.assert_array_equal, others[name], without[name])
+    # By itself at the lower rate, in the same program, it becomes what it does beside the others.
+    _, again = exploding(("IND",), trainer.shape, {"IND": 1e-2})
+    jax.tree.map(np.testing.assert_array_equal, again["IND"], sound["IND"])
+
+    def stop(row):
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+
+    with Checkpoints(tmp_path) as saved, pytest.raises(KeyboardInterrupt):
+        exploding(DATA, trainer.shape, checkpoints=saved, log=stop, save_every=1)
+    assert "step 3: the loss of 'IND' is nan" in caplog.text
+    assert "It is set aside, and the others go on" in caplog.text
+    after, failed = [], {}
+    with Checkpoints(tmp_path) as saved:
+        _, resumed = exploding(
+            DATA, trainer.shape, checkpoints=saved, log=after.append, set_aside=failed.__setitem__
+        )
+    assert failed == {"IND": 3}
+    assert [row["step"] for row in after] == [5, 6]
+    jax.tree.map(np.testing.assert_array_equal, resumed, others)
 
 
 @pytest.mark.parametrize(

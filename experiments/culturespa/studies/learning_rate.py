@@ -15,6 +15,7 @@ as long as the run takes to fine-tune as many models.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,27 @@ def run(settings: LearningRateSettings) -> None:
         with open_run(finished, folder, settings) as opened:
             study = dataclasses.replace(experiment, out=opened.out)
             rate_of = {name: float(name[1]) for name in names}
-            train(study, _PROGRAM, trained_on, rate_of, held_out)
-            losses = read_losses(opened, names)
+            trained = train(study, _PROGRAM, trained_on, rate_of, held_out)
+            losses = read_losses(opened, rates_that_train(names, trained))
     record = make_record(losses, {seed: len(held) for seed, (_, held) in sides.items()})
     write_json(finished.out / "learning_rate.json", record)
     draw(finished.out / "learning_rate.png", record)
     show(record)
+
+
+def rates_that_train(names: list[ModelName], trained: Mapping[ModelName, Any]) -> list[ModelName]:
+    """Return the models of those rates at which the loss stayed finite for every seed.
+
+    Raises:
+        UserError: There is no such rate.
+    """
+    failed = {name[1] for name in names if name not in trained}
+    for rate in sorted(failed, key=float):
+        print(f"learning rate {rate}: the loss is not finite; left out")
+    left = [(seed, rate) for seed, rate in names if rate not in failed]
+    if not left:
+        raise UserError("`rates`: the loss is finite at none of them; give lower ones")
+    return left
 
 
 def read_losses(opened: Run, names: list[ModelName]) -> dict[ModelName, dict[str, Any]]:

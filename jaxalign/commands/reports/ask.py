@@ -35,7 +35,14 @@ from jaxalign.report.document import (
 from jaxalign.report.figures import Series
 from jaxalign.report.palette import BLUE, MUTED
 from jaxalign.report.render import write_report
-from jaxalign.report.wording import chance_of_many, countries, joined, number, with_bounds
+from jaxalign.report.wording import (
+    chance_of_many,
+    countries,
+    groups_note,
+    joined,
+    number,
+    with_bounds,
+)
 from jaxalign.stats.alignment import LINES
 
 Record = Mapping[str, Any]
@@ -69,7 +76,7 @@ def ask_report(record: Record, analyses: Mapping[str, Record], out: Path) -> tup
     document = Document(
         title="What the model answers",
         summary=f"{survey['items']} questions of {survey['name']}, asked in {ways}{compared}; "
-        f"{how_read(record)}.",
+        f"{how_read(record)}.{groups_note(record['countries'])}",
         labels=verdict_notes(record),
         sections=tuple(s for s in _sections(record, analyses, out) if s.blocks),
     )

@@ -29,6 +29,7 @@ from jaxalign.report.figures import Series
 from jaxalign.report.palette import MUTED
 from jaxalign.report.render import write_report
 from jaxalign.report.wording import (
+    NO_SIGNAL,
     chance_of_many,
     countries,
     joined,
@@ -95,10 +96,34 @@ def cultural_bench_report(result: Mapping[str, Any], out: Path) -> tuple[Path, P
         title="What a model knows of cultures",
         summary=f"{'The pocket Llama' if result['pocket'] else result['model']} on {names}, under "
         "each way of asking.",
-        labels=(Note(_POCKET, "label", "Simulated."),) if result["pocket"] else (),
+        labels=(
+            *map(gate_note, result["sets"].values()),
+            *((Note(_POCKET, "label", "Simulated."),) if result["pocket"] else ()),
+        ),
         sections=tuple(s for s in _sections(result, out) if s.blocks),
     )
     return write_report(document, out)
+
+
+def gate_note(record: Mapping[str, Any]) -> Note:
+    """Return whether a set of questions measures anything on this model, a report's first line."""
+    gate = record["gate"]
+    best = "one in four" if is_hard(record) else "the best answer that needs no model"
+    best = f"{best} ({number(100 * gate['best'])} %)"
+    if gate["passes"]:
+        above = joined(METHODS[key].title for key in gate["above"])
+        return Note(
+            f"Above {best}, with its whole interval and without any tuning: {above}.",
+            "label",
+            f"{record['name']}, validity gate: passed.",
+        )
+    return Note(
+        f"No way of asking that is not tuned is above {best} with its whole interval. Every "
+        f"verdict on these questions therefore reads “{NO_SIGNAL}”: a difference and its absence "
+        "alike.",
+        "label",
+        f"{record['name']}, validity gate: not passed.",
+    )
 
 
 def _sections(result: Mapping[str, Any], out: Path) -> list[Section]:
@@ -203,7 +228,7 @@ def _times_100(value: float | None) -> float | None:
 
 def _statements(record: Mapping[str, Any]) -> list[str]:
     """State the results of a set, one sentence or two each."""
-    methods, name = record["methods"], record["name"]
+    methods, name, signal = record["methods"], record["name"], record["gate"]["passes"]
     best_line = best_without_model(record)
     known = [k for k, m in methods.items() if m["accuracy"]["low"] > best_line]
     above = joined(METHODS[key].title for key in known) if known else "no method"
@@ -223,8 +248,9 @@ def _statements(record: Mapping[str, Any]) -> list[str]:
             statements.append(
                 f"{name}, {METHODS[key].title} against the plain question, on the "
                 f"{method['minus'][NAIVE.key]['questions']} questions that both were asked: "
-                f"{with_bounds(difference, 1, signed=True)} points, {verdict(difference)}."
-                f"{_picked_statement(method, NAIVE.key)}"
+                f"{with_bounds(difference, 1, signed=True)} points, "
+                f"{verdict(difference, signal=signal)}."
+                f"{_picked_statement(method, NAIVE.key, signal)}"
             )
     if TUNED.key in methods:
         tuned = methods[TUNED.key]
@@ -232,26 +258,27 @@ def _statements(record: Mapping[str, Any]) -> list[str]:
         if against is not None:
             statements.append(
                 f"{name}, the country's own tuned prompt against the other countries' prompts: "
-                f"{with_bounds(against, 1, signed=True)} points, {verdict(against)}."
-                f"{_picked_statement(tuned, PERMUTED.key)}"
+                f"{with_bounds(against, 1, signed=True)} points, "
+                f"{verdict(against, signal=signal)}."
+                f"{_picked_statement(tuned, PERMUTED.key, signal)}"
             )
         each = [percent(c["minus"].get(NAIVE.key)) for c in tuned["countries"].values()]
         if len(each) > 1:
             statements.append(
                 f"{name}, tuned prompt against the plain question, by country: "
-                f"{tally(each, 'better', 'worse')}. {chance_of_many(len(each))}"
+                f"{tally(each, 'better', 'worse', signal)}. {chance_of_many(len(each))}"
             )
     return statements
 
 
-def _picked_statement(method: Mapping[str, Any], other: str) -> str:
+def _picked_statement(method: Mapping[str, Any], other: str, signal: bool) -> str:
     """Return the same difference in the share of true rows that are the likeliest, for Hard."""
     if method["picked"] is None or not (record := method["picked"]["minus"].get(other)):
         return ""
     difference = percent(record)
     return (
         f" True row likeliest: {with_bounds(difference, 1, signed=True)} points, "
-        f"{verdict(difference)}."
+        f"{verdict(difference, signal=signal)}."
     )
 
 

@@ -58,7 +58,7 @@ from jaxalign.report.document import (
 from jaxalign.report.drawing import Panel, drawings
 from jaxalign.report.palette import BLUE, INK, PURPLE, VERMILION
 from jaxalign.report.render import write_report
-from jaxalign.report.wording import NO_SIGNAL, joined, number
+from jaxalign.report.wording import NO_SIGNAL, groups_note, joined, number
 from jaxalign.stats.alignment import LINES
 
 _ROW_KEYS = (
@@ -107,7 +107,8 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
     document = Document(
         title="CultureSPA: do a model's own answers bring it nearer to cultures?",
         summary=f"{len(result['settings']['countries'])} countries, {survey['items']} items of "
-        f"{survey['name']}, {seeds} {'seed' if seeds == 1 else 'seeds'}.",
+        f"{survey['name']}, {seeds} {'seed' if seeds == 1 else 'seeds'}."
+        f"{groups_note(result['settings']['countries'])}",
         labels=(gate_note(gate_of(result)), *simulated),
         sections=(
             section(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxalign.commands.reports.culturespa_tables import title
+from jaxalign.core.files import write_atomically
 from jaxalign.methods.base import JOINT, METHODS, P1, SPECIFIC, UNAWARE
 from jaxalign.report.document import Estimate, Key
 from jaxalign.report.drawing import Panel, new_figure, save_png
@@ -247,4 +248,6 @@ def save(figure: Figure, path: Path, legend: str | None = None) -> None:
     if legend is not None:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc=legend, ncols=3, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150, facecolor="white", format="png")
+    write_atomically(
+        path, lambda file: figure.savefig(file, dpi=150, facecolor="white", format="png")
+    )

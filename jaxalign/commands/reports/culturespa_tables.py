@@ -170,7 +170,8 @@ def pair_count(result: Mapping[str, Any], model: str) -> int:
 
 
 def untrained_sentences(result: Mapping[str, Any]) -> list[str]:
-    """Return a sentence on every method some of whose models fine-tuning left unchanged."""
+    """Return a sentence on every method some of whose models fine-tuning left unchanged, and on
+    every model that was trained again."""
     why = "untrained (nothing was selected, or no step was taken)"
     sentences = []
     for method, untrained in result["untrained"].items():
@@ -181,6 +182,11 @@ def untrained_sentences(result: Mapping[str, Any]) -> list[str]:
             sentences.append(
                 f"{title(method)}: {models} {why}; the unchanged model counts instead."
             )
+    for model, found in result.get("retrained", {}).items():
+        sentences.append(
+            f"{model}: its loss was not finite in step {found['step']} at a learning rate of "
+            f"{found['learning_rate']:g}, so it was trained again at {found['trained_at']:g}."
+        )
     return sentences
 
 

@@ -48,7 +48,7 @@ from jaxalign.report.document import (
     section,
 )
 from jaxalign.report.render import write_report
-from jaxalign.report.wording import chance_of_many, joined
+from jaxalign.report.wording import chance_of_many, groups_note, joined
 
 _POCKET = (
     "The model is the pocket Llama, a small model trained on a made-up society. No "
@@ -142,6 +142,7 @@ def _summary(result: Result) -> str:
     return (
         f"One soft prompt for {each}{joined(countries)}, tuned by {algorithm} so that the model's "
         f"{goal}."
+        f"{groups_note(countries)}"
     )
 
 

@@ -30,6 +30,7 @@ from jaxalign.report.render import write_report
 from jaxalign.report.wording import (
     NO_SIGNAL,
     chance_of_many,
+    groups_note,
     joined,
     number,
     tally,
@@ -88,7 +89,8 @@ def survey_report(analysis: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
     document = Document(
         title="How close the answers come to countries",
         summary=f"{who if personas else 'A model without a persona'}, compared with the people of "
-        f"{count} countries on the {survey['items']} questions of {survey['name']}.",
+        f"{count} countries on the {survey['items']} questions of {survey['name']}."
+        f"{groups_note(analysis['countries'])}",
         labels=notes,
         sections=tuple(s for s in _sections(analysis, out) if s.blocks),
     )

@@ -36,8 +36,13 @@ def allows_verdicts(gate: Record | None) -> bool:
     return has_signal(gate) is not False
 
 
-def gate_note(gate: Record | None) -> Note:
-    """Return the verdict of the validity gate, the first line of a report."""
+def gate_note(gate: Record | None, failed: str = _FAILED) -> Note:
+    """Return the verdict of the validity gate, the first line of a report.
+
+    Args:
+        gate: Record of the gate; None if it was not made.
+        failed: What follows from a gate that is not passed.
+    """
     if gate is None:
         return Note(
             "No survey with people's answers was asked under personas, so that nothing here says "
@@ -47,7 +52,7 @@ def gate_note(gate: Record | None) -> Note:
         )
     lead = _VERDICTS[gate["passes"]]
     sentence = re.sub(r"(?<=[\[( ])-(?=\d)", MINUS, gate["sentence"])
-    text = sentence + (f" {_FAILED}" if gate["passes"] is False else "")
+    text = sentence + (f" {failed}" if gate["passes"] is False else "")
     return Note(text, "label", f"Validity gate: {lead}.")
 
 

@@ -15,12 +15,13 @@ import numpy as np
 from jaxalign.core.files import finite_or_none
 from jaxalign.lm.model import LM
 from jaxalign.methods.base import Condition
-from jaxalign.methods.conditions import Plain
+from jaxalign.methods.conditions import Persona, Plain
 from jaxalign.methods.soft_prompt.answers import BothSurveys, ask_conditions
 from jaxalign.methods.soft_prompt.problem import Problem
 from jaxalign.stats.held_out import similarity_by_item
 from jaxalign.stats.lines import similarity_lines
 from jaxalign.stats.objectives import Objective
+from jaxalign.stats.validity import validity_gate
 from jaxalign.stats.vsm import READINGS
 from jaxalign.surveys.tables import make_tables
 
@@ -47,6 +48,24 @@ def naive_records(problem: Problem, lm: LM, objective: Objective) -> dict[str, d
     answers = ask_conditions(problem, lm, [Plain()])
     countries = problem.settings.countries
     return {country: _record(problem, objective, answers, country) for country in countries}
+
+
+def gate_record(problem: Problem, lm: LM) -> dict[str, Any] | None:
+    """Return the validity gate (`jaxalign.stats.validity`) of the model's personas.
+
+    They answer the held-out survey, in all presentations that are reported. None where that survey
+    has none of the countries.
+    """
+    survey = problem.held_out_survey
+    countries = [c for c in problem.settings.countries if c in survey.distributions]
+    if not countries:
+        return None
+    personas = [Persona(country, problem.group_name(country)) for country in countries]
+    _, held_out = ask_conditions(problem, lm, personas)
+    tables = make_tables(held_out.survey, countries)
+    log_probs_FxCxQxO = np.moveaxis(held_out.by_presentation(_ASKED)[0], 1, 0)
+    shares = np.exp(log_probs_FxCxQxO)[..., : tables.valid_QxO.shape[1]]
+    return validity_gate(shares, tables, held_out.names).record()
 
 
 def _record(

@@ -29,7 +29,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 
@@ -54,6 +54,8 @@ from jaxalign.runs.console import progress_bars
 class SweepSettings:
     """Run or continue the sweep that a file describes; the same command does both."""
 
+    continues_itself: ClassVar[bool] = True
+
     file: tyro.conf.Positional[Path]
     """The sweep file (TOML), such as experiments/sweep/example.toml."""
     out: Path | None = None
@@ -70,6 +72,7 @@ class SweepSettings:
 
 
 PROGRAMS = "programs.json"
+_RECORD_BYTES = 8192  # of a cell
 
 
 class Records:
@@ -110,7 +113,8 @@ def sweep(settings: SweepSettings) -> None:
         groups = make_plan(described, settings.cells_per_program, recorded)
     except UserError as error:  # from a value of the file
         raise UserError(f"{settings.file}: {error}") from None
-    with Run.create(out, described, facts(groups), resume=True) as run:
+    written = written_bytes(groups, settings.save_prompts)
+    with Run.create(out, described, facts(groups), resume=True, writes_bytes=written) as run:
         for note in run.notes:
             print(note)
         cells = [cell for group in groups for batch in group.batches for cell in batch.cells]
@@ -137,6 +141,21 @@ def facts(groups: Sequence[Group]) -> dict[str, Any]:
         for name, value in group.problem.facts().items()
         if name in names
     }
+
+
+def written_bytes(groups: Sequence[Group], save_prompts: bool) -> float:
+    """Return about how much a sweep writes: records, prompts, and checkpoints of one batch."""
+    kept, largest = 0.0, 0.0
+    for group in groups:
+        width = group.problem.model.config.hidden_size
+        cells = sum(len(batch.cells) for batch in group.batches)
+        kept += cells * (_RECORD_BYTES + save_prompts * 4 * group.length * width)
+        vectors = max(len(batch.entries) for batch in group.batches)
+        vectors *= group.strategy.strategy.population
+        dims = group.problem.settings.prompt.dims(width)
+        # Three checkpoints at a time, each with a few vectors per candidate.
+        largest = max(largest, 3 * 3 * 4 * vectors * dims)
+    return kept + largest
 
 
 def run_groups(

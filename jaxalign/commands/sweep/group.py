@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.commands.sweep.answers import answer_record, line_records, naive_records
+from jaxalign.commands.sweep.answers import (
+    answer_record,
+    gate_record,
+    line_records,
+    naive_records,
+)
 from jaxalign.commands.sweep.plan import Batch, Group
 from jaxalign.core.progress import OnProgress
 from jaxalign.lm.model import LM
@@ -34,7 +39,8 @@ def program_facts(search: Search, lm: LM) -> dict[str, Any]:
     """Return what `programs.json` records of a group.
 
     That is how it is computed (the chunk, the attention kernel, the replies at a time), C, and what
-    its cells are compared with: the plain question, and answers that need no model.
+    its cells are compared with: the plain question, and answers that need no model. `validity` says
+    whether the held-out survey measures anything on the model.
     """
     problem, objective, facts = search.problem, search.objective, search.facts
     return {
@@ -42,6 +48,7 @@ def program_facts(search: Search, lm: LM) -> dict[str, Any]:
         "constants": objective.record().get("constants"),
         "naive": naive_records(problem, lm, objective),
         "lines": line_records(problem, objective),
+        "validity": gate_record(problem, lm),
     }
 
 

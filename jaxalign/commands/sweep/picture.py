@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.core.files import write_atomically
 from jaxalign.methods.soft_prompt.result import reading_words
 from jaxalign.report.drawing import new_figure
 from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
@@ -93,7 +94,9 @@ def write_plot(path: Path, result: Mapping[str, Any]) -> None:
         frameon=False,
         fontsize=9,
     )
-    figure.savefig(path, dpi=150, facecolor="white", format="png")
+    write_atomically(
+        path, lambda file: figure.savefig(file, dpi=150, facecolor="white", format="png")
+    )
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:

@@ -14,6 +14,8 @@
     groups[].held_out_minus_naive                the same of the difference, paired by item
     groups[].naive.{READING,held_out}            the plain question
     groups[].lines.{loss,held_out}.NAME          answers that need no model
+    groups[].validity                            the validity gate of the model's personas on the
+                                                 held-out survey (null: it has no such country)
 
 READING is expected or most_likely, and sampled where replies were drawn. `mean` is the mean of the
 cells' losses under the presentations that are tuned on; `seeds` the standard deviation, over seeds,
@@ -74,6 +76,7 @@ def make_result(
                 **_losses(cells),
                 **_held_out(cells, facts),
                 **_compared(cells, facts),
+                "validity": facts.get("validity"),
             }
         )
     return finite_or_none(

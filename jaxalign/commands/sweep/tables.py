@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.commands.reports.soft_prompt_record import constants_words
+from jaxalign.commands.reports.validity import gate_note
 from jaxalign.methods.soft_prompt.result import reading_words
 from jaxalign.runs.console import print_table
 from jaxalign.stats.lines import LINE_NAMES
@@ -25,6 +26,9 @@ _MOST_COLUMNS = 6  # presentations; of more, as with all orders, only averages a
 
 def show_result(result: Mapping[str, Any]) -> None:
     """Print the tables."""
+    # A gate is a model's: its strategies and prompt lengths share it.
+    for line in dict.fromkeys(_gate_line(group) for group in result["groups"]):
+        print(line)
     _show_losses(result)
     _show_presentations(result)
     _show_held_out(result)
@@ -117,6 +121,12 @@ def _show_held_out(result: Mapping[str, Any]) -> None:
         "95 %, seeds and items",
     )
     print_table("Held-out score (1: the country's own answers)", columns, rows)
+
+
+def _gate_line(group: Mapping[str, Any]) -> str:
+    """Return whether the held-out survey measures anything on a group's model."""
+    note = gate_note(group["validity"], "Its held-out scores and their differences say nothing.")
+    return f"{group['model']}: {note.lead} {note.text}"
 
 
 def _name(group: Mapping[str, Any]) -> list[Any]:

@@ -38,6 +38,7 @@ from jaxalign.runs import Run, check_run
 from jaxalign.runtime.memory import log_peak
 from jaxalign.surveys.responses import Responses
 
+_ANSWER_BYTES = 512  # of an answer in all files: as numbers, in tables and in the analyses
 _log = logging.getLogger("jaxalign")
 
 
@@ -112,7 +113,8 @@ def ask_survey(settings: AskSettings, on_progress: OnProgress = ignore) -> AskRu
     if not files.is_pocket:
         check_memory(settings, files, jobs, mesh, on_progress)
     lm = load_model(files, weights=settings.weights, mesh=mesh)
-    with Run.create(out, settings, inputs.facts, settings.resume) as run:
+    writes_bytes = count * _ANSWER_BYTES
+    with Run.create(out, settings, inputs.facts, settings.resume, writes_bytes=writes_bytes) as run:
         for note in run.notes:
             _log.info(note)
         responses = _ask_all(settings, inputs, jobs, lm, out / "answers", on_progress)

@@ -10,6 +10,10 @@
     sets.easy.trivial.{chance,chance_items,constant,constant_items,one_true}
                                                            what needs no model; `constant` holds a
                                                            number per option
+    sets.easy.gate.{passes,best,above}                     whether a way of asking that is not tuned
+                                                           is above the `best` answer that needs no
+                                                           model, with its whole interval; `above`:
+                                                           which ones
     sets.easy.methods.{naive,persona,icl,tuned,permuted,adapted,adapted_persona}:
         accuracy.{mean,low,high,questions}                 share of questions right; all four rows
                                                            for Hard; Wilson's interval
@@ -43,10 +47,11 @@ from typing import Any
 import numpy as np
 
 from jaxalign.core.files import finite_or_none
-from jaxalign.methods.base import ADAPTED_PERSONA, NAIVE, PERMUTED, PERSONA, TUNED
+from jaxalign.methods.base import ADAPTED_PERSONA, ICL, NAIVE, PERMUTED, PERSONA, TUNED
 from jaxalign.methods.cultural_bench.questions import Bench, MethodAnswers
 from jaxalign.methods.cultural_bench.sets import BenchSet
 from jaxalign.stats.choice_scores import (
+    TrivialAnswers,
     by_label,
     choice_scores,
     paired_difference,
@@ -192,9 +197,26 @@ def _set_record(
                 "constant_items": list(lines.constant_items),
                 "one_true": lines.one_true,
             },
+            "gate": _gate(methods, lines, is_hard),
             "methods": methods,
         }
     )
+
+
+def _gate(methods: Mapping[str, Any], lines: TrivialAnswers, is_hard: bool) -> dict[str, Any]:
+    """Return whether the questions measure anything on this model before it is tuned.
+
+    Of Hard, the share of questions whose true row is the likeliest counts where it is known,
+    against one in four: the accuracy moves with how often a model says true at all.
+    """
+    untuned = {key: methods[key] for key in (NAIVE.key, PERSONA.key, ICL.key) if key in methods}
+    if is_hard and all(method["picked"] for method in untuned.values()):
+        best, found = 0.25, {key: method["picked"] for key, method in untuned.items()}
+    else:
+        best = max(lines.chance, *lines.constant, lines.one_true or 0)
+        found = {key: method["accuracy"] for key, method in untuned.items()}
+    above = [key for key, share in found.items() if share["low"] > best]
+    return {"passes": bool(above), "best": best, "above": above}
 
 
 def question_records(

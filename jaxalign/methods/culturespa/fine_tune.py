@@ -3,21 +3,29 @@
     OUT/training/steps.json                     sizes of the steps (`training_steps`)
                 /shared/, specific/             checkpoints, from which a killed run continues
                 /shared.jsonl, specific.jsonl   loss, gradient norm and learning rate of each step
+                /set_aside.json             models whose loss was not finite, if there are any
     OUT/seed0/adapters/joint, cct, rds, cds, specific-USA, ...   adapters for PEFT
 
 "shared" models are trained on all groups, "specific" models on one group each. A group without a
 single selected pair has no specific model; the unchanged model stands in for it.
+
+A model whose loss is not finite is set aside, and the others are trained to their end. A run that
+is resumed with `retry` trains what was set aside at a lower rate, with checkpoints and log under
+`training/specific-retry-1e-05`. Where the sizes of the steps were planned, it does so in the same
+program, and a model becomes what it would have been at that rate from the start.
 """
 
 from __future__ import annotations
 
 import logging
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxalign.core.files import MetricsFile
+from jaxalign.core.errors import UserError
+from jaxalign.core.files import MetricsFile, write_json
+from jaxalign.core.json_text import read_object
 from jaxalign.core.progress import Progress
 from jaxalign.lm.lora import Adapter
 from jaxalign.lm.model import ModelFiles
@@ -36,6 +44,8 @@ ModelName = tuple[int, str]  # the seed, and "joint", "cct", "rds", "cds" or "sp
 Program = Literal["shared", "specific"]
 
 _SPECIFIC = "specific-"
+_SET_ASIDE = "set_aside.json"
+_NAMED = 5  # models that a message names
 _log = logging.getLogger("jaxalign")
 
 
@@ -161,42 +171,122 @@ def fine_tune(
         program: The folder of checkpoints; decides how many examples a step has.
         examples: Training data of each model.
         shape: The sizes of a step; default: chosen for the examples.
+
+    Raises:
+        UserError: If a model was set aside; the others are then trained and saved.
     """
     examples = {name: rows for name, rows in examples.items() if rows}
     folders = {name: adapter_folder(experiment.out, name) for name in examples}
-    if not all((folder / "adapter_config.json").exists() for folder in folders.values()):
-        trained = train(experiment, program, examples, shape=shape)
-        for name, folder in folders.items():
-            trained[name].save_peft(folder)
+    retry, failed = experiment.settings.retry, read_set_aside(experiment.out)[0]
+    lacking = [n for n, folder in folders.items() if not (folder / "adapter_config.json").exists()]
+    again = [name for name in lacking if label(name) in failed]
+    if len(again) < len(lacking):
+        failed = _train_and_save(experiment, program, examples, folders, shape)
+    elif again and retry is not None:
+        _log.info(f"4 fine-tune: {len(again)} models again, at a learning rate of {retry:g}")
+        chosen = {name: examples[name] for name in again}
+        failed = _train_and_save(
+            experiment, f"{program}-retry-{retry:g}", chosen, folders, shape, retry
+        )
+    if own := [label(name) for name in examples if label(name) in failed]:
+        raise UserError(failure_message(own, failed))
     return AdapterFiles(folders, experiment.lm.files)
+
+
+def failure_message(models: Sequence[str], failed: Mapping[str, Any]) -> str:
+    """Return what is said of models that were set aside, in one line.
+
+    >>> failure_message(["seed0 joint"], {"seed0 joint": {"step": 7, "learning_rate": 0.1}})
+    "the loss of 1 model is not finite: seed0 joint (step 7, learning rate 0.1); the others are \
+    trained and kept: resume with a `retry` below 0.1 to train it again"
+    """
+    found = ", ".join(
+        f"{name} (step {failed[name]['step']}, learning rate {failed[name]['learning_rate']:g})"
+        for name in models[:_NAMED]
+    )
+    if len(models) > _NAMED:
+        found += f" and {len(models) - _NAMED} more"
+    lowest = min(failed[name]["learning_rate"] for name in models)
+    many = len(models) > 1
+    return (
+        f"the loss of {len(models)} model{'s' if many else ''} is not finite: {found}; the others "
+        f"are trained and kept: resume with a `retry` below {lowest:g} to train "
+        f"{'them' if many else 'it'} again"
+    )
+
+
+def read_set_aside(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a run's models that were set aside, by label, with what is known of each.
+
+    Returns:
+        Those that have no adapter yet, and those that were trained again: "step" and
+        "learning_rate" of the failure, and of the latter "trained_at", the lower rate.
+    """
+    path = out / FOLDER / _SET_ASIDE
+    known = read_object(path) if path.exists() else {}
+    again = {name: found for name, found in known.items() if "trained_at" in found}
+    return {name: found for name, found in known.items() if name not in again}, again
+
+
+def _train_and_save(
+    experiment: Experiment,
+    program: str,
+    examples: Mapping[ModelName, Examples],
+    folders: Mapping[ModelName, Path],
+    shape: Shape | None,
+    rate: float | None = None,
+) -> dict[str, Any]:
+    """Train models, save those that went well, and return those of the run that did not."""
+    set_aside: dict[str, int] = {}
+    rates = None if rate is None else dict.fromkeys(examples, rate)
+    trained = train(experiment, program, examples, rates, shape=shape, set_aside=set_aside)
+    for name, adapter in trained.items():
+        adapter.save_peft(folders[name])
+    failed, again = read_set_aside(experiment.out)
+    if rate is None:
+        rate = experiment.settings.train.learning_rate
+    else:
+        done = {label(name) for name in trained} & failed.keys()
+        again |= {name: failed.pop(name) | {"trained_at": rate} for name in sorted(done)}
+    failed |= {name: {"step": row, "learning_rate": rate} for name, row in set_aside.items()}
+    if failed or again:
+        write_json(experiment.out / FOLDER / _SET_ASIDE, failed | again)
+    return failed
 
 
 def train(
     experiment: Experiment,
-    program: Program,
+    program: str,
     examples: Mapping[ModelName, Examples],
     rates: Mapping[ModelName, float] | None = None,
     held_out: Mapping[ModelName, Examples] | None = None,
     shape: Shape | None = None,
+    set_aside: dict[str, int] | None = None,
 ) -> dict[ModelName, Adapter]:
     """Train several models at once, from the last checkpoint.
 
     Args:
         experiment: The run.
-        program: The folder of checkpoints; decides how many examples a step has.
+        program: The folder of checkpoints, "shared..." or "specific..."; decides how many examples
+            a step has.
         examples: Training data of each model.
         rates: Highest learning rate of each model. Given rates, the models of a seed start alike
             and see their examples in one order, so that they differ in nothing else.
         held_out: Examples of each model whose loss is logged beside that of the training data.
         shape: The sizes of a step; default: chosen for the examples.
+        set_aside: Gets the label of each model whose loss is not finite, with the number of the row
+            where it was not; such models are not among the results.
     """
     settings = experiment.settings
+    set_aside = {} if set_aside is None else set_aside
     folder = experiment.out / FOLDER
     folder.mkdir(exist_ok=True)
-    drawn_as = {name: label((name[0], program)) for name in rates or {}}
+    # Models that are trained again begin as they did before; rates that are compared begin alike.
+    compared = rates is not None and "-retry-" not in program
+    drawn_as = {name: label((name[0], program)) for name in rates or {}} if compared else {}
     trainer = Trainer(
         experiment.lm.config,
-        train_settings(settings, program == "specific"),
+        train_settings(settings, program.startswith("specific")),
         settings.lora,
         _by_label(examples),
         experiment.lm.mesh,
@@ -218,10 +308,15 @@ def train(
             log=log.append,
             held_out=HeldOutLoss(trainer, _by_label(held_out)) if held_out else None,
             on_progress=experiment.reporting(f"4 fine-tune {program}"),
+            set_aside=set_aside.__setitem__,
         )
+    for name, row in set_aside.items():
+        _log.warning(f"4 fine-tune: {name} is set aside: its loss is not finite in step {row}")
     lm = experiment.lm
     return {
-        name: Adapter(weights[label(name)], settings.lora, lm.config, lm.name) for name in examples
+        name: Adapter(weights[label(name)], settings.lora, lm.config, lm.name)
+        for name in examples
+        if label(name) in weights
     }
 
 

@@ -38,7 +38,7 @@ from jaxalign.methods.culturespa import training_steps
 from jaxalign.methods.culturespa.answer import answer_survey, answer_written
 from jaxalign.methods.culturespa.dataset import write_selected
 from jaxalign.methods.culturespa.filters import FilteredQuestions, filter_questions
-from jaxalign.methods.culturespa.fine_tune import fine_tune_all
+from jaxalign.methods.culturespa.fine_tune import fine_tune_all, read_set_aside
 from jaxalign.methods.culturespa.inputs import (
     Experiment,
     Inputs,
@@ -72,11 +72,16 @@ from jaxalign.methods.culturespa.write import (
     model_writer,
 )
 from jaxalign.runs import Run, check_run, recorded_facts
+from jaxalign.runs.checkpoints import checkpoint_bytes
 from jaxalign.runtime.memory import available_bytes, log_peak
 from jaxalign.runtime.programs import check_programs
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey, load, to_json
+from jaxalign.training.program import abstract_state
 
+# Of a question for one group: its answers as numbers, and half of all pairs in two formats, for
+# each of four selections.
+_QUESTION_BYTES = 4096
 _log = logging.getLogger("jaxalign")
 
 
@@ -129,7 +134,8 @@ def run_culturespa(
     steps = _check_programs(settings, inputs, mesh, out, on_progress)
     lm = load_model(inputs.files, mesh=mesh)
     facts = inputs.facts()
-    with Run.create(out, settings, facts, settings.resume) as run:
+    writes_bytes = _written_bytes(settings, inputs, mesh)
+    with Run.create(out, settings, facts, settings.resume, writes_bytes=writes_bytes) as run:
         for note in run.notes:
             _log.info(note)
         experiment = Experiment(settings, inputs, lm, out, on_progress)
@@ -148,6 +154,8 @@ def run_culturespa(
         log_peak("4 fine-tune")
         measured = measure(experiment, adapters, survey_replies)
         record = make_record(settings, inputs, measured, written, selected, facts)
+        if retrained := read_set_aside(out)[1]:
+            record["retrained"] = retrained
         if settings.prompting:
             _log.info("5 measure: the fine-tuned models under every prompt style")
             given = measured.answers, measured.by_presentation
@@ -187,6 +195,20 @@ def _check_programs(
             return steps
     check_memory(settings, inputs, mesh, steps, on_progress)
     return steps
+
+
+def _written_bytes(settings: CultureSPASettings, inputs: Inputs, mesh: jax.sharding.Mesh) -> float:
+    """Return about how much a run writes: adapters with their checkpoints, and text."""
+    groups, topics = len(settings.countries), len({item.topic for item in inputs.survey.items})
+    existing = inputs.existing
+    questions = len(existing.questions) if existing else settings.per_topic * topics
+    # Joint, CCT, two controls of the selection, and a model for each group. Two checkpoints are
+    # kept and one is being written, each with both moments; the adapter itself is a third of one.
+    adapters = settings.seeds * (4 + groups)
+    state = abstract_state(inputs.files.config, settings.train, settings.lora, mesh, 1)
+    trained = adapters * (checkpoint_bytes(state) + checkpoint_bytes(state, keep=0) / 3)
+    texts = settings.seeds * questions * groups * _QUESTION_BYTES
+    return trained + texts
 
 
 def _fitting_steps(experiment: Experiment, steps: Steps, questions: Mapping[int, Survey]) -> Steps:

@@ -21,6 +21,8 @@
                                   models is in no table
     valid_mass.p1                 probability that a reply begins with an option (if sampled: share
                                   of replies that name one), mean over questions and countries
+    retrained.seed0 joint         a model whose loss was not finite: step and learning_rate of that,
+                                  and trained_at, the rate of `retry`; only if there are any
     replies.p1                    replies, unreadable, out_of_range; only if replies are sampled
     questions                     asked_for, parsed, removed by each filter (too_long: for the given
                                   `train.longest_example`), left, and the same by seed

@@ -9,6 +9,7 @@ values and not the Nones.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -117,6 +118,9 @@ class CultureSPASettings(SurveyOptions):
     specific_batch: int = 8
     """Number of examples per optimizer step of the models of single countries; the other models
     use that of the training settings."""
+    retry: float | None = may_change(None)
+    """Learning rate for models whose loss was not finite and that were set aside: a run that is
+    resumed trains those alone again, at this rate."""
     end_of_turn: bool = False
     """Also train the end of the turn after the number, as chat trainers do."""
     guard: Path | None = None
@@ -241,6 +245,8 @@ def check_settings(settings: CultureSPASettings) -> None:
         unused = name == "per_topic" and settings.questions
         if value is not None and value < least and not unused:
             raise UserError(f"`{name}` {value}: give at least {least}")
+    if settings.retry is not None and not 0 < settings.retry < math.inf:
+        raise UserError(f"`retry` {settings.retry}: must be above 0 and finite")
     countries = settings.countries
     if len(countries) < 2 or len(set(countries)) < len(countries):
         raise UserError(f"`countries` {' '.join(countries)}: give two or more, each once")

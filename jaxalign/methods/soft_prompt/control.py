@@ -41,7 +41,8 @@ class Control:
     """The gradient control of a search: its inputs, and its compiled programs."""
 
     search: Search
-    inputs: FitnessInputs
+    entries: tuple[Entry, ...]  # group and seed of each prompt that is tuned
+    inputs: FitnessInputs  # of these entries
     descent: GradientDescent
 
     def run(
@@ -51,7 +52,7 @@ class Control:
         resume: bool = True,
         on_progress: OnProgress = ignore,
     ) -> np.ndarray:
-        """Return the best search vectors that descent finds, float32 [C, Z].
+        """Return the best search vectors that descent finds for the search's entries, [C, Z].
 
         Args:
             checkpoints: Directory for a checkpoint per dispatch; None keeps none.
@@ -59,7 +60,7 @@ class Control:
             on_progress: Called before the first dispatch and after each.
         """
         settings, descent = self.search.problem.settings, self.descent
-        names = entry_labels(self.search.entries)
+        names = entry_labels(self.entries)
         reading = "" if settings.reading == "expected" else ", expected reading"
 
         def progress(done: int, fields: Mapping[str, str]) -> Progress:
@@ -85,7 +86,15 @@ class Control:
                 losses = zip(names, descent.best(state)[1], strict=True)
                 on_progress(progress(done, {name: f"{loss:.1f}" for name, loss in losses}))
         # The point that the last step led to has not been evaluated yet.
-        return descent.best(descent.last(state, self.inputs))[0]
+        best_CxZ = descent.best(descent.last(state, self.inputs))[0]
+        # Entries that start alike end alike, and were tuned once.
+        groups = [group for group, _ in self.entries]
+        return best_CxZ[
+            [
+                self.entries.index(entry) if entry in self.entries else groups.index(entry[0])
+                for entry in self.search.entries
+            ]
+        ]
 
 
 def make_control(search: Search) -> Control:
@@ -97,7 +106,11 @@ def make_control(search: Search) -> Control:
     Raises:
         UserError: where the control, which comes after the search, will not fit into memory.
     """
-    settings, inputs = search.problem.settings, search.inputs
+    settings, entries = (
+        search.problem.settings,
+        control_entries(search.problem.settings.prompt, search.entries),
+    )
+    inputs = search.inputs_for(entries)
     if settings.reading != "expected":
         what = "sampled replies" if settings.reading == "sampled" else "most likely answers"
         _log.info(
@@ -114,7 +127,7 @@ def make_control(search: Search) -> Control:
         settings.gradient_rate,
         inputs.space.dims,
         search.evolution.mesh,
-        len(search.entries),
+        len(entries),
     )
     steps = min(GRADIENT_STEPS_PER_DISPATCH, settings.gradient_steps)
     needed = check_fits(
@@ -123,7 +136,24 @@ def make_control(search: Search) -> Control:
         "`gradient_steps` 0 leaves the gradient control out",
     )
     _log.info(f"gradient control: {needed / 2**20:,.0f} MiB per device")
-    return Control(search, inputs, descent)
+    return Control(search, entries, inputs, descent)
+
+
+def control_entries(prompt: SoftPromptConfig, entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Return the entries that the control tunes: those of a group that start alike, once.
+
+    Descent draws nothing, so a group's seeds differ only where its start is drawn.
+
+    Args:
+        prompt: The soft prompt and its start.
+        entries: Group and seed of each entry of the search.
+    """
+    if prompt.start_is_drawn:
+        return tuple(entries)
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        first.setdefault(entry[0], entry)
+    return tuple(first.values())
 
 
 def control_directory(checkpoints: Path | str, steps: int) -> Path | str:

@@ -31,7 +31,11 @@ from jaxalign.methods.soft_prompt.answers import (
     reply_questions,
     tuned_questions,
 )
-from jaxalign.methods.soft_prompt.control import GRADIENT_STEPS_PER_DISPATCH, lower_control
+from jaxalign.methods.soft_prompt.control import (
+    GRADIENT_STEPS_PER_DISPATCH,
+    control_entries,
+    lower_control,
+)
 from jaxalign.methods.soft_prompt.problem import Problem
 from jaxalign.methods.soft_prompt.sampled import make_questions
 from jaxalign.methods.soft_prompt.search import ExecutionPlan, abstract_inputs, lower_search
@@ -174,7 +178,12 @@ def _answer_programs(
     programs = []
     for number, shape in enumerate(shapes, start=1):
         jitted, arguments = answer_program(
-            config, mesh, shape, extra_rows=extra_rows, weights=settings.weights
+            config,
+            mesh,
+            shape,
+            extra_rows=extra_rows,
+            weights=settings.weights,
+            per_token=problem.asked.per_token,
         )
         which = f" ({number} of {len(shapes)})" if len(shapes) > 1 else ""
         programs.append(
@@ -317,7 +326,7 @@ def _control_program(problem: Problem, mesh: Mesh, execution: ExecutionPlan) -> 
             problem.layout,
             settings.prompt,
             mesh,
-            entries=settings.entries,
+            entries=control_entries(settings.prompt, settings.entries),
             steps=min(GRADIENT_STEPS_PER_DISPATCH, settings.gradient_steps),
             total_steps=settings.gradient_steps,
             learning_rate=settings.gradient_rate,

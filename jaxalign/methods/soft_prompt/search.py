@@ -255,15 +255,22 @@ class Search:
 
     def for_entries(self, entries: Sequence[Entry]) -> Search:
         """Return the same compiled programs for other entries, which must be as many as these."""
-        evolution = self.evolution.for_entries(entries)
+        evolution, inputs = self.evolution.for_entries(entries), self.inputs_for(entries)
+        sampled = self.sampled and self.sampled.for_evolution(evolution)
+        return dataclasses.replace(self, evolution=evolution, inputs=inputs, sampled=sampled)
+
+    def inputs_for(self, entries: Sequence[Entry]) -> FitnessInputs:
+        """Return the inputs of any entries, on the devices; weights and items are the same arrays.
+
+        Args:
+            entries: Group and seed of each entry, in any number.
+        """
         starts_CxMxD = initial_prompts(self.problem, self.embed_VxD, entries)
         space = dataclasses.replace(self.inputs.space, start=starts_CxMxD)
         # The objective holds every group once; entries of one group under several seeds share it.
         rows = [self.problem.settings.countries.index(group) for group, _ in entries]
         inputs = self.inputs.replace(space=space, objective=self.objective.for_groups(rows))
-        inputs = place_whole(inputs, evolution.sharding)
-        sampled = self.sampled and self.sampled.for_evolution(evolution)
-        return dataclasses.replace(self, evolution=evolution, inputs=inputs, sampled=sampled)
+        return place_whole(inputs, self.evolution.sharding)
 
     def first_members(self, entry: int) -> jax.Array:
         """Return an entry's initial population, float32 [E, Z], drawn from its own key."""

@@ -97,6 +97,11 @@ class SoftPromptConfig:
                 "`text` is empty; give one, or another `initialisation`: vocabulary or gaussian"
             )
 
+    @property
+    def start_is_drawn(self) -> bool:
+        """Whether the start of a group's search depends on the seed."""
+        return self.initialisation != "text"
+
 
 def prompt_text(text: str, name: GroupName) -> str:
     """Return an initial text with the names of a group filled in.

@@ -20,13 +20,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxalign.core.disk import check_space
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import param_shardings
 from jaxalign.methods.soft_prompt.answers import ask_baselines, ask_tuned, kept_generations
 from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_directory
-from jaxalign.methods.soft_prompt.control import control_directory, make_control
+from jaxalign.methods.soft_prompt.control import Control, control_directory, make_control
 from jaxalign.methods.soft_prompt.history import History
 from jaxalign.methods.soft_prompt.problem import (
     Problem,
@@ -39,6 +40,7 @@ from jaxalign.methods.soft_prompt.programs import check_run as check_memory
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.result import make_result
 from jaxalign.methods.soft_prompt.search import (
+    Search,
     build_search,
     choose_execution,
     choose_search_mesh,
@@ -50,11 +52,12 @@ from jaxalign.optim.algorithms.differential_evolution import DifferentialEvoluti
 from jaxalign.optim.api import Optimizer
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runs import Run, check_run, recorded_run
-from jaxalign.runs.checkpoints import claim
+from jaxalign.runs.checkpoints import checkpoint_bytes, claim
 from jaxalign.runtime.memory import log_peak
 from jaxalign.runtime.sharding import DATA
 from jaxalign.surveys.survey import Survey, vsm
 
+_METRICS_BYTES = 256  # of an entry in a line of metrics
 _log = logging.getLogger("jaxalign")
 
 
@@ -246,7 +249,11 @@ def run_soft_prompt(
     facts = problem.facts() | search.facts
     described = (f"{name} {value}" for name, value in search.evolution.settings.items())
     _log.info("search: " + "  ".join(described))
-    with Run.create(out, settings, facts, settings.resume) as run:
+    saved_bytes, kept_bytes = _written_bytes(problem, search, control)
+    if settings.checkpoints and jax.process_index() == 0:
+        check_space(settings.checkpoints, saved_bytes, "checkpoints")
+    writes_bytes = kept_bytes + (0 if settings.checkpoints else saved_bytes)
+    with Run.create(out, settings, facts, settings.resume, writes_bytes=writes_bytes) as run:
         for note in run.notes:
             _log.info(note)
         # The baselines come first: they take little, and a fault in them shows early.
@@ -292,6 +299,22 @@ def run_soft_prompt(
         run.write("result.json", result)
         candidates = (settings.generations + 1) * settings.candidates
         return SoftPromptRun(run.out, result, found, outcome.seconds, candidates)
+
+
+def _written_bytes(
+    problem: Problem, search: Search, control: Control | None
+) -> tuple[float, float]:
+    """Return what a run writes: its checkpoints, and everything else."""
+    settings, entries = problem.settings, len(problem.settings.entries)
+    saved = checkpoint_bytes(search.evolution.abstract_state())
+    if control is not None:
+        saved += checkpoint_bytes(control.descent.abstract_state())
+    # As safetensors and for PEFT; and the vectors of the history.
+    prompt = 4 * settings.prompt.length * problem.model.config.hidden_size
+    vector = 4 * settings.prompt.dims(problem.model.config.hidden_size)
+    history = vector * len(kept_generations(problem))
+    metrics = _METRICS_BYTES * (settings.generations + 1)
+    return saved, entries * (2 * prompt + history + metrics)
 
 
 def soft_prompts(problem: Problem, prompts_CxMxD: jax.Array) -> dict[str, SoftPrompt]:

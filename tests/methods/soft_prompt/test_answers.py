@@ -20,6 +20,7 @@ from jaxalign.methods.soft_prompt import Settings, SoftPrompt, SoftPromptConfig
 from jaxalign.methods.soft_prompt.answers import ask_baselines, ask_tuned
 from jaxalign.methods.soft_prompt.fitness import make_fitness
 from jaxalign.methods.soft_prompt.problem import read_problem
+from jaxalign.methods.soft_prompt.programs import SearchPrograms, plan_answers, run_programs
 from jaxalign.methods.soft_prompt.search import ExecutionPlan, build_search
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
@@ -181,3 +182,21 @@ def test_search_scoring_and_ask_agree(sharp, presentations, answer, placement):
     assert np.ptp(in_search_C) > 1, "prompts that all have one loss would prove nothing"
     np.testing.assert_allclose(in_scoring_C, in_search_C, rtol=0, atol=MOST_POINTS)
     np.testing.assert_allclose(in_ask_C, in_search_C, rtol=0, atol=MOST_POINTS)
+
+
+def test_the_programs_that_are_checked_read_answers_as_the_run_does(monkeypatch):
+    """Another way of reading is another program: the checked one would not be the one that runs."""
+    asked = []
+
+    def remembered(*arguments, **named):
+        asked.append(named["per_token"])
+        return block_program.answer_program(*arguments, **named)
+
+    monkeypatch.setattr("jaxalign.methods.soft_prompt.programs.answer_program", remembered)
+    mesh = make_mesh()
+    for answer in ("label", "label-per-token"):
+        problem = read_problem(Settings(countries=("USA",), answer=answer, icl_examples=0))
+        search = SearchPrograms(ExecutionPlan(4, "xla", fixed=True), ())
+        run_programs(problem, mesh, search, plan_answers(problem))
+        assert set(asked) == {answer == "label-per-token"}
+        asked.clear()

@@ -116,6 +116,27 @@ def test_the_gradient_control_tunes_what_has_a_gradient(tiny):
 
 
 @pytest.mark.long
+def test_the_gradient_control_tunes_what_starts_alike_once(tiny):
+    """Each seed has the bits of a control of its own; starts that are drawn are all tuned."""
+    found, entries = {}, {}
+    for start in ("text", "vocabulary"):
+        for seeds in ((3, 4), (3,), (4,)):
+            settings = tiny_settings(
+                tiny,
+                countries=("USA", "CHN"),
+                prompt=SoftPromptConfig(length=2, initialisation=start),
+                strategy=Strategy(population=4),
+                seeds=seeds,
+            )
+            problem, lm = load(settings)
+            control = make_control(build_search(problem, lm, ExecutionPlan(4, "xla", fixed=True)))
+            found[start, seeds], entries[start, seeds] = control.run(), len(control.entries)
+        alone = np.concatenate([found[start, (3,)], found[start, (4,)]])
+        np.testing.assert_array_equal(found[start, (3, 4)], alone)
+    assert (entries["text", (3, 4)], entries["vocabulary", (3, 4)]) == (2, 4)
+
+
+@pytest.mark.long
 def test_what_was_compiled_to_see_whether_it_fits_is_what_runs(tiny, monkeypatch):
     """Traced again, a search would be compiled again where there is no cache: minutes at 8B."""
     traced = []

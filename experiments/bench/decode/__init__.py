@@ -1,0 +1,1 @@
+"""Prefill and decoding in tokens per second, against transformers' `generate`."""
