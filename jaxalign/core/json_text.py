@@ -19,16 +19,25 @@ def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text.
 
     Args:
-        text: The text; bytes are UTF-8.
+        text: The text; bytes are UTF-8, perhaps with a byte order mark.
 
     Raises:
         ValueError: It is not JSON or not UTF-8, is nested too deeply, names a key of an object
             twice, or holds a number of thousands of digits.
     """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")  # json would also take UTF-16 and UTF-32
     try:
         return json.loads(text, object_pairs_hook=object_without_repeats)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def reason(error: ValueError) -> str:
+    """Return what an error of `parse_json` says, without the content that is not UTF-8."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8: {error.reason} at byte {error.start}"
+    return str(error)
 
 
 def object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -58,7 +67,7 @@ def read_object(path: Path, remedy: str = "restore the file, or start a new run"
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:
-        raise UserError(f"{path}: not a JSON object ({error}); {remedy}") from None
+        raise UserError(f"{path}: not a JSON object ({reason(error)}); {remedy}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__}, not a JSON object; {remedy}")
     return value

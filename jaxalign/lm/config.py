@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import parse_json, reason
 from jaxalign.lm.families import FAMILIES, find_family
 from jaxalign.lm.safetensors_io import check_not_pointer
 
@@ -26,6 +27,24 @@ class RopeScaling:
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            if not _is_positive(value := getattr(self, name)):
+                raise UserError(f"rope_scaling: {name}={value!r}: must be a number above 0")
+        if self.factor < 1:
+            raise UserError(f"rope_scaling: factor={self.factor!r}: must be at least 1")
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise UserError(
+                f"rope_scaling: high_freq_factor={self.high_freq_factor!r}: must be above "
+                f"low_freq_factor={self.low_freq_factor!r}"
+            )
+        length = self.original_max_position_embeddings
+        if type(length) is not int or length < 1:
+            raise UserError(
+                f"rope_scaling: original_max_position_embeddings={length!r}: must be a whole "
+                "number of at least 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +100,18 @@ class LlamaConfig:
         return dataclasses.replace(self, **changes)
 
 
+def _short(value: object) -> str:
+    """Return a value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def _is_positive(value: object) -> bool:
     return type(value) in (int, float) and 0 < value < math.inf
 
 
+_Built = TypeVar("_Built")
+_SHOWN = 80  # characters of a value in a message
 _SCALING_3_1 = RopeScaling(8.0, 1.0, 4.0, 8192)
 _SCALING_3_2 = RopeScaling(32.0, 1.0, 4.0, 8192)
 _8B = LlamaConfig(128_256, 4096, 14_336, 32, 32, 8, 128)
@@ -159,7 +186,9 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
         elif name == "model_type" or family.handles(name, value):
             continue
         elif name not in _IGNORED | {"num_key_value_heads", "head_dim"}:
-            raise UserError(f"config.json: unknown field {name}={value!r}; refusing to guess")
+            raise UserError(
+                f"config.json: unknown field {name[:_SHOWN]}={_short(value)}; refusing to guess"
+            )
     needed = (
         "vocab_size",
         "hidden_size",
@@ -172,7 +201,7 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
     # Without `head_dim`, heads split the width evenly. Wrong types are reported by the config.
     heads, width = kept["num_attention_heads"], kept["hidden_size"]
     whole = type(heads) is type(width) is int and heads > 0
-    return LlamaConfig(
+    return _named_by_file(LlamaConfig)(
         **(kept | family.settings(fields)),
         num_key_value_heads=fields.get("num_key_value_heads") or heads,
         head_dim=fields.get("head_dim") or (width // heads if whole else 1),
@@ -182,6 +211,18 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
         param_dtype=dtype,
         family=family.model_type,
     )
+
+
+def _named_by_file(kind: Callable[..., _Built]) -> Callable[..., _Built]:
+    """Return a function that builds what `kind` does, whose errors begin with the file's name."""
+
+    def build(**values: Any) -> _Built:
+        try:
+            return kind(**values)
+        except UserError as error:
+            raise UserError(f"config.json: {error}") from None
+
+    return build
 
 
 def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
@@ -224,7 +265,7 @@ def _rope_fields(fields: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         raise UserError(
             f"config.json: llama3 rope scaling needs {sorted(names)}, found {sorted(rule)}"
         )
-    return theta, RopeScaling(**rule)
+    return theta, _named_by_file(RopeScaling)(**rule)
 
 
 def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
@@ -260,9 +301,12 @@ def read_config(folder: Path, dtype: DType = "bfloat16") -> LlamaConfig:
         raise UserError(f"{folder}: no config.json there; give the folder of a Hugging Face model")
     check_not_pointer(path)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+        fields = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({reason(error)})") from None
     if not isinstance(fields, dict):
         raise UserError(f"{path}: not a JSON object")
-    return config_from_hf(fields, dtype)
+    try:
+        return config_from_hf(fields, dtype)
+    except UserError as error:
+        raise UserError(f"{folder}/{error}") from None

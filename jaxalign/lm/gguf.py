@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import cache_folder, staging_folder
+from jaxalign.core.json_text import parse_json
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.checkpoint import Place, check_no_weights, tensor_places, write_weights
 from jaxalign.lm.config import DType, LlamaConfig, RopeScaling, config_to_hf
@@ -411,7 +411,7 @@ def _describes(folder: Path, source: Path) -> bool:
 
 
 def _read_table(folder: Path) -> tuple[dict[str, Span], str]:
-    fields = json.loads((folder / _TABLE).read_text("utf-8"))
+    fields = parse_json((folder / _TABLE).read_text("utf-8"))
     spans = {
         name: Span(dtype, tuple(shape), begin, end)
         for name, (dtype, shape, begin, end) in fields["tensors"].items()

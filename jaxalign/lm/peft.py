@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from jaxalign.core.errors import UserError
-from jaxalign.core.files import write_atomically, write_text
+from jaxalign.core.files import check_path, write_atomically, write_text
+from jaxalign.core.json_text import parse_json
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import AdapterWeights, LoraConfig, adapter_weights, weight_pair
 from jaxalign.lm.peft_config import Adapted, adapted_layers
@@ -109,6 +110,8 @@ def load_lora(folder: Path, config: LlamaConfig) -> tuple[LoraConfig, AdapterWei
                 f"{folder / WEIGHTS}: {name} is {list(tensors[name].shape)}, for this model and "
                 f"rank {rank} it is {list(weight.hf_shape)}"
             )
+        if not np.isfinite(tensors[name].astype(np.float32)).all():
+            raise UserError(f"{folder / WEIGHTS}: {name} holds numbers that are not finite")
     lora = _common_settings(fields, adapted, targets)
     loaded: AdapterWeights = {"layers": {}, "last": {}}
     for name in targets:
@@ -328,6 +331,7 @@ def _write_folder(
 def _read_config(folder: Path, peft_type: str) -> dict[str, Any]:
     """Return the fields of a PEFT config; UserError if missing or of another adapter type."""
     path = folder / CONFIG
+    check_path(path, "adapter")
     try:
         fields = _json_object(path.read_text(encoding="utf-8"), path, "not a PEFT config")
     except (OSError, UnicodeDecodeError):
@@ -349,6 +353,7 @@ def _read_tensors(
     Raises UserError naming the file if it is missing or truncated, if it holds other tensors than
     `kind` does, or if a tensor has another dtype than F32, F16 or BF16.
     """
+    check_path(path, "adapter")
     if not path.is_file():
         if (pickled := path.with_suffix(".bin")).is_file():
             raise UserError(
@@ -384,8 +389,8 @@ def _json_object(text: str, path: Path, complaint: str) -> dict[str, Any]:
     """Return the JSON object in `text`; UserError with the complaint if there is none."""
     check_not_pointer(path)
     try:
-        fields = json.loads(text)
-    except json.JSONDecodeError:
+        fields = parse_json(text)
+    except ValueError:
         fields = None
     if not isinstance(fields, dict):
         raise UserError(f"{path}: {complaint}")

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.lm.patterns import check_pattern
 from jaxalign.lm.weights import block_weights, outer_weights
 
 # Settings that change what is computed. Each must be absent or false.
@@ -74,6 +75,9 @@ _HARMLESS = {
 # Values of `init_lora_weights` that leave the base weights unchanged when PEFT loads an adapter.
 _INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 
+_SHOWN = 80  # characters of a value in a message
+_HIGHEST = 2**31  # of ranks and scales
+
 _log = logging.getLogger("jaxalign")
 
 
@@ -117,7 +121,7 @@ def adapted_layers(
             for name, place in linear.items()
             if _is_target(fields, name, linear)
         }
-    except re.error as error:
+    except re.error as error:  # a pattern that is valid only by itself
         raise UserError(f"{where}: {error.pattern!r} is not a regular expression") from None
     if not adapted:
         shown = f"target_modules={fields.get('target_modules')!r}"
@@ -140,10 +144,38 @@ def _check_settings(fields: Mapping[str, Any], where: Path) -> None:
     for name in ("rank_pattern", "alpha_pattern"):
         if not isinstance(fields.get(name) or {}, dict):
             raise UserError(f"{where}: {name}={fields[name]!r}: must be an object")
+    for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+        if not _are_texts(fields.get(name) or []):
+            raise UserError(f"{where}: {name}={fields[name]!r}: must be a text or a list of texts")
+    layers = fields.get("layers_to_transform")
+    listed = layers if isinstance(layers, list) else [] if layers is None else [layers]
+    if wrong := [layer for layer in listed if type(layer) is not int]:
+        raise UserError(f"{where}: layers_to_transform: {wrong[0]!r} is not the number of a layer")
+    _check_patterns(fields, where)
     known = {*_UNSUPPORTED, *_READ, *_HARMLESS}
     if unknown := sorted(name for name in fields if name not in known and fields[name]):
         listed = ", ".join(f"{name}={fields[name]!r}" for name in unknown)
         _log.info(f"{where}: passed over {listed}, which this version does not know")
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(part, str) for part in value)
+    )
+
+
+def _check_patterns(fields: Mapping[str, Any], where: Path) -> None:
+    """Refuse regular expressions that are none, or that may take for ever."""
+    patterns = [*(fields.get("rank_pattern") or ()), *(fields.get("alpha_pattern") or ())]
+    for name in ("target_modules", "exclude_modules"):  # lists hold names
+        patterns += [fields[name]] if isinstance(fields.get(name), str) else []
+    given = fields.get("layers_pattern") or []
+    patterns += [given] if isinstance(given, str) else given
+    for pattern in patterns:
+        try:
+            check_pattern(pattern)
+        except ValueError as error:
+            raise UserError(f"{where}: {pattern[:_SHOWN]!r} {error}") from None
 
 
 def _linear_layers(config: LlamaConfig) -> dict[str, tuple[int, str]]:
@@ -220,10 +252,11 @@ def _in_layers(fields: Mapping[str, Any], name: str) -> bool:
 def _rank_and_scale(fields: Mapping[str, Any], name: str, where: Path) -> Adapted:
     rank = _by_pattern(fields.get("rank_pattern"), name, fields.get("r"))
     alpha = _by_pattern(fields.get("alpha_pattern"), name, fields.get("lora_alpha"))
-    numbers = type(rank) is int and type(alpha) in (int, float) and math.isfinite(alpha)
-    if not numbers or rank < 1:
+    numbers = type(rank) is int and type(alpha) in (int, float) and abs(alpha) < _HIGHEST
+    if not numbers or not 1 <= rank < _HIGHEST:
         raise UserError(
-            f"{where}: r={rank!r}, lora_alpha={alpha!r} of {name} are not a rank and a number"
+            f"{where}: r={repr(rank)[:_SHOWN]}, lora_alpha={repr(alpha)[:_SHOWN]} of {name} are "
+            "not a rank and a number"
         )
     return Adapted(rank, alpha / (math.sqrt(rank) if fields.get("use_rslora") else rank))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,12 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import parse_json, read_object, reason
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names
 _CODES = {name: code for code, name in STORED.items()}
 _SAMPLE_BYTES, _SAMPLES = 2**16, 16  # size and number of the blocks of a tensor that are hashed
+_LONGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
+_SHOWN = 120  # characters of an error that a message repeats
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -63,11 +67,10 @@ def find_files(folder: Path) -> list[Path]:
 
 def read_weight_map(index: Path) -> dict[str, str]:
     """Read which file holds each tensor; UserError if the index is damaged."""
-    try:
-        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        outside = [file for file in placed.values() if file != Path(file).name]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: not a safetensors index ({error!r})") from None
+    placed = read_object(index, "fetch it again").get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(f, str) for f in placed.values()):
+        raise UserError(f"{index}: not a safetensors index (no weight_map); fetch it again")
+    outside = [file for file in placed.values() if file != Path(file).name]
     if outside:
         raise UserError(f"{index}: {outside[0]!r} is not the name of a file in the same folder")
     return placed
@@ -80,19 +83,25 @@ def read_spans(path: Path) -> dict[str, Span]:
         UserError: If the file is damaged or truncated; the message names the first tensor that is
             not whole.
     """
-    check_not_pointer(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise UserError(f"{path}: cut short, its {size} bytes do not hold the header")
-        text = file.read(length)
     try:
-        header = json.loads(text)
+        check_not_pointer(path)
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _LONGEST_HEADER:
+                raise UserError(f"{path}: not safetensors, its header would have {length:,} bytes")
+            if size < 8 or length > size - 8:
+                raise UserError(f"{path}: cut short, its {size} bytes do not hold the header")
+            text = file.read(length)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        header = parse_json(text)
         header.pop("__metadata__", None)
         spans = {name: _span(fields, 8 + length) for name, fields in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged header ({error!r})") from None
+        why = reason(error) if isinstance(error, ValueError) else repr(error)
+        raise UserError(f"{path}: damaged header ({why[:_SHOWN]})") from None
     for name, span in sorted(spans.items(), key=lambda item: item[1].end):
         if span.end > size:
             raise UserError(f"{path}: cut short, {name} ends at byte {span.end} of {size}")
@@ -101,6 +110,14 @@ def read_spans(path: Path) -> dict[str, Span]:
 
 def _span(fields: dict[str, Any], start: int) -> Span:
     begin, end = fields["data_offsets"]
+    sizes = fields["shape"]
+    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
+        raise ValueError(f"data_offsets {begin!r} to {end!r} are no range of bytes")
+    if not isinstance(sizes, list) or any(type(n) is not int or n < 0 for n in sizes):
+        raise ValueError(f"shape {sizes!r} holds something else than sizes")
+    dtype = fields["dtype"]
+    if dtype in STORED and end - begin != math.prod(sizes) * (4 if dtype == "F32" else 2):
+        raise ValueError(f"{end - begin} bytes for shape {sizes} of {dtype}")
     return Span(fields["dtype"], tuple(fields["shape"]), start + begin, start + end)
 
 

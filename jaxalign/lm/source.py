@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import check_path
 from jaxalign.lm.gguf import describe_gguf, is_gguf
 from jaxalign.lm.hub import fetch_model, is_hub_id
 
@@ -73,6 +74,7 @@ def find_model(
     """
     if source is None:
         return ModelSource(POCKET_FOLDER)
+    check_path(source, "model")
     given, path = str(source), Path(source)
     if path.is_file():
         return _gguf_source(path, str(path))

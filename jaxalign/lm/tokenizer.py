@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import parse_json, reason
 from jaxalign.core.templates import render_chat
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.families import FAMILIES
@@ -490,7 +491,7 @@ def _tokenizer_class(folder: Path) -> Any:
 def _own_code(folder: Path) -> bool:
     """Whether the folder wants its tokenizer to be read by code of its own."""
     try:
-        return "auto_map" in json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        return "auto_map" in parse_json((folder / "tokenizer_config.json").read_text("utf-8"))
     except (OSError, ValueError, TypeError):
         return False
 
@@ -508,7 +509,7 @@ def _own_template(tokenizer: Any, folder: Path) -> str | None:
 def _template_values(folder: Path) -> Mapping[str, Any]:
     """Return what the chat templates of the model's family are told; nothing without a family."""
     try:
-        model_type = json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
+        model_type = parse_json((folder / "config.json").read_text("utf-8"))["model_type"]
     except (OSError, ValueError, TypeError, KeyError):  # `read_config` reports what is wrong
         return {}
     known = isinstance(model_type, str) and model_type in FAMILIES
@@ -530,9 +531,11 @@ def _generation_stops(folder: Path) -> set[int]:
         return set()
     check_not_pointer(path)
     try:
-        stops = json.loads(path.read_text("utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a JSON object ({error})") from None
+        stops = parse_json(path.read_text("utf-8")).get("eos_token_id")
+    except AttributeError:
+        raise UserError(f"{path}: not a JSON object") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON object ({reason(error)})") from None
     listed = stops if isinstance(stops, list) else [] if stops is None else [stops]
     if wrong := [stop for stop in listed if type(stop) is not int or stop < 0]:
         raise UserError(f"{path}: eos_token_id {wrong[0]!r} is not the id of a token")

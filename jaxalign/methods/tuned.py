@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import parse_json
 from jaxalign.lm.lora import Adapter
 from jaxalign.lm.model import ModelFiles
 from jaxalign.lm.peft import CONFIG as PEFT_CONFIG
@@ -56,7 +56,7 @@ def read_tuned_run(folder: str | Path) -> TunedRun | None:
     """
     folder = Path(folder)
     try:
-        fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        fields = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
         if fields["format"] != FORMAT:
             return None
         settings = dict(fields["settings"])

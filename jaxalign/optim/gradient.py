@@ -167,7 +167,8 @@ def make_descent(
 
     def with_best(descent: Descent, fitness: jax.Array) -> Descent:
         """Remember an entry's current point where it is the best so far."""
-        better = fitness < descent.best_fitness_C
+        # What is not finite loses; -inf would otherwise be the best for ever.
+        better = jnp.isfinite(fitness) & (fitness < descent.best_fitness_C)
         return descent.replace(
             best_CxZ=jnp.where(better, descent.z_CxZ, descent.best_CxZ),
             best_fitness_C=jnp.where(better, fitness, descent.best_fitness_C),

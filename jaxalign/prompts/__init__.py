@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import check_path
 from jaxalign.core.templates import names_used, render
 from jaxalign.surveys.names import GroupName, group_name
 from jaxalign.surveys.presentations import PUBLISHED, Reply, Shown, present
@@ -121,7 +122,12 @@ class Prompts:
             )
         # A text that needs an adjective is refused where there is none, instead of saying "None".
         values = {name: value for name, value in values.items() if value is not None}
-        return {"role": "system", "content": render("persona.jinja", self.persona, **values)}
+        text = render("persona.jinja", self.persona, **values)
+        if not text:
+            raise UserError(
+                f"prompt text persona.jinja: says nothing for {group}; correct the file"
+            )
+        return {"role": "system", "content": text}
 
     def name_of(self, group: str) -> GroupName:
         """Return what the texts call a group, given as for `system`."""
@@ -143,6 +149,8 @@ def load_prompts(
         UserError: `folder` does not exist, a file in it cannot be read, or the package has no texts
             in the language.
     """
+    if folder is not None:
+        check_path(folder, "prompts")
     if folder is not None and not folder.is_dir():
         raise UserError(f"`prompts` {folder}: no such folder")
     group_name("USA", language)  # refuses a language that is unknown
@@ -184,13 +192,16 @@ def read_prompt(
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a text file") from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from None
+    if "\0" in text:
+        raise UserError(f"{path}: not a text (it holds a NUL character); save it as UTF-8")
+    return text
 
 
 def untranslated(language: str, survey: Survey) -> str | None:

@@ -72,6 +72,8 @@ def main(
             set_handlers()  # again: joining other processes sets one that ignores SIGTERM
             enable_compilation_cache()
             run(config)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a reader that has left is no error
     except UserError as error:
         _print_error(with_flags(str(error), config_class))
         _leave(2)
@@ -97,7 +99,8 @@ def _print_error(line: str) -> None:
     with contextlib.suppress(OSError):
         print("error:", visible(" ".join(line.split())), file=sys.stderr, flush=True)
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed before the program began
+            sys.stdout.flush()
     except OSError:  # or Python would try once more when it ends, and say so in several lines
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

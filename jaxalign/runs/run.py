@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -26,7 +25,8 @@ import numpy as np
 
 from jaxalign.core.disk import check_space
 from jaxalign.core.errors import UserError
-from jaxalign.core.files import MetricsFile, plain, write_json
+from jaxalign.core.files import MetricsFile, check_path, plain, write_json
+from jaxalign.core.json_text import parse_json
 from jaxalign.runs.environment import environment, versions
 from jaxalign.runs.settings import check_facts, check_settings, settings_of
 
@@ -149,6 +149,7 @@ def check_run(out: Path, config: Any, resume: bool = False) -> dict[str, Any]:
     """
     if jax.process_index() != 0:
         return {}
+    check_path(out, "out")
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UserError(f"`out` {out}: {nearest} is no directory to write in; give another `out`")
@@ -168,6 +169,7 @@ def recorded_run(out: Path) -> tuple[str | None, dict[str, Any]]:
 
     The name is the SHA-256 of `config.json`, which is written once and holds the time of the start.
     """
+    check_path(out, "out")
     fields = _config_fields(out) if out.is_dir() else None
     if fields is None:
         return None, {}
@@ -180,6 +182,7 @@ def recorded_facts(out: Path, resume: bool) -> dict[str, Any]:
     For what must be known before the settings are complete, such as the commit of a model from the
     hub. `check_run` says what is wrong with the directory.
     """
+    check_path(out, "out")
     fields = _config_fields(out) if resume and out.is_dir() else None
     return {} if fields is None else fields["facts"]
 
@@ -248,7 +251,7 @@ def _config_fields(out: Path) -> dict[str, Any] | None:
             )
         return None
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_text(encoding="utf-8"))
         parts = (fields[name] for name in ("settings", "facts", "versions"))
         if fields["format"] == FORMAT and all(isinstance(part, dict) for part in parts):
             return fields

@@ -32,6 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxalign.core.files import check_path
 from jaxalign.surveys.formats.files import bad, parse_json, read_json_lines, read_text, shown
 
 Mode = Literal["aware", "unaware"]
@@ -96,6 +97,7 @@ def read_replies(
         UserError: Something is wrong with the file, nothing says which country or mode it holds,
             or an item has two replies in one run.
     """
+    check_path(path, "replies")
     runs: dict[tuple[str, str | None, int], list[_Row]] = {}
     name = _NAME.search(path.stem)
     notes: list[str] = []

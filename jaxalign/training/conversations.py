@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import parse_json
 from jaxalign.lm.tokenizer import Message, Tokenizer
 from jaxalign.training.packing import Example
 
@@ -73,7 +73,7 @@ def read_conversations(
 def _parse(line: str, where: str) -> Any:
     """Return the messages of a line of JSON."""
     try:
-        return json.loads(line)["messages"]
+        return parse_json(line)["messages"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f'{where}: not {{"messages": [...]}} ({error!r})') from None
 

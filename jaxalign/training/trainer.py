@@ -19,7 +19,6 @@ countries and "specific" one for each country; LoRA (Hu et al. 2021).
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 import operator
@@ -32,6 +31,7 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_json
+from jaxalign.core.json_text import read_object
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
@@ -159,7 +159,7 @@ class Trainer:
     def _side_by_side(self, checkpoints: Path | None) -> int:
         """Return how many adapters are trained together: as many as in a run that is continued."""
         if checkpoints is not None and (checkpoints / _GROUPS).exists():
-            return int(json.loads((checkpoints / _GROUPS).read_text())["side_by_side"])
+            return int(read_object(checkpoints / _GROUPS)["side_by_side"])
         # Process 0's memory counts for all: all of them have to agree.
         memory = agreed(available_bytes(self.mesh.local_devices[0]) or 0)
         return adapters_side_by_side(

@@ -61,6 +61,18 @@ def test_the_candidates_are_those_that_the_program_evaluates(devices):
     assert int(after.generation) == 1
 
 
+def test_replies_whose_loss_is_not_finite_lose(devices):
+    """What the host finds may hold anything: none of it becomes a member or the best."""
+    steps = make_host_steps(build(devices[:1], fitness_fn=recorded))
+    found = np.full((3, 8), 5.0, np.float32)
+    found[:, :3] = np.nan, -np.inf, np.inf
+    state = steps.first(initial().__getitem__, found)
+    np.testing.assert_array_equal(state.best_fitness_C, np.full(3, 5))
+    state, metrics = steps.tell(steps.ask(state), np.full((3, 8), -np.inf, np.float32))
+    np.testing.assert_array_equal(metrics["failed"], np.full(3, 8))
+    np.testing.assert_array_equal(state.best_fitness_C, np.full(3, 5))
+
+
 def test_a_fitness_of_another_shape_is_refused(devices):
     steps = make_host_steps(build(devices[:1]))
     with pytest.raises(UserError, match=r"fitness has shape \(3, 7\), expected \(3, 8\)"):

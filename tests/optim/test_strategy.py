@@ -16,6 +16,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.optim.algorithms.differential_evolution import DifferentialEvolution
 from jaxalign.optim.algorithms.evosax_algorithms import READ_MAGNITUDES, Evosax
 from jaxalign.optim.evolve import make_evolution
+from jaxalign.optim.generation import finite_or_inf
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runtime.sharding import make_mesh
 
@@ -76,6 +77,47 @@ def test_arithmetic_on_fitness_sees_the_worst_finite_value_instead_of_infinity()
         np.testing.assert_array_equal(built.finite_where_read(fitness_E), [3, wanted, 1])
         assert not np.isnan(built.finite_where_read(jnp.full(3, jnp.inf))).any()
     assert set(algorithms) >= READ_MAGNITUDES
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("algorithm", sorted(algorithms))
+def test_a_candidate_without_a_finite_loss_loses_under_every_algorithm(algorithm):
+    """Half of the candidates fail in every generation; the state stays finite, and so does what is
+    asked next. (Which of two algorithms copes better is not tested.)"""
+    built = Strategy(algorithm, population=16).build(Z)
+    failing_E = jnp.arange(16) % 2 == 0
+
+    def fitness(x_ExZ):
+        wrong_E = jnp.array([jnp.nan, jnp.inf, -jnp.inf, jnp.nan])[jnp.arange(16) // 2 % 4]
+        return finite_or_inf(jnp.where(failing_E, wrong_E, jnp.square(x_ExZ - 0.3).sum(-1)))
+
+    def generation(t, state):
+        asking, telling = jax.random.split(jax.random.key(t))
+        x_ExZ, state = built.ask(asking, state, jnp.float32(1))
+        return built.tell(telling, x_ExZ, fitness(x_ExZ), state, jnp.float32(1)), x_ExZ
+
+    def run():
+        first_ExZ = jax.random.normal(jax.random.key(9), (16, Z))
+        state = built.start(jax.random.key(0), first_ExZ, fitness(first_ExZ), jnp.float32(1))
+        for t in range(1, 4):
+            state, x_ExZ = generation(t, state)
+        return state, x_ExZ
+
+    state, x_ExZ = jax.jit(run)()
+    assert np.isfinite(x_ExZ).all()
+    # Fitness itself may be kept as +inf.
+    kept = {name: leaf for name, leaf in _leaves(state).items() if "fitness" not in name}
+    assert not [name for name, leaf in kept.items() if np.isnan(leaf).any()]
+
+
+def _leaves(state):
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    numbers = {jax.tree_util.keystr(p): x for p, x in leaves if not _is_key(x)}
+    return {name: np.asarray(x) for name, x in numbers.items() if x.dtype.kind == "f"}
+
+
+def _is_key(x):
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def test_differential_evolution_prints_every_setting():

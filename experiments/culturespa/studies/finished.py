@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import parse_json, reason
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.model import load_model
 from jaxalign.methods.culturespa.answer import ask, in_styles
@@ -104,7 +105,7 @@ def read_finished(out: Path) -> Finished:
     """Read a run's directory. Raises UserError if it is not a finished CultureSPA run."""
     result = _read_json(out / "result.json")
     if not isinstance(result, dict) or "selected" not in result:
-        raise UserError(f"{out}: not a run of jaxalign culturespa")
+        raise UserError(f"{out}: its result.json is not that of jaxalign culturespa")
     questions, selected = {}, {}
     for name in result["selected"]:
         seed = int(name.removeprefix("seed"))
@@ -217,6 +218,8 @@ def _positions(methods: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); is the run finished?") from None
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; is the run finished?") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({reason(error)}); is the run finished?") from None

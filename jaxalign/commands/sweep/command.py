@@ -24,7 +24,6 @@ A cell of the pocket Llama takes seconds on two cores; the plan printed first gi
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -42,6 +41,7 @@ from jaxalign.commands.sweep.result import make_result
 from jaxalign.commands.sweep.status import CELLS, StatusBoard, show_status
 from jaxalign.commands.sweep.tables import show_result
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import parse_json
 from jaxalign.lm.model import LM, load_model
 from jaxalign.methods.soft_prompt.problem import recorded_start
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
@@ -208,7 +208,7 @@ def read_programs(run: Run) -> dict[str, dict[str, Any]]:
     if not run.resumed or not path.exists():
         return {}
     try:
-        programs = json.loads(path.read_text("utf-8"))
+        programs = parse_json(path.read_text("utf-8"))
         if all(
             type(program["chunk"]) is int and program["attention"] in KERNEL_OPTIONS
             for program in programs.values()

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import re
 import tomllib
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import parse_json
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
@@ -109,14 +109,21 @@ class Sweep:
         )
 
 
+_SHOWN = 80  # characters of a key in a message
+
+
 def read_sweep(path: Path) -> Sweep:
     """Read and check a sweep file; UserError for the first thing that is wrong with it."""
     try:
         fields = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a sweep file (TOML)") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except ValueError as error:  # a number of thousands of digits is none of TOML's own errors
         raise UserError(f"{path}: not TOML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not TOML: nested too deeply") from None
     try:
         return _sweep(fields)
     except UserError as error:
@@ -200,7 +207,7 @@ def _check_known(fields: Mapping[str, Any], known: Sequence[str], where: str) ->
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
-            raise UserError(f"unknown key {where}{key}; {hint}")
+            raise UserError(f"unknown key {where}{key[:_SHOWN]}; {hint}")
 
 
 def _fill(base: _Fields, values: Mapping[str, Any], where: str) -> _Fields:
@@ -238,7 +245,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
 def check_unchanged(path: Path, out: Path, sweep: Sweep) -> None:
     """Raise UserError naming the first value that the sweep in `out` did not begin with."""
     try:
-        recorded = json.loads((out / "config.json").read_text("utf-8"))["settings"]
+        recorded = parse_json((out / "config.json").read_text("utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # nothing there yet, or nothing of ours, which `check_run` reports
     check_same_program(out, sweep, recorded)

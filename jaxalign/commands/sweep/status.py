@@ -5,7 +5,6 @@ Reading takes no lock and starts no device, so it can be done from another termi
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from jaxalign.commands.sweep.plan import Batch, Group
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import parse_json
 from jaxalign.core.progress import OnProgress, Progress, Speed
 from jaxalign.runs import MetricsFile, Run, recorded_run
 
@@ -114,7 +114,7 @@ def _read_status(path: Path) -> dict[str, Any] | None:
     The file is replaced as a whole, so it can always be read, unless someone else has written it.
     """
     try:
-        fields = json.loads(path.read_text("utf-8"))
+        fields = parse_json(path.read_text("utf-8"))
         if {"updated", "cells", "running", "seconds_left"} <= fields.keys():
             return fields
     except FileNotFoundError:

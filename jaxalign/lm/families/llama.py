@@ -66,7 +66,9 @@ class Llama:
             UserError: If its value is not implemented.
         """
         if name == "layer_types":
-            if value is not None and not set(value) <= self.layer_types:
+            kinds = value if isinstance(value, list) else [value]
+            known = all(isinstance(kind, str) and kind in self.layer_types for kind in kinds)
+            if value is not None and not known:
                 only = " and ".join(sorted(self.layer_types))
                 raise UserError(f"config.json: {name}={value!r} is not handled (only {only} is)")
         elif name in self.required:

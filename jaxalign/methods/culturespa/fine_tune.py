@@ -224,6 +224,10 @@ def read_set_aside(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     path = out / FOLDER / _SET_ASIDE
     known = read_object(path) if path.exists() else {}
+    if not all(
+        isinstance(f, dict) and {"step", "learning_rate"} <= f.keys() for f in known.values()
+    ):
+        raise UserError(f"{path}: not a record of models; restore it, or start a new run")
     again = {name: found for name, found in known.items() if "trained_at" in found}
     return {name: found for name, found in known.items() if name not in again}, again
 

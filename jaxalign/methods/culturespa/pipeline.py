@@ -19,7 +19,6 @@ Every step keeps its output in the run's directory:
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain, write_json
+from jaxalign.core.json_text import read_object
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import load_model, open_model
@@ -261,7 +261,7 @@ def write_all(experiment: Experiment) -> tuple[dict[int, Survey], dict[int, dict
             folder.mkdir(exist_ok=True)
             _write_seed(experiment, seed, lambda p, done=done: report(done + p.done, p.fields))
         questions[seed] = load(folder / "questions.json")
-        counts[seed] = json.loads((folder / "written.json").read_text("utf-8"))
+        counts[seed] = read_object(folder / "written.json")
     report(per_seed * settings.seeds, {})
     return questions, counts
 

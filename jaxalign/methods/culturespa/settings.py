@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import urllib.parse
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ import jax
 
 from jaxalign.answering.batch import default_block_tokens
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import check_path
 from jaxalign.lm.generate import Sampling
 from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.model import ModelFiles
@@ -233,6 +235,9 @@ _LEAST = {
 }
 
 
+_LONGEST_NAME = 200  # characters of a country, as a folder is called after it
+
+
 def check_settings(settings: CultureSPASettings) -> None:
     """Raise UserError for settings that no run can have, whatever files they name."""
     if jax.process_count() > 1:
@@ -250,6 +255,11 @@ def check_settings(settings: CultureSPASettings) -> None:
     countries = settings.countries
     if len(countries) < 2 or len(set(countries)) < len(countries):
         raise UserError(f"`countries` {' '.join(countries)}: give two or more, each once")
+    for country in countries:
+        if len(urllib.parse.quote(country)) > _LONGEST_NAME:
+            raise UserError(
+                f"`countries` {country[:60]}...: too long for the name of a folder; rename it"
+            )
     _check_presentations(settings)
     if settings.train.method != "lora":
         raise UserError(
@@ -257,6 +267,8 @@ def check_settings(settings: CultureSPASettings) -> None:
             "give lora"
         )
     choice = settings.p3_choice
+    if choice is not None:
+        check_path(choice, "p3_choice")
     if choice is not None and choice not in P3_CHOICES and not Path(choice).is_file():
         raise UserError(f"`p3_choice` {choice}: give {', '.join(P3_CHOICES)} or an existing file")
     for name in ("constrain", "per_topic"):

@@ -12,7 +12,6 @@ checked before anything is answered.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,9 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_json
+from jaxalign.core.json_text import read_object
 from jaxalign.methods.culturespa.dataset import training_tokens
 from jaxalign.methods.culturespa.inputs import Inputs
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
@@ -141,5 +142,11 @@ def read_steps(out: Path) -> Steps | None:
     path = out / FOLDER / _FILE
     if not path.exists():
         return None
-    shapes = json.loads(path.read_text("utf-8"))
-    return Steps(**{name: Shape(**sizes) for name, sizes in shapes.items()})
+    shapes = read_object(path)
+    try:
+        steps = Steps(**{name: Shape(**sizes) for name, sizes in shapes.items()})
+    except TypeError:
+        steps = None
+    if steps is None or any(type(n) is not int for s in shapes.values() for n in s.values()):
+        raise UserError(f"{path}: not the sizes of training steps; restore it, or start a new run")
+    return steps

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_atomically
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.runtime.hosts import agreed, agreed_array
@@ -69,9 +70,20 @@ class History:
                 # What the others hold does not matter: all get what process 0 reads.
                 z_ExZ = np.zeros(shape, np.float32)
                 if self.writes:
-                    z_ExZ = np.load(self._path(generation))
+                    z_ExZ = _load(self._path(generation), shape)
                 found[generation] = agreed_array(z_ExZ)
         return found
 
     def _path(self, generation: int) -> Path:
         return self.folder / f"{generation:06d}.npy"
+
+
+def _load(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Return the search vectors in a file; UserError if it is damaged."""
+    try:
+        z_ExZ = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); delete it") from None
+    if z_ExZ.shape != shape or z_ExZ.dtype != np.float32 or not np.isfinite(z_ExZ).all():
+        raise UserError(f"{path}: not the search vectors of this run; delete it")
+    return z_ExZ

@@ -429,10 +429,19 @@ def recorded_start(problem: Problem, group: str) -> str | None:
     return start_text(problem, group) if by_text else None
 
 
+_LONGEST_NAME = 200  # bytes; other words are put beside it
+_SHOWN_NAME = 60  # characters of a name in a message about its length
+
+
 def file_names(groups: Sequence[str]) -> dict[str, str]:
     """Return each group's name as part of a file name; UserError where two would share one."""
     names = {group: re.sub(r"[^\w.+-]+", "_", group) for group in groups}
     for group, name in names.items():
+        if len(name.encode()) > _LONGEST_NAME:
+            raise UserError(
+                f"`countries` {group[:_SHOWN_NAME]}...: {len(name.encode())} bytes are too many "
+                f"for the name of a file; rename it to at most {_LONGEST_NAME}"
+            )
         others = [g for g in groups if g != group and names[g].lower() == name.lower()]
         if others or name.strip(".") == "":
             others = others or ["the folder itself"]

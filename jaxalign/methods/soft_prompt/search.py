@@ -36,6 +36,7 @@ from jaxalign.answering.kernel_choice import KERNEL_OPTIONS, choose_kernel
 from jaxalign.answering.options import Kernel, PreparedItems, prepare_items
 from jaxalign.answering.plan import Layout
 from jaxalign.answering.plan_suffix import SuffixLayout
+from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
@@ -286,6 +287,7 @@ class Search:
         resume: bool = True,
         save_last: bool = True,
         history: History | None = None,
+        needs_loss: bool = False,
         on_progress: OnProgress = ignore,
     ) -> Outcome:
         """Run the search to its last generation.
@@ -297,7 +299,11 @@ class Search:
             save_last: Whether the last generation is saved too, so that a run that is resumed
                 after its search need not repeat it.
             history: Keeps the best search vectors that were found on the way.
+            needs_loss: Whether it is an error that no candidate of an entry has had a finite loss.
             on_progress: Called before the first dispatch and after each.
+
+        Raises:
+            UserError: With `needs_loss`, after the first dispatch in which that is so.
         """
         settings = self.problem.settings
         with contextlib.ExitStack() as stack:
@@ -315,10 +321,12 @@ class Search:
                 record.rewind(done if restored else -1)
             started, first = time.monotonic(), done
             saved_at = started  # of the last checkpoint
+            failing = False  # whether a candidate without a finite loss has been spoken of
             on_progress(self._progress(done))
             while done < settings.generations:
                 state, metrics = self._advance(state, done, on_progress)
                 metrics = jax.device_get(metrics)
+                failing = self._note_failures(done, metrics, failing, needs_loss)
                 # The metrics first: a checkpoint without its metrics could not be made up for.
                 if record is not None:
                     _log_generations(record, self._labels, done, metrics)
@@ -335,6 +343,28 @@ class Search:
         best, fitness = zip(*self.evolution.best(state), strict=True)
         seconds = seconds if done > first else 0.0
         return Outcome(np.stack(best), np.array(fitness, np.float32), seconds)
+
+    def _note_failures(
+        self, done: int, metrics: Mapping[str, np.ndarray], noted: bool, needs_loss: bool
+    ) -> bool:
+        """Speak of the first candidates whose loss is not finite; return whether there were any."""
+        remedy = "is the model's dtype too narrow, or `spread` too large?"
+        lost_C = ~np.isfinite(metrics["best_so_far"][-1])
+        if needs_loss and lost_C.any():
+            label = self._labels[int(lost_C.argmax())]
+            raise UserError(
+                f"{label}: no candidate has a finite loss after generation "
+                f"{done + len(metrics['failed'])}; {remedy}"
+            )
+        failed_TxC = metrics["failed"]
+        if not noted and failed_TxC.any():
+            t, c = (int(place[0]) for place in np.nonzero(failed_TxC))
+            _log.warning(
+                f"generation {done + t + 1}: the loss of {failed_TxC[t, c]} of "
+                f"{self.evolution.population} candidates of {self._labels[c]} is not finite; they "
+                f"lose every comparison. If it is many, {remedy}"
+            )
+        return noted or bool(failed_TxC.any())
 
     def _begin(self, on_progress: OnProgress) -> State:
         """Return the state after generation 0."""

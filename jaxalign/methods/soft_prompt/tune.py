@@ -170,7 +170,7 @@ def tune_soft_prompt(
     problem = read_problem(config, lm.files, survey)
     lm = _on_search_mesh(problem, lm)
     search = build_search(problem, lm, choose_execution(problem, lm.mesh, {}))
-    outcome = search.run(on_progress=on_progress)
+    outcome = search.run(needs_loss=True, on_progress=on_progress)
     return soft_prompts(problem, search.prompts(outcome.best_CxZ))
 
 
@@ -264,7 +264,12 @@ def run_soft_prompt(
             claim(checkpoints, recorded_run(run.out)[0])
         history = History(run.out / "history", kept_generations(problem), run.writes)
         outcome = search.run(
-            checkpoints, record=run, resume=run.resumed, history=history, on_progress=on_progress
+            checkpoints,
+            record=run,
+            resume=run.resumed,
+            history=history,
+            needs_loss=True,
+            on_progress=on_progress,
         )
         log_peak("search")
         # Saved before the follow-up, which may take long too.

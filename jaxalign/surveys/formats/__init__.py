@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import check_path
 from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.formats.base import FORMATS
 from jaxalign.surveys.formats.files import FileStart, bad, read_start, shown
@@ -129,6 +130,7 @@ def choose_format(
         UserError: The format is unknown, or takes no `distributions`, `by` or `min_respondents`
             where some are given.
     """
+    check_path(path, "survey")
     if options.format is not None and is_main:
         format = options.format
     name = recognise(path) if format == "auto" else format

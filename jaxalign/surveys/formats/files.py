@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.json_text import object_without_repeats
 
 DELIMITERS = ",;\t"
 _SHOWN = 60  # characters of an offending value that an error repeats
@@ -201,7 +202,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 def parse_json(text: str, where: str) -> Any:
     """Return the value of a JSON text. Raise UserError, which begins with `where`, if it is not."""
     try:
-        value = json.loads(text, object_pairs_hook=_object_without_repeats)
+        value = json.loads(text, object_pairs_hook=object_without_repeats)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -214,15 +215,6 @@ def parse_json(text: str, where: str) -> Any:
         raise bad(where, "nested too deeply") from None
     except ValueError as error:  # a repeated key, or a number of thousands of digits
         raise bad(where, str(error)) from None
-
-
-def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for n, key in enumerate(keys) if key in keys[:n])
-        raise ValueError(f"key {repeated[:40]!r} appears twice in one object")
-    return fields
 
 
 # -- tables ---------------------------------------------------------------------------------------

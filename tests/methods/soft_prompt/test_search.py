@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,6 +29,7 @@ from jaxalign.methods.soft_prompt.search import (
 )
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
+from jaxalign.optim.gradient import make_descent
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.runtime.sharding import make_mesh
@@ -240,3 +242,34 @@ def test_other_entries_share_the_compiled_programs(tiny):
     np.testing.assert_array_equal(other.best_CxZ[::-1], wanted.best_CxZ)
     chosen = {"chunk": 4, "kernel": "xla", "fixed": True, "slots": None}
     assert dataclasses.asdict(execution) == chosen
+
+
+@pytest.mark.long
+def test_a_prompt_beyond_the_models_range_is_seen(tiny, caplog):
+    """In bfloat16, embeddings of 1e39 are infinite, and so is every loss."""
+    spread = SoftPromptConfig(length=2, spread=1e38)
+    settings = tiny_settings(tiny, dtype="bfloat16", prompt=spread, generations=2, save_every=1)
+    search = build_search(*load(settings), ExecutionPlan(4, "xla", fixed=True))
+    with pytest.raises(UserError, match=r"USA: no candidate has a finite loss after generation 1"):
+        search.run(needs_loss=True)
+    # Without that, as in a sweep whose other cells go on, it is a note.
+    outcome = search.run()
+    assert "generation 1: the loss of 64 of 64 candidates of USA is not finite" in caplog.text
+    assert np.isinf(outcome.fitness_C).all()
+
+
+@pytest.mark.long
+def test_the_gradient_control_keeps_no_point_without_a_finite_loss(devices):
+    """Its fitness is -inf and NaN where a coordinate is above a bound that the descent crosses."""
+
+    def fitness(z_PxZ, entry_P, context):
+        bad_P = jnp.where(entry_P == 0, -jnp.inf, jnp.nan)
+        return jnp.where(z_PxZ[:, 0] > 0.1, bad_P, -z_PxZ.sum(-1))
+
+    descent = make_descent(fitness, 8, 0.05, 3, make_mesh(devices[:1]), entries=2)
+    state = descent.last(descent.run(descent.start(), 8, None), None)
+    best_CxZ, fitness_C = descent.best(state)
+    assert np.isfinite(fitness_C).all()
+    assert np.isfinite(best_CxZ).all()
+    assert (fitness_C < 0).all()
+    assert (best_CxZ[:, 0] <= 0.1).all()
