@@ -17,7 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxalign.answering.order_free import Split, products, softmax_sum, split
+from jaxalign.answering.key_order import (
+    OrderedKeys,
+    attend_in_order,
+    attend_to_text,
+    ordered_keys,
+)
 from jaxalign.answering.plan import Rows
 from jaxalign.lm.transformer import KeyValue, masked_attention, rounded
 from jaxalign.runtime.platform import target_platform
@@ -36,6 +41,25 @@ class RowTables:
     common: int = struct.field(pytree_node=False)  # W: tokens before the tree
     queries: int = struct.field(pytree_node=False)  # number of real tree queries
     only_tree: bool = struct.field(pytree_node=False)  # whether only tree tokens ask
+    ordered: OrderedKeys | None = None  # all keys by position, where sums depend on their order
+
+    def in_order(self, positions_S: jax.Array, before: int, longest: int) -> RowTables:
+        """Return these tables for attention that sums over keys in the order of positions.
+
+        Args:
+            positions_S: positions of all keys: [before | common | tree].
+            before: how many of them come before the prompt.
+            longest: positions of the longest text, at least.
+        """
+        keys = ordered_keys(
+            self.keys_RxS,
+            self.mask_RxLxS,
+            positions_S,
+            shared=before + self.common,
+            longest=longest,
+            consecutive=not self.only_tree,
+        )
+        return self.replace(ordered=keys)
 
 
 def row_tables(rows: Rows, common: int, only_tree: bool) -> RowTables:
@@ -73,9 +97,12 @@ def tree_attention(
         past = jnp.broadcast_to(past[None], (own.shape[0], *past.shape))
         shared.append(jnp.concatenate([past, own[:, :W]], axis=1))
         tree.append(own[:, W:])
+    tree_queries = _tree_queries
+    if rows.ordered is not None:
+        tree_queries = _with_plain_gradient(_ordered_tree_queries, _tree_queries)
     if rows.only_tree:
-        return _tree_queries(rows, q, shared, tree)
-    out = _tree_queries(rows, q[:, W:], shared, tree)
+        return tree_queries(rows, q, shared, tree)
+    out = tree_queries(rows, q[:, W:], shared, tree)
     if W == 0:
         return out
     return jnp.concatenate([_common_queries(q[:, :W], shared), out], axis=1)
@@ -93,31 +120,22 @@ def plain_attention(
 ) -> jax.Array:
     """Attend under a boolean mask [B or 1, 1, T, S], with the bits that a tree's tokens would get.
 
-    For text that a tree's tokens see and that is computed apart from them.
+    For text that a tree's tokens see and that is computed apart from them; key s is at position s.
     """
-    if not is_order_free(q.dtype):
+    if not sums_in_order(q.dtype):
         return masked_attention(mask_BxTxS, q, k, v)
-    return _with_plain_gradient(_masked_sums, masked_attention)(mask_BxTxS, q, k, v)
+    return _with_plain_gradient(attend_to_text, masked_attention)(mask_BxTxS, q, k, v)
 
 
-def _masked_sums(mask_Bx1xTxS: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    scores = products("bkqu,bksu->bkqs", _scaled(q.reshape(B, K, -1, H)), split(k))
-    scores = jnp.where(mask_Bx1xTxS, scores.reshape(B, N, T, S), UNSEEN).reshape(B, K, -1, S)
-    out = softmax_sum([scores], [split(v)], ["bkqs,bksu->bkqu"])
-    return jnp.swapaxes(rounded(out, q.dtype).reshape(B, N, T, H), 1, 2)
-
-
-def is_order_free(dtype: Any) -> bool:
-    """Return whether attention of this dtype has bits that do not depend on the order of keys."""
+def sums_in_order(dtype: Any) -> bool:
+    """Return whether attention of this dtype sums over keys in the order of their positions."""
     return dtype == jnp.bfloat16 and target_platform() == "cpu"
 
 
 def _with_plain_gradient(function: Callable, plain: Callable) -> Callable:
     """Return a function of (tables, *arrays) with the gradient of another that computes the same.
 
-    Rounding to integers has none.
+    Weights that are integers have none.
     """
 
     @jax.custom_vjp
@@ -150,10 +168,7 @@ def _tree_queries(
     q = jnp.pad(q, ((0, 0), (0, R * L - rows.queries), (0, 0), (0, 0)))
     q = q.reshape(B, R, L, K, N // K, H).transpose(0, 3, 1, 4, 2, 5).reshape(B, K, R, -1, H)
     shared, tree = ([jnp.swapaxes(x, 1, 2) for x in both] for both in (shared, tree))
-    attend = _row_queries
-    if is_order_free(q.dtype):
-        attend = _with_plain_gradient(_order_free_row_queries, _row_queries)
-    out = attend(rows, q, shared, tree)
+    out = _row_queries(rows, q, shared, tree)
     out = out.reshape(B, K, R, -1, L, H).transpose(0, 2, 4, 1, 3, 5)
     return out.reshape(B, R * L, N, H)[:, : rows.queries]
 
@@ -188,25 +203,12 @@ def _row_queries(
     return rounded(out / total, q.dtype)
 
 
-def _order_free_row_queries(
+def _ordered_tree_queries(
     rows: RowTables, q: jax.Array, shared: Sequence[jax.Array], tree: Sequence[jax.Array]
 ) -> jax.Array:
-    """Attend as `_row_queries` does; no bit depends on how the keys are laid out."""
-    asking = _scaled(q)
-    k, v = (Split(*(part[:, :, rows.keys_RxS] for part in split(x))) for x in tree)
-    own = _unless_unseen(rows, products("bkrqu,bkrsu->bkrqs", asking, k))
-    scores, values, equations = [own], [v], ["bkrqs,bkrsu->bkrqu"]
-    if shared[0].shape[2]:
-        k, v = (Split(parts, scale[:, :, None]) for parts, scale in map(split, shared))
-        scores.append(products("bkrqu,bkwu->bkrqw", asking, k))
-        values.append(v)
-        equations.append("bkrqw,bkwu->bkrqu")
-    return rounded(softmax_sum(scores, values, equations), q.dtype)
-
-
-def _scaled(q: jax.Array) -> Split:
-    """Split queries that are divided by sqrt(H)."""
-    return split(q.astype(jnp.float32) * q.shape[-1] ** -0.5)
+    """Attend as `_tree_queries` does; no bit depends on how the keys are laid out."""
+    k, v = (jnp.concatenate(both, axis=1) for both in zip(shared, tree, strict=True))
+    return attend_in_order(rows.ordered, q, k, v)
 
 
 def _unless_unseen(rows: RowTables, scores_BxKxRxQxS: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from jaxalign.answering.attention import RowTables, tree_attention
+from jaxalign.answering.attention import RowTables, sums_in_order, tree_attention
 from jaxalign.answering.blocks import ANSWER_ROW, ROW, Shape, Tables
 from jaxalign.answering.options import in_chunks, options_from_tokens
 from jaxalign.lm.config import LlamaConfig
@@ -142,6 +142,12 @@ def _answer_block(
     answer_attention = _rows(
         tables.end, tables.answer_keys, tables.answers.reshape(-1, ANSWER_ROW), only_tree=True
     )
+    if sums_in_order(jnp.dtype(config.dtype)):
+        # The row of the deepest token has a key for each of its positions.
+        longest = tables.keys.shape[1]
+        attention, answer_attention = (
+            rows.in_order(tables.positions, 0, longest) for rows in (attention, answer_attention)
+        )
     x, _ = model.apply(
         bound,
         _embed(config, params, tables.tree, extra_ExD)[None],

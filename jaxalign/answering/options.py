@@ -24,6 +24,7 @@ from jaxalign.answering.attention import (
     RowTables,
     plain_attention,
     row_tables,
+    sums_in_order,
     tree_attention,
 )
 from jaxalign.answering.options_suffix import (
@@ -112,7 +113,12 @@ def attention_tables(
     common = layout.common_length
     if kernel == "xla":
         rows = ((layout.rows, False), (layout.answer_rows, True))
-        return tuple(row_tables(rows, common, only_tree) for rows, only_tree in rows)
+        tables = tuple(row_tables(rows, common, only_tree) for rows, only_tree in rows)
+        if not sums_in_order(jnp.dtype(config.dtype)):
+            return tables
+        before = len(layout.before)
+        positions = jnp.concatenate([jnp.arange(before), jnp.asarray(layout.positions)])
+        return tuple(each.in_order(positions, before, layout.longest) for each in tables)
     from jaxalign.answering.kernels.fused import fused_tables
     from jaxalign.answering.kernels.spans import all_tokens, answers_only
 

@@ -117,7 +117,7 @@ def _open(path: Path, empty: np.ndarray) -> np.memmap:
     try:
         # For writing too, so that a file that was cut short gets its length back.
         array = np.lib.format.open_memmap(path, mode="r+")
-    except (OSError, ValueError, TypeError, SyntaxError) as error:
+    except Exception as error:  # numpy reads the header with Python's own tokenizer
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be continued ({reason}); delete it") from None
     if array.shape != empty.shape or array.dtype != empty.dtype:

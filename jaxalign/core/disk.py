@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def free_bytes(path: Path) -> int:
     """Return how much this user may still write to the file system that holds, or would hold, a
     path; 0 where it has no room for another file."""
     found = os.statvfs(_existing(path))
+    if not found.f_blocks:  # a file system that does not say
+        return sys.maxsize
     if found.f_files and not found.f_favail:
         return 0
     return found.f_bavail * found.f_frsize
@@ -83,7 +86,7 @@ def cannot_write(error: BaseException) -> str | None:
             continue
         number, path = found
         reason = os.strerror(number).lower()
-        if path is not None and number in _NO_ROOM:
+        if path is not None and number in (errno.ENOSPC, errno.EDQUOT):
             with contextlib.suppress(OSError):
                 reason += f", {_size(free_bytes(path))} are free"
         where = "a file" if path is None else str(_shown(path))
@@ -133,7 +136,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _existing(path: Path) -> Path:
     path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    return next(folder for folder in (path, *path.parents) if os.path.exists(folder))
 
 
 def _used_bytes(folder: Path) -> int:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -252,6 +253,9 @@ def check_new_file(path: Path | None, parameter: str) -> None:
 class MetricsFile:
     """A file with one JSON object per line, ordered by an integer field such as "generation".
 
+    Beside it, in a hidden file, is a checksum of each line, so that a line that is lost or has
+    changed is noticed. Lines that have none yet are taken as they are.
+
     A resumed run calls `rewind(n)` with the step of its checkpoint and writes the later rows again.
     The file then ends up equal to that of an uninterrupted run, provided that rows hold no clock
     readings and that the rows of a step are written before the step's checkpoint.
@@ -273,21 +277,26 @@ class MetricsFile:
         if not isinstance(fields[self.step], int):
             raise TypeError(f"{self.path.name}: {self.step}={fields[self.step]!r} is not an int")
         line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+        if not self.path.exists():
+            self._sums.unlink(missing_ok=True)
         # One write of one line: a kill can tear only the last line, and `rewind` drops that.
         with naming(self.path), self.path.open("ab", buffering=0) as file:
             write_all(file, line.encode() + b"\n")
             # A checkpoint is on the disk before the next row, so its own rows must be there too.
             os.fsync(file.fileno())
+        with naming(self._sums), self._sums.open("ab", buffering=0) as file:
+            write_all(file, _sum(line.encode() + b"\n"))
 
     def rewind(self, last: int) -> None:
         """Drop every row after step `last`, and a torn last line.
 
         Raises:
-            UserError: An earlier line is not a row of this file; or, where rows are without gaps,
-                one before step `last` is missing, doubled or out of order.
+            UserError: An earlier line is not a row of this file, or not what was written; or, where
+                rows are without gaps, one before step `last` is missing, doubled or out of order.
         """
         if not self.path.exists():
             self._check_reaches(None, last)
+            self._sums.unlink(missing_ok=True)
             return
         keep, before = 0, None  # bytes of the file that stay; step of the row before
         for start, end, fields in self._lines():
@@ -303,6 +312,17 @@ class MetricsFile:
             before = found
         self._check_reaches(before, last)
         os.truncate(self.path, keep)
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        write_atomically(self._sums, b"".join(map(_sum, lines)))
+
+    def put_in_order(self, key: Callable[[dict[str, Any]], Any]) -> None:
+        """Sort the rows, all of which are complete, by a key."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        ordered = sorted(lines, key=lambda line: key(json.loads(line)))
+        if ordered != lines:
+            self._sums.unlink(missing_ok=True)  # none are better than those of another order
+            write_atomically(self.path, b"".join(ordered))
+            write_atomically(self._sums, b"".join(map(_sum, ordered)))
 
     def _check_reaches(self, found: int | None, last: int) -> None:
         """Raise UserError where rows up to step `last` are needed and the last there is before."""
@@ -319,13 +339,19 @@ class MetricsFile:
             return []
         return [fields for _, _, fields in self._lines() if fields is not None]
 
+    @property
+    def _sums(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.sums")
+
     def _lines(self) -> Iterator[tuple[int, int, dict[str, Any] | None]]:
         """Yield each line's byte range and fields; fields are None for a torn last line."""
         try:
             content = self.path.read_bytes()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror})") from None
+        sums = self._sums.read_bytes() if self._sums.exists() else b""
         start = 0
+        # Lines of JSON hold no other character that breaks a line.
         for number, line in enumerate(content.splitlines(keepends=True), 1):
             end = start + len(line)
             complete = line.endswith(b"\n")
@@ -343,8 +369,22 @@ class MetricsFile:
                         f"{self.path}, line {number}: not a JSON object with an integer "
                         f"{self.step!r}; restore the file, or start a new run"
                     )
+            known = sums[(number - 1) * _SUM_BYTES : number * _SUM_BYTES]
+            if fields is not None and len(known) == _SUM_BYTES and known != _sum(line):
+                raise UserError(
+                    f"{self.path}, line {number}: not what was written there (its checksum is in "
+                    f"{self._sums.name}); restore the file, or start a new run"
+                )
             yield start, end, fields
             start = end
+
+
+_SUM_BYTES = 9
+
+
+def _sum(line: bytes) -> bytes:
+    """Return the CRC-32 of a line as a line of its own."""
+    return b"%08x\n" % zlib.crc32(line)
 
 
 def finite_or_none(value: Any) -> Any:

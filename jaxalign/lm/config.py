@@ -186,8 +186,9 @@ def config_from_hf(fields: dict[str, Any], dtype: DType = "bfloat16") -> LlamaCo
         elif name == "model_type" or family.handles(name, value):
             continue
         elif name not in _IGNORED | {"num_key_value_heads", "head_dim"}:
+            shown = repr(name)[1:-1][:_SHOWN]  # without quotation marks
             raise UserError(
-                f"config.json: unknown field {name[:_SHOWN]}={_short(value)}; refusing to guess"
+                f"config.json: unknown field {shown}={_short(value)}; refusing to guess"
             )
     needed = (
         "vocab_size",

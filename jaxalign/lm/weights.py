@@ -175,6 +175,11 @@ def abstract_params(
     return jax.tree.map(shape, *trees, is_leaf=is_weight)
 
 
+def weight_format(params: Params) -> WeightFormat:
+    """Return how a model's weights are stored; kernels in 8 bits have a scale beside them."""
+    return "int8" if any(name.endswith("_scale") for name in params["last"]) else "stored"
+
+
 def param_shardings(
     c: LlamaConfig, mesh: jax.sharding.Mesh, weights: WeightFormat = "stored"
 ) -> Params:

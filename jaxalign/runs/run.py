@@ -27,6 +27,7 @@ from jaxalign.core.disk import check_space
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import MetricsFile, check_path, plain, write_json
 from jaxalign.core.json_text import parse_json
+from jaxalign.core.seals import check_sealed, sealed
 from jaxalign.runs.environment import environment, versions
 from jaxalign.runs.settings import check_facts, check_settings, settings_of
 
@@ -223,7 +224,8 @@ def _begin(
         return True, _version_notes(recorded["versions"])
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     fields = {"format": FORMAT, "started": started, "settings": settings_of(config)}
-    write_json(out / CONFIG, fields | {"facts": facts} | environment())
+    with sealed(out / CONFIG):
+        write_json(out / CONFIG, fields | {"facts": facts} | environment())
     return False, ()
 
 
@@ -250,6 +252,7 @@ def _config_fields(out: Path) -> dict[str, Any] | None:
                 f"`out` {out}: holds {others[0]!r} but no {CONFIG} of a run; give another `out`"
             )
         return None
+    check_sealed(path)
     try:
         fields = parse_json(path.read_text(encoding="utf-8"))
         parts = (fields[name] for name in ("settings", "facts", "versions"))

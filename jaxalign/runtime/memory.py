@@ -21,6 +21,9 @@ _log = logging.getLogger("jaxalign")
 # What Python, JAX and its compilers hold in a process that has loaded nothing yet: 0.35 GiB after
 # the first compilation of a small program, more while a large one is compiled.
 PROCESS_BASE_BYTES = 2**29
+# Products on a CPU copy parts of their operands into memory that the compiler does not count: up to
+# a third of the temporaries of the programs that `tests.support.program_memory` measures.
+_CPU_SCRATCH = 0.25
 _NO_LIMIT = 2**60  # control groups of version 1 write a number of this size where there is none
 
 
@@ -58,6 +61,22 @@ def needed_bytes(compiled: Any) -> int:
     Outputs that take over the buffer of an argument ("aliased") count once.
     """
     return Memory.of(compiled).total
+
+
+def scratch_bytes(memory: Memory, platform: str) -> int:
+    """Return what a program is expected to take on a device besides what the compiler reports.
+
+    Args:
+        memory: What the compiler reports.
+        platform: JAX's name of the platform: "cpu", "gpu" or "tpu".
+    """
+    return int(_CPU_SCRATCH * memory.temporaries) if platform == "cpu" else 0
+
+
+def announced_bytes(compiled: Any, device: jax.Device) -> int:
+    """Return the bytes that a compiled program is expected to take on a device."""
+    memory = Memory.of(compiled)
+    return memory.total + scratch_bytes(memory, device.platform)
 
 
 def available_bytes(device: jax.Device) -> int | None:
@@ -213,7 +232,7 @@ def fitting_chunk(
     # Process 0's memory counts for all: processes with different chunks would wait for each other.
     available = agreed(available_bytes(device) or 0)
     while chunk > 1 and available and not fixed:
-        needed = needed_bytes(build(chunk))
+        needed = announced_bytes(build(chunk), device)
         if needed <= available:
             return chunk, needed
         chunk //= 2  # activations, most of what a program needs, shrink with the chunk
@@ -232,7 +251,8 @@ def check_fits(compiled: Any, device: jax.Device, remedy: str, beside_bytes: int
     Raises:
         UserError: The device has fewer; the message ends with `remedy`.
     """
-    needed, available = needed_bytes(compiled) + beside_bytes, available_bytes(device)
+    needed = announced_bytes(compiled, device) + beside_bytes
+    available = available_bytes(device)
     if available is not None and needed > available:
         raise UserError(
             f"out of memory foreseen: the compiled program needs {needed / 2**30:.2f} GiB on "

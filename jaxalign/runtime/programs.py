@@ -25,7 +25,8 @@ import jax
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.runtime.hosts import agreed
-from jaxalign.runtime.memory import Memory, available_bytes
+from jaxalign.runtime.memory import Memory, available_bytes, scratch_bytes
+from jaxalign.runtime.platform import target_platform
 
 _log = logging.getLogger("jaxalign")
 CHECKING = "check memory: program"  # the task of progress events
@@ -80,6 +81,7 @@ class Need:
         compile_seconds: Time it took to lower and compile.
         refusal: Why the compiler refused it, in one line; empty if it did not.
         refused_bytes: What it said that the program needs, if it was refused for its memory.
+        scratch: Bytes that it takes besides, which the compiler does not report.
     """
 
     program: Program
@@ -87,6 +89,7 @@ class Need:
     compile_seconds: float
     refusal: str = ""
     refused_bytes: int | None = None
+    scratch: int = 0
 
     @property
     def parts(self) -> dict[str, int]:
@@ -96,7 +99,7 @@ class Need:
         m = self.memory
         return {
             "arguments": m.arguments,
-            "temporaries": m.temporaries,
+            "temporaries": m.temporaries + self.scratch,
             # Outputs that take over the buffer of an argument need no memory of their own.
             "outputs": m.outputs - m.aliased,
             "what else lives there": self.program.beside_bytes,
@@ -127,7 +130,8 @@ def measure_program(program: Program) -> Need:
         stated = stated_memory(message)
         seconds = time.monotonic() - began
         return Need(program, None, seconds, first_line(message), stated and stated[0])
-    return Need(program, memory, time.monotonic() - began)
+    scratch = scratch_bytes(memory, target_platform()) if memory is not None else 0
+    return Need(program, memory, time.monotonic() - began, scratch=scratch)
 
 
 def check_programs(

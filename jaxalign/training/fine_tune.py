@@ -16,6 +16,7 @@ from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.lora import Adapter, LoraConfig, merge
 from jaxalign.lm.model import LM
 from jaxalign.lm.tokenizer import Message
+from jaxalign.lm.weights import weight_format
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.sharding import replicated
 from jaxalign.training.conversations import to_conversation
@@ -88,10 +89,23 @@ def fine_tune(
     lora = lora or LoraConfig()
     for note in notes:
         _log.info(note)
+    weights = weight_format(lm.params)
+    if train.method == "full" and weights == "int8":
+        raise UserError(
+            "`method` full cannot train weights in 8 bits; use lora, or load them whole"
+        )
     several = isinstance(conversations, Mapping)
     examples = _examples(lm, conversations, "conversations")
     folder = None if checkpoints is None else Path(checkpoints)
-    trainer = Trainer(lm.config, train, lora, examples, lm.mesh, checkpoints=folder)
+    trainer = Trainer(
+        lm.config,
+        train,
+        lora,
+        examples,
+        lm.mesh,
+        checkpoints=folder,
+        weights=weights,
+    )
     _log.info(trainer.describe())
     held_out_loss = None
     if held_out is not None:

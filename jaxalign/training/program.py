@@ -19,7 +19,13 @@ import optax
 
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig, adapter_weights
-from jaxalign.lm.weights import abstract_params, is_weight, program_params, weight_tree
+from jaxalign.lm.weights import (
+    WeightFormat,
+    abstract_params,
+    is_weight,
+    program_params,
+    weight_tree,
+)
 from jaxalign.runtime.sharding import DATA, named_sharding, replicated
 from jaxalign.training.packing import Batch
 from jaxalign.training.shape import MOST_UNITS, Shape, choose_shape, estimated_steps
@@ -36,7 +42,12 @@ _USABLE = 0.8  # of what the arithmetic leaves: the rest is for what it does not
 
 
 def train_program(
-    config: LlamaConfig, train: TrainConfig, lora: LoraConfig, mesh: jax.sharding.Mesh, shape: Shape
+    config: LlamaConfig,
+    train: TrainConfig,
+    lora: LoraConfig,
+    mesh: jax.sharding.Mesh,
+    shape: Shape,
+    weights: WeightFormat = "stored",
 ) -> tuple[Any, tuple]:
     """Return the jitted step and its abstract arguments.
 
@@ -46,15 +57,20 @@ def train_program(
     give the same jitted step, which JAX compiles once in a process: a step that was checked before
     a run is not compiled again when training begins.
     """
-    return _train_program(config, train, lora, mesh, shape)
+    return _train_program(config, train, lora, mesh, shape, weights)
 
 
 @functools.lru_cache(maxsize=4)
 def _train_program(
-    config: LlamaConfig, train: TrainConfig, lora: LoraConfig, mesh: jax.sharding.Mesh, shape: Shape
+    config: LlamaConfig,
+    train: TrainConfig,
+    lora: LoraConfig,
+    mesh: jax.sharding.Mesh,
+    shape: Shape,
+    weights: WeightFormat,
 ) -> tuple[Any, tuple]:
     state = abstract_state(config, train, lora, mesh, shape.adapters)
-    params = program_params(config, mesh)
+    params = program_params(config, mesh, weights)
     whole = replicated(mesh)
     arguments = (
         state,
@@ -71,13 +87,20 @@ def _train_program(
 
 
 def loss_program(
-    config: LlamaConfig, train: TrainConfig, lora: LoraConfig, mesh: jax.sharding.Mesh, shape: Shape
+    config: LlamaConfig,
+    train: TrainConfig,
+    lora: LoraConfig,
+    mesh: jax.sharding.Mesh,
+    shape: Shape,
+    weights: WeightFormat = "stored",
 ) -> tuple[Any, tuple]:
     """Return the jitted loss and its abstract arguments (trained, params, batches, passes).
 
     They are laid out as those of `train_program`; see `jaxalign.training.step.make_loss`.
     """
-    _, (state, params, batches, passes, _) = train_program(config, train, lora, mesh, shape)
+    _, (state, params, batches, passes, _) = train_program(
+        config, train, lora, mesh, shape, weights
+    )
     loss = jax.jit(make_loss(config, train, lora, shape), out_shardings=replicated(mesh))
     return loss, (state.trained, params, batches, passes)
 

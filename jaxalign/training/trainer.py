@@ -33,10 +33,11 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_json
 from jaxalign.core.json_text import read_object
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.core.seals import check_sealed, sealed
 from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig
-from jaxalign.lm.weights import Params
+from jaxalign.lm.weights import Params, WeightFormat
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.hosts import agreed
 from jaxalign.runtime.memory import available_bytes, check_fits
@@ -95,6 +96,7 @@ class Trainer:
         drawn_as: Mapping[str, str] | None = None,
         shape: Shape | None = None,
         checkpoints: Path | None = None,
+        weights: WeightFormat = "stored",
     ):
         """Choose the sizes of a step and compile it.
 
@@ -112,6 +114,7 @@ class Trainer:
                 examples do not suit them, and by default, sizes that do are chosen.
             checkpoints: Folder of checkpoints that `fit` may continue from: adapters that were side
                 by side there are again.
+            weights: How the frozen weights are stored.
 
         Raises:
             UserError: If there are no examples for a name, if one is longer than allowed, or if the
@@ -123,6 +126,7 @@ class Trainer:
                 f"`method` full trains one model, not {len(examples)} side by side; use lora"
             )
         self.config, self.train, self.lora, self.mesh = config, train, lora, mesh
+        self.weights = weights
         self.names = tuple(examples)
         keys = [adapter_key(train.seed, (drawn_as or {}).get(name, name)) for name in examples]
         self._keys = dict(zip(examples, map(jax.random.key_data, keys), strict=True))
@@ -149,7 +153,7 @@ class Trainer:
             itertools.accumulate((g.steps + 1 for g in self.groups[:-1]), initial=0)
         )
         # Compiled ahead of time: whether it fits is known before anything is loaded.
-        step, self._arguments = train_program(config, train, lora, mesh, shape)
+        step, self._arguments = train_program(config, train, lora, mesh, shape, weights)
         self._step = step.lower(*self._arguments).compile()
         remedy = "lower `tokens_per_pass`"
         if shape.adapters > 1:
@@ -158,6 +162,8 @@ class Trainer:
 
     def _side_by_side(self, checkpoints: Path | None) -> int:
         """Return how many adapters are trained together: as many as in a run that is continued."""
+        if checkpoints is not None:
+            check_sealed(checkpoints / _GROUPS)
         if checkpoints is not None and (checkpoints / _GROUPS).exists():
             return int(read_object(checkpoints / _GROUPS)["side_by_side"])
         # Process 0's memory counts for all: all of them have to agree.
@@ -301,7 +307,9 @@ class HeldOutLoss:
             TrainData(group.names, of_group, shape)
             for group, of_group in zip(trainer.groups, groups, strict=True)
         ]
-        loss, self._arguments = loss_program(trainer.config, train, trainer.lora, mesh, shape)
+        loss, self._arguments = loss_program(
+            trainer.config, train, trainer.lora, mesh, shape, trainer.weights
+        )
         self._loss = loss.lower(*self._arguments).compile()
         # The optimizer's moments stay where they are while the loss is computed.
         state = trainer.abstract_state
@@ -365,7 +373,9 @@ def fit(
     """
     several = len(trainer.groups) > 1
     if several and checkpoints is not None and jax.process_index() == 0:
-        write_json(Path(checkpoints.directory) / _GROUPS, {"side_by_side": trainer.shape.adapters})
+        path = Path(checkpoints.directory) / _GROUPS
+        with sealed(path):
+            write_json(path, {"side_by_side": trainer.shape.adapters})
     run = _Fit(trainer, params, save_every, begin, log, held_out, on_progress, set_aside)
     trained: dict[str, Trained] = {}
     for group in range(len(trainer.groups)):

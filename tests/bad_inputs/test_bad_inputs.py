@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxalign.core.errors import UserError
 from tests.bad_inputs.damage import ANY_FILE, JSON, NO_FILE, TEXT
@@ -101,3 +103,33 @@ def test_there_are_many() -> None:
     """Hundreds by their own words, and each word of a reader that is there."""
     assert SPECIAL.keys() <= READERS.keys()
     assert sum(map(len, SPECIAL.values())) >= 200
+
+
+@st.composite
+def spoilt(draw: st.DrawFn, good: bytes) -> bytes:
+    """Draw a file with a few of its bytes overwritten, inserted, dropped or moved."""
+    for _ in range(draw(st.integers(1, 3))):
+        at, length = draw(st.integers(0, len(good))), draw(st.integers(0, 40))
+        some = draw(st.binary(max_size=8) | st.sampled_from([b"\0", b"[", b'"', b"-1", b"1e999"]))
+        start = at if draw(st.booleans()) else min(at, 200)  # headers matter most
+        good = good[:start] + some + good[start + length :]
+    return good
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("reader", READERS)
+def test_whatever_is_spoilt(
+    reader: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that nobody thought of: read all the same, or refused in one line."""
+    case, folder = READERS[reader](), tmp_path_factory.mktemp("spoilt")
+    monkeypatch.setenv("JAXALIGN_CACHE", str(folder / "cache" / "xla"))
+
+    @settings(max_examples=60, derandomize=True, deadline=None, database=None)
+    @given(spoilt(case.good))
+    def check(content: bytes) -> None:
+        case.write(folder).write_bytes(content)
+        said = refusal(lambda: case.read(folder))
+        assert said is None or ("\n" not in said and said.isprintable()), said
+
+    check()

@@ -17,6 +17,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.lora import Adapter, LoraConfig, abstract_adapter
 from jaxalign.lm.model import open_model
 from jaxalign.lm.source import POCKET_FOLDER
+from jaxalign.methods.conditions import WithAdapter
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 
 ROWS = [
@@ -181,7 +182,7 @@ def test_inspect_is_told_what_generate_says(folder: Path, tmp_path: Path, argume
     if "prompt" in arguments:
         condition = SoftPrompt.load(arguments["prompt"])
     if "adapter" in arguments:
-        condition = ja.WithAdapter(Adapter.load(arguments["adapter"], lm), condition)
+        condition = WithAdapter(Adapter.load(arguments["adapter"], lm), condition)
     said = [
         ja.generate(lm, row[0], condition=condition, max_new_tokens=8).replace("<|eot_id|>", "")
         for row in ROWS

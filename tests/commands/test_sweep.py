@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -24,14 +25,21 @@ import jaxalign.commands.sweep.command as module
 import jaxalign.runs.run
 from jaxalign.commands.soft_prompt import tune_prompts
 from jaxalign.commands.sweep import group as sweep_group
-from jaxalign.commands.sweep.command import SweepSettings, sweep
+from jaxalign.commands.sweep.command import (
+    SweepSettings,
+    is_unfinished,
+    prompt_file,
+    sweep,
+)
 from jaxalign.commands.sweep.file import Sweep, read_sweep
 from jaxalign.commands.sweep.picture import write_plot
-from jaxalign.commands.sweep.plan import Cell, make_batches, make_plan, model_names
+from jaxalign.commands.sweep.plan import Batch, Cell, make_batches, make_plan, model_names
 from jaxalign.commands.sweep.result import make_result
 from jaxalign.commands.sweep.status import show_status
 from jaxalign.commands.sweep.tables import show_result
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import write_text
+from jaxalign.core.seals import sealed
 from jaxalign.lm.checkpoint import save_checkpoint
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.model import load_model
@@ -460,6 +468,7 @@ def test_records_of_something_else_are_refused(file, unbroken, tmp_path):
     out = shutil.copytree(unbroken, tmp_path / "copy")
     text = (out / "cells.jsonl").read_text("utf-8").replace("USA-s3", "USA-s4")
     (out / "cells.jsonl").write_text(text)
+    (out / ".cells.jsonl.sums").unlink()
     with pytest.raises(UserError, match="cell 0 is not of this sweep"):
         run(file, out)
 
@@ -468,6 +477,7 @@ def test_records_of_something_else_are_refused(file, unbroken, tmp_path):
 def test_programs_of_something_else_are_refused(file, unbroken, tmp_path, text):
     out = shutil.copytree(unbroken, tmp_path / "copy")
     (out / "programs.json").write_text(text)
+    (out / ".programs.json.sum").unlink()
     with pytest.raises(UserError, match=r"programs\.json: not written by a sweep; delete it"):
         run(file, out)
 
@@ -505,6 +515,8 @@ def test_status_of_a_sweep_that_is_being_written(unbroken, tmp_path, capsys):
     settings = json.loads((out / "config.json").read_text("utf-8"))
     settings["settings"]["base_config.reading"] = "most_likely"
     (out / "config.json").write_text(json.dumps(settings))
+    (out / ".config.json.sum").unlink()
+    (out / ".cells.jsonl.sums").unlink()
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     show_status(out, clock=lambda: 1010.0)
     said = capsys.readouterr().out
@@ -656,3 +668,16 @@ def test_the_table_and_the_picture_are_in_the_reading_that_was_tuned(tmp_path, c
     first = ["125.0", "-192.7", "442.7", "125.0", "125.0", "125.0", "225.0", "225.0", "2.0"]
     assert numbers[0] == first
     assert numbers[1] == ["2.0", "2.0", "2.0", "2.0", "2.0", "2.0", "4.0", "4.0", "125.0"]
+
+
+def test_a_cell_whose_prompt_is_damaged_is_searched_again(tmp_path, capsys):
+    cells = tuple(Cell(n, "de4", "USA", n) for n in (0, 1))
+    batches = [Batch("b", n, 2, (cell,), ()) for n, cell in enumerate(cells)]
+    records = types.SimpleNamespace(rows={0: {}, 1: {}})
+    for cell in cells:
+        with sealed(prompt_file(tmp_path, cell)):
+            write_text(prompt_file(tmp_path, cell), "a prompt")
+    assert not any(is_unfinished(tmp_path, batch, records) for batch in batches)
+    prompt_file(tmp_path, cells[1]).write_text("b prompt")
+    assert [is_unfinished(tmp_path, batch, records) for batch in batches] == [False, True]
+    assert "de4-USA-s1.safetensors: is not what was written" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -126,3 +127,58 @@ def test_rows_may_leave_steps_out_where_they_are_not_of_every_step(tmp_path: Pat
     metrics = _metrics(tmp_path / "a", [1, 5, 3, 9], gapless=False)
     metrics.rewind(7)
     assert [row["generation"] for row in metrics.read()] == [1, 5, 3]
+
+
+def _rows(folder: Path, steps: Sequence[int] = range(1, 6)) -> MetricsFile:
+    file = MetricsFile(folder / "m.jsonl", gapless=True)
+    for step in steps:
+        file.append({"generation": step, "loss": step / 7})
+    return file
+
+
+@pytest.mark.parametrize("line", [1, 3, 5])
+def test_a_number_that_has_changed_is_noticed(tmp_path: Path, line: int) -> None:
+    file = _rows(tmp_path)
+    content = bytearray(file.path.read_bytes())
+    lines = content.splitlines(keepends=True)
+    lines[line - 1][-4] ^= 1  # still JSON
+    file.path.write_bytes(b"".join(lines))
+    with pytest.raises(UserError, match=rf"m\.jsonl, line {line}: not what was written there"):
+        file.rewind(5)
+
+
+def test_rows_written_again_have_their_checksums(tmp_path: Path) -> None:
+    file = _rows(tmp_path)
+    file.rewind(2)
+    _rows(tmp_path, range(3, 8))
+    file.rewind(7)
+    assert [row["generation"] for row in file.read()] == list(range(1, 8))
+
+
+def test_rows_without_checksums_are_taken_and_get_them(tmp_path: Path) -> None:
+    """As of earlier versions, and the last one where a kill has come between the two writes."""
+    file = _rows(tmp_path)
+    sums = tmp_path / ".m.jsonl.sums"
+    whole = sums.read_bytes()
+    for kept in (0, 9 * 4, 9 * 4 + 3):
+        sums.write_bytes(whole[:kept])
+        file.rewind(5)
+        assert sums.read_bytes() == whole
+
+
+def test_a_file_of_rows_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    file = _rows(tmp_path)
+    file.path.unlink()
+    with pytest.raises(UserError, match=r"m\.jsonl: has no row, but the run was at 5"):
+        file.rewind(5)
+    file.rewind(-1)  # a run that begins again needs none
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_in_another_order_keep_their_checksums(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "m.jsonl")
+    for step in (3, 1, 2):
+        file.append({"generation": step})
+    file.put_in_order(lambda row: row["generation"])
+    file.rewind(9)
+    assert [row["generation"] for row in file.read()] == [1, 2, 3]

@@ -10,6 +10,7 @@ import pytest
 import jaxalign as ja
 from jaxalign.answering.conversations import option_spellings, soft_prompt_layout
 from jaxalign.answering.options import option_log_probs, prepare_items
+from jaxalign.methods.conditions import WithAdapter
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.prompts import load_prompts
 from tests.support.family_cases import MODELS, write_speaking_model
@@ -54,7 +55,7 @@ def test_answers_search_and_fine_tuning(family: str, tmp_path: Path) -> None:
     adapter = ja.fine_tune(lm, [TALK] * 8, lora=ja.training.LoraConfig(rank=2))
     adapter.save_peft(tmp_path / "adapter")
     # All ways of asking at once.
-    conditions = [ja.Plain(), ja.Persona("CHN"), soft, ja.WithAdapter(adapter)]
+    conditions = [ja.Plain(), ja.Persona("CHN"), soft, WithAdapter(adapter)]
     answers = ja.ask(lm, SURVEY, conditions)
     expected = [
         by_transformers(lm, theirs, conditions[0]),

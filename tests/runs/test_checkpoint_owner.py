@@ -107,3 +107,22 @@ def test_a_run_with_its_own_folder_may_be_moved(tmp_path):
     assert checkpoint_directory(Settings(resume=True), tmp_path / "b") is None
     recorded = json.loads((tmp_path / "b" / "config.json").read_text("utf-8"))
     assert recorded["settings"]["checkpoints"] is None
+
+
+def test_a_kill_while_a_directory_is_claimed_leaves_it_free(tmp_path):
+    directory = tmp_path / "kept"
+    directory.mkdir()
+    (directory / "owner.json.part").write_text('{"ru')
+    assert not check_owner(str(directory), None)
+    claim(directory, "a")
+    assert not (directory / "owner.json.part").exists()
+    with pytest.raises(UserError, match="another run saves there"):
+        claim(directory, "b")
+
+
+def test_a_run_that_has_claimed_its_directory_does_not_write_again(kept):
+    """On a full disk that would leave an empty file, and the run would be shut out."""
+    before = (kept / "owner.json").stat()
+    claim(kept, "a")
+    assert (kept / "owner.json").stat().st_ino == before.st_ino
+    assert (kept / "owner.json").stat().st_mtime_ns == before.st_mtime_ns

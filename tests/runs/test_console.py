@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import io
 import logging
@@ -48,6 +49,8 @@ class Config:
 def run(config: Config) -> None:
     if config.country == "XXX":
         raise UserError("`country` XXX: no published scores;\n  known: USA, CHN")
+    if config.country == "FULL":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.getcwd())
     if config.country == "BUG":
         raise ValueError("a bug")
     if config.country == "WAIT":
@@ -84,6 +87,14 @@ def test_bad_input_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) ->
     assert call("--country", "XXX") == 2
     said = "error: --country XXX: no published scores; known: USA, CHN\n"
     assert capsys.readouterr() == ("", said)
+
+
+def test_a_full_disk_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--country", "FULL") == 2
+    said, errors = capsys.readouterr()
+    assert said == ""
+    assert errors.startswith(f"error: {os.getcwd()} cannot be written (no space left on device, ")
+    assert errors.endswith(" are free); free some space, then continue with --resume\n")
 
 
 def test_a_configs_own_check_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,6 +143,7 @@ def test_resume_notes_other_versions(tmp_path: Path) -> None:
     fields = json.loads(path.read_text())
     fields["versions"]["jax"] = "0.0.1"
     path.write_text(json.dumps(fields))
+    (tmp_path / ".config.json.sum").unlink()
     with create(tmp_path, resume=True) as run:
         assert len(run.notes) == 1
         assert "jax was 0.0.1" in run.notes[0]
@@ -164,6 +165,7 @@ def test_a_config_that_lost_a_part_is_refused(tmp_path: Path) -> None:
     fields = json.loads(path.read_text())
     del fields["facts"]
     path.write_text(json.dumps(fields))
+    (tmp_path / ".config.json.sum").unlink()
     with pytest.raises(UserError, match="not a jaxalign run's"):
         check_run(tmp_path, Config(), resume=True)
 
@@ -262,7 +264,11 @@ def test_process_0_writes_and_all_heed_its_verdict(tmp_path: Path) -> None:
             member.kill()
     assert said == [["new True", "refused True"], ["new False", "refused False"]]
     names = sorted(p.name for p in (tmp_path / "0").iterdir())
-    assert names == [".lock", "config.json", "metrics.jsonl", "result.json"]
+    assert [name for name in names if name[0] != "."] == [
+        "config.json",
+        "metrics.jsonl",
+        "result.json",
+    ]
     assert not (tmp_path / "1").exists()
 
 
@@ -353,3 +359,26 @@ def test_write_json_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
         write_json(path, {"loss": 0.2})
     assert json.loads(path.read_text()) == {"loss": 0.1}
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+# --- disks and damage
+
+
+def test_a_run_that_will_not_fit_on_the_disk_is_refused_before_it_begins(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"`out` .*/a: this run will write .* GiB there"):
+        Run.create(tmp_path / "a", Config(), FACTS, writes_bytes=5e18)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["config.json", ".config.json.sum"])
+def test_a_config_that_has_changed_is_named(tmp_path: Path, name: str) -> None:
+    """Whatever has changed: what a run only repeats, such as its chunk, would go unnoticed."""
+    create(tmp_path).close()
+    path = tmp_path / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"/config\.json: is not .* in \.config\.json\.sum"):
+        create(tmp_path, resume=True)
+    with pytest.raises(UserError, match=r"/config\.json: is not .* in \.config\.json\.sum"):
+        check_run(tmp_path, Config(), True)

@@ -52,6 +52,12 @@ def test_a_chunk_that_fits(available, expected):
     assert found == expected
 
 
+def test_a_cpu_takes_more_than_the_compiler_counts():
+    """A GPU or TPU takes what its compiler says."""
+    found = memory.Memory(arguments=100, outputs=20, aliased=20, temporaries=400)
+    assert [memory.scratch_bytes(found, name) for name in ("cpu", "gpu", "tpu")] == [100, 0, 0]
+
+
 def test_not_even_one():
     with pytest.raises(UserError, match=r"out of memory foreseen.*a chip.*; buy more"):
         memory.fitting_chunk(lambda n: program(2**30 * n), 8, device(2**29), "buy more")

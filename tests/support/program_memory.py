@@ -2,8 +2,9 @@
 
     python -m tests.support.program_memory FOLDER STAGE
 
-Prints JSON: by program, `announced`, the bytes that were announced for it beside its arguments, and
-`measured`, the anonymous bytes that the process held more while it ran than before.
+Prints a line of JSON for each program of a stage: the bytes that its compiler reports, and
+`measured`, the anonymous bytes that the process held more while it ran than before, with its
+arguments there already.
 
 The programs are those that a run lists (`run_programs`) and compiles before anything starts. Their
 arguments are ones: so every loop whose length is an argument runs.
@@ -11,6 +12,7 @@ arguments are ones: so every loop whose length is an argument runs.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import sys
@@ -78,18 +80,19 @@ def programs(folder: Path) -> Iterator[Program]:
 
 
 def taken(program: Program) -> dict[str, int]:
-    """Return what was announced for a program beside its arguments, and what running it takes."""
+    """Return what the compiler reports of a program, and what running it takes."""
     memory = Memory.of(program.compiled)
-    arguments = jax.tree.map(_ones, program.compiled.args_info)
-    jax.block_until_ready(arguments)
-    gc.collect()
-    before = anonymous_bytes()
-    with PeakSampler() as peak:
-        args, kwargs = arguments
-        jax.block_until_ready(program.compiled(*args, **kwargs))
+    for _ in range(2):  # the first run also starts threads, whose memory stays
+        arguments = jax.tree.map(_ones, program.compiled.args_info)
+        jax.block_until_ready(arguments)
+        gc.collect()
+        before = anonymous_bytes()
+        with PeakSampler() as peak:
+            args, kwargs = arguments
+            jax.block_until_ready(program.compiled(*args, **kwargs))
+        del args, kwargs, arguments
     return {
-        "announced": memory.temporaries + memory.outputs - memory.aliased,
-        "arguments": memory.arguments,
+        **dataclasses.asdict(memory),
         "measured": peak.bytes - before,
     }
 

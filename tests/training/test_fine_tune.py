@@ -49,6 +49,17 @@ def test_several_adapters_by_name_with_held_out_conversations(lm):
 
 
 @pytest.mark.long
+def test_a_model_in_8_bits_trains_an_adapter_but_not_its_weights():
+    small = ja.load_model(weights="int8", mesh=make_mesh(jax.devices()[:1]))
+    rows: list[dict] = []
+    ja.fine_tune(small, TALKS, train=TRAIN, lora=LORA, held_out=TALKS[:2], log=rows.append)
+    losses = [row["joint"]["held_out_loss"] for row in rows]
+    assert losses[-1] < losses[0]
+    with pytest.raises(UserError, match="`method` full cannot train weights in 8 bits"):
+        ja.fine_tune(small, TALKS, train=TrainConfig(method="full"))
+
+
+@pytest.mark.long
 def test_a_call_continues_from_its_checkpoints(lm, tmp_path):
     whole = ja.fine_tune(lm, TALKS, train=TRAIN, lora=LORA)
 

@@ -88,9 +88,10 @@ def _encode(subject: Subject, messages: list[ChatMessage]) -> list[int]:
 
 def _decode(subject: Subject, together: list[Any], name: str) -> None:
     prompts = [waiting[0] for waiting in together]
-    for n, text, tokens, ended in subject.replies(prompts, *together[0][1]):
-        output = ModelOutput.from_content(name, text, "stop" if ended else "max_tokens")
-        output.usage = ModelUsage(input_tokens=len(prompts[n]), output_tokens=tokens)
+    for n, text, new, ended in subject.replies(prompts, *together[0][1]):
+        read, reason = len(prompts[n]), "stop" if ended else "max_tokens"
+        output = ModelOutput.from_content(name, text, reason)
+        output.usage = ModelUsage(input_tokens=read, output_tokens=new, total_tokens=read + new)
         together[n][2].append(output)
 
 

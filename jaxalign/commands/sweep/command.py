@@ -42,6 +42,7 @@ from jaxalign.commands.sweep.status import CELLS, StatusBoard, show_status
 from jaxalign.commands.sweep.tables import show_result
 from jaxalign.core.errors import UserError
 from jaxalign.core.json_text import parse_json
+from jaxalign.core.seals import change, check_sealed, sealed
 from jaxalign.lm.model import LM, load_model
 from jaxalign.methods.soft_prompt.problem import recorded_start
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
@@ -72,6 +73,9 @@ class SweepSettings:
 
 
 PROGRAMS = "programs.json"
+_ANEW = (
+    "delete it to choose anew (cells to come may differ in their last bits), or give another `out`"
+)
 _RECORD_BYTES = 8192  # of a cell
 
 
@@ -165,7 +169,7 @@ def run_groups(
 
     Groups of one model follow each other, so that it is loaded once.
     """
-    queue = [(g, [b for b in g.batches if is_unfinished(b, records)]) for g in groups]
+    queue = [(g, [b for b in g.batches if is_unfinished(run.out, b, records)]) for g in groups]
     queue = [(group, batches) for group, batches in queue if batches]
     gflop = sum(g.gflop(len(b.entries)) for g, batches in queue for b in batches)
     cells = sum(len(batch.cells) for group in groups for batch in group.batches)
@@ -184,7 +188,9 @@ def run_groups(
                 lm, loaded = load_model(group.problem.model, mesh=mesh), group.model
             search = make_search(group, lm, execution)
             programs[group.name] = program_facts(search, lm)
-            run.write(PROGRAMS, programs)
+            if run.writes:
+                with sealed(run.out / PROGRAMS):
+                    run.write(PROGRAMS, programs)
             for batch in batches:
                 run_one(settings, run, search, lm, group, batch, records, board)
     if run.writes:
@@ -193,8 +199,18 @@ def run_groups(
     return programs
 
 
-def is_unfinished(batch: Batch, records: Records) -> bool:
-    """Return whether a cell of the batch is not recorded yet."""
+def prompt_file(out: Path, cell: Cell) -> Path:
+    """Return where a cell's tuned prompt is kept."""
+    return out / "prompts" / f"{cell.id}.safetensors"
+
+
+def is_unfinished(out: Path, batch: Batch, records: Records) -> bool:
+    """Return whether a cell of the batch is not recorded yet, or its prompt is damaged."""
+    for cell in batch.cells:
+        path = prompt_file(out, cell)
+        if (what := change(path)) is not None:
+            print(f"{path}: {what}; the search is done again")
+            return True
     return any(cell.number not in records.rows for cell in batch.cells)
 
 
@@ -205,7 +221,10 @@ def read_programs(run: Run) -> dict[str, dict[str, Any]]:
     what fits or is fastest may have changed since it began.
     """
     path = run.out / PROGRAMS
-    if not run.resumed or not path.exists():
+    if not run.resumed:
+        return {}
+    check_sealed(path, _ANEW)
+    if not path.exists():
         return {}
     try:
         programs = parse_json(path.read_text("utf-8"))
@@ -216,10 +235,7 @@ def read_programs(run: Run) -> dict[str, dict[str, Any]]:
             return programs
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise UserError(
-        f"{path}: not written by a sweep; delete it to choose anew (cells to come may differ in "
-        "their last bits), or give another `out`"
-    )
+    raise UserError(f"{path}: not written by a sweep; {_ANEW}")
 
 
 def run_one(
@@ -247,7 +263,7 @@ def run_one(
     )
     if settings.save_prompts and run.writes:
         for cell, (_, prompt_MxD) in zip(batch.cells, results, strict=True):
-            SoftPrompt(
+            prompt = SoftPrompt(
                 embeddings_MxD=prompt_MxD,
                 placement=group.problem.settings.prompt.placement,
                 group=cell.country,
@@ -255,7 +271,10 @@ def run_one(
                 seed=cell.seed,
                 model=group.problem.model.name,
                 model_sha256=group.problem.model.sha256,
-            ).save(run.out / "prompts" / f"{cell.id}.safetensors")
+            )
+            path = prompt_file(run.out, cell)
+            with sealed(path):
+                prompt.save(path)
     records.add([record for record, _ in results])
     board.finish_batch(group, batch)
     if run.writes:

@@ -27,8 +27,10 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import MetricsFile, write_json
 from jaxalign.core.json_text import read_object
 from jaxalign.core.progress import Progress
+from jaxalign.core.seals import change, check_sealed, sealed
 from jaxalign.lm.lora import Adapter
 from jaxalign.lm.model import ModelFiles
+from jaxalign.lm.peft import CONFIG, WEIGHTS
 from jaxalign.methods.culturespa.dataset import TrainingTokens, training_tokens
 from jaxalign.methods.culturespa.inputs import Experiment, seed_folder
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
@@ -43,6 +45,7 @@ from jaxalign.training.trainer import HeldOutLoss, Trainer, fit
 ModelName = tuple[int, str]  # the seed, and "joint", "cct", "rds", "cds" or "specific-USA"
 Program = Literal["shared", "specific"]
 
+_ADAPTER_FILES = (WEIGHTS, CONFIG)  # the second is written last
 _SPECIFIC = "specific-"
 _SET_ASIDE = "set_aside.json"
 _NAMED = 5  # models that a message names
@@ -178,7 +181,7 @@ def fine_tune(
     examples = {name: rows for name, rows in examples.items() if rows}
     folders = {name: adapter_folder(experiment.out, name) for name in examples}
     retry, failed = experiment.settings.retry, read_set_aside(experiment.out)[0]
-    lacking = [n for n, folder in folders.items() if not (folder / "adapter_config.json").exists()]
+    lacking = [name for name, folder in folders.items() if not _is_whole(folder)]
     again = [name for name in lacking if label(name) in failed]
     if len(again) < len(lacking):
         failed = _train_and_save(experiment, program, examples, folders, shape)
@@ -191,6 +194,16 @@ def fine_tune(
     if own := [label(name) for name in examples if label(name) in failed]:
         raise UserError(failure_message(own, failed))
     return AdapterFiles(folders, experiment.lm.files)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether an adapter is there, as it was written; say so if it has changed."""
+    paths = [folder / file for file in _ADAPTER_FILES]
+    for path in paths:
+        if (what := change(path)) is not None:
+            _log.info(f"{path}: {what}; made again from the last checkpoint")
+            return False
+    return all(path.exists() for path in paths)
 
 
 def failure_message(models: Sequence[str], failed: Mapping[str, Any]) -> str:
@@ -223,6 +236,7 @@ def read_set_aside(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "learning_rate" of the failure, and of the latter "trained_at", the lower rate.
     """
     path = out / FOLDER / _SET_ASIDE
+    check_sealed(path)
     known = read_object(path) if path.exists() else {}
     if not all(
         isinstance(f, dict) and {"step", "learning_rate"} <= f.keys() for f in known.values()
@@ -245,7 +259,8 @@ def _train_and_save(
     rates = None if rate is None else dict.fromkeys(examples, rate)
     trained = train(experiment, program, examples, rates, shape=shape, set_aside=set_aside)
     for name, adapter in trained.items():
-        adapter.save_peft(folders[name])
+        with sealed(*(folders[name] / file for file in _ADAPTER_FILES)):
+            adapter.save_peft(folders[name])
     failed, again = read_set_aside(experiment.out)
     if rate is None:
         rate = experiment.settings.train.learning_rate
@@ -254,7 +269,9 @@ def _train_and_save(
         again |= {name: failed.pop(name) | {"trained_at": rate} for name in sorted(done)}
     failed |= {name: {"step": row, "learning_rate": rate} for name, row in set_aside.items()}
     if failed or again:
-        write_json(experiment.out / FOLDER / _SET_ASIDE, failed | again)
+        path = experiment.out / FOLDER / _SET_ASIDE
+        with sealed(path):
+            write_json(path, failed | again)
     return failed
 
 

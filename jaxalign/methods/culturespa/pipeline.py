@@ -32,6 +32,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain, write_json
 from jaxalign.core.json_text import read_object
 from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.core.seals import change, sealed
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import load_model, open_model
 from jaxalign.methods.culturespa import training_steps
@@ -257,7 +258,7 @@ def write_all(experiment: Experiment) -> tuple[dict[int, Survey], dict[int, dict
         done = n * per_seed
         report(done, {})
         folder = seed_folder(experiment.out, seed)
-        if not (folder / "questions.json").exists():
+        if not _has_written(folder):
             folder.mkdir(exist_ok=True)
             _write_seed(experiment, seed, lambda p, done=done: report(done + p.done, p.fields))
         questions[seed] = load(folder / "questions.json")
@@ -298,8 +299,19 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
     survey = to_survey(filtered.questions, f"questions after {inputs.survey.name}", source)
     fitting = _fitting(experiment, survey)
     counts = _counts(asked_for, written, filtered, len(fitting.items))
-    write_json(folder / "written.json", counts)
-    write_json(folder / "questions.json", to_json(fitting))  # last: marks the step as done
+    with sealed(folder / "written.json", folder / "questions.json"):
+        write_json(folder / "written.json", counts)
+        write_json(folder / "questions.json", to_json(fitting))  # last: marks the step as done
+
+
+def _has_written(folder: Path) -> bool:
+    """Return whether a seed's questions are there, as they were written."""
+    paths = folder / "written.json", folder / "questions.json"
+    for path in paths:
+        if (what := change(path)) is not None:
+            _log.info(f"{path}: {what}; made again from the replies")
+            return False
+    return all(path.exists() for path in paths)
 
 
 def _fitting(experiment: Experiment, questions: Survey) -> Survey:

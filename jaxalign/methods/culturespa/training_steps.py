@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_json
 from jaxalign.core.json_text import read_object
+from jaxalign.core.seals import check_sealed, sealed
 from jaxalign.methods.culturespa.dataset import training_tokens
 from jaxalign.methods.culturespa.inputs import Inputs
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
@@ -134,12 +135,14 @@ def has_chosen(out: Path) -> bool:
 def write_steps(out: Path, steps: Steps) -> None:
     """Keep the sizes in a run's directory, so that a resumed run trains in the same programs."""
     (out / FOLDER).mkdir(exist_ok=True)
-    write_json(out / FOLDER / _FILE, dataclasses.asdict(steps))
+    with sealed(out / FOLDER / _FILE):
+        write_json(out / FOLDER / _FILE, dataclasses.asdict(steps))
 
 
 def read_steps(out: Path) -> Steps | None:
     """Return the sizes that a run has kept; None if the trainer is to choose them."""
     path = out / FOLDER / _FILE
+    check_sealed(path)
     if not path.exists():
         return None
     shapes = read_object(path)

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.core.errors import UserError
-from jaxalign.core.files import MetricsFile, write_atomically
+from jaxalign.core.files import MetricsFile
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.core.templates import render
 from jaxalign.lm.constrain import Constraint, object_with_list
@@ -250,7 +250,7 @@ def collect_questions(
         on_progress(count.progress())
     writer.finish()
     if file is not None and saved:
-        _put_in_order(file.path, [topic.name for topic in topics])
+        _put_in_order(file, [topic.name for topic in topics])
     return WrittenQuestions(
         questions=tuple(q for topic in topics for q in with_ids(topic.accepted)),
         topics=tuple(
@@ -396,17 +396,10 @@ def _row(request: _Request, reply: str | bytes | None) -> dict[str, Any]:
     }
 
 
-def _put_in_order(path: Path, topics: Sequence[str]) -> None:
+def _put_in_order(file: MetricsFile, topics: Sequence[str]) -> None:
     """Order the lines of a file of replies by topic and request."""
-    lines = path.read_bytes().splitlines(keepends=True)
     place = {name: i for i, name in enumerate(topics)}
-
-    def key(line: bytes) -> tuple[int, int]:
-        row = json.loads(line)
-        return place.get(row["topic"], len(place)), row["request"]
-
-    if (ordered := sorted(lines, key=key)) != lines:
-        write_atomically(path, b"".join(ordered))
+    file.put_in_order(lambda row: (place.get(row["topic"], len(place)), row["request"]))
 
 
 def _parse(reply: str | None) -> Question | Refusal:

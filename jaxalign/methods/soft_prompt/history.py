@@ -11,14 +11,18 @@ Letters: P point, E entry, Z search dimension.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_atomically
+from jaxalign.core.seals import change, sealed
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.runtime.hosts import agreed, agreed_array
+
+_log = logging.getLogger("jaxalign")
 
 
 def points(settings: Settings) -> tuple[int, ...]:
@@ -55,14 +59,16 @@ class History:
     def keep(self, generation: int, z_ExZ: np.ndarray) -> None:
         """Write the best search vectors so far, if this generation is one to keep."""
         if self.writes and generation in self.generations:
-            write_atomically(self._path(generation), lambda file: np.save(file, z_ExZ))
+            path = self._path(generation)
+            with sealed(path):
+                write_atomically(path, lambda file: np.save(file, z_ExZ))
 
     def read(self, shape: tuple[int, int]) -> dict[int, np.ndarray]:
         """Return the search vectors by generation, float32 [E, Z]; without those that are lost."""
         # A bit for each point whose file is there; all processes take process 0's word for it.
         known = 0
         if self.writes:
-            known = sum(1 << p for p, g in enumerate(self.generations) if self._path(g).is_file())
+            known = sum(1 << p for p, g in enumerate(self.generations) if self._is_whole(g))
         known = agreed(known)
         found = {}
         for p, generation in enumerate(self.generations):
@@ -74,6 +80,14 @@ class History:
                 found[generation] = agreed_array(z_ExZ)
         return found
 
+    def _is_whole(self, generation: int) -> bool:
+        """Return whether the file of a generation is as it was written; say so if it is not."""
+        path = self._path(generation)
+        if (what := change(path)) is None:
+            return path.is_file()
+        _log.info(f"{path}: {what}; the result goes without generation {generation}")
+        return False
+
     def _path(self, generation: int) -> Path:
         return self.folder / f"{generation:06d}.npy"
 
@@ -82,7 +96,7 @@ def _load(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """Return the search vectors in a file; UserError if it is damaged."""
     try:
         z_ExZ = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy reads the header with Python's own tokenizer
         raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); delete it") from None
     if z_ExZ.shape != shape or z_ExZ.dtype != np.float32 or not np.isfinite(z_ExZ).all():
         raise UserError(f"{path}: not the search vectors of this run; delete it")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.streams import visible
 from jaxalign.surveys.formats.files import (
     DELIMITERS,
     FileStart,
@@ -181,11 +182,16 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             raise bad(path, f"not JSON ({error}); one object a line", number) from None
 
 
+def _said(error: Exception) -> str:
+    """Return an error of pyarrow, which may repeat bytes of the file."""
+    return visible(" ".join(str(error).split()))
+
+
 def _from_parquet(path: Path) -> list[Row]:
     try:
         rows = _parquet(path).read().to_pylist()
     except (OSError, ValueError) as error:
-        raise bad(path, f"cannot be read as parquet ({error}); download it again") from None
+        raise bad(path, f"cannot be read as parquet ({_said(error)}); download it again") from None
     return [
         (number, {name.strip().lower(): cell for name, cell in row.items()})
         for number, row in enumerate(rows, 1)
@@ -203,4 +209,4 @@ def _parquet(path: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-        raise bad(path, f"cannot be read as parquet ({error}); download it again") from None
+        raise bad(path, f"cannot be read as parquet ({_said(error)}); download it again") from None

@@ -198,6 +198,7 @@ def test_replies_to_other_requests_are_not_taken_for_ours(tmp_path: Path) -> Non
     writer = FunctionWriter(Fake())
     with pytest.raises(UserError, match="give another `out`"):
         collect_questions(SURVEY, writer, "Another text on {{ topic }}.", WRITING, path)
+    path = tmp_path / "others.jsonl"
     path.write_text('{"request": 1, "topic": 2}\n')
     with pytest.raises(UserError, match="not a file of replies"):
         ask(path, Fake())

@@ -36,3 +36,19 @@ def test_what_was_kept_is_read_and_what_is_lost_is_left_out(tmp_path):
     assert list(found) == [10, 30]
     for generation, z_ExZ in found.items():
         np.testing.assert_array_equal(z_ExZ, kept[generation])
+
+
+def test_what_has_changed_is_named_and_left_out(tmp_path, caplog):
+    history = History(tmp_path, (10, 20, 30), writes=True)
+    for generation in (10, 20, 30):
+        history.keep(generation, np.full((2, 3), generation, np.float32))
+    content = bytearray((tmp_path / "000020.npy").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "000020.npy").write_bytes(content)
+    (tmp_path / "000030.npy").unlink()
+    with caplog.at_level("INFO", "jaxalign"):
+        assert list(history.read((2, 3))) == [10]
+    changed, gone = (record.getMessage() for record in caplog.records)
+    assert "000020.npy: is not what was written" in changed
+    assert "goes without generation 20" in changed
+    assert "000030.npy: is missing" in gone

@@ -1,0 +1,1 @@
+"""Real shapes on an ordinary machine: `python -m experiments.bench.shapes`."""
