@@ -36,6 +36,9 @@ COMMANDS = {
     ),
     "report": Command("report", "report", "Write the report of a finished run anew."),
     "list": Command("list", "show", "List runs: what they are and how far they have come."),
+    "reproduce": Command(
+        "reproduce.command", "reproduce", "Set what a paper reports beside what we measure."
+    ),
     "sweep": Command("sweep.command", "sweep", "Run many searches described in one file."),
     "fine-tune": Command("fine_tune", "tune", "Fine-tune a model on your own conversations."),
     "write-questions": Command("write_questions", "run", "Let a model write survey questions."),

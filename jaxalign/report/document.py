@@ -42,7 +42,20 @@ class Estimate:
         return self.known and is_number(self.low) and is_number(self.high)
 
 
-Cell: TypeAlias = str | bool | int | float | Estimate | None
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A cell that leads to what it was taken from.
+
+    Attributes:
+        value: What the cell shows.
+        target: A file, relative to the page.
+    """
+
+    value: str | bool | int | float | Estimate
+    target: str
+
+
+Cell: TypeAlias = str | bool | int | float | Estimate | Link | None
 
 
 @dataclasses.dataclass(frozen=True)

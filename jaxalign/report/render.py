@@ -10,13 +10,14 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
 from jaxalign.core.files import write_text
 from jaxalign.core.templates import make_environment
 from jaxalign.report import wording
-from jaxalign.report.document import Block, Cell, Document, Estimate, Key, Table
+from jaxalign.report.document import Block, Cell, Document, Estimate, Key, Link, Table
 from jaxalign.report.palette import THEMED
 
 _DASHES = {"--": "6 3", "-.": "7 3 1.5 3", ":": "1.5 2.5"}
@@ -76,7 +77,7 @@ def is_block(block: Block, kind: str) -> bool:
 
 def is_numeric(table: Table, column: int) -> bool:
     """Return whether a column holds numbers, which are aligned to the right."""
-    cells = [row[column] for row in table.rows if row[column] is not None]
+    cells = [shown(row[column]) for row in table.rows if row[column] is not None]
     return bool(cells) and all(isinstance(c, int | float | Estimate) for c in cells)
 
 
@@ -87,12 +88,21 @@ def column_class(table: Table, column: int) -> str:
     """
     if is_numeric(table, column):
         return "n"
-    longest = max((len(c) for row in table.rows if isinstance(c := row[column], str)), default=0)
+    texts = (c for row in table.rows if isinstance(c := shown(row[column]), str))
+    longest = max(map(len, texts), default=0)
     return "long" if longest > 28 else "t" if longest > 10 else "s"
+
+
+def shown(cell: Cell) -> Cell:
+    """Return what a cell shows, without where it leads."""
+    return cell.value if isinstance(cell, Link) else cell
 
 
 def cell_html(cell: Cell, table: Table, column: int) -> Markup:
     """Return a cell as HTML; an interval is set in smaller type under its mean."""
+    if isinstance(cell, Link):
+        inner = cell_html(cell.value, table, column)
+        return Markup('<a href="{}">{}</a>').format(quote(cell.target), inner)
     digits, signed = table.digits_of(column), table.columns[column] in table.signed
     if isinstance(cell, Estimate) and cell.has_interval:
         mean, span = wording.number(cell.mean, digits, signed), wording.bounds(cell, digits, signed)
@@ -102,6 +112,8 @@ def cell_html(cell: Cell, table: Table, column: int) -> Markup:
 
 def cell_markdown(cell: Cell, table: Table, column: int) -> str:
     """Return a cell as Markdown."""
+    if isinstance(cell, Link):
+        return f"[{cell_markdown(cell.value, table, column)}]({quote(cell.target)})"
     digits, signed = table.digits_of(column), table.columns[column] in table.signed
     return markdown_text(wording.cell_text(cell, digits, signed))
 

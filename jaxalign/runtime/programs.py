@@ -25,6 +25,7 @@ import jax
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.runtime.hosts import agreed
+from jaxalign.runtime.mappings import forget_programs_near_limit
 from jaxalign.runtime.memory import Memory, available_bytes, scratch_bytes
 from jaxalign.runtime.platform import target_platform
 
@@ -152,6 +153,7 @@ def check_programs(
     Raises:
         UserError: A program needs more than the device has, or the compiler refuses it.
     """
+    forget_programs_near_limit()
     available = agreed(available_bytes(device) or 0)
     needs: list[Need] = []
     for program in programs:

@@ -131,6 +131,7 @@ class TrainData:
                 most * shape.rows,
                 row_length,
                 answers,
+                shape.options,
             )
             batches.append(_in_passes(filled, shape.rows))
             passes.append(math.ceil(len(rows) / shape.rows))
@@ -144,6 +145,7 @@ class TrainData:
             shape.passes * shape.rows,
             shape.row_length,
             shape.answers,
+            shape.options,
         )
         # What each unit of a row trains, and how many tokens and answers it has.
         adapter, sizes, answers = np.zeros((3, shape.passes * shape.rows, shape.units), np.int32)
@@ -228,7 +230,7 @@ def shape_of_streams(
     window = window or int(lengths.max())
     check_lengths(lengths, window)
     share = max(float((s.examples.answers / s.lengths).max()) for s in streams)
-    return choose_shape(
+    shape = choose_shape(
         [step for group in groups for step in _sampled_steps(group)],
         batch,
         len(streams),
@@ -238,6 +240,12 @@ def shape_of_streams(
         tokens_per_pass,
         devices,
     )
+    return dataclasses.replace(shape, options=most_options(stream.examples for stream in streams))
+
+
+def most_options(examples: Iterable[Examples]) -> int:
+    """Return the most next tokens that have a probability at a position; 0 without such targets."""
+    return max(each.targets.options if each.targets else 0 for each in examples)
 
 
 def _sampled_steps(group: Sequence[Stream]) -> list[Step]:
@@ -248,4 +256,4 @@ def _sampled_steps(group: Sequence[Stream]) -> list[Step]:
 
 def _in_passes(batch: Batch, rows: int) -> Batch:
     """Return rows [G * R, ...] as passes [G, R, ...]."""
-    return jax.tree.map(lambda x: x.reshape(-1, rows, x.shape[-1]), batch)
+    return jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), batch)

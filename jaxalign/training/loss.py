@@ -1,4 +1,17 @@
-"""The cross-entropy of answers, for rows of packed examples of one adapter or of several.
+"""The loss of answers, for rows of packed examples of one adapter or of several.
+
+Where a target is one token, it is the token's cross-entropy. Where it is a distribution p over some
+next tokens, such as the numbers of an item's options, it is the divergence from p of what the model
+gives to these tokens among *all* tokens of the vocabulary:
+
+    KL(p || q) = Σ p_o log(p_o / q_o),    q the softmax over the vocabulary
+
+With all of p on one token this is the cross-entropy, so both targets differ in nothing but p. It is
+the divergence over the options alone, plus -log of the probability that the reply is an option at
+all: normalised over the options, the loss would let that probability go wherever it likes, and with
+it whether a reply can be read. At a position that some options alone lead to (behind the 1 of 10),
+p sums to their mass M, and the loss is M KL(p / M || q): the divergence of whole numbers, token by
+token.
 
 A row is a long sequence of short examples. What a step minimises is the sum over a pass's rows;
 with several adapters, the sum of each unit (see `jaxalign.training.packing`), so that the gradient
@@ -14,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.scipy.special import xlogy
 
 from jaxalign.lm.lanes import KEPT_LANES, KEPT_PLACES, LANES, PLACES, to_lanes, unit_lanes
 from jaxalign.lm.lora import LoraConfig, attach
@@ -32,7 +46,7 @@ _FEW_ANSWERS = 16
 def loss_sum(
     model: Llama, params: Params, batch: Batch, window: int, examples: int = 0
 ) -> jax.Array:
-    """Return the sum of the answer tokens' weighted cross-entropies over a batch [B, T], in nats.
+    """Return the sum of the answer tokens' weighted losses over a batch [B, T], in nats.
 
     Args:
         model: The model.
@@ -56,7 +70,7 @@ def loss_sum(
 def unit_loss_sums(
     model: Llama, lora: LoraConfig, params: Params, adapters: Any, batch: Batch, shape: Shape
 ) -> jax.Array:
-    """Return the sum of the weighted cross-entropies of each unit, float32 [B, U], in nats.
+    """Return the sum of the weighted losses of each unit, float32 [B, U], in nats.
 
     Args:
         model: The model.
@@ -106,7 +120,7 @@ def _answer_losses(
     batch: Batch,
     of_rows: Any,
 ) -> jax.Array:
-    """Return the weighted cross-entropy of each answer token, float32 [B, A], in nats.
+    """Return the weighted loss of each answer token, float32 [B, A], in nats.
 
     Args:
         model: The model.
@@ -133,7 +147,10 @@ def _answer_losses(
         return x[0]
 
     x_BxAxD = jax.vmap(answers_of)(batch, of_rows)
-    return _head_losses(model, params, x_BxAxD, batch.targets_BxA) * batch.weight_BxA
+    targets = batch.targets_BxA
+    if batch.option_tokens_BxAxO is not None:
+        targets = batch.option_tokens_BxAxO, batch.option_masses_BxAxO
+    return _head_losses(model, params, x_BxAxD, targets) * batch.weight_BxA
 
 
 def _has_few_answers(answers: int, row_length: int) -> bool:
@@ -141,26 +158,58 @@ def _has_few_answers(answers: int, row_length: int) -> bool:
 
 
 def _head_losses(
-    model: Llama, params: Params, x_BxAxD: jax.Array, targets_BxA: jax.Array
+    model: Llama, params: Params, x_BxAxD: jax.Array, targets: jax.Array | tuple[jax.Array, ...]
 ) -> jax.Array:
-    """Return the cross-entropies [B, A] of targets, `HEAD_POSITIONS` of a row at a time.
+    """Return the losses [B, A] of targets, `HEAD_POSITIONS` of a row at a time.
 
     The logits of all answers would take more memory than everything else where answers are long.
     Those of a chunk are computed again in the backward pass.
+
+    Args:
+        model: The model.
+        params: Its parameters outside the layers.
+        x_BxAxD: The stream before each answer token.
+        targets: Token ids [B, A]; or token ids and their probabilities, [B, A, O] each.
     """
 
-    def losses(x: jax.Array, targets: jax.Array) -> jax.Array:
+    def losses(x: jax.Array, targets: jax.Array | tuple[jax.Array, ...]) -> jax.Array:
         logits = model.apply({"params": params}, x, method=Llama.logits)
+        if isinstance(targets, tuple):
+            return option_divergence(logits, *targets)
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
 
-    B, A = targets_BxA.shape
+    B, A = x_BxAxD.shape[:2]
     if A <= HEAD_POSITIONS:
-        return losses(x_BxAxD, targets_BxA)
+        return losses(x_BxAxD, targets)
     chunks = math.ceil(A / HEAD_POSITIONS)
     size = math.ceil(A / chunks)
+
     # [B, A, ...] -> [chunks, B, size, ...], padded at the end.
-    pad = [(0, 0), (0, chunks * size - A)]
-    x = jnp.pad(x_BxAxD, [*pad, (0, 0)]).reshape(B, chunks, size, -1).swapaxes(0, 1)
-    targets = jnp.pad(targets_BxA, pad).reshape(B, chunks, size).swapaxes(0, 1)
-    found = jax.lax.map(lambda chunk: jax.checkpoint(losses)(*chunk), (x, targets))
+    def in_chunks(x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, [(0, 0), (0, chunks * size - A), *[(0, 0)] * (x.ndim - 2)])
+        return padded.reshape(B, chunks, size, *x.shape[2:]).swapaxes(0, 1)
+
+    chunked = jax.tree.map(in_chunks, (x_BxAxD, targets))
+    found = jax.lax.map(lambda chunk: jax.checkpoint(losses)(*chunk), chunked)
     return found.swapaxes(0, 1).reshape(B, -1)[:, :A]
+
+
+def option_divergence(
+    logits_xV: jax.Array, tokens_xO: jax.Array, masses_xO: jax.Array
+) -> jax.Array:
+    """Return the divergence from some tokens' probabilities of what the model gives them.
+
+    Args:
+        logits_xV: Logits of the next token, float32 [..., V].
+        tokens_xO: Different token ids [..., O].
+        masses_xO: Their probabilities; tokens with 0 count for nothing.
+
+    Returns:
+        float32 [...], M KL(p / M || q) in nats, where M is the sum of the masses p and q the
+        model's probabilities among all tokens.
+    """
+    log_q_xO = jnp.take_along_axis(logits_xV, tokens_xO, axis=-1)
+    log_q_xO = log_q_xO - jax.nn.logsumexp(logits_xV, axis=-1, keepdims=True)
+    total = jnp.sum(masses_xO, axis=-1)
+    entropy = xlogy(total, total) - jnp.sum(xlogy(masses_xO, masses_xO), axis=-1)
+    return -jnp.sum(masses_xO * log_q_xO, axis=-1) - entropy

@@ -47,6 +47,37 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class OptionTargets:
+    """What N examples are trained toward where several next tokens have a probability each.
+
+    They take the place of the first answer tokens. At a position whose tokens begin with -1, and at
+    those after the last, the answer's own token is the target.
+
+    Attributes:
+        tokens_NxAxO: int32, different token ids at each of A answer positions; -1 for none.
+        masses_NxAxO: float32, their probabilities; 0 for none. They sum to less than 1 at a
+            position that is reached by some of the options only.
+
+    Example:
+        >>> targets = OptionTargets(np.array([[[7, 8]]]), np.float32([[[0.25, 0.75]]]))
+        >>> targets.options
+        2
+    """
+
+    tokens_NxAxO: np.ndarray
+    masses_NxAxO: np.ndarray
+
+    @property
+    def options(self) -> int:
+        """The most tokens of a position."""
+        return self.tokens_NxAxO.shape[-1]
+
+    def take(self, chosen: np.ndarray) -> OptionTargets:
+        """Return those of some of the examples."""
+        return OptionTargets(self.tokens_NxAxO[chosen], self.masses_NxAxO[chosen])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Examples:
     """Many examples as arrays: N conversations, each of P pieces of one pool of token ids.
 
@@ -58,6 +89,7 @@ class Examples:
         starts_NxP: int64, where each piece of an example begins in the pool.
         sizes_NxP: int64, number of tokens of each piece.
         prompt_lengths: int64 [N], number of tokens before the answer.
+        targets: Probabilities of the next tokens at answer positions, in place of the answer.
 
     Example:
         >>> examples = Examples.of([Example((5, 6, 7), 2), Example((8, 9), 1)])
@@ -71,6 +103,7 @@ class Examples:
     starts_NxP: np.ndarray
     sizes_NxP: np.ndarray
     prompt_lengths: np.ndarray
+    targets: OptionTargets | None = None
 
     def __post_init__(self) -> None:
         bad = np.flatnonzero((self.prompt_lengths < 1) | (self.answers < 1))
@@ -113,7 +146,11 @@ class Examples:
     def take(self, chosen: np.ndarray) -> Examples:
         """Return some of the examples; their tokens are not copied."""
         return Examples(
-            self.pool, self.starts_NxP[chosen], self.sizes_NxP[chosen], self.prompt_lengths[chosen]
+            self.pool,
+            self.starts_NxP[chosen],
+            self.sizes_NxP[chosen],
+            self.prompt_lengths[chosen],
+            self.targets and self.targets.take(chosen),
         )
 
     def tokens(self, chosen: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -137,9 +174,10 @@ class Batch:
     """Rows of packed examples; leading axes may stand before B.
 
     A is the largest number of answer tokens in a row. A row with fewer has `weight` 0 in the
-    remaining places, and a row without examples is all padding. The last four fields are there
-    where rows hold the examples of several adapters: units stand one after the other in a row, and
-    so do their answers; a unit that is not used has no tokens.
+    remaining places, and a row without examples is all padding. `adapter`, `sizes` and `answers`
+    are there where rows hold the examples of several adapters: units stand one after the other in a
+    row, and so do their answers; a unit that is not used has no tokens. The last two fields are
+    there where examples have probabilities for targets.
     """
 
     tokens_BxT: jax.Array  # int32
@@ -151,6 +189,8 @@ class Batch:
     adapter_BxU: jax.Array | None = None  # int32: which adapter each unit trains
     sizes_BxU: jax.Array | None = None  # int32: tokens of each unit
     answers_BxU: jax.Array | None = None  # int32: answer tokens of each unit
+    option_tokens_BxAxO: jax.Array | None = None  # int32: next tokens that have a probability
+    option_masses_BxAxO: jax.Array | None = None  # float32: these; 0 for none
 
 
 _FIELDS = [field.name for field in dataclasses.fields(Batch)]
@@ -255,6 +295,7 @@ def fill(
     row_count: int,
     row_length: int,
     answers: int,
+    options: int = 0,
 ) -> Batch:
     """Write examples into numpy arrays [row_count, row_length or answers].
 
@@ -263,6 +304,7 @@ def fill(
         row_count: Number of rows; those that are left over are padding.
         row_length: Number of tokens of a row.
         answers: Most answer tokens of a row.
+        options: Most next tokens that have a probability; 0 where every target is one token.
 
     Raises:
         ValueError: If rows, tokens or answers do not fit.
@@ -277,6 +319,15 @@ def fill(
         *(x.reshape(row_count, row_length) for x in (tokens, positions, segments)),
         *(x.reshape(row_count, answers) for x in (at, targets, weight)),
     )
+    if options:
+        option_tokens = np.zeros((row_count * answers, options), np.int32)
+        option_masses = np.zeros((row_count * answers, options), np.float32)
+        shape = row_count, answers, options
+        batch = dataclasses.replace(
+            batch,
+            option_tokens_BxAxO=option_tokens.reshape(shape),
+            option_masses_BxAxO=option_masses.reshape(shape),
+        )
     parts = [(b, examples, chosen) for b, row in enumerate(rows) for examples, chosen in row]
     if not parts:
         return batch
@@ -302,7 +353,29 @@ def fill(
     at[slot] = np.repeat(starts + sizes - scored, scored) + inside - 1
     targets[slot] = tokens[np.repeat(row_of * row_length, scored) + at[slot] + 1]
     weight[slot] = 1
+    if options:
+        # A target that is one token has all of the mass.
+        option_tokens[slot, 0], option_masses[slot, 0] = targets[slot], 1
+        first = row_of * answers + first_scored
+        counts = [len(chosen) for _, _, chosen in parts]
+        for (_, examples, chosen), slots in zip(
+            parts, np.split(first, np.cumsum(counts)[:-1]), strict=True
+        ):
+            if examples.targets is not None:
+                _set_options(option_tokens, option_masses, slots, examples.targets.take(chosen))
     return batch
+
+
+def _set_options(
+    tokens: np.ndarray, masses: np.ndarray, first_N: np.ndarray, targets: OptionTargets
+) -> None:
+    """Write targets into the rows of two arrays, where the examples' answers begin at `first_N`."""
+    for a in range(targets.tokens_NxAxO.shape[1]):
+        given_NxO, masses_NxO = targets.tokens_NxAxO[:, a], targets.masses_NxAxO[:, a]
+        own = given_NxO[:, 0] >= 0
+        tokens[first_N[own] + a] = masses[first_N[own] + a] = 0
+        tokens[first_N[own] + a, : targets.options] = np.maximum(given_NxO[own], 0)
+        masses[first_N[own] + a, : targets.options] = masses_NxO[own]
 
 
 def _within_rows(sizes: np.ndarray, row_of: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ that we do not have.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -114,6 +115,7 @@ def expected_shape(
     answers: int,
     adapters: int = 1,
     memory_bytes: int | None = None,
+    options: int = 0,
 ) -> Shape:
     """Return the sizes of a step before its examples are known.
 
@@ -130,11 +132,12 @@ def expected_shape(
         answers: Most answer tokens of an example.
         adapters: Adapters in all.
         memory_bytes: Memory of a device, which limits how many are trained side by side.
+        options: Most next tokens that have a probability; 0 where every target is one token.
     """
     lengths = np.asarray(lengths)
     # The same two steps as for the examples themselves: how many side by side, then the rows.
     count = adapters_side_by_side(config, train, lora, mesh, adapters, memory_bytes)
-    return choose_shape(
+    shape = choose_shape(
         estimated_steps(lengths, train.batch, count, train.seed),
         train.batch,
         adapters,
@@ -144,6 +147,7 @@ def expected_shape(
         train.tokens_per_pass,
         mesh.shape[DATA],
     )
+    return dataclasses.replace(shape, options=options)
 
 
 def state_bytes(
@@ -253,7 +257,8 @@ def place(batches: tuple[Batch, ...], abstract: tuple[Batch, ...]) -> tuple[Batc
 
 def _batch_shardings(mesh: jax.sharding.Mesh, shape: Shape) -> tuple[Batch, ...]:
     """Return where a step lies: the rows of each pass over the data axis."""
-    return jax.tree.map(lambda x: named_sharding(mesh, (None, "batch", None), x.shape), shape.batch)
+    axes = None, "batch", None, None
+    return jax.tree.map(lambda x: named_sharding(mesh, axes[: x.ndim], x.shape), shape.batch)
 
 
 def _with_shardings(abstract: Any, shardings: Any) -> Any:

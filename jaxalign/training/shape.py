@@ -51,6 +51,8 @@ class Shape:
         examples: Most examples of a row, whose attention is then computed one by one; 0 where rows
             are computed in blocks, with any number of examples.
         tail_examples: Most examples of a short row.
+        options: Next tokens that may have a probability at an answer position; 0 where every target
+            is one token.
     """
 
     adapters: int
@@ -66,14 +68,18 @@ class Shape:
     tail_answers: int = 0
     examples: int = 0
     tail_examples: int = 0
+    options: int = 0
 
-    def holds(self, longest: int, answer_share: float) -> bool:
+    def holds(self, longest: int, answer_share: float, options: int = 0) -> bool:
         """Return whether examples fit into its rows, wherever they stand.
 
         Args:
             longest: Tokens of the longest example.
             answer_share: Largest share of an example's tokens that are its answer.
+            options: Most next tokens that have a probability; 0 where every target is one token.
         """
+        if bool(options) != bool(self.options) or options > self.options:
+            return False
         room = (
             (self.row_length, self.answers),
             (self.unit_length, self.unit_answers),
@@ -90,20 +96,28 @@ class Shape:
     def batch(self) -> tuple[Batch, ...]:
         """The batch of a step as `jax.ShapeDtypeStruct`s: its rows, and its short rows if any."""
         lead = (self.passes, self.rows)
-        long = _abstract_batch(lead, self.row_length, self.answers)
+        long = _abstract_batch(lead, self.row_length, self.answers, self.options)
         if self.units:
             unit = jax.ShapeDtypeStruct((*lead, self.units), np.int32)
             long = dataclasses.replace(long, adapter_BxU=unit, sizes_BxU=unit, answers_BxU=unit)
         if not self.tail:
             return (long,)
-        return long, _abstract_batch((1, self.rows), self.tail, self.tail_answers)
+        tail = _abstract_batch((1, self.rows), self.tail, self.tail_answers, self.options)
+        return long, tail
 
 
-def _abstract_batch(lead: tuple[int, ...], row_length: int, answers: int) -> Batch:
+def _abstract_batch(lead: tuple[int, ...], row_length: int, answers: int, options: int) -> Batch:
     token = jax.ShapeDtypeStruct((*lead, row_length), np.int32)
     answer = jax.ShapeDtypeStruct((*lead, answers), np.int32)
     weight = jax.ShapeDtypeStruct((*lead, answers), np.float32)
-    return Batch(token, token, token, answer, answer, weight)
+    batch = Batch(token, token, token, answer, answer, weight)
+    if not options:
+        return batch
+    return dataclasses.replace(
+        batch,
+        option_tokens_BxAxO=jax.ShapeDtypeStruct((*lead, answers, options), np.int32),
+        option_masses_BxAxO=jax.ShapeDtypeStruct((*lead, answers, options), np.float32),
+    )
 
 
 def choose_shape(

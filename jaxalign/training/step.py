@@ -1,9 +1,10 @@
 """One optimiser step of supervised fine-tuning, for one adapter or several side by side.
 
-The loss is the mean cross-entropy over the answer tokens of the whole step, however many passes it
-is summed over. The optimiser is AdamW (Loshchilov and Hutter 2019) after clipping by the gradient's
-norm, with a linear warm-up and a cosine decay to zero. Every default is that of transformers'
-`Trainer`, and a test holds a step equal to that of PyTorch with PEFT.
+The loss is the mean over the answer tokens of the whole step, however many passes it is summed
+over: of their cross-entropy, or of the divergence from a distribution (`jaxalign.training.loss`).
+The optimiser is AdamW (Loshchilov and Hutter 2019) after clipping by the gradient's norm, with a
+linear warm-up and a cosine decay to zero. Every default is that of transformers' `Trainer`, and a
+test holds a step equal to that of PyTorch with PEFT.
 
 Several adapters are one program: the frozen weights are held once, each matrix product with them
 covers the tokens of all adapters, and an adapter whose examples are used up keeps its bits. So does
@@ -46,6 +47,9 @@ class TrainConfig:
 
     method: Literal["lora", "full"] = "lora"
     """What to train: low-rank adapters of frozen weights, or all weights."""
+    target: Literal["option", "distribution"] = "option"
+    """What CultureSPA trains toward. option: the most likely option, as published; distribution:
+    the probabilities of all options, by their divergence."""
     batch: int | None = None
     """Number of examples per optimiser step; default: follows the model, 128 for a real one."""
     epochs: int = 1
@@ -310,8 +314,8 @@ def attached(train: TrainConfig, lora: LoraConfig, params: Params, trained: Trai
 def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: Shape) -> Any:
     """Return what `make_step` minimises, without its gradient, as a function.
 
-    `loss(trained, params, batches, passes)` is (the sum of the cross-entropies in nats, the number
-    of answer tokens), float32 [K] each. `make_step` describes its arguments.
+    `loss(trained, params, batches, passes)` is (the sum of the losses in nats, the number of answer
+    tokens), float32 [K] each. `make_step` describes its arguments.
     """
     # There is no backward pass, so nothing to recompute.
     model = Llama(config, unroll=train.unroll, merge=True)

@@ -47,6 +47,7 @@ from jaxalign.training.data import (
     TrainData,
     adapter_key,
     make_streams,
+    most_options,
     shape_of_streams,
 )
 from jaxalign.training.defaults import resolve_training
@@ -132,6 +133,7 @@ class Trainer:
         self._keys = dict(zip(examples, map(jax.random.key_data, keys), strict=True))
         self._rates = {name: (rates or {}).get(name, train.learning_rate) for name in examples}
         streams = make_streams(examples, keys, train.batch, train.epochs)
+        _check_targets(train, streams)
         devices = mesh.shape[DATA]
         if shape is not None and not holds(shape, streams, devices):
             _log.info(f"training: the examples do not suit the step that was planned, {shape}")
@@ -274,7 +276,19 @@ def holds(shape: Shape, streams: Mapping[str, Stream], devices: int) -> bool:
     share = max(float((s.examples.answers / s.lengths).max()) for s in streams.values())
     # A step of several adapters also trains one, with the others' places empty.
     as_many = bool(shape.units) or len(streams) == 1
-    return shape.holds(longest, share) and shape.rows % devices == 0 and as_many
+    options = most_options(stream.examples for stream in streams.values())
+    held = shape.holds(longest, share, options)
+    return held and shape.rows % devices == 0 and as_many
+
+
+def _check_targets(train: TrainConfig, streams: Mapping[str, Stream]) -> None:
+    """Raise UserError if distributions are to be trained toward that examples do not have."""
+    for name, stream in streams.items():
+        if train.target == "distribution" and stream.examples.targets is None:
+            raise UserError(
+                f"`target` distribution: the examples of {name!r} have no probabilities of "
+                "options, as those of CultureSPA do; give option"
+            )
 
 
 class HeldOutLoss:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import re
@@ -306,16 +305,21 @@ class Stop(BaseException):
     """What a kill looks like from inside: nothing may catch it."""
 
 
-def stop_at(patch: pytest.MonkeyPatch, moment: int) -> None:
-    """Stop before the write of that number, and, for a record, also in the middle of its line."""
-    writes = itertools.count()
+def stop_at(patch: pytest.MonkeyPatch, moment: int | None) -> list[str]:
+    """Stop before the write of that number, and, for a record, also in the middle of its line.
+    The list that is returned names the writes as they come."""
+    writes = []
+
+    def is_moment(kind: str) -> bool:
+        writes.append(kind)
+        return len(writes) - 1 == moment
 
     def before(owner, name):
         real = getattr(owner, name)
 
         @functools.wraps(real)
         def write(*args, **kwargs):
-            if next(writes) == moment:
+            if is_moment(f"{owner.__name__}.{name}"):
                 raise Stop
             return real(*args, **kwargs)
 
@@ -324,7 +328,7 @@ def stop_at(patch: pytest.MonkeyPatch, moment: int) -> None:
     whole = MetricsFile.append
 
     def torn(self, row):
-        if next(writes) != moment:
+        if not is_moment("half a record"):
             return whole(self, row)
         size = self.path.stat().st_size if self.path.exists() else 0
         whole(self, row)
@@ -340,6 +344,7 @@ def stop_at(patch: pytest.MonkeyPatch, moment: int) -> None:
     before(module, "write_plot")
     before(shutil, "rmtree")
     before(os, "fsync")
+    return writes
 
 
 def note_batches(patch: pytest.MonkeyPatch) -> list:
@@ -369,30 +374,35 @@ def programs_once(monkeypatch):
 
 
 @pytest.mark.long
-def test_stopped_before_any_write_nothing_is_lost_or_repeated(
+def test_stopped_before_a_write_nothing_is_lost_or_repeated(
     file, unbroken, programs_once, tmp_path
 ):
-    for moment in itertools.count():
-        out = tmp_path / str(moment)
+    """The first, the middle and the last write of each kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        kinds = stop_at(patch, None)
+        run(file, tmp_path / "whole", cells_per_program=2, save_prompts=True)
+    moments = set()
+    for kind in set(kinds):
+        found = [moment for moment, other in enumerate(kinds) if other == kind]
+        moments |= {found[0], found[len(found) // 2], found[-1]}
+    assert len(set(kinds)) == 9, sorted(set(kinds))
+    for moment in sorted(moments):
+        out, where = tmp_path / str(moment), (moment, kinds[moment])
         with pytest.MonkeyPatch.context() as patch:
             stop_at(patch, moment)
-            try:
+            with pytest.raises(Stop):
                 run(file, out, cells_per_program=2, save_prompts=True)
-                break
-            except Stop:
-                pass
         stopped = (out / "cells.jsonl").read_bytes() if (out / "cells.jsonl").exists() else b""
         whole = stopped[: stopped.rfind(b"\n") + 1]
         with pytest.MonkeyPatch.context() as patch:
             searched = note_batches(patch)
             run(file, out, cells_per_program=2, save_prompts=True)
-        assert outcome(out) == outcome(unbroken), moment
-        assert (out / "cells.jsonl").read_bytes().startswith(whole), moment
-        assert not (out / "checkpoints").exists(), moment
+        assert outcome(out) == outcome(unbroken), where
+        assert (out / "cells.jsonl").read_bytes().startswith(whole), where
+        assert not (out / "checkpoints").exists(), where
         recorded = {json.loads(line)["cell"] for line in whole.splitlines()}
         for batch in searched:
-            assert {cell.number for cell in batch.cells} - recorded, moment
-    assert moment > 25  # writes that it was stopped before
+            assert {cell.number for cell in batch.cells} - recorded, where
 
 
 def test_a_batch_goes_on_from_its_checkpoint(file, unbroken, programs_once, tmp_path):

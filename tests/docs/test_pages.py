@@ -92,6 +92,7 @@ EXPERIMENTS = {
     "experiments.filter_questions": "filter-questions",
     "experiments.score_replies": "score",
     "experiments.survey_check": "check",
+    "experiments.reproduce": "reproduce",
     "tpu.plan": "plan",
 }
 

@@ -6,4 +6,5 @@ topics          which topics the selected data are about                        
 matrices        whether models differ from each other as countries do           (Figure 5)
 guard           whether fine-tuning broke what the model could do before
 learning_rate   which learning rate is best, by the loss on held-out questions
+targets         the most likely option or the distribution of answers as what is trained toward
 """

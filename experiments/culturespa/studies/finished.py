@@ -168,7 +168,7 @@ def joint_answers(
         The answers by the selection's name.
     """
     examples = {
-        (seed, name): training_examples(experiment, questions[seed], selection, "joint")
+        (seed, name): training_examples(experiment, questions[seed], selection, "joint", seed)
         for (seed, name), selection in selections.items()
     }
     adapters = fine_tune(experiment, "shared", examples)

@@ -71,7 +71,11 @@ def run(settings: LearningRateSettings) -> None:
         trained_on, held_out = (
             {
                 name: training_examples(
-                    experiment, finished.questions[name[0]], sides[name[0]][side], "joint"
+                    experiment,
+                    finished.questions[name[0]],
+                    sides[name[0]][side],
+                    "joint",
+                    name[0],
                 )
                 for name in names
             }

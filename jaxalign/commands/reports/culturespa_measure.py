@@ -59,6 +59,7 @@ def measure_sections(result: Result) -> tuple[Section, ...]:
                 }
             ),
             validity.dispersion_table(_titled(measure["dispersion"])),
+            diversity_table(measure["diversity"]),
         ),
     )
     return tuple(s for s in sections if s.blocks)
@@ -84,6 +85,41 @@ def measure_sentences(result: Result) -> list[str]:
         for name, record in by_name.items()
     ]
     return [sentence for sentence in said if sentence]
+
+
+def diversity_table(by_method: Mapping[str, Any]) -> Table:
+    """Return how varied the answers of methods and of people are.
+
+    Args:
+        by_method: The entry "diversity" of `measure`, or one like it.
+    """
+    columns = {
+        "spread": "Spread between countries",
+        "options": "Options in use",
+        "majority": "Share of the most likely",
+        "coupling": "|r| of two items",
+        "structure": "Correlations like people's",
+    }
+    rows = tuple(
+        (
+            _title(method),
+            *(
+                None
+                if record[name]["mean"] is None
+                else Estimate(
+                    record[name]["mean"], *(record[name]["seed_interval"] or (None, None))
+                )
+                for name in columns
+            ),
+        )
+        for method, record in by_method.items()
+    )
+    caption = (
+        "How varied answers are, with 95 % intervals over seeds: spread of item means between "
+        "countries in units of a scale's length; exp(entropy) of an answer; correlations of two "
+        "items over countries, and how alike they are to people's"
+    )
+    return Table(caption, ("Answers of", *columns.values()), rows, 2)
 
 
 def _scores_table(result: Result) -> Table | None:

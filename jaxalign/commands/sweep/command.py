@@ -49,6 +49,7 @@ from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.search import Search, choose_execution, choose_search_mesh
 from jaxalign.runs import MetricsFile, Run, check_run
 from jaxalign.runs.console import progress_bars
+from jaxalign.runtime.mappings import forget_programs_near_limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +187,7 @@ def run_groups(
             execution = choose_execution(group.problem, mesh, recorded, searches)
             if loaded != group.model:
                 lm, loaded = load_model(group.problem.model, mesh=mesh), group.model
+            forget_programs_near_limit()  # of the groups before
             search = make_search(group, lm, execution)
             programs[group.name] = program_facts(search, lm)
             if run.writes:

@@ -6,8 +6,10 @@ A line is {"messages": [{"role": "system", "content": ...}, {"role": "user", ...
 as `dataset_dir`, with the `dataset_info.json` written beside the data.
 
 The target is the option's number and the end of the turn, nothing else, as in CultureSPA (Xu et
-al. 2025). Its joint model trains on the "p1" prompts of all groups, a specific model on those of
-one group, the CCT variant on "p2" prompts. A prompt has exactly the tokens that answering uses.
+al. 2025); with the setting `train.target` distribution it is the probabilities of all options
+(`targets`), which our trainer alone reads. The joint model trains on the "p1" prompts of all
+groups, a specific model on those of one group, the CCT variant on "p2" prompts. A prompt has
+exactly the tokens that answering uses.
 
 Where questions are asked in several presentations, pairs are shown in them in turn: pair n of a
 model's data in presentation n mod F, and the target is what stands there before the pair's option.
@@ -29,8 +31,10 @@ from jaxalign.core.files import write_atomically, write_json
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Pair, Selection
 from jaxalign.methods.culturespa.styles import Style, StylePrompts, encode_styles
+from jaxalign.methods.culturespa.targets import OptionPaths
 from jaxalign.prompts import Message
 from jaxalign.surveys.presentations import PUBLISHED, show
+from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Item
 from jaxalign.training.packing import Examples
 
@@ -133,6 +137,8 @@ class TrainingTokens:
         question_FxQ: int, the piece of each question under each of F presentations.
         number_FxQxO: int, the piece of what stands before each option there, with the end of the
             turn if that is trained; -1 past a question's options.
+        set_FxQ: int, which set of options, as they are written there, a question has.
+        paths: What the probabilities of the options of each set ask of the next token.
     """
 
     styles: tuple[Style, ...]
@@ -144,9 +150,22 @@ class TrainingTokens:
     lead_in_SxCxQ: np.ndarray
     question_FxQ: np.ndarray
     number_FxQxO: np.ndarray
+    set_FxQ: np.ndarray
+    paths: OptionPaths
 
-    def examples(self, pairs: Selection | Sequence[Pair], style: Style = "p1") -> Examples:
+    def examples(
+        self,
+        pairs: Selection | Sequence[Pair],
+        style: Style = "p1",
+        answered: Responses | None = None,
+    ) -> Examples:
         """Return pairs as examples, in their order, shown in the presentations in turn.
+
+        Args:
+            pairs: Questions and answers to train on.
+            style: The style that the questions are asked in.
+            answered: What groups answer to the questions, by group: examples are then to be trained
+                toward the probabilities of all options, not toward the pair's answer.
 
         Raises:
             UserError: If a pair's question is not among the items, or its answer is not one of its
@@ -161,6 +180,12 @@ class TrainingTokens:
         item_N = np.array([item_at.get(i, -1) for i in selection.items], int)[selection.item_N]
         group_N = np.array([group_at.get(g, -1) for g in selection.groups], int)[selection.group_N]
         presentation_N = np.arange(len(selection)) % len(self.question_FxQ)
+        targets = None
+        if answered is not None:
+            set_N = self.set_FxQ[presentation_N, item_N]
+            targets = self.paths.targets(set_N, _shares(selection, answered))
+            through_N = self.paths.through_K[set_N]
+            option_N = np.where(through_N < 0, option_N, through_N)
         piece_Nx3 = np.stack(
             [
                 self.lead_in_SxCxQ[self.styles.index(style), group_N, item_N],
@@ -171,7 +196,7 @@ class TrainingTokens:
         )
         sizes_Nx3 = self.sizes[piece_Nx3]
         prompt_N = sizes_Nx3[:, :2].sum(axis=1)
-        return Examples(self.pool, self.starts[piece_Nx3], sizes_Nx3, prompt_N)
+        return Examples(self.pool, self.starts[piece_Nx3], sizes_Nx3, prompt_N, targets)
 
     @property
     def answers_FxQ(self) -> np.ndarray:
@@ -220,12 +245,10 @@ def training_tokens(
     numbers: dict[tuple[int, ...], int] = {}  # tokens of a number -> its piece
     first = len(asked.lead_ins) + len(asked.questions)
     sets, set_of_question = asked.option_sets
+    written = [_numbers(tokens, spellings) for spellings in sets]
     number_of = [
-        [
-            numbers.setdefault((*number, *end), first + len(numbers))
-            for number in _numbers(tokens, spellings)
-        ]
-        for spellings in sets
+        [numbers.setdefault((*number, *end), first + len(numbers)) for number in of_set]
+        for of_set in written
     ]
     number_SxO = np.full((len(shown.shown), max(map(len, number_of))), -1)
     for row, k in zip(number_SxO, set_of_question.tolist(), strict=True):
@@ -244,6 +267,8 @@ def training_tokens(
         lead_in_SxCxQ=lead_ins[..., shown.index_FxQ[0]],
         question_FxQ=len(asked.lead_ins) + shown.index_FxQ,
         number_FxQxO=number_SxO[shown.index_FxQ],
+        set_FxQ=set_of_question[shown.index_FxQ],
+        paths=OptionPaths.of(sets, written),
     )
 
 
@@ -255,6 +280,7 @@ def to_examples(
     style: Style = "p1",
     end_of_turn: bool = True,
     presentations: Sequence[str] = (PUBLISHED,),
+    answered: Responses | None = None,
 ) -> Examples:
     """Return the conversations of `to_rows` as tokens, in the order of `pairs`.
 
@@ -268,6 +294,7 @@ def to_examples(
         style: The style that the questions are asked in.
         end_of_turn: As for `training_tokens`.
         presentations: As for `training_tokens`.
+        answered: As for `TrainingTokens.examples`.
 
     Raises:
         UserError: As `to_rows`.
@@ -280,7 +307,7 @@ def to_examples(
     made = training_tokens(
         asked, selection.groups, prompts, tokens, (style,), end_of_turn, presentations
     )
-    return made.examples(selection, style)
+    return made.examples(selection, style, answered)
 
 
 def write_selected(
@@ -368,6 +395,16 @@ def _answer_positions(selection: Selection, item_of: Sequence[Item]) -> np.ndarr
             f"{list(item.codes)}"
         )
     return same_NxO.argmax(axis=1)
+
+
+def _shares(selection: Selection, answered: Responses) -> np.ndarray:
+    """Return the probabilities of the options that each pair's group answers with, [N, O]."""
+    shares_CxQxO = np.nan_to_num(answered.distributions())
+    row_of = {group: c for c, group in enumerate(answered.conditions)}
+    column_of = {item.id: q for q, item in enumerate(answered.survey.items)}
+    rows = np.array([row_of.get(group, -1) for group in selection.groups], int)
+    columns = np.array([column_of.get(name, -1) for name in selection.items], int)
+    return shares_CxQxO[rows[selection.group_N], columns[selection.item_N]]
 
 
 def _examples_before(prompts: StylePrompts, style: Style, item: Item) -> tuple[str, ...]:

@@ -31,12 +31,15 @@ from jaxalign.core.seals import change, check_sealed, sealed
 from jaxalign.lm.lora import Adapter
 from jaxalign.lm.model import ModelFiles
 from jaxalign.lm.peft import CONFIG, WEIGHTS
+from jaxalign.methods.culturespa.answer import BASE, ask, in_styles
 from jaxalign.methods.culturespa.dataset import TrainingTokens, training_tokens
 from jaxalign.methods.culturespa.inputs import Experiment, seed_folder
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
+from jaxalign.methods.culturespa.styles import Style
 from jaxalign.methods.culturespa.training_steps import FOLDER, Steps, train_settings
 from jaxalign.runs import identity_of
 from jaxalign.runs.checkpoints import Checkpoints
+from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey
 from jaxalign.training.packing import Examples
 from jaxalign.training.shape import Shape
@@ -113,6 +116,7 @@ def fine_tune_all(
     questions: Mapping[int, Survey],
     selected: Mapping[int, Mapping[str, Selection]],
     steps: Steps | None = None,
+    answered: Mapping[int, Mapping[Style, Responses]] | None = None,
 ) -> AdapterFiles:
     """Fine-tune the models of every seed.
 
@@ -121,6 +125,8 @@ def fine_tune_all(
         questions: The written questions by seed.
         selected: The pairs to train on, by seed and model.
         steps: The sizes of the steps whose programs were checked; default: chosen now.
+        answered: What the unchanged model answers to the written questions, by seed and style; read
+            where the target is the distribution of its answers.
 
     Returns:
         The adapters of all models that have any pairs.
@@ -129,10 +135,12 @@ def fine_tune_all(
     experiment.on_progress(Progress("4 fine-tune: encode seed", 0, len(selected), "seeds"))
     for done, (seed, selections) in enumerate(selected.items(), 1):
         tokens = seed_tokens(experiment, questions[seed])
+        toward = answered[seed] if experiment.settings.train.target == "distribution" else {}
         for model, style in TRAINED_UNDER.items():
-            shared[seed, model] = tokens.examples(selections[model], style)
+            shared[seed, model] = tokens.examples(selections[model], style, toward.get(style))
+        style = TRAINED_UNDER["joint"]
         for group, selection in selections["joint"].by_group().items():
-            specifics[seed, specific(group)] = tokens.examples(selection, TRAINED_UNDER["joint"])
+            specifics[seed, specific(group)] = tokens.examples(selection, style, toward.get(style))
         experiment.on_progress(Progress("4 fine-tune: encode seed", done, len(selected), "seeds"))
     _log.info("4 fine-tune: joint, CCT and the selection's controls")
     adapters_of = fine_tune(experiment, "shared", shared, steps and steps.shared)
@@ -153,10 +161,19 @@ def seed_tokens(experiment: Experiment, questions: Survey) -> TrainingTokens:
 
 
 def training_examples(
-    experiment: Experiment, questions: Survey, selection: Selection, model: str
+    experiment: Experiment, questions: Survey, selection: Selection, model: str, seed: int
 ) -> Examples:
-    """Return selected pairs as tokens, under the style that the model is trained on."""
-    return seed_tokens(experiment, questions).examples(selection, TRAINED_UNDER[model])
+    """Return selected pairs as tokens, under the style that the model is trained on.
+
+    Where the target is a distribution, the unchanged model is asked the questions again, unless its
+    answers are in the run's directory.
+    """
+    style, answered = TRAINED_UNDER[model], None
+    if experiment.settings.train.target == "distribution":
+        asked = in_styles(experiment.inputs, (style,), experiment.groups, questions)
+        (by_style,) = ask(experiment, experiment.lm, BASE, asked, seed, experiment.on_progress)
+        answered = by_style[style]
+    return seed_tokens(experiment, questions).examples(selection, style, answered)
 
 
 def fine_tune(

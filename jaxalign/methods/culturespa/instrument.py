@@ -6,6 +6,9 @@
     validity_joint          the same of the joint model; null if it was not trained
     dispersion.METHOD       spread between personas against that of people, of p1, p2, joint,
                             specific and cct
+    diversity.METHOD        how varied answers are (`stats.diversity`), of the same methods and of
+                            people: spread, options, majority, coupling and structure, each with
+                            mean, seed_interval (Student's, over seeds) and by_seed
     correlation.METHOD      item means in the first presentation with those in the second, of the
                             same methods; empty with one presentation
     constant.METHOD.A       the number or letter that is answered most often in a presentation, of
@@ -21,7 +24,8 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +36,8 @@ from jaxalign.methods.culturespa.inputs import Inputs
 from jaxalign.methods.culturespa.measure import Answers, Measured
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.stats.agreement import persona_dispersion, replicate_agreement
+from jaxalign.stats.diversity import Diversity, diversity
+from jaxalign.stats.intervals import seed_interval
 from jaxalign.stats.presentations import constant_answers, form_correlation, item_positions
 from jaxalign.stats.validity import validity_gate
 from jaxalign.surveys.presentations import present
@@ -77,6 +83,10 @@ def measure_record(
             name: _record(persona_dispersion(means_FxCxQ.mean(axis=0), people_CxQ, **resampling))
             for name, means_FxCxQ in means.items()
         },
+        "diversity": diversity_record(
+            inputs,
+            {n: s for n, s in measured.shares.items() if n not in measured.unchanged},
+        ),
         "correlation": {
             name: _record(form_correlation(means_FxCxQ[0], means_FxCxQ[1], **resampling))
             for name, means_FxCxQ in means.items()
@@ -93,6 +103,43 @@ def measure_record(
         "agreement": _agreement(settings, inputs, alone, set(shares)),
     }
     return finite_or_none(record)
+
+
+def diversity_record(inputs: Inputs, shares: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return how varied the answers of people and of methods are.
+
+    Args:
+        inputs: What the run was given.
+        shares: By method, probabilities of options by seed and presentation [R, F, C, Q, O].
+    """
+    range_Q, people_CxQxO = inputs.tables.range_Q, inputs.tables.truth_CxQxO
+    found = {
+        name: [
+            diversity(shares_FxCxQxO.mean(axis=0), range_Q, people_CxQxO)
+            for shares_FxCxQxO in shares_RxFxCxQxO
+        ]
+        for name, shares_RxFxCxQxO in shares.items()
+    }
+    found = {"people": [diversity(people_CxQxO, range_Q, people_CxQxO)]} | found
+    return {
+        name: {
+            field.name: over_seeds([getattr(each, field.name) for each in by_seed])
+            for field in dataclasses.fields(Diversity)
+        }
+        for name, by_seed in found.items()
+    }
+
+
+def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+    """Return the mean of a value over seeds with Student's interval; None where one is missing."""
+    if any(value is None for value in values):
+        return {"mean": None, "seed_interval": None, "by_seed": list(values)}
+    interval = seed_interval(values) if np.ptp(values) > 0 else None
+    return {
+        "mean": float(np.mean(values)),
+        "seed_interval": None if interval is None else interval.bounds,
+        "by_seed": list(values),
+    }
 
 
 def _record(found: Any) -> dict[str, Any] | None:

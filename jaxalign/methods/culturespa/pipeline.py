@@ -151,7 +151,7 @@ def run_culturespa(
         log_peak("2 answer")
         selections, selected = select_all(experiment, questions, replies)
         log_peak("3 select")
-        adapters = fine_tune_all(experiment, questions, selections, steps)
+        adapters = fine_tune_all(experiment, questions, selections, steps, replies)
         log_peak("4 fine-tune")
         measured = measure(experiment, adapters, survey_replies)
         record = make_record(settings, inputs, measured, written, selected, facts)

@@ -25,6 +25,7 @@ from jaxalign.core.json_text import read_object
 from jaxalign.core.seals import check_sealed, sealed
 from jaxalign.methods.culturespa.dataset import training_tokens
 from jaxalign.methods.culturespa.inputs import Inputs
+from jaxalign.methods.culturespa.questions import MOST_OPTIONS
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.surveys.survey import Survey
@@ -74,6 +75,7 @@ def plan_steps(
         questions: The written questions by seed, or what stands in for them.
     """
     lengths, answers, _ = _examples(settings, inputs, questions)
+    options = _options(settings, questions)
     window = settings.train.longest_example
     if window is None:
         window = 32 * math.ceil(_ROOM * int(lengths.max()) / 32)
@@ -89,6 +91,7 @@ def plan_steps(
             answers,
             adapters,
             available,
+            options and max(options, MOST_OPTIONS),
         )
 
     shared, specific = model_counts(settings)
@@ -100,7 +103,8 @@ def are_held(
 ) -> bool:
     """Return whether any example that the questions can become fits into the steps."""
     lengths, _, share = _examples(settings, inputs, questions)
-    return all(s.holds(int(lengths.max()), share) for s in (steps.shared, steps.specific))
+    options = _options(settings, questions)
+    return all(s.holds(int(lengths.max()), share, options) for s in (steps.shared, steps.specific))
 
 
 def _examples(
@@ -125,6 +129,13 @@ def _examples(
         answers = max(answers, int(answers_FxQ.max()))
         share = max(share, float((answers_FxSxCxQ / lengths_FxSxCxQ).max()))
     return np.concatenate(lengths), answers, share
+
+
+def _options(settings: CultureSPASettings, questions: Mapping[int, Survey]) -> int:
+    """Return the most options of a question; 0 if the target is one option."""
+    if settings.train.target == "option":
+        return 0
+    return max(len(item.options) for survey in questions.values() for item in survey.items)
 
 
 def has_chosen(out: Path) -> bool:

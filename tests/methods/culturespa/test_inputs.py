@@ -146,7 +146,7 @@ def written_with(found: Inputs, row_length: int, out: Path, monkeypatch) -> tupl
     for model in ("joint", "cct"):  # as step 4 does, under p1 and p2
         pairs = [Pair(c, i.id, 2) for c in settings.countries for i in questions[0].items]
         selection = Selection.of(pairs)
-        examples = training_examples(experiment, questions[0], selection, model)
+        examples = training_examples(experiment, questions[0], selection, model, 0)
         check_lengths(examples.lengths, row_length)
     return questions[0], counts[0]
 

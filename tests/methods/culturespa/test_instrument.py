@@ -65,6 +65,10 @@ def test_personas_that_answer_as_people_do_pass_the_gate():
     assert found["dispersion"]["p1"]["ratio"]["mean"] == pytest.approx(1)
     assert found["correlation"]["joint"]["mean"] == pytest.approx(1)
     assert "cct" not in found["dispersion"], "no model of it was changed"
+    assert list(found["diversity"]) == ["people", *(p for p in PERSONAS if p != "cct")]
+    assert found["diversity"]["joint"]["structure"]["mean"] == pytest.approx(1)
+    for name, of_people in found["diversity"]["people"].items():
+        assert found["diversity"]["p1"][name]["mean"] == pytest.approx(of_people["mean"]), name
     assert "cct" not in found["constant"]
     assert found["agreement"] == {}
 
@@ -74,6 +78,9 @@ def test_a_model_that_says_one_number_does_not():
     assert found["validity"]["passes"] is False
     assert "do not differ between countries" in found["validity"]["sentence"]
     assert found["dispersion"]["p1"]["ratio"]["mean"] == 0
+    varied = {name: found["diversity"]["p1"][name]["mean"] for name in ("spread", "options")}
+    assert varied == {"spread": 0, "options": 2}, "the first option in A, the last in B"
+    assert found["diversity"]["p1"]["coupling"]["mean"] is None
     assert found["correlation"]["p1"] is None, "answers do not vary"
     said = found["constant"]["p1"]
     assert [said[name]["sentence"] for name in ("A", "B")] == ["answers 1 throughout"] * 2
