@@ -268,11 +268,12 @@ def product(equation: str, x: jax.Array, kernel: jax.Array, dtype: Any = jnp.flo
     """
     precision = "highest" if x.dtype == jnp.float32 else "default"
 
-    # cuBLAS accumulates in float32 whatever it returns, and a float32 result that is rounded
-    # afterwards would go through memory once more, twice as wide. XLA on CPU is several times
-    # slower if it is not asked for float32. (The choice is by back end, because
-    # `platform_dependent` made a bfloat16 evaluation on CPU 8 % slower.)
-    result = dtype if target_platform() == "gpu" else jnp.float32
+    # Accelerators accumulate in float32 whatever they return, and a float32 result that is rounded
+    # afterwards would go through memory once more, twice as wide; partial sums of a split kernel
+    # would also be exchanged twice as wide. XLA on CPU is several times slower if it is not asked
+    # for float32. (The choice is by back end, because `platform_dependent` made a bfloat16
+    # evaluation on CPU 8 % slower.)
+    result = jnp.float32 if target_platform() == "cpu" else dtype
     out = jnp.einsum(
         equation,
         x,
