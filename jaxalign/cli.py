@@ -28,7 +28,23 @@ def main(args: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"error: no command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
+    _check_jax()
     run_command(name, rest, program=f"jaxalign {name}")
+
+
+def _check_jax() -> None:
+    """Exit with one line where JAX cannot be imported, which says how to install it."""
+    try:
+        import jax  # noqa: F401
+    except Exception as error:  # a jaxlib of another version or for another CPU raises others
+        why = " ".join(str(error).split()) or type(error).__name__
+        print(
+            f"error: JAX cannot be imported ({why}); activate the environment that holds jaxalign "
+            "(. .venv/bin/activate), or install it: pip install jaxalign for a CPU, "
+            "'jaxalign[cuda]' for GPUs, 'jaxalign[tpu]' for TPUs",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 def usage() -> str:

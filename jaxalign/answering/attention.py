@@ -42,6 +42,10 @@ class RowTables:
     queries: int = struct.field(pytree_node=False)  # number of real tree queries
     only_tree: bool = struct.field(pytree_node=False)  # whether only tree tokens ask
     ordered: OrderedKeys | None = None  # all keys by position, where sums depend on their order
+    # Whether a gradient computes layers again. XLA then turns a softmax's division into a product
+    # with the reciprocal in a program for one device, but not in one for several, which have other
+    # last bits; so the reciprocal is written out. Elsewhere XLA finds it in both.
+    recomputed: bool = struct.field(pytree_node=False, default=False)
 
     def in_order(self, positions_S: jax.Array, before: int, longest: int) -> RowTables:
         """Return these tables for attention that sums over keys in the order of positions.
@@ -105,14 +109,38 @@ def tree_attention(
     out = tree_queries(rows, q[:, W:], shared, tree)
     if W == 0:
         return out
-    return jnp.concatenate([_common_queries(q[:, :W], shared), out], axis=1)
+    common = _common_queries(q[:, :W], shared, rows.recomputed)
+    return jnp.concatenate([common, out], axis=1)
 
 
-def _common_queries(q_BxWxNxH: jax.Array, shared: Sequence[jax.Array]) -> jax.Array:
+def _common_queries(
+    q_BxWxNxH: jax.Array, shared: Sequence[jax.Array], recomputed: bool
+) -> jax.Array:
     """Attend as prompt and trunk: to all text before them, and causally among themselves."""
     W, S = q_BxWxNxH.shape[1], shared[0].shape[1]
     mask = np.tril(np.ones((W, S), bool), k=S - W)[None, None]
+    if recomputed and not sums_in_order(q_BxWxNxH.dtype):
+        return _attention_by_reciprocals(mask, q_BxWxNxH, *shared)
     return plain_attention(mask, q_BxWxNxH, *shared)
+
+
+def _attention_by_reciprocals(
+    mask_BxTxS: np.ndarray, q: jax.Array, k: jax.Array, v: jax.Array
+) -> jax.Array:
+    """Attend as `masked_attention` does, without a division that XLA may rewrite."""
+    B, T, N, H = q.shape
+    q = q.reshape(B, T, k.shape[2], -1, H)
+    scores = scaled_scores("btkgh,bskh->bkgts", q, k)
+    weights = softmax_by_reciprocals(jnp.where(mask_BxTxS[:, :, None], scores, UNSEEN))
+    out = mix("bkgts,bskh->btkgh", rounded(weights, q.dtype), v)
+    return rounded(out.reshape(B, T, N, H), q.dtype)
+
+
+def softmax_by_reciprocals(scores: jax.Array) -> jax.Array:
+    """Return the softmax over the last axis, its sums inverted before they are multiplied with."""
+    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    return weights * (1.0 / weights.sum(axis=-1, keepdims=True))
 
 
 def plain_attention(
@@ -200,7 +228,7 @@ def _row_queries(
         total += weights.sum(axis=-1, keepdims=True)
         weights = rounded(weights, q.dtype).reshape(B, K, R * Q, -1)
         out += mix("bkqw,bkwh->bkqh", weights, shared[1]).reshape(out.shape)
-    return rounded(out / total, q.dtype)
+    return rounded(out * (1.0 / total) if rows.recomputed else out / total, q.dtype)
 
 
 def _ordered_tree_queries(

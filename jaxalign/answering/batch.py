@@ -110,7 +110,7 @@ def answer_exact(
     if plan is None:
         cut_as = block_tokens or default_block_tokens(mesh.devices.flat[0].platform)
         plan = plan_blocks(conversations, cut_as)
-        _log.info(plan.describe())
+        _log.debug(plan.describe())
     # One row of the file per conversation, in the given order: its options, then the mass on them.
     reading = ("per token",) if per_token else ()
     name = digest("exact", key, config, cut_as, conversations, extra_ExD, *reading)

@@ -267,6 +267,9 @@ def _answer_stream(
     if isinstance(prepared, PreparedSuffixItems):
         return suffix_stream(config, prepared, prompts_BxMxD, remat)
     model, bound = Llama(config, remat=remat), {"params": prepared.params}
+    tables = prepared.attention, prepared.answer_attention
+    if remat:
+        tables = [t.replace(recomputed=True) if isinstance(t, RowTables) else t for t in tables]
     B = prompts_BxMxD.shape[0]
     # Each prompt, then the trunk and the tree, which are the same for all prompts of the chunk.
     tokens = jnp.concatenate([prepared.trunk, prepared.tree])
@@ -277,8 +280,7 @@ def _answer_stream(
         bound,
         x,
         rope_tables(config, prepared.positions),
-        jax.tree_util.Partial(attend, prepared.attention),
-        jax.tree_util.Partial(attend, prepared.answer_attention),
+        *(jax.tree_util.Partial(attend, each) for each in tables),
         prepared.before,
         prepared.answers + prepared.attention.common,
         method=Llama.blocks,

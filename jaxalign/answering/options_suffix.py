@@ -17,7 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxalign.answering.attention import UNSEEN, mix, plain_attention, scaled_scores
+from jaxalign.answering.attention import (
+    UNSEEN,
+    mix,
+    plain_attention,
+    scaled_scores,
+    softmax_by_reciprocals,
+)
 from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.lm.bits import as_bits, from_bits
 from jaxalign.lm.config import LlamaConfig
@@ -32,6 +38,7 @@ class Blocks:
     item_R: jax.Array  # int32, the item that a block belongs to
     seen_RxS: jax.Array  # bool, tokens of the item's text that are not padding
     mask_RxTxU: jax.Array  # bool, query t sees token u of the item's block
+    recomputed: bool = struct.field(pytree_node=False, default=False)  # as in `RowTables`
 
 
 @struct.dataclass
@@ -109,8 +116,8 @@ def suffix_stream(
         bound,
         jnp.concatenate([prompts, tails], axis=2).reshape(B, Q * U, D),
         rope_tables(config, prepared.positions_QxU.reshape(-1)),
-        jax.tree_util.Partial(block_attention, prepared.blocks),
-        jax.tree_util.Partial(block_attention, prepared.answer_blocks),
+        jax.tree_util.Partial(block_attention, prepared.blocks.replace(recomputed=remat)),
+        jax.tree_util.Partial(block_attention, prepared.answer_blocks.replace(recomputed=remat)),
         prepared.texts,
         prepared.answers,
         method=Llama.blocks,
@@ -142,7 +149,8 @@ def block_attention(
     to_text = jnp.where(blocks.seen_RxS[None, None, None, :, None], to_text, UNSEEN)
     own = scaled_scores("brtkgh,brukh->bkgrtu", q, k)
     own = jnp.where(blocks.mask_RxTxU[None, None, None], own, UNSEEN)
-    weights = jax.nn.softmax(jnp.concatenate([to_text, own], axis=-1), axis=-1)
+    softmax = softmax_by_reciprocals if blocks.recomputed else jax.nn.softmax
+    weights = softmax(jnp.concatenate([to_text, own], axis=-1))
     weights = rounded(weights, q.dtype)
     to_text, own = jnp.split(weights, [to_text.shape[-1]], axis=-1)
     out = mix("bkgrts,rskh->brtkgh", to_text, text_v) + mix("bkgrtu,brukh->brtkgh", own, v)

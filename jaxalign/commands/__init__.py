@@ -35,6 +35,7 @@ COMMANDS = {
         "resume", "resume", "Continue a run that was stopped, with its own settings."
     ),
     "report": Command("report", "report", "Write the report of a finished run anew."),
+    "compare": Command("compare", "compare", "Compare runs by what they answered."),
     "list": Command("list", "show", "List runs: what they are and how far they have come."),
     "reproduce": Command(
         "reproduce.command", "reproduce", "Set what a paper reports beside what we measure."
@@ -46,6 +47,9 @@ COMMANDS = {
     "chat": Command("chat", "chat", "Talk to a model under several conditions, side by side."),
     "inspect": Command("inspect", "show", "Show which tokens a tuned soft prompt is near."),
     "score": Command("score", "score", "Score replies from any tool against a survey."),
+    "export": Command(
+        "export", "export", "Write what a run has tuned so that another engine serves it."
+    ),
     "convert": Command("convert", "run", "Convert a GGUF file to a model folder."),
     "check": Command("check", "run", "Check whether a survey file can be used."),
     "plan": Command("plan.command", "run", "Plan a program for hardware you do not have."),

@@ -26,8 +26,9 @@ from jaxalign.commands.reports.ask import ask_report, statements, verdict_notes
 from jaxalign.commands.reports.ask_measure import gate_of
 from jaxalign.commands.reports.ask_tables import VERDICTS
 from jaxalign.commands.reports.validity import judged
+from jaxalign.core.progress import one_step
 from jaxalign.methods.ask_survey import AskSettings, ask_survey
-from jaxalign.runs.console import print_table, progress_bars
+from jaxalign.runs.console import print_notes, print_table, progress_bars
 from jaxalign.stats.alignment import LINES
 
 _MOST_SHOWN = 8  # presentations that are printed; all orders of five options are 120
@@ -38,9 +39,9 @@ def ask(settings: AskSettings) -> None:
     """Ask, write the report, and print what it says in short."""
     with progress_bars(quiet=settings.quiet) as on_progress:
         run = ask_survey(settings, on_progress)
-    ask_report(run.record, run.analyses, run.out)
-    for note in verdict_notes(run.record):
-        print(f"{note.lead} {note.text}")
+        with one_step("report", on_progress):
+            ask_report(run.record, run.analyses, run.out)
+    print_notes(verdict_notes(run.record))
     show(judged(run.record, gate_of(run.record)))
     for statement in statements(run.record, run.analyses):
         print(f"- {statement}")

@@ -19,26 +19,29 @@ import jax
 
 from jaxalign.commands.reports import cultural_bench_report
 from jaxalign.commands.reports.cultural_bench import gate_note
+from jaxalign.commands.reports.warnings import warning_notes
+from jaxalign.core.progress import one_step
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.cultural_bench import Settings, run_cultural_bench
-from jaxalign.runs.console import print_table, progress_bars
+from jaxalign.runs.console import print_notes, print_table, progress_bars
 
 
 def measure(settings: Settings) -> None:
     """Run the benchmark; print its tables and write its report."""
     with progress_bars(settings.quiet) as on_progress:
         run = run_cultural_bench(settings, on_progress)
-    if jax.process_index() == 0:
-        cultural_bench_report(run.result, run.out)
+        if jax.process_index() == 0:
+            with one_step("report", on_progress):
+                cultural_bench_report(run.result, run.out)
     print_result(run.result)
     print(f"everything is in {run.out}")
 
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Print a table for each set: accuracy by method, differences, and what needs no model."""
+    print_notes(warning_notes(result))
     for record in result["sets"].values():
-        gate = gate_note(record)
-        print(f"{gate.lead} {gate.text}")
+        print_notes([gate_note(record)])
         is_hard = record["items"] > record["questions"]
         columns = ["", "questions", "accuracy [95 %]", "- naive [95 %]"]
         columns += ["rows right", "true row likeliest"] if is_hard else []

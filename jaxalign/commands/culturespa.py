@@ -21,18 +21,26 @@ source at the start. Every random step is repeated for each of `--seeds`. Steps 
 
 from __future__ import annotations
 
+from jaxalign.commands.evals.guard import HarnessTest
 from jaxalign.commands.reports.culturespa import write_culturespa_report
 from jaxalign.commands.reports.culturespa_plots import write_plots
 from jaxalign.commands.reports.culturespa_tables import show_result
+from jaxalign.core.progress import one_step
 from jaxalign.methods.culturespa import CultureSPASettings, run_culturespa
+from jaxalign.methods.culturespa.settings import check_settings
 from jaxalign.runs.console import progress_bars
 
 
 def culturespa(settings: CultureSPASettings) -> None:
     """Run the method, draw its pictures, write its report and print its tables."""
+    test = None
+    if settings.guard_tasks:
+        check_settings(settings)
+        test = HarnessTest(settings.guard_tasks, settings.guard_task_folder)
     with progress_bars(quiet=settings.quiet) as on_progress:
-        result = run_culturespa(settings, on_progress)
-    write_plots(result.out, result.record)
-    write_culturespa_report(result.record, result.out)
+        result = run_culturespa(settings, on_progress, test)
+        with one_step("report", on_progress):
+            write_plots(result.out, result.record)
+            write_culturespa_report(result.record, result.out)
     show_result(result.record)
-    print(f"everything is in {result.out}")
+    print(f"everything is in {result.out}; talk to the result: jaxalign chat {result.out}")

@@ -89,6 +89,8 @@ class Config:
     """Also write the whole model with the adapter merged into it."""
     quiet: bool = may_change(False)
     """Show no progress bar."""
+    verbose: bool = may_change(False)
+    """Whether to show plans, meshes, kernels and memory too; the run's notes.log has them."""
 
     def __post_init__(self) -> None:
         for name in ("longest", "save_every"):

@@ -19,7 +19,7 @@ from jaxalign.commands.reports import cultural_bench_report, soft_prompt_report
 from jaxalign.commands.reports.ask import ask_report
 from jaxalign.commands.reports.culturespa import write_culturespa_report
 from jaxalign.commands.reports.culturespa_plots import write_plots
-from jaxalign.commands.resume import command_of, read_settings
+from jaxalign.commands.resume import command_of, read_settings, run_folder
 from jaxalign.core.errors import UserError
 from jaxalign.core.json_text import read_object
 
@@ -42,7 +42,7 @@ def write_report_of(run: Path) -> tuple[Path, Path]:
     """Write `report.md`, `report.html` and their pictures into a finished run's directory.
 
     Args:
-        run: The directory.
+        run: The directory, or a file in it.
 
     Returns:
         The paths of the two reports.
@@ -50,6 +50,7 @@ def write_report_of(run: Path) -> tuple[Path, Path]:
     Raises:
         UserError: There is no run, it is not finished, or runs of its command have no report.
     """
+    run = run_folder(run)
     command = command_of(run, read_settings(run))
     if command not in _WRITERS:
         raise UserError(

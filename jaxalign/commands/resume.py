@@ -30,13 +30,17 @@ class ResumeSettings:
     """Directory of the run."""
     quiet: bool = False
     """Whether to hide the progress bar."""
+    verbose: bool = False
+    """Whether to show plans, meshes, kernels and memory too; the run's notes.log has them."""
 
 
 def resume(settings: ResumeSettings) -> None:
     """Find the command that began a run, and call it with the run's settings."""
-    recorded = read_settings(settings.run)
-    function, config_class = load(COMMANDS[command_of(settings.run, recorded)])
-    given = {"out": str(settings.run), "resume": True, "quiet": settings.quiet}
+    run = run_folder(settings.run)
+    recorded = read_settings(run)
+    function, config_class = load(COMMANDS[command_of(run, recorded)])
+    given = {"out": str(run), "resume": True}
+    given |= {"quiet": settings.quiet, "verbose": settings.verbose}
     # A setting that this command has not, such as the progress bar of some, is left out.
     given = {key: value for key, value in given.items() if key in flags(config_class)}
     try:
@@ -47,11 +51,17 @@ def resume(settings: ResumeSettings) -> None:
         raise UserError(with_flags(str(error), config_class)) from None
 
 
+def run_folder(given: Path) -> Path:
+    """Return a run's directory, also where a file in it is named, such as its result.json."""
+    is_inside = given.is_file() and (given.parent / "config.json").is_file()
+    return given.parent if is_inside else given
+
+
 def read_settings(run: Path) -> dict[str, Any]:
     """Return the settings of a run by name; UserError where there is no run."""
     try:
         name, recorded = recorded_run(run)
-    except UserError:  # other files, or another program's config.json
+    except (UserError, OSError):  # other files, or another program's config.json
         name = None
     if name is None:
         raise UserError(f"`run` {run}: no run is there; give the directory of one")

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from jaxalign.commands import reports
-from jaxalign.commands.reports.validity import gate_line, judged
+from jaxalign.commands.reports.validity import gate_note, judged
+from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.core.files import check_new_file, write_json
 from jaxalign.runs import Run, check_run
-from jaxalign.runs.console import print_table
+from jaxalign.runs.console import print_notes, print_table
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis import score_replies
 from jaxalign.stats.metrics import DEFAULT_METRICS
@@ -152,8 +153,9 @@ def show(analysis: Mapping[str, Any]) -> None:
     """Print the scores beside what needs no model, the differences, and unreadable replies."""
     survey = analysis["instrument"]
     print(f"{survey['name']}: {survey['items']} items")
+    print_notes(warning_notes(analysis))
     if analysis["personas"]:
-        print(gate_line(analysis["validity"]))
+        print_notes([gate_note(analysis["validity"])])
         analysis = judged(analysis, analysis["validity"])
     named = [*analysis["scores"].items(), ("mean", analysis["means"]["all"])]
     if 0 < len(analysis["personas"]) < len(analysis["countries"]):

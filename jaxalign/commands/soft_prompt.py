@@ -24,12 +24,14 @@ from jaxalign.commands.reports import soft_prompt_record as record
 from jaxalign.commands.reports import soft_prompt_report
 from jaxalign.commands.reports.presentations import named
 from jaxalign.commands.reports.soft_prompt_statements import statements, verdict_notes
+from jaxalign.commands.reports.warnings import warning_notes
+from jaxalign.core.progress import one_step
 from jaxalign.methods.base import soft_prompt_methods
 from jaxalign.methods.soft_prompt.result import reading_words, readings
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.tune import run_soft_prompt
 from jaxalign.report.wording import number
-from jaxalign.runs.console import print_table, progress_bars
+from jaxalign.runs.console import print_notes, print_table, progress_bars
 
 # Columns of the table of losses: a line that needs no model, and its heading.
 _LINES = {"all_middle": "all 3", "smallest_integer": "best integers"}
@@ -47,18 +49,18 @@ def tune_prompts(settings: Settings) -> None:
     """Run the experiment; write its report with the plots, and print its tables."""
     with progress_bars(settings.quiet) as on_progress:
         run = run_soft_prompt(settings, on_progress)
-    if jax.process_index() == 0:
-        soft_prompt_report(run.result, run.out)
+        if jax.process_index() == 0:
+            with one_step("report", on_progress):
+                soft_prompt_report(run.result, run.out)
     print_result(run.result)
     if run.seconds:
         print(f"search: {run.seconds:.0f} s for up to {run.candidates:,} candidates")
-    print(f"everything is in {run.out}")
+    print(f"everything is in {run.out}; talk to the result: jaxalign chat {run.out}")
 
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Print what the report says: its verdicts, losses and held-out scores, and what came out."""
-    for note in verdict_notes(result):
-        print(f"{note.lead} {note.text}")
+    print_notes((*warning_notes(result), *verdict_notes(result)))
     _print_losses(result)
     _print_held_out(result)
     for statement in statements(result):
@@ -118,14 +120,14 @@ def _print_held_out(result: Mapping[str, Any]) -> None:
             "",
             *(methods[name].label for name in _HELD_OUT.values()),
             f"others' {tuned}",
-            f"{tuned} - naive [95 %]",
+            f"{tuned} - strongest of these baselines [95 %]",
             *record.HELD_OUT_LINES,
         ],
         [
             [
                 country,
                 *(_mean(entry["held_out"][name]) for name in (*_HELD_OUT, "permuted")),
-                _interval(entry["held_out"]["after_minus_before"]),
+                _interval(entry["held_out"]["after_minus_strongest"]),
                 *(_number(lines.get(country, {}).get(name)) for name in record.HELD_OUT_LINES),
             ]
             for country, entry in result["countries"].items()

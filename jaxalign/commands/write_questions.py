@@ -4,6 +4,10 @@
     jaxalign write-questions --model /path/to/Meta-Llama-3-8B-Instruct \\
         --survey culturespa_data/ --per-topic 1000 --out runs/questions
 
+With `--generator URL --generator-model NAME`, the questions are written by a server that speaks
+OpenAI's chat protocol, such as vLLM's; nothing is loaded here then, and each of its replies is also
+kept in `endpoint.jsonl` as it comes. Its key is read from OPENAI_API_KEY.
+
 Writes `replies.jsonl` (every reply, with the reason if it was refused), `questions.json` (the
 survey that the filters leave, for `--survey` of other commands) and `result.json` (counts). A run
 that was interrupted continues with `--resume` and repeats no request. With `--constrain` every
@@ -23,6 +27,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxalign.core.errors import UserError
 from jaxalign.lm.generate import Sampling
 from jaxalign.lm.model import ModelFiles, load_model, open_model
 from jaxalign.methods.culturespa import (
@@ -40,7 +45,9 @@ from jaxalign.methods.culturespa.write import (
     check_batch_size,
     check_requests_fit,
     load_request,
+    make_topics,
 )
+from jaxalign.methods.endpoint import Endpoint
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.runs import Run, check_run, may_change
 from jaxalign.runs.console import print_table, progress_bars
@@ -73,6 +80,11 @@ class Settings(SurveyOptions):
     constrain: bool = False
     """Let the model write nothing but JSON of the requested form: tokens that cannot continue it
     are never drawn."""
+    generator: str | None = may_change(None)
+    """Address of a server that writes instead of a model: any that speaks OpenAI's chat protocol,
+    such as vLLM's at http://localhost:8000/v1. Its key is read from OPENAI_API_KEY."""
+    generator_model: str | None = None
+    """Name by which that server knows its model."""
     writing: Annotated[WritingSettings, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=lambda: WritingSettings(per_topic=20)
     )
@@ -84,20 +96,23 @@ class Settings(SurveyOptions):
     questions do not depend on it."""
     quiet: bool = may_change(False)
     """Show no progress bar."""
+    verbose: bool = may_change(False)
+    """Whether to show plans, meshes, kernels and memory too; the run's notes.log has them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """What the settings name, read and checked; everything but the weights."""
 
-    files: ModelFiles
+    writer: ModelFiles | Endpoint
     survey: Survey
     prompt: str
 
     def facts(self) -> dict[str, str]:
         """Return hashes and texts that a resumed run must find unchanged."""
+        served = isinstance(self.writer, Endpoint)
         return {
-            **self.files.facts(),
+            **({} if served else self.writer.facts()),
             "survey_sha256": self.survey.sha256,
             "prompt": self.prompt,
         }
@@ -107,14 +122,21 @@ def run(settings: Settings) -> None:
     """Write questions, filter them, and print what became of requests and questions."""
     recorded = check_run(settings.out, settings, settings.resume)
     inputs = read_inputs(settings, recorded.get("model_revision"))
-    files, seeds = inputs.files, inputs.survey
+    writer, seeds = inputs.writer, inputs.survey
     topics = len({item.topic for item in seeds.items})
-    print(f"model {files.name}: {files.config.num_hidden_layers} layers, {files.config.dtype}")
+    if isinstance(writer, Endpoint):
+        print(f"model {writer.model} at {writer.url}")
+        source = f"written by {writer.model}"
+    else:
+        config = writer.config
+        print(f"model {writer.name}: {config.num_hidden_layers} layers, {config.dtype}")
+        model = "the pocket Llama" if settings.model is None else Path(writer.name).name
+        source = f"written by {model}, weights {writer.sha256[:12]}"
     print(f"seeds: {seeds.name}, {len(seeds.items)} questions on {topics} topics")
     with Run.create(settings.out, settings, inputs.facts(), settings.resume) as claimed:
         for note in claimed.notes:
             print(note)
-        lm = load_model(files)
+        lm = writer if isinstance(writer, Endpoint) else load_model(writer)
         with progress_bars(quiet=settings.quiet) as on_progress:
             written = write_questions(
                 lm,
@@ -129,8 +151,6 @@ def run(settings: Settings) -> None:
             )
         filtered = filter_questions(written.questions, map(from_item, seeds.items))
         claimed.write("result.json", make_result(written, filtered))
-        model = "the pocket Llama" if settings.model is None else Path(files.name).name
-        source = f"written by {model}, weights {files.sha256[:12]}"
         survey = to_survey(filtered.questions, f"questions after {seeds.name}", source)
         claimed.write("questions.json", to_json(survey))
     show(written, filtered)
@@ -149,10 +169,19 @@ def read_inputs(settings: Settings, revision: str | None = None) -> Inputs:
     """
     check_batch_size(settings.batch_size)
     check_options(settings, {"survey": settings.survey is not None})
-    files = open_model(settings.model, settings.dtype, revision=revision)
+    endpoint = Endpoint.of(settings.generator, settings.generator_model, settings.constrain)
+    if endpoint is not None and settings.model is not None:
+        raise UserError(
+            f"`model` {settings.model}: nothing is loaded with `generator`; leave one of them out"
+        )
     survey = held_out_survey()
     if settings.survey is not None:
         survey = read_questionnaire(settings.survey, "survey", settings)
+    if endpoint is not None:
+        endpoint.check()
+        make_topics(survey)  # refuses questions without one
+        return Inputs(endpoint, survey, load_request(settings.prompt))
+    files = open_model(settings.model, settings.dtype, revision=revision)
     request = load_request(settings.prompt, model_folder=files.folder)
     inputs = Inputs(files, survey, request)
     check_requests_fit(files, survey, inputs.prompt, settings.writing, settings.sampling)

@@ -15,10 +15,14 @@ anything else with them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+
+_log = logging.getLogger("jaxalign")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +49,41 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+@contextlib.contextmanager
+def one_step(task: str, on_progress: OnProgress) -> Iterator[None]:
+    """Report the `with` block as a task of one step, of which nobody knows how far it has come."""
+    on_progress(Progress(task, 0, 1))
+    yield
+    on_progress(Progress(task, 1, 1))
+
+
 def ignore(progress: Progress) -> None:
     """Do nothing: the default callback of functions that report progress."""
+
+
+class Stages:
+    """The numbered stages of a run, each a note to the user when it begins.
+
+    >>> stages = Stages("model", "answers")
+    >>> stages.begin("answers", "1,390 questions")
+    '2/2 answers: 1,390 questions'
+    """
+
+    def __init__(self, *names: str) -> None:
+        """Number the stages in the order in which they follow each other."""
+        self._names = names
+
+    def begin(self, name: str, detail: str = "") -> str:
+        """Log that a stage begins, and return what was logged.
+
+        Args:
+            name: Name of the stage.
+            detail: What is to be done in it, such as "1,390 questions".
+        """
+        number = self._names.index(name) + 1
+        line = f"{number}/{len(self._names)} {name}{f': {detail}' if detail else ''}"
+        _log.info(line)
+        return line
 
 
 class Speed:

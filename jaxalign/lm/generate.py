@@ -212,7 +212,7 @@ def stream(
         extra_ExD=_check_extra(config, extra_embeddings),
     )
     yield from drain(queue, requests, is_complete)
-    _log.info("%s", queue.counts)
+    _log.debug("%s", queue.counts)
 
 
 def drain(
@@ -286,7 +286,7 @@ def open_queue(
         free -= sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
     slots = slots_of(config, mesh, replies, batch_size, positions, free)
     if batch_size is None or slots < slots_of(config, mesh, replies, batch_size, positions):
-        _log.info("%d replies at a time on each share of the mesh, chosen by memory", slots)
+        _log.debug("%d replies at a time on each share of the mesh, chosen by memory", slots)
     shape = SlotShape(
         config, sampling, mesh, slots, rounded_positions(positions), constraint is not None
     )

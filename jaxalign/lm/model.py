@@ -203,7 +203,7 @@ def load_model(
         mesh, choice = device_mesh(
             files.config, None, model_parallel=model_parallel, weights=weights
         )
-        _log.info(choice.describe())
+        _log.debug(choice.describe())
     shardings = param_shardings(files.config, mesh, weights)
     # Either way each device reads its own share, and converts it where it lies.
     if files.weights_file is None:

@@ -1,9 +1,9 @@
 """Adapters and soft prompts on disk, in the folder layout of PEFT (Hugging Face's adapter library).
 
-An adapter folder holds `adapter_config.json` and `adapter_model.safetensors`. Both kinds that this
-package trains are read and written: LoRA adapters, and soft prompts ("prompt tuning"). A soft
-prompt can also be kept in one safetensors file of our own, which has room for what it was tuned
-for.
+An adapter folder holds `adapter_config.json`, `adapter_model.safetensors` and a README with lines
+that use them. Both kinds that this package trains are read and written: LoRA adapters, and soft
+prompts ("prompt tuning"). A soft prompt can also be kept in one safetensors file of our own, which
+has room for what it was tuned for.
 
 Files are written atomically. The config is removed first and written last, so a folder that has a
 config is complete.
@@ -27,6 +27,7 @@ from jaxalign.core.files import check_path, write_atomically, write_text
 from jaxalign.core.json_text import parse_json
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import AdapterWeights, LoraConfig, adapter_weights, weight_pair
+from jaxalign.lm.peft_card import lora_card, prompt_card
 from jaxalign.lm.peft_config import Adapted, adapted_layers
 from jaxalign.lm.safetensors_io import check_not_pointer
 from jaxalign.lm.weights import Weight, block_weights
@@ -75,7 +76,7 @@ def save_lora(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    _write_folder(folder, fields, tensors)
+    _write_folder(folder, fields, tensors, lora_card(base_model, lora.rank))
 
 
 def load_lora(folder: Path, config: LlamaConfig) -> tuple[LoraConfig, AdapterWeights]:
@@ -260,7 +261,8 @@ def save_prompt_tuning(
         "prompt_tuning_init": "RANDOM",  # so that PEFT asks for no tokenizer; it loads the weights
         "inference_mode": True,
     }
-    _write_folder(folder, fields, {_PEFT_TENSOR: prompt})
+    card = prompt_card(base_model, prompt.shape[0])
+    _write_folder(folder, fields, {_PEFT_TENSOR: prompt}, card)
 
 
 def load_prompt_tuning(
@@ -320,10 +322,11 @@ def _checked_prompt(prompt: np.ndarray, path: Path, hidden_size: int | None) -> 
 
 
 def _write_folder(
-    folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+    folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], card: str
 ) -> None:
-    """Write weights and config; a folder with a config is complete at any time."""
+    """Write weights, README and config; a folder with a config is complete at any time."""
     (folder / CONFIG).unlink(missing_ok=True)
+    write_text(folder / "README.md", card)
     write_atomically(folder / WEIGHTS, save(dict(tensors), metadata={"format": "pt"}))
     write_text(folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
 

@@ -61,8 +61,8 @@ def find_model(
     downloaded unless `source` is a hub id.
 
     Args:
-        source: A folder in Hugging Face layout, a GGUF file, a hub id (`org/name` or
-            `org/name@revision`), or the name of a packaged model (`smollm2`); None is the pocket
+        source: A folder in Hugging Face layout (or a file in it), a GGUF file, a hub id (`org/name`
+            or `org/name@revision`), or the name of a packaged model (`smollm2`); None is the pocket
             model.
         revision: Commit of a hub id, in the place of the one that `source` names; a run that is
             resumed gives the one it began with. Other sources have no revisions.
@@ -76,6 +76,8 @@ def find_model(
         return ModelSource(POCKET_FOLDER)
     check_path(source, "model")
     given, path = str(source), Path(source)
+    if path.is_file() and not is_gguf(path) and (path.parent / "config.json").is_file():
+        path = path.parent  # its config.json or weights were named
     if path.is_file():
         return _gguf_source(path, str(path))
     if path.is_dir():

@@ -316,12 +316,12 @@ class Tokenizer:
         """
         # Behind a line break, the added space is not at the text but at the break.
         before, whole = self.encode("\n"), self.encode(f"\n{text}")
-        if not self._adds_space or whole[: len(before)] != before:
+        if not self.adds_space or whole[: len(before)] != before:
             return self.encode(text)
         return whole[len(before) :]
 
     @functools.cached_property
-    def _adds_space(self) -> bool:
+    def adds_space(self) -> bool:
         """Whether the tokenizer puts a space in front of a text."""
         return self.encode("x") != self.encode("\nx")[len(self.encode("\n")) :]
 

@@ -32,7 +32,7 @@ from jaxalign.answering.blocks import Conversations
 from jaxalign.answering.encode import LeadIn, SoftLeadIn, encode
 from jaxalign.answering.partial import digest
 from jaxalign.answering.reply_reader import ReplyReader, make_reader
-from jaxalign.answering.sampled import answer_sampled, model_sampler
+from jaxalign.answering.sampled import Sampler, answer_sampled, model_sampler
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.lora import Adapter
@@ -279,6 +279,7 @@ def answer(
     folder: Path | None = None,
     on_progress: OnProgress = ignore,
     task: str = "block",
+    sampler: Sampler | None = None,
 ) -> Answers:
     """Ask a model questions, and keep the answers as they come.
 
@@ -292,6 +293,7 @@ def answer(
             bits; None keeps none.
         on_progress: Called with the number of blocks or replies that are done.
         task: What the progress calls a block.
+        sampler: Writes sampled replies instead of the model; `key` must stand for it too.
 
     Raises:
         UserError: If the model answers NaN, or a file in `folder` cannot be continued.
@@ -334,7 +336,7 @@ def answer(
         is_complete = _settles(
             questions, make_reader(lm.tokenizer, asked.rows, conversations.tokens(0))
         )
-    sampler = model_sampler(
+    sampler = sampler or model_sampler(
         lm, reading.sampling, reading.seed, reading.batch_size, questions.extra_ExD, is_complete
     )
     positions_NxR = answer_sampled(

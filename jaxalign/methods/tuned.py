@@ -55,6 +55,8 @@ def read_tuned_run(folder: str | Path) -> TunedRun | None:
             `fine-tune`.
     """
     folder = Path(folder)
+    if folder.is_file() and (folder.parent / CONFIG).is_file():
+        folder = folder.parent  # a file of the run was named
     try:
         fields = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
         if fields["format"] != FORMAT:

@@ -75,13 +75,15 @@ class Listing:
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """A paragraph set apart: "label" if every reader must see it first, otherwise "note".
+    """A paragraph set apart.
+
+    "label" is for what every reader must see first, "warning" for what is wrong with it.
 
     `lead` is its first words, in bold.
     """
 
     text: str
-    kind: Literal["label", "note"] = "note"
+    kind: Literal["label", "note", "warning"] = "note"
     lead: str = ""
 
 

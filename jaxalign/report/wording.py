@@ -8,6 +8,8 @@ from jaxalign.report.document import MISSING, Cell, Estimate, is_number
 
 # What is said of a difference whose interval contains zero.
 NO_DIFFERENCE = "no clear difference"
+# What is said of a difference that is zero whatever is resampled: the answers are the same ones.
+IDENTICAL = "identical"
 # What every verdict reads where the answers under personas do not follow people's: a difference, or
 # its absence, then says nothing about people.
 NO_SIGNAL = "instrument without signal on this model"
@@ -61,6 +63,13 @@ def is_inside(difference: Estimate | None) -> bool | None:
     return difference.low <= 0 <= difference.high
 
 
+def is_identical(difference: Estimate | None) -> bool:
+    """Return whether a difference is 0 and its interval has no width: the answers are the same."""
+    if difference is None or not difference.has_interval:
+        return False
+    return difference.mean == difference.low == difference.high == 0
+
+
 def verdict(
     difference: Estimate | None, above: str = "higher", below: str = "lower", signal: bool = True
 ) -> str:
@@ -73,6 +82,8 @@ def verdict(
         signal: Whether the instrument measures anything on this model (the validity gate); if not,
             that is said in place of any verdict.
     """
+    if is_identical(difference):
+        return IDENTICAL
     if not signal and difference is not None and difference.known:
         return NO_SIGNAL
     inside = is_inside(difference)
@@ -92,10 +103,15 @@ def tally(
         return "not measured"
     if not signal:
         return NO_SIGNAL
-    inside = sum(bool(is_inside(d)) for d in measured)
+    same = sum(map(is_identical, measured))
+    inside = sum(bool(is_inside(d)) for d in measured) - same
     up = sum(d.mean > 0 for d in measured if not is_inside(d))
-    down = len(measured) - inside - up
-    return f"{above} in {up}, {below} in {down}, {NO_DIFFERENCE} in {inside} (of {len(measured)})"
+    down = len(measured) - inside - same - up
+    identical = f", {IDENTICAL} in {same}" if same else ""
+    return (
+        f"{above} in {up}, {below} in {down}, {NO_DIFFERENCE} in {inside}{identical} "
+        f"(of {len(measured)})"
+    )
 
 
 def countries(count: int) -> str:

@@ -12,9 +12,9 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TextIO, TypeVar
 
 import jax
 
@@ -24,12 +24,16 @@ from jaxalign.core.files import cache_folder
 from jaxalign.core.progress import OnProgress, Progress, Speed, ignore
 from jaxalign.core.streams import drawing_stream, replace_what_cannot_be_printed, visible
 from jaxalign.runs.interrupts import insistent_interrupts
+from jaxalign.runs.notes import RunNotes
 from jaxalign.runs.settings import with_flags
 from jaxalign.runtime import hosts
+from jaxalign.runtime.compilation_cache import check_entries
+from jaxalign.runtime.compiling import watch_compiler
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.live import Live
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress as Display
+    from rich.progress import Task
 
 Config = TypeVar("Config")
 
@@ -42,11 +46,11 @@ def main(
 ) -> None:
     """Read settings from the command line and call `run` with them.
 
-    Notes that the library logs are printed to standard output; characters that it cannot show are
-    replaced. The process exits with code 2 for bad input and for files that cannot be written,
-    which is explained in one line on standard error, and with 130 (Ctrl-C) or 143 (SIGTERM) if it
-    is interrupted (`jaxalign.runs.interrupts`). Any other exception is a bug and keeps its
-    traceback.
+    Notes that the library logs are printed to standard output (where a field or class attribute
+    `verbose` is true, plans and kernels too); characters that it cannot show are replaced. The
+    process exits with code 2 for bad input and for files that cannot be written, which is explained
+    in one line on standard error, and with 130 (Ctrl-C) or 143 (SIGTERM) if it is interrupted
+    (`jaxalign.runs.interrupts`). Any other exception is a bug and keeps its traceback.
 
     Args:
         run: What the program does.
@@ -64,10 +68,12 @@ def main(
     try:
         with (
             insistent_interrupts(hint) as set_handlers,
-            notes_to_stdout(config_class),
+            notes_to_stdout(config_class) as screen,
             _quiet_libraries(),
         ):
             config = _parse(config_class, args, program or _program())
+            if getattr(config, "verbose", False):
+                screen.setLevel(logging.DEBUG)
             hosts.join()
             set_handlers()  # again: joining other processes sets one that ignores SIGTERM
             enable_compilation_cache()
@@ -163,7 +169,7 @@ def _program() -> str | None:
 
 
 def enable_compilation_cache() -> Path | None:
-    """Keep compiled programs from one run to the next.
+    """Keep compiled programs from one run to the next, and check them when they are read.
 
     The directory is the one JAX has been given already, else $JAXALIGN_CACHE, else `xla` in the
     user's cache (`core.files.cache_folder`).
@@ -171,6 +177,7 @@ def enable_compilation_cache() -> Path | None:
     Returns:
         The directory; None if it cannot be written to, and nothing is kept.
     """
+    check_entries()
     if given := jax.config.jax_compilation_cache_dir:
         return Path(given)
     folder = Path(os.environ.get("JAXALIGN_CACHE") or cache_folder("xla"))
@@ -187,7 +194,7 @@ def enable_compilation_cache() -> Path | None:
 # Notes
 
 
-class _NotesHandler(logging.Handler):
+class _Screen(logging.Handler):
     """Prints the message alone, to whatever standard output is by then."""
 
     def __init__(self, config_class: type | None):
@@ -201,20 +208,26 @@ class _NotesHandler(logging.Handler):
 
 
 @contextlib.contextmanager
-def notes_to_stdout(config_class: type | None = None) -> Iterator[None]:
+def notes_to_stdout(config_class: type | None = None) -> Iterator[logging.Handler]:
     """Print what the library logs at level INFO or above to standard output, as plain lines.
 
-    Settings of `config_class` that a note names in backticks are spelled as flags.
+    Settings of `config_class` that a note names in backticks are spelled as flags. A run that
+    begins meanwhile keeps all notes in its directory.
+
+    Yields:
+        The handler that prints; at level DEBUG it prints everything.
     """
-    logger, handler = logging.getLogger("jaxalign"), _NotesHandler(config_class)
+    logger, screen, kept = logging.getLogger("jaxalign"), _Screen(config_class), RunNotes()
     level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.addHandler(screen)
+    logger.addHandler(kept)
+    logger.setLevel(logging.DEBUG)
     logger.propagate = False  # other packages may have given the root logger a handler
     try:
-        yield
+        yield screen
     finally:
-        logger.removeHandler(handler)
+        logger.removeHandler(screen)
+        logger.removeHandler(kept)
         logger.setLevel(level)
         logger.propagate = propagate
 
@@ -246,11 +259,12 @@ def progress_bars(
     if quiet:
         yield ignore
         return
-    bars = _Bars(every_seconds, file, clock)
-    try:
-        yield bars
-    finally:
-        bars.close()
+    with watch_compiler() as is_compiling:
+        bars = _Bars(every_seconds, file, clock, is_compiling)
+        try:
+            yield bars
+        finally:
+            bars.close()
 
 
 @dataclasses.dataclass
@@ -268,13 +282,17 @@ class _Task:
         """Whether `event` belongs to this task, rather than beginning another of its name."""
         return not self.finished and 0 < event.done >= self.progress.done
 
-    def counts(self) -> list[str]:
+    def counts(self, is_compiling: bool) -> list[str]:
         """Return the count, the speed and the time left as short texts."""
         event = self.progress
         count = f"{event.task} {event.done}/{event.total}"
         rate, left = self.speed.per_second(), self.speed.seconds_left(event.total)
+        if is_compiling and not self.finished:
+            return [count, "compiling"]
+        if self.finished and rate is None:
+            return [count]
         if rate is None or left is None:
-            return [count, "measuring" if self.speed.updates else "compiling"]
+            return [count, "measuring" if self.speed.updates else "starting"]
         speed = rate * event.units_per_step
         shown = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
         return [count, f"{shown} {event.unit}/s", f"{_clock_text(round(left))} left"]
@@ -284,70 +302,95 @@ class _Bars:
     """The callback that `progress_bars` yields."""
 
     def __init__(
-        self, every_seconds: float, file: TextIO | None, clock: Callable[[], float]
+        self,
+        every_seconds: float,
+        file: TextIO | None,
+        clock: Callable[[], float],
+        is_compiling: Callable[[], bool],
     ) -> None:
         from rich.console import Console
 
         self._every_seconds, self._clock = every_seconds, clock
+        self._is_compiling = is_compiling
         self._console = Console(file=file or drawing_stream(), highlight=False, markup=False)
         self._tasks: dict[str, _Task] = {}
         self._last_line = -float("inf")
-        self._live: Live | None = None
+        self._display: Display | None = None
 
     def __call__(self, event: Progress) -> None:
         """Show an event. The first of a task only opens its bar."""
         task = self._tasks.get(event.task)
         if task is None or not task.is_continued_by(event):
             self._tasks[event.task] = _Task(event, Speed(self._clock))
-            self._open()
+            self._open(event)
         else:
             task.progress = event
             task.speed.update(event.done)
-            if self._live is None:
+            if self._display is None:
                 self._print_line(task)
+        if self._display is not None:
+            for row in self._display.tasks:
+                if row.description == event.task:
+                    self._display.update(row.id, total=event.total, completed=event.done)
         if all(task.finished for task in self._tasks.values()):
             self.close()
 
     def close(self) -> None:
         """Leave the bars as they are and forget the tasks."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
         self._tasks = {}
 
-    def _open(self) -> None:
-        from rich.live import Live
-
-        if self._live is None and self._console.is_terminal:
-            self._live = Live(
-                get_renderable=self._draw, console=self._console, refresh_per_second=4
-            )
-            self._live.start(refresh=True)
+    def _open(self, event: Progress) -> None:
+        if not self._console.is_terminal:
+            return
+        if self._display is None:
+            self._display = _make_display(self._console, self._lines_of)
+            self._display.start()
+        if event.task not in [row.description for row in self._display.tasks]:
+            self._display.add_task(event.task)
 
     def _print_line(self, task: _Task) -> None:
         now = self._clock()
         if task.finished or now - self._last_line >= self._every_seconds:
             self._last_line = now
             fields = [f"{name} {text}" for name, text in task.progress.fields.items()]
-            self._console.print(visible("  ".join([*task.counts(), *fields])), soft_wrap=True)
+            line = "  ".join([*task.counts(self._is_compiling()), *fields])
+            self._console.print(visible(line), soft_wrap=True)
 
-    def _draw(self) -> Group:
-        from rich.columns import Columns
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
+    def _lines_of(self, name: str) -> tuple[str, list[tuple[str, str]]]:
+        """Return what stands beside a task's bar, and the pairs of texts below it."""
+        task = self._tasks.get(name)  # rich draws from a thread of its own
+        if task is None:
+            return "", []
+        pairs = task.progress.fields.items()
+        beside = visible("   ".join(task.counts(self._is_compiling())))
+        return beside, [(visible(label), visible(text)) for label, text in pairs]
 
-        shown: list[Any] = []
-        for task in list(self._tasks.values()):  # rich draws from a thread of its own
-            event = task.progress
-            row = Table.grid(padding=(0, 3, 0, 0))
-            bar = ProgressBar(total=event.total, completed=event.done, width=24)
-            row.add_row(bar, *(Text(visible(text)) for text in task.counts()))
-            pairs = [(visible(name), visible(text)) for name, text in event.fields.items()]
-            fields = [Text.assemble((name, "bold"), " ", text) for name, text in pairs]
-            shown += [row, Columns(fields, padding=(0, 3))]
-        return Group(*shown)
+
+def _make_display(
+    console: Console, lines_of: Callable[[str], tuple[str, list[tuple[str, str]]]]
+) -> Display:
+    """Return bars of rich, each with the texts that `lines_of` returns for the task's name."""
+    from rich.columns import Columns
+    from rich.progress import BarColumn, ProgressColumn
+    from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class Beside(ProgressColumn):
+        def render(self, task: Task) -> RenderableType:
+            return Text(lines_of(task.description)[0])
+
+    class WithFields(RichProgress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            for task in self.tasks:
+                yield self.make_tasks_table([task])
+                if pairs := lines_of(task.description)[1]:
+                    fields = [Text.assemble((name, "bold"), " ", text) for name, text in pairs]
+                    yield Columns(fields, padding=(0, 3))
+
+    return WithFields(BarColumn(bar_width=24), Beside(), console=console, refresh_per_second=4)
 
 
 def _clock_text(seconds: int) -> str:
@@ -357,7 +400,34 @@ def _clock_text(seconds: int) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-# Tables
+# Notes of a result, and tables
+
+
+class _Note(Protocol):
+    """What a report puts first: `jaxalign.report.document.Note`."""
+
+    lead: str
+    text: str
+    kind: str
+
+
+_STYLES = {"warning": "bold red", "label": "bold yellow"}
+
+
+def print_notes(notes: Iterable[_Note], file: TextIO | None = None) -> None:
+    """Print what must be read before any number; on a terminal, the first words in colour.
+
+    Args:
+        notes: The notes, in order.
+        file: Where to print; default: standard output.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=file or drawing_stream(), highlight=False)
+    for note in notes:
+        lead = (visible(note.lead), _STYLES.get(note.kind, "bold"))
+        console.print(Text.assemble(lead, " ", visible(note.text)), soft_wrap=True)
 
 
 _NAME_WIDTH = 24  # characters of a row's name that are shown whatever the width

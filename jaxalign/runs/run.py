@@ -2,6 +2,7 @@
 
     runs/NAME/config.json     every setting, the caller's facts (hashes), versions, devices
              /metrics.jsonl   one line per generation, step or other unit of progress
+             /notes.log       what the library said: plans, kernels and memory too
              /...             whatever else the experiment keeps there
 
 Where several processes run one program, process 0 alone touches the disk, and all others act on
@@ -29,6 +30,7 @@ from jaxalign.core.files import MetricsFile, check_path, plain, write_json
 from jaxalign.core.json_text import parse_json
 from jaxalign.core.seals import check_sealed, sealed
 from jaxalign.runs.environment import environment, versions
+from jaxalign.runs.notes import keep_notes_in
 from jaxalign.runs.settings import check_facts, check_settings, settings_of
 
 FORMAT = "jaxalign run 1"
@@ -100,6 +102,7 @@ class Run:
         except BaseException:
             _share_verdict("refused")
             raise
+        keep_notes_in(out)
         _share_verdict("resumed" if resumed else "new")
         return cls(out, resumed, True, notes, metrics, lock)
 

@@ -190,7 +190,7 @@ def peak_host_bytes() -> int:
 
 def log_peak(stage: str) -> None:
     """Log the most memory that this process has held so far, after a stage of a run."""
-    _log.info(f"{stage}: peak memory so far {peak_host_bytes() / 2**30:.1f} GiB")
+    _log.debug(f"{stage}: peak memory so far {peak_host_bytes() / 2**30:.1f} GiB")
 
 
 def busy_chunk(tokens_per_row: int, platform: str) -> int:

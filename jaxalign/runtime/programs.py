@@ -164,7 +164,7 @@ def check_programs(
         needs.append(need)
     on_progress(_progress(len(programs), len(programs), ""))
     if needs:
-        _log.info(summary_text(needs, available))
+        _log.debug(summary_text(needs, available))
     return tuple(needs)
 
 

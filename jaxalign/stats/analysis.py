@@ -8,6 +8,8 @@ of `jaxalign.stats.metrics`. "aware" replies were given as a person of a country
 "unaware" ones without a country named.
 
     format         "jaxalign analysis 1"
+    warnings       what to know before any number: kind and text
+                   (`jaxalign.stats.result_warnings`)
     instrument     the survey: name, version, source, wording, simulated, sha256, items,
                    ordinal_items, nominal_items; of a file of respondents also respondents
                    {COUNTRY: {number, effective}}
@@ -64,7 +66,8 @@ of `jaxalign.stats.metrics`. "aware" replies were given as a person of a country
     notes          [what a reader of the scores should know about the files of replies]; only
                    from `score_replies`
 
-"verdict" is "no clear difference" where zero lies in the interval, else "above" or "below".
+"verdict" is "no clear difference" where zero lies in the interval, "identical" where it is all
+that lies there, else "above" or "below".
 """
 
 from __future__ import annotations
@@ -79,8 +82,9 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import finite_or_none
-from jaxalign.report.wording import NO_DIFFERENCE
+from jaxalign.report.wording import IDENTICAL, NO_DIFFERENCE
 from jaxalign.stats import analysis_tables as sections
+from jaxalign.stats import result_warnings as warn
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis_case import (
     Case,
@@ -291,8 +295,11 @@ def analyse(
     }
     comparison = _compare(case, forms.values(), chosen, resamples, level, seed)
     scores = _scores(case)
+    constant = sections.constant(case)
+    unreadable = sections.unreadable(aware, unaware)
     return {
         "format": FORMAT,
+        "warnings": _warnings(survey, case, constant, unreadable["total"]),
         "instrument": sections.about(survey),
         "settings": {"level": level, "resamples": resamples, "seed": seed},
         "countries": list(tables.countries),
@@ -309,8 +316,8 @@ def analyse(
         "identification": sections.identification(case),
         "dispersion": sections.dispersion(case),
         "long_items": sections.long_items(case),
-        "constant": sections.constant(case),
-        "unreadable": sections.unreadable(aware, unaware),
+        "constant": constant,
+        "unreadable": unreadable,
         "topics": sections.topics(case),
         "items": sections.items(case),
         "alignment": sections.alignments(case),
@@ -318,6 +325,33 @@ def analyse(
         "validity": _validity(survey, aware, by_presentation, resamples, level, seed),
         "presentations": sections.presentations(forms, resamples, level, seed),
     }
+
+
+def _warnings(
+    survey: Survey, case: Case, constant: Mapping[str, Any], replies: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """Return what a reader must know before any score."""
+    frequent = {**constant["aware"], "without a persona": constant["unaware"]}
+    lost = sum(count for name, count in replies.items() if name != "replies")
+    personas = {
+        f"persona {p}": case.aware_RxCxQ[:, c]
+        for p, c in zip(case.personas, case.rows_P, strict=True)
+    }
+    return warn.warning_records(
+        [
+            warn.ResultWarning("simulated", warn.SIMULATED) if survey.simulated else None,
+            warn.one_option(
+                {
+                    name: {"": k | {"mark": k["code"], "share": k["share"] / 100}}
+                    for name, k in frequent.items()
+                    if k
+                }
+            ),
+            warn.identical({**personas, "no persona": case.unaware_RxQ}),
+            warn.few_items(len(survey.items)),
+            warn.unread("the files", replies["replies"] - lost, replies["replies"]),
+        ]
+    )
 
 
 def _scores(case: Case) -> dict[str, Any]:
@@ -517,4 +551,6 @@ def _aware_minus(interval: Interval) -> dict[str, Any]:
     record = _record(interval.negated())
     if record["low"] is not None:
         record["verdict"] = "above" if low > 0 else "below" if high < 0 else NO_DIFFERENCE
+        if low == high == 0:
+            record["verdict"] = IDENTICAL
     return record

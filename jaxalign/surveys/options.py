@@ -29,9 +29,27 @@ class SurveyOptions:
     """Name of the survey file's format, such as wvs or own-csv; default: it is recognised by its
     content."""
 
+    def __post_init__(self) -> None:
+        """Take a string for a path, and a path for a name, as Python programs give them."""
+        take_as_declared(self)
+
     def survey_options(self) -> dict[str, Any]:
         """Return these options by name, for the settings of another command."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(SurveyOptions)}
+
+
+def take_as_declared(settings: Any) -> None:
+    """Turn strings into paths, and paths into strings, where a field of settings wants the other.
+
+    Args:
+        settings: A frozen dataclass whose annotations are texts; its fields are replaced.
+    """
+    for field in dataclasses.fields(settings):
+        kind, value = str(field.type), getattr(settings, field.name)
+        if kind.startswith("Path") and isinstance(value, str):
+            object.__setattr__(settings, field.name, Path(value))
+        elif kind.startswith("str") and isinstance(value, Path):
+            object.__setattr__(settings, field.name, str(value))
 
 
 def check_options(options: SurveyOptions, given: Mapping[str, bool]) -> None:

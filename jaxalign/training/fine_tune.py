@@ -106,7 +106,7 @@ def fine_tune(
         checkpoints=folder,
         weights=weights,
     )
-    _log.info(trainer.describe())
+    _log.debug(trainer.describe())
     held_out_loss = None
     if held_out is not None:
         held_out_loss = HeldOutLoss(trainer, _examples(lm, held_out, "held_out"))

@@ -96,3 +96,21 @@ def test_a_format_that_a_new_file_adds(tmp_path, capsys):
         code, out, _ = check(capsys, tmp_path / "club.txt")
     assert code == 0
     assert "club (club): 1 items (0 ordinal, 1 nominal)" in out
+
+
+def test_a_template_is_a_survey_in_order_and_replaces_nothing(tmp_path, capsys):
+    path = tmp_path / "mine.csv"
+    code, out, err = check(capsys, "--template", path)
+    answers = tmp_path / "mine-answers.csv"
+    assert (code, err) == (0, "")
+    assert f"jaxalign check {path} --distributions {answers}" in out
+    code, out, err = check(capsys, path, "--distributions", answers)
+    assert (code, err) == (0, "")
+    for part in ("2 items (2 ordinal, 0 nominal)", "2 countries (CHN, USA)"):
+        assert part in out
+    code, _, err = check(capsys, "--template", path)
+    assert code == 2
+    assert err == f"error: --template {path}: is there already; give another name\n"
+    code, _, err = check(capsys)
+    assert code == 2
+    assert "name a survey file, or give --template" in err

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign.commands.evals.guard import HarnessTest
 from jaxalign.core.errors import UserError
 from jaxalign.lm.lora import Adapter, LoraConfig, abstract_adapter
-from jaxalign.lm.model import open_model
+from jaxalign.lm.model import LM, load_model, open_model
 from jaxalign.lm.source import POCKET_FOLDER
 from jaxalign.methods.conditions import WithAdapter
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
@@ -134,6 +135,13 @@ def test_the_harness_finds_what_it_finds_in_transformers(
         device="cpu",
     )
     assert_alike(samples({"samples": found}), samples(expected))
+    if "prompt" not in ours:  # the guard of CultureSPA asks models and adapters
+        measured = HarnessTest(["local_choice"], folder / "tasks").measure(adapted(folder, ours))
+        assert measured.accuracy == {
+            "local_choice": expected["results"]["local_choice"]["acc,none"]
+        }
+        assert measured.questions == len(ROWS)
+        assert measured.chance == pytest.approx(np.mean([1 / len(row[1]) for row in ROWS]))
     [path] = tmp_path.rglob("results_*.json")
     results = json.loads(path.read_text())
     assert results["config"]["model_sha256"] == open_model().sha256
@@ -141,6 +149,31 @@ def test_the_harness_finds_what_it_finds_in_transformers(
         for metric, value in expected["results"][task].items():
             if isinstance(value, float):
                 assert results["results"][task][metric] == pytest.approx(value, rel=1e-4)
+
+
+def adapted(folder: Path, ours: dict) -> LM:
+    """The pocket model, with the adapter beside its weights if there is one."""
+    lm = load_model(open_model())
+    return Adapter.load(folder / ours["adapter"], lm).attach(lm) if "adapter" in ours else lm
+
+
+@pytest.mark.long
+@pytest.mark.reference
+def test_tasks_that_the_guard_cannot_use_are_refused_before_a_run(folder: Path) -> None:
+    pytest.importorskip("lm_eval")
+    for tasks, tasks_folder, message in (
+        (["no_such_task"], None, "`guard_tasks` no_such_task: unknown"),
+        (["local_text"], folder / "tasks", "`guard_tasks` local_text: has no accuracy"),
+        (["local_choice"], folder / "none", "`guard_task_folder` .*none: no such folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            HarnessTest(tasks, tasks_folder)
+
+
+def test_the_guard_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxalign.commands.evals.guard.TemplateLM", object)
+    with pytest.raises(UserError, match="lm-evaluation-harness is not installed"):
+        HarnessTest(["hellaswag"])
 
 
 def test_a_prompt_inside_a_conversation_is_refused(folder: Path) -> None:

@@ -15,6 +15,7 @@ from jaxalign.commands.reports import soft_prompt_report
 from jaxalign.commands.reports.soft_prompt_statements import statements, verdict_notes
 from jaxalign.commands.soft_prompt import print_result
 from jaxalign.report.wording import NO_DIFFERENCE, NO_SIGNAL
+from jaxalign.stats.result_warnings import SIMULATED_HELD_OUT, ResultWarning, no_option
 from tests.support.pages import HOSTILE, check_page, check_report
 from tests.support.report_samples import soft_prompt_sample
 from tests.support.soft_prompt_result import example_result
@@ -37,7 +38,8 @@ def test_page_and_markdown(soft_prompt_run: Path) -> None:
 def test_soft_prompt_labels_and_statements(soft_prompt_run: Path) -> None:
     text = (soft_prompt_run / "report.html").read_text("utf-8")
     label = text.index("pocket Llama")
-    assert text.index('class="label"') < label < text.index("<h2>")
+    assert text.index('class="warning"') < label < text.index('class="label"')
+    assert text.index('class="label"') < text.index("<h2>")
     for words in ("C = 50", "edition hofstede", "Permutation test", "weak evidence", NO_DIFFERENCE):
         assert words in text
 
@@ -45,10 +47,16 @@ def test_soft_prompt_labels_and_statements(soft_prompt_run: Path) -> None:
 def test_a_real_model_is_not_labelled_pocket(tmp_path: Path) -> None:
     result, _ = soft_prompt_sample(("USA",))
     result["settings"]["model"] = "/models/Meta-Llama-3-8B-Instruct"
-    page, _ = _texts(result, tmp_path)
-    assert "pocket" not in page.split("<h2>")[0]
-    assert "simulated" in page.split("<h2>")[0]  # the survey still is
-    result["held_out"]["simulated"] = False
+    result["warnings"] = [
+        ResultWarning("simulated", SIMULATED_HELD_OUT).record(),
+        no_option({"plain question": 0.27, "persona line": 0.9}).record(),
+    ]
+    page, text = (t.split("<h2>")[0].split("## ")[0] for t in _texts(result, tmp_path))
+    assert "pocket" not in page
+    assert page.index("Simulated.") < page.index("Warning: replies that name no option.")
+    for head in (page, text):
+        assert "In 73 % (plain question) of the probability the model does not answer" in head
+    result["warnings"] = []
     assert "Simulated" not in _texts(result, tmp_path)[0].split("<h2>")[0]
 
 
@@ -57,8 +65,8 @@ def test_everything_is_in_the_reading_that_was_tuned(tmp_path: Path) -> None:
     result, _ = soft_prompt_sample(("USA",))
     result["settings"]["reading"] = "most_likely"
     entry = result["countries"]["USA"]
-    losses = {"naive": (10.0, 93.0), "icl": (10.0, 92.0), "tuned": (20.0, 41.0)}
-    losses["gradient"] = (1.0, 57.0)
+    losses = {"naive": (10.0, 93.0), "persona": (10.0, 91.0), "icl": (10.0, 92.0)}
+    losses |= {"start": (10.0, 40.0), "tuned": (20.0, 41.0), "gradient": (1.0, 57.0)}
     for name, (expected, likely) in losses.items():
         for record in (entry[name], *entry[name]["presentations"].values()):
             record["expected"]["loss"] = expected
@@ -66,13 +74,16 @@ def test_everything_is_in_the_reading_that_was_tuned(tmp_path: Path) -> None:
     _, text = _texts(result, tmp_path)
     assert (
         "Loss on presentation A, tuned on (most likely reading): the tuned prompt is below the "
-        "plain question in 1 of 1 countries"
+        "strongest baseline (persona line) in 1 of 1 countries, below the prompt before tuning in "
+        "0 of 1"
     ) in text
     assert (
         "tuned by gradients in the expected reading (the most likely one has none) have a lower "
         "loss on presentation A in the most likely reading in 0 of 1"
     ) in text
-    assert "| USA | 93.0 | 93.0 | 41.0 | 41.0 |" in text
+    assert "loss is below the strongest baseline's by +50.0 on A (tuned on)" in text
+    assert "It is below that of the prompt before tuning by −1.0 on A (tuned on)" in text
+    assert "| USA | 91.0 | 91.0 | 40.0 | 40.0 | 41.0 | 41.0 |" in text
     assert "same prompt by gradients (expected reading)" in text
     assert "Scores per country, most likely reading" in text
     assert "| USA, plain question | 10.0 | 93.0 |" in text  # both readings side by side
@@ -99,7 +110,9 @@ def test_a_gain_that_vanishes_is_called_that_before_any_section(tmp_path: Path) 
     result, _ = soft_prompt_sample(("USA", "CHN"))
     head = _texts(result, tmp_path)[0].split("<h2>")[0]
     assert "The gain vanishes on presentations that were not tuned on." in head
-    assert "mean over 2 countries: +110.0 on A (tuned on); +96.0 on B, −20.0 on C and" in head
+    assert "mean over 2 countries, is below the strongest baseline" in head
+    first, last = head.index("by +70.0 on A"), head.index("by +110.0 on A (tuned on); +96.0 on B,")
+    assert first < last  # the plain question is named last
     assert "learned numbers" not in head  # the gain on B is kept, that on C is not
     result["measure"]["gain"]["tuned"]["CHN"]["verdict"] = "kept"
     head = _texts(result, tmp_path)[0].split("<h2>")[0]
@@ -225,9 +238,9 @@ def test_constants_are_of_the_dimensions_used(tmp_path: Path) -> None:
 
 def test_chance_counts_the_intervals_that_are_shown(tmp_path: Path) -> None:
     result, _ = soft_prompt_sample(("USA", "CHN"))
-    assert "about 0.3 of 6 intervals" in _texts(result, tmp_path)[1]
+    assert "about 0.4 of 8 intervals" in _texts(result, tmp_path)[1]
     result["countries"]["USA"]["held_out"]["after_minus_permuted"] = None
-    assert "of 5 intervals" in _texts(result, tmp_path)[1]
+    assert "of 7 intervals" in _texts(result, tmp_path)[1]
 
 
 def test_the_summary_names_the_algorithm_and_counts_countries(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_page_and_markdown(survey_run: Path) -> None:
 
 def test_survey_labels_and_statements(survey_run: Path) -> None:
     text = (survey_run / "report.html").read_text("utf-8")
-    assert text.index('class="label"') < text.index("Nobody was asked") < text.index("<h2>")
+    assert text.index('class="warning"') < text.index("Nobody was asked") < text.index("<h2>")
     for words in (
         "A persona is nearest to its own country in",
         "Two personas score",

@@ -35,7 +35,7 @@ def test_auto_is_float32_for_the_pocket_model_and_bfloat16_for_others(copy):
 
 
 def test_a_model_is_its_files_and_its_weights_on_a_mesh(copy, caplog, devices):
-    caplog.set_level(logging.INFO, logger="jaxalign")
+    caplog.set_level(logging.DEBUG, logger="jaxalign")
     lm = load_model(copy, dtype="float32", model_parallel=2)
     assert "model=2 as asked" in caplog.text
     assert dict(lm.mesh.shape) == {"population": 1, "data": 4, "model": 2}

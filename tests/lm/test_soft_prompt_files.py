@@ -116,7 +116,8 @@ def test_peft_layout(tmp_path):
     """The file names, tensor name and fields that PEFT 0.21 itself writes and needs."""
     folder = tmp_path / "USA"
     save_prompt_tuning(folder, PROMPT, "some/model", D)
-    assert sorted(os.listdir(folder)) == ["adapter_config.json", "adapter_model.safetensors"]
+    names = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(os.listdir(folder)) == names
     assert json.loads((folder / "adapter_config.json").read_text()) == {
         "base_model_name_or_path": "some/model",
         "inference_mode": True,

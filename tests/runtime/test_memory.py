@@ -158,6 +158,6 @@ def test_a_system_that_says_nothing_has_no_limit(tmp_path):
 
 def test_peak_memory_of_this_process_is_plausible_and_logged(caplog):
     assert 2**26 < memory.peak_host_bytes() < 2**40
-    with caplog.at_level("INFO", "jaxalign"):
+    with caplog.at_level("DEBUG", "jaxalign"):
         memory.log_peak("search")
     assert caplog.messages[0].startswith("search: peak memory so far ")

@@ -61,7 +61,7 @@ def test_the_program_that_does_not_fit_is_named_in_one_line():
 
 def test_progress_names_the_program_that_is_being_compiled(caplog):
     seen = []
-    with caplog.at_level("INFO", "jaxalign"):
+    with caplog.at_level("DEBUG", "jaxalign"):
         check_programs([square("a"), square("b")], device(2**30), seen.append)
     assert [(p.done, p.total, dict(p.fields)) for p in seen] == [
         (0, 2, {"compiling": "a"}),

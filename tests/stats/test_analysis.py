@@ -23,6 +23,7 @@ from tests.support.scored_folder import write_scored_folder
 DATA = os.environ.get("JAXALIGN_CULTURESPA_DATA")
 KEYS = [
     "format",
+    "warnings",
     "instrument",
     "settings",
     "countries",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.stats.analysis import analyse
+from jaxalign.stats.result_warnings import POCKET, ResultWarning
 from jaxalign.surveys.responses import OUT_OF_RANGE, UNREADABLE, Responses
 from jaxalign.surveys.survey import Item, Survey
 from tests.support.soft_prompt_result import example_result
@@ -29,6 +30,7 @@ def soft_prompt_sample(
         name: measure["validity_tuned" if signal else "validity"][name]
         for name in ("passes", "sentence", "correlation", "over_uniform")
     }
+    result["warnings"][0] = ResultWarning("simulated", POCKET).record()
     result["held_out"]["survey"] = "a survey"
     result["settings"] |= {
         "model": None,

@@ -8,6 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.stats.result_warnings import (
+    SIMULATED_HELD_OUT,
+    ResultWarning,
+    few_countries,
+    warning_records,
+)
+
 LEVELS = {  # losses under each presentation, tuned ones first
     "naive": (150.0, 140.0, 160.0, 120.0),
     "persona": (120.0, 118.0, 140.0, 131.0),
@@ -70,7 +77,7 @@ def example_result(
 
     def held_out() -> dict[str, Any]:
         names = ("gradient", "before", "start", "after", "persona", "icl", "permuted")
-        differences = ("after_minus_before", "after_minus_start", "after_minus_permuted")
+        differences = [f"after_minus_{n}" for n in ("before", "start", "permuted", "strongest")]
         return {n: interval(value(0.6, 0.9), 0.03) for n in names} | {
             n: interval(value(-0.05, 0.05), 0.03) for n in differences
         }
@@ -185,6 +192,9 @@ def example_result(
         "random_respondent": 0.66,
     }
     return {
+        "warnings": warning_records(
+            [ResultWarning("simulated", SIMULATED_HELD_OUT), few_countries(len(countries))]
+        ),
         "presentations": {"tuned": list(tuned), "untuned": list(untuned)},
         "seeds": list(seeds),
         "countries": entries,
@@ -236,6 +246,18 @@ def example_result(
             "agreement": dict.fromkeys(LEVELS, agreement) if sampled else None,
             "gap": dict.fromkeys(countries, gap),
         },
+        "answer_examples": [
+            {
+                "survey": "held-out survey",
+                "country": countries[0],
+                "item": "q1",
+                "question": "How important is a friend?",
+                "answers": {
+                    "plain question": {"code": 1, "label": "very", "probability": 0.64},
+                    "tuned soft prompt": {"code": 4, "label": "not at all", "probability": 0.9},
+                },
+            }
+        ],
         "constants": [50.0] * 6,
         "dimensions": list(DIMENSIONS),
         "mas_weight": 35,

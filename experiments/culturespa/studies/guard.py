@@ -2,9 +2,11 @@
 
     python -m experiments.culturespa.studies.guard runs/culturespa   # the run's own questions
     python -m experiments.culturespa.studies.guard runs/culturespa --guard mmlu.csv   # any others
+    python -m experiments.culturespa.studies.guard runs/culturespa --guard-tasks hellaswag
 
 Every adapter of a finished run, and the unchanged model, answer an MMLU-style file (CSV or JSON
-lines) by exact likelihood of the options' numbers, without a system message. Shows changes in
+lines) by exact likelihood of the options' numbers, without a system message; or the tasks of
+lm-evaluation-harness, as that asks them. Shows changes in
 points with Student's interval over seeds. Writes guard.json, which also has accuracies by topic,
 and guard.png into the run.
 """
@@ -19,6 +21,7 @@ import numpy as np
 import tyro
 
 from experiments.culturespa.studies.finished import Finished, read_finished, reopen
+from jaxalign.commands.evals.guard import HarnessTest
 from jaxalign.commands.reports.culturespa_plots import save
 from jaxalign.commands.reports.culturespa_tables import show_guard
 from jaxalign.core.errors import UserError
@@ -26,6 +29,7 @@ from jaxalign.core.files import write_json
 from jaxalign.core.progress import Progress
 from jaxalign.lm.lora import Adapter
 from jaxalign.methods.base import METHODS
+from jaxalign.methods.culturespa.ability import measured_abilities
 from jaxalign.methods.culturespa.answer import BASE, right_answers
 from jaxalign.methods.culturespa.fine_tune import (
     ModelName,
@@ -34,8 +38,14 @@ from jaxalign.methods.culturespa.fine_tune import (
     label,
 )
 from jaxalign.methods.culturespa.inputs import Experiment, Inputs, read_guard
-from jaxalign.methods.culturespa.measure import TUNED, model_names
-from jaxalign.methods.culturespa.result import GUARD_POINTS, guard_record
+from jaxalign.methods.culturespa.measure import (
+    TUNED,
+    Measured,
+    abilities_record,
+    model_names,
+    right_by_method,
+)
+from jaxalign.methods.culturespa.result import GUARD_POINTS, guard_entry, guard_record
 from jaxalign.report.drawing import new_figure
 from jaxalign.report.palette import BLUE, LINE, MUTED, VERMILION
 from jaxalign.runs.console import main, progress_bars
@@ -49,6 +59,10 @@ class GuardSettings:
     """Directory of the run."""
     guard: Path | None = None
     """MMLU-style questions; default: those of the run."""
+    guard_tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness in their place; needs the extra `eval`."""
+    guard_task_folder: Path | None = None
+    """Folder with task files of your own, in the form of lm-evaluation-harness."""
     quiet: bool = False
     """Show no progress bar."""
 
@@ -59,12 +73,26 @@ def run(settings: GuardSettings) -> None:
     names = adapter_names(finished.out)
     if not names:
         raise UserError(f"{settings.run}: holds no adapters")
+    harness = None
+    if settings.guard_tasks:
+        if settings.guard is not None:
+            raise UserError(f"`guard` {settings.guard}: goes without `guard_tasks`")
+        harness = HarnessTest(settings.guard_tasks, settings.guard_task_folder)
     with progress_bars(quiet=settings.quiet) as on_progress:
         experiment = reopen(finished, on_progress)
+        if harness is not None:
+            experiment = dataclasses.replace(experiment, ability_test=harness)
+            record = measured_by_tasks(experiment, names, finished)
+            write_json(finished.out / "guard.json", record)
+            draw(finished.out / "guard.png", record)
+            show_guard(record)
+            return
         if settings.guard is not None:
             name, test = read_guard(settings.guard)
             inputs = dataclasses.replace(experiment.inputs, guard=test, guard_name=name)
             experiment = dataclasses.replace(experiment, inputs=inputs)
+        elif not experiment.inputs.guard:
+            raise UserError(f"{settings.run}: its guard was tasks; give `guard_tasks` or `guard`")
         before_Q, after_Q = ask_each(experiment, names)
     guard = experiment.inputs.guard
     record = make_record(before_Q, after_Q, experiment.inputs, finished)
@@ -87,6 +115,27 @@ def ask_each(
         after_Q[name] = right_answers(experiment, adapter.attach(lm), label(name))
         on_progress(Progress("guard: model", done, len(names), "models"))
     return before_Q, after_Q
+
+
+def measured_by_tasks(
+    experiment: Experiment, names: list[ModelName], finished: Finished
+) -> dict[str, Any]:
+    """Measure the unchanged model and every adapted one by tasks; return the guard's record."""
+    lm, on_progress = experiment.lm, experiment.on_progress
+    found = {None: measured_abilities(experiment, lm, BASE)}
+    on_progress(Progress("guard: model", 0, len(names), "models"))
+    for done, name in enumerate(names, 1):
+        adapter = Adapter.load(adapter_folder(experiment.out, name), lm)
+        found[name] = measured_abilities(experiment, adapter.attach(lm), label(name))
+        on_progress(Progress("guard: model", done, len(names), "models"))
+    measured = Measured(
+        answers={},
+        right=right_by_method(experiment, {name: a.mean for name, a in found.items()}),
+        counts={},
+        untrained={method: {"all": True} for method in finished.untrained},
+        abilities=abilities_record(experiment, found),
+    )
+    return guard_entry(measured, experiment.inputs)
 
 
 def make_record(

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxalign.commands.evals.subject import open_subject
+from jaxalign.commands.evals.subject import Subject, open_subject
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
 from jaxalign.lm.sampling import Sampling
@@ -64,8 +64,19 @@ class JaxalignLM(TemplateLM):
             device: Not used: JAX's devices are.
         """
         super().__init__()
-        self.subject = open_subject(model, adapter, prompt, dtype, weights, only_front=True)
-        self._tokens = self.subject.lm.tokenizer
+        subject = open_subject(model, adapter, prompt, dtype, weights, only_front=True)
+        self._open(subject, max_length, seed)
+
+    @classmethod
+    def of(cls, subject: Subject, max_length: int | None = None, seed: int = 0) -> JaxalignLM:
+        """Return what is loaded already as the harness asks it; arguments as above."""
+        model = cls.__new__(cls)
+        super().__init__(model)
+        model._open(subject, max_length, seed)
+        return model
+
+    def _open(self, subject: Subject, max_length: int | None, seed: int) -> None:
+        self.subject, self._tokens = subject, subject.lm.tokenizer
         most, self._seed = self.subject.most_tokens, int(seed)
         self.max_length = min(most, int(max_length or most))
         # What the tokenizer writes before a text of its own accord.

@@ -14,6 +14,7 @@ v5e:16x16 take one to three minutes on two cores. Plans that were made are in `t
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from jaxalign.commands.plan.estimate import Estimate, report_rows, table_row
 from jaxalign.commands.plan.experiments import COLUMNS, ExperimentPlan, plan_experiment
@@ -26,6 +27,8 @@ from jaxalign.runs.console import print_table, progress_bars
 class Config(PlanSettings):
     """Compile this package's programs for chips that this machine does not have, and print what
     they need."""
+
+    verbose: ClassVar[bool] = True  # plans and kernels are what is asked for
 
     generations: int = 1000
     """Number of generations, batches or steps to give chip-hours for."""

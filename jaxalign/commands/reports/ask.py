@@ -17,8 +17,10 @@ from jaxalign.commands.reports.ask_measure import (
     measure_statements,
 )
 from jaxalign.commands.reports.constant import constant_statement, constant_table
-from jaxalign.commands.reports.survey import SIMULATED, survey_report
+from jaxalign.commands.reports.survey import survey_report
 from jaxalign.commands.reports.validity import gate_note, judged
+from jaxalign.commands.reports.warnings import warning_notes
+from jaxalign.commands.reports.what_it_says import chat_with_model, what_it_says
 from jaxalign.report import figures
 from jaxalign.report.common import FIGURES, make_figure, provenance
 from jaxalign.report.document import (
@@ -88,16 +90,15 @@ def verdict_notes(record: Record) -> tuple[Note, ...]:
 
     A survey that does not say how people answered has no validity gate.
     """
-    notes = (gate_note(gate_of(record)),) if record["lines"] else ()
-    if record["survey"]["simulated"]:
-        notes += (Note(SIMULATED, "label", "Simulated."),)
-    return notes
+    gate = (gate_note(gate_of(record)),) if record["lines"] else ()
+    return (*warning_notes(record), *gate)
 
 
 def _sections(record: Record, analyses: Mapping[str, Record], out: Path) -> list[Section]:
     pairs = record["differences"]
     return [
         section("In short", Listing(statements(record, analyses))),
+        what_it_says(record, chat_with_model(record["settings"], record["countries"])),
         section(
             "Scores",
             _scores_figure(record, out),
@@ -141,17 +142,6 @@ def statements(record: Record, analyses: Mapping[str, Record]) -> tuple[str, ...
         said.append(
             f"{joined(leaking)}: these prompts hold answers of the very survey that is asked, as "
             "published; with --examples leak_free they hold those of another one."
-        )
-    low = [
-        f"{row['title']} ({number(100 * row['valid_mass'], 0)} %)"
-        for row in record["rows"].values()
-        if row["valid_mass"] is not None and row["valid_mass"] < 0.5
-    ]
-    if low:
-        marks = "numbers" if record["measure"]["answer"] == "number" else "texts"
-        said.append(
-            f"Replies seldom begin with one of the options' {marks}, so that what is scored is a "
-            f"small part of what the model would say: {joined(low)}."
         )
     return tuple(s for s in said if s)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.report.document import Cell, Estimate, Table
-from jaxalign.report.wording import NO_DIFFERENCE, NO_SIGNAL, number, with_bounds
+from jaxalign.report.wording import IDENTICAL, NO_DIFFERENCE, NO_SIGNAL, number, with_bounds
 from jaxalign.stats.alignment import LINES
 from jaxalign.surveys.hofstede import DIMENSIONS
 
@@ -15,6 +15,7 @@ VERDICTS = {
     "above": "higher",
     "below": "lower",
     NO_DIFFERENCE: f"{NO_DIFFERENCE} (the interval contains zero)",
+    IDENTICAL: IDENTICAL,
     "no answers": "no answers",
     NO_SIGNAL: NO_SIGNAL,
 }

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxalign.commands.reports.warnings import warning_notes
+from jaxalign.commands.reports.what_it_says import chat_with_model, what_it_says
 from jaxalign.methods.base import METHODS, NAIVE, PERMUTED, TUNED
 from jaxalign.report import figures
 from jaxalign.report.common import FIGURES, make_figure, provenance
@@ -44,12 +46,7 @@ if TYPE_CHECKING:
 
 _AGAINST_PLAIN = "Minus plain question, points"
 _ALL = "all questions"
-_NEARLY_CONSTANT = 0.95  # share of a method's most frequent answer that the report warns of
 _MOST_ROWS = 24  # of a panel
-_POCKET = (
-    "The model is the pocket Llama, a small model trained on a made-up society, which "
-    "has read nothing about real cultures. No number here is a finding about Llama-3."
-)
 _LIMITS = (
     "Options are shown in one order, under numbers from 1. A model that prefers a number is scored "
     "for it; the share of its most frequent answer says how much. The published evaluation shows "
@@ -97,8 +94,8 @@ def cultural_bench_report(result: Mapping[str, Any], out: Path) -> tuple[Path, P
         summary=f"{'The pocket Llama' if result['pocket'] else result['model']} on {names}, under "
         "each way of asking.",
         labels=(
+            *warning_notes(result),
             *map(gate_note, result["sets"].values()),
-            *((Note(_POCKET, "label", "Simulated."),) if result["pocket"] else ()),
         ),
         sections=tuple(s for s in _sections(result, out) if s.blocks),
     )
@@ -138,10 +135,17 @@ def _sections(result: Mapping[str, Any], out: Path) -> list[Section]:
             Listing(tuple(notes), "Notes") if notes else None,
             Listing(_TERMS, "Terms"),
         ),
+        what_it_says(result, _chat(result)),
         *(_set_section(key, record, out) for key, record in sets.items()),
         section("What these scores do not prove", Listing(_LIMITS)),
         provenance(result),
     ]
+
+
+def _chat(result: Mapping[str, Any]) -> str:
+    """Return what `jaxalign chat` is given: the run whose prompts were asked, or the model."""
+    run = result["settings"].get("run")
+    return str(run) if run else chat_with_model(result["settings"], ())
 
 
 def is_hard(record: Mapping[str, Any]) -> bool:
@@ -236,13 +240,6 @@ def _statements(record: Mapping[str, Any]) -> list[str]:
         f"{name}: above what needs no model ({number(100 * best_line)} %), with its whole "
         f"interval: {above}."
     ]
-    constant = [k for k, m in methods.items() if m["answers"]["share"] >= _NEARLY_CONSTANT]
-    if constant:
-        statements.append(
-            f"{name}, nearly the same answer to everything: "
-            f"{joined(METHODS[key].title for key in constant)}. Such an accuracy says how often "
-            "that answer is right, not what the model knows."
-        )
     for key, method in methods.items():
         if (difference := percent(method["minus"].get(NAIVE.key))) is not None:
             statements.append(

@@ -38,6 +38,8 @@ from jaxalign.commands.reports.culturespa_tables import (
     untrained_sentences,
 )
 from jaxalign.commands.reports.validity import gate_note, judged
+from jaxalign.commands.reports.warnings import warning_notes
+from jaxalign.commands.reports.what_it_says import CHAT_WITH_RUN, what_it_says
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.culturespa.prompting import OTHER_STYLES
 from jaxalign.methods.culturespa.result import SELECTION_MODELS
@@ -49,7 +51,6 @@ from jaxalign.report.document import (
     Figure,
     Key,
     Listing,
-    Note,
     Section,
     Table,
     Text,
@@ -58,7 +59,7 @@ from jaxalign.report.document import (
 from jaxalign.report.drawing import Panel, drawings
 from jaxalign.report.palette import BLUE, INK, PURPLE, VERMILION
 from jaxalign.report.render import write_report
-from jaxalign.report.wording import NO_SIGNAL, groups_note, joined, number
+from jaxalign.report.wording import IDENTICAL, NO_SIGNAL, groups_note, joined, number
 from jaxalign.stats.alignment import LINES
 
 _ROW_KEYS = (
@@ -66,10 +67,6 @@ _ROW_KEYS = (
     Key("95 %, questions", BLUE, "-"),
     Key("95 %, seeds", VERMILION, "-"),
     Key("each seed", PURPLE, marker="|"),
-)
-_SIMULATED = (
-    "Nobody was asked. A program made up the countries' answers to this survey; no "
-    "number here is a finding about people."
 )
 _NAMES = (
     "P1 names the country, P2 also the most similar and the most different countries, P3 shows "
@@ -103,19 +100,19 @@ def write_culturespa_report(result: Mapping[str, Any], out: Path) -> tuple[Path,
     """
     result = judged(result, gate_of(result))
     survey, seeds = result["survey"], result["settings"]["seeds"]
-    simulated = (Note(_SIMULATED, "label", "Simulated."),) if survey["simulated"] else ()
     document = Document(
         title="CultureSPA: do a model's own answers bring it nearer to cultures?",
         summary=f"{len(result['settings']['countries'])} countries, {survey['items']} items of "
         f"{survey['name']}, {seeds} {'seed' if seeds == 1 else 'seeds'}."
         f"{groups_note(result['settings']['countries'])}",
-        labels=(gate_note(gate_of(result)), *simulated),
+        labels=(*warning_notes(result), gate_note(gate_of(result))),
         sections=(
             section(
                 "In short",
                 Text(_NAMES),
                 Listing(statements(result), "Findings, in points of the score"),
             ),
+            what_it_says(result, CHAT_WITH_RUN),
             _methods(result, out),
             *measure_sections(result),
             _countries(result, out),
@@ -166,6 +163,8 @@ def _difference_sentence(name: str, difference: Mapping[str, Any]) -> str:
             spans.append(f"{low} to {high} over {over}")
     points = number(difference["value"], 2, signed=True)
     ending = f"The first is {verdict}." if verdict != NO_SIGNAL else f"Verdict: {verdict}."
+    if verdict == IDENTICAL:
+        ending = "The answers are identical."
     return f"{methods}: {points} points (95 %: {', '.join(spans)}). {ending}"
 
 
@@ -397,7 +396,7 @@ def guessing_sentences(guard: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _guard(guard: Mapping[str, Any]) -> tuple[Text, Table]:
+def _guard(guard: Mapping[str, Any]) -> tuple[Text | Table, ...]:
     rows = tuple(
         (
             title(key),
@@ -408,11 +407,20 @@ def _guard(guard: Mapping[str, Any]) -> tuple[Text, Table]:
         for key, after in guard["after"].items()
     )
     columns = ("Method", "% right before", "% right after", "Change in points (over seeds)")
+    asked = "as lm-evaluation-harness asks them" if "tasks" in guard else "without a system message"
+    tasks = guard.get("tasks", {}).items()
+    by_task = Table(
+        "Accuracy by task, in percent",
+        ("Task", "before", *(title(key) for key in guard["after"])),
+        tuple((task, row["before"], *row["after"].values()) for task, row in tasks),
+        digits=2,
+    )
     return (
         Text(
             "Questions that have nothing to do with culture and one right answer each, asked "
-            "without a system message before and after fine-tuning."
+            f"{asked}, before and after fine-tuning."
         ),
+        *((by_task,) if len(tasks) > 1 else ()),
         Table(
             f"Accuracy on {guard['questions']} questions ({guard['test']})",
             columns,

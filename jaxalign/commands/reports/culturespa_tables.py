@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.commands.reports.culturespa_measure import gate_of, measure_sentences
-from jaxalign.commands.reports.validity import gate_line, judged
+from jaxalign.commands.reports.validity import gate_note, judged
+from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.culturespa.result import SELECTION_MODELS
-from jaxalign.runs.console import print_table
+from jaxalign.runs.console import print_notes, print_table
 
 # Columns of counted replies: the key in `result.json` and its heading.
 REPLY_COLUMNS = {
@@ -24,7 +25,7 @@ INTERVALS = ("95 % over questions", "95 % over seeds")
 def show_result(result: Mapping[str, Any]) -> None:
     """Print the verdict on the instrument, scores, selections, differences, lines and counts."""
     result = judged(result, gate_of(result))
-    print(gate_line(gate_of(result)))
+    print_notes((*warning_notes(result), gate_note(gate_of(result))))
     methods = result["methods"]
     countries = result["settings"]["countries"]
     kind = "simulated survey" if result["survey"]["simulated"] else result["survey"]["name"]

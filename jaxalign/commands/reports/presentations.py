@@ -7,6 +7,7 @@ them. The numbers come from `jaxalign.stats.presentations`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from jaxalign.report.document import Cell, Estimate, Note, Table, is_number
@@ -83,6 +84,7 @@ def gain_note(
     by_presentation: Mapping[str, float | None],
     signal: bool,
     digits: int = 1,
+    compared: Mapping[str, Mapping[str, float | None]] = MappingProxyType({}),
 ) -> Note | None:
     """Return the first line on whether gains are kept on presentations never tuned on.
 
@@ -93,6 +95,8 @@ def gain_note(
             question's, mean over countries.
         signal: Whether verdicts may be read; see `jaxalign.report.wording.verdict`.
         digits: Decimals of losses.
+        compared: By what else the tuned prompt is compared with, such as "the strongest
+            baseline's", the same differences. They come first: they are harder to beat.
     """
     gains = {country: gain for country, gain in gains.items() if gain}
     if not gains:
@@ -111,11 +115,13 @@ def gain_note(
     if not signal:
         # A gain that is kept, or missing, says nothing where the instrument measures nothing.
         lead += f" Verdict: {NO_SIGNAL}."
-    over = f", mean over {count} countries" if count > 1 else ""
-    text = (
-        f"By how much the tuned prompt's loss is below the plain question's{over}: "
-        f"{_gains_in_words(tuned, by_presentation, digits)}."
-    )
+    over = f", mean over {count} countries," if count > 1 else ""
+    by_other = {**compared, "the plain question's": by_presentation}
+    said = [
+        f"below {name} by {_gains_in_words(tuned, found_gains, digits)}"
+        for name, found_gains in by_other.items()
+    ]
+    text = f"The tuned prompt's loss{over} is {'. It is '.join(said)}."
     if count > 1 and len(found) > 1:
         each = "; ".join(f"{_GAIN_SHORT[name]} in {joined(c)}" for name, c in found.items())
         text += f" By country: {each}."
@@ -149,8 +155,8 @@ def _numbers_learned(tuned: Sequence[str], gains: Mapping[str, float | None]) ->
     if not (kept and lost):
         return ""
     return (
-        " It remains where every option keeps its number (C) and is lost where it has another one "
-        "(B, D): the prompt has learned numbers."
+        " The gain remains where every option keeps its number (C) and is lost where it has "
+        "another one (B, D): the prompt has learned numbers."
     )
 
 

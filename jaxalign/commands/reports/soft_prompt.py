@@ -36,12 +36,13 @@ from jaxalign.commands.reports.soft_prompt_statements import (
 )
 from jaxalign.commands.reports.tuned_prompts import prompts_table
 from jaxalign.commands.reports.validity import gate_blocks
+from jaxalign.commands.reports.warnings import warning_notes
+from jaxalign.commands.reports.what_it_says import CHAT_WITH_RUN, what_it_says
 from jaxalign.report.common import provenance
 from jaxalign.report.document import (
     Document,
     Estimate,
     Listing,
-    Note,
     Section,
     Table,
     Text,
@@ -50,14 +51,6 @@ from jaxalign.report.document import (
 from jaxalign.report.render import write_report
 from jaxalign.report.wording import chance_of_many, groups_note, joined
 
-_POCKET = (
-    "The model is the pocket Llama, a small model trained on a made-up society. No "
-    "number here is a finding about people or about Llama-3."
-)
-_SIMULATED = (
-    "The held-out survey is simulated: its countries answer as a made-up society does. The "
-    "held-out scores say nothing about people."
-)
 _DIMENSIONS = {
     "pdi": "power distance",
     "idv": "individualism",
@@ -97,7 +90,7 @@ def soft_prompt_report(result: Result, out: Path) -> tuple[Path, Path]:
     document = Document(
         title="Soft prompts tuned to country scores",
         summary=_summary(result),
-        labels=_labels(result),
+        labels=(*warning_notes(result), *verdict_notes(result)),
         sections=tuple(s for s in _sections(result, out) if s.blocks),
     )
     return write_report(document, out)
@@ -106,6 +99,7 @@ def soft_prompt_report(result: Result, out: Path) -> tuple[Path, Path]:
 def _sections(result: Result, out: Path) -> list[Section]:
     return [
         _in_short(result),
+        what_it_says(result, CHAT_WITH_RUN),
         _losses(result, out),
         section("What the gain owes to the presentation", *presentation_blocks(result)),
         section(
@@ -158,16 +152,6 @@ def _prompts(out: Path) -> tuple[Table | Text, ...]:
         ),
         table,
     )
-
-
-def _labels(result: Result) -> tuple[Note, ...]:
-    """Return what a reader must know before any number."""
-    notes = verdict_notes(result)
-    if is_pocket(result):
-        notes.append(Note(_POCKET, "label", "Simulated."))
-    elif result["held_out"].get("simulated"):
-        notes.append(Note(_SIMULATED, "label", "Simulated."))
-    return tuple(notes)
 
 
 def is_pocket(result: Result) -> bool:

@@ -32,6 +32,7 @@ from jaxalign.report.common import FIGURES, make_figure, matrix_table
 from jaxalign.report.document import Estimate, Figure, Table, is_number
 from jaxalign.report.figures import Series
 from jaxalign.report.wording import joined, verdict
+from jaxalign.stats.held_out import BASELINES
 
 _MOST_GENERATIONS_SHOWN = 12
 
@@ -41,21 +42,31 @@ def headline_table(result: Result) -> Table:
     rows, (reading, _) = [], readings(result)
     sides = {TUNED: tuned_on(result), UNTUNED: never_tuned_on(result)}
     shown = [
-        (method, words, role)
-        for method, words in (("naive", "plain question"), ("tuned", "tuned"))
+        (compared, words, role)
+        for compared, words in (
+            (BASELINES, "strongest baseline"),
+            (("start",), "prompt before tuning"),
+            (("tuned",), "tuned"),
+        )
         for role, names in sides.items()
         if names
     ]
     for country, entry in result["countries"].items():
-        losses = [mean_loss(entry, method, sides[role], reading) for method, _, role in shown]
-        change = Estimate.read(entry["held_out"].get("after_minus_before"))
+        losses = [
+            min(
+                filter(is_number, (mean_loss(entry, m, sides[role], reading) for m in compared)),
+                default=None,
+            )
+            for compared, _, role in shown
+        ]
+        change = Estimate.read(entry["held_out"].get("after_minus_strongest"))
         change_words = verdict(change, "nearer", "further away", signal=shows_signal(result))
         rows.append((country, *losses, change, change_words))
     columns = (
         "Country",
         *(f"Loss, {words} ({role})" for _, words, role in shown),
-        "Held-out change",
-        "Held-out change in words",
+        "Held-out, tuned minus strongest baseline",
+        "In words",
     )
     return Table(
         "Tuned survey (mean loss over presentations that were tuned on and over those that were "
@@ -63,7 +74,7 @@ def headline_table(result: Result) -> Table:
         columns,
         tuple(rows),
         digits=(0, *[loss_digits(result)] * len(shown), 3, 0),
-        signed=("Held-out change",),
+        signed=("Held-out, tuned minus strongest baseline",),
     )
 
 
@@ -168,6 +179,7 @@ def held_out_figure(result: Result, out: Path) -> Figure:
 def differences_table(result: Result) -> Table:
     """Return a table of differences paired item by item, and what can be said of each."""
     against = {
+        "strongest": "the strongest baseline",
         "before": "the plain question",
         "start": "the prompt before tuning",
         "permuted": "other countries' prompts",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxalign.commands.reports.presentations import (
@@ -27,33 +28,53 @@ from jaxalign.commands.reports.soft_prompt_record import (
     tuned_on,
 )
 from jaxalign.commands.reports.validity import agreement_words, dispersion_words, gate_note
+from jaxalign.methods.base import METHODS
 from jaxalign.methods.soft_prompt.result import reading_words, readings
 from jaxalign.report.document import Estimate, Note, is_number
 from jaxalign.report.wording import NO_SIGNAL, joined, number, tally
+from jaxalign.stats.held_out import BASELINES
 
 Loss = Callable[[str, Mapping[str, Any]], "float | None"]
-_FEW = 0.5  # probability of a valid reply below which scores rest on a small part of the replies
 
 
 def verdict_notes(result: Result) -> list[Note]:
     """Return the first lines: the validity gate, and whether the gain is kept elsewhere."""
     gains = result["measure"]["gain"]["tuned"]
     means, signal = _mean_gains(result), shows_signal(result)
-    gain = gain_note(gains, tuned_on(result), means, signal, loss_digits(result))
+    compared = {
+        "the strongest baseline's": _mean_gains(result, BASELINES),
+        "that of the prompt before tuning": _mean_gains(result, ("start",)),
+    }
+    gain = gain_note(gains, tuned_on(result), means, signal, loss_digits(result), compared)
     if gain:
         gain = dataclasses.replace(gain, text=gain.text + _averaged_gain(result))
     return [gate_note(gate_of(result)), *([gain] if gain else [])]
 
 
-def _mean_gains(result: Result) -> dict[str, float | None]:
-    """Return the plain question's loss less the tuned prompt's by presentation, over countries."""
+def _mean_gains(result: Result, others: Sequence[str] = ("naive",)) -> dict[str, float | None]:
+    """Return another loss less the tuned prompt's by presentation, mean over countries.
+
+    Args:
+        result: The run's result.
+        others: The methods that are compared with; of several, the one with the lowest loss.
+    """
     entries, (reading, _) = list(result["countries"].values()), readings(result)
     gains = {}
     for name in (*tuned_on(result), *never_tuned_on(result)):
-        pairs = [[loss_under(e, m, name, reading) for m in ("naive", "tuned")] for e in entries]
+        pairs = [
+            (
+                _lowest(loss_under(e, m, name, reading) for m in others),
+                loss_under(e, "tuned", name, reading),
+            )
+            for e in entries
+        ]
         known = all(is_number(loss) for pair in pairs for loss in pair)
         gains[name] = sum(a - b for a, b in pairs) / len(pairs) if known else None
     return gains
+
+
+def _lowest(losses: Iterable[float | None]) -> float | None:
+    return min(filter(is_number, losses), default=None)
 
 
 def _averaged_gain(result: Result) -> str:
@@ -77,10 +98,14 @@ def statements(result: Result) -> tuple[str, ...]:
         said.append(_control_statement(result))
     differences = {
         name: [Estimate.read(e["held_out"].get(f"after_minus_{name}")) for e in entries.values()]
-        for name in ("before", "permuted")
+        for name in ("strongest", "start", "permuted")
     }
-    found = tally(differences["before"], "nearer to the country", "further away", signal)
-    said.append(f"Held-out survey, tuned prompt against the plain question: {found}.")
+    for name, words in (
+        ("strongest", f"the strongest baseline ({_strongest_held_out(result)})"),
+        ("start", "the prompt before tuning"),
+    ):
+        found = tally(differences[name], "nearer to the country", "further away", signal)
+        said.append(f"Held-out survey, tuned prompt against {words}: {found}.")
     said.append(_held_out_statement(result))
     if len(entries) > 1:
         found = tally(differences["permuted"], "nearer", "further away", signal)
@@ -127,16 +152,42 @@ def _loss_statement(result: Result, role: str) -> str:
         wins = sum(is_number(a) and is_number(b) and a < b for a, b in pairs)
         return f"{wins} of {len(entries)}"
 
-    plain = below(lambda c, e: mean_loss(e, "naive", names, reading))
-    examples = below(lambda c, e: mean_loss(e, "icl", names, reading))
+    def losses(entry: Mapping[str, Any]) -> dict[str, float]:
+        found = {method: mean_loss(entry, method, names, reading) for method in BASELINES}
+        return {method: loss for method, loss in found.items() if is_number(loss)}
+
+    strongest = below(lambda c, e: _lowest(losses(e).values()))
+    which = [min(found, key=found.__getitem__) for e in entries.values() if (found := losses(e))]
+    start = below(lambda c, e: mean_loss(e, "start", names, reading))
     statement = (
         f"Loss on {named(names)}, {role} ({reading_words(reading)} reading): the tuned prompt is "
-        f"below the plain question in {plain} countries, below examples in context in {examples}"
+        f"below the strongest baseline ({_counted(which)}) in {strongest} countries, below the "
+        f"prompt before tuning in {start}"
     )
     if not has_scores(result):
         return f"{statement}."
     middle = below(lambda c, e: result["trivial"][c]["all_middle"])
     return f"{statement}, and below answering 3 to everything in {middle}."
+
+
+def _strongest_held_out(result: Result) -> str:
+    """Return which baseline has the highest held-out score, and in how many countries."""
+    entry_of = {"naive": "before", "persona": "persona", "icl": "icl"}
+    which = []
+    for entry in result["countries"].values():
+        found = {m: (entry["held_out"].get(name) or {}).get("mean") for m, name in entry_of.items()}
+        known = {method: mean for method, mean in found.items() if is_number(mean)}
+        if known:
+            which.append(max(known, key=known.__getitem__))
+    return _counted(which)
+
+
+def _counted(methods: Sequence[str]) -> str:
+    """Return "persona line in 3, plain question in 1"; the name alone where it is one."""
+    counts = Counter(methods).most_common()
+    if len(counts) == 1:
+        return METHODS[counts[0][0]].title
+    return ", ".join(f"{METHODS[name].title} in {count}" for name, count in counts)
 
 
 def _control_statement(result: Result) -> str:
@@ -183,16 +234,6 @@ def _measure_statements(result: Result) -> list[str]:
     for method in ("naive", "tuned"):
         if found := (measure["agreement"] or {}).get(method):
             said.append(agreement_words(_name(compared, method), found))
-    low = [
-        f"{key.label} ({number(100 * mass, 0)} %)"
-        for method, key in compared.items()
-        if (mass := _valid_mass(result, method)) is not None and mass < _FEW
-    ]
-    if low:
-        said.append(
-            "Replies seldom begin with an option, so that what is scored is a small part of what "
-            f"the model would say: {joined(low)}."
-        )
     return said
 
 
@@ -206,9 +247,3 @@ def _constant_statement(result: Result) -> str:
 def _name(compared: Mapping[str, Any], method: str) -> str:
     label = compared[method].label
     return label[0].upper() + label[1:]
-
-
-def _valid_mass(result: Result, method: str) -> float | None:
-    masses = [entry[method]["valid_mass"] for entry in result["countries"].values()]
-    known = [mass for mass in masses if is_number(mass)]
-    return sum(known) / len(known) if known else None

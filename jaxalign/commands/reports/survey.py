@@ -14,13 +14,13 @@ from jaxalign.commands.reports import survey_tables as tables
 from jaxalign.commands.reports.constant import constant_statement, constant_table
 from jaxalign.commands.reports.presentations import correlations_table, presentations_table
 from jaxalign.commands.reports.validity import allows_verdicts, gate_blocks, gate_note, judged
+from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.report.common import provenance
 from jaxalign.report.document import (
     Block,
     Document,
     Estimate,
     Listing,
-    Note,
     Section,
     Table,
     Text,
@@ -38,10 +38,6 @@ from jaxalign.report.wording import (
     with_bounds,
 )
 
-SIMULATED = (
-    "Nobody was asked. A program made up the countries' answers to this survey, so no "
-    "number here is a finding about people."
-)
 _TERMS = (
     "Persona: the model was told to answer as a person of the country.",
     "Without a persona: the model was asked the same questions and no country was named.",
@@ -83,9 +79,7 @@ def survey_report(analysis: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
     who = f"{len(personas)} personas" if len(personas) > 6 else f"Personas of {joined(personas)}"
     gate = analysis["validity"]
     analysis = judged(analysis, gate)
-    notes = (gate_note(gate),) if personas else ()
-    if survey["simulated"]:
-        notes += (Note(SIMULATED, "label", "Simulated."),)
+    notes = (*warning_notes(analysis), *((gate_note(gate),) if personas else ()))
     document = Document(
         title="How close the answers come to countries",
         summary=f"{who if personas else 'A model without a persona'}, compared with the people of "

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.report.document import Estimate, Note, Table, Text
-from jaxalign.report.wording import MINUS, NO_SIGNAL, countries, number, with_bounds
+from jaxalign.report.wording import IDENTICAL, MINUS, NO_SIGNAL, countries, number, with_bounds
 
 Record = Mapping[str, Any]
 
@@ -74,14 +74,12 @@ def judged(record: Any, gate: Record | None) -> Any:
 
 
 def _is_verdict(key: str, value: Any) -> bool:
-    """Return whether an entry judges a difference; that there are no answers judges nothing."""
-    return key == "verdict" and isinstance(value, str) and value != "no answers"
+    """Return whether an entry judges a difference.
 
-
-def gate_line(gate: Record | None) -> str:
-    """Return the same as one line for the terminal."""
-    note = gate_note(gate)
-    return f"{note.lead} {note.text}"
+    That there are no answers, or that two sets of answers are the same, judges nothing.
+    """
+    facts = ("no answers", IDENTICAL)
+    return key == "verdict" and isinstance(value, str) and value not in facts
 
 
 def gate_blocks(by_name: Mapping[str, Record | None]) -> list[Text | Table]:

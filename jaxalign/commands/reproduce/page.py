@@ -176,7 +176,9 @@ def _table(table: PaperTable, cells: _Cells, out: Path) -> Table:
         for row in table.rows
     )
     columns = ("", "published", *(("source",) if has_source else ()), *cells.models)
-    return Table(table.title, columns, rows, table.digits, folded=len(rows) > _MANY)
+    folded = len(rows) > _MANY
+    title = f"{table.title}: every row, with its run" if folded else table.title
+    return Table(title, columns, rows, table.digits, folded=folded)
 
 
 def _labels(runs: Sequence[FinishedRun]) -> tuple[Note, ...]:

@@ -71,6 +71,8 @@ class SweepSettings:
     """Whether to keep every cell's tuned prompt, as safetensors."""
     quiet: bool = False
     """Whether to hide the progress bar."""
+    verbose: bool = False
+    """Whether to show plans, meshes, kernels and memory too; the run's notes.log has them."""
 
 
 PROGRAMS = "programs.json"

@@ -5,6 +5,7 @@ Everything is kept in the run's directory:
     OUT/config.json          settings, hashes, versions
        /answers/             what is answered so far, from where a killed run continues
        /answers.csv          every answer: model, style, country, item, code, expected code
+       /answers_by_option.csv  the probability of every option (`surveys.answer_table`)
        /presentations.csv    the same under each presentation, if there are several
        /result.json          scores, intervals, or accuracies (`result`)
        /analyses/KEY/        the analysis of each way of asking, as of scored replies
@@ -25,7 +26,7 @@ import numpy as np
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain, write_json, write_text
-from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.core.progress import OnProgress, Progress, Stages, ignore
 from jaxalign.lm.lora import Adapter
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import LM, load_model, open_model
@@ -36,6 +37,7 @@ from jaxalign.methods.ask_survey.result import ByRow, analyses_of, make_record
 from jaxalign.methods.ask_survey.settings import AskSettings, check_settings
 from jaxalign.runs import Run, check_run
 from jaxalign.runtime.memory import log_peak
+from jaxalign.surveys.answer_table import AnswerTable
 from jaxalign.surveys.responses import Responses
 
 _ANSWER_BYTES = 512  # of an answer in all files: as numbers, in tables and in the analyses
@@ -90,6 +92,8 @@ def ask_survey(settings: AskSettings, on_progress: OnProgress = ignore) -> AskRu
     out = _directory(settings)
     check_settings(settings)
     recorded = check_run(out, settings, settings.resume)
+    _log.info(f"run directory: {out}")
+    stages = Stages("model", "answers", "scores and report")
     files = open_model(settings.model, settings.dtype, revision=recorded.get("model_revision"))
     inputs = read_inputs(settings, files)
     config, items = files.config, inputs.survey.items
@@ -103,26 +107,35 @@ def ask_survey(settings: AskSettings, on_progress: OnProgress = ignore) -> AskRu
     mesh, choice = device_mesh(
         config, None, model_parallel=settings.model_parallel, weights=settings.weights
     )
-    _log.info(choice.describe())
+    _log.debug(choice.describe())
     jobs = inputs.jobs
     if settings.reading == "exact":
         jobs = plan_jobs(settings, jobs)
-        _log.info(jobs[0].questions.plan.describe())
+        _log.debug(jobs[0].questions.plan.describe())
     # Every program is compiled now, before anything is loaded or written. Those of the pocket model
     # take megabytes.
     if not files.is_pocket:
         check_memory(settings, files, jobs, mesh, on_progress)
+    stages.begin("model", "weights are read")
     lm = load_model(files, weights=settings.weights, mesh=mesh)
     writes_bytes = count * _ANSWER_BYTES
     with Run.create(out, settings, inputs.facts, settings.resume, writes_bytes=writes_bytes) as run:
         for note in run.notes:
             _log.info(note)
+        stages.begin("answers", f"{count:,} questions")
         responses = _ask_all(settings, inputs, jobs, lm, out / "answers", on_progress)
         log_peak("answers")
+        stages.begin("scores and report")
         analyses = analyses_of(settings, inputs, responses)
         record = plain(make_record(settings, inputs, responses, analyses))
         if run.writes:
             _write_answers(out / "answers.csv", responses)
+            table = AnswerTable()
+            for key, by_group in responses.items():
+                for group, answers in by_group.items():
+                    table.add_responses(answers, key, group or "")
+            table.add_people(inputs.survey, inputs.countries)
+            table.write(out)
             if len(jobs[0].questions.asked.presentations) > 1:
                 _write_presentations(out / "presentations.csv", responses)
             for key, analysis in analyses.items():

@@ -1,5 +1,7 @@
 """The result of asking a survey, and `result.json`.
 
+    warnings          what to know before any number: kind and text
+                      (`jaxalign.stats.result_warnings`)
     survey            what was asked: name, version, source, items, simulated ...
     countries         the groups spoken as and compared with
     rows.KEY          KEY is SYSTEM-STYLE, such as model-p1:
@@ -27,6 +29,7 @@
                       questions, and lines {chance, constant}
     measure           what the answers say about the instrument (`instrument`): the validity gate,
                       and every row under each presentation
+    answer_examples   a few answers in full (`jaxalign.stats.answer_examples`)
     settings, facts, versions  what is needed to make the result again
 
 null stands where there is nothing to score. Of a survey that does not say how countries answered,
@@ -44,13 +47,15 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import finite_or_none
 from jaxalign.methods.ask_survey.inputs import MODEL, AskInputs, Row
 from jaxalign.methods.ask_survey.instrument import measure_record
+from jaxalign.methods.ask_survey.result_warnings import warnings_of
 from jaxalign.methods.ask_survey.settings import OF_SOFT_PROMPTS, AskSettings, needs_examples
 from jaxalign.methods.base import ICL, NAIVE, UNAWARE
-from jaxalign.report.wording import NO_DIFFERENCE
+from jaxalign.report.wording import IDENTICAL, NO_DIFFERENCE
 from jaxalign.runs import settings_of, versions
 from jaxalign.stats.alignment import LINES
 from jaxalign.stats.analysis import analyse
 from jaxalign.stats.analysis_tables import about, most_frequent
+from jaxalign.stats.answer_examples import answer_examples
 from jaxalign.stats.bootstrap import count_draws
 from jaxalign.stats.choice_scores import (
     choice_scores,
@@ -70,6 +75,7 @@ from jaxalign.surveys.tables import Tables, make_tables, option_table
 
 ByRow = dict[str, dict[str | None, Responses]]  # by a row's key and group; of one condition each
 _METRIC = "alignment"
+_MOST_SHOWN = 4  # ways of asking whose answers are shown in full
 _BOUNDS = ("value", "low", "high")
 
 
@@ -169,6 +175,7 @@ def make_record(
         analyses: What `analyses_of` returns.
     """
     record = {
+        "warnings": warnings_of(settings, inputs, responses),
         "survey": about(inputs.survey),
         "countries": list(inputs.countries),
         "rows": {row.key: _row(inputs, row, responses[row.key]) for row in inputs.rows},
@@ -177,6 +184,7 @@ def make_record(
         "vsm": _vsm(settings, inputs, responses),
         "test": None if inputs.test is None else _test(settings, inputs, responses),
         "measure": measure_record(settings, inputs, responses),
+        "answer_examples": _examples(inputs, responses),
         "settings": settings_of(settings, fixed_only=True),
         "facts": inputs.facts,
         "versions": versions(),
@@ -186,6 +194,23 @@ def make_record(
         record["differences"] = _differences(settings, inputs, responses, analyses)
         record["lines"] = _lines(analyses)
     return finite_or_none(record)
+
+
+def _examples(inputs: AskInputs, responses: ByRow) -> list[dict[str, Any]]:
+    """Return what the first ways of asking answer to the first items, or where they differ most."""
+    spoken = next((row.groups for row in inputs.rows if row.groups != (None,)), (None,))
+    shares = {}
+    for row in inputs.rows:
+        by_group = responses[row.key]
+        each = [by_group.get(group, by_group.get(None)) for group in spoken]
+        if None not in each and len(shares) < _MOST_SHOWN:
+            shares[row.title] = np.concatenate([answers.distributions() for answers in each])
+    if not shares:
+        return []
+    between = tuple(list(shares)[:2]) if len(shares) > 1 else None
+    if inputs.has_answers and spoken != (None,):
+        shares["people"] = np.stack([inputs.survey.truth_QxO(group) for group in spoken])
+    return answer_examples(inputs.survey, shares, [group or "" for group in spoken], between)
 
 
 def _row(inputs: AskInputs, row: Row, by_group: Mapping[str | None, Responses]) -> dict[str, Any]:
@@ -342,8 +367,10 @@ def _points(interval: Interval) -> dict[str, float]:
 
 
 def _verdict(interval: Interval) -> str:
-    """Return "above" or "below" where zero lies outside the interval."""
+    """Return "above" or "below" where zero lies outside the interval, "identical" at 0 alone."""
     low, high = interval.bounds
+    if low == high == 0:
+        return IDENTICAL
     return "above" if low > 0 else "below" if high < 0 else NO_DIFFERENCE
 
 

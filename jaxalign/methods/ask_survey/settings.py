@@ -129,6 +129,8 @@ class AskSettings(SurveyOptions):
     """Number of devices that share one copy of the weights; default: as few as memory allows."""
     quiet: bool = may_change(False)
     """Show no progress bars."""
+    verbose: bool = may_change(False)
+    """Whether to show plans, meshes, kernels and memory too; the run's notes.log has them."""
 
     @property
     def all_styles(self) -> tuple[AnyStyle, ...]:

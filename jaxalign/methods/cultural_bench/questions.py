@@ -140,11 +140,16 @@ class MethodAnswers:
         first_probs_SxQ: float, the probability of the first option, NaN where not asked; None for
             sampled replies.
         valid_mass: Mean probability that a reply begins with an option; None for sampled replies.
+        log_probs_SxQxO: Log-probabilities of the options, NaN where not asked; None for sampled
+            replies.
+        valid_mass_SxQ: The probability that a reply to an item begins with an option, likewise.
     """
 
     positions_SxQ: np.ndarray
     first_probs_SxQ: np.ndarray | None = None
     valid_mass: float | None = None
+    log_probs_SxQxO: np.ndarray | None = None
+    valid_mass_SxQ: np.ndarray | None = None
 
 
 def prepare(
@@ -392,10 +397,14 @@ def _select(
     positions[:, at_Q] = log_probs_RxQxO.argmax(axis=-1)
     first = np.full(asked_RxQ.shape, np.nan)
     first[:, at_Q] = np.exp(log_probs_RxQxO[..., 0])
-    mass = np.zeros(asked_RxQ.shape)
+    mass = np.full(asked_RxQ.shape, np.nan)
     mass[:, at_Q] = answers.valid_mass_AxQ[rows][:, here]
+    log_probs = np.full((*asked_RxQ.shape, log_probs_RxQxO.shape[-1]), np.nan)
+    log_probs[:, at_Q] = log_probs_RxQxO
     return MethodAnswers(
         np.where(asked_RxQ, positions, NOT_ASKED),
         np.where(asked_RxQ, first, np.nan),
         float(mass[asked_RxQ].mean()),
+        np.where(asked_RxQ[..., None], log_probs, np.nan),
+        np.where(asked_RxQ, mass, np.nan),
     )

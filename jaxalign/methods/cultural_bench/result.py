@@ -1,5 +1,7 @@
 """What a CulturalBench run found out: the content of its `result.json`.
 
+    warnings                                               what to know before any number: kind and
+                                                           text (`jaxalign.stats.result_warnings`)
     sets.{easy,hard}.name, sha256, questions, items        the questions that were asked
     sets.easy.countries.USA.{name,region,questions,examples}
                                                            by ISO 3166 code, or by the file's name
@@ -30,6 +32,8 @@
         countries.USA.{mean,low,high,questions,minus}      accuracy by country
         regions.Africa...                                  likewise by CulturalBench's regions
     presentation, reading, examples                        how questions are shown and read
+    answer_examples                                        a few answers in full
+                                                           (`jaxalign.stats.answer_examples`)
     notes                                                  what a reader of the result should know
     model, settings, facts, versions
 
@@ -41,16 +45,20 @@ have a prompt), so methods are compared by `minus`, which is paired.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxalign.core.files import finite_or_none
-from jaxalign.methods.base import ADAPTED_PERSONA, ICL, NAIVE, PERMUTED, PERSONA, TUNED
+from jaxalign.methods.base import ADAPTED_PERSONA, ICL, METHODS, NAIVE, PERMUTED, PERSONA, TUNED
 from jaxalign.methods.cultural_bench.questions import Bench, MethodAnswers
 from jaxalign.methods.cultural_bench.sets import BenchSet
+from jaxalign.stats import result_warnings as warn
+from jaxalign.stats.answer_examples import answer_examples
 from jaxalign.stats.choice_scores import (
+    NOT_ASKED,
     TrivialAnswers,
     by_label,
     choice_scores,
@@ -60,7 +68,9 @@ from jaxalign.stats.choice_scores import (
     share_interval,
     trivial_answers,
 )
+from jaxalign.stats.presentations import constant_answers
 from jaxalign.surveys.formats.cultural_bench import region_of
+from jaxalign.surveys.survey import Item, Survey
 
 # What a method is compared with besides the plain question.
 _ALSO_AGAINST = {TUNED.key: PERMUTED.key, ADAPTED_PERSONA.key: PERSONA.key}
@@ -86,13 +96,16 @@ def make_result(
         seed: Seed of the bootstrap.
         notes: What a reader of the result should know.
     """
+    sets = zip(bench.sets, answers, strict=True)
     return {
+        "warnings": [w for each in sets for w in _warnings(*each)],
         "sets": {
             bench_set.key: _set_record(bench_set, by_method, resamples, seed)
             for bench_set, by_method in zip(bench.sets, answers, strict=True)
         },
         "presentation": "options in the order of the file, numbered from 1; one presentation, so "
         "a preference for a number is part of every score",
+        "answer_examples": _examples(bench.sets[0], answers[0]),
         "reading": {
             "exact": "the option whose number is the likeliest reply",
             "sampled": "the first integer of each sampled reply, each scored by itself",
@@ -102,6 +115,72 @@ def make_result(
         "level": _LEVEL,
         "notes": list(notes),
     }
+
+
+def _examples(bench_set: BenchSet, answers: Mapping[str, MethodAnswers]) -> list[dict[str, Any]]:
+    """Return a few answers of the first set in full, beside the right ones."""
+    items = bench_set.items
+    most = max(len(item.options) for item in items)
+    shares = {}
+    for key, given in answers.items():
+        if given.log_probs_SxQxO is not None and key != PERMUTED.key:
+            with np.errstate(invalid="ignore"):
+                probs_SxQxO = np.exp(given.log_probs_SxQxO[..., :most])
+            known_SxQx1 = ~np.isnan(probs_SxQxO).any(axis=-1, keepdims=True)
+            total_QxO = np.where(known_SxQx1, probs_SxQxO, 0.0).sum(axis=0)
+            count_Qx1 = known_SxQx1.sum(axis=0)
+            mean_QxO = np.where(count_Qx1 > 0, total_QxO / np.maximum(count_Qx1, 1), np.nan)
+            shares[METHODS[key].title] = mean_QxO[None]
+    if not shares:
+        return []
+    shares["right"] = np.eye(most)[list(bench_set.test.answers)][None]
+    survey = Survey(
+        bench_set.test.name,
+        "",
+        bench_set.test.source,
+        "official",
+        tuple(dataclasses.replace(item, id=f"{n + 1} {item.id}") for n, item in enumerate(items)),
+    )
+    between = None
+    if {NAIVE.key, TUNED.key} <= answers.keys():
+        between = NAIVE.title, TUNED.title
+    return answer_examples(survey, shares, [""], between)
+
+
+def _warnings(bench_set: BenchSet, answers: Mapping[str, MethodAnswers]) -> list[dict[str, Any]]:
+    """Return what a reader must know before any accuracy of a set."""
+    name, items = bench_set.test.name, bench_set.test.items
+    titles = {key: f"{name}, {METHODS[key].title}" for key in answers}
+    marks_Q = [_marks(item) for item in items]
+    constants, same = {}, {}
+    for key, given in answers.items():
+        was_asked_SxQ = given.positions_SxQ != NOT_ASKED
+        constants[titles[key]] = {"": constant_answers(given.positions_SxQ, marks_Q)}
+        same[titles[key]] = np.where(was_asked_SxQ, given.positions_SxQ, np.nan)
+    return warn.warning_records(
+        [
+            warn.no_option({titles[key]: given.valid_mass for key, given in answers.items()}),
+            warn.one_option(constants),
+            warn.identical(same),
+            warn.few_items(len(questions_of(bench_set.test)[0]), f"set {name}"),
+            *(
+                warn.unread(
+                    titles[key],
+                    int((given.positions_SxQ >= 0).sum()),
+                    int((given.positions_SxQ != NOT_ASKED).sum()),
+                )
+                for key, given in answers.items()
+                if given.valid_mass is None
+            ),
+        ]
+    )
+
+
+def _marks(item: Item) -> tuple[str, ...]:
+    """Return what an answer is called: true or false of a row of Hard, else the option's number."""
+    if len(item.options) == 2:
+        return item.options
+    return tuple(str(number + 1) for number in range(len(item.options)))
 
 
 def _set_record(

@@ -1,8 +1,8 @@
 """The run that `jaxalign cultural-bench` does, and the same for Python.
 
 Writes into the run's directory: `config.json`, `answers/`, `questions-easy.jsonl`,
-`questions-hard.jsonl` and `result.json`. A run that was killed continues with `resume` and ends
-with the bits of one that was not.
+`questions-hard.jsonl`, `answers_by_option.csv` and `result.json`. A run that was killed continues
+with `resume` and ends with the bits of one that was not.
 """
 
 from __future__ import annotations
@@ -10,22 +10,29 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxalign.answering.partial import digest
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_json_lines
-from jaxalign.core.progress import OnProgress, ignore
+from jaxalign.core.progress import OnProgress, Stages, ignore
 from jaxalign.lm.lora import Adapter
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import LM, ModelFiles, load_model, open_model
 from jaxalign.methods.ask import Exact, Reading
 from jaxalign.methods.base import PERMUTED, TUNED
-from jaxalign.methods.cultural_bench.questions import Bench, ask_bench, prepare, programs
+from jaxalign.methods.cultural_bench.questions import (
+    Bench,
+    MethodAnswers,
+    ask_bench,
+    prepare,
+    programs,
+)
 from jaxalign.methods.cultural_bench.result import make_result, question_records
 from jaxalign.methods.cultural_bench.sets import BenchSet, read_set
 from jaxalign.methods.cultural_bench.settings import Settings, check_settings
@@ -35,8 +42,13 @@ from jaxalign.prompts import Prompts, load_prompts, read_prompt
 from jaxalign.runs import Run, check_run, settings_of, versions
 from jaxalign.runtime.memory import log_peak
 from jaxalign.runtime.programs import check_programs
+from jaxalign.stats.choice_scores import NOT_ASKED
+from jaxalign.stats.result_warnings import POCKET, ResultWarning
+from jaxalign.surveys.answer_table import AnswerTable
 from jaxalign.surveys.formats.cultural_bench import country_code
 from jaxalign.surveys.names import group_within
+from jaxalign.surveys.responses import Responses
+from jaxalign.surveys.survey import Survey
 
 _log = logging.getLogger("jaxalign")
 _EXACT = Exact()
@@ -152,6 +164,8 @@ def run_cultural_bench(settings: Settings, on_progress: OnProgress = ignore) -> 
     check_settings(settings)
     out = _directory(settings)
     recorded = check_run(out, settings, settings.resume)
+    _log.info(f"run directory: {out}")
+    stages = Stages("programs", "model", "answers", "scores and report")
     model, soft_prompts = _soft_prompts(settings)
     files = open_model(model, settings.dtype, revision=recorded.get("model_revision"))
     texts, sets = _read(settings, files)
@@ -159,21 +173,26 @@ def run_cultural_bench(settings: Settings, on_progress: OnProgress = ignore) -> 
     mesh, choice = device_mesh(
         files.config, None, model_parallel=settings.model_parallel, weights=settings.weights
     )
-    _log.info(choice.describe())
+    _log.debug(choice.describe())
     reading = settings.how()
     bench = _prepare(files, texts, sets, soft_prompts, adapter, reading, mesh)
     notes = _notes(bench, files)
     for note in notes:
         _log.info(note)
+    stages.begin("programs", "compiled, and held against the memory")
     checked = programs(bench, files, mesh, reading, settings.weights)
     check_programs(checked, mesh.local_devices[0], on_progress)
+    stages.begin("model", "weights are read")
     lm = load_model(files, weights=settings.weights, mesh=mesh)
     facts = _facts(bench, files, texts, adapter)
     with Run.create(out, settings, facts, settings.resume) as run:
         for note in run.notes:
             _log.info(note)
+        asked = sum(len(each.questions.conversations) for each in bench.asked)
+        stages.begin("answers", f"{asked:,} questions")
         answers = ask_bench(lm, bench, reading, run.out / "answers", on_progress)
         log_peak("answers")
+        stages.begin("scores and report")
         result = make_result(
             bench,
             answers,
@@ -182,6 +201,9 @@ def run_cultural_bench(settings: Settings, on_progress: OnProgress = ignore) -> 
             seed=settings.seed,
             notes=notes,
         )
+        if files.is_pocket:
+            simulated = ResultWarning("simulated", f"{POCKET} It has read nothing about cultures.")
+            result["warnings"].insert(0, simulated.record())
         result |= {
             "model": files.name,
             "pocket": files.is_pocket,
@@ -193,8 +215,47 @@ def run_cultural_bench(settings: Settings, on_progress: OnProgress = ignore) -> 
             for bench_set, by_method in zip(bench.sets, answers, strict=True):
                 records = question_records(bench_set, by_method)
                 write_json_lines(run.out / f"questions-{bench_set.key}.jsonl", records)
+            _answer_table(bench, answers).write(run.out)
         run.write("result.json", result)
     return CulturalBenchRun(out, result)
+
+
+def _answer_table(bench: Bench, answers: Sequence[Mapping[str, MethodAnswers]]) -> AnswerTable:
+    """Return every method's answers to the items of all sets, option by option.
+
+    A soft prompt's answers are under the country of the item; several voices of a method follow
+    each other.
+    """
+    table = AnswerTable()
+    for bench_set, by_method in zip(bench.sets, answers, strict=True):
+        items = tuple(
+            dataclasses.replace(item, id=f"{n + 1} {item.id}")  # ids may repeat between questions
+            for n, item in enumerate(bench_set.items)
+        )
+        survey = Survey(bench_set.test.name, "", bench_set.test.source, "official", items)
+        most = max(len(item.options) for item in items)
+        for method, given in by_method.items():
+            for s, positions_Q in enumerate(given.positions_SxQ):
+                asked_Q = positions_Q != NOT_ASKED
+                exact = given.log_probs_SxQxO is not None
+                log_probs_QxO = (
+                    given.log_probs_SxQxO[s, :, :most]
+                    if exact
+                    else Responses.from_positions(
+                        survey, ["x"], np.minimum(positions_Q, most - 1)[None, None]
+                    ).log_probs[0]
+                )
+                table.add(
+                    survey,
+                    log_probs_QxO,
+                    given.valid_mass_SxQ[s] if exact else None,
+                    None if exact else positions_Q[None],
+                    method=method,
+                    country=bench_set.countries_Q,
+                    seed="" if len(given.positions_SxQ) == 1 else s,
+                    asked_Q=asked_Q,
+                )
+    return table
 
 
 # Inputs

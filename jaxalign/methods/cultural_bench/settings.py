@@ -10,6 +10,7 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.sampling import Sampling
 from jaxalign.methods.ask import ANSWERING, Exact, Reading, Sampled
 from jaxalign.runs import may_change
+from jaxalign.surveys.options import take_as_declared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,12 @@ class Settings:
     """Number of devices that share one copy of the weights; default: as few as memory allows."""
     quiet: bool = may_change(False)
     """Whether to hide the progress bar."""
+    verbose: bool = may_change(False)
+    """Whether to show plans, meshes, kernels and memory too; the run's notes.log has them."""
+
+    def __post_init__(self) -> None:
+        """Take a string for a path, as Python programs give them."""
+        take_as_declared(self)
 
     def how(self) -> Reading:
         """Return how answers are read."""

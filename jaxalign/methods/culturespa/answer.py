@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxalign.answering.block_plan import BlockPlan
 from jaxalign.answering.blocks import Conversations
+from jaxalign.answering.sampled import Sampler
 from jaxalign.core.progress import OnProgress, ignore
 from jaxalign.lm.model import LM
 from jaxalign.methods.ask import Exact, Questions, Reading, Sampled, answer, encode_conditions
@@ -22,6 +24,8 @@ from jaxalign.methods.culturespa.conditions import in_style
 from jaxalign.methods.culturespa.inputs import Experiment, Inputs
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.culturespa.styles import STYLES, Style, groups_asked
+from jaxalign.methods.endpoint import Endpoint, EndpointReplies, server_sampler
+from jaxalign.prompts import Message
 from jaxalign.runs import settings_of
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey
@@ -92,13 +96,17 @@ def ask(
         seed: Seed of sampled replies; exact answers do not depend on it.
         on_progress: Called with the number of answers.
     """
+    settings = experiment.settings
     answers = answer(
         lm,
         dataclasses.replace(asked.questions, plan=asked.plan),
-        _reading(experiment.settings, seed),
-        key=f"{lm.sha256} {name} {settings_of(experiment.settings, fixed_only=True)}",
+        _reading(settings, seed),
+        key=f"{lm.sha256} {name} {settings_of(settings, fixed_only=True)}",
         folder=experiment.out / "answers",
         on_progress=on_progress,
+        sampler=_server(experiment, asked, seed)
+        if settings.generator_answers and name == BASE
+        else None,
     )
     # Cut the items into surveys, and the conditions into styles with their groups.
     responses, first = [], 0
@@ -114,6 +122,31 @@ def ask(
     return tuple(responses)
 
 
+def _server(experiment: Experiment, asked: StyledConversations, seed: int) -> Sampler:
+    """Return what has the server of `generator` write the unchanged model's replies."""
+    settings, prompts = experiment.settings, experiment.inputs.prompts
+    questions = asked.questions
+    of_condition = [(style, group) for style, groups in asked.rows for group in groups]
+    condition_N = np.zeros(len(questions.conversations), int)
+    for a, index_FxQ in enumerate(questions.index_AxFxQ):
+        condition_N[index_FxQ] = a
+
+    def messages(name: tuple[int, int]) -> list[Message]:
+        """Return the conversation of (number of the conversation, run)."""
+        shown = questions.asked.rows[questions.row_N[name[0]]]
+        return prompts.conversation(*of_condition[condition_N[name[0]]], shown)
+
+    def sample(*requests: Any) -> Iterator[tuple[Any, Sequence[int]]]:
+        # Not before the first reply is wanted: a study of a finished run needs no server.
+        endpoint = Endpoint.of(settings.generator, settings.generator_model)
+        path = experiment.out / "endpoint-answers.jsonl"
+        replies = EndpointReplies(endpoint, settings.answering, seed, path, settings.batch_size)
+        encode = experiment.inputs.files.tokenizer.encode
+        yield from server_sampler(replies, messages, encode)(*requests)
+
+    return sample
+
+
 def _reading(settings: CultureSPASettings, seed: int) -> Reading:
     """Return how a run reads answers."""
     if settings.reading == "exact":
@@ -127,7 +160,6 @@ def answer_survey(experiment: Experiment) -> list[dict[Style, Responses]]:
     Returns:
         Responses by style, for each of the settings' `seed_groups`.
     """
-    _log.info("2 answer: the survey in every style")
     inputs = experiment.inputs
     asked = in_styles(inputs, STYLES, experiment.groups, inputs.survey)
     on_progress = experiment.reporting("2 answer the survey")
@@ -149,7 +181,6 @@ def answer_written(
     Returns:
         Responses by seed and style.
     """
-    _log.info("2 answer: the written questions")
     responses = {}
     on_progress = experiment.reporting("2 answer the questions")
     for seeds in experiment.settings.seed_groups:

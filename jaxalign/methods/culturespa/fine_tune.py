@@ -142,9 +142,9 @@ def fine_tune_all(
         for group, selection in selections["joint"].by_group().items():
             specifics[seed, specific(group)] = tokens.examples(selection, style, toward.get(style))
         experiment.on_progress(Progress("4 fine-tune: encode seed", done, len(selected), "seeds"))
-    _log.info("4 fine-tune: joint, CCT and the selection's controls")
+    _log.info("joint, CCT and the selection's controls")
     adapters_of = fine_tune(experiment, "shared", shared, steps and steps.shared)
-    _log.info("4 fine-tune: one model for each country")
+    _log.info("one model for each country")
     return adapters_of | fine_tune(experiment, "specific", specifics, steps and steps.specific)
 
 
@@ -333,7 +333,7 @@ def train(
         shape=shape,
         checkpoints=folder / program,
     )
-    _log.info(trainer.describe())
+    _log.debug(trainer.describe())
     log = MetricsFile(folder / f"{program}.jsonl", "step")
     identity = identity_of(settings, program, sorted(map(list, drawn_as)))
     with Checkpoints(folder / program, identity=identity) as checkpoints:

@@ -55,6 +55,7 @@ GUARD_QUESTIONS = 300  # of the pocket model's own tasks
 
 if TYPE_CHECKING:
     from jaxalign.methods.ask_survey.settings import AskSettings
+    from jaxalign.methods.culturespa.ability import AbilityTest
 
 _log = logging.getLogger("jaxalign")
 
@@ -120,6 +121,7 @@ class Experiment:
         lm: The unchanged model.
         out: Directory of the run.
         on_progress: Called by long steps.
+        ability_test: What measures general abilities in place of the guard's questions.
     """
 
     settings: CultureSPASettings
@@ -127,6 +129,7 @@ class Experiment:
     lm: LM
     out: Path
     on_progress: OnProgress = ignore
+    ability_test: AbilityTest | None = None
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -164,22 +167,26 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         _log.info(note)
     tables = make_tables(survey, settings.countries)
     guard_name, guard = read_guard(settings.guard)
+    if settings.guard_tasks:
+        guard_name, guard = f"tasks {' '.join(settings.guard_tasks)}", ()
     inputs = Inputs(
         files=files,
         survey=survey,
         tables=tables,
         prompts=make_style_prompts(settings, survey, files.folder),
-        request=load_request(folder=settings.texts, model_folder=files.folder),
+        request=load_request(
+            folder=settings.texts, model_folder=None if settings.generator_model else files.folder
+        ),
         guard=guard,
         guard_name=guard_name,
         existing=read_existing(settings.questions, survey) if settings.questions else None,
         presentations=settings.presentations,
     )
-    if inputs.existing is None:
+    if inputs.existing is None and settings.generator_model is None:
         advice = "lower `writing.max_new_tokens`"
         writing = WritingSettings(per_topic=settings.per_topic)
         check_requests_fit(files, survey, inputs.request, writing, settings.writing, advice)
-    else:
+    elif inputs.existing is not None:
         _log.info(inputs.existing.describe())
     _check_longest_example(settings, inputs)
     return inputs

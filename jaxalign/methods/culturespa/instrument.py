@@ -33,7 +33,7 @@ import numpy as np
 from jaxalign.core.files import finite_or_none
 from jaxalign.methods.base import JOINT, P1
 from jaxalign.methods.culturespa.inputs import Inputs
-from jaxalign.methods.culturespa.measure import Answers, Measured
+from jaxalign.methods.culturespa.measure import PERSONAS, Answers, Measured
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.stats.agreement import persona_dispersion, replicate_agreement
 from jaxalign.stats.diversity import Diversity, diversity
@@ -58,7 +58,7 @@ def measure_record(
     shares = {
         name: shares_RxFxCxQxO.mean(axis=0)
         for name, shares_RxFxCxQxO in measured.shares.items()
-        if name not in measured.unchanged
+        if name in PERSONAS and name not in measured.unchanged
     }
     means = {
         name: item_positions(shares_FxCxQxO, range_Q) for name, shares_FxCxQxO in shares.items()
@@ -85,7 +85,11 @@ def measure_record(
         },
         "diversity": diversity_record(
             inputs,
-            {n: s for n, s in measured.shares.items() if n not in measured.unchanged},
+            {
+                name: shares
+                for name, shares in measured.shares.items()
+                if name in PERSONAS and name not in measured.unchanged
+            },
         ),
         "correlation": {
             name: _record(form_correlation(means_FxCxQ[0], means_FxCxQ[1], **resampling))

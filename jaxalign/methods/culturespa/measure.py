@@ -20,7 +20,9 @@ import numpy as np
 from jaxalign.answering.block_plan import plan_blocks, with_one_shape
 from jaxalign.core.progress import OnProgress, Progress
 from jaxalign.lm.lora import Adapter
+from jaxalign.lm.model import LM
 from jaxalign.methods.base import CCT, FINE_TUNED, JOINT, P1, P2, SPECIFIC
+from jaxalign.methods.culturespa.ability import Abilities, measured_abilities
 from jaxalign.methods.culturespa.answer import (
     BASE,
     StyledConversations,
@@ -56,10 +58,13 @@ class Measured:
         counts: By method, the number of replies and of those without an answer.
         valid_mass: By method, the probability that a reply begins with an option at all (of sampled
             replies: the share that names one), mean over what was asked.
+        abilities: If general abilities were measured by another tool: its name, the number of
+            questions, what guessing gives, and `right` by task.
         untrained: Methods with models that fine-tuning did not change; see `untrained_models`.
         by_presentation: Answers by presentation and method, each alone; empty if there is one only.
-        shares: By method of `PERSONAS`, probabilities of options in each presentation, float32
-            [R, F, C, Q, O].
+        shares: By method, probabilities of options in each presentation, float32 [R, F, C, Q, O].
+        mass: By method, the probability in each presentation that a reply begins with an option,
+            float32 [R, F, C, Q].
     """
 
     answers: dict[str, Answers]
@@ -69,6 +74,8 @@ class Measured:
     valid_mass: dict[str, float] = dataclasses.field(default_factory=dict)
     by_presentation: dict[str, dict[str, Answers]] = dataclasses.field(default_factory=dict)
     shares: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    mass: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    abilities: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def unchanged(self) -> frozenset[str]:
@@ -88,7 +95,7 @@ def measure(
         adapters: The adapters by seed and model.
         survey: What the unchanged model answers by style, for each group of equivalent seeds.
     """
-    replies, right, unchanged = _ask_each(experiment, adapters)
+    replies, right, unchanged, abilities = _ask_each(experiment, adapters)
     groups = experiment.groups
 
     def read_all(read: Read) -> dict[str, np.ndarray]:
@@ -101,18 +108,19 @@ def measure(
             for method in TUNED
         }
 
-    shares = read_all(shares_FxCxQxO)
     by_method = {style: [each[style] for each in survey] for style in STYLES} | {
         method: [r for name, r in replies.items() if _method(name) == method] for method in TUNED
     }
     return Measured(
         answers=read_all(Responses.answers),
-        right=_right_by_method(experiment, right),
+        right=right_by_method(experiment, right),
         counts={method: sum_counts(found) for method, found in by_method.items()},
         untrained=untrained_models(experiment, adapters.keys() - unchanged),
         valid_mass={method: mean_mass(found) for method, found in by_method.items() if found},
         by_presentation={name: read_all(read) for name, read in readers(experiment.inputs).items()},
-        shares={method: shares[method] for method in PERSONAS},
+        shares=read_all(shares_FxCxQxO),
+        mass=read_all(mass_FxCxQ),
+        abilities=abilities_record(experiment, abilities),
     )
 
 
@@ -131,6 +139,12 @@ def shares_FxCxQxO(responses: Responses) -> np.ndarray:
     """Return the probabilities of options in every presentation, float32 [F, C, Q, O]."""
     each = (responses.by_presentation or {"": responses}).values()
     return np.stack([alone.distributions() for alone in each])
+
+
+def mass_FxCxQ(responses: Responses) -> np.ndarray:
+    """Return the probability of an option at all in every presentation, float32 [F, C, Q]."""
+    each = (responses.by_presentation or {"": responses}).values()
+    return np.stack([alone.valid_mass for alone in each])
 
 
 def prompted_answers(
@@ -155,12 +169,18 @@ def prompted_answers(
 
 def _ask_each(
     experiment: Experiment, adapters: Mapping[ModelName, Adapter]
-) -> tuple[dict[ModelName, Responses], dict[ModelName | None, float], set[ModelName]]:
+) -> tuple[
+    dict[ModelName, Responses],
+    dict[ModelName | None, float],
+    set[ModelName],
+    dict[ModelName | None, Abilities],
+]:
     """Ask every adapted model, one after the other, so that one adapter is in memory at a time.
 
     Returns:
         Every adapted model's replies; the guard's accuracies, the unchanged model's under None; and
-        the models whose adapter changes nothing.
+        the models whose adapter changes nothing; and what another tool says of each, if one is
+        asked.
     """
     lm, survey, guard = experiment.lm, experiment.inputs.survey, len(experiment.inputs.guard)
     named = {name: groups_of(experiment, name[1]) for name in adapters}
@@ -186,9 +206,23 @@ def _ask_each(
     unchanged: set[ModelName] = set()
     replies: dict[ModelName, Responses] = {}
     block_tokens = experiment.settings.block_tokens
-    plan = plan_blocks(experiment.inputs.guard_questions.conversations, block_tokens)
-    right_Q = right_answers(experiment, lm, BASE, plan, report(BASE, guard))
-    right: dict[ModelName | None, float] = {None: float(right_Q.mean())}
+    abilities: dict[ModelName | None, Abilities] = {}
+    right: dict[ModelName | None, float] = {}
+    plan = None
+    if experiment.ability_test is None:
+        plan = plan_blocks(experiment.inputs.guard_questions.conversations, block_tokens)
+
+    def guarded(model: ModelName | None, lm: LM) -> None:
+        """Measure what a model can do."""
+        name = BASE if model is None else label(model)
+        if experiment.ability_test is not None:
+            abilities[model] = measured_abilities(experiment, lm, name)
+            right[model] = abilities[model].mean
+        else:
+            right_Q = right_answers(experiment, lm, name, plan, report(name, guard))
+            right[model] = float(right_Q.mean())
+
+    guarded(None, lm)
     asked_as = {name: ((style_of(name[1]),), groups) for name, groups in named.items()}
     inputs = experiment.inputs
     conversations = conversations_to_measure(inputs, asked_as.values(), block_tokens)
@@ -203,9 +237,8 @@ def _ask_each(
         asked = conversations[asked_as[name]]
         answered = ask(experiment, adapted, label(name), asked, name[0], on_progress)
         replies[name] = answered[0][style_of(name[1])]
-        right_Q = right_answers(experiment, adapted, label(name), plan, report(label(name), guard))
-        right[name] = float(right_Q.mean())
-    return replies, right, unchanged
+        guarded(name, adapted)
+    return replies, right, unchanged, abilities
 
 
 def conversations_to_measure(
@@ -285,7 +318,7 @@ def tuned_answers(
     return answers
 
 
-def _right_by_method(
+def right_by_method(
     experiment: Experiment, right: Mapping[ModelName | None, float]
 ) -> dict[str, list[float]]:
     """Return accuracies by method and seed (of specific models their mean), one under "before"."""
@@ -303,6 +336,26 @@ def _right_by_method(
             for seed in experiment.settings.seed_numbers
         ]
         for method in TUNED
+    }
+
+
+def abilities_record(
+    experiment: Experiment, abilities: Mapping[ModelName | None, Abilities]
+) -> dict[str, Any]:
+    """Return `Measured.abilities`."""
+    if not abilities:
+        return {}
+    before = abilities[None]
+    return {
+        "name": experiment.ability_test.name,
+        "questions": before.questions,
+        "chance": before.chance,
+        "tasks": {
+            task: right_by_method(
+                experiment, {model: found.accuracy[task] for model, found in abilities.items()}
+            )
+            for task in before.accuracy
+        },
     }
 
 

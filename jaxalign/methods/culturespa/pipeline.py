@@ -9,12 +9,14 @@
 Every step keeps its output in the run's directory:
 
     OUT/seed0/replies.jsonl        1: every reply, with the reason if it was refused
+             /endpoint.jsonl       1: the replies of the server of the setting `generator`, if any
              /questions.json       1: what the filters left, as a survey
              /written.json         1: counts of requests, refusals and what each filter removed
        /answers/                   2, 5: answers
        /seed0/selected/            3: the training data (`dataset.write_selected`)
        /training/, seed0/adapters/ 4: checkpoints and adapters (`fine_tune`)
        /answers.json, result.json  5: every method's answers, and the result (`result`)
+       /answers_by_option.csv      5: the probability of every option (`surveys.answer_table`)
 """
 
 from __future__ import annotations
@@ -31,11 +33,12 @@ import numpy as np
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import plain, write_json
 from jaxalign.core.json_text import read_object
-from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.core.progress import OnProgress, Progress, Stages, ignore
 from jaxalign.core.seals import change, sealed
 from jaxalign.lm.mesh import device_mesh
 from jaxalign.lm.model import load_model, open_model
 from jaxalign.methods.culturespa import training_steps
+from jaxalign.methods.culturespa.ability import AbilityTest
 from jaxalign.methods.culturespa.answer import answer_survey, answer_written
 from jaxalign.methods.culturespa.dataset import write_selected
 from jaxalign.methods.culturespa.filters import FilteredQuestions, filter_questions
@@ -71,11 +74,14 @@ from jaxalign.methods.culturespa.write import (
     WrittenQuestions,
     collect_questions,
     model_writer,
+    server_writer,
 )
+from jaxalign.methods.endpoint import Endpoint
 from jaxalign.runs import Run, check_run, recorded_facts
 from jaxalign.runs.checkpoints import checkpoint_bytes
 from jaxalign.runtime.memory import available_bytes, log_peak
 from jaxalign.runtime.programs import check_programs
+from jaxalign.surveys.answer_table import AnswerTable
 from jaxalign.surveys.responses import Responses
 from jaxalign.surveys.survey import Survey, load, to_json
 from jaxalign.training.program import abstract_state
@@ -83,11 +89,14 @@ from jaxalign.training.program import abstract_state
 # Of a question for one group: its answers as numbers, and half of all pairs in two formats, for
 # each of four selections.
 _QUESTION_BYTES = 4096
+STAGES = Stages("write", "answer", "select", "fine-tune", "measure")
 _log = logging.getLogger("jaxalign")
 
 
 def run_culturespa(
-    settings: CultureSPASettings, on_progress: OnProgress = ignore
+    settings: CultureSPASettings,
+    on_progress: OnProgress = ignore,
+    ability_test: AbilityTest | None = None,
 ) -> CultureSPAResult:
     """Run CultureSPA: write questions, answer, select, fine-tune and measure.
 
@@ -98,6 +107,8 @@ def run_culturespa(
         settings: All settings; their defaults run on the pocket model, about 4 minutes on 2 CPU
             cores.
         on_progress: Called by the long steps.
+        ability_test: What measures general abilities, with `settings.guard_tasks`, such as
+            `jaxalign.commands.evals.guard.HarnessTest`.
 
     Returns:
         The scores of all methods, the answers and the adapters.
@@ -120,18 +131,22 @@ def run_culturespa(
     """
     out = _directory(settings)
     check_settings(settings)
+    if settings.guard_tasks and ability_test is None:
+        raise UserError("`guard_tasks` needs `ability_test`, which measures them")
     recorded = recorded_facts(out, settings.resume)
     files = open_model(settings.model, settings.dtype, revision=recorded.get("model_revision"))
     settings, notes = resolve_settings(settings, files)
     check_run(out, settings, settings.resume)
+    _log.info(f"run directory: {out}")
     for note in notes:
         _log.info(note)
     inputs = read_inputs(settings, files)
+    _check_generator(settings, out)
     config, items = inputs.files.config, inputs.survey.items
     _log.info(f"model {inputs.files.name}: {config.num_hidden_layers} layers, {config.dtype}")
     _log.info(f"survey: {inputs.survey.name}, {len(items)} items; seeds: {settings.seeds}")
     mesh, choice = device_mesh(config, None, model_parallel=settings.model_parallel)
-    _log.info(choice.describe())
+    _log.debug(choice.describe())
     steps = _check_programs(settings, inputs, mesh, out, on_progress)
     lm = load_model(inputs.files, mesh=mesh)
     facts = inputs.facts()
@@ -139,26 +154,33 @@ def run_culturespa(
     with Run.create(out, settings, facts, settings.resume, writes_bytes=writes_bytes) as run:
         for note in run.notes:
             _log.info(note)
-        experiment = Experiment(settings, inputs, lm, out, on_progress)
+        test = ability_test if settings.guard_tasks else None
+        experiment = Experiment(settings, inputs, lm, out, on_progress, test)
         if steps is not None:
             training_steps.write_steps(out, steps)
+        STAGES.begin("write", f"questions for {_seeds_words(settings.seeds)}")
         questions, written = write_all(experiment)
         if steps is not None:
             steps = _fitting_steps(experiment, steps, questions)
         log_peak("1 write")
+        count = sum(len(survey.items) for survey in questions.values())
+        STAGES.begin("answer", f"the survey in every style, then {count:,} written questions")
         survey_replies = answer_survey(experiment)
         replies = answer_written(experiment, questions)
         log_peak("2 answer")
+        STAGES.begin("select", "the pairs whose answer a culture changes")
         selections, selected = select_all(experiment, questions, replies)
         log_peak("3 select")
+        STAGES.begin("fine-tune", f"{_pairs_words(selected)}, {_seeds_words(settings.seeds)}")
         adapters = fine_tune_all(experiment, questions, selections, steps, replies)
         log_peak("4 fine-tune")
+        STAGES.begin("measure", f"the survey and the guard under {len(adapters)} adapters")
         measured = measure(experiment, adapters, survey_replies)
         record = make_record(settings, inputs, measured, written, selected, facts)
         if retrained := read_set_aside(out)[1]:
             record["retrained"] = retrained
         if settings.prompting:
-            _log.info("5 measure: the fine-tuned models under every prompt style")
+            _log.info("the fine-tuned models under every prompt style")
             given = measured.answers, measured.by_presentation
             prompted = ask_in_other_styles(experiment, adapters, *given)
             record["prompting"] = prompting_record(
@@ -167,8 +189,18 @@ def run_culturespa(
         log_peak("5 measure")
         record = plain(record)
         write_json(out / "answers.json", _answers_record(experiment, measured))
+        _answer_table(experiment, measured).write(out)
         write_json(out / "result.json", record)
     return CultureSPAResult(out, record, measured.answers, adapters)
+
+
+def _seeds_words(seeds: int) -> str:
+    return "1 seed" if seeds == 1 else f"{seeds} seeds"
+
+
+def _pairs_words(selected: Mapping[int, Mapping[str, Any]]) -> str:
+    pairs = sum(sum(counts["pairs"]["joint"].values()) for counts in selected.values())
+    return f"{pairs:,} changed pairs"
 
 
 def _check_programs(
@@ -192,7 +224,7 @@ def _check_programs(
     if inputs.files.is_pocket:
         available = available_bytes(mesh.local_devices[0])
         if (why := small_run(settings, inputs, mesh, available)) is not None:
-            _log.info(why)
+            _log.debug(why)
             return steps
     check_memory(settings, inputs, mesh, steps, on_progress)
     return steps
@@ -226,6 +258,17 @@ def _fitting_steps(experiment: Experiment, steps: Steps, questions: Mapping[int,
     check_programs(training_programs(settings, inputs, mesh, found), device, experiment.on_progress)
     training_steps.write_steps(experiment.out, found)
     return found
+
+
+def _check_generator(settings: CultureSPASettings, out: Path) -> None:
+    """Raise UserError if the server that still has something to write does not answer."""
+    left = [seed_folder(out, seed) / "questions.json" for seed in settings.seed_numbers]
+    if settings.generator_answers:
+        left.append(out / "result.json")
+    if not all(path.exists() for path in left):
+        endpoint = Endpoint.of(settings.generator, settings.generator_model)
+        if endpoint is not None:
+            endpoint.check()
 
 
 def _directory(settings: CultureSPASettings) -> Path:
@@ -277,9 +320,14 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
         source = f"files with hash {inputs.existing.sha256[:12]}"
     else:
         writing = WritingSettings(per_topic=settings.per_topic, seed=seed)
-        written = collect_questions(
-            inputs.survey,
-            model_writer(
+        replies = folder / "replies.jsonl"
+        if (endpoint := Endpoint.of(settings.generator, settings.generator_model)) is not None:
+            writer = server_writer(
+                endpoint, writing, settings.writing, replies, settings.batch_size
+            )
+            source = f"written by {endpoint.model}, seed {seed}"
+        else:
+            writer = model_writer(
                 lm,
                 inputs.survey,
                 inputs.request,
@@ -287,14 +335,12 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
                 settings.writing,
                 settings.batch_size,
                 constrain=settings.constrain,
-            ),
-            inputs.request,
-            writing,
-            folder / "replies.jsonl",
-            on_progress=on_progress,
+            )
+            source = f"written by a model, weights {lm.sha256[:12]}, seed {seed}"
+        written = collect_questions(
+            inputs.survey, writer, inputs.request, writing, replies, on_progress=on_progress
         )
         asked_for = settings.per_topic * len(written.topics)
-        source = f"written by a model, weights {lm.sha256[:12]}, seed {seed}"
     filtered = filter_questions(written.questions, map(from_item, inputs.survey.items))
     survey = to_survey(filtered.questions, f"questions after {inputs.survey.name}", source)
     fitting = _fitting(experiment, survey)
@@ -377,6 +423,44 @@ def select_all(
         )
         experiment.on_progress(Progress("3 select: seed", done, len(questions), "seeds"))
     return selections, counts
+
+
+def _answer_table(experiment: Experiment, measured: Measured) -> AnswerTable:
+    """Return every method's answers, option by option.
+
+    What is the same for all countries, as the unaware model, is there once and names none, and so
+    it is with seeds.
+    """
+    table, names = AnswerTable(), experiment.inputs.presentations
+    survey, seeds = experiment.inputs.survey, experiment.settings.seed_numbers
+    for method, shares_RxFxCxQxO in measured.shares.items():
+        mass_RxFxCxQ, replies_RxNxCxQ = measured.mass[method], measured.answers[method]
+        is_alike = bool(
+            np.array_equal(
+                shares_RxFxCxQxO,
+                np.broadcast_to(shares_RxFxCxQxO[:, :, :1], shares_RxFxCxQxO.shape),
+                equal_nan=True,
+            )
+        )
+        with np.errstate(divide="ignore"):
+            log_probs_RxFxCxQxO = np.log(shares_RxFxCxQxO)
+        sampled = experiment.settings.reading == "sampled" and len(names) == 1
+        for r in range(len(shares_RxFxCxQxO)):
+            for c, country in enumerate(experiment.groups[:1] if is_alike else experiment.groups):
+                drawn = np.nan_to_num(replies_RxNxCxQ[r, :, c], nan=-1).astype(int)
+                for f, name in enumerate(names):
+                    table.add(
+                        survey,
+                        log_probs_RxFxCxQxO[r, f, c],
+                        mass_RxFxCxQ[r, f, c],
+                        drawn if sampled else None,
+                        method=method,
+                        country="" if is_alike else country,
+                        seed=seeds[r] if len(shares_RxFxCxQxO) == len(seeds) > 1 else "",
+                        presentation=name,
+                    )
+    table.add_people(survey, experiment.groups)
+    return table
 
 
 def _answers_record(experiment: Experiment, measured: Measured) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def run_programs(
     if steps is None:
         steps = plan_steps(settings, inputs, mesh, available, questions)
     programs = []
-    if inputs.existing is None:
+    if inputs.existing is None and settings.generator_model is None:
         programs += _writing_programs(settings, inputs, mesh, available)
     survey = in_styles(inputs, STYLES, groups, inputs.survey)
     # The questions of all seeds that are answered alike are asked together.
@@ -321,10 +321,11 @@ def _measuring_programs(
     asked_as += [((TRAINED_UNDER["joint"],), (group,)) for group in groups]
     ways = conversations_to_measure(inputs, asked_as, settings.block_tokens)
     programs = survey(ways, "the survey")
-    guard = plan_blocks(inputs.guard_questions.conversations, settings.block_tokens)
-    for adapter, who in ((None, "the unchanged model"), (lora, "a fine-tuned model")):
-        name = f"answers to the guard, {who}"
-        programs.append(_exact_program(settings, inputs, mesh, guard, name, "measure", adapter))
+    if not settings.guard_tasks:  # another tool compiles what it needs
+        guard = plan_blocks(inputs.guard_questions.conversations, settings.block_tokens)
+        for adapter, who in ((None, "the unchanged model"), (lora, "a fine-tuned model")):
+            name = f"answers to the guard, {who}"
+            programs.append(_exact_program(settings, inputs, mesh, guard, name, "measure", adapter))
     if settings.prompting:
         ways = prompted_ways(inputs, groups, settings.block_tokens)
         programs += survey(ways, "the survey in the other styles")

@@ -1,5 +1,7 @@
 """The result of a CultureSPA run, and `result.json`.
 
+    warnings                      what to know before any number: kind and text
+                                  (`jaxalign.stats.result_warnings`)
     presentations.averaged        names of the presentations that answers are averaged over
         .scores.A.p1              as methods.p1, of the answers in one presentation alone; of every
                                   method, and of rds and cds; only if there are several
@@ -15,7 +17,9 @@
                                   crqpc is `joint`
     differences.joint_minus_p1    value, interval, seed_interval, by_seed and verdict, paired: over
                                   the items that both methods answered in every run of a seed
-    guard                         accuracies in percent before and after, differences in points
+    guard                         accuracies in percent before and after, differences in points;
+        .tasks                    with the setting `guard_tasks`: the same by task, and the others
+                                  are means over tasks
     untrained.joint.models, .all  models that fine-tuning left unchanged, because nothing was
                                   selected for them or no step was taken; a method that has no other
                                   models is in no table
@@ -38,6 +42,7 @@
         .valid_mass, .replies     as below, by model and style
     lines                         scores of answers that need no model
     personas                      identification and agreement of p1, p2, joint, specific and cct
+    answer_examples               a few answers in full (`jaxalign.stats.answer_examples`)
     settings, facts, versions     what is needed to make the result again
 
 null stands where nothing was answered, as when no reply can be read, and for a mean that would need
@@ -66,6 +71,7 @@ from jaxalign.methods.base import (
     CRQPC,
     CULTURESPA_METHODS,
     JOINT,
+    METHODS,
     P1,
     P2,
     RDS,
@@ -76,11 +82,14 @@ from jaxalign.methods.culturespa.fine_tune import ModelName
 from jaxalign.methods.culturespa.inputs import Inputs
 from jaxalign.methods.culturespa.instrument import measure_record
 from jaxalign.methods.culturespa.measure import PERSONAS, Answers, Measured
+from jaxalign.methods.culturespa.result_warnings import warnings_of
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
 from jaxalign.methods.culturespa.settings import CultureSPASettings
 from jaxalign.methods.culturespa.styles import STYLES, reads_answers
+from jaxalign.report.wording import IDENTICAL
 from jaxalign.runs import settings_of, versions
 from jaxalign.stats.alignment import agreement, alignment, culture_lines, identify
+from jaxalign.stats.answer_examples import answer_examples
 from jaxalign.stats.bootstrap import count_draws
 from jaxalign.stats.intervals import Interval, seed_interval, widened
 from jaxalign.stats.paired_scores import Spread, drawn_scores, spread
@@ -160,7 +169,6 @@ def make_record(
     """
     unchanged = measured.unchanged
     answers = {name: a for name, a in measured.answers.items() if name not in unchanged}
-    right = {name: values for name, values in measured.right.items() if name not in unchanged}
     by_presentation = {
         presentation: {name: alone[name] for name in answers}
         for presentation, alone in measured.by_presentation.items()
@@ -168,6 +176,7 @@ def make_record(
     scored = Scored(settings, inputs, answers, by_presentation)
     groups = settings.countries
     return {
+        "warnings": warnings_of(settings, inputs, measured, written, selected),
         "presentations": {
             "averaged": list(inputs.presentations),
             "scores": {
@@ -193,11 +202,12 @@ def make_record(
         "untrained": measured.untrained,
         "replies": measured.counts if settings.reading == "sampled" else {},
         "valid_mass": measured.valid_mass,
-        "guard": guard_record(right, inputs.guard_name, [item for item, _ in inputs.guard]),
+        "guard": guard_entry(measured, inputs),
         "questions": _questions(written),
         "selected": {f"seed{seed}": counts for seed, counts in selected.items()},
         "lines": _lines(groups, inputs),
         "personas": _personas(inputs, answers),
+        "answer_examples": _examples(settings, inputs, measured),
         "survey": {
             "name": inputs.survey.name,
             "items": len(inputs.survey.items),
@@ -210,6 +220,20 @@ def make_record(
         "facts": dict(facts),
         "versions": versions(),
     }
+
+
+def _examples(
+    settings: CultureSPASettings, inputs: Inputs, measured: Measured
+) -> list[dict[str, Any]]:
+    """Return the answers that fine-tuning changed most, averaged over seeds and presentations."""
+    keys = [key for key in (UNAWARE.key, P1.key, JOINT.key) if key in measured.shares]
+    if JOINT.key not in keys:
+        return []
+    shares = {METHODS[key].title: measured.shares[key].mean(axis=(0, 1)) for key in keys}
+    people = np.stack([inputs.survey.truth_QxO(country) for country in settings.countries])
+    shares["people"] = people
+    between = P1.title, JOINT.title
+    return answer_examples(inputs.survey, shares, settings.countries, between)
 
 
 class Scored:
@@ -368,10 +392,15 @@ def difference(
 
 
 def _verdict(score: Spread) -> str:
-    """Return whether zero lies outside both intervals, or outside the only one there is."""
+    """Return whether zero lies outside both intervals, or outside the only one there is.
+
+    Where it is all that there is in them, the two methods give the same answers.
+    """
     bounds = [_bounds(i) for i in (score.questions, score.seeds) if i is not None]
     if not bounds:
         return "no answers"
+    if all(low == high == 0 for low, high in bounds):
+        return IDENTICAL
     only = "" if score.seeds is not None else ", over questions only"
     if all(low > 0 for low, _ in bounds):
         return "higher" + only
@@ -380,8 +409,41 @@ def _verdict(score: Spread) -> str:
     return "not told apart" + only
 
 
+def guard_entry(measured: Measured, inputs: Inputs) -> dict[str, Any]:
+    """Return the guard's entry: of its own questions, or of another tool's tasks.
+
+    Methods that fine-tuning left unchanged are left out.
+    """
+
+    def changed(right: Mapping[str, list[float]]) -> dict[str, list[float]]:
+        return {name: values for name, values in right.items() if name not in measured.unchanged}
+
+    right, found = changed(measured.right), measured.abilities
+    if not found:
+        return guard_record(right, inputs.guard_name, [item for item, _ in inputs.guard])
+    asked = found["questions"], found["chance"]
+    record = guard_record(right, found["name"], (), *asked)
+    tasks = {
+        task: guard_record(changed(by_method), task, (), *asked)
+        for task, by_method in found["tasks"].items()
+    }
+    return record | {
+        "tasks": {
+            task: {
+                "before": row["before"],
+                "after": {method: after["mean"] for method, after in row["after"].items()},
+            }
+            for task, row in tasks.items()
+        }
+    }
+
+
 def guard_record(
-    right: Mapping[str, list[float]], name: str, questions: Sequence[Item]
+    right: Mapping[str, list[float]],
+    name: str,
+    questions: Sequence[Item],
+    count: int | None = None,
+    chance: float | None = None,
 ) -> dict[str, Any]:
     """Return the guard's entry in `result.json`.
 
@@ -389,7 +451,11 @@ def guard_record(
         right: Accuracies in [0, 1] by method and seed; one value under "before".
         name: Name of the questions.
         questions: The questions, whose options say what guessing would give.
+        count: Number of questions; default: that of `questions`.
+        chance: Accuracy in [0, 1] of guessing; default: that of `questions`.
     """
+    if chance is None:
+        chance = float(np.mean([1 / len(item.options) for item in questions]))
     before = 100 * right["before"][0]
     after, change = {}, {}
     for method, values in right.items():
@@ -405,8 +471,8 @@ def guard_record(
         }
     return {
         "test": name,
-        "questions": len(questions),
-        "chance": 100 * float(np.mean([1 / len(item.options) for item in questions])),
+        "questions": len(questions) if count is None else count,
+        "chance": 100 * chance,
         "before": before,
         "after": after,
         "change": change,

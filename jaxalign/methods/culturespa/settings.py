@@ -24,6 +24,7 @@ from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.model import ModelFiles
 from jaxalign.methods.culturespa.styles import P3_CHOICES, Examples, P3Form
 from jaxalign.methods.culturespa.write import PUBLISHED_SAMPLING
+from jaxalign.methods.endpoint import Endpoint
 from jaxalign.runs import may_change
 from jaxalign.runtime.platform import target_platform
 from jaxalign.surveys.options import SurveyOptions, check_options
@@ -66,6 +67,15 @@ class CultureSPASettings(SurveyOptions):
     constrain: bool = False
     """Let the model write nothing but JSON of the requested form: tokens that cannot continue it
     are never drawn."""
+    generator: str | None = may_change(None)
+    """Address of a server that writes the questions instead of the model: any that speaks OpenAI's
+    chat protocol, such as vLLM's at http://localhost:8000/v1. Its key is read from OPENAI_API_KEY.
+    """
+    generator_model: str | None = None
+    """Name by which that server knows its model."""
+    generator_answers: bool = False
+    """Let that server give the unchanged model's sampled answers as well; its model has to be the
+    same. Fine-tuned models always answer here."""
     seeds: int | None = None
     """Number of seeds. Every random step is repeated for each: questions, selection, adapters and
     the order of examples. Default: follows the model, 1 for a real one and 5 for the pocket
@@ -128,6 +138,11 @@ class CultureSPASettings(SurveyOptions):
     guard: Path | None = None
     """MMLU-style questions that fine-tuning should not make the model worse at; default: tasks that
     the pocket model was trained on."""
+    guard_tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness, such as hellaswag or mmlu, that measure general abilities in
+    place of such questions; needs the extra `eval`."""
+    guard_task_folder: Path | None = None
+    """Folder with task files of your own, in the form of lm-evaluation-harness."""
     prompting: bool | None = may_change(None)
     """Ask the joint and the specific models under every prompt style as well, not only under the
     one that they were trained with. Default: follows the model, yes for a real one and no for the
@@ -146,6 +161,8 @@ class CultureSPASettings(SurveyOptions):
     """Number of training steps between checkpoints."""
     quiet: bool = may_change(False)
     """Show no progress bars."""
+    verbose: bool = may_change(False)
+    """Whether to show plans, meshes, kernels and memory too; the run's notes.log has them."""
 
     @property
     def seed_numbers(self) -> tuple[int, ...]:
@@ -261,6 +278,11 @@ def check_settings(settings: CultureSPASettings) -> None:
                 f"`countries` {country[:60]}...: too long for the name of a folder; rename it"
             )
     _check_presentations(settings)
+    for name in ("guard", "guard_task_folder"):
+        value = getattr(settings, name)
+        if value is not None and (name == "guard") == bool(settings.guard_tasks):
+            other = "goes without" if name == "guard" else "needs"
+            raise UserError(f"`{name}` {value}: {other} `guard_tasks`")
     if settings.train.method != "lora":
         raise UserError(
             f"`train.method` {settings.train.method}: CultureSPA trains adapters side by side; "
@@ -271,7 +293,15 @@ def check_settings(settings: CultureSPASettings) -> None:
         check_path(choice, "p3_choice")
     if choice is not None and choice not in P3_CHOICES and not Path(choice).is_file():
         raise UserError(f"`p3_choice` {choice}: give {', '.join(P3_CHOICES)} or an existing file")
-    for name in ("constrain", "per_topic"):
+    if settings.generator is not None:
+        Endpoint.of(settings.generator, settings.generator_model, settings.constrain)
+    if settings.generator_answers and settings.reading != "sampled":
+        raise UserError(
+            "`generator_answers`: a server gives replies, not probabilities; set `reading` sampled"
+        )
+    if settings.generator_answers and settings.generator_model is None:
+        raise UserError("`generator_answers`: needs `generator` and `generator_model`")
+    for name in ("constrain", "per_topic", "generator", "generator_model"):
         if settings.questions and getattr(settings, name):
             raise UserError(f"`{name}`: nothing is written with `questions`; leave one of them out")
     for shares, survey in (("distributions", "survey"), ("source_distributions", "source")):

@@ -56,6 +56,7 @@ from jaxalign.methods.culturespa.questions import (
     with_ids,
 )
 from jaxalign.methods.culturespa.writer import ModelWriter, Writer
+from jaxalign.methods.endpoint import Endpoint, EndpointReplies
 from jaxalign.prompts import Message, read_prompt
 from jaxalign.surveys.survey import Survey
 
@@ -147,7 +148,7 @@ class WrittenQuestions:
 
 
 def write_questions(
-    lm: LM,
+    lm: LM | Endpoint,
     survey: Survey,
     *,
     writing: WritingSettings = WritingSettings(per_topic=20),
@@ -161,7 +162,8 @@ def write_questions(
     """Have a model write new questions on each topic of a survey.
 
     Args:
-        lm: The model that writes.
+        lm: The model that writes, or a server that has one. A server's replies are also kept in
+            endpoint.jsonl beside `replies`.
         survey: Its questions are the seeds, shown as examples; every item needs a topic.
         writing: How many questions, how many examples, and the seed.
         sampling: How replies are sampled; by default as published.
@@ -194,6 +196,11 @@ def write_questions(
         (2, 'trust')
     """
     check_batch_size(batch_size)
+    if isinstance(lm, Endpoint):
+        Endpoint.of(lm.url, lm.model, constrain)
+        server = server_writer(lm, writing, sampling, replies, batch_size)
+        prompt = prompt or load_request()
+        return collect_questions(survey, server, prompt, writing, replies, on_progress=on_progress)
     if prompt is None:
         prompt = load_request(model_folder=lm.files.folder)
     check_requests_fit(lm.files, survey, prompt, writing, sampling)
@@ -562,6 +569,26 @@ def model_writer(
         positions=longest + sampling.max_new_tokens,
         constraint=constraint,
     )
+
+
+def server_writer(
+    endpoint: Endpoint,
+    writing: WritingSettings,
+    sampling: Sampling,
+    replies: Path | None,
+    at_once: int | None,
+) -> Writer:
+    """Return a writer whose replies are a server's.
+
+    Args:
+        endpoint: The server.
+        writing: Holds the seed.
+        sampling: How it is to sample.
+        replies: The file of replies, beside which its own are kept.
+        at_once: Most requests that wait for a reply.
+    """
+    path = None if replies is None else replies.with_name("endpoint.jsonl")
+    return EndpointReplies(endpoint, sampling, writing.seed, path, at_once)
 
 
 def question_constraint(tokenizer: Tokenizer, vocab_size: int) -> Constraint:

@@ -124,7 +124,7 @@ class ModelWriter:
     def finish(self) -> None:
         """Log how busy the device was, and free the caches."""
         if self._queue is not None:
-            _log.info("questions written: %s", self._queue.counts)
+            _log.debug("questions written: %s", self._queue.counts)
         self._queue = None
 
     def _open(self) -> None:

@@ -135,7 +135,7 @@ def make_control(search: Search) -> Control:
         jax.local_devices()[0],
         "`gradient_steps` 0 leaves the gradient control out",
     )
-    _log.info(f"gradient control: {needed / 2**20:,.0f} MiB per device")
+    _log.debug(f"gradient control: {needed / 2**20:,.0f} MiB per device")
     return Control(search, entries, inputs, descent)
 
 
@@ -174,8 +174,8 @@ def _control_fitness(config: LlamaConfig, tokens: int, read: Read | None) -> Cal
     """Return the fitness that is descended, one prompt at a time.
 
     A layer is recomputed in the backward pass where the activations of all layers would be large:
-    2.2 GiB more of an H200 for the 24 items at 8B. Small models keep them. The last bits of
-    recomputed layers are not the same on one device as on several.
+    2.2 GiB more of an H200 for the 24 items at 8B. Small models keep them. In float32 either gives
+    the same bits on any number of devices.
 
     Args:
         config: The model.

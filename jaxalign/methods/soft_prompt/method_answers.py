@@ -12,9 +12,12 @@ import numpy as np
 
 from jaxalign.answering.asked import AskedItems
 from jaxalign.stats.presentation_mean import mean_log_probs
+from jaxalign.surveys.answer_table import AnswerTable
 from jaxalign.surveys.responses import NOT_ANSWERS
 from jaxalign.surveys.survey import Survey
 from jaxalign.surveys.tables import option_table
+
+SEEDED = ("start", "tuned", "gradient")  # methods with a prompt of its own for each seed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,6 +109,39 @@ class SurveyAnswers:
         # An item that looks alike in two presentations was asked once.
         rows = (self.asked.rows[row] for row in self.asked.index_FxQ[presentation])
         return [row.option_marks for row in rows]
+
+    def fill(
+        self, table: AnswerTable, countries: Sequence[str], seeds: Sequence[int], name: str
+    ) -> None:
+        """Add all answers to a table.
+
+        What is the same for all countries, as the plain question, is there once and names none.
+
+        Args:
+            table: The table.
+            countries: The C countries.
+            seeds: The seeds; a method without one names none.
+            name: What the survey is called.
+        """
+        for method, given in self.methods.items():
+            by_country = given.log_probs_SxCxFxQxO
+            # One condition was asked for all countries where the same row stands for each.
+            alike = bool((by_country == by_country[:, :1]).all())
+            for s in range(given.seeds):
+                for c, country in enumerate(countries[:1] if alike else countries):
+                    for f, presentation in enumerate(self.names):
+                        drawn = given.positions_NxSxCxFxQ
+                        table.add(
+                            self.survey,
+                            by_country[s, c, f],
+                            given.valid_mass_SxCxFxQ[s, c, f],
+                            None if drawn is None else drawn[:, s, c, f],
+                            method=method,
+                            name=name,
+                            country="" if alike else country,
+                            seed=seeds[s] if method in SEEDED else "",
+                            presentation=presentation,
+                        )
 
     def of_seed(self, s: int, methods: Sequence[str]) -> SurveyAnswers:
         """Return the answers of some methods under one seed, counted from 0."""

@@ -1,5 +1,7 @@
 """What a soft-prompt run found out: the content of its `result.json`.
 
+    warnings                                              what to know before any number: records
+                                                          of `stats.result_warnings`, kind and text
     presentations.{tuned,untuned}                         names; scores without a presentation
                                                           are of the tuned ones, averaged
     seeds                                                 the seeds, in order
@@ -20,7 +22,9 @@
     countries.USA.seeds.0.{fitness,held_out}              the search's own value; its prompts'
                                                           held-out scores by method
     countries.USA.held_out.{before,start,after,gradient,persona,icl,permuted}.{mean,low,high}
-    countries.USA.held_out.after_minus_{before,start,permuted}.{mean,low,high}   paired by item
+    countries.USA.held_out.after_minus_{before,start,permuted,strongest}.{mean,low,high}
+                                                          paired by item; strongest: the baseline
+                                                          of the country with the highest score
     held_out.{matrix,permutation_test,...}                tuned prompts x countries
     held_out.respondents.USA.{number,effective}           of a survey that has respondents
     held_out.presentations                                those it was asked in: explicit orders
@@ -30,6 +34,8 @@
     constants                                             C by dimension (null: not used)
     dimensions, mas_weight, settings, facts, versions
 
+    answer_examples                                       a few answers in full
+                                                          (`stats.answer_examples`)
     measure.validity, .validity_tuned                     the gate, of personas' answers to the
                                                           held-out survey over all presentations
                                                           that were asked, and over the tuned
@@ -76,20 +82,22 @@ from typing import Any
 import numpy as np
 
 from jaxalign.core.files import finite_or_none
+from jaxalign.core.progress import OnProgress, Progress, ignore
+from jaxalign.methods.base import METHODS
 from jaxalign.methods.soft_prompt.measures import (
     measure_record,
     own_scores,
     similarities,
 )
-from jaxalign.methods.soft_prompt.method_answers import SurveyAnswers, reply_counts
+from jaxalign.methods.soft_prompt.method_answers import SEEDED, SurveyAnswers, reply_counts
 from jaxalign.methods.soft_prompt.problem import Problem
+from jaxalign.methods.soft_prompt.result_warnings import warnings_of
 from jaxalign.runs import settings_of, versions
-from jaxalign.stats.held_out import held_out_record, permutation_test
+from jaxalign.stats.answer_examples import answer_examples
+from jaxalign.stats.held_out import held_out_record, permutation_test, strongest_baseline
 from jaxalign.stats.intervals import Interval, widened
 from jaxalign.stats.objectives import Objective
 from jaxalign.stats.vsm import READINGS
-
-SEEDED = ("start", "tuned", "gradient")  # methods with a prompt of its own for each seed
 
 
 def readings(result: Mapping[str, Any]) -> tuple[str, str]:
@@ -110,6 +118,7 @@ def make_result(
     answers: tuple[SurveyAnswers, SurveyAnswers],
     fitness_C: np.ndarray,
     history: tuple[SurveyAnswers, SurveyAnswers] | None = None,
+    on_progress: OnProgress = ignore,
 ) -> dict[str, Any]:
     """Return the content of `result.json`.
 
@@ -121,6 +130,7 @@ def make_result(
         fitness_C: What the search found each entry's best prompt to be worth.
         history: The same answers under the best prompts of earlier generations; each "method" is
             a generation.
+        on_progress: Called with the number of parts that are done: each country, then all together.
     """
     tuned, held_out = answers
     settings, survey = problem.settings, problem.held_out_survey
@@ -133,6 +143,7 @@ def make_result(
     # What needs no model stands beside each country's scores.
     entries, trivial = {}, {}
     for c, country in enumerate(countries):
+        on_progress(Progress("scores, part", c, C + 1, "parts"))
         group = objective.group_record(c)
         trivial[country] = group["trivial"]
         record = {
@@ -150,6 +161,7 @@ def make_result(
             },
             "held_out": _held_out(averaged, by_form, held_out, countries, c, settings.seed),
         }
+    on_progress(Progress("scores, part", C, C + 1, "parts"))
     # What the answers are worth is said in the reading that was tuned.
     reading = settings.reading
     measure = measure_record(
@@ -162,7 +174,9 @@ def make_result(
         settings.seed,
         _gaps(problem, measured, averaged, history, objective),
     )
+    on_progress(Progress("scores, part", C + 1, C + 1, "parts"))
     return {
+        "warnings": warnings_of(problem, tuned, held_out),
         "presentations": {
             "tuned": [tuned.names[f] for f in tuned.tuned],
             "untuned": [tuned.names[f] for f in tuned.untuned],
@@ -182,11 +196,31 @@ def make_result(
             "permutation_test": permutation_test(matrix_SxCxC, settings.seed),
         },
         "measure": finite_or_none(measure),
+        "answer_examples": _examples(settings.countries, tuned, held_out),
         **objective.record(),
         "settings": settings_of(settings, fixed_only=True),
         "facts": dict(facts),
         "versions": versions(),
     }
+
+
+def _examples(
+    countries: Sequence[str], tuned: SurveyAnswers, held_out: SurveyAnswers
+) -> list[dict[str, Any]]:
+    """Return the answers that tuning changed most, under the first seed."""
+    found = []
+    # Averaged over the tuned presentations, as the scores are.
+    for name, answers in (("tuned survey", tuned), ("held-out survey", held_out)):
+        shares = {
+            METHODS[method].title: np.exp(answers.log_probs(method)[0])
+            for method in ("naive", "persona", "start", "tuned")
+        }
+        between = METHODS["naive"].title, METHODS["tuned"].title
+        if answers is held_out:
+            people = np.stack([answers.survey.truth_QxO(country) for country in countries])
+            shares["people"] = people
+        found += answer_examples(answers.survey, shares, countries, between, name=name, most=2)
+    return found
 
 
 class _Measured:
@@ -333,8 +367,10 @@ def _held_out(
     if len(held_out.tuned) < 2:
         return record
     # The same means in each presentation alone: their spread enters every interval.
+    own = {name: own_scores(values, c) for name, values in averaged.items()}
+    strongest = strongest_baseline(own)
     alone = [
-        _held_out_means({name: values[f] for name, values in by_form.items()}, c)
+        _held_out_means({name: values[f] for name, values in by_form.items()}, c, strongest)
         for f in held_out.tuned
     ]
     return {
@@ -346,8 +382,13 @@ def _held_out(
     }
 
 
-def _held_out_means(similarity: Mapping[str, np.ndarray], c: int) -> dict[str, float]:
-    """Return the means that `held_out_record` has intervals of, for country c."""
+def _held_out_means(
+    similarity: Mapping[str, np.ndarray], c: int, strongest: str
+) -> dict[str, float]:
+    """Return the means that `held_out_record` has intervals of, for country c.
+
+    `strongest` is the baseline that is nearest to the country over all presentations.
+    """
     # The answers of each method for this country, against its own people.
     own = {name: own_scores(values, c) for name, values in similarity.items()}
     others = [similarity["tuned"][..., p, c, :] for p in range(similarity["tuned"].shape[-3])]
@@ -364,6 +405,7 @@ def _held_out_means(similarity: Mapping[str, np.ndarray], c: int) -> dict[str, f
         "after_minus_before": own["tuned"] - own["naive"],
         "after_minus_start": own["tuned"] - own["start"],
         "after_minus_permuted": own["tuned"] - permuted,
+        "after_minus_strongest": own["tuned"] - own[strongest],
     }
     if "gradient" in own:
         values["gradient"] = own["gradient"]

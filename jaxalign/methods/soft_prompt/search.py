@@ -111,7 +111,7 @@ def choose_search_mesh(problem: Problem, candidates: int | None = None, prefix: 
         model_parallel=settings.model_parallel,
         weights=settings.weights,
     )
-    _log.info("%s%s", prefix, choice.describe())
+    _log.debug("%s%s", prefix, choice.describe())
     return mesh
 
 
@@ -144,7 +144,7 @@ def choose_execution(
     choice = choose_kernel(config, problem.layout, chunk, model_devices, wanted)
     if "attention" in recorded:
         choice = dataclasses.replace(choice, reason="as this run began")
-    _log.info(choice.describe())
+    _log.debug(choice.describe())
     slots = agreed(recorded.get("reply_slots", 0)) or None
     return ExecutionPlan(chunk, choice.kernel, fixed=kept > 0, slots=slots)
 
@@ -487,7 +487,7 @@ def build_search(
         # The host drives the generations: nothing but its steps and the decoding is compiled.
         driven = evolution(execution.chunk)
         sampled = make_sampled_search(problem, lm, driven, slots=execution.slots)
-        _log.info("%s%s", prefix, sampled.describe())
+        _log.debug("%s%s", prefix, sampled.describe())
         return Search(problem, execution, driven, inputs, objective, local["embed"], sampled)
 
     # Halve the number of prompts computed at a time until the compiled program fits.
@@ -505,7 +505,7 @@ def build_search(
         f"{needed / 2**20:,.0f} MiB per device",
     ]
     for line in filter(None, lines):
-        _log.info("%s%s", prefix, line)
+        _log.debug("%s%s", prefix, line)
     return Search(
         problem=problem,
         execution=dataclasses.replace(execution, chunk=chunk),

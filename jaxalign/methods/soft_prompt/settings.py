@@ -131,6 +131,8 @@ class Settings(SurveyOptions):
     folder in --out."""
     quiet: bool = may_change(False)
     """Whether to hide the progress bar."""
+    verbose: bool = may_change(False)
+    """Whether to show plans, meshes, kernels and memory too; the run's notes.log has them."""
 
     @property
     def seed(self) -> int:

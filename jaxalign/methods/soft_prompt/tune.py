@@ -22,10 +22,15 @@ import numpy as np
 
 from jaxalign.core.disk import check_space
 from jaxalign.core.errors import UserError
-from jaxalign.core.progress import OnProgress, ignore
+from jaxalign.core.progress import OnProgress, Stages, ignore
 from jaxalign.lm.model import LM, load_model
 from jaxalign.lm.weights import param_shardings
-from jaxalign.methods.soft_prompt.answers import ask_baselines, ask_tuned, kept_generations
+from jaxalign.methods.soft_prompt.answers import (
+    ask_baselines,
+    ask_tuned,
+    baseline_questions,
+    kept_generations,
+)
 from jaxalign.methods.soft_prompt.checkpoint_dir import checkpoint_directory
 from jaxalign.methods.soft_prompt.control import Control, control_directory, make_control
 from jaxalign.methods.soft_prompt.history import History
@@ -55,6 +60,7 @@ from jaxalign.runs import Run, check_run, recorded_run
 from jaxalign.runs.checkpoints import checkpoint_bytes, claim
 from jaxalign.runtime.memory import log_peak
 from jaxalign.runtime.sharding import DATA
+from jaxalign.surveys.answer_table import AnswerTable
 from jaxalign.surveys.survey import Survey, vsm
 
 _METRICS_BYTES = 256  # of an entry in a line of metrics
@@ -184,7 +190,8 @@ def run_soft_prompt(
     """Tune one soft prompt per country and compare it with the baselines and the control.
 
     Writes into the run's directory: `config.json`, `metrics.jsonl`, `checkpoints/`, `prompts/`,
-    `peft/` and `result.json`. What is worth reading while it runs is logged to "jaxalign".
+    `peft/`, `answers_by_option.csv` and `result.json`. What is worth reading while it runs is
+    logged to "jaxalign".
 
     Args:
         settings: The run's settings.
@@ -219,6 +226,8 @@ def run_soft_prompt(
     # loaded or written.
     out = _directory(settings)
     recorded = check_run(out, settings, settings.resume)
+    _log.info(f"run directory: {out}")
+    stages = Stages(*_stage_names(settings))
     settings = dataclasses.replace(settings, checkpoints=checkpoint_directory(settings, out))
     given, revision = None if lm is None else lm.files, recorded.get("model_revision")
     problem = read_problem(settings, given, survey, revision)
@@ -235,11 +244,13 @@ def run_soft_prompt(
     if not problem.model.is_pocket and (note := pocket_defaults(settings)):
         _log.info(note)
     if cache := jax.config.jax_compilation_cache_dir:
-        _log.info(f"compiled programs are kept in {cache}")
+        _log.debug(f"compiled programs are kept in {cache}")
     if settings.prompt.placement == "after":
         _log.info("placement after: another method than front and system, not a faster form of it")
     # Every program is compiled now, before anything is loaded or written.
+    stages.begin("programs", "compiled, and held against the memory")
     execution, _ = check_memory(problem, mesh, execution, on_progress)
+    stages.begin("model", "weights are read, the search is set up")
     if lm is None:
         lm = load_model(problem.model, weights=settings.weights, mesh=mesh)
         if settings.weights == "int8":
@@ -248,7 +259,7 @@ def run_soft_prompt(
     control = make_control(search) if settings.gradient_steps else None
     facts = problem.facts() | search.facts
     described = (f"{name} {value}" for name, value in search.evolution.settings.items())
-    _log.info("search: " + "  ".join(described))
+    _log.debug("search: " + "  ".join(described))
     saved_bytes, kept_bytes = _written_bytes(problem, search, control)
     if settings.checkpoints and jax.process_index() == 0:
         check_space(settings.checkpoints, saved_bytes, "checkpoints")
@@ -257,11 +268,19 @@ def run_soft_prompt(
         for note in run.notes:
             _log.info(note)
         # The baselines come first: they take little, and a fault in them shows early.
+        asked = sum(len(questions.conversations) for questions in baseline_questions(problem))
+        stages.begin("baselines", f"{asked:,} questions")
         tuned, held_out = ask_baselines(problem, lm, run.out / "answers", on_progress)
         log_peak("baselines")
         checkpoints = settings.checkpoints or run.out / "checkpoints"
         if run.writes:
             claim(checkpoints, recorded_run(run.out)[0])
+        searches = len(settings.entries)
+        stages.begin(
+            "search",
+            f"{settings.generations:,} generations of {settings.candidates:,} candidates, "
+            f"{searches} {'search' if searches == 1 else 'searches'} side by side",
+        )
         history = History(run.out / "history", kept_generations(problem), run.writes)
         outcome = search.run(
             checkpoints,
@@ -280,10 +299,12 @@ def run_soft_prompt(
         # Each method's prompts answer both surveys. The gradient control starts where the search
         # started, and always tunes the expected reading.
         if control is not None:
+            stages.begin("gradient control", f"{settings.gradient_steps:,} steps of Adam")
             folder = control_directory(checkpoints, settings.gradient_steps)
             z_CxZ = control.run(folder, resume=run.resumed, on_progress=on_progress)
             prompts["gradient"] = search.prompts(z_CxZ)
             log_peak("gradient control")
+        stages.begin("tuned prompts", "both surveys under each of them")
         on_the_way = history.read(outcome.best_CxZ.shape)
         earlier = {str(g): search.prompts(z_CxZ) for g, z_CxZ in on_the_way.items()}
         asked, answered_earlier = ask_tuned(
@@ -291,6 +312,7 @@ def run_soft_prompt(
         )
         log_peak("tuned prompts")
         tuned, held_out = tuned.joined(asked[0]), held_out.joined(asked[1])
+        stages.begin("scores and report")
         # Not among the settings that a resumed run must keep, yet the result depends on it.
         facts = facts | {"gradient_steps": settings.gradient_steps}
         result = make_result(
@@ -300,10 +322,23 @@ def run_soft_prompt(
             (tuned, held_out),
             outcome.fitness_C,
             answered_earlier,
+            on_progress,
         )
+        if run.writes:
+            table = AnswerTable()
+            tuned.fill(table, settings.countries, settings.seeds, "tuned survey")
+            held_out.fill(table, settings.countries, settings.seeds, "held-out survey")
+            table.add_people(held_out.survey, settings.countries, "held-out survey")
+            table.write(run.out)
         run.write("result.json", result)
         candidates = (settings.generations + 1) * settings.candidates
         return SoftPromptRun(run.out, result, found, outcome.seconds, candidates)
+
+
+def _stage_names(settings: Settings) -> list[str]:
+    control = ["gradient control"] if settings.gradient_steps else []
+    ends = ["tuned prompts", "scores and report"]
+    return ["programs", "model", "baselines", "search", *control, *ends]
 
 
 def _written_bytes(

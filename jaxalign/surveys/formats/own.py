@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.core.errors import UserError
+from jaxalign.core.files import check_new_file, write_text
 from jaxalign.surveys.formats.base import FORMATS, Format
 from jaxalign.surveys.formats.files import FileStart, bad, read_table, read_text, shown
 from jaxalign.surveys.formats.json_places import Places, broken_rules
@@ -87,6 +88,40 @@ class Problem:
     def __str__(self) -> str:
         place = f", {self.place}" if self.place else ""
         return f"{self.path}{place}: {' '.join(self.message.split())}"
+
+
+TEMPLATE = (
+    "id,text,options,topic\n"
+    "q1,How often do you read?,1=never|2=sometimes|3=often,leisure\n"
+    '"q2","Do you agree: work comes first, then leisure?",1=disagree|2=neither|3=agree,work\n'
+)
+SHARES_TEMPLATE = (
+    "country,item,code,share\n"
+    "CHN,q1,1,0.2\nCHN,q1,2,0.5\nCHN,q1,3,0.3\nCHN,q2,1,0.1\nCHN,q2,2,0.3\nCHN,q2,3,0.6\n"
+    "USA,q1,1,0.1\nUSA,q1,2,0.4\nUSA,q1,3,0.5\nUSA,q2,1,0.4\nUSA,q2,2,0.3\nUSA,q2,3,0.3\n"
+)
+
+
+def write_template(path: Path) -> tuple[Path, Path]:
+    """Write a survey in CSV to begin with, and beside it how two countries answered.
+
+    Args:
+        path: The survey's file, such as mine.csv; the answers become mine-answers.csv.
+
+    Returns:
+        Both paths.
+
+    Raises:
+        UserError: One of the files is there already, or its folder is not.
+    """
+    paths = path, path.with_name(f"{path.stem}-answers{path.suffix}")
+    for each in paths:
+        check_new_file(each, "template")
+        if each.exists():
+            raise UserError(f"`template` {each}: is there already; give another name")
+    for each, text in zip(paths, (TEMPLATE, SHARES_TEMPLATE), strict=True):
+        write_text(each, text)
+    return paths
 
 
 def read_own_json(path: Path | str) -> Survey:

@@ -124,7 +124,7 @@ def test_where_the_gate_fails_no_difference_is_called_one(survey, tmp_path):
     assert NO_SIGNAL in said
     assert ", higher" not in said
     assert ", lower" not in said
-    first = verdict_notes(record)[0]
+    first = next(note for note in verdict_notes(record) if note.kind == "label")
     assert first.lead == "Validity gate: not passed."
     assert NO_SIGNAL in first.text
 

@@ -1,6 +1,8 @@
-"""What is measured of models that fine-tuning left unchanged."""
+"""What is measured of models that fine-tuning left unchanged, and of general abilities."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,9 +12,18 @@ from jaxalign.core.errors import UserError
 from jaxalign.lm.lora import Adapter, LoraConfig, init_adapter
 from jaxalign.lm.model import open_model
 from jaxalign.methods.culturespa import CultureSPASettings
+from jaxalign.methods.culturespa.ability import Abilities, measured_abilities
 from jaxalign.methods.culturespa.fine_tune import AdapterFiles
 from jaxalign.methods.culturespa.inputs import Experiment
-from jaxalign.methods.culturespa.measure import changes, untrained_models
+from jaxalign.methods.culturespa.measure import (
+    Measured,
+    abilities_record,
+    changes,
+    right_by_method,
+    untrained_models,
+)
+from jaxalign.methods.culturespa.pipeline import run_culturespa
+from jaxalign.methods.culturespa.result import guard_entry
 
 COUNTRIES = ("USA", "CHN", "NGA")
 SETTINGS = CultureSPASettings(countries=COUNTRIES, seeds=2)
@@ -50,3 +61,52 @@ def test_models_that_nothing_changed_are_named(tmp_path):
     assert not found["specific"]["all"]
     assert found["cct"]["all"]
     assert "rds" not in found
+
+
+class Halves:
+    """Says that every model gets half of the questions of one task right, and none of another."""
+
+    name = "made up: a, b"
+
+    def __init__(self) -> None:
+        self.measured = 0
+
+    def measure(self, lm: object) -> Abilities:
+        self.measured += 1
+        return Abilities({"a": 0.5 * self.measured, "b": 0.0}, 10, 0.25)
+
+
+def test_another_tool_measures_what_a_model_can_do_once(tmp_path):
+    """Its accuracies are kept by model; the guard is their mean, and each task has its own."""
+    test = Halves()
+    experiment = Experiment(SETTINGS, None, None, tmp_path, ability_test=test)
+    lm = SimpleNamespace(sha256="1f")
+    for _ in range(2):
+        found = {None: measured_abilities(experiment, lm, "base")}
+        found[0, "joint"] = measured_abilities(experiment, lm, "seed0 joint")
+    assert test.measured == 2
+    right = right_by_method(experiment, {name: a.mean for name, a in found.items()})
+    others = {name: {"all": True} for name in ("specific", "cct", "rds", "cds")}
+    record = abilities_record(experiment, found)
+    guard = guard_entry(Measured({}, right, {}, others, abilities=record), None)
+    assert (guard["test"], guard["questions"], guard["chance"]) == (test.name, 10, 25.0)
+    assert guard["before"] == 25.0
+    # Seed 1 has no joint model: the unchanged one stands in for it.
+    assert list(guard["after"]["joint"]["by_seed"]) == [50.0, 25.0]
+    assert set(guard["after"]) == {"joint"}
+    assert guard["tasks"]["a"] == {"before": 50.0, "after": {"joint": 75.0}}
+    assert guard["tasks"]["b"] == {"before": 0.0, "after": {"joint": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guard": "mmlu.csv", "guard_tasks": ("a",)}, "`guard` mmlu.csv: goes without"),
+        ({"guard_task_folder": "tasks"}, "`guard_task_folder` tasks: needs `guard_tasks`"),
+        ({"guard_tasks": ("a",)}, "`guard_tasks` needs `ability_test`"),
+    ],
+)
+def test_tasks_need_what_measures_them(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        run_culturespa(CultureSPASettings(out=tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()

@@ -39,7 +39,8 @@ def test_a_difference_is_over_the_items_that_both_answered():
         ([3.0, 3.1, 2.9], "higher"),
         ([-3.0], "lower, over questions only"),
         ([9.0, 0.1], "not told apart"),
-        ([0.0], "not told apart, over questions only"),
+        ([0.0], "identical"),
+        ([0.0, 0.0], "identical"),
     ],
 )
 def test_the_verdict_says_where_there_is_no_interval_over_seeds(seeds, words):

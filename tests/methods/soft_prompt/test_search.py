@@ -75,7 +75,7 @@ def choose(settings: Settings, recorded: dict | None = None, **options) -> Execu
 
 
 def test_a_new_run_takes_what_keeps_the_device_busy(caplog):
-    caplog.set_level(logging.INFO, "jaxalign")
+    caplog.set_level(logging.DEBUG, "jaxalign")
     assert choose(Settings()) == ExecutionPlan(4, "xla", fixed=False)
     assert "attention by xla: cpu has xla alone" in caplog.text
     assert choose(Settings(chunk=3)) == ExecutionPlan(3, "xla", fixed=False)
@@ -91,7 +91,7 @@ def test_a_default_chunk_is_no_larger_than_the_search(monkeypatch):
 
 
 def test_a_resumed_run_keeps_what_it_began_with(caplog):
-    caplog.set_level(logging.INFO, "jaxalign")
+    caplog.set_level(logging.DEBUG, "jaxalign")
     recorded = {"chunk": 7, "attention": "xla", "model_sha256": "…"}
     assert choose(Settings(), recorded) == ExecutionPlan(7, "xla", fixed=True)
     assert "attention by xla: as this run began" in caplog.text
