@@ -17,12 +17,13 @@ from typing import Any
 import tyro
 
 from jaxalign.commands.reports.compare import compare_report, method_words
+from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_json
 from jaxalign.methods.compare import compare_runs
 from jaxalign.report.document import Estimate
 from jaxalign.report.wording import verdict, with_bounds
-from jaxalign.runs.console import print_table
+from jaxalign.runs.console import print_notes, print_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ def compare(settings: CompareSettings) -> None:
 
 def show(record: Mapping[str, Any]) -> None:
     """Print the scores of all runs, and the differences from the first."""
+    print_notes(warning_notes(record))
     over = f"{record['items']} items, {len(record['countries'])} countries"
     rows = [
         [row["run"], method_words(row["method"]), with_bounds(Estimate.read(row), 3)]

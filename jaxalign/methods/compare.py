@@ -20,6 +20,7 @@ import numpy as np
 from jaxalign.core.errors import UserError
 from jaxalign.core.json_text import read_object
 from jaxalign.stats.distances import item_similarities
+from jaxalign.stats.result_warnings import few_items, warning_records
 from jaxalign.stats.seeds import crossed_interval
 from jaxalign.surveys.answer_table import NAME, PEOPLE
 
@@ -55,9 +56,10 @@ def compare_runs(runs: Sequence[Path | str], seed: int = 0) -> dict[str, Any]:
         seed: Seed of the bootstrap over items.
 
     Returns:
-        `runs`, `survey`, `countries`, `items` and `score`; `rows`, the score of every method of
-        every run; `differences` from the first run, by method, paired by item. Each with its 95 %
-        interval over items (`mean`, `low`, `high`; null where nothing was answered).
+        `warnings` as of other results; `runs`, `survey`, `countries`, `items` and `score`; `rows`,
+        the score of every method of every run; `differences` from the first run, by method, paired
+        by item. Each with its 95 % interval over items (`mean`, `low`, `high`; null where nothing
+        was answered).
 
     Raises:
         UserError: Fewer than two runs, a run without answers, or nothing in common.
@@ -87,6 +89,7 @@ def compare_runs(runs: Sequence[Path | str], seed: int = 0) -> dict[str, Any]:
         if (first, method) in values
     ]
     return {
+        "warnings": _warnings([Path(run) for run in runs], len(items)),
         "runs": [run.name for run in read],
         "survey": read[0].survey,
         "countries": countries,
@@ -135,10 +138,24 @@ def read_run_answers(run: Path) -> RunAnswers:
     return RunAnswers(str(run), survey, scales, people, means)
 
 
+def _warnings(runs: Sequence[Path], items: int) -> list[dict[str, Any]]:
+    """Return what the runs say of simulated people and models, each once, and of few items."""
+    said = {
+        warning["text"]: warning
+        for run in runs
+        for warning in _result(run).get("warnings", ())
+        if warning["kind"] == "simulated"
+    }
+    return [*said.values(), *warning_records([few_items(items, "comparison")])]
+
+
+def _result(run: Path) -> dict[str, Any]:
+    return read_object(run / "result.json") if (run / "result.json").is_file() else {}
+
+
 def _averaged(run: Path) -> list[str]:
     """Return the presentations that a run averages over, where it says so."""
-    result = read_object(run / "result.json") if (run / "result.json").is_file() else {}
-    names = result.get("presentations")
+    names = _result(run).get("presentations")
     return list(names.get("tuned", ())) if isinstance(names, Mapping) else []
 
 

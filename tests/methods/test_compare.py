@@ -41,7 +41,11 @@ def write_run(folder, known: Survey, share: float, items: int = 8):
     table.add_people(asked, list(asked.distributions))
     folder.mkdir()
     table.write(folder)
-    (folder / "result.json").write_text(json.dumps({"presentations": {"tuned": ["A"]}}))
+    result = {
+        "presentations": {"tuned": ["A"]},
+        "warnings": [{"kind": "simulated", "text": "Nobody was asked."}],
+    }
+    (folder / "result.json").write_text(json.dumps(result))
     return folder
 
 
@@ -51,6 +55,7 @@ def test_scores_and_differences_are_over_what_all_runs_have(tmp_path):
     found = compare_runs([people, half])
     assert found["countries"] == ["USA", "CHN"]
     assert found["items"] == 6
+    assert [warning["kind"] for warning in found["warnings"]] == ["simulated", "few"]
     rows = {(row["run"], row["method"]): row["mean"] for row in found["rows"]}
     assert rows[str(people), "persona"] == pytest.approx(1, abs=1e-4)
     differences = {d["method"]: d for d in found["differences"]}

@@ -19,9 +19,11 @@ import pytest
 
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import Progress
+from jaxalign.runs import Run
 from jaxalign.runs.console import (
     enable_compilation_cache,
     main,
+    notes_to_stdout,
     print_table,
     progress_bars,
 )
@@ -100,6 +102,22 @@ def test_a_full_disk_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) 
 def test_a_configs_own_check_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--strategy.population", "3") == 2
     assert capsys.readouterr() == ("", "error: --strategy.population 3: give at least 4\n")
+
+
+def test_plans_are_shown_on_request_and_kept_in_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("jaxalign")
+    with notes_to_stdout() as screen:
+        logger.debug("mesh")
+        logger.info("model")
+        Run.create(tmp_path / "run", Config(), {}).close()
+        screen.setLevel(logging.DEBUG)  # --verbose
+        logger.debug("kernel")
+    logger.debug("after the run")
+    assert capsys.readouterr().out == "model\nkernel\n"
+    kept = (tmp_path / "run" / "notes.log").read_text("utf-8").splitlines()
+    assert [line.split("  ")[1] for line in kept] == ["mesh", "model", "kernel"]
 
 
 def test_notes_of_the_library_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

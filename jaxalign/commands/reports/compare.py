@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.methods.base import METHODS
 from jaxalign.report import figures
 from jaxalign.report.common import FIGURES, make_figure
@@ -38,7 +39,7 @@ def compare_report(record: Mapping[str, Any], out: Path) -> tuple[Path, Path]:
         title="Runs compared",
         summary=f"{len(record['runs'])} runs on the {record['items']} items of {record['survey']} "
         f"and the {over} that all of them have.",
-        labels=(),
+        labels=warning_notes(record),
         sections=(
             section(
                 "Scores",
