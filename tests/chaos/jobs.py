@@ -17,8 +17,8 @@ from jaxalign.cli import run_command
 from jaxalign.pocket.society import held_out_survey
 from jaxalign.surveys.survey import to_json
 
-# Of another kind in every run: times of day, and what only a resumed run reads.
-_NOT_COMPARED = ("config.json", "status.json")
+# Of another kind in every run: times of day, what was said, and what only a resumed run reads.
+_NOT_COMPARED = ("config.json", "status.json", "notes.log")
 _STEPS = r"\d+$|\d+\.orbax|damaged-\d"
 
 
@@ -135,7 +135,7 @@ def all_jobs(folder: Path) -> dict[str, Job]:
         seeded(
             "culturespa",
             "--first-seed",
-            f"--countries USA CHN --per-topic 1 --seeds 1 --resamples 20 --presentations A "
+            f"--countries USA CHN --per-topic 2 --seeds 1 --resamples 20 --presentations A "
             f"--survey {folder / 'survey.json'} "
             f"--guard {folder / 'guard.csv'} --writing.max-new-tokens 64 --save-every 1 "
             "--train.batch 2 --specific-batch 2 --lora.rank 2 --train.unroll False --batch-size 4 "

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.faults import FAULTS, LOST, NAMED, SURVIVED, _line_about
-from tests.chaos.jobs import Ended, difference
+from tests.chaos.jobs import Ended, difference, outcome
 from tests.chaos.moments import Counter, watching
 from tests.chaos.report import table
 from tests.chaos.trials import Trial, add_to_record, read_record
@@ -93,3 +93,10 @@ def test_the_table_counts_what_is_on_record(tmp_path):
     assert rows[4] == "| **all** | | **5** | **3** | **1** | **1** |"
     assert len(rows) == 5
     assert "kill -9" in FAULTS
+
+
+def test_results_are_compared_and_not_what_was_said_meanwhile(tmp_path):
+    for name in ("result.json", "notes.log", "config.json", "checkpoints/3/state", "adapters/a"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert outcome(tmp_path).keys() == {"result.json", "adapters/a"}

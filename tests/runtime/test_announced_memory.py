@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", ["tuned prompts", "fine-tune"])
+@pytest.mark.parametrize("stage", ["tuned prompts", "gradient control", "write", "fine-tune"])
 def test_a_stage_takes_what_was_announced(stage: str, folder: Path) -> None:
     """In a process of its own: memory that others have given back may be used again."""
     done = subprocess.run(
