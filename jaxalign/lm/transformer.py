@@ -143,7 +143,7 @@ def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     return nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
 
 
-def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
+def project(x: jax.Array, w: Mapping[str, jax.Array], name: str, merge: bool = False) -> jax.Array:
     """Apply the linear map `name` to the last axes of x, accumulating in float32.
 
     Beside a kernel there may be its adapter, `name_a` and `name_b` (`jaxalign.lm.lora`), or one for
@@ -154,21 +154,26 @@ def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
         x: [B, T, inputs...], in the dtype that products read.
         w: The weights of one layer.
         name: A key of `AXES`.
+        merge: Whether to add an adapter into its kernel first, where that is exact (in float32) and
+            faster (on a CPU, for a long sequence). The kernel then has no gradient.
 
     Returns:
         [B, T, outputs...]: float32 on CPU; on accelerators rounded to x's dtype.
     """
     inputs, outputs = AXES[name]
-    lead = "bt"
+    lead, merge = "bt", merge and _merges(x, w, name)
     beside = {f"{name}_scale", f"{name}_a", f"{name}_bias"} & set(w)
     written = jnp.float32 if target_platform() == "cpu" else x.dtype
     # With any of these, the result stays float32 until everything is added up.
     dtype = jnp.float32 if beside else written
-    out = product(f"{lead}{inputs},{inputs}{outputs}->{lead}{outputs}", x, w[name], dtype)
+    if merge:
+        out = merged_product(AXES[name], x, w[name], w[f"{name}_a"], w[f"{name}_b"])
+    else:
+        out = product(f"{lead}{inputs},{inputs}{outputs}->{lead}{outputs}", x, w[name], dtype)
     if f"{name}_scale" in w:
         scale = w[f"{name}_scale"].astype(jnp.float32)
         out = out * scale.reshape((1,) * len(lead) + scale.shape)
-    if f"{name}_a" in w:
+    if f"{name}_a" in w and not merge:
         # (x A) B with the small rank in between; B contains the scale alpha / rank.
         a, b = w[f"{name}_a"], w[f"{name}_b"]
         if LANES not in w:
@@ -187,13 +192,69 @@ def project(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> jax.Array:
 
 
 def _heads(
-    x: jax.Array, w: Mapping[str, jax.Array], name: str, rope: Rope, c: LlamaConfig
+    x: jax.Array,
+    w: Mapping[str, jax.Array],
+    name: str,
+    rope: Rope,
+    c: LlamaConfig,
+    merge: bool = False,
 ) -> jax.Array:
     """Return queries ("q") or keys ("k") of all heads: normed if there is a norm, then rotated."""
-    heads = project(x, w, name)
+    heads = project(x, w, name, merge)
     if f"{name}_norm" in w:
         heads = rms_norm(heads, w[f"{name}_norm"], c.rms_norm_eps)
     return rounded(rotate(heads, rope), c.dtype)
+
+
+# From so many tokens on, adding an adapter into a kernel takes less than a product beside it.
+_MERGED_TOKENS = 256
+
+
+def _merges(x: jax.Array, w: Mapping[str, jax.Array], name: str) -> bool:
+    alone = f"{name}_a" in w and LANES not in w and f"{name}_scale" not in w
+    exact = x.dtype == w[name].dtype == jnp.float32
+    return alone and exact and x.shape[1] >= _MERGED_TOKENS and target_platform() == "cpu"
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def merged_product(
+    axes: tuple[str, str], x: jax.Array, kernel: jax.Array, a: jax.Array, b: jax.Array
+) -> jax.Array:
+    """Compute x (W + A B) of a frozen kernel W and an adapter, in float32.
+
+    Beside x W, the product x A B writes and reads its outputs once more, which takes longer on a
+    CPU than adding A B to W. The backward pass needs x A and the like, which are narrow, for the
+    gradients of A and B alone.
+    """
+    inputs, outputs = axes
+    return product(f"bt{inputs},{inputs}{outputs}->bt{outputs}", x, _merged(axes, kernel, a, b))
+
+
+def _merged(axes: tuple[str, str], kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    inputs, outputs = axes
+    return kernel + product(f"{inputs}r,r{outputs}->{inputs}{outputs}", a, b)
+
+
+def _merged_forward(
+    axes: tuple[str, str], x: jax.Array, kernel: jax.Array, a: jax.Array, b: jax.Array
+) -> tuple[jax.Array, Any]:
+    return merged_product(axes, x, kernel, a, b), (x, kernel, a, b)
+
+
+def _merged_backward(
+    axes: tuple[str, str], kept: Any, g: jax.Array
+) -> tuple[jax.Array, None, jax.Array, jax.Array]:
+    (x, kernel, a, b), (inputs, outputs) = kept, axes
+    merged = _merged(axes, kernel, a, b)
+    x_gradient = product(f"bt{outputs},{inputs}{outputs}->bt{inputs}", g, merged)
+    low = product(f"bt{inputs},{inputs}r->btr", x, a)
+    low_gradient = product(f"bt{outputs},r{outputs}->btr", g, b)
+    a_gradient = product(f"bt{inputs},btr->{inputs}r", x, low_gradient)
+    b_gradient = product(f"btr,bt{outputs}->r{outputs}", low, g)
+    return x_gradient, None, a_gradient, b_gradient
+
+
+merged_product.defvjp(_merged_forward, _merged_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -207,11 +268,12 @@ def product(equation: str, x: jax.Array, kernel: jax.Array, dtype: Any = jnp.flo
     """
     precision = "highest" if x.dtype == jnp.float32 else "default"
 
-    # cuBLAS accumulates in float32 whatever it returns, and a float32 result that is rounded
-    # afterwards would go through memory once more, twice as wide. XLA on CPU is several times
-    # slower if it is not asked for float32. (The choice is by back end, because
-    # `platform_dependent` made a bfloat16 evaluation on CPU 8 % slower.)
-    result = dtype if target_platform() == "gpu" else jnp.float32
+    # Accelerators accumulate in float32 whatever they return, and a float32 result that is rounded
+    # afterwards would go through memory once more, twice as wide; partial sums of a split kernel
+    # would also be exchanged twice as wide. XLA on CPU is several times slower if it is not asked
+    # for float32. (The choice is by back end, because `platform_dependent` made a bfloat16
+    # evaluation on CPU 8 % slower.)
+    result = jnp.float32 if target_platform() == "cpu" else dtype
     out = jnp.einsum(
         equation,
         x,
@@ -245,9 +307,10 @@ product.defvjp(_product_forward, _product_backward)
 
 
 class Block(nn.Module):
-    """One decoder layer."""
+    """One decoder layer; for `merge` see `project`."""
 
     config: LlamaConfig
+    merge: bool = False
 
     @nn.compact
     def __call__(
@@ -268,24 +331,24 @@ class Block(nn.Module):
             keep: int [A], the only positions whose outputs are computed; keys and values are
                 computed for all.
         """
-        c = self.config
+        c, linear = self.config, functools.partial(project, merge=self.merge)
         w = _declare(self, c, block_weights(c)) | self._beside_kernels()
         # Attention: keys and values of all positions, queries of those that are kept.
         h = rounded(rms_norm(x_BxTxD, w["attention_norm"], c.rms_norm_eps), c.dtype)
-        k = _heads(h, w, "k", rope, c)
-        v = rounded(project(h, w, "v"), c.dtype)
+        k = _heads(h, w, "k", rope, c, self.merge)
+        v = rounded(linear(h, w, "v"), c.dtype)
         x, rope_q = x_BxTxD, rope
         if keep is not None:
             x, h = x[:, keep], h[:, keep]
             rope_q = tuple(jnp.take(t, keep, axis=-2) for t in rope)
             if KEPT_LANES in w:
                 w |= {LANES: w[KEPT_LANES], PLACES: w[KEPT_PLACES]}
-        q = _heads(h, w, "q", rope_q, c)
-        x = x + project(attend(q, k, v, cache), w, "o")
+        q = _heads(h, w, "q", rope_q, c, self.merge)
+        x = x + linear(attend(q, k, v, cache), w, "o")
         # Feed-forward, for the positions that are kept.
         h = rounded(rms_norm(x, w["mlp_norm"], c.rms_norm_eps), c.dtype)
-        h = rounded(swiglu(project(h, w, "gate"), project(h, w, "up")), c.dtype)
-        x = x + project(h, w, "down")
+        h = rounded(swiglu(linear(h, w, "gate"), linear(h, w, "up")), c.dtype)
+        x = x + linear(h, w, "down")
         return x, (k, v)
 
     def _beside_kernels(self) -> dict[str, jax.Array]:
@@ -300,11 +363,13 @@ class Llama(nn.Module):
 
     `unroll` unrolls the layer scan: faster steps on CPU for small models, slower compilation.
     `remat` recomputes each layer in the backward pass instead of keeping its activations.
+    `merge` adds adapters into frozen kernels where that is faster (see `project`).
     """
 
     config: LlamaConfig
     unroll: bool = False
     remat: bool = False
+    merge: bool = False
 
     def setup(self) -> None:
         c = self.config
@@ -319,8 +384,8 @@ class Llama(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, 0),  # rope and attend are shared, caches stacked
             length=c.num_hidden_layers - 1,
             unroll=c.num_hidden_layers - 1 if self.unroll else 1,
-        )(c)
-        self.last = block(c)
+        )(c, self.merge)
+        self.last = block(c, self.merge)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Return the embeddings [..., D] of token ids [...], float32."""

@@ -121,7 +121,11 @@ class TrainData:
         if shape.tail:
             sizes.append((1, shape.tail, shape.tail_answers))
         layout = single_rows(self._streams[0].lengths[chosen], shape)
-        for rows, (most, row_length, answers) in zip(layout, sizes, strict=False):
+        for rows, (most, row_length, answers), examples_of_row in zip(
+            layout, sizes, shape.most_examples, strict=False
+        ):
+            if examples_of_row and max(map(len, rows), default=0) > examples_of_row:
+                raise ValueError(f"a row has more than {examples_of_row} examples")
             filled = fill(
                 [[(examples, chosen[row])] for row in rows],
                 most * shape.rows,

@@ -3,8 +3,10 @@
 A setting that is None follows the model. `resolve_training` replaces it by
 
 - what the paper states, for a real model (CultureSPA, Xu et al. 2025: batches of 4 x 32 examples, a
-  learning rate of 1e-4), with layers recomputed in the backward pass: without that, the step of a
-  model of 8 billion weights needs 62 GiB instead of 6, and one of 135 million is slower on a CPU;
+  learning rate of 1e-4). Layers are recomputed in the backward pass unless what a pass keeps is
+  small: a model of 8 billion weights would need 62 GiB instead of 6, but for one of 135 million it
+  is time lost. Which of the two follows from the model's shape and not from the memory that happens
+  to be free, so that a resumed run does the same;
 - what was measured on the pocket model, for CultureSPA on the pocket model.
 
 Settings with one value for every model (one epoch, warm-up over 0.1 of the steps and a cosine after
@@ -28,7 +30,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.model import ModelFiles
+from jaxalign.runtime.platform import target_platform
+from jaxalign.training.program import activation_bytes
 from jaxalign.training.step import TrainConfig
 
 Task = Literal["conversations", "culturespa"]  # what a model is fine-tuned on
@@ -57,10 +62,10 @@ LARGE = "suits models that fill a device"
 _GENERAL = {
     "batch": Default(128, PAPER),
     "learning_rate": Default(1e-4, PAPER),
-    "tokens_per_pass": Default(8192, LARGE),
-    "remat": Default(True, LARGE),
     "unroll": Default(False, LARGE),
 }
+_TOKENS_PER_PASS = {"cpu": 2048}  # more make no product faster, and take more memory
+_MOST_ACTIVATIONS = 4 * 2**30  # bytes that a pass may keep instead of recomputing layers
 _POCKET_CULTURESPA = {
     "batch": Default(8, POCKET),
     "learning_rate": Default(1e-2, POCKET),
@@ -71,7 +76,10 @@ _POCKET_CULTURESPA = {
 
 
 def resolve_training(
-    train: TrainConfig, files: ModelFiles | None = None, task: Task = "conversations"
+    train: TrainConfig,
+    files: ModelFiles | None = None,
+    task: Task = "conversations",
+    config: LlamaConfig | None = None,
 ) -> tuple[TrainConfig, tuple[str, ...]]:
     """Return the settings with every None that follows the model replaced.
 
@@ -79,6 +87,7 @@ def resolve_training(
         train: Training settings; given values stay as they are.
         files: The model; None takes the values of a real model.
         task: What it is fine-tuned on. The pocket model has values of its own for CultureSPA.
+        config: Shape of the model, where there are no files.
 
     Returns:
         The resolved settings, and one line per replaced setting with its value and source.
@@ -91,8 +100,22 @@ def resolve_training(
         "learning rate 1e-4 (the paper's; give `train.learning_rate` to change)"
     """
     on_pocket = files is not None and files.is_pocket and task == "culturespa"
-    defaults = _POCKET_CULTURESPA if on_pocket else _GENERAL
+    if on_pocket:
+        return resolve(train, _POCKET_CULTURESPA, _NAMES, "train.")
+    config = files.config if files is not None else config
+    platform = target_platform()
+    tokens = Default(_TOKENS_PER_PASS.get(platform, 8192), f"chosen for a {platform}")
+    remat = _remat(config, train.tokens_per_pass or tokens.value)
+    defaults = _GENERAL | {"tokens_per_pass": tokens, "remat": remat}
     return resolve(train, defaults, _NAMES, "train.")
+
+
+def _remat(config: LlamaConfig | None, tokens: int) -> Default:
+    """Return whether layers are recomputed: where their activations take much memory."""
+    if config is None:
+        return Default(True, LARGE)
+    kept = activation_bytes(config, tokens, remat=False)
+    return Default(kept > _MOST_ACTIVATIONS, f"a pass would keep about {kept / 2**30:.1f} GiB")
 
 
 def resolve(

@@ -43,7 +43,9 @@ HEAD_POSITIONS = 256
 _FEW_ANSWERS = 16
 
 
-def loss_sum(model: Llama, params: Params, batch: Batch, window: int) -> jax.Array:
+def loss_sum(
+    model: Llama, params: Params, batch: Batch, window: int, examples: int = 0
+) -> jax.Array:
     """Return the sum of the answer tokens' weighted losses over a batch [B, T], in nats.
 
     Args:
@@ -51,13 +53,14 @@ def loss_sum(model: Llama, params: Params, batch: Batch, window: int) -> jax.Arr
         params: Its parameters, perhaps with an adapter beside them.
         batch: Rows of packed examples.
         window: Most tokens of an example.
+        examples: Most examples of a row, if attention is computed one by one; 0 for blocks.
     """
 
     def attention(row: Batch, _: None) -> tuple[Attend, Attend]:
         segments_T = row.segments_BxT
         mask = causal_mask(segments_T[None])[:, :, row.at_BxA]
         return (
-            attend_within(segments_T, window),
+            attend_within(segments_T, window, examples),
             jax.tree_util.Partial(masked_attention, mask),
         )
 

@@ -197,7 +197,9 @@ _FIELDS = [field.name for field in dataclasses.fields(Batch)]
 jax.tree_util.register_dataclass(Batch, _FIELDS, meta_fields=[])
 
 
-def pack(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[list[int]]:
+def pack(
+    lengths: Sequence[int] | np.ndarray, row_length: int, most: int | None = None
+) -> list[list[int]]:
     """Distribute examples over rows of at most `row_length` tokens.
 
     Best fit, longest first (Johnson 1973): each example goes into the row where it leaves the least
@@ -206,6 +208,7 @@ def pack(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[list[int]
     Args:
         lengths: Number of tokens of each example, at most `row_length`.
         row_length: Number of tokens of a row.
+        most: Most examples of a row; default: any number.
 
     Returns:
         Rows that together hold the position of every example once.
@@ -223,7 +226,8 @@ def pack(lengths: Sequence[int] | np.ndarray, row_length: int) -> list[list[int]
             left, row = row_length, len(rows)
             rows.append([])
         rows[row].append(n)
-        bisect.insort(room, (left - length, row))
+        if most is None or len(rows[row]) < most:
+            bisect.insort(room, (left - length, row))
     return rows
 
 

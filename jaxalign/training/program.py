@@ -190,16 +190,26 @@ def adapters_side_by_side(
     if memory_bytes is not None and adapters > 1:
         frozen = bytes_per_device(program_params(config, mesh))
         state = state_bytes(config, train, lora, mesh)
-        # A layer's input is kept for each layer, and within a layer a few vectors of its widths.
-        layers = config.num_hidden_layers * config.hidden_size * 4  # float32
-        within = 4 * (6 * config.intermediate_size + 12 * config.hidden_size)
-        kept = layers + within * (1 if train.remat else config.num_hidden_layers)
-        free = memory_bytes - frozen - train.tokens_per_pass * kept
+        free = memory_bytes - frozen - activation_bytes(config, train.tokens_per_pass, train.remat)
         # The copies and gradients of a row's units; the state is three times an adapter.
         free -= 2 * MOST_UNITS * state // 3
         # The state, and as much again at most for the gradient's sum and the update.
         most = min(most, max(1, int(_USABLE * free) // (2 * state)))
     return math.ceil(adapters / math.ceil(adapters / most))
+
+
+def activation_bytes(config: LlamaConfig, tokens: int, remat: bool) -> int:
+    """Return about how many bytes a pass keeps for its backward pass, by arithmetic.
+
+    Args:
+        config: The model.
+        tokens: Tokens of the pass.
+        remat: Whether layers are recomputed.
+    """
+    # A layer's input is kept for each layer, and within a layer a few vectors of its widths.
+    layers = config.num_hidden_layers * config.hidden_size * 4  # float32
+    within = 4 * (6 * config.intermediate_size + 12 * config.hidden_size)
+    return tokens * (layers + within * (1 if remat else config.num_hidden_layers))
 
 
 def abstract_state(

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxalign.training.attention import query_block
+from jaxalign.runtime.platform import target_platform
+from jaxalign.training.attention import query_block, scores_per_query
 from jaxalign.training.packing import Batch, pack, place_units, units_of
 
 # A pass takes about as long as it had this many tokens more: weights are read, steps are launched.
@@ -24,6 +25,8 @@ _OVERHEAD = 128
 _UNIT_PLACE = 0.1
 MOST_UNITS = 16  # of a row: each has a copy of its adapter, and its gradient
 _SAMPLED = 12000  # examples that sizes are compared on
+# Room for examples in a row beyond their mean, where attention is computed one by one.
+_MORE_EXAMPLES = 1.05
 _MOST_PADDING = 0.13  # of the tokens that are computed, where any choice wastes so little
 
 Step = Sequence[np.ndarray]  # the lengths of each adapter's examples in one step
@@ -45,6 +48,9 @@ class Shape:
         unit_answers: Answer tokens of a unit.
         tail: Tokens of the shorter rows that a step may end with; 0 if there are none.
         tail_answers: Answer tokens of such a row.
+        examples: Most examples of a row, whose attention is then computed one by one; 0 where rows
+            are computed in blocks, with any number of examples.
+        tail_examples: Most examples of a short row.
         options: Next tokens that may have a probability at an answer position; 0 where every target
             is one token.
     """
@@ -60,6 +66,8 @@ class Shape:
     unit_answers: int = 0
     tail: int = 0
     tail_answers: int = 0
+    examples: int = 0
+    tail_examples: int = 0
     options: int = 0
 
     def holds(self, longest: int, answer_share: float, options: int = 0) -> bool:
@@ -78,6 +86,11 @@ class Shape:
             (self.tail, self.tail_answers),
         )
         return longest <= self.window and all(answer_share * n <= answers for n, answers in room)
+
+    @property
+    def most_examples(self) -> tuple[int, int]:
+        """`examples` and `tail_examples`, in the order of `batch`."""
+        return self.examples, self.tail_examples
 
     @property
     def batch(self) -> tuple[Batch, ...]:
@@ -138,7 +151,8 @@ def choose_shape(
     if adapters > 1:
         tried = _unit_costs(steps, row_lengths, window, devices)
     else:
-        tried = [c for T in row_lengths for c in _single_costs(steps, T, window, devices)]
+        mean = useful / max(1, sum(len(lengths) for step in steps for lengths in step))
+        tried = [c for T in row_lengths for c in _single_costs(steps, T, window, mean, devices)]
 
     def rank(choice: _Choice) -> tuple[float, ...]:
         padding = 1 - useful / max(1, choice.tokens)
@@ -157,6 +171,8 @@ def choose_shape(
         best.units,
         best.unit_length,
         best.tail,
+        best.examples,
+        best.tail_examples,
     )
 
 
@@ -170,11 +186,14 @@ def make_shape(
     units: int = 0,
     unit_length: int = 0,
     tail: int = 0,
+    examples: int = 0,
+    tail_examples: int = 0,
 ) -> Shape:
     """Return the shape with these rows; its passes hold the examples of any step.
 
     Two rows that follow each other hold more than one row's tokens or a row's units, except for the
-    last, so a bound on the number of passes needs no packing.
+    last and for rows with as many examples as they may have, so a bound on the number of passes
+    needs no packing.
     """
     most_tokens = side_by_side * batch * window
     most_rows = 2 * most_tokens // row_length + 2
@@ -184,6 +203,7 @@ def make_shape(
         room = max(1, row_length - unit_length)
         most_rows = min(most_units, most_tokens // room + most_units // units + 2)
     else:
+        most_rows += batch // examples if examples else 0
         most_rows = min(most_rows, side_by_side * batch)
     answers = lambda tokens: max(1, min(tokens, math.ceil(answer_share * tokens)))  # noqa: E731
     return Shape(
@@ -198,6 +218,8 @@ def make_shape(
         unit_answers=answers(unit_length) if units else 0,
         tail=tail,
         tail_answers=answers(tail) if tail else 0,
+        examples=examples,
+        tail_examples=tail_examples,
     )
 
 
@@ -228,14 +250,15 @@ def computed_tokens(shape: Shape, passes: int, tails: int) -> int:
 
 def single_rows(lengths: np.ndarray, shape: Shape) -> tuple[list[list[int]], list[list[int]]]:
     """Return the rows and the short rows of one adapter's step, as positions of its examples."""
-    rows = pack(lengths, shape.row_length)
+    rows = pack(lengths, shape.row_length, shape.examples or None)
     if not shape.tail:
         return rows, []
     # The last pass is one of short rows if what it holds fits there.
     full = max(0, (len(rows) - 1) // shape.rows * shape.rows)
     rows.sort(key=lambda row: -int(lengths[row].sum()))
     last = rows[full:]
-    if all(lengths[row].sum() <= shape.tail for row in last):
+    most = shape.tail_examples or len(lengths)
+    if all(lengths[row].sum() <= shape.tail and len(row) <= most for row in last):
         return rows[:full], last
     return rows, []
 
@@ -250,6 +273,8 @@ class _Choice:
     tail: int = 0
     unit_length: int = 0
     units: int = 0
+    examples: int = 0
+    tail_examples: int = 0
 
 
 def _unit_costs(
@@ -273,21 +298,39 @@ def _unit_costs(
 
 
 def _single_costs(
-    steps: Sequence[Step], row_length: int, window: int, devices: int
+    steps: Sequence[Step], row_length: int, window: int, mean: float, devices: int
 ) -> list[_Choice]:
     """Return what rows of one adapter cost, without and with short rows of half their length."""
     plain, tried = Shape(1, 1, devices, row_length, 1, window), []
     for tail in (0, _whole_blocks(row_length // 2, window)):
         # Half the length is enough to save most of a last row that holds few tokens.
-        shape, passes, tails = dataclasses.replace(plain, tail=tail), 0, 0
+        examples, tail_examples = (_one_by_one(T, window, mean) for T in (row_length, tail))
+        shape = dataclasses.replace(
+            plain, tail=tail, examples=examples, tail_examples=tail_examples
+        )
+        passes = tails = 0
         for lengths in (x for step in steps for x in step):
             rows, short = single_rows(lengths, shape)
             passes += math.ceil(len(rows) / devices)
             tails += math.ceil(len(short) / devices)
         tokens = computed_tokens(shape, passes, tails)
         cost = tokens / devices + _OVERHEAD * (passes + tails)
-        tried.append(_Choice(tokens, cost, row_length, tail))
+        tried.append(
+            _Choice(tokens, cost, row_length, tail, examples=examples, tail_examples=tail_examples)
+        )
     return tried
+
+
+def _one_by_one(row_length: int, window: int, mean: float) -> int:
+    """Return how many examples of a row attention computes one by one; 0 if blocks are better.
+
+    That is where examples are about as long as the longest. On a GPU or TPU it has not been tried.
+    """
+    if not row_length or target_platform() != "cpu":
+        return 0
+    examples = math.ceil(_MORE_EXAMPLES * row_length / mean)
+    one_by_one = scores_per_query(row_length, window, examples)
+    return examples if one_by_one < scores_per_query(row_length, window) else 0
 
 
 def _sample(steps: Sequence[Step]) -> Sequence[Step]:

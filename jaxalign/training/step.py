@@ -73,13 +73,13 @@ class TrainConfig:
     """Most tokens of an example; default: those of the longest there is."""
     tokens_per_pass: int | None = None
     """Most tokens that one device computes at a time, over all adapters; affects memory, and the
-    result by rounding only. Default: follows the model, 8192 for a real one."""
+    result by rounding only. Default: follows the model, 8192 for a real one, 2048 on a CPU."""
     side_by_side: int | None = may_change(None)
     """Most adapters that are trained in one program; the others follow. Affects memory, not the
     result; default: as many as memory has room for."""
     remat: bool | None = None
-    """Recompute each layer in the backward pass instead of keeping its activations; default:
-    follows the model, yes for a real one."""
+    """Recompute each layer in the backward pass instead of keeping its activations; default: yes if
+    a pass would keep more than 4 GiB."""
     unroll: bool | None = None
     """Unroll the layers: faster on a CPU for small models, slower to compile. Default: follows the
     model, no for a real one."""
@@ -223,7 +223,7 @@ def gradient(
     Returns:
         By adapter: the mean loss per answer token, its gradient, and the number of answer tokens.
     """
-    model = Llama(config, unroll=train.unroll, remat=train.remat)
+    model = Llama(config, unroll=train.unroll, remat=train.remat, merge=True)
     if shape.units:
         total = _sum_of_units(model, lora, shape, trained, params, batches[0], passes[0])
     else:
@@ -247,17 +247,17 @@ def _sum_of_rows(
 ) -> tuple[jax.Array, Trained, jax.Array]:
     """Return the sums over all passes of the only adapter, or of all weights."""
 
-    def loss(trained: Trained, one_pass: Batch) -> jax.Array:
+    def loss(trained: Trained, one_pass: Batch, examples: int) -> jax.Array:
         full = attached(train, lora, params, trained)
-        return loss_sum(model, full, one_pass, shape.window)
+        return loss_sum(model, full, one_pass, shape.window, examples)
 
     single = jax.tree.map(lambda x: x[0], trained)
     total = (jnp.float32(0), jax.tree.map(jnp.zeros_like, single), jnp.float32(0))
-    for n, batch in enumerate(batches):
+    for n, (batch, most) in enumerate(zip(batches, shape.most_examples, strict=False)):
 
-        def add(i: jax.Array, total: Any, batch: Batch = batch) -> Any:
+        def add(i: jax.Array, total: Any, batch: Batch = batch, most: int = most) -> Any:
             one_pass = jax.tree.map(lambda x: x[i], batch)
-            found = jax.value_and_grad(loss)(single, one_pass)
+            found = jax.value_and_grad(loss)(single, one_pass, most)
             return jax.tree.map(jnp.add, total, (*found, jnp.sum(one_pass.weight_BxA)))
 
         total = jax.lax.fori_loop(0, passes[n], add, total)
@@ -317,17 +317,19 @@ def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: 
     `loss(trained, params, batches, passes)` is (the sum of the losses in nats, the number of answer
     tokens), float32 [K] each. `make_step` describes its arguments.
     """
-    model = Llama(config, unroll=train.unroll)  # no backward pass, so nothing to recompute
+    # There is no backward pass, so nothing to recompute.
+    model = Llama(config, unroll=train.unroll, merge=True)
 
-    def of_units(trained: Trained, params: Params, batch: Batch, total: Any) -> Any:
+    def of_units(trained: Trained, params: Params, batch: Batch, most: int, total: Any) -> Any:
         adapters = jax.tree.map(lambda w: w[batch.adapter_BxU], trained)
         losses_RxU = unit_loss_sums(model, lora, params, adapters, batch, shape)
         found = (losses_RxU.reshape(-1), batch.answers_BxU.reshape(-1).astype(jnp.float32))
         return add_units(total, found, batch.adapter_BxU.reshape(-1))
 
-    def of_rows(trained: Trained, params: Params, batch: Batch, total: Any) -> Any:
+    def of_rows(trained: Trained, params: Params, batch: Batch, most: int, total: Any) -> Any:
         single = jax.tree.map(lambda x: x[0], trained)
-        found = loss_sum(model, attached(train, lora, params, single), batch, shape.window)
+        full = attached(train, lora, params, single)
+        found = loss_sum(model, full, batch, shape.window, most)
         return total[0] + found, total[1] + jnp.sum(batch.weight_BxA)
 
     of_pass = of_units if shape.units else of_rows
@@ -337,10 +339,11 @@ def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: 
     ) -> Any:
         nothing = jnp.zeros(shape.adapters, jnp.float32)
         total = (nothing, nothing)
-        for n, batch in enumerate(batches):
+        for n, (batch, most) in enumerate(zip(batches, shape.most_examples, strict=False)):
 
-            def add(i: jax.Array, total: Any, batch: Batch = batch) -> Any:
-                return of_pass(trained, params, jax.tree.map(lambda x: x[i], batch), total)
+            def add(i: jax.Array, total: Any, batch: Batch = batch, most: int = most) -> Any:
+                one_pass = jax.tree.map(lambda x: x[i], batch)
+                return of_pass(trained, params, one_pass, most, total)
 
             total = jax.lax.fori_loop(0, passes[n], add, total)
         return total

@@ -121,7 +121,7 @@ class Trainer:
             UserError: If there are no examples for a name, if one is longer than allowed, or if the
                 compiled step needs more memory than a device has.
         """
-        train, _ = resolve_training(train)
+        train, _ = resolve_training(train, config=config)
         if train.method == "full" and len(examples) > 1:
             raise UserError(
                 f"`method` full trains one model, not {len(examples)} side by side; use lora"

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign.cli import run_command
 from jaxalign.commands.plan import PlanSettings, command, plan
@@ -31,13 +32,15 @@ from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.mesh import MeshChoice, weight_bytes
 from jaxalign.lm.sampling import Sampling
 from jaxalign.lm.tokenizer import Tokenizer
+from jaxalign.lm.transformer import project
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.runtime.memory import Memory
+from jaxalign.runtime.platform import lowering_for
 from jaxalign.runtime.program_facts import Collective, ProgramFacts, read_hlo, read_program
 from jaxalign.runtime.sharding import make_mesh
-from jaxalign.runtime.topology import CHIPS, parse_topology
+from jaxalign.runtime.topology import CHIPS, described_devices, parse_topology
 from jaxalign.runtime.traffic import memory_traffic_bytes
 from jaxalign.training.step import TrainConfig
 
@@ -413,6 +416,28 @@ def test_a_kernel_compiles_for_its_device() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "by the formula (1.0" in done.stdout
+
+
+@pytest.mark.reference
+def test_partial_sums_are_exchanged_in_bfloat16() -> None:
+    """Of a kernel whose inputs lie on four TPU chips: half the bytes of float32."""
+    mesh = make_mesh(described_devices(parse_topology("v5e:2x2")), model=4)
+
+    def abstract(shape: tuple[int, ...], dtype: jnp.dtype, *axes: str | None) -> jax.Array:
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    stream = abstract((4, 256, 512), jnp.float32)
+    x = abstract((4, 256, 1024), jnp.bfloat16, None, None, "model")
+    kernel = abstract((1024, 512), jnp.bfloat16, "model")
+
+    def layer(stream: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return stream + project(x, {"down": kernel}, "down")
+
+    with lowering_for("tpu"):
+        lowered = jax.jit(layer, out_shardings=stream.sharding).lower(stream, x, kernel)
+        (exchange,) = read_program(lowered.compile()).collectives
+    assert (exchange.kind, exchange.bytes) == ("all-reduce", 2 * stream.size)
 
 
 # The table

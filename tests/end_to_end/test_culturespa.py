@@ -269,6 +269,14 @@ def test_studies_that_train_anew(finished, tmp_path):
     run("culturespa.studies.selection", folder, "--thresholds", "0.02", "--quiet")
     strategies = json.loads((folder / "selection.json").read_text("utf-8"))["strategies"]
     assert list(strategies) == ["crqpc", "rds", "cds", "p1", "jensen_shannon-0.02"]
+    printed = run("culturespa.studies.targets", folder, "--quiet")
+    assert "joint: with the distribution as the target" in printed
+    record = json.loads((folder / "targets.json").read_text("utf-8"))
+    assert list(record["distribution_minus_option"]) == ["joint", "specific"]
+    # What the run's own models answer is what the run found.
+    result = result_of(folder)
+    assert record["scores"]["joint option"]["mean"] == result["methods"]["joint"]["mean"]
+    assert record["diversity"]["people"] == result["measure"]["diversity"]["people"]
 
 
 def test_learning_rates_told_apart_on_questions_held_out(finished, tmp_path):

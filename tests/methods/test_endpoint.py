@@ -94,7 +94,7 @@ def test_a_killed_command_goes_on_and_asks_nothing_twice(tmp_path, monkeypatch):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait(60)
-        time.sleep(0.3)  # the server replies to nobody
+        time.sleep(0.3)  # what was under way is replied to, and nobody reads it
         before = kept.read_bytes().count(b"\n")
         server.pause_seconds = 0
         resumed = start(server.url, tmp_path / "killed", "--batch-size", "3", "--resume")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,6 +41,17 @@ def test_every_example_once_and_no_row_too_long(lengths, row_length):
     rows = pack(lengths, row_length)
     assert sorted(n for row in rows for n in row) == list(range(len(lengths)))
     assert all(0 < lengths[row].sum() <= row_length for row in rows)
+
+
+@given(LENGTHS, st.integers(40, 100), st.integers(1, 4))
+@settings(deadline=None)
+def test_no_row_has_more_examples_than_allowed(lengths, row_length, most):
+    """Only full rows and rows with as many as allowed are followed by others that would fit."""
+    rows = pack(lengths, row_length, most)
+    assert sorted(n for row in rows for n in row) == list(range(len(lengths)))
+    assert all(lengths[row].sum() <= row_length and len(row) <= most for row in rows)
+    used = [lengths[row].sum() for row in rows if len(row) < most]
+    assert all(a + b > row_length for a, b in itertools.pairwise(used))
 
 
 @given(LENGTHS, st.integers(40, 100))

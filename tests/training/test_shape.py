@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig
+from jaxalign.runtime.platform import lowering_for
 from jaxalign.runtime.sharding import make_mesh
 from jaxalign.training.data import TrainData, adapter_key, make_streams, shape_of_streams
+from jaxalign.training.defaults import resolve_training
 from jaxalign.training.packing import Examples
 from jaxalign.training.program import adapters_side_by_side, expected_shape, state_bytes
 from jaxalign.training.shape import choose_shape, estimated_steps, make_shape
@@ -97,13 +99,19 @@ def test_a_shape_holds_the_worst_step(adapters, batch, window, data):
     row_length = data.draw(st.integers(window, 4 * window))
     unit_length = data.draw(st.integers(window, row_length)) if several else 0
     units = data.draw(st.integers(2, 9)) if several else 0
-    shape = make_shape(batch, adapters, window, 0.5, row_length, 1, units, unit_length)
+    examples = 0 if several else data.draw(st.sampled_from([0, 1, 3, 7]))
+    shape = make_shape(
+        batch, adapters, window, 0.5, row_length, 1, units, unit_length, examples=examples
+    )
     lengths = st.lists(st.integers(2, window), min_size=batch, max_size=batch)
-    examples = {}
+    given_examples = {}
     for k in range(adapters):
         sizes = np.array(data.draw(lengths))[:, None]
-        examples[str(k)] = Examples(np.zeros(window, np.int32), 0 * sizes, sizes, sizes[:, 0] - 1)
-    streams = make_streams(examples, [adapter_key(0, name) for name in examples], batch)
+        given_examples[str(k)] = Examples(
+            np.zeros(window, np.int32), 0 * sizes, sizes, sizes[:, 0] - 1
+        )
+    keys = [adapter_key(0, name) for name in given_examples]
+    streams = make_streams(given_examples, keys, batch)
     TrainData(list(streams), list(streams.values()), shape).batch(0)  # raises if it does not fit
 
 
@@ -114,6 +122,28 @@ def test_a_pass_is_within_the_budget_whatever_the_number_of_adapters():
             shape = choose_shape(steps, 32, adapters, adapters, 250, 0.03, budget)
             assert shape.rows * shape.row_length <= budget
             assert shape.adapters == adapters
+
+
+def one_adapter(shortest: int, longest: int, batch: int = 16) -> TrainData:
+    lengths = np.random.default_rng(0).integers(shortest, longest + 1, 4 * batch)[:, None]
+    examples = Examples(np.zeros(longest, np.int32), 0 * lengths, lengths, lengths[:, 0] - 1)
+    streams = make_streams({"a": examples}, [adapter_key(0, "a")], batch)
+    shape = shape_of_streams([list(streams.values())], batch, 2048)
+    return TrainData(["a"], list(streams.values()), shape)
+
+
+def test_attention_goes_example_by_example_where_lengths_hardly_differ():
+    """On a CPU; on accelerators, and where padding every example to the longest costs more than
+    blocks do, it goes in blocks."""
+    data = one_adapter(100, 132)
+    most = data.shape.examples
+    assert 1.05 * data.shape.row_length / 116 <= most + 1
+    for step in range(data.steps):
+        (batch, *_), _ = data.batch(step)
+        assert 0 < batch.segments_BxT.max() <= most
+    assert one_adapter(20, 250).shape.examples == 0
+    with lowering_for("gpu"):
+        assert one_adapter(100, 132).shape.examples == 0
 
 
 LLAMA_8B = LlamaConfig(
@@ -152,3 +182,19 @@ def test_a_shape_is_known_before_the_examples():
     data = TrainData(list(streams), list(streams.values()), shape)
     useful, computed = data.tokens(0)
     assert 1 - useful / computed <= 0.15
+
+
+def test_layers_are_recomputed_where_a_pass_would_keep_much():
+    """4 GiB on a CPU are about 2,048 tokens of a model of 135 million weights."""
+    small = LlamaConfig(49_152, 576, 1536, 30, 9, 3, 64)
+    remat = lambda config, **given: resolve_training(TrainConfig(**given), config=config)[0].remat  # noqa: E731
+    assert remat(LLAMA_8B)
+    assert remat(None), "a model that is not known may be large"
+    assert not remat(small)
+    assert remat(small, tokens_per_pass=8192)
+    assert remat(small, remat=True)
+    assert not remat(LLAMA_8B, remat=False)
+    with lowering_for("tpu"):
+        train, notes = resolve_training(TrainConfig(), config=small)
+    assert (train.tokens_per_pass, train.remat) == (8192, True)
+    assert any("recompute layers in the backward pass yes (a pass would" in note for note in notes)

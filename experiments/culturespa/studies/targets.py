@@ -237,8 +237,10 @@ def show(record: Mapping[str, Any]) -> None:
 def _cells(table: Table, row: tuple) -> list[str | None]:
     def cell(value: Any) -> str | None:
         if isinstance(value, Estimate):
-            interval = (value.low, value.high) if value.has_interval else None
-            return f"{value.mean:.2f} {bounds(interval, digits=2)}"
+            shown = f"{value.mean:.2f}"
+            if value.has_interval:
+                shown += f" {bounds((value.low, value.high), digits=2)}"
+            return shown
         return value
 
     return [cell(value) for value in row]

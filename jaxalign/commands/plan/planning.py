@@ -258,7 +258,7 @@ def lower(settings: PlanSettings, llama: LlamaConfig, name: ProgramName, mesh: M
         )
     if name == "train":
         conversations = _conversations(settings, tokens)
-        train, _ = resolve_training(settings.train)
+        train, _ = resolve_training(settings.train, config=llama)
         return lower_train(llama, train, settings.lora, conversations, mesh)
     population, devices = settings.strategy.population, mesh.shape[POPULATION]
     if padding := padding_text(1, population, devices, settings.prompts_at_a_time):

@@ -270,11 +270,11 @@ def test_a_real_model_gets_the_papers_settings_and_the_pocket_model_its_own():
     settings = CultureSPASettings(seeds=3)
     real, notes = resolve_settings(settings, real_files())
     assert (real.per_topic, real.seeds, real.lora) == (1000, 3, LoraConfig(8, 16.0))
-    assert real.train == resolve_training(TrainConfig())[0]
+    assert real.train == resolve_training(TrainConfig(), config=real_files().config)[0]
     assert (real.train.batch, real.train.learning_rate, real.specific_batch) == (128, 1e-4, 8)
     assert (real.p3_choice, real.p3_form) == ("similar", "one_message")
     assert "form of P3 one message (the paper's; give `p3_form` to change)" in notes
-    assert (real.train.remat, real.train.unroll, real.end_of_turn) == (True, False, False)
+    assert (real.train.remat, real.train.unroll, real.end_of_turn) == (False, False, False)
     expected = "learning rate 1e-4 (the paper's; give `train.learning_rate` to change)"
     assert notes.count(expected) == 1
     assert not any("seeds" in note for note in notes)
