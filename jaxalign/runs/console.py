@@ -116,17 +116,16 @@ def _quiet_libraries() -> Iterator[None]:
     """Keep libraries from printing the tracebacks of errors that they raise as well.
 
     Orbax prints one from each of its threads, hundreds of lines for one full disk, and JAX a
-    warning for each of 150 programs that it cannot keep, without which a run does as well.
+    warning for each of 150 programs that it cannot keep, without which a run does as well. After an
+    error orbax stays quiet: its threads may fail until the process ends.
     """
     orbax = logging.getLogger("absl")
     level = orbax.level
     orbax.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
-            yield
-    finally:
-        orbax.setLevel(level)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
+        yield
+    orbax.setLevel(level)
 
 
 def _leave(code: int) -> NoReturn:

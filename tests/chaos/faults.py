@@ -112,8 +112,9 @@ def _line_about(ended: Ended, target: Path, out: Path) -> str:
     parts = target.relative_to(out).parts
     for depth in range(len(parts), 0, -1):
         name = "/".join(parts[:depth])
+        before = "/ '" if set(name) & {".", "/"} else "/'"  # "training" alone may be any word
         for line in ended.said.splitlines():
-            if re.search(rf"(^|[/ ']){re.escape(name)}($|[ ':;,)])", line):
+            if re.search(rf"(^|[{before}]){re.escape(name)}($|[ ':;,)])", line):
                 return line
     return ""
 
