@@ -104,7 +104,8 @@ def test_python_gives_the_result_of_the_command(tiny, by_command, tmp_path):
     ]
     assert done["generation"] == [0, 2, 3]
     assert done["gradient step"] == [0, 2]
-    for task in list(done)[1:2] + list(done)[4:]:
+    blocks = ("baselines, block", "tuned prompts, block", "earlier prompts, block")
+    for task in (*blocks, "scores, part"):
         assert done[task] == list(range(done[task][-1] + 1))
     for country, prompt in tuned.items():
         saved = SoftPrompt.load(by_command / "prompts" / f"{country}.safetensors")
