@@ -47,6 +47,7 @@ from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table, progress_bars
 from jaxalign.runtime.memory import busy_chunk
 from jaxalign.runtime.program_facts import read_program
+from jaxalign.runtime.sharding import make_mesh
 from jaxalign.surveys.formats import read_survey
 from jaxalign.surveys.survey import Survey, vsm
 
@@ -114,7 +115,8 @@ def bench(config: Config) -> None:
     """Measure all parts, print a table, and write the figures."""
     groups, settings = _countries(config)
     settings = dataclasses.replace(settings, countries=groups)
-    lm = load_model(config.model, dtype=config.dtype)
+    # One device, as for the search: several answer a round of blocks at once, which has no first.
+    lm = load_model(config.model, dtype=config.dtype, mesh=make_mesh(jax.devices()[:1]))
     inputs = read_inputs(settings, lm.files)
     block_tokens = default_block_tokens(jax.devices()[0].platform)
     parts = [search_part(lm, config.candidates)]

@@ -79,8 +79,12 @@ def test_jax_reads_and_writes_through_it(
 ) -> None:
     """This fails where a new version of JAX takes its cache from elsewhere."""
     monkeypatch.setattr("jax._src.compilation_cache.LRUCache", None)  # put back when all is done
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    given = {name: getattr(jax.config, name) for name in names}
+    settings = {
+        "jax_enable_compilation_cache": True,  # plans turn it off
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    given = {name: getattr(jax.config, name) for name in settings}
 
     def compiled() -> list[Path]:
         with warnings.catch_warnings():
@@ -90,7 +94,7 @@ def test_jax_reads_and_writes_through_it(
 
     try:
         reset_cache()
-        for name, value in zip(names, (str(tmp_path), 0.0), strict=True):
+        for name, value in settings.items():
             jax.config.update(name, value)
         check_entries()
         (path,) = compiled()
