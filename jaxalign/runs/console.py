@@ -116,16 +116,24 @@ def _quiet_libraries() -> Iterator[None]:
     """Keep libraries from printing the tracebacks of errors that they raise as well.
 
     Orbax prints one from each of its threads, hundreds of lines for one full disk, and JAX a
-    warning for each of 150 programs that it cannot keep, without which a run does as well. After an
-    error orbax stays quiet: its threads may fail until the process ends.
+    warning for each of 150 programs that it cannot keep, without which a run does as well. Each
+    write of tensorstore that ends after a save has failed prints that orbax's event loop is closed.
+    After an error both stay quiet: their threads go on until the process ends.
     """
-    orbax = logging.getLogger("absl")
+    orbax, hook = logging.getLogger("absl"), sys.unraisablehook
     level = orbax.level
+
+    def tell(failure: sys.UnraisableHookArgs) -> None:
+        if str(failure.exc_value) != "Event loop is closed":
+            hook(failure)
+
     orbax.setLevel(logging.CRITICAL)
+    sys.unraisablehook = tell
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
         yield
     orbax.setLevel(level)
+    sys.unraisablehook = hook
 
 
 def _leave(code: int) -> NoReturn:

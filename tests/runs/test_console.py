@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -97,6 +98,26 @@ def test_a_full_disk_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) 
     assert said == ""
     assert errors.startswith(f"error: {os.getcwd()} cannot be written (no space left on device, ")
     assert errors.endswith(" are free); free some space, then continue with --resume\n")
+
+
+def test_writes_that_end_after_a_failed_save_are_not_told(capfd) -> None:
+    """Tensorstore's come from threads, as errors that nobody can catch, and after the error too."""
+    told, before = [], sys.unraisablehook
+    try:
+        sys.unraisablehook = told.append
+
+        def fail(config: Config) -> None:
+            raise UserError("no space")
+
+        with pytest.raises(SystemExit):
+            main(fail, Config, ["--country", "CHN"])
+        for text in ("Event loop is closed", "another"):
+            failure = types.SimpleNamespace(exc_value=RuntimeError(text))
+            sys.unraisablehook(failure)
+        assert [str(each.exc_value) for each in told] == ["another"]
+    finally:
+        sys.unraisablehook = before
+    assert capfd.readouterr().err == "error: no space\n"
 
 
 def test_a_configs_own_check_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
