@@ -108,7 +108,12 @@ def _names(ended: Ended, target: Path, out: Path) -> bool:
 
 
 def _line_about(ended: Ended, target: Path, out: Path) -> str:
-    """Return the line of output that names a file of a run, or a folder that it is in."""
+    """Return the line of output that names a file of a run, or a folder that it is in.
+
+    A file with another's checksums is told by the name of that file.
+    """
+    if checksums := re.fullmatch(r"\.(.+)\.sums?", target.name):
+        target = target.with_name(checksums[1])
     parts = target.relative_to(out).parts
     for depth in range(len(parts), 0, -1):
         name = "/".join(parts[:depth])
