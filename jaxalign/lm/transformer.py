@@ -206,7 +206,7 @@ def _heads(
     return rounded(rotate(heads, rope), c.dtype)
 
 
-# From so many tokens on, adding an adapter into a kernel takes less than a product beside it.
+# With at least this many tokens, adding an adapter to its kernel is faster than a second product.
 _MERGED_TOKENS = 256
 
 

@@ -62,7 +62,8 @@ def compare_runs(runs: Sequence[Path | str], seed: int = 0) -> dict[str, Any]:
         was answered).
 
     Raises:
-        UserError: Fewer than two runs, a run without answers, or nothing in common.
+        UserError: Fewer than two runs, a run without answers, nothing in common, or an item of the
+            same name that people answered otherwise.
     """
     if len(set(map(str, runs))) < 2:
         raise UserError("`runs`: give two runs or more, each once")
@@ -75,6 +76,7 @@ def compare_runs(runs: Sequence[Path | str], seed: int = 0) -> dict[str, Any]:
             f"`runs` {', '.join(run.name for run in read)}: have no {what} in common, of those "
             "with people's answers"
         )
+    _check_people(read, countries, items)
     values = {
         (run.name, method): _similarity(run, given, countries, items)
         for run in read
@@ -162,6 +164,21 @@ def _averaged(run: Path) -> list[str]:
 def _common(lists: Sequence[Sequence[str]]) -> list[str]:
     """Return what is in all lists, in the order of the first."""
     return [name for name in dict.fromkeys(lists[0]) if all(name in other for other in lists[1:])]
+
+
+def _check_people(
+    runs: Sequence[RunAnswers], countries: Sequence[str], items: Sequence[str]
+) -> None:
+    """Refuse items of different surveys that happen to have one name."""
+    first = runs[0]
+    for run in runs[1:]:
+        for key in ((country, item) for country in countries for item in items):
+            pair = first.people.get(key), run.people.get(key)
+            if all(p is not None for p in pair) and not np.array_equal(*pair):
+                raise UserError(
+                    f"`runs` {first.name}, {run.name}: people in {key[0]} answered {key[1]} "
+                    "differently in each, so it is not the same item; compare runs on one survey"
+                )
 
 
 def _similarity(

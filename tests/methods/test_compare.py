@@ -71,7 +71,13 @@ def test_scores_and_differences_are_over_what_all_runs_have(tmp_path):
 def test_what_cannot_be_compared_is_one_line(tmp_path):
     run = write_run(tmp_path / "a", survey(), 1.0)
     other = write_run(tmp_path / "b", survey(("NGA",)), 1.0)
+    known = survey()
+    usa = known.distributions["USA"]
+    mixed = {"USA": usa | {"q0": usa["q1"], "q1": usa["q0"]}, "CHN": known.distributions["CHN"]}
+    another = Survey("another", "1", "made up", "official", ITEMS, mixed)
+    namesakes = write_run(tmp_path / "c", another, 1.0)
     for runs, words in (
+        ([run, namesakes], "people in USA answered q0 differently"),
         ([run], "two runs or more"),
         ([run, run], "each once"),
         ([run, tmp_path / "none"], "no answers_by_option.csv there"),
