@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.answering import block_program
+from jaxalign.answering.block_attention import choose_block_kernel
 from jaxalign.answering.block_plan import BlockPlan, plan_blocks
 from jaxalign.answering.block_program import block_devices, block_sharding
 from jaxalign.answering.blocks import Conversations
@@ -152,6 +153,7 @@ def _answer_blocks(
     devices, whole = block_devices(mesh), replicated(mesh)
     if len(blocks):
         params, extra_ExD = as_bits(place_whole(params, whole)), place_whole(extra_ExD, whole)
+    kernel = choose_block_kernel(config, mesh, plan.shape).kernel
     under_way = ()
     for start in range(0, len(blocks), devices):
         members = blocks[start : start + devices].tolist()
@@ -160,7 +162,9 @@ def _answer_blocks(
         stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *tables)
         spread = jax.device_put(stacked, block_sharding(mesh))
         # Returns before it is done.
-        answers = block_program.answer_blocks(config, mesh, params, spread, extra_ExD, per_token)
+        answers = block_program.answer_blocks(
+            config, mesh, params, spread, extra_ExD, per_token, kernel
+        )
         if under_way:
             yield from _results(plan, *under_way)
         under_way = members, answers

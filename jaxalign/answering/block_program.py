@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from jaxalign.answering.attention import RowTables, sums_in_order, tree_attention
-from jaxalign.answering.blocks import ANSWER_ROW, ROW, Shape, Tables
-from jaxalign.answering.options import in_chunks, options_from_tokens
+from jaxalign.answering.block_attention import block_attention, choose_block_kernel
+from jaxalign.answering.blocks import Shape, Tables
+from jaxalign.answering.options import attend, in_chunks, options_from_tokens
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.transformer import Llama, rope_tables
@@ -28,10 +28,6 @@ from jaxalign.lm.weights import Params, WeightFormat, program_params
 from jaxalign.runtime.sharding import DATA, POPULATION, partition_spec, replicated
 
 _LOGITS_BYTES = 32 * 2**20  # of the float32 logits that exist at a time
-
-jax.tree_util.register_dataclass(
-    Tables, [field.name for field in dataclasses.fields(Tables)], meta_fields=[]
-)
 
 
 def block_devices(mesh: Mesh) -> int:
@@ -44,7 +40,7 @@ def block_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition_spec(("blocks",)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 5))
+@functools.partial(jax.jit, static_argnums=(0, 1, 5, 6))
 def answer_blocks(
     config: LlamaConfig,
     mesh: Mesh,
@@ -52,6 +48,7 @@ def answer_blocks(
     tables: Tables,
     extra_ExD: jax.Array,
     per_token: bool = False,
+    kernel: str = "xla",
 ) -> tuple[jax.Array, jax.Array]:
     """Answer one block on each device of the axes population and data.
 
@@ -62,6 +59,7 @@ def answer_blocks(
         tables: of one block per device, stacked.
         extra_ExD: embeddings of the ids beyond the vocabulary; E may be 0.
         per_token: whether an option counts by the mean log-probability of its tokens.
+        kernel: what computes the attention (`choose_block_kernel`).
 
     Returns:
         On every device: log-probabilities of the options, float32 [B, Q, O], normalised over an
@@ -71,7 +69,7 @@ def answer_blocks(
 
     def one(params: Params, tables: Tables, extra_ExD: jax.Array) -> tuple[jax.Array, jax.Array]:
         tables = jax.tree.map(lambda x: x[0], tables)
-        answers = _answer_block(config, params, tables, extra_ExD, per_token)
+        answers = _answer_block(config, params, tables, extra_ExD, per_token, kernel)
         return jax.tree.map(lambda x: x[None], answers)
 
     spread = jax.shard_map(
@@ -79,7 +77,8 @@ def answer_blocks(
         mesh=mesh,
         in_specs=(whole, blocks, whole),
         out_specs=blocks,
-        axis_names={POPULATION, DATA},
+        # A kernel cannot be split over the model axis, not even over one device.
+        axis_names={POPULATION, DATA} if kernel == "xla" else set(mesh.axis_names),
         check_vma=False,  # the layer scan starts from constants
     )
     return jax.lax.with_sharding_constraint(spread(params, tables, extra_ExD), replicated(mesh))
@@ -94,6 +93,7 @@ def answer_program(
     lora: LoraConfig | None = None,
     weights: WeightFormat = "stored",
     per_token: bool = False,
+    kernel: str | None = None,
 ) -> tuple[jax.stages.Wrapped, tuple]:
     """Return the program that answers blocks of a shape, and its arguments as shapes alone.
 
@@ -105,6 +105,7 @@ def answer_program(
         lora: the adapter beside the weights, if there is one.
         weights: how the model's weights are stored.
         per_token: whether an option counts by the mean log-probability of its tokens.
+        kernel: what computes the attention; default: what these devices would choose.
 
     Returns:
         The jitted function and all of its arguments: `jitted.lower(*arguments)` allocates nothing.
@@ -125,7 +126,8 @@ def answer_program(
         )
     )
     extra = jax.ShapeDtypeStruct((extra_rows, config.hidden_size), jnp.float32, sharding=whole)
-    return answer_blocks, (config, mesh, params, tables, extra, per_token)
+    kernel = kernel or choose_block_kernel(config, mesh, shape).kernel
+    return answer_blocks, (config, mesh, params, tables, extra, per_token, kernel)
 
 
 def _answer_block(
@@ -134,26 +136,17 @@ def _answer_block(
     tables: Tables,
     extra_ExD: jax.Array,
     per_token: bool,
+    kernel: str,
 ) -> tuple[jax.Array, jax.Array]:
     """Answer one block: log-probabilities [Q, O] and valid mass [Q]."""
     model, bound = Llama(config), {"params": params}
-    places = jnp.arange(tables.tree.shape[0]).reshape(-1, ROW)
-    attention = _rows(tables.end, tables.keys, places, only_tree=False)
-    answer_attention = _rows(
-        tables.end, tables.answer_keys, tables.answers.reshape(-1, ANSWER_ROW), only_tree=True
-    )
-    if sums_in_order(jnp.dtype(config.dtype)):
-        # The row of the deepest token has a key for each of its positions.
-        longest = tables.keys.shape[1]
-        attention, answer_attention = (
-            rows.in_order(tables.positions, 0, longest) for rows in (attention, answer_attention)
-        )
+    attention, answer_attention = block_attention(config, tables, kernel)
     x, _ = model.apply(
         bound,
         _embed(config, params, tables.tree, extra_ExD)[None],
         rope_tables(config, tables.positions),
-        jax.tree_util.Partial(tree_attention, attention),
-        jax.tree_util.Partial(tree_attention, answer_attention),
+        jax.tree_util.Partial(attend, attention),
+        jax.tree_util.Partial(attend, answer_attention),
         _nothing_before(config),
         tables.answers,
         method=Llama.blocks,
@@ -200,19 +193,3 @@ def _nothing_before(config: LlamaConfig) -> tuple:
     last = jnp.zeros(shape, config.dtype)
     stacked = jnp.zeros((config.num_hidden_layers - 1, *shape), config.dtype)
     return (stacked, stacked), (last, last)
-
-
-def _rows(
-    end: jax.Array, keys_RxS: jax.Array, queries_RxL: jax.Array, only_tree: bool
-) -> RowTables:
-    """Return the attention's rows: a query sees the keys whose subtree it stands in."""
-    # A padding key is -1: nobody sees it, and key 0 is gathered in its place.
-    query, key = queries_RxL[:, :, None], keys_RxS[:, None, :]
-    sees = (key >= 0) & (key <= query) & (query < end[key])
-    return RowTables(
-        keys_RxS=jnp.maximum(keys_RxS, 0),
-        mask_RxLxS=sees,
-        common=0,
-        queries=queries_RxL.size,
-        only_tree=only_tree,
-    )

@@ -8,8 +8,6 @@ is left out, and the reason names it; the fastest of the others is taken.
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -23,31 +21,17 @@ from jaxalign.answering.plan import Layout
 from jaxalign.answering.plan_suffix import SuffixLayout
 from jaxalign.core.errors import UserError
 from jaxalign.lm.config import LlamaConfig
-from jaxalign.runtime.hosts import agreed_choice
+from jaxalign.runtime.kernel_timing import (
+    KernelChoice,
+    KernelTime,
+    compare_kernels,
+    fastest_kernel,
+    timed,
+)
 from jaxalign.runtime.platform import target_platform
 
 KERNEL_OPTIONS: tuple[str, ...] = ("auto", "xla", *KERNELS.names())
 KernelOption = Literal[KERNEL_OPTIONS]  # read at run time by the command line
-
-_REPEATS = 5
-# Outputs are means of values of unit variance; this many roundings of the largest may differ.
-_ROUNDINGS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class KernelChoice:
-    """A kernel and why it was taken."""
-
-    kernel: Kernel
-    reason: str
-
-    def describe(self) -> str:
-        """Return one line to show before a run.
-
-        >>> KernelChoice("xla", "cpu has xla alone").describe()
-        'attention by xla: cpu has xla alone'
-        """
-        return f"attention by {self.kernel}: {self.reason}"
 
 
 def choose_kernel(
@@ -105,10 +89,19 @@ def available(
 def _available(
     config: LlamaConfig, layout: Layout | SuffixLayout, model_devices: int, platform: str
 ) -> tuple[tuple[Kernel, ...], str]:
+    fused = any(platform in KERNELS[name].platforms for name in KERNELS.names())
+    if fused and isinstance(layout, SuffixLayout):
+        return ("xla",), "prompts behind the question have xla alone"
+    return kernels_of(config, model_devices, platform)
+
+
+def kernels_of(
+    config: LlamaConfig, model_devices: int, platform: str
+) -> tuple[tuple[Kernel, ...], str]:
+    """Return the kernels for a tree's attention, whatever the tree, and the reason."""
     fused = tuple(name for name in KERNELS.names() if platform in KERNELS[name].platforms)
     for ruled_out, reason in (
         (not fused, f"{platform} has xla alone"),
-        (isinstance(layout, SuffixLayout), "prompts behind the question have xla alone"),
         (config.dtype != "bfloat16", "float32 is exact with xla alone"),
         (model_devices > 1, "weights split over devices leave xla alone"),
     ):
@@ -134,30 +127,7 @@ def fastest(
     Returns:
         Process 0's choice, with the times of all kernels as the reason.
     """
-    found = time_kernels(config, layout, chunk, kernels, **options)
-    times = sorted((t for t in found if not t.failure), key=lambda t: t.seconds)
-    best = agreed_choice(kernels, times[0].kernel)
-    text = ", ".join(f"{t.kernel} {1e3 * t.seconds:.3f}" for t in times)
-    left_out = [f"{t.kernel} {t.failure}" for t in found if t.failure]
-    return KernelChoice(best, "; ".join([f"ms a layer: {text}", *left_out]))
-
-
-@dataclasses.dataclass(frozen=True)
-class KernelTime:
-    """One layer's attention by one kernel.
-
-    Attributes:
-        kernel: its name.
-        seconds: the least of several runs; infinite if it fails.
-        difference: the largest difference from the first kernel's outputs, which are means of
-            values of unit variance.
-        failure: why it cannot be used: it fails, or its outputs are not the first kernel's.
-    """
-
-    kernel: Kernel
-    seconds: float
-    difference: float = 0.0
-    failure: str = ""
+    return fastest_kernel(kernels, time_kernels(config, layout, chunk, kernels, **options))
 
 
 def time_kernels(
@@ -165,19 +135,12 @@ def time_kernels(
 ) -> list[KernelTime]:
     """Time the kernels of `fastest`, and compare each with the first; takes its arguments."""
     arrays = random_arrays(config, layout, chunk)
-    expected, seconds = _time(config, layout, kernels[0], arrays, **options)
-    times = [KernelTime(kernels[0], seconds)]
-    for kernel in kernels[1:]:
-        try:
-            out, seconds = _time(config, layout, kernel, arrays, **options)
-        except Exception as error:  # whatever a compiler or driver may raise
-            failure = f"fails ({' '.join(str(error).split())[:80]})"
-            times.append(KernelTime(kernel, float("inf"), float("nan"), failure))
-            continue
-        difference = float(np.abs(out - expected).max())
-        failure = "" if agree(out, expected) else f"disagrees with {kernels[0]}"
-        times.append(KernelTime(kernel, seconds, difference, failure))
-    return times
+
+    def attempt(kernel: str) -> tuple[tuple[np.ndarray, ...], float]:
+        out, seconds = _time(config, layout, kernel, arrays, **options)
+        return (out,), seconds
+
+    return compare_kernels(kernels, attempt)
 
 
 def random_arrays(config: LlamaConfig, layout: Layout, chunk: int) -> tuple[jax.Array, ...]:
@@ -194,12 +157,6 @@ def random_arrays(config: LlamaConfig, layout: Layout, chunk: int) -> tuple[jax.
     return tuple(jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True))
 
 
-def agree(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Return whether two outputs are equal to a few roundings of bfloat16 of the largest value."""
-    bound = _ROUNDINGS * float(jnp.finfo(jnp.bfloat16).eps) * np.abs(expected).max()
-    return bool(np.isfinite(found).all() and np.abs(found - expected).max() <= bound)
-
-
 def _time(
     config: LlamaConfig,
     layout: Layout,
@@ -210,9 +167,5 @@ def _time(
     """Return what all tokens of a layer get, and the least seconds of several runs."""
     tables, _ = attention_tables(config, layout, kernel, **options)
     run = jax.jit(lambda tables, q, k, v, *before: attend(tables, q, k, v, before))
-    out, seconds = jax.block_until_ready(run(tables, *arrays)), []  # the first run compiles
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(run(tables, *arrays))
-        seconds.append(time.perf_counter() - start)
-    return np.asarray(out, np.float32), min(seconds)
+    (out,), seconds = timed(run, tables, *arrays)
+    return out, seconds

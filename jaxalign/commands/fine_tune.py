@@ -41,6 +41,7 @@ from jaxalign.training.fine_tune import JOINT, merged_model, trained_adapters, t
 from jaxalign.training.step import Trained
 from jaxalign.training.trainer import HeldOutLoss, TrainConfig, Trainer, fit
 
+_CHECKPOINTS = "checkpoints"  # in the run's directory
 # Files of a model folder that say how the model is spoken to.
 _COMPANIONS = (
     "tokenizer*",
@@ -123,7 +124,14 @@ def tune(config: Config) -> None:
     )
     print(choice.describe())
     # The step is compiled before the weights are read, so that one that does not fit fails early.
-    trainer = Trainer(files.config, config.train, config.lora, {JOINT: examples}, mesh)
+    trainer = Trainer(
+        files.config,
+        config.train,
+        config.lora,
+        {JOINT: examples},
+        mesh,
+        checkpoints=config.out / _CHECKPOINTS,
+    )
     held_out_loss = HeldOutLoss(trainer, {JOINT: held_out}) if held_out else None
     print(trainer.describe())
     facts = {
@@ -160,7 +168,7 @@ def _train(
 
     with (
         Checkpoints(
-            open_run.out / "checkpoints", asynchronous=True, identity=identity_of(config)
+            open_run.out / _CHECKPOINTS, asynchronous=True, identity=identity_of(config)
         ) as checkpoints,
         progress_bars(config.quiet) as on_progress,
     ):

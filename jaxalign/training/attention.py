@@ -4,7 +4,8 @@ Examples in a row do not see each other, and each has at most `window` tokens. A
 consecutive queries therefore sees nothing but its own block and the `window - 1` tokens before it:
 attention over all of a row's keys would compute products that the mask throws away, with a row of
 2,048 tokens about as many as everything else in a layer takes. Values and gradients are those of
-attention over the whole row under `jaxalign.lm.transformer.causal_mask`.
+attention over the whole row under `jaxalign.lm.transformer.causal_mask`. A kernel made for the
+device may take its place (`jaxalign.training.fused`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from jaxalign.lm.lanes import from_lanes, to_lanes, unit_lanes
 from jaxalign.lm.transformer import Attend, exact_products, rounded
 from jaxalign.runtime.platform import target_platform
+from jaxalign.training.fused import Fused, cudnn_attention, splash_attention
 
 Lanes = tuple[jax.Array, jax.Array]  # of `jaxalign.lm.lanes.unit_lanes`
 
@@ -63,7 +65,9 @@ def example_places(window: int) -> int:
     return math.ceil(window / 8) * 8
 
 
-def attend_within(segments_T: jax.Array, window: int, examples: int = 0) -> Attend:
+def attend_within(
+    segments_T: jax.Array, window: int, examples: int = 0, fused: Fused | None = None
+) -> Attend:
     """Return causal attention within examples, for the layers of one row.
 
     Args:
@@ -73,15 +77,23 @@ def attend_within(segments_T: jax.Array, window: int, examples: int = 0) -> Atte
         examples: Most examples of a row, which are then computed one by one, each padded to the
             window: the fastest where their lengths hardly differ. With more the result would be
             wrong. 0 computes the row in blocks.
+        fused: A kernel made for the device; None for XLA. cuDNN needs the number of examples.
     """
+    if fused is not None and fused.kernel == "splash":
+        attend = functools.partial(_attend_by_splash, fused, window)
+        return jax.tree_util.Partial(attend, segments_T)
     if not examples:
         return jax.tree_util.Partial(functools.partial(_attend, window), segments_T)
     sizes_E = jnp.sum(segments_T[None] == jnp.arange(1, examples + 1)[:, None], axis=1)
     lanes = unit_lanes(sizes_E, example_places(window), len(segments_T))
+    if fused is not None:
+        return jax.tree_util.Partial(functools.partial(_attend_by_cudnn, fused), sizes_E, lanes)
     return jax.tree_util.Partial(_attend_one_by_one, lanes)
 
 
-def attend_in_units(segments_T: jax.Array, lanes: Lanes, window: int) -> Attend:
+def attend_in_units(
+    segments_T: jax.Array, lanes: Lanes, window: int, fused: Fused | None = None
+) -> Attend:
     """Return the attention of `attend_within`, computed unit by unit.
 
     A unit's keys then stand in the same places wherever the unit is in its row: sums over keys have
@@ -91,8 +103,12 @@ def attend_in_units(segments_T: jax.Array, lanes: Lanes, window: int) -> Attend:
         segments_T: int32, the example that each token belongs to; 0 is padding.
         lanes: Where the units are (`jaxalign.lm.lanes.unit_lanes`).
         window: Most tokens of an example.
+        fused: A kernel made for the device; only splash is used, since cuDNN knows no units.
     """
-    return jax.tree_util.Partial(functools.partial(_attend_in_units, window), segments_T, lanes)
+    if fused is not None and fused.kernel != "splash":
+        fused = None
+    attend = functools.partial(_attend_in_units, window, fused)
+    return jax.tree_util.Partial(attend, segments_T, lanes)
 
 
 def attend_kept_in_units(
@@ -109,8 +125,41 @@ def attend_kept_in_units(
     return jax.tree_util.Partial(_attend_kept_in_units, segments_T, at_A, lanes, kept)
 
 
+def _attend_by_splash(
+    fused: Fused,
+    window: int,
+    segments_T: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    cache: None = None,
+) -> jax.Array:
+    """Attend in a row [1, T, ...], or in several [B, T, ...] with their own segments [B, T]."""
+    attend = jax.vmap(lambda s, q, k, v: splash_attention(s, window, q, k, v, fused.interpret))
+    return fused.on_each_device(attend, segments_T.reshape(q.shape[:2]), q, k, v)
+
+
+def _attend_by_cudnn(
+    fused: Fused,
+    sizes_E: jax.Array,
+    lanes: Lanes,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    cache: None = None,
+) -> jax.Array:
+    """Attend with the queries of each example to its own keys."""
+
+    def attend(sizes_E: jax.Array, lanes: Lanes, *qkv: jax.Array) -> jax.Array:
+        q, k, v = (to_lanes(x[0], *lanes) for x in qkv)
+        return from_lanes(cudnn_attention(sizes_E, q, k, v, fused.interpret), *lanes)[None]
+
+    return fused.on_each_device(attend, sizes_E, lanes, q, k, v)
+
+
 def _attend_in_units(
     window: int,
+    fused: Fused | None,
     segments_T: jax.Array,
     lanes: Lanes,
     q: jax.Array,
@@ -118,8 +167,12 @@ def _attend_in_units(
     v: jax.Array,
     cache: None = None,
 ) -> jax.Array:
-    q, k, v = (to_lanes(x[0], *lanes)[:, None] for x in (q, k, v))
+    q, k, v = (to_lanes(x[0], *lanes) for x in (q, k, v))
     segments_UxM = to_lanes(segments_T, *lanes)
+    if fused is not None:
+        o = _attend_by_splash(fused, window, segments_UxM, q, k, v)
+        return from_lanes(o, *lanes)[None]
+    q, k, v = (x[:, None] for x in (q, k, v))
     o = jax.vmap(functools.partial(_attend, window))(segments_UxM, q, k, v)
     return from_lanes(o[:, 0], *lanes)[None]
 

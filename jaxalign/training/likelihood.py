@@ -24,6 +24,8 @@ from jaxalign.lm.transformer import Llama, rope_tables
 from jaxalign.lm.weights import Params
 from jaxalign.runtime.sharding import DATA, POPULATION, make_mesh, partition_spec, place, replicated
 from jaxalign.training.attention import attend_within
+from jaxalign.training.fused import Fused
+from jaxalign.training.kernel_choice import choose_kernel
 from jaxalign.training.packing import Batch, Example, Examples, fill, pack
 
 _SHORTEST_ROW = 1024  # tokens, unless all examples together have fewer
@@ -81,6 +83,8 @@ def answer_likelihoods(
     length = _rounded(max(longest, min(_SHORTEST_ROW, int(examples.lengths.sum()))))
     packed = pack(examples.lengths, length)
     answers = _rounded(max(int(examples.answers[row].sum()) for row in packed))
+    sizes = length, min(_rounded(longest), length), _rounded(max(map(len, packed)))
+    kernel = choose_kernel(config, mesh, *sizes).kernel
     count = shares * max(1, min(tokens_per_pass // length, len(packed)) // shares)
     log_probs, greedy = np.zeros(len(examples)), np.zeros(len(examples), bool)
     for start in range(0, len(packed), count):
@@ -89,7 +93,9 @@ def answer_likelihoods(
         spread = NamedSharding(mesh, partition_spec(("blocks", None)))
         found = _score(
             config,
-            min(_rounded(longest), length),
+            sizes[1],
+            sizes[2] if kernel == "cudnn" else 0,
+            kernel,
             mesh,
             as_bits(params),
             place(batch, spread),
@@ -112,21 +118,35 @@ def _rounded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length()) if size <= 1024 else -(-size // 512) * 512
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _score(
     config: LlamaConfig,
     window: int,
+    examples: int,
+    kernel: str,
     mesh: Mesh,
     params: Params,
     batch: Batch,
     extra_ExD: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return log-probability and rank of answer tokens: float32 [B, A], and bool [B, A]."""
+    """Return log-probability and rank of answer tokens: float32 [B, A], and bool [B, A].
+
+    Args:
+        config: The model.
+        window: Most tokens of an example.
+        examples: Most examples of a row, for cuDNN; 0 for other kernels.
+        kernel: What computes the attention.
+        mesh: The devices.
+        params: The weights.
+        batch: The rows.
+        extra_ExD: Embeddings of the ids beyond the vocabulary.
+    """
+    fused = Fused.of(kernel, mesh, (POPULATION, DATA))
 
     def stream(row: Batch) -> jax.Array:
         x = embed(config, params, row.tokens_BxT[None], extra_ExD)
         rope = rope_tables(config, row.positions_BxT)
-        attend = attend_within(row.segments_BxT, window)
+        attend = attend_within(row.segments_BxT, window, examples, fused)
         x, _ = Llama(config).apply({"params": params}, x, rope, attend, method=Llama.blocks)
         return x[0, row.at_BxA]
 
@@ -137,7 +157,8 @@ def _score(
         log_prob_P = chosen_P - jax.nn.logsumexp(logits_PxV, axis=-1)
         return log_prob_P, jnp.argmax(logits_PxV, axis=-1) == target_P
 
-    x_BxAxD = jax.vmap(stream)(batch)
+    spread = None if fused is None else fused.rows
+    x_BxAxD = jax.vmap(stream, spmd_axis_name=spread)(batch)
     B, A = batch.targets_BxA.shape
     # A few positions of every row at a time, so that every device has some.
     each = max(1, min(A, _HEAD_POSITIONS // B))

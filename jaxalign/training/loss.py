@@ -31,9 +31,10 @@ from jax.scipy.special import xlogy
 
 from jaxalign.lm.lanes import KEPT_LANES, KEPT_PLACES, LANES, PLACES, to_lanes, unit_lanes
 from jaxalign.lm.lora import LoraConfig, attach
-from jaxalign.lm.transformer import Attend, Llama, causal_mask, masked_attention, rope_tables
+from jaxalign.lm.transformer import Attend, Llama, masked_attention, rope_tables
 from jaxalign.lm.weights import Params
 from jaxalign.training.attention import attend_in_units, attend_kept_in_units, attend_within
+from jaxalign.training.fused import Fused
 from jaxalign.training.packing import Batch
 from jaxalign.training.shape import Shape
 
@@ -44,7 +45,12 @@ _FEW_ANSWERS = 16
 
 
 def loss_sum(
-    model: Llama, params: Params, batch: Batch, window: int, examples: int = 0
+    model: Llama,
+    params: Params,
+    batch: Batch,
+    window: int,
+    examples: int = 0,
+    fused: Fused | None = None,
 ) -> jax.Array:
     """Return the sum of the answer tokens' weighted losses over a batch [B, T], in nats.
 
@@ -54,21 +60,31 @@ def loss_sum(
         batch: Rows of packed examples.
         window: Most tokens of an example.
         examples: Most examples of a row, if attention is computed one by one; 0 for blocks.
+        fused: A kernel made for the device, for the attention of all positions; None for XLA.
     """
 
     def attention(row: Batch, _: None) -> tuple[Attend, Attend]:
-        segments_T = row.segments_BxT
-        mask = causal_mask(segments_T[None])[:, :, row.at_BxA]
+        segments_T, at_A = row.segments_BxT, row.at_BxA
+        # Of the mask of all queries and keys, the rows of the queries that are kept.
+        seen_AxT = segments_T[at_A][:, None] == segments_T[None]
+        seen_AxT &= (jnp.arange(len(segments_T))[None] <= at_A[:, None]) & (segments_T > 0)[None]
         return (
-            attend_within(segments_T, window, examples),
-            jax.tree_util.Partial(masked_attention, mask),
+            attend_within(segments_T, window, examples, fused),
+            jax.tree_util.Partial(masked_attention, seen_AxT[None, None]),
         )
 
-    return jnp.sum(_answer_losses(model, params, lambda _: params, attention, batch, None))
+    losses_BxA = _answer_losses(model, params, lambda _: params, attention, batch, None, fused)
+    return jnp.sum(losses_BxA)
 
 
 def unit_loss_sums(
-    model: Llama, lora: LoraConfig, params: Params, adapters: Any, batch: Batch, shape: Shape
+    model: Llama,
+    lora: LoraConfig,
+    params: Params,
+    adapters: Any,
+    batch: Batch,
+    shape: Shape,
+    fused: Fused | None = None,
 ) -> jax.Array:
     """Return the sum of the weighted losses of each unit, float32 [B, U], in nats.
 
@@ -79,6 +95,7 @@ def unit_loss_sums(
         adapters: The adapter of each unit: a tree whose leaves begin with [B, U].
         batch: Rows of packed examples of several adapters, [B, T].
         shape: The sizes of units and of rows.
+        fused: A kernel made for the device, for the attention of all positions; None for XLA.
     """
     lanes = jax.vmap(lambda n: unit_lanes(n, shape.unit_length, shape.row_length))(batch.sizes_BxU)
     kept = jax.vmap(lambda n: unit_lanes(n, shape.unit_answers, shape.answers))(batch.answers_BxU)
@@ -103,12 +120,12 @@ def unit_loss_sums(
     def attention(row: Batch, of_row: Any) -> tuple[Attend, Attend]:
         lanes, kept = of_row[3]
         return (
-            attend_in_units(row.segments_BxT, lanes, shape.window),
+            attend_in_units(row.segments_BxT, lanes, shape.window, fused),
             attend_kept_in_units(row.segments_BxT, row.at_BxA, lanes, kept),
         )
 
     of_rows = (adapters, beside, beside_last, (lanes, kept))
-    losses_BxA = _answer_losses(model, params, params_of_row, attention, batch, of_rows)
+    losses_BxA = _answer_losses(model, params, params_of_row, attention, batch, of_rows, fused)
     return jnp.sum(jax.vmap(to_lanes)(losses_BxA, *kept), axis=-1)
 
 
@@ -119,6 +136,7 @@ def _answer_losses(
     attention: Callable[[Batch, Any], tuple[Attend, Attend]],
     batch: Batch,
     of_rows: Any,
+    fused: Fused | None,
 ) -> jax.Array:
     """Return the weighted loss of each answer token, float32 [B, A], in nats.
 
@@ -129,6 +147,7 @@ def _answer_losses(
         attention: Returns a row's attention, of all positions and of those before answer tokens.
         batch: Rows of packed examples.
         of_rows: What differs between the rows besides; leaves begin with [B].
+        fused: The kernel that a row's attention uses.
     """
 
     def answers_of(row: Batch, of_row: Any) -> jax.Array:
@@ -146,7 +165,8 @@ def _answer_losses(
         x, _ = model.apply(bound, x, rope, attend, attend_last, keep=at_A, method=Llama.blocks)
         return x[0]
 
-    x_BxAxD = jax.vmap(answers_of)(batch, of_rows)
+    spread = None if fused is None else fused.rows
+    x_BxAxD = jax.vmap(answers_of, spmd_axis_name=spread)(batch, of_rows)
     targets = batch.targets_BxA
     if batch.option_tokens_BxAxO is not None:
         targets = batch.option_tokens_BxAxO, batch.option_masses_BxAxO

@@ -28,6 +28,7 @@ from jaxalign.lm.weights import (
     weight_tree,
 )
 from jaxalign.runtime.sharding import DATA, named_sharding, replicated
+from jaxalign.training.fused import Fused
 from jaxalign.training.packing import Batch
 from jaxalign.training.shape import MOST_UNITS, Shape, choose_shape, estimated_steps
 from jaxalign.training.step import (
@@ -49,16 +50,18 @@ def train_program(
     mesh: jax.sharding.Mesh,
     shape: Shape,
     weights: WeightFormat = "stored",
+    kernel: str = "xla",
 ) -> tuple[Any, tuple]:
     """Return the jitted step and its abstract arguments.
 
     `step.lower(*arguments).compile()` needs no arrays. Arguments are (state, params, batches,
     passes, schedule_Kx3), each with its sharding; the step returns (state, metrics) and reuses the
-    buffers of the state that it is given. See `jaxalign.training.step.make_step`. The same sizes
+    buffers of the state that it is given. See `jaxalign.training.step.make_step`; `kernel` computes
+    the attention (`jaxalign.training.kernel_choice`). The same sizes
     give the same jitted step, which JAX compiles once in a process: a step that was checked before
     a run is not compiled again when training begins.
     """
-    return _train_program(config, train, lora, mesh, shape, weights)
+    return _train_program(config, train, lora, mesh, shape, weights, kernel)
 
 
 @functools.lru_cache(maxsize=4)
@@ -69,6 +72,7 @@ def _train_program(
     mesh: jax.sharding.Mesh,
     shape: Shape,
     weights: WeightFormat,
+    kernel: str,
 ) -> tuple[Any, tuple]:
     state = abstract_state(config, train, lora, mesh, shape.adapters)
     params = program_params(config, mesh, weights)
@@ -82,7 +86,9 @@ def _train_program(
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(
-        make_step(config, train, lora, shape), donate_argnums=0, out_shardings=(shardings, whole)
+        make_step(config, train, lora, shape, Fused.of(kernel, mesh, DATA)),
+        donate_argnums=0,
+        out_shardings=(shardings, whole),
     )
     return step, arguments
 
@@ -94,6 +100,7 @@ def loss_program(
     mesh: jax.sharding.Mesh,
     shape: Shape,
     weights: WeightFormat = "stored",
+    kernel: str = "xla",
 ) -> tuple[Any, tuple]:
     """Return the jitted loss and its abstract arguments (trained, params, batches, passes).
 
@@ -102,7 +109,8 @@ def loss_program(
     _, (state, params, batches, passes, _) = train_program(
         config, train, lora, mesh, shape, weights
     )
-    loss = jax.jit(make_loss(config, train, lora, shape), out_shardings=replicated(mesh))
+    fused = Fused.of(kernel, mesh, DATA)
+    loss = jax.jit(make_loss(config, train, lora, shape, fused), out_shardings=replicated(mesh))
     return loss, (state.trained, params, batches, passes)
 
 

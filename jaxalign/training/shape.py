@@ -324,11 +324,15 @@ def _single_costs(
 def _one_by_one(row_length: int, window: int, mean: float) -> int:
     """Return how many examples of a row attention computes one by one; 0 if blocks are better.
 
-    That is where examples are about as long as the longest. On a GPU or TPU it has not been tried.
+    That is where examples are about as long as the longest. A GPU computes them one by one always,
+    because cuDNN does; a TPU never does.
     """
-    if not row_length or target_platform() != "cpu":
+    platform = target_platform()
+    if not row_length or platform == "tpu":
         return 0
     examples = math.ceil(_MORE_EXAMPLES * row_length / mean)
+    if platform == "gpu":
+        return examples
     one_by_one = scores_per_query(row_length, window, examples)
     return examples if one_by_one < scores_per_query(row_length, window) else 0
 

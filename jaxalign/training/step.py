@@ -30,6 +30,8 @@ from jaxalign.lm.transformer import Llama
 from jaxalign.lm.weights import Params, is_weight, weight_tree
 from jaxalign.runs.settings import may_change
 from jaxalign.training.data import start_key
+from jaxalign.training.fused import Fused
+from jaxalign.training.kernel_choice import AttentionOption
 from jaxalign.training.loss import loss_sum, unit_loss_sums
 from jaxalign.training.packing import Batch
 from jaxalign.training.shape import Shape
@@ -83,6 +85,9 @@ class TrainConfig:
     unroll: bool | None = None
     """Unroll the layers: faster on a CPU for small models, slower to compile. Default: follows the
     model, no for a real one."""
+    attention: AttentionOption = "auto"
+    """Attention kernel of fine-tuning; auto is the fastest one here, which is measured first. CPUs,
+    float32 and split weights have xla alone; cudnn is for GPUs, splash for TPUs."""
     seed: int = 0
     """Seed of an adapter's initial values and of the order of examples."""
 
@@ -207,6 +212,7 @@ def gradient(
     params: Params,
     batches: tuple[Batch, ...],
     passes: jax.Array,
+    fused: Fused | None = None,
 ) -> tuple[jax.Array, Trained, jax.Array]:
     """Compute loss and gradient of a step.
 
@@ -219,15 +225,16 @@ def gradient(
         params: The frozen weights; None for method "full".
         batches: The step's rows [G, R, ...], and its short rows if it has any.
         passes: int32 [2], how many of the G passes of each hold examples.
+        fused: A kernel made for the device, which computes the attention; None for XLA.
 
     Returns:
         By adapter: the mean loss per answer token, its gradient, and the number of answer tokens.
     """
     model = Llama(config, unroll=train.unroll, remat=train.remat, merge=True)
     if shape.units:
-        total = _sum_of_units(model, lora, shape, trained, params, batches[0], passes[0])
+        total = _sum_of_units(model, lora, shape, trained, params, batches[0], passes[0], fused)
     else:
-        total = _sum_of_rows(model, train, lora, shape, trained, params, batches, passes)
+        total = _sum_of_rows(model, train, lora, shape, trained, params, batches, passes, fused)
     # Sums over the passes first, then one division: the mean over the whole step.
     losses, grads, answers = total
     count = jnp.maximum(1, answers)
@@ -244,12 +251,13 @@ def _sum_of_rows(
     params: Params,
     batches: tuple[Batch, ...],
     passes: jax.Array,
+    fused: Fused | None = None,
 ) -> tuple[jax.Array, Trained, jax.Array]:
     """Return the sums over all passes of the only adapter, or of all weights."""
 
     def loss(trained: Trained, one_pass: Batch, examples: int) -> jax.Array:
         full = attached(train, lora, params, trained)
-        return loss_sum(model, full, one_pass, shape.window, examples)
+        return loss_sum(model, full, one_pass, shape.window, examples, fused)
 
     single = jax.tree.map(lambda x: x[0], trained)
     total = (jnp.float32(0), jax.tree.map(jnp.zeros_like, single), jnp.float32(0))
@@ -272,11 +280,12 @@ def _sum_of_units(
     params: Params,
     batch: Batch,
     passes: jax.Array,
+    fused: Fused | None,
 ) -> tuple[jax.Array, Trained, jax.Array]:
     """Return the sums over all passes for each of several adapters."""
 
     def loss(adapters: Trained, one_pass: Batch) -> tuple[jax.Array, jax.Array]:
-        losses_RxU = unit_loss_sums(model, lora, params, adapters, one_pass, shape)
+        losses_RxU = unit_loss_sums(model, lora, params, adapters, one_pass, shape, fused)
         return jnp.sum(losses_RxU), losses_RxU
 
     def add(i: jax.Array, total: Any) -> Any:
@@ -311,7 +320,13 @@ def attached(train: TrainConfig, lora: LoraConfig, params: Params, trained: Trai
     return trained if train.method == "full" else attach(params, trained, lora)
 
 
-def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: Shape) -> Any:
+def make_loss(
+    config: LlamaConfig,
+    train: TrainConfig,
+    lora: LoraConfig,
+    shape: Shape,
+    fused: Fused | None = None,
+) -> Any:
     """Return what `make_step` minimises, without its gradient, as a function.
 
     `loss(trained, params, batches, passes)` is (the sum of the losses in nats, the number of answer
@@ -322,14 +337,14 @@ def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: 
 
     def of_units(trained: Trained, params: Params, batch: Batch, most: int, total: Any) -> Any:
         adapters = jax.tree.map(lambda w: w[batch.adapter_BxU], trained)
-        losses_RxU = unit_loss_sums(model, lora, params, adapters, batch, shape)
+        losses_RxU = unit_loss_sums(model, lora, params, adapters, batch, shape, fused)
         found = (losses_RxU.reshape(-1), batch.answers_BxU.reshape(-1).astype(jnp.float32))
         return add_units(total, found, batch.adapter_BxU.reshape(-1))
 
     def of_rows(trained: Trained, params: Params, batch: Batch, most: int, total: Any) -> Any:
         single = jax.tree.map(lambda x: x[0], trained)
         full = attached(train, lora, params, single)
-        found = loss_sum(model, full, batch, shape.window, most)
+        found = loss_sum(model, full, batch, shape.window, most, fused)
         return total[0] + found, total[1] + jnp.sum(batch.weight_BxA)
 
     of_pass = of_units if shape.units else of_rows
@@ -351,12 +366,18 @@ def make_loss(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: 
     return loss
 
 
-def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: Shape) -> Any:
+def make_step(
+    config: LlamaConfig,
+    train: TrainConfig,
+    lora: LoraConfig,
+    shape: Shape,
+    fused: Fused | None = None,
+) -> Any:
     """Return one optimiser step, as a pure function to be jitted with its state donated.
 
     `step(state, params, batches, passes, schedule_Kx3)` returns (state, metrics of shape [K]). For
-    `batches` and `passes` see `gradient`. Method "full" reads the weights from the state, and
-    `params` is None.
+    `batches`, `passes` and `fused` see `gradient`. Method "full" reads the weights from the state,
+    and `params` is None.
     """
     rule = make_rule(config, train)
 
@@ -395,7 +416,7 @@ def make_step(config: LlamaConfig, train: TrainConfig, lora: LoraConfig, shape: 
         schedule_Kx3: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, grads, answers = gradient(
-            config, train, lora, shape, state.trained, params, batches, passes
+            config, train, lora, shape, state.trained, params, batches, passes, fused
         )
         state, metrics = jax.vmap(update)(state, loss, grads, answers > 0, schedule_Kx3)
         return state, {"loss": loss, **metrics, "answers": answers}

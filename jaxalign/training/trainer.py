@@ -40,8 +40,10 @@ from jaxalign.lm.lora import LoraConfig
 from jaxalign.lm.weights import Params, WeightFormat
 from jaxalign.runs.checkpoints import Checkpoints
 from jaxalign.runtime.hosts import agreed
+from jaxalign.runtime.kernel_timing import KernelChoice
 from jaxalign.runtime.memory import available_bytes, check_fits
-from jaxalign.runtime.sharding import DATA, replicated
+from jaxalign.runtime.platform import target_platform
+from jaxalign.runtime.sharding import DATA, MODEL, replicated
 from jaxalign.training.data import (
     Stream,
     TrainData,
@@ -51,6 +53,7 @@ from jaxalign.training.data import (
     shape_of_streams,
 )
 from jaxalign.training.defaults import resolve_training
+from jaxalign.training.kernel_choice import available_kernels, choose_kernel
 from jaxalign.training.packing import Batch, Example, Examples
 from jaxalign.training.program import (
     adapters_side_by_side,
@@ -73,6 +76,7 @@ ManyExamples = Examples | Iterable[Example]
 HELD_OUT_MEASUREMENTS = 10
 _HELD_OUT_BATCH = 128  # examples of an adapter that the loss is measured on at a time, at least
 _SHOWN_LOSSES = 6  # adapters whose loss a progress event shows
+_ATTENTION = "attention.json"  # in a folder of checkpoints: the kernel, where there are several
 _GROUPS = "groups.json"  # in a folder of checkpoints: how many adapters were side by side
 
 
@@ -83,6 +87,7 @@ class Trainer:
         names: Names of the adapters.
         groups: The examples of each step, for each group of adapters that are side by side.
         shape: Sizes of a step, the same for all groups.
+        attention: The kernel that computes the attention, and why.
         needed_bytes: Memory per device that the compiled step needs.
     """
 
@@ -114,7 +119,7 @@ class Trainer:
                 program is compiled already (`jaxalign.training.program.expected_shape`). Where the
                 examples do not suit them, and by default, sizes that do are chosen.
             checkpoints: Folder of checkpoints that `fit` may continue from: adapters that were side
-                by side there are again.
+                by side there are again, and attention has the kernel that it had.
             weights: How the frozen weights are stored.
 
         Raises:
@@ -154,8 +159,12 @@ class Trainer:
         self.first_rows = list(
             itertools.accumulate((g.steps + 1 for g in self.groups[:-1]), initial=0)
         )
+        self.attention = self._choose_attention(checkpoints)
+        _log.debug(f"training: {self.attention.describe()}")
         # Compiled ahead of time: whether it fits is known before anything is loaded.
-        step, self._arguments = train_program(config, train, lora, mesh, shape, weights)
+        step, self._arguments = train_program(
+            config, train, lora, mesh, shape, weights, self.attention.kernel
+        )
         self._step = step.lower(*self._arguments).compile()
         remedy = "lower `tokens_per_pass`"
         if shape.adapters > 1:
@@ -173,6 +182,26 @@ class Trainer:
         return adapters_side_by_side(
             self.config, self.train, self.lora, self.mesh, len(self.names), memory or None
         )
+
+    def _choose_attention(self, checkpoints: Path | None) -> KernelChoice:
+        """Return the attention kernel: that of the run that is continued, if it is here too."""
+        shape, option = self.shape, self.train.attention
+        sizes = shape.row_length, shape.window, shape.examples
+        path = None if checkpoints is None else checkpoints / _ATTENTION
+        if path is None or not path.exists():
+            return choose_kernel(self.config, self.mesh, *sizes, option)
+        check_sealed(path)
+        kept = str(read_object(path)["attention"])
+        if kept not in self.kernels:
+            _log.info(f"training: attention began with {kept}, which these devices do not have")
+            return choose_kernel(self.config, self.mesh, *sizes, option)
+        return KernelChoice(kept, "as this run began")
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """The attention kernels that there are to choose from."""
+        split, examples = self.mesh.shape[MODEL], self.shape.examples
+        return available_kernels(self.config, split, examples, target_platform())[0]
 
     @property
     def abstract_state(self) -> TrainState:
@@ -322,7 +351,13 @@ class HeldOutLoss:
             for group, of_group in zip(trainer.groups, groups, strict=True)
         ]
         loss, self._arguments = loss_program(
-            trainer.config, train, trainer.lora, mesh, shape, trainer.weights
+            trainer.config,
+            train,
+            trainer.lora,
+            mesh,
+            shape,
+            trainer.weights,
+            trainer.attention.kernel,
         )
         self._loss = loss.lower(*self._arguments).compile()
         # The optimizer's moments stay where they are while the loss is computed.
@@ -390,6 +425,7 @@ def fit(
         path = Path(checkpoints.directory) / _GROUPS
         with sealed(path):
             write_json(path, {"side_by_side": trainer.shape.adapters})
+    _record_attention(trainer, checkpoints)
     run = _Fit(trainer, params, save_every, begin, log, held_out, on_progress, set_aside)
     trained: dict[str, Trained] = {}
     for group in range(len(trainer.groups)):
@@ -409,6 +445,19 @@ def fit(
     if not trained and set_aside is None:
         raise UserError(run.last_failure)
     return {name: trained[name] for name in trainer.names if name in trained}
+
+
+def _record_attention(trainer: Trainer, checkpoints: Checkpoints | None) -> None:
+    """Keep the kernel beside the checkpoints where there are several, so that a resumed run has it.
+
+    Another kernel would round differently.
+    """
+    if checkpoints is None or len(trainer.kernels) == 1 or jax.process_index() > 0:
+        return
+    if isinstance(checkpoints.directory, Path):  # and not a bucket
+        path = checkpoints.directory / _ATTENTION
+        with sealed(path):
+            write_json(path, {"attention": trainer.attention.kernel})
 
 
 class _Fit:

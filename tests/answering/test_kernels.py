@@ -25,6 +25,7 @@ from jaxalign.answering.options import attend, attention_tables, option_log_prob
 from jaxalign.answering.plan import plan_layout
 from jaxalign.answering.plan_suffix import plan_suffix_layout
 from jaxalign.core.errors import UserError
+from jaxalign.runtime.kernel_timing import agree
 from tests.answering.test_options import CONFIG, PARAMS, assert_same, draw_prompts, plain, surveys
 
 HALF = CONFIG.replace(dtype="bfloat16", param_dtype="bfloat16")
@@ -104,8 +105,8 @@ def test_in_bfloat16_to_its_rounding(kernel):
     for found, expected in zip(
         attended(layout, kernel, numbers, HALF), attended(layout, "xla", numbers, HALF), strict=True
     ):
-        assert choose.agree(found, expected)
-        assert not choose.agree(found[:, ::-1], expected), "the bound would let anything pass"
+        assert agree(found, expected)
+        assert not agree(found[:, ::-1], expected), "the bound would let anything pass"
 
 
 @functools.cache

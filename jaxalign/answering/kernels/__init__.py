@@ -39,6 +39,16 @@ class AttentionKernel(Protocol):
             interpret: compute the same on any device, slowly; for tests.
         """
 
+    @classmethod
+    def at_run_time(cls, asks_T: jax.Array, until_S: jax.Array, interpret: bool) -> AttentionKernel:
+        """Return the kernel for queries and keys that are known when the program runs.
+
+        Args:
+            asks_T: int32, the position of each query (see `jaxalign.answering.kernels.spans`).
+            until_S: int32, the first position that no longer sees a key.
+            interpret: compute the same on any device, slowly; for tests.
+        """
+
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """Return the attention's outputs [B, T, N, H], in q's dtype.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxalign.answering.kernels import KERNELS
-from jaxalign.answering.kernels.spans import Spans
+from jaxalign.answering.kernels.spans import Spans, sees
 
 
 @KERNELS.register("cudnn")
@@ -26,6 +26,13 @@ class CudnnKernel:
     def make(cls, spans: Spans, heads: int, interpret: bool = False) -> CudnnKernel:
         """Return the kernel for these queries and keys; the number of heads does not matter."""
         return cls(jnp.asarray(spans.mask())[None, None], interpret)
+
+    @classmethod
+    def at_run_time(cls, asks_T: jax.Array, until_S: jax.Array, interpret: bool) -> CudnnKernel:
+        """Return the kernel for queries and keys that are known when the program runs."""
+        until_1xS = until_S[None]
+        mask_TxS = sees(asks_T[:, None], jnp.arange(until_1xS.size)[None], until_1xS)
+        return cls(mask_TxS[None, None], interpret)
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         implementation = "xla" if self.interpret else "cudnn"

@@ -44,6 +44,21 @@ def fused_tables(
     return FusedTables(made, jnp.asarray(spans.asks_T), jnp.asarray(spans.until_S), common)
 
 
+def run_time_tables(
+    asks_T: jax.Array, until_S: jax.Array, kernel: str, interpret: bool = False
+) -> FusedTables:
+    """Return what a kernel needs for queries and keys that are known when the program runs.
+
+    Args:
+        asks_T: int32, the position of each query.
+        until_S: int32, the first position that no longer sees a key.
+        kernel: name of the kernel.
+        interpret: compute the same on any device, slowly; for tests.
+    """
+    made = KERNELS[kernel].at_run_time(asks_T, until_S, interpret)
+    return FusedTables(made, asks_T, until_S, common=0)
+
+
 def fused_attention(
     tables: FusedTables, q: jax.Array, k: jax.Array, v: jax.Array, before: KeyValue
 ) -> jax.Array:

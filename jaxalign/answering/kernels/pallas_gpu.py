@@ -41,6 +41,14 @@ class PallasKernel:
         blocks_IxJ = jnp.asarray(padded.blocks(BLOCK, BLOCK))
         return cls(jnp.asarray(padded.asks_T), jnp.asarray(padded.until_S), blocks_IxJ, interpret)
 
+    @classmethod
+    def at_run_time(cls, asks_T: jax.Array, until_S: jax.Array, interpret: bool) -> PallasKernel:
+        """Return the kernel for queries and keys that are known when the program runs."""
+        # A padding query asks what the last one asks, and no query sees a padding key.
+        asks_T = jnp.pad(asks_T, (0, -len(asks_T) % BLOCK), mode="edge")
+        until_S = jnp.pad(until_S, (0, -len(until_S) % BLOCK))
+        return cls(asks_T, until_S, visible_blocks(asks_T, until_S), interpret)
+
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         from jax.experimental import pallas as pl
         from jax.experimental.pallas import triton
@@ -72,6 +80,28 @@ class PallasKernel:
             name="tree_attention",
         )(self.asks_T, self.until_S, self.blocks_IxJ, q, k, v)
         return out[:, :T, :, :H]
+
+
+def visible_blocks(asks_T: jax.Array, until_S: jax.Array) -> jax.Array:
+    """Return `Spans.blocks` as far as the first and last position of a block of queries tell.
+
+    Where these are consecutive, that is exact; otherwise blocks may be among them that nobody sees,
+    which the mask takes care of.
+
+    Args:
+        asks_T: int32, positions of queries, whole blocks of them.
+        until_S: int32, the first positions that no longer see the keys, whole blocks of them.
+
+    Returns:
+        int32 [T / BLOCK, 1 + S / BLOCK]: how many blocks of keys, then which.
+    """
+    asks_IxL = asks_T.reshape(-1, BLOCK)
+    first_Ix1, last_Ix1 = (f(asks_IxL, axis=1, keepdims=True) for f in (jnp.min, jnp.max))
+    seen_IxS = (jnp.arange(len(until_S))[None] <= last_Ix1) & (until_S[None] > first_Ix1)
+    seen_IxJ = seen_IxS.reshape(len(asks_IxL), -1, BLOCK).any(axis=2)
+    count_Ix1 = seen_IxJ.sum(axis=1, keepdims=True)
+    which_IxJ = jnp.argsort(~seen_IxJ, axis=1, stable=True)
+    return jnp.concatenate([count_Ix1, which_IxJ], axis=1).astype(jnp.int32)
 
 
 def _pad(x: jax.Array, length: int, width: int) -> jax.Array:

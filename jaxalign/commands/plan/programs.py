@@ -30,6 +30,7 @@ from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runtime.sharding import DATA, MODEL, POPULATION
 from jaxalign.training.data import TrainData, adapter_key, make_streams, shape_of_streams
+from jaxalign.training.kernel_choice import choose_kernel
 from jaxalign.training.packing import Example
 from jaxalign.training.program import train_program
 from jaxalign.training.shape import Shape
@@ -161,7 +162,10 @@ def lower_train(
         mesh: The mesh of described devices.
     """
     shape, passes = train_shape(train, items, mesh)
-    step, arguments = train_program(config, train, lora, mesh, shape)
+    choice = choose_kernel(
+        config, mesh, shape.row_length, shape.window, shape.examples, train.attention
+    )
+    step, arguments = train_program(config, train, lora, mesh, shape, kernel=choice.kernel)
     body = _body_weights(config)
     # One pass forward and one backward through frozen weights, and another one backward for the
     # gradient of the weights if they are trained. With rematerialisation what was not kept is

@@ -49,6 +49,7 @@ from jaxalign.methods.reply_programs import reply_programs
 from jaxalign.runtime.memory import available_bytes
 from jaxalign.runtime.programs import Need, Program, check_programs
 from jaxalign.surveys.survey import Item, Survey
+from jaxalign.training.kernel_choice import choose_kernel
 from jaxalign.training.program import train_program
 from jaxalign.training.shape import MOST_UNITS
 
@@ -278,7 +279,13 @@ def training_programs(
     for specific, (name, adapters) in enumerate(zip(names, model_counts(settings), strict=True)):
         shape = steps.specific if specific else steps.shared
         train = train_settings(settings, bool(specific))
-        jitted, arguments = train_program(inputs.files.config, train, settings.lora, mesh, shape)
+        config = inputs.files.config
+        choice = choose_kernel(
+            config, mesh, shape.row_length, shape.window, shape.examples, train.attention
+        )
+        jitted, arguments = train_program(
+            config, train, settings.lora, mesh, shape, kernel=choice.kernel
+        )
         programs.append(
             Program.of(
                 f"a step of the {name}, {shape.adapters} of {adapters} at a time",
