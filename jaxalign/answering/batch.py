@@ -28,14 +28,18 @@ from jaxalign.answering.block_attention import choose_block_kernel
 from jaxalign.answering.block_plan import BlockPlan, plan_blocks
 from jaxalign.answering.block_program import block_devices, block_sharding
 from jaxalign.answering.blocks import Conversations
+from jaxalign.answering.kernel_choice import kernels_of
+from jaxalign.answering.options import Kernel
 from jaxalign.answering.partial import digest, open_partial
 from jaxalign.core.errors import UserError
 from jaxalign.core.progress import OnProgress, Progress, ignore
 from jaxalign.lm.bits import as_bits
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.weights import Params
+from jaxalign.runtime.hosts import agreed_choice
 from jaxalign.runtime.memory import busy_chunk
-from jaxalign.runtime.sharding import place_whole, replicated
+from jaxalign.runtime.platform import target_platform
+from jaxalign.runtime.sharding import MODEL, place_whole, replicated
 
 _log = logging.getLogger("jaxalign")
 
@@ -116,7 +120,8 @@ def answer_exact(
     reading = ("per token",) if per_token else ()
     name = digest("exact", key, config, cut_as, conversations, extra_ExD, *reading)
     width = plan.shape.options + 1
-    out = open_partial(folder, f"exact-{name}", len(conversations), width, np.float32)
+    kernel, name = _kernel_and_file(config, mesh, plan, folder, f"exact-{name}")
+    out = open_partial(folder, name, len(conversations), width, np.float32)
     # A block of which any answer is missing is computed again as a whole.
     lacking = out.missing[plan.order_N]
     missing = np.flatnonzero(np.logical_or.reduceat(lacking, plan.starts_B[:-1]))
@@ -127,7 +132,7 @@ def answer_exact(
 
     done = len(plan) - len(missing)
     report(done)
-    blocks = _answer_blocks(config, params, extra_ExD, plan, missing, mesh, per_token)
+    blocks = _answer_blocks(config, params, extra_ExD, plan, missing, mesh, per_token, kernel)
     for members, answers_QxO1 in blocks:
         if np.isnan(answers_QxO1).any():
             raise UserError("the model answers NaN; are its weights finite?")
@@ -135,6 +140,25 @@ def answer_exact(
         done += 1
         report(done)
     return ExactAnswers(out.values[:, :-1], out.values[:, -1])
+
+
+def _kernel_and_file(
+    config: LlamaConfig, mesh: Mesh, plan: BlockPlan, folder: Path | None, name: str
+) -> tuple[Kernel, str]:
+    """Return the attention kernel and the name of the answers' file.
+
+    Kernels round differently, so each has a file of its own, and a job that was begun continues
+    with its kernel, whichever is the fastest now.
+    """
+    kernels, _ = kernels_of(config, mesh.shape[MODEL], target_platform())
+    if len(kernels) == 1:
+        return kernels[0], name
+    choice = choose_block_kernel(config, mesh, plan.shape)
+    _log.debug(f"exact answers: {choice.describe()}")
+    names = {kernel: name if kernel == "xla" else f"{name}-{kernel}" for kernel in kernels}
+    begun = [k for k in kernels if folder and (Path(folder) / f"{names[k]}.npy").exists()]
+    kernel = agreed_choice(kernels, begun[0] if begun else choice.kernel)
+    return kernel, names[kernel]
 
 
 def _answer_blocks(
@@ -145,6 +169,7 @@ def _answer_blocks(
     blocks: np.ndarray,
     mesh: Mesh,
     per_token: bool,
+    kernel: Kernel,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (conversations, answers [Q, O + 1]) of each block, one block per device at a time.
 
@@ -153,7 +178,6 @@ def _answer_blocks(
     devices, whole = block_devices(mesh), replicated(mesh)
     if len(blocks):
         params, extra_ExD = as_bits(place_whole(params, whole)), place_whole(extra_ExD, whole)
-    kernel = choose_block_kernel(config, mesh, plan.shape).kernel
     under_way = ()
     for start in range(0, len(blocks), devices):
         members = blocks[start : start + devices].tolist()

@@ -83,9 +83,11 @@ def choose_kernel(
     here = mesh.devices.flat[0] in jax.devices()
     if option != "auto":
         if option not in kernels:
-            raise UserError(f"`attention` {option}: {reason}")
+            raise UserError(f"`train.attention` {option}: {reason}")
         if option == "cudnn" and not here:
-            raise UserError(f"`attention` {option}: cannot be compiled without a GPU; give xla")
+            raise UserError(
+                f"`train.attention` {option}: cannot be compiled without a GPU; give xla"
+            )
         return KernelChoice(option, "as asked")
     if len(kernels) == 1:
         return KernelChoice(kernels[0], reason)

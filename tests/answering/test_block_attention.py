@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.answering import batch
 from jaxalign.answering.block_attention import (
     block_attention,
     choose_block_kernel,
@@ -16,10 +19,12 @@ from jaxalign.answering.block_attention import (
 from jaxalign.answering.block_plan import plan_blocks
 from jaxalign.answering.block_program import answer_program
 from jaxalign.answering.blocks import ROW, Shape
+from jaxalign.answering.kernels import KERNELS
 from jaxalign.answering.kernels.pallas_gpu import BLOCK, visible_blocks
 from jaxalign.answering.kernels.spans import Spans
 from jaxalign.answering.options import attend
 from jaxalign.lm.config import LlamaConfig
+from jaxalign.runtime.kernel_timing import KernelChoice
 from jaxalign.runtime.platform import lowering_for
 from jaxalign.runtime.sharding import make_mesh
 from jaxalign.runtime.topology import described_devices, parse_topology
@@ -98,6 +103,24 @@ def test_kernels_are_really_tried():
 def test_on_cpu_it_is_xla(devices):
     choice = choose_block_kernel(HALF, make_mesh(devices[:1]), Shape(*[64] * 9))
     assert choice.describe() == "attention by xla: cpu has xla alone"
+
+
+def test_answers_that_were_begun_continue_with_their_kernel(devices, tmp_path, monkeypatch):
+    class Mine:
+        platforms = ("cpu",)
+
+    plan = SimpleNamespace(shape=None)
+    choose = (
+        lambda: batch._kernel_and_file(  # noqa: E731
+            HALF, make_mesh(devices[:1]), plan, tmp_path, "exact-1"
+        )
+    )
+    assert choose() == ("xla", "exact-1")
+    monkeypatch.setitem(KERNELS._entries, "mine", Mine)
+    monkeypatch.setattr(batch, "choose_block_kernel", lambda *_: KernelChoice("mine", "fastest"))
+    assert choose() == ("mine", "exact-1-mine")
+    (tmp_path / "exact-1.npy").touch()
+    assert choose() == ("xla", "exact-1")
 
 
 @pytest.mark.reference

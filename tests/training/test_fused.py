@@ -142,7 +142,7 @@ def test_on_cpu_it_is_xla_and_nothing_else_can_be_asked_for(devices):
     mesh = make_mesh(devices[:1])
     assert choose_kernel(HALF, mesh, 128, 60).describe() == "attention by xla: cpu has xla alone"
     assert choose_kernel(HALF, mesh, 128, 60, option="xla").reason == "as asked"
-    with pytest.raises(UserError, match="`attention` splash: cpu has xla alone"):
+    with pytest.raises(UserError, match=r"`train\.attention` splash: cpu has xla alone"):
         choose_kernel(HALF, mesh, 128, 60, option="splash")
 
 
