@@ -126,8 +126,8 @@ def test_answers_that_were_begun_continue_with_their_kernel(devices, tmp_path, m
 @pytest.mark.reference
 @pytest.mark.long
 def test_blocks_compile_for_tpus():
-    """With splash under a mask that is known at run time, for two chips of a v5e."""
-    mesh = make_mesh(described_devices(parse_topology("v5e:1x2")))
+    """With splash under a mask that is known at run time, for four chips of a v5e."""
+    mesh = make_mesh(described_devices(parse_topology("v5e:2x2")))
     shape = Shape(512, 192, 16, 96, 5, 16, 5, 1, 2)
     config = HALF.replace(head_dim=64)
     with lowering_for("tpu"):
