@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import logging
 import os
@@ -26,6 +27,7 @@ from jaxalign.core.streams import drawing_stream, replace_what_cannot_be_printed
 from jaxalign.runs.interrupts import insistent_interrupts
 from jaxalign.runs.notes import RunNotes
 from jaxalign.runs.settings import with_flags
+from jaxalign.runs.settings_file import FLAG, split_arguments
 from jaxalign.runtime import hosts
 from jaxalign.runtime.compilation_cache import check_entries
 from jaxalign.runtime.compiling import watch_compiler
@@ -57,7 +59,8 @@ def main(
         config_class: Dataclass of the settings. Its docstring and those of its fields are the help
             text. With a field `resume`, or a class attribute `continues_itself`, an interrupted
             program says how it is continued.
-        args: Command-line arguments; default: those of the process.
+        args: Command-line arguments; default: those of the process. `--config FILE` among them
+            reads settings from a file.
         program: How the help text names the program; default: how the process was started.
     """
     replace_what_cannot_be_printed()
@@ -145,17 +148,38 @@ def _leave(code: int) -> NoReturn:
 
 
 def _parse(config_class: type[Config], args: Sequence[str] | None, program: str | None) -> Config:
-    """Return the settings that tyro reads from the command line.
+    """Return the settings on the command line, and those of the file that it names by --config.
+
+    A positional argument of the file counts where the command line has none, which tyro alone can
+    tell: it is asked with the file's, and then without.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    positional, rest = split_arguments(config_class, args)
+    if not positional:
+        return _parse_words(config_class, rest, program)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return _parse_words(config_class, [*positional, *rest], program)
+    except SystemExit as leaving:
+        if leaving.code != 2:
+            raise
+    return _parse_words(config_class, rest, program)
+
+
+def _parse_words(config_class: type[Config], args: Sequence[str], program: str | None) -> Config:
+    """Return the settings that tyro reads from words.
 
     A UserError that a dataclass raises itself comes through unchanged; tyro would draw it in a box.
     """
     import tyro
 
     complaint = io.StringIO()
+    description = f"{inspect.getdoc(config_class) or ''}\n\n{_ABOUT_FILES}"
     try:
         # Help texts are coloured.
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(drawing_stream()):
-            return tyro.cli(config_class, prog=program, args=args)
+            return tyro.cli(config_class, prog=program, args=args, description=description)
     except SystemExit as leaving:
         cause: BaseException | None = leaving
         while cause is not None:
@@ -167,6 +191,12 @@ def _parse(config_class: type[Config], args: Sequence[str] | None, program: str 
     except BrokenPipeError:  # --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+_ABOUT_FILES = (
+    f"{FLAG} FILE reads settings from a TOML, YAML or JSON file, such as the config.json of a run; "
+    "those on the command line go first."
+)
 
 
 def _program() -> str | None:
