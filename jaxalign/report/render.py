@@ -17,8 +17,19 @@ from markupsafe import Markup
 
 from jaxalign.core.files import write_text
 from jaxalign.core.templates import make_environment
+from jaxalign.core.terms import abbreviations
 from jaxalign.report import wording
-from jaxalign.report.document import Block, Cell, Document, Estimate, Figure, Key, Link, Table
+from jaxalign.report.document import (
+    Block,
+    Cell,
+    Document,
+    Estimate,
+    Figure,
+    Key,
+    Link,
+    Table,
+    texts_of,
+)
 from jaxalign.report.drawing import svg_beside
 from jaxalign.report.palette import THEMED
 from jaxalign.report.tables import TABLES, table_names, write_tables
@@ -88,6 +99,7 @@ def _environment(autoescape: bool, document: Document, folder: Path) -> Any:
         "link": link,
         "files": files,
         "address": quote,
+        "abbreviations": lambda document: abbreviations(texts_of(document)),
     }
     environment.tests["block"] = is_block
     return environment

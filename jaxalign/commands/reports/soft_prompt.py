@@ -38,6 +38,7 @@ from jaxalign.commands.reports.tuned_prompts import prompts_table
 from jaxalign.commands.reports.validity import gate_blocks
 from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.commands.reports.what_it_says import CHAT_WITH_RUN, what_it_says
+from jaxalign.core.terms import meaning
 from jaxalign.report.common import provenance
 from jaxalign.report.document import (
     Document,
@@ -51,14 +52,6 @@ from jaxalign.report.document import (
 from jaxalign.report.render import write_report
 from jaxalign.report.wording import chance_of_many, groups_note, joined
 
-_DIMENSIONS = {
-    "pdi": "power distance",
-    "idv": "individualism",
-    "mas": "motivation towards achievement, formerly masculinity",
-    "uai": "uncertainty avoidance",
-    "lto": "long-term orientation",
-    "ivr": "indulgence",
-}
 _LIMITS = (
     "A low loss on the tuned survey is weak evidence of cultural alignment. The six scores come "
     "from 12 differences of answers, and very many answer patterns reach the same six numbers.",
@@ -212,7 +205,7 @@ def _presentation_words(result: Result) -> str:
 
 def _losses(result: Result, out: Path) -> Section:
     if has_scores(result):
-        used = [f"{d.upper()} ({_DIMENSIONS[d]})" for d in used_dimensions(result)]
+        used = [f"{d.upper()} ({meaning(d.upper())})" for d in used_dimensions(result)]
         explanation = (
             f"The loss is the sum of the absolute differences between the model's scores and the "
             f"published ones over {joined(used)}, in points; 0 is best. {constants_words(result)} "
