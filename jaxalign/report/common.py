@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.report.document import Figure, Key, Section, Table, section
-from jaxalign.report.drawing import Panel, drawings, save_png
+from jaxalign.report.drawing import Panel, drawings, save_panels
 
 FIGURES = "figures"
 
@@ -20,10 +20,10 @@ def make_figure(
     table: Table,
     keys: Sequence[Key] = (),
 ) -> Figure:
-    """Return a figure, and write its PNG file.
+    """Return a figure, and write its PNG file and the SVG file beside it.
 
     Args:
-        png: The file; the figure is named after it.
+        png: The PNG file; the figure is named after it.
         panels: What is drawn.
         caption: What the figure shows.
         alt: The same for readers who cannot see it.
@@ -31,7 +31,7 @@ def make_figure(
         keys: The legend.
     """
     png.parent.mkdir(parents=True, exist_ok=True)
-    save_png(png, panels, keys)
+    save_panels(png, panels, keys)
     return Figure(caption, alt, png, drawings(png.stem, panels), table, tuple(keys))
 
 
