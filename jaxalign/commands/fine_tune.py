@@ -76,6 +76,8 @@ class Config:
     longest: int = 2048
     """Longest conversation, in tokens; longer ones are left out and counted. Never more than the
     model can read."""
+    limit: int | None = None
+    """For a quick look: read no more than this number of conversations."""
     held_out_share: float = 0.0
     """Share of the distinct questions that are not trained on. The loss on them is measured before
     training and ten times on the way; where it rises, the model memorises its examples."""
@@ -96,6 +98,8 @@ class Config:
         for name in ("longest", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` {getattr(self, name)}: must be at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"`limit` {self.limit}: must be at least 1")
         if not 0 <= self.held_out_share < 1:
             raise UserError(f"`held_out_share` {self.held_out_share}: must be in [0, 1)")
 
@@ -112,6 +116,9 @@ def tune(config: Config) -> None:
     longest = min(config.longest, files.config.max_position_embeddings)
     conversations, left_out = read_conversations(config.data, files.tokenizer, longest)
     print(f"{len(conversations)} conversations, {left_out} left out for more than {longest} tokens")
+    if config.limit is not None:
+        conversations = conversations[: config.limit]
+        print(f"a quick look: the first {len(conversations)} of them are used (--limit)")
     examples, held_out = hold_out(conversations, config.held_out_share, config.train.seed)
     if held_out:
         print(f"{len(held_out)} of them are held out")

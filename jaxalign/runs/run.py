@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ from jaxalign.runs.environment import environment, versions
 from jaxalign.runs.notes import keep_notes_in
 from jaxalign.runs.settings import check_facts, check_settings, settings_of
 
+_log = logging.getLogger("jaxalign")
 FORMAT = "jaxalign run 1"
 CONFIG = "config.json"
 _LOCK = ".lock"
@@ -103,6 +105,8 @@ class Run:
             _share_verdict("refused")
             raise
         keep_notes_in(out)
+        if getattr(config, "resume", False) and not resumed:
+            _log.info(f"{out} holds no run to continue: a new one begins")
         _share_verdict("resumed" if resumed else "new")
         return cls(out, resumed, True, notes, metrics, lock)
 

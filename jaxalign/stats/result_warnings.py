@@ -19,7 +19,7 @@ import numpy as np
 from jaxalign.report.wording import joined, number
 from jaxalign.stats.presentations import THROUGHOUT, ConstantAnswers
 
-Kind = Literal["simulated", "no_option", "one_option", "identical", "few", "unread"]
+Kind = Literal["limited", "simulated", "no_option", "one_option", "identical", "few", "unread"]
 
 POCKET = (
     "The model is the pocket Llama, a small model trained on a made-up society. No number here is "
@@ -61,6 +61,20 @@ class ResultWarning:
 def warning_records(found: Iterable[ResultWarning | None]) -> list[dict[str, Any]]:
     """Return what `result.json` holds under `warnings`; None stands for nothing to warn of."""
     return [warning.record() for warning in found if warning is not None]
+
+
+def quick_look(limit: int | None, what: str) -> ResultWarning | None:
+    """Warn of a run that was cut short on purpose.
+
+    Args:
+        limit: The setting `limit`; None for a whole run.
+        what: What was cut, and to how much of it.
+    """
+    if limit is None:
+        return None
+    return ResultWarning(
+        "limited", f"This run was cut short by limit {limit}: {what}. It measures nothing."
+    )
 
 
 def no_option(valid_mass: Mapping[str, float | None]) -> ResultWarning | None:

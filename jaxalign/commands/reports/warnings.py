@@ -8,6 +8,7 @@ from typing import Any
 from jaxalign.report.document import Note
 
 _LEADS = {
+    "limited": "A quick look.",
     "simulated": "Simulated.",
     "no_option": "Warning: replies that name no option.",
     "one_option": "Warning: one option nearly everywhere.",

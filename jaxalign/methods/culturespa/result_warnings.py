@@ -36,6 +36,10 @@ def warnings_of(
     changed = [name for name in titles if name not in measured.unchanged]
     return warn.warning_records(
         [
+            warn.quick_look(
+                settings.limit,
+                f"{sum(count['left'] for count in written.values()):,} questions were trained on",
+            ),
             _simulated(inputs),
             warn.no_option({titles[name]: measured.valid_mass.get(name) for name in titles}),
             warn.one_option(_constants(settings, inputs, measured, titles)),

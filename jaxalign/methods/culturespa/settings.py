@@ -60,6 +60,10 @@ class CultureSPASettings(SurveyOptions):
     per_topic: int | None = None
     """Number of questions to write on each topic; default: follows the model, the paper's 1000 for
     a real one and 12 for the pocket model."""
+    limit: int | None = None
+    """For a quick look: write this number of questions on each topic, 2 at least, or read it of the
+    questions that exist; under one seed. Does not touch --per-topic and --seeds where they are
+    given."""
     questions: tuple[Path, ...] = ()
     """Files of existing questions to start from instead of writing new ones: JSON as CultureSPA
     released it, or a survey, such as the questions.json of write-questions. All seeds share
@@ -226,6 +230,9 @@ def resolve_settings(
             "p3_form": Default("one_message", PAPER),
             "prompting": Default(True, PAPER),
         }
+    if settings.limit is not None:
+        following["per_topic"] = Default(max(2, settings.limit), "a quick look")
+        following["seeds"] = Default(1, "a quick look")
     if settings.questions:
         settings = dataclasses.replace(settings, per_topic=0)  # nothing is written
     platform = target_platform()
@@ -249,6 +256,7 @@ _LEAST = {
     "block_tokens": 64,
     "save_every": 1,
     "first_seed": 0,
+    "limit": 1,
 }
 
 

@@ -106,6 +106,9 @@ class Settings(SurveyOptions):
     by Adam; 0 leaves it out, also with --resume."""
     gradient_rate: float = 0.05
     """Adam's initial learning rate in the gradient control, in units of the search vector."""
+    limit: int | None = None
+    """For a quick look: no more than this number of generations and of steps of the gradient
+    control, and of items of the held-out survey, spread evenly over it."""
     seeds: Annotated[tuple[int, ...], also_called("seed")] = (0,)
     """Seeds of the random draws. Each country is tuned under each of them, all side by side in one
     program. The first one also draws the examples and the resamples of intervals."""
@@ -190,9 +193,18 @@ def pocket_defaults(settings: Settings) -> str:
     return f"chosen on the pocket model, since nobody has published a value: {', '.join(left)}"
 
 
+def limited(settings: Settings) -> Settings:
+    """Return the settings of the quick look that they ask for; as they are without `limit`."""
+    if settings.limit is None:
+        return settings
+    names = ("generations", "gradient_steps")
+    least = {name: min(getattr(settings, name), max(settings.limit, 1)) for name in names}
+    return dataclasses.replace(settings, **least)
+
+
 def check_settings(settings: Settings) -> None:
     """Raise UserError for values that no search can use."""
-    for name in ("generations", "save_every", "chunk", "replies"):
+    for name in ("generations", "save_every", "chunk", "replies", "limit"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"`{name}` {value} must be at least 1")

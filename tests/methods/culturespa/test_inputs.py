@@ -329,3 +329,11 @@ def test_a_real_model_is_asked_in_two_presentations_and_the_pocket_model_in_one(
     given, notes = resolve_settings(CultureSPASettings(presentations=("D",)), real)
     assert given.presentations == ("D",)
     assert not any("forms" in note for note in notes)
+
+
+def test_a_quick_look_writes_few_questions_under_one_seed():
+    for files in (open_model(), real_files()):
+        settings, _ = resolve_settings(CultureSPASettings(limit=3), files)
+        assert (settings.per_topic, settings.seeds) == (3, 1)
+        given, _ = resolve_settings(CultureSPASettings(limit=1, seeds=2), files)
+        assert (given.per_topic, given.seeds) == (2, 2)

@@ -17,7 +17,7 @@ from jaxalign.methods.soft_prompt.problem import (
     recorded_start,
     start_text,
 )
-from jaxalign.methods.soft_prompt.settings import Settings, pocket_defaults
+from jaxalign.methods.soft_prompt.settings import Settings, limited, pocket_defaults
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket.society import held_out_survey
@@ -312,3 +312,15 @@ def test_what_is_tuned_is_not_held_out(tmp_path):
     path.write_text(json.dumps(fields))
     said = refusal(Settings(held_out=path, countries=("USA",)))
     assert "every question of it is tuned on" in said
+
+
+def test_a_quick_look_is_short_and_keeps_held_out_items_beside_the_examples():
+    whole = Settings(limit=3, gradient_steps=2, generations=50)
+    settings = limited(whole)
+    assert (settings.generations, settings.gradient_steps, settings.limit) == (3, 2, 3)
+    assert limited(settings) == settings  # as a resumed run has them
+    problem = read_problem(settings)
+    assert len(problem.held_out_survey.items) == 3
+    assert len(problem.answered_survey.items) == 3 + settings.icl_examples
+    assert limited(Settings()) == Settings()
+    assert "`limit` 0" in refusal(Settings(limit=0))
