@@ -36,7 +36,7 @@ from jaxalign.runs import Run, check_run, identity_of, may_change, recorded_fact
 from jaxalign.runs.checkpoints import Checkpoints, checkpoint_bytes
 from jaxalign.runs.console import progress_bars
 from jaxalign.training.conversations import hold_out, read_conversations
-from jaxalign.training.defaults import resolve_training
+from jaxalign.training.defaults import resolve_training, training_sources
 from jaxalign.training.fine_tune import JOINT, merged_model, trained_adapters, trained_model
 from jaxalign.training.step import Trained
 from jaxalign.training.trainer import HeldOutLoss, TrainConfig, Trainer, fit
@@ -145,7 +145,13 @@ def tune(config: Config) -> None:
     if config.merge or config.train.method == "full":
         writes_bytes += checkpoint_bytes(lm.params, keep=0)
     with Run.create(
-        config.out, config, facts, config.resume, step="step", writes_bytes=writes_bytes
+        config.out,
+        config,
+        facts,
+        config.resume,
+        step="step",
+        writes_bytes=writes_bytes,
+        sources=training_sources(config, files),
     ) as open_run:
         for note in open_run.notes:
             print(note)

@@ -71,6 +71,7 @@ class Run:
         resume: bool = False,
         step: str = "generation",
         writes_bytes: float = 0,
+        sources: Mapping[str, str] | None = None,
     ) -> Run:
         """Claim a directory for a run and write `config.json`.
 
@@ -82,6 +83,7 @@ class Run:
             resume: Whether to continue the run in `out`; where there is none, a new one begins.
             step: The field that orders `metrics.jsonl`.
             writes_bytes: Estimated size of everything that will be in `out` at once.
+            sources: Where the values of settings come from, by name; kept beside them.
 
         Raises:
             UserError: As `check_run` does, and for facts that have changed; and where the disk has
@@ -97,7 +99,7 @@ class Run:
             check_space(out, writes_bytes, "out")
             lock = _claim(out)
             try:
-                resumed, notes = _begin(out, config, facts, resume)
+                resumed, notes = _begin(out, config, facts, resume, sources or {})
             except BaseException:
                 os.close(lock)
                 raise
@@ -221,7 +223,11 @@ def _lock_file(out: Path) -> int:
 
 
 def _begin(
-    out: Path, config: Any, facts: Mapping[str, Any], resume: bool
+    out: Path,
+    config: Any,
+    facts: Mapping[str, Any],
+    resume: bool,
+    sources: Mapping[str, str],
 ) -> tuple[bool, tuple[str, ...]]:
     """Write a new `config.json`, or compare with the one there. Return (resumed, notes)."""
     facts = plain(facts, "facts")
@@ -231,6 +237,7 @@ def _begin(
         return True, _version_notes(recorded["versions"])
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     fields = {"format": FORMAT, "started": started, "settings": settings_of(config)}
+    fields |= {"sources": dict(sources)} if sources else {}
     with sealed(out / CONFIG):
         write_json(out / CONFIG, fields | {"facts": facts} | environment())
     return False, ()

@@ -19,7 +19,16 @@ import numpy as np
 from jaxalign.report.wording import joined, number
 from jaxalign.stats.presentations import THROUGHOUT, ConstantAnswers
 
-Kind = Literal["limited", "simulated", "no_option", "one_option", "identical", "few", "unread"]
+Kind = Literal[
+    "limited",
+    "simulated",
+    "toy_guard",
+    "no_option",
+    "one_option",
+    "identical",
+    "few",
+    "unread",
+]
 
 POCKET = (
     "The model is the pocket Llama, a small model trained on a made-up society. No number here is "
@@ -32,6 +41,11 @@ SIMULATED = (
 SIMULATED_HELD_OUT = (
     "No real held-out survey was given. The one that was asked is simulated: its countries answer "
     "as a made-up society does, and the held-out scores say nothing about people."
+)
+TOY_GUARD = (
+    "General abilities were measured by toy tasks that were made for the pocket model; they say "
+    "little about this one. Give a guard of MMLU-style questions, or guard tasks of "
+    "lm-evaluation-harness."
 )
 FEW_VALID = 0.5  # probability of an option below which scores rest on the smaller part of replies
 FEW_ITEMS = 20  # below it, percentile intervals over items are clearly too narrow

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxalign.report.common import provenance
 from jaxalign.report.document import (
     Document,
     Estimate,
@@ -115,6 +116,14 @@ def test_tables_as_files(tmp_path: Path) -> None:
     assert r"{[}USA{]} -{}-x & $-$1.25 ($-$2.00 to 0.33) & 3 & " + shown + r" \\" in latex
     assert "\n{*}CHN & -- & 4 & yes " in latex
     assert r"\begin{longtable}{llll}" in (tmp_path / "tables/losses-2.tex").read_text("utf-8")
+
+
+def test_settings_say_where_their_values_come_from() -> None:
+    result = {"settings": {"a": 1, "b": None}, "sources": {"a": "given"}, "versions": {"jax": "1"}}
+    settings, versions = provenance(result).blocks
+    assert settings.columns == ("Name", "Value", "Where it comes from")
+    assert settings.rows == (("a", "1", "given"), ("b", "", None))
+    assert versions.rows == (("jax", "1"),)
 
 
 def test_names_on_a_map_keep_apart() -> None:

@@ -39,6 +39,7 @@ from jaxalign.commands.reports.validity import gate_blocks
 from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.commands.reports.what_it_says import CHAT_WITH_RUN, what_it_says
 from jaxalign.core.terms import meaning
+from jaxalign.methods.soft_prompt.settings import CHOSEN_ON_POCKET
 from jaxalign.report.common import provenance
 from jaxalign.report.document import (
     Document,
@@ -193,7 +194,22 @@ def _what_was_measured(result: Result) -> tuple[str, ...]:
         *([f"Seeds: {joined(map(str, seeds))}."] if len(seeds := result["seeds"]) > 1 else []),
         f"Held-out survey: {held_out.get('survey', 'unnamed')}, {held_out.get('items', 'some')} "
         f"items, {answers}.",
+        *_unpublished(result),
     )
+
+
+def _unpublished(result: Result) -> list[str]:
+    """Return which settings of a real model's run were chosen on the pocket model."""
+    chosen = [
+        f"{name} {result['settings'][name]}"
+        for name, source in result.get("sources", {}).items()
+        if source == CHOSEN_ON_POCKET
+    ]
+    if is_pocket(result) or not chosen:
+        return []
+    return [
+        f"Settings chosen on the pocket model, since nobody has published a value: {joined(chosen)}."
+    ]
 
 
 def _presentation_words(result: Result) -> str:

@@ -56,6 +56,7 @@ from jaxalign.methods.soft_prompt.settings import (
     entry_labels,
     limited,
     pocket_defaults,
+    setting_sources,
 )
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.algorithms.differential_evolution import DifferentialEvolution
@@ -271,7 +272,10 @@ def run_soft_prompt(
     if settings.checkpoints and jax.process_index() == 0:
         check_space(settings.checkpoints, saved_bytes, "checkpoints")
     writes_bytes = kept_bytes + (0 if settings.checkpoints else saved_bytes)
-    with Run.create(out, settings, facts, settings.resume, writes_bytes=writes_bytes) as run:
+    origin = setting_sources(settings)
+    with Run.create(
+        out, settings, facts, settings.resume, writes_bytes=writes_bytes, sources=origin
+    ) as run:
         for note in run.notes:
             _log.info(note)
         # The baselines come first: they take little, and a fault in them shows early.

@@ -17,7 +17,12 @@ from jaxalign.methods.soft_prompt.problem import (
     recorded_start,
     start_text,
 )
-from jaxalign.methods.soft_prompt.settings import Settings, limited, pocket_defaults
+from jaxalign.methods.soft_prompt.settings import (
+    Settings,
+    limited,
+    pocket_defaults,
+    setting_sources,
+)
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket.society import held_out_survey
@@ -261,6 +266,11 @@ def test_a_real_model_is_told_which_settings_were_chosen_on_the_pocket_model():
     assert "`prompt.spread` 0.5, `gradient_steps` 100" in note
     assert "generations" not in note
     assert with_flags(note, Settings).endswith("--gradient-rate 0.05")
+    sources = setting_sources(Settings(generations=500, constant=0.0))
+    assert {sources[name] for name in ("generations", "constant")} == {"given"}
+    assert sources["strategy.algorithm"] == "the paper's"
+    for name in ("strategy.population", "prompt.spread", "gradient_rate"):
+        assert sources[name] == "chosen on the pocket model; nobody has published a value"
 
 
 def test_groups_below_the_country_and_borrowed_wording(tmp_path, monkeypatch, caplog):
