@@ -207,9 +207,8 @@ def _unpublished(result: Result) -> list[str]:
     ]
     if is_pocket(result) or not chosen:
         return []
-    return [
-        f"Settings chosen on the pocket model, since nobody has published a value: {joined(chosen)}."
-    ]
+    why = "Settings chosen on the pocket model, since nobody has published a value"
+    return [f"{why}: {joined(chosen)}."]
 
 
 def _presentation_words(result: Result) -> str:
