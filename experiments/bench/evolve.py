@@ -38,7 +38,7 @@ from jaxalign.core.files import check_new_file
 from jaxalign.lm.config import PRESETS
 from jaxalign.optim.evolve import Evolution, make_evolution
 from jaxalign.optim.strategy import DIFFERENTIAL_EVOLUTION, Strategy
-from jaxalign.report.drawing import new_figure
+from jaxalign.report.drawing import new_figure, save_figure
 from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table
@@ -308,7 +308,7 @@ def plot(path: Path, rows: list[Row]) -> None:
     axes.set_title(f"ask and tell on {device_name()}", fontsize=10)
     axes.grid(color="0.9")
     axes.legend(fontsize=7, loc="upper left")
-    figure.savefig(path, dpi=150, facecolor="white", format="png")
+    save_figure(path, figure)
 
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY)

@@ -30,7 +30,7 @@ from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.weights import init_params
 from jaxalign.optim.evolve import Evolution, make_evolution
 from jaxalign.optim.strategy import Strategy
-from jaxalign.report.drawing import new_figure
+from jaxalign.report.drawing import new_figure, save_figure
 from jaxalign.report.palette import BLUE, GREEN, ORANGE
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table, progress_bars
@@ -255,7 +255,7 @@ def plot(
         panel.grid(color="0.9")
         panel.legend(frameon=False, fontsize=8)
     panels[0].set_ylabel("times the smallest")
-    figure.savefig(path, dpi=150, facecolor="white", format="png")
+    save_figure(path, figure)
 
 
 QUANTITIES = {"dot_flops": "FLOPs", "seconds": "seconds", "temporary_bytes": "temporaries"}

@@ -33,7 +33,7 @@ from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket import MODEL_FOLDER
 from jaxalign.prompts import load_prompts
-from jaxalign.report.drawing import new_figure
+from jaxalign.report.drawing import new_figure, save_figure
 from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE
 from jaxalign.runs import write_json
 from jaxalign.runs.console import main, print_table
@@ -274,7 +274,7 @@ def plot(path: Path, points: list[Point]) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(color="0.9")
     left.legend(frameon=False)
-    figure.savefig(path, dpi=150, facecolor="white", format="png")
+    save_figure(path, figure)
 
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE)

@@ -23,7 +23,7 @@ from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.core.progress import one_step
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.cultural_bench import Settings, run_cultural_bench
-from jaxalign.runs.console import print_notes, print_table, progress_bars
+from jaxalign.runs.console import print_abbreviations, print_notes, print_table, progress_bars
 
 
 def measure(settings: Settings) -> None:
@@ -64,6 +64,8 @@ def print_result(result: Mapping[str, Any]) -> None:
         print(_trivial(record))
     for note in result["notes"]:
         print(f"note: {note}")
+    methods = (key for record in result["sets"].values() for key in record["methods"])
+    print_abbreviations(METHODS[key].label for key in methods)
 
 
 def _trivial(record: Mapping[str, Any]) -> str:

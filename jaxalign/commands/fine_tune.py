@@ -36,7 +36,7 @@ from jaxalign.runs import Run, check_run, identity_of, may_change, recorded_fact
 from jaxalign.runs.checkpoints import Checkpoints, checkpoint_bytes
 from jaxalign.runs.console import progress_bars
 from jaxalign.training.conversations import hold_out, read_conversations
-from jaxalign.training.defaults import resolve_training
+from jaxalign.training.defaults import resolve_training, training_sources
 from jaxalign.training.fine_tune import JOINT, merged_model, trained_adapters, trained_model
 from jaxalign.training.step import Trained
 from jaxalign.training.trainer import HeldOutLoss, TrainConfig, Trainer, fit
@@ -77,6 +77,8 @@ class Config:
     longest: int = 2048
     """Longest conversation, in tokens; longer ones are left out and counted. Never more than the
     model can read."""
+    limit: int | None = None
+    """For a quick look: read no more than this number of conversations."""
     held_out_share: float = 0.0
     """Share of the distinct questions that are not trained on. The loss on them is measured before
     training and ten times on the way; where it rises, the model memorises its examples."""
@@ -97,6 +99,8 @@ class Config:
         for name in ("longest", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` {getattr(self, name)}: must be at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"`limit` {self.limit}: must be at least 1")
         if not 0 <= self.held_out_share < 1:
             raise UserError(f"`held_out_share` {self.held_out_share}: must be in [0, 1)")
 
@@ -113,6 +117,9 @@ def tune(config: Config) -> None:
     longest = min(config.longest, files.config.max_position_embeddings)
     conversations, left_out = read_conversations(config.data, files.tokenizer, longest)
     print(f"{len(conversations)} conversations, {left_out} left out for more than {longest} tokens")
+    if config.limit is not None:
+        conversations = conversations[: config.limit]
+        print(f"a quick look: the first {len(conversations)} of them are used (--limit)")
     examples, held_out = hold_out(conversations, config.held_out_share, config.train.seed)
     if held_out:
         print(f"{len(held_out)} of them are held out")
@@ -146,7 +153,13 @@ def tune(config: Config) -> None:
     if config.merge or config.train.method == "full":
         writes_bytes += checkpoint_bytes(lm.params, keep=0)
     with Run.create(
-        config.out, config, facts, config.resume, step="step", writes_bytes=writes_bytes
+        config.out,
+        config,
+        facts,
+        config.resume,
+        step="step",
+        writes_bytes=writes_bytes,
+        sources=training_sources(config, files),
     ) as open_run:
         for note in open_run.notes:
             print(note)

@@ -15,6 +15,7 @@ from jaxalign.runs.run import CONFIG
 
 _RESULT = "result.json"
 _METRICS = "metrics.jsonl"
+_DONE = "done"
 _CELLS = "cells.jsonl"  # of a sweep
 
 
@@ -35,7 +36,7 @@ class ListedRun:
         command: The command that began it; "?" where none is known that has its settings.
         model: The model as it was given; "pocket" for the one that ships with the package.
         started: When it began, in UTC.
-        state: "done", how far its metrics go, or "started".
+        state: "done", how far its metrics go, or "started"; of a quick look, its limit too.
     """
 
     name: str
@@ -53,7 +54,7 @@ def show(settings: ListSettings) -> None:
         return
     rows = [dataclasses.astuple(run) for run in runs]
     print_table(f"Runs in {settings.folder}", ("run", "command", "model", "began", "state"), rows)
-    if any(run.state != "done" for run in runs):
+    if not all(run.state.startswith(_DONE) for run in runs):
         print(f"continue one with: jaxalign resume {settings.folder}/NAME")
 
 
@@ -89,13 +90,13 @@ def _listed(out: Path) -> ListedRun | None:
         command=command,
         model="pocket" if model is None else str(model),
         started=str(started).replace("T", " ").removesuffix("Z"),
-        state=_state(out),
+        state=_state(out, settings.get("limit")),
     )
 
 
-def _state(out: Path) -> str:
+def _state(out: Path, limit: int | None) -> str:
     if (out / _RESULT).exists():
-        return "done"
+        return _DONE if limit is None else f"{_DONE} (limit {limit})"
     try:
         last = (out / _METRICS).read_text("utf-8").splitlines()[-1]
         step, value = next(iter(json.loads(last).items()))

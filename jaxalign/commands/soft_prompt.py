@@ -31,7 +31,7 @@ from jaxalign.methods.soft_prompt.result import reading_words, readings
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.tune import run_soft_prompt
 from jaxalign.report.wording import number
-from jaxalign.runs.console import print_notes, print_table, progress_bars
+from jaxalign.runs.console import print_abbreviations, print_notes, print_table, progress_bars
 
 # Columns of the table of losses: a line that needs no model, and its heading.
 _LINES = {"all_middle": "all 3", "smallest_integer": "best integers"}
@@ -65,6 +65,9 @@ def print_result(result: Mapping[str, Any]) -> None:
     _print_held_out(result)
     for statement in statements(result):
         print(f"- {statement}")
+    algorithm, reading = result["settings"]["strategy.algorithm"], readings(result)[0]
+    labels = (method.label for method in soft_prompt_methods(algorithm, reading).values())
+    print_abbreviations((*labels, *statements(result)))
 
 
 def _print_losses(result: Mapping[str, Any]) -> None:

@@ -43,7 +43,7 @@ class Progress:
     total: int
     unit: str = "steps"
     units_per_step: int = 1
-    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
 
 
 OnProgress = Callable[[Progress], None]

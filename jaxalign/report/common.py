@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.report.document import Figure, Key, Section, Table, section
-from jaxalign.report.drawing import Panel, drawings, save_png
+from jaxalign.report.drawing import Panel, drawings, save_panels
 
 FIGURES = "figures"
 
@@ -20,10 +20,10 @@ def make_figure(
     table: Table,
     keys: Sequence[Key] = (),
 ) -> Figure:
-    """Return a figure, and write its PNG file.
+    """Return a figure, and write its PNG file and the SVG file beside it.
 
     Args:
-        png: The file; the figure is named after it.
+        png: The PNG file; the figure is named after it.
         panels: What is drawn.
         caption: What the figure shows.
         alt: The same for readers who cannot see it.
@@ -31,7 +31,7 @@ def make_figure(
         keys: The legend.
     """
     png.parent.mkdir(parents=True, exist_ok=True)
-    save_png(png, panels, keys)
+    save_panels(png, panels, keys)
     return Figure(caption, alt, png, drawings(png.stem, panels), table, tuple(keys))
 
 
@@ -58,11 +58,14 @@ def matrix_table(
 
 
 def provenance(result: Mapping[str, Any]) -> Section:
-    """Return the section that tells how to reproduce a result: settings, hashes, versions."""
+    """Return the section that tells how to reproduce a result: settings, hashes, versions.
+
+    Beside a setting stands where its value comes from, where that is known (`sources`).
+    """
     return section(
         "Settings, hashes and versions",
         *(
-            record_table(title, result[name])
+            record_table(title, result[name], result.get("sources") if name == "settings" else None)
             for name, title in (
                 ("settings", "Settings"),
                 ("facts", "Other things that the result depends on"),
@@ -73,10 +76,21 @@ def provenance(result: Mapping[str, Any]) -> Section:
     )
 
 
-def record_table(caption: str, record: Mapping[str, Any]) -> Table:
-    """Return a table of the names and values of a record, nested ones as `outer.inner`."""
+def record_table(
+    caption: str, record: Mapping[str, Any], sources: Mapping[str, str] | None = None
+) -> Table:
+    """Return a table of the names and values of a record, nested ones as `outer.inner`.
+
+    Args:
+        caption: Title of the table.
+        record: The values.
+        sources: Where values come from, by name; those of others are left blank.
+    """
     rows = tuple((name, _value(value)) for name, value in _flat(record))
-    return Table(caption, ("Name", "Value"), rows, folded=True)
+    if not sources:
+        return Table(caption, ("Name", "Value"), rows, folded=True)
+    whose = tuple((name, value, sources.get(name)) for name, value in rows)
+    return Table(caption, ("Name", "Value", "Where it comes from"), whose, folded=True)
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -171,6 +171,35 @@ class Document:
     summary: str
     labels: tuple[Note, ...]
     sections: tuple[Section, ...]
+
+
+def texts_of(document: Document) -> Iterator[str]:
+    """Yield every text of a document that a reader sees, in order; not what numbers read."""
+    yield from (document.title, document.summary)
+    blocks: list[Block] = list(document.labels)
+    for part in document.sections:
+        blocks += [Text(part.title), *part.blocks]
+    for block in blocks:
+        match block:
+            case Text():
+                yield block.text
+            case Listing():
+                yield from (block.lead, *block.items)
+            case Note():
+                yield from (block.lead, block.text)
+            case Table():
+                yield from _table_texts(block)
+            case Figure():
+                yield from (key.label for key in block.keys)
+                yield block.caption
+                yield from _table_texts(block.table)
+
+
+def _table_texts(table: Table) -> Iterator[str]:
+    yield from (table.caption, *table.columns)
+    for row in table.rows:
+        shown = (cell.value if isinstance(cell, Link) else cell for cell in row)
+        yield from (cell for cell in shown if isinstance(cell, str))
 
 
 def is_number(value: Any) -> bool:

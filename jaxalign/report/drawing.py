@@ -1,4 +1,5 @@
-"""Panels that are drawn once and kept twice: all in one PNG, and each as SVG inside a page.
+"""Panels that are drawn once and kept three times: all in one PNG and in one SVG file, and each as
+SVG inside a page.
 
 Figures are matplotlib objects made without pyplot, so neither a display nor the back end that a
 notebook has chosen (MPLBACKEND) matters, and no global state outlives a call. The SVG keeps its
@@ -59,11 +60,11 @@ def drawings(name: str, panels: Sequence[Panel]) -> tuple[Drawing, ...]:
     return tuple(_drawing(panel, f"{name}-{i}-") for i, panel in enumerate(panels))
 
 
-def save_png(path: Path, panels: Sequence[Panel], keys: Sequence[Key] = ()) -> None:
-    """Write all panels, below one legend, to a PNG file.
+def save_panels(path: Path, panels: Sequence[Panel], keys: Sequence[Key] = ()) -> None:
+    """Write all panels, below one legend, to a PNG file and an SVG file beside it.
 
     Args:
-        path: The file; its folder is made if it is missing.
+        path: The PNG file; its folder is made if it is missing.
         panels: Arranged in rows, from left to right.
         keys: Entries of the legend.
     """
@@ -86,9 +87,35 @@ def save_png(path: Path, panels: Sequence[Panel], keys: Sequence[Key] = ()) -> N
             frameon=False,
             fontsize=9,
         )
+    save_figure(path, figure)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as a PNG file, and as an SVG file of the same name for print.
+
+    The same figure gives the same bytes. The text of the SVG is outlines, so that it looks alike
+    wherever it is opened, whatever fonts are there.
+
+    Args:
+        path: The PNG file; its folder is made if it is missing.
+        figure: What to write. It keeps the layout that the PNG file has been given.
+    """
     write_atomically(
         path, lambda file: figure.savefig(file, dpi=_DPI, facecolor="white", format="png")
     )
+    figure.set_layout_engine("none")
+    with load_matplotlib().rc_context({"svg.fonttype": "path", "svg.hashsalt": "jaxalign"}):
+        write_atomically(
+            svg_beside(path),
+            lambda file: figure.savefig(
+                file, facecolor="white", format="svg", metadata={"Date": None}
+            ),
+        )
+
+
+def svg_beside(png: Path) -> Path:
+    """Return the SVG file that is written beside a PNG file."""
+    return png.with_suffix(".svg")
 
 
 def load_matplotlib() -> ModuleType:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxalign.report.document import Estimate, Key, is_number
-from jaxalign.report.drawing import Panel, cut, load_matplotlib, plain, save_png
+from jaxalign.report.drawing import Panel, cut, load_matplotlib, plain, save_panels
 from jaxalign.report.palette import BLUE, GREEN, HEAT, INK, LINE, MUTED, ORANGE, SKY
 
 if TYPE_CHECKING:
@@ -377,15 +377,15 @@ def _count_generations(axes: Axes, count: int) -> None:
 
 
 def save_training_losses(path: Path, losses: Mapping[str, Mapping[int, float | None]]) -> None:
-    """Write a PNG of the losses of a fine-tuning.
+    """Write a PNG and an SVG file of the losses of a fine-tuning.
 
     Args:
-        path: The file.
+        path: The PNG file.
         losses: By name and by step, the loss in nats per answer token. The first name is drawn as a
             line, others with a mark at each point; a name without values is left out.
     """
     panel, keys = training_losses(losses)
-    save_png(path, [panel], keys)
+    save_panels(path, [panel], keys)
 
 
 def training_losses(

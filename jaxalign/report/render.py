@@ -1,6 +1,7 @@
 """A document as `report.md`, with its pictures beside it, and as a self-contained `report.html`.
 
-The HTML loads nothing: style, drawings and tables are all inside it. Templates escape every text.
+The HTML loads nothing: style, drawings and tables are all inside it. It links to the same figures
+and tables as files for other programs. Templates escape every text.
 """
 
 from __future__ import annotations
@@ -16,9 +17,22 @@ from markupsafe import Markup
 
 from jaxalign.core.files import write_text
 from jaxalign.core.templates import make_environment
+from jaxalign.core.terms import abbreviations
 from jaxalign.report import wording
-from jaxalign.report.document import Block, Cell, Document, Estimate, Key, Link, Table
+from jaxalign.report.document import (
+    Block,
+    Cell,
+    Document,
+    Estimate,
+    Figure,
+    Key,
+    Link,
+    Table,
+    texts_of,
+)
+from jaxalign.report.drawing import svg_beside
 from jaxalign.report.palette import THEMED
+from jaxalign.report.tables import TABLES, table_names, write_tables
 
 _DASHES = {"--": "6 3", "-.": "7 3 1.5 3", ":": "1.5 2.5"}
 _MARKERS = {  # outlines within a box of 12 x 12
@@ -34,27 +48,45 @@ _MARKERS = {  # outlines within a box of 12 x 12
 
 
 def write_report(document: Document, out: Path) -> tuple[Path, Path]:
-    """Write `report.md` and `report.html` into `out`, each atomically, and return their paths."""
+    """Write `report.md`, `report.html` and their tables into `out`, and return the two pages.
+
+    Each file is written atomically.
+    """
     markdown, page = out / "report.md", out / "report.html"
+    write_tables(document, out)
     write_text(markdown, to_markdown(document, out))
-    write_text(page, to_html(document))
+    write_text(page, to_html(document, out))
     return markdown, page
 
 
-def to_html(document: Document) -> str:
-    """Return the document as one self-contained page."""
-    page = _environment(autoescape=True).get_template("report.html.jinja")
+def to_html(document: Document, folder: Path) -> str:
+    """Return the document as one page that stands alone; its links are relative to `folder`."""
+    page = _environment(True, document, folder).get_template("report.html.jinja")
     return page.render(document=document)
 
 
 def to_markdown(document: Document, folder: Path) -> str:
-    """Return the document as Markdown; links to pictures are relative to `folder`."""
-    page = _environment(autoescape=False).get_template("report.md.jinja")
-    text = page.render(document=document, folder=folder)
+    """Return the document as Markdown; links are relative to `folder`."""
+    page = _environment(False, document, folder).get_template("report.md.jinja")
+    text = page.render(document=document)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _environment(autoescape: bool) -> Any:
+def _environment(autoescape: bool, document: Document, folder: Path) -> Any:
+    names = table_names(document)
+
+    def files(block: Figure | Table) -> list[tuple[str, str]]:
+        """Return what a figure or table is kept as beside the page: kinds and links."""
+        table = block.table if isinstance(block, Figure) else block
+        found = [("PNG", block.png), ("SVG", svg_beside(block.png))] if table is not block else []
+        path = folder / TABLES / names[id(table)]
+        found += [("CSV", path.with_name(f"{path.name}.csv"))]
+        found += [("LaTeX", path.with_name(f"{path.name}.tex"))]
+        return [(kind, link(file)) for kind, file in found]
+
+    def link(path: Path) -> str:
+        return Path(os.path.relpath(path, folder)).as_posix()
+
     environment = make_environment(Path(__file__).parent / "templates", html=autoescape)
     environment.filters |= {
         "cell": cell_html,
@@ -64,7 +96,10 @@ def _environment(autoescape: bool) -> Any:
         "numeric": is_numeric,
         "column_class": column_class,
         "svg": lambda drawing: Markup(drawing.svg),
-        "link": lambda path, folder: Path(os.path.relpath(path, folder)).as_posix(),
+        "link": link,
+        "files": files,
+        "address": quote,
+        "abbreviations": lambda document: abbreviations(texts_of(document)),
     }
     environment.tests["block"] = is_block
     return environment

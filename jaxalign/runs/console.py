@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import logging
 import os
@@ -23,9 +24,11 @@ from jaxalign.core.errors import UserError
 from jaxalign.core.files import cache_folder
 from jaxalign.core.progress import OnProgress, Progress, Speed, ignore
 from jaxalign.core.streams import drawing_stream, replace_what_cannot_be_printed, visible
+from jaxalign.core.terms import abbreviations
 from jaxalign.runs.interrupts import insistent_interrupts
 from jaxalign.runs.notes import RunNotes
 from jaxalign.runs.settings import with_flags
+from jaxalign.runs.settings_file import FLAG, split_arguments
 from jaxalign.runtime import hosts
 from jaxalign.runtime.compilation_cache import check_entries
 from jaxalign.runtime.compiling import watch_compiler
@@ -57,7 +60,8 @@ def main(
         config_class: Dataclass of the settings. Its docstring and those of its fields are the help
             text. With a field `resume`, or a class attribute `continues_itself`, an interrupted
             program says how it is continued.
-        args: Command-line arguments; default: those of the process.
+        args: Command-line arguments; default: those of the process. `--config FILE` among them
+            reads settings from a file.
         program: How the help text names the program; default: how the process was started.
     """
     replace_what_cannot_be_printed()
@@ -145,17 +149,38 @@ def _leave(code: int) -> NoReturn:
 
 
 def _parse(config_class: type[Config], args: Sequence[str] | None, program: str | None) -> Config:
-    """Return the settings that tyro reads from the command line.
+    """Return the settings on the command line, and those of the file that it names by --config.
+
+    A positional argument of the file counts where the command line has none, which tyro alone can
+    tell: it is asked with the file's, and then without.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    positional, rest = split_arguments(config_class, args)
+    if not positional:
+        return _parse_words(config_class, rest, program)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return _parse_words(config_class, [*positional, *rest], program)
+    except SystemExit as leaving:
+        if leaving.code != 2:
+            raise
+    return _parse_words(config_class, rest, program)
+
+
+def _parse_words(config_class: type[Config], args: Sequence[str], program: str | None) -> Config:
+    """Return the settings that tyro reads from words.
 
     A UserError that a dataclass raises itself comes through unchanged; tyro would draw it in a box.
     """
     import tyro
 
     complaint = io.StringIO()
+    description = f"{inspect.getdoc(config_class) or ''}\n\n{_ABOUT_FILES}"
     try:
         # Help texts are coloured.
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(drawing_stream()):
-            return tyro.cli(config_class, prog=program, args=args)
+            return tyro.cli(config_class, prog=program, args=args, description=description)
     except SystemExit as leaving:
         cause: BaseException | None = leaving
         while cause is not None:
@@ -167,6 +192,12 @@ def _parse(config_class: type[Config], args: Sequence[str] | None, program: str 
     except BrokenPipeError:  # --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+_ABOUT_FILES = (
+    f"{FLAG} FILE reads settings from a TOML, YAML or JSON file, such as the config.json of a run; "
+    "those on the command line go first."
+)
 
 
 def _program() -> str | None:
@@ -437,7 +468,23 @@ def print_notes(notes: Iterable[_Note], file: TextIO | None = None) -> None:
         console.print(Text.assemble(lead, " ", visible(note.text)), soft_wrap=True)
 
 
+def print_abbreviations(texts: Iterable[str], file: TextIO | None = None) -> None:
+    """Print what the texts of a result abbreviate; nothing if they abbreviate nothing."""
+    if line := abbreviations(texts):
+        print_wrapped(line, file)
+
+
+def print_wrapped(text: str, file: TextIO | None = None) -> None:
+    """Print a paragraph; on a terminal, broken between words."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=file or drawing_stream(), highlight=False)
+    console.print(Text(visible(text)), soft_wrap=not console.is_terminal)
+
+
 _NAME_WIDTH = 24  # characters of a row's name that are shown whatever the width
+_UNBROKEN = 28  # characters of a cell that is not broken into lines
 
 
 def print_table(
@@ -445,14 +492,19 @@ def print_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[object]],
     file: TextIO | None = None,
+    names: int = 1,
 ) -> None:
     """Print a table: numbers to the right, floats with one decimal, None as a dash.
+
+    A table that is wider than the terminal is printed in parts, one below the other, each with the
+    names of its rows.
 
     Args:
         title: Line above the table.
         columns: Names of the columns.
         rows: Cells of each row.
         file: Where to print; default: standard output.
+        names: Number of columns at the left that name a row.
     """
     import rich.box
     from rich.console import Console
@@ -462,17 +514,47 @@ def print_table(
     console = Console(file=file or drawing_stream(), highlight=False)
     if not console.is_terminal:
         console.width = 120  # a file has no width; 80 would fold the columns
-    # Text, not str: names and paths may hold [brackets], which would be read as markup.
-    table = Table(title=Text(visible(title)), title_justify="left", box=rich.box.SIMPLE_HEAD)
-    for i, name in enumerate(columns):
-        numbers = all(isinstance(row[i], int | float | None) for row in rows)
-        justify = "right" if numbers and rows else "left"
-        # The first column says what a row is, so it is not cut where a table is wide.
-        widest = max((len(_cell(row[0])) for row in rows), default=0) if i == 0 else 0
-        table.add_column(Text(visible(name)), justify=justify, min_width=min(widest, _NAME_WIDTH))
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
-    console.print(table)
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [
+        _least_width(visible(name), [row[i] for row in cells]) for i, name in enumerate(columns)
+    ]
+    # The first column says what a row is, so it is not cut where a table is wide.
+    widths[0] = min(max((len(row[0]) for row in cells), default=0), _NAME_WIDTH)
+    for k, part in enumerate(_parts(widths, console.width, names)):
+        # Text, not str: names and paths may hold [brackets], which would be read as markup.
+        caption = Text(visible(title)) if k == 0 else None
+        table = Table(title=caption, title_justify="left", box=rich.box.SIMPLE_HEAD)
+        for i in part:
+            numbers = all(isinstance(row[i], int | float | None) for row in rows)
+            justify = "right" if numbers and rows else "left"
+            table.add_column(Text(visible(columns[i])), justify=justify, min_width=widths[i])
+        for row in cells:
+            table.add_row(*(Text(row[i]) for i in part))
+        console.print(table)
+
+
+def _least_width(name: str, cells: Sequence[str]) -> int:
+    """Return how many characters a column needs: its words, and short cells in one piece."""
+    pieces = [name.split(), *([cell] if len(cell) <= _UNBROKEN else cell.split() for cell in cells)]
+    longest = max((len(piece) for words in pieces for piece in words), default=0)
+    return min(longest, _UNBROKEN)
+
+
+def _parts(widths: Sequence[int], most: int, names: int = 1) -> list[list[int]]:
+    """Return the columns of each part of a table, those that name a row in all of them.
+
+    >>> _parts([3, 30, 30, 30], 80)
+    [[0, 1, 2], [0, 3]]
+    """
+    parts = [list(range(names))]
+    for column in range(names, len(widths)):
+        tried = [*parts[-1], column]
+        # Each column has a space at either side, and there is one more between two columns.
+        if len(tried) > names + 1 and sum(widths[i] + 3 for i in tried) + 1 > most:
+            parts.append([*range(names), column])
+        else:
+            parts[-1] = tried
+    return parts
 
 
 def _cell(value: object) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ from jaxalign.runs.environment import environment, versions
 from jaxalign.runs.notes import keep_notes_in
 from jaxalign.runs.settings import check_facts, check_settings, settings_of
 
+_log = logging.getLogger("jaxalign")
 FORMAT = "jaxalign run 1"
 CONFIG = "config.json"
 _LOCK = ".lock"
@@ -69,6 +71,7 @@ class Run:
         resume: bool = False,
         step: str = "generation",
         writes_bytes: float = 0,
+        sources: Mapping[str, str] | None = None,
     ) -> Run:
         """Claim a directory for a run and write `config.json`.
 
@@ -80,6 +83,7 @@ class Run:
             resume: Whether to continue the run in `out`; where there is none, a new one begins.
             step: The field that orders `metrics.jsonl`.
             writes_bytes: Estimated size of everything that will be in `out` at once.
+            sources: Where the values of settings come from, by name; kept beside them.
 
         Raises:
             UserError: As `check_run` does, and for facts that have changed; and where the disk has
@@ -95,7 +99,7 @@ class Run:
             check_space(out, writes_bytes, "out")
             lock = _claim(out)
             try:
-                resumed, notes = _begin(out, config, facts, resume)
+                resumed, notes = _begin(out, config, facts, resume, sources or {})
             except BaseException:
                 os.close(lock)
                 raise
@@ -103,6 +107,8 @@ class Run:
             _share_verdict("refused")
             raise
         keep_notes_in(out)
+        if getattr(config, "resume", False) and not resumed:
+            _log.info(f"{out} holds no run to continue: a new one begins")
         _share_verdict("resumed" if resumed else "new")
         return cls(out, resumed, True, notes, metrics, lock)
 
@@ -217,7 +223,11 @@ def _lock_file(out: Path) -> int:
 
 
 def _begin(
-    out: Path, config: Any, facts: Mapping[str, Any], resume: bool
+    out: Path,
+    config: Any,
+    facts: Mapping[str, Any],
+    resume: bool,
+    sources: Mapping[str, str],
 ) -> tuple[bool, tuple[str, ...]]:
     """Write a new `config.json`, or compare with the one there. Return (resumed, notes)."""
     facts = plain(facts, "facts")
@@ -227,6 +237,7 @@ def _begin(
         return True, _version_notes(recorded["versions"])
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     fields = {"format": FORMAT, "started": started, "settings": settings_of(config)}
+    fields |= {"sources": dict(sources)} if sources else {}
     with sealed(out / CONFIG):
         write_json(out / CONFIG, fields | {"facts": facts} | environment())
     return False, ()

@@ -131,6 +131,61 @@ def _short(value: Any) -> str:
 # As the command line spells them
 
 
+@dataclasses.dataclass(frozen=True)
+class Spelled:
+    """How the command line spells a setting.
+
+    Attributes:
+        flag: The flag, such as "--prompt.length"; of a positional argument its name.
+        aliases: Further flags.
+        kind: The type of its value.
+    """
+
+    flag: str
+    aliases: tuple[str, ...]
+    kind: Any
+
+    def names(self) -> set[str]:
+        """Return every flag that sets it, those that say no to it among them."""
+        flags = {self.flag, *self.aliases}
+        # tyro spells "no" before the last part of a name.
+        return flags | ({_negated(flag) for flag in flags} if self.kind is bool else set())
+
+
+def _negated(flag: str) -> str:
+    prefix, dot, last = flag.removeprefix("--").rpartition(".")
+    return f"--{prefix}{dot}no-{last}"
+
+
+def spelled(config_class: type) -> dict[str, Spelled]:
+    """Return how the command line spells each setting, in the order of the fields.
+
+    Args:
+        config_class: The dataclass that `console.main` reads from the command line.
+    """
+    found: dict[str, Spelled] = {}
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    for field in dataclasses.fields(config_class):
+        marks = getattr(hints[field.name], "__metadata__", ())
+        kind = typing.get_args(hints[field.name])[0] if marks else hints[field.name]
+        names = [mark.name for mark in marks if getattr(mark, "name", None) is not None]
+        name = names[0] if names else field.name.replace("_", "-")
+        if dataclasses.is_dataclass(kind):
+            prefix = f"--{name}." if name else "--"
+            for inner, each in spelled(kind).items():
+                found[f"{field.name}.{inner}"] = dataclasses.replace(
+                    each,
+                    flag=each.flag.replace("--", prefix, 1),
+                    aliases=tuple(alias.replace("--", prefix, 1) for alias in each.aliases),
+                )
+        elif any(repr(mark) == "Positional" for mark in marks):  # so tyro need not be imported
+            found[field.name] = Spelled(field.name, (), kind)
+        else:
+            aliases = [a for mark in marks for a in getattr(mark, "aliases", None) or ()]
+            found[field.name] = Spelled(f"--{name}", tuple(aliases), kind)
+    return found
+
+
 def flags(config_class: type) -> dict[str, str]:
     """Return how the command line spells each setting of a config dataclass.
 
@@ -142,22 +197,7 @@ def flags(config_class: type) -> dict[str, str]:
         "--prompt.length"}. A positional argument has no flag and is spelled by its name. Fields of
         a nested dataclass that tyro names "" are settings "outer.inner" with the flag "--inner".
     """
-    spelled: dict[str, str] = {}
-    hints = typing.get_type_hints(config_class, include_extras=True)
-    for field in dataclasses.fields(config_class):
-        marks = getattr(hints[field.name], "__metadata__", ())
-        kind = typing.get_args(hints[field.name])[0] if marks else hints[field.name]
-        names = [mark.name for mark in marks if getattr(mark, "name", None) is not None]
-        name = names[0] if names else field.name.replace("_", "-")
-        if dataclasses.is_dataclass(kind):
-            prefix = f"--{name}." if name else "--"
-            for inner, flag in flags(kind).items():
-                spelled[f"{field.name}.{inner}"] = flag.replace("--", prefix, 1)
-        elif any(repr(mark) == "Positional" for mark in marks):  # so tyro need not be imported
-            spelled[field.name] = field.name
-        else:
-            spelled[field.name] = f"--{name}"
-    return spelled
+    return {name: each.flag for name, each in spelled(config_class).items()}
 
 
 def arguments_of(config_class: type, settings: Mapping[str, Plain]) -> list[str]:
@@ -170,19 +210,17 @@ def arguments_of(config_class: type, settings: Mapping[str, Plain]) -> list[str]
     Raises:
         UserError: The class has no setting of a recorded name.
     """
-    spelled, positional, arguments = flags(config_class), [], []
-    if unknown := sorted(settings.keys() - spelled.keys()):
+    known, positional, arguments = spelled(config_class), [], []
+    if unknown := sorted(settings.keys() - known.keys()):
         raise UserError(f"the setting {unknown[0]} of this run is unknown to this version")
-    for name, flag in spelled.items():
+    for name, each in known.items():
         if name not in settings:
             continue
-        value = settings[name]
+        value, flag = settings[name], each.flag
         if not flag.startswith("--"):
             positional += _words(value)
-        elif isinstance(value, bool):
-            # tyro spells "no" before the last part of a name.
-            prefix, dot, last = flag.removeprefix("--").rpartition(".")
-            arguments.append(f"--{prefix}{dot}{'' if value else 'no-'}{last}")
+        elif isinstance(value, bool) and each.kind is bool:
+            arguments.append(flag if value else _negated(flag))
         elif isinstance(value, list | dict):
             arguments += [flag, *_words(value)]
         else:
@@ -209,15 +247,15 @@ def with_flags(message: str, config_class: type) -> str:
     named in full (`prompt.length`) or by its last part (`length`) if only one setting has it.
     Backticked names that are no settings are left as they are.
     """
-    spelled = flags(config_class)
+    known = flags(config_class)
     by_last_part: dict[str, list[str]] = {}
-    for setting, flag in spelled.items():
+    for setting, flag in known.items():
         by_last_part.setdefault(setting.rpartition(".")[2], []).append(flag)
 
     def flag_of(match: re.Match[str]) -> str:
         name = match[1]
-        if name in spelled:
-            return spelled[name]
+        if name in known:
+            return known[name]
         candidates = by_last_part.get(name, [])
         return candidates[0] if len(candidates) == 1 else match[0]
 

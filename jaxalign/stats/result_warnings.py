@@ -19,7 +19,16 @@ import numpy as np
 from jaxalign.report.wording import joined, number
 from jaxalign.stats.presentations import THROUGHOUT, ConstantAnswers
 
-Kind = Literal["simulated", "no_option", "one_option", "identical", "few", "unread"]
+Kind = Literal[
+    "limited",
+    "simulated",
+    "toy_guard",
+    "no_option",
+    "one_option",
+    "identical",
+    "few",
+    "unread",
+]
 
 POCKET = (
     "The model is the pocket Llama, a small model trained on a made-up society. No number here is "
@@ -32,6 +41,11 @@ SIMULATED = (
 SIMULATED_HELD_OUT = (
     "No real held-out survey was given. The one that was asked is simulated: its countries answer "
     "as a made-up society does, and the held-out scores say nothing about people."
+)
+TOY_GUARD = (
+    "General abilities were measured by toy tasks that were made for the pocket model; they say "
+    "little about this one. Give a guard of MMLU-style questions, or guard tasks of "
+    "lm-evaluation-harness."
 )
 FEW_VALID = 0.5  # probability of an option below which scores rest on the smaller part of replies
 FEW_ITEMS = 20  # below it, percentile intervals over items are clearly too narrow
@@ -61,6 +75,20 @@ class ResultWarning:
 def warning_records(found: Iterable[ResultWarning | None]) -> list[dict[str, Any]]:
     """Return what `result.json` holds under `warnings`; None stands for nothing to warn of."""
     return [warning.record() for warning in found if warning is not None]
+
+
+def quick_look(limit: int | None, what: str) -> ResultWarning | None:
+    """Warn of a run that was cut short on purpose.
+
+    Args:
+        limit: The setting `limit`; None for a whole run.
+        what: What was cut, and to how much of it.
+    """
+    if limit is None:
+        return None
+    return ResultWarning(
+        "limited", f"This run was cut short by limit {limit}: {what}. It measures nothing."
+    )
 
 
 def no_option(valid_mass: Mapping[str, float | None]) -> ResultWarning | None:

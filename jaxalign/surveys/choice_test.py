@@ -6,9 +6,10 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Iterable
 
 from jaxalign.core.errors import UserError
-from jaxalign.surveys.survey import Item
+from jaxalign.surveys.survey import Item, spread_evenly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +52,21 @@ class ChoiceTest:
         fields.pop("notes")
         text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+    def at(self, positions: Iterable[int]) -> ChoiceTest:
+        """Return the same test with only the items at some positions."""
+        kept = list(positions)
+        fields = ("items", "answers", "countries", "groups")
+        chosen = {name: tuple(getattr(self, name)[q] for q in kept) for name in fields}
+        return dataclasses.replace(self, **chosen)
+
+    def spread(self, count: int | None) -> ChoiceTest:
+        """Return the same test with `count` questions, spread evenly over it; None keeps all.
+
+        A question has all of its items.
+        """
+        labels = list(dict.fromkeys(self.groups))
+        if count is None or count >= len(labels):
+            return self
+        chosen = {labels[n] for n in spread_evenly(count, len(labels))}
+        return self.at(q for q, label in enumerate(self.groups) if label in chosen)

@@ -40,6 +40,15 @@ Scale = Literal["ordinal", "nominal"]
 _MOST_GROUPS = 80  # groups that a message lists; surveys have fewer countries
 
 
+def spread_evenly(count: int, of: int) -> list[int]:
+    """Return `count` positions that are spread evenly over `of`, beginning with the first.
+
+    >>> spread_evenly(3, 10)
+    [0, 3, 6]
+    """
+    return [n * of // count for n in range(count)] if count < of else list(range(of))
+
+
 @dataclasses.dataclass(frozen=True)
 class Item:
     """One question with its options.
@@ -207,6 +216,12 @@ class Survey:
                 for group, positions in self.majorities.items()
             },
         )
+
+    def spread(self, count: int | None) -> Survey:
+        """Return the same survey with `count` items, spread evenly over it; None keeps all."""
+        if count is None or count >= len(self.items):
+            return self
+        return self.subset({self.items[n].id for n in spread_evenly(count, len(self.items))})
 
     def respondents_record(self, groups: Iterable[str] | None = None) -> dict[str, Any]:
         """Return what records of results say about the respondents, to be merged into them.

@@ -30,8 +30,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxalign.core.files import plain
 from jaxalign.lm.config import LlamaConfig
 from jaxalign.lm.model import ModelFiles
+from jaxalign.runs.settings import settings_of
 from jaxalign.runtime.platform import target_platform
 from jaxalign.training.program import activation_bytes
 from jaxalign.training.step import TrainConfig
@@ -57,6 +59,8 @@ class Default:
 
 PAPER = "the paper's"
 POCKET = "measured on the pocket model"
+TRAINER = "as in transformers' Trainer"
+GIVEN = "given"
 LARGE = "suits models that fill a device"
 
 _GENERAL = {
@@ -99,15 +103,64 @@ def resolve_training(
         >>> notes[0]
         "learning rate 1e-4 (the paper's; give `train.learning_rate` to change)"
     """
-    on_pocket = files is not None and files.is_pocket and task == "culturespa"
-    if on_pocket:
-        return resolve(train, _POCKET_CULTURESPA, _NAMES, "train.")
+    return resolve(train, model_defaults(train, files, task, config), _NAMES, "train.")
+
+
+def model_defaults(
+    train: TrainConfig,
+    files: ModelFiles | None = None,
+    task: Task = "conversations",
+    config: LlamaConfig | None = None,
+) -> dict[str, Default]:
+    """Return the training settings that follow the model; arguments as of `resolve_training`."""
+    if files is not None and files.is_pocket and task == "culturespa":
+        return _POCKET_CULTURESPA
     config = files.config if files is not None else config
     platform = target_platform()
     tokens = Default(_TOKENS_PER_PASS.get(platform, 8192), f"chosen for a {platform}")
     remat = _remat(config, train.tokens_per_pass or tokens.value)
-    defaults = _GENERAL | {"tokens_per_pass": tokens, "remat": remat}
-    return resolve(train, defaults, _NAMES, "train.")
+    return _GENERAL | {"tokens_per_pass": tokens, "remat": remat}
+
+
+def training_sources(
+    config: Any, files: ModelFiles, task: Task = "conversations", paper: bool = False
+) -> dict[str, str]:
+    """Return where the values of the settings `train` come from, as `sources` does.
+
+    Args:
+        config: Settings with a field `train`, resolved.
+        files: The model.
+        task: What it is fine-tuned on.
+        paper: Whether the run repeats CultureSPA, whose epochs and warm-up are the paper's.
+    """
+    published = PAPER if paper else "as in CultureSPA"
+    fixed = {"epochs": published, "warm_up": published, "clip": TRAINER, "weight_decay": TRAINER}
+    fixed |= {"beta1": TRAINER, "beta2": TRAINER, "epsilon": TRAINER}
+    given = TrainConfig()
+    defaults = {name: Default(getattr(given, name), source) for name, source in fixed.items()}
+    defaults |= model_defaults(config.train, files, task)
+    return sources(config, {f"train.{name}": default for name, default in defaults.items()})
+
+
+def sources(config: Any, defaults: Mapping[str, Default]) -> dict[str, str]:
+    """Return where the values of settings come from, by their names in a run's record.
+
+    It is read off the values, so that a resumed run, which is given all of them, says the same.
+
+    Args:
+        config: The settings, resolved.
+        defaults: The default of each setting that has a source, by name, such as
+            "train.learning_rate".
+
+    Returns:
+        The default's source, or "given" where a setting has another value.
+    """
+    values = settings_of(config, fixed_only=True)
+    return {
+        name: default.source if values[name] == plain(default.value, name) else GIVEN
+        for name, default in defaults.items()
+        if name in values
+    }
 
 
 def _remat(config: LlamaConfig | None, tokens: int) -> Default:

@@ -559,7 +559,7 @@ class _Fit:
         trainer = self._trainer
         examples_per_step = trainer.train.batch * trainer.shape.adapters
         self._on_progress(
-            Progress("step", done, trainer.steps, "examples", examples_per_step, fields)
+            Progress("step", done, trainer.steps, "examples", examples_per_step, fields=fields)
         )
 
 

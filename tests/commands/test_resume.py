@@ -35,7 +35,9 @@ RUNS = {
         report_sampled=True,
         gradient_rate=1e-05,
     ),
-    "culturespa": CultureSPASettings(countries=("USA", "CHN"), questions=(Path("a b.json"),)),
+    "culturespa": CultureSPASettings(
+        countries=("USA", "CHN"), questions=(Path("a b.json"),), prompting=False, seeds=2
+    ),
     "ask": AskSettings(model="smollm2"),
     "cultural-bench": BenchSettings(easy=Path("easy.csv")),
 }

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from jaxalign import cli
+from jaxalign.core.terms import TERMS
+from jaxalign.methods.base import METHODS
 from tests.docs.pages import PAGES, ROOT, blocks, name
 
 README = ROOT / "README.md"
@@ -140,3 +142,14 @@ def test_the_site_needs_no_network():
     config = (ROOT / "mkdocs.yml").read_text()
     assert "font: false" in config
     assert "http" not in re.sub(r"#.*", "", config)
+
+
+def test_the_glossary_has_every_abbreviation_in_the_words_of_reports():
+    text = (ROOT / "docs" / "glossary.md").read_text()
+    rows = dict(re.findall(r"^\| ([\w-]+) \| (.+?) \| .+ \|$", text, re.M))
+    assert rows == rows | {term.short: term.meaning for term in TERMS}
+    names = re.findall(r"^\| (.+?) \| (.+?) \| `(\w+)`.* \| .+ \|$", text, re.M)
+    assert len(names) >= 12
+    for title, label, key in names:
+        assert title == METHODS[key].title
+        assert label.startswith("DE, ") or label == METHODS[key].label

@@ -444,3 +444,13 @@ def test_a_prompt_of_a_group_within_a_country_speaks_for_the_country(tmp_path):
     files = [str(tmp_path / f"{name}.safetensors") for name in ("USA", "PER", "non")]
     _, prompts = run._soft_prompts(Settings(prompt=(*files, f"JPN:male={files[0]}")))
     assert [p.group for p in prompts] == ["USA", "PER", None, "JPN"]
+
+
+def test_a_quick_look_takes_whole_questions_from_all_over_a_set(paths):
+    whole, few = (read_set("hard", paths[1], JUDGEMENT, limit=limit).test for limit in (None, 2))
+    labels = list(dict.fromkeys(whole.groups))
+    assert list(dict.fromkeys(few.groups)) == [labels[0], labels[len(labels) // 2]]
+    assert len(few.items) == 2 * len(whole.items) // len(labels)
+    assert set(zip(few.items, few.answers, few.countries, strict=True)) <= set(
+        zip(whole.items, whole.answers, whole.countries, strict=True)
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import math
 import re
 import subprocess
@@ -11,9 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxalign.report.document import Document, Estimate, Listing, Note, Table, Text, section
+from jaxalign.report.common import provenance
+from jaxalign.report.document import (
+    Document,
+    Estimate,
+    Link,
+    Listing,
+    Note,
+    Table,
+    Text,
+    section,
+)
 from jaxalign.report.figures import place_labels
-from jaxalign.report.render import to_html, to_markdown
+from jaxalign.report.render import to_html, to_markdown, write_report
 from jaxalign.report.wording import NO_DIFFERENCE, groups_note, number, tally, verdict
 from tests.support.pages import HOSTILE, Page
 
@@ -73,11 +85,45 @@ def test_texts_are_escaped_in_both_forms(tmp_path: Path) -> None:
             ),
         ),
     )
-    page, markdown = to_html(document), to_markdown(document, tmp_path)
+    page, markdown = to_html(document, tmp_path), to_markdown(document, tmp_path)
     assert "<script" not in page
     assert Page(page).open == []
     assert "<script" not in markdown
     assert re.search(r"^\| y \| – \|$", markdown, re.M)
+
+
+def test_tables_as_files(tmp_path: Path) -> None:
+    """All digits and intervals in CSV; in LaTeX, text that is shown literally."""
+    rows = (
+        ("[USA] --x", Estimate(-1.25, -2.0, 1 / 3), 3, "R&D, 5 % of\n`a_b` \\{~^#$}"),
+        ("*CHN", None, Link(4, "x.html"), True),
+    )
+    table = Table("Losses", ("country", "loss", "n", "why"), rows, digits=(0, 2, 0, 0))
+    other = dataclasses.replace(table, caption="Losses!", rows=((*"abcd",),) * 41)
+    write_report(Document("T", "S", (), (section("one", table, other),)), tmp_path)
+    names = ["losses-2.csv", "losses-2.tex", "losses.csv", "losses.tex"]
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == names
+    with (tmp_path / "tables/losses.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["country", "loss", "loss (low)", "loss (high)", "n", "why"],
+            ["[USA] --x", "-1.25", "-2.0", str(1 / 3), "3", "R&D, 5 % of\n`a_b` \\{~^#$}"],
+            ["*CHN", "", "", "", "4", "yes"],
+        ]
+    latex = (tmp_path / "tables/losses.tex").read_text("utf-8")
+    assert r"\caption{Losses}\label{tab:losses}" in latex
+    shown = r"R\&D, 5 \% of `a\_b` \textbackslash{}\{\textasciitilde{}\textasciicircum{}\#\$\}"
+    # After the end of a row, a bracket or a star would be taken for its argument.
+    assert r"{[}USA{]} -{}-x & $-$1.25 ($-$2.00 to 0.33) & 3 & " + shown + r" \\" in latex
+    assert "\n{*}CHN & -- & 4 & yes " in latex
+    assert r"\begin{longtable}{llll}" in (tmp_path / "tables/losses-2.tex").read_text("utf-8")
+
+
+def test_settings_say_where_their_values_come_from() -> None:
+    result = {"settings": {"a": 1, "b": None}, "sources": {"a": "given"}, "versions": {"jax": "1"}}
+    settings, versions = provenance(result).blocks
+    assert settings.columns == ("Name", "Value", "Where it comes from")
+    assert settings.rows == (("a", "1", "given"), ("b", "", None))
+    assert versions.rows == (("jax", "1"),)
 
 
 def test_names_on_a_map_keep_apart() -> None:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 
 from jaxalign.report import figures
 from jaxalign.report.document import Key
-from jaxalign.report.drawing import Panel, drawings, save_png
+from jaxalign.report.drawing import Panel, drawings, save_panels
 from jaxalign.report.palette import GREEN, ORANGE, PURPLE
 
 KEYS = {
@@ -53,7 +54,7 @@ def test_convergence(tmp_path: Path, count: int) -> None:
         KEYS,
         "loss in points",
     )
-    save_png(tmp_path / "c.png", panels, keys)
+    save_panels(tmp_path / "c.png", panels, keys)
     width, height = png_size(tmp_path / "c.png")
     assert 840 <= width <= 1950
     assert height <= 1000
@@ -67,7 +68,7 @@ def test_convergence(tmp_path: Path, count: int) -> None:
 
 def test_convergence_of_one_generation_without_baselines(tmp_path: Path) -> None:
     panels, keys = figures.convergence({"USA": ([3.0], [np.inf])}, {}, KEYS, "loss in points")
-    save_png(tmp_path / "c.png", panels, keys)
+    save_panels(tmp_path / "c.png", panels, keys)
     png_size(tmp_path / "c.png")
     assert len(keys) == 2
 
@@ -102,7 +103,7 @@ def test_score_radars(tmp_path: Path, dimensions: tuple[str, ...]) -> None:
     profile = {"target": six, "naive": six + 3, "icl": six - 3, "unused": six}
     keys = {"target": figures.TARGET, "naive": KEYS["naive"], "icl": KEYS["icl"]}
     panels = figures.score_radars(dimensions, {"USA": profile, "CHN": profile}, keys)
-    save_png(tmp_path / "r.png", panels, list(keys.values()))
+    save_panels(tmp_path / "r.png", panels, list(keys.values()))
     png_size(tmp_path / "r.png")
     for panel in panels:
         axes = drawn(panel)
@@ -140,8 +141,14 @@ def test_same_picture_twice_and_no_global_state(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     panels, keys = figures.convergence({"USA": ([3.0, 2.0], [5.0, 4.0])}, {}, {}, "loss")
     for name in ("a.png", "b.png"):
-        save_png(tmp_path / name, panels, keys)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+        save_panels(tmp_path / name, panels, keys)
+    for ending in ("png", "svg"):
+        first, second = (tmp_path / f"{name}.{ending}" for name in "ab")
+        assert first.read_bytes() == second.read_bytes()
+    svg = (tmp_path / "a.svg").read_text("utf-8")
+    assert "<dc:date>" not in svg
+    assert "<text" not in svg  # outlines: no font has to be there
+    ElementTree.fromstring(svg)
     assert drawings("a", panels) == drawings("a", panels)
     assert dict(matplotlib.rcParams) == before
 
@@ -150,12 +157,12 @@ WITHOUT_PYPLOT = """
 import sys
 from pathlib import Path
 from jaxalign.report import figures
-from jaxalign.report.drawing import drawings, save_png
+from jaxalign.report.drawing import drawings, save_panels
 assert "matplotlib" not in sys.modules, "imported before it is needed"
 heat = figures.heat_map("t", ["a"], ["b"], [[1.0]], "r", "c")
-save_png(Path(sys.argv[1]), [heat])
+save_panels(Path(sys.argv[1]), [heat])
 panels, keys = figures.convergence({"USA": ([3.0, 2.0], [5.0, 4.0])}, {}, {}, "loss")
-save_png(Path(sys.argv[1]), panels, keys)
+save_panels(Path(sys.argv[1]), panels, keys)
 drawings("a", panels)
 assert "matplotlib.pyplot" not in sys.modules
 """

@@ -67,6 +67,10 @@ def test_config_holds_all_settings_and_surroundings(tmp_path: Path) -> None:
         "progress": True,
     }
     assert fields["facts"] == FACTS
+    assert "sources" not in fields
+    origin = {"population": "given"}
+    with Run.create(tmp_path / "b", Config(), FACTS, sources=origin) as run:
+        assert json.loads((run.out / "config.json").read_text())["sources"] == origin
     assert fields["versions"] == versions()
     assert {"jax", "evosax", "numpy", "python"} <= fields["versions"].keys()
     assert fields["devices"]["count"] == 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.stats import result_warnings as warn
 from jaxalign.stats.presentations import constant_answers
 
@@ -73,3 +74,13 @@ def test_records_leave_out_what_there_is_nothing_to_warn_of():
     assert warn.warning_records([None, warn.ResultWarning("few", "x")]) == [
         {"kind": "few", "text": "x"}
     ]
+
+
+def test_a_quick_look_is_the_first_thing_to_know():
+    assert warn.quick_look(None, "5 items were asked") is None
+    look = warn.quick_look(5, "5 items were asked")
+    assert look == warn.ResultWarning(
+        "limited", "This run was cut short by limit 5: 5 items were asked. It measures nothing."
+    )
+    [note] = warning_notes({"warnings": [look.record()]})
+    assert (note.lead, note.kind) == ("A quick look.", "warning")

@@ -23,6 +23,7 @@ PACKAGE_OF = {
     "huggingface_hub": "huggingface-hub",
     "ml_dtypes": "ml-dtypes",
     "orbax": "orbax-checkpoint",
+    "yaml": "pyyaml",
     "inspect_ai": "inspect-ai",
     "lm_eval": "lm-eval",
 }

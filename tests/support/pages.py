@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 # A name that is markup in HTML and in Markdown: it must appear in a report as plain text.
 HOSTILE = "<script>alert(1)</script> & | `$x^2$`"
@@ -50,17 +52,21 @@ class Page(HTMLParser):
 
 
 def check_page(path: Path) -> Page:
-    """A page that stands alone: balanced, nothing loaded, no script, no identifier used twice."""
+    """A page that stands alone: balanced, nothing loaded, no script, no identifier used twice.
+
+    What it links to is a file beside it: figures and tables for other programs.
+    """
     text = path.read_text("utf-8")
     page = Page(text)
     assert page.open == []
     assert not set(page.tags) & {"script", "link", "iframe", "object", "image"}
     assert "://" not in text
     for name, value in page.attributes:
-        if name in ("src", "href"):
-            assert value.startswith(("#", "data:image/png;base64,"))
+        if name == "src" or (name == "href" and not value.startswith("#")):
+            beside = name == "href" and (path.parent / unquote(value)).is_file()
+            assert beside or value.startswith("data:image/png;base64,"), value
     assert len(page.ids) == len(set(page.ids))
-    anchors = {v[1:] for n, v in page.attributes if n == "href"} | set(
+    anchors = {v[1:] for n, v in page.attributes if n == "href" and v.startswith("#")} | set(
         re.findall(r"url\(#(.*?)\)", text)
     )
     assert anchors <= set(page.ids)
@@ -69,7 +75,26 @@ def check_page(path: Path) -> Page:
         assert len(figure["alts"]) == 1
         assert len(figure["alts"][0]) > 20
         assert {"svg", "figcaption", "details", "table", "caption"} <= set(figure["tags"])
+    check_files(path.parent, page)
     return page
+
+
+def check_files(folder: Path, page: Page) -> None:
+    """Each table of a page is linked as CSV and LaTeX, each figure as SVG too, and can be read."""
+    links = {unquote(v) for n, v in page.attributes if n == "href"}
+    for kind in ("csv", "tex"):
+        linked = [link for link in links if link.endswith(f".{kind}")]
+        assert len(linked) == page.tags.count("table")
+    assert sum(link.endswith(".svg") for link in links) == len(page.figures)
+    for link in (link for link in links if link.endswith(".csv")):
+        with (folder / link).open(encoding="utf-8", newline="") as file:
+            head, *rows = csv.reader(file)
+        assert all(len(row) == len(head) for row in rows), link
+        latex = (folder / link).with_suffix(".tex").read_text("utf-8")
+        body = re.sub(r"\\[{}\\]", "", latex)
+        assert body.count("{") == body.count("}"), link
+        cells = [line.count(" & ") for line in latex.splitlines() if line.endswith(r" \\")]
+        assert len(set(cells) - ({0} if "longtable" in latex else set())) <= 1, link
 
 
 def check_markdown(path: Path) -> str:

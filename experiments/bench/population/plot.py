@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.bench.population.report import LABELS
-from jaxalign.report.drawing import new_figure
+from jaxalign.report.drawing import new_figure, save_figure
 from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ _MARKERS = {
     "hf_prefix_cache": "D",
     "jax_vmap": "^",
 }
-_DPI = 150
 
 
 def draw(path: Path, result: dict[str, Any]) -> None:
@@ -48,7 +47,7 @@ def draw(path: Path, result: dict[str, Any]) -> None:
         f"{s['model_name']}, {s['dtype']}, {s['items']} items, {s['population']} prompts: "
         f"median and range of {repeats} interleaved repeat{'s' if repeats > 1 else ''}"
     )
-    figure.savefig(path, dpi=_DPI, facecolor="white", format="png")
+    save_figure(path, figure)
 
 
 def ratios(axes: Axes, result: dict[str, Any]) -> None:

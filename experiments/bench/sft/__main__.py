@@ -55,7 +55,7 @@ from jaxalign.lm.config import DType, LlamaConfig
 from jaxalign.lm.lora import LoraConfig, abstract_adapter
 from jaxalign.lm.peft import save_lora
 from jaxalign.lm.weights import init_params
-from jaxalign.report.drawing import new_figure
+from jaxalign.report.drawing import new_figure, save_figure
 from jaxalign.runs import plain, versions, write_json
 from jaxalign.runs.console import main, print_table, progress_bars
 from jaxalign.training.packing import Example
@@ -372,7 +372,7 @@ def plot(path: Path, result: dict[str, Any]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_ylabel("useful tokens per second")
     axes.set_title(f"LoRA fine-tuning: {result['ratio']['median']:.2f} times as fast")
-    figure.savefig(path, dpi=150)
+    save_figure(path, figure)
 
 
 if __name__ == "__main__":

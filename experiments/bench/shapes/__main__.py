@@ -99,20 +99,30 @@ def bench(config: Config) -> dict[str, Any]:
         steps = [(weights, stage) for weights in config.weights for stage in config.stages]
         with progress_bars() as on_progress:
             for done, (weights, stage) in enumerate(steps):
-                on_progress(Progress("stage", done, len(steps), "stages", {"now": stage}))
+                now = {"now": f"{weights}, {stage}"}
+                on_progress(Progress("stage", done, len(steps), "stages", fields=now))
                 rows.append(measure(folder, weights, stage, Path(scratch)))
+                # At 8B a stage takes many minutes: what is known is kept if a later one fails.
+                write_result(config, machine, written, rows)
             on_progress(Progress("stage", len(steps), len(steps), "stages"))
+    show(config, rows)
+    print(f"Wrote {config.out.with_suffix('.md')} and {config.out.with_suffix('.json')}")
+    return write_result(config, machine, written, rows)
+
+
+def write_result(
+    config: Config, machine: dict[str, Any], seconds_to_write: float, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Write the stages that are done, as JSON and Markdown; return what is in the JSON file."""
     result = {
-        "settings": plain(config) | {"shape": plain(llama)},
+        "settings": plain(config) | {"shape": plain(config.llama)},
         "machine": machine | {"versions": versions()},
-        "seconds_to_write": written,
+        "seconds_to_write": seconds_to_write,
         "allowed_times_weights": ALLOWED,
         "rows": rows,
     }
-    show(config, rows)
     write_json(config.out.with_suffix(".json"), result)
     write_text(config.out.with_suffix(".md"), markdown(config, machine, rows))
-    print(f"Wrote {config.out.with_suffix('.md')} and {config.out.with_suffix('.json')}")
     return result
 
 

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxalign.commands.reports.culturespa_tables import title
-from jaxalign.core.files import write_atomically
 from jaxalign.methods.base import JOINT, METHODS, P1, SPECIFIC, UNAWARE
 from jaxalign.report.document import Estimate, Key
-from jaxalign.report.drawing import Panel, new_figure, save_png
+from jaxalign.report.drawing import Panel, new_figure, save_figure, save_panels
 from jaxalign.report.figures import Series, dots, heat_map
 from jaxalign.report.palette import (
     BLUE,
@@ -59,8 +58,8 @@ def write_plots(out: Path, result: Mapping[str, Any]) -> None:
     draw_methods(figure.add_subplot(), result)
     save(figure, out / "methods.png", legend="outside upper center")
     plot_selections(out / "selection.png", with_p1(result))
-    save_png(out / "countries.png", country_panels(result), country_keys(result))
-    save_png(out / "pairs.png", [pairs_panel(result)])
+    save_panels(out / "countries.png", country_panels(result), country_keys(result))
+    save_panels(out / "pairs.png", [pairs_panel(result)])
     if "prompting" in result:
         plot_prompting(out / "prompting.png", result["prompting"])
 
@@ -154,7 +153,7 @@ def pairs_panel(result: Mapping[str, Any]) -> Panel:
 
 def plot_prompting(path: Path, prompting: Mapping[str, Any]) -> None:
     """Write a PNG with the unchanged and the fine-tuned models under every prompt style."""
-    save_png(path, prompting_panels(prompting), prompting_keys(prompting))
+    save_panels(path, prompting_panels(prompting), prompting_keys(prompting))
 
 
 def prompting_keys(prompting: Mapping[str, Any]) -> list[Key]:
@@ -244,10 +243,8 @@ def draw_rows(axes: Axes, records: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def save(figure: Figure, path: Path, legend: str | None = None) -> None:
-    """Write a figure as PNG, with a legend of its first axes at `legend` if given."""
+    """Write a figure as PNG and SVG, with a legend of its first axes at `legend` if given."""
     if legend is not None:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc=legend, ncols=3, frameon=False, fontsize=9)
-    write_atomically(
-        path, lambda file: figure.savefig(file, dpi=150, facecolor="white", format="png")
-    )
+    save_figure(path, figure)

@@ -10,7 +10,7 @@ from jaxalign.commands.reports.validity import gate_note, judged
 from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.culturespa.result import SELECTION_MODELS
-from jaxalign.runs.console import print_notes, print_table
+from jaxalign.runs.console import print_abbreviations, print_notes, print_table
 
 # Columns of counted replies: the key in `result.json` and its heading.
 REPLY_COLUMNS = {
@@ -59,6 +59,7 @@ def show_result(result: Mapping[str, Any]) -> None:
         print(sentence)
     show_guard(result["guard"])
     _show_questions(result["questions"])
+    print_abbreviations(title(key) for key in (*methods, *result["selection"]))
 
 
 def show_differences(differences: Mapping[str, Mapping[str, Any]]) -> None:
@@ -87,6 +88,7 @@ def show_prompting(prompting: Mapping[str, Any], countries: Sequence[str]) -> No
             for model, by_style in prompting["scores"].items()
             for style, row in by_style.items()
         ],
+        names=2,
     )
     differences = prompting_differences(prompting)
     for sentence in prompting_sentences({"prompting": prompting}):

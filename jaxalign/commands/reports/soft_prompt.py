@@ -38,6 +38,8 @@ from jaxalign.commands.reports.tuned_prompts import prompts_table
 from jaxalign.commands.reports.validity import gate_blocks
 from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.commands.reports.what_it_says import CHAT_WITH_RUN, what_it_says
+from jaxalign.core.terms import meaning
+from jaxalign.methods.soft_prompt.settings import CHOSEN_ON_POCKET
 from jaxalign.report.common import provenance
 from jaxalign.report.document import (
     Document,
@@ -51,14 +53,6 @@ from jaxalign.report.document import (
 from jaxalign.report.render import write_report
 from jaxalign.report.wording import chance_of_many, groups_note, joined
 
-_DIMENSIONS = {
-    "pdi": "power distance",
-    "idv": "individualism",
-    "mas": "motivation towards achievement, formerly masculinity",
-    "uai": "uncertainty avoidance",
-    "lto": "long-term orientation",
-    "ivr": "indulgence",
-}
 _LIMITS = (
     "A low loss on the tuned survey is weak evidence of cultural alignment. The six scores come "
     "from 12 differences of answers, and very many answer patterns reach the same six numbers.",
@@ -200,7 +194,21 @@ def _what_was_measured(result: Result) -> tuple[str, ...]:
         *([f"Seeds: {joined(map(str, seeds))}."] if len(seeds := result["seeds"]) > 1 else []),
         f"Held-out survey: {held_out.get('survey', 'unnamed')}, {held_out.get('items', 'some')} "
         f"items, {answers}.",
+        *_unpublished(result),
     )
+
+
+def _unpublished(result: Result) -> list[str]:
+    """Return which settings of a real model's run were chosen on the pocket model."""
+    chosen = [
+        f"{name} {result['settings'][name]}"
+        for name, source in result.get("sources", {}).items()
+        if source == CHOSEN_ON_POCKET
+    ]
+    if is_pocket(result) or not chosen:
+        return []
+    why = "Settings chosen on the pocket model, since nobody has published a value"
+    return [f"{why}: {joined(chosen)}."]
 
 
 def _presentation_words(result: Result) -> str:
@@ -212,7 +220,7 @@ def _presentation_words(result: Result) -> str:
 
 def _losses(result: Result, out: Path) -> Section:
     if has_scores(result):
-        used = [f"{d.upper()} ({_DIMENSIONS[d]})" for d in used_dimensions(result)]
+        used = [f"{d.upper()} ({meaning(d.upper())})" for d in used_dimensions(result)]
         explanation = (
             f"The loss is the sum of the absolute differences between the model's scores and the "
             f"published ones over {joined(used)}, in points; 0 is best. {constants_words(result)} "

@@ -8,7 +8,9 @@ from typing import Any
 from jaxalign.report.document import Note
 
 _LEADS = {
+    "limited": "A quick look.",
     "simulated": "Simulated.",
+    "toy_guard": "Warning: a guard of toy tasks.",
     "no_option": "Warning: replies that name no option.",
     "one_option": "Warning: one option nearly everywhere.",
     "identical": "Warning: identical answers.",

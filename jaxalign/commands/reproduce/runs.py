@@ -128,11 +128,14 @@ def find_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 
 def _read_run(path: Path) -> FinishedRun | None:
-    """Return a finished run; None for other folders, such as the page of this command."""
+    """Return a finished run; None for a quick look, and for folders such as this command's page."""
     try:
         _, settings = recorded_run(path)
         command = command_of(path, settings)
         result = read_object(path / "result.json")
+        if settings.get("limit") is not None:
+            _log.info(f"{path}: cut short by limit {settings['limit']}, and left out")
+            return None
     except UserError:
         return None
     return FinishedRun(path, command, model_label(settings.get("model")), result)

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.core.files import write_atomically
 from jaxalign.methods.soft_prompt.result import reading_words
-from jaxalign.report.drawing import new_figure
+from jaxalign.report.drawing import new_figure, save_figure
 from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
 # Strategies differ by shape as well as by colour.
@@ -94,9 +93,7 @@ def write_plot(path: Path, result: Mapping[str, Any]) -> None:
         frameon=False,
         fontsize=9,
     )
-    write_atomically(
-        path, lambda file: figure.savefig(file, dpi=150, facecolor="white", format="png")
-    )
+    save_figure(path, figure)
 
 
 def _numbers(values: Sequence[float | None]) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 from jaxalign.commands.reports.soft_prompt_record import constants_words
 from jaxalign.commands.reports.validity import gate_note
 from jaxalign.methods.soft_prompt.result import reading_words
-from jaxalign.runs.console import print_table
+from jaxalign.runs.console import print_abbreviations, print_table
 from jaxalign.stats.lines import LINE_NAMES
 
 _NAME = ("model", "strategy", "tokens")
@@ -32,8 +32,10 @@ def show_result(result: Mapping[str, Any]) -> None:
     _show_losses(result)
     _show_presentations(result)
     _show_held_out(result)
-    for line in dict.fromkeys(_words(result, group) for group in result["groups"]):
+    lines = dict.fromkeys(_words(result, group) for group in result["groups"])
+    for line in lines:
         print(line)
+    print_abbreviations([*(group["strategy"] for group in result["groups"]), *lines])
 
 
 def _show_losses(result: Mapping[str, Any]) -> None:
@@ -67,7 +69,7 @@ def _show_losses(result: Mapping[str, Any]) -> None:
         f"Loss ({reading_words(reading)} reading, presentations {tuned}); easiest and hardest "
         "country"
     )
-    print_table(title, columns, rows)
+    print_table(title, columns, rows, names=len(_NAME))
 
 
 def _show_presentations(result: Mapping[str, Any]) -> None:
@@ -90,7 +92,7 @@ def _show_presentations(result: Mapping[str, Any]) -> None:
     ]
     marked = [f"{name} (tuned)" if name in names["tuned"] else name for name in shown]
     columns = (*_NAME, *marked, "untuned, averaged", f"{reading_words(other)} reading")
-    print_table("Loss by presentation and reading", columns, rows)
+    print_table("Loss by presentation and reading", columns, rows, names=len(_NAME))
 
 
 def _show_held_out(result: Mapping[str, Any]) -> None:
@@ -120,7 +122,7 @@ def _show_held_out(result: Mapping[str, Any]) -> None:
         "above naive",
         "95 %, seeds and items",
     )
-    print_table("Held-out score (1: the country's own answers)", columns, rows)
+    print_table("Held-out score (1: the country's own answers)", columns, rows, names=len(_NAME))
 
 
 def _gate_line(group: Mapping[str, Any]) -> str:

@@ -179,6 +179,8 @@ def read_inputs(settings: AskSettings, files: ModelFiles) -> AskInputs:
             made for another model, and questions that are longer than the model can read.
     """
     survey, test = _read_survey(settings)
+    if test is None:
+        survey = survey.spread(settings.limit)
     systems = _read_systems(settings, survey)
     styles = {style for system in systems for style in system.styles}
     countries = _countries(settings, survey, test, styles)
@@ -252,6 +254,7 @@ def _read_survey(settings: AskSettings) -> tuple[Survey, ChoiceTest | None]:
         return vsm(), None
     read = read_any(Path(settings.survey), distributions=settings.distributions, options=settings)
     if isinstance(read, ChoiceTest):
+        read = read.spread(settings.limit)
         # Items of a test may share ids between its questions; a survey's may not.
         items = tuple(
             dataclasses.replace(item, id=f"{n + 1} {item.id}") for n, item in enumerate(read.items)

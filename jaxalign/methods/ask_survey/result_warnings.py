@@ -30,6 +30,7 @@ def warnings_of(
     titles = {row.key: row.title for row in inputs.rows}
     return warn.warning_records(
         [
+            warn.quick_look(settings.limit, f"{len(inputs.survey.items)} items were asked"),
             _simulated(inputs),
             warn.no_option({titles[key]: _valid_mass(by) for key, by in responses.items()}),
             warn.one_option(_constants(settings, inputs, responses, titles)),

@@ -118,6 +118,8 @@ class AskSettings(SurveyOptions):
     """C, the free constant of the six scores, in points, where the survey holds the VSM's items."""
     mas_weight: Literal[35, 25] = 35
     """Weight of the second difference of MAS: the manual's 35, or the 25 that some papers print."""
+    limit: int | None = None
+    """For a quick look: ask this number of items, spread evenly over the survey or test."""
     resamples: int = 4000
     """Number of resamples of the bootstrap over questions."""
     block_tokens: int | None = None
@@ -148,7 +150,14 @@ def needs_examples(style: AnyStyle) -> bool:
     return style == ICL.key or (style not in OF_SOFT_PROMPTS and reads_answers(style))
 
 
-_LEAST = {"runs": 1, "resamples": 1, "batch_size": 1, "block_tokens": 64, "icl_examples": 1}
+_LEAST = {
+    "runs": 1,
+    "resamples": 1,
+    "batch_size": 1,
+    "block_tokens": 64,
+    "icl_examples": 1,
+    "limit": 1,
+}
 
 
 def check_settings(settings: AskSettings) -> None:

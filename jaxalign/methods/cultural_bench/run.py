@@ -43,7 +43,7 @@ from jaxalign.runs import Run, check_run, settings_of, versions
 from jaxalign.runtime.memory import log_peak
 from jaxalign.runtime.programs import check_programs
 from jaxalign.stats.choice_scores import NOT_ASKED
-from jaxalign.stats.result_warnings import POCKET, ResultWarning
+from jaxalign.stats.result_warnings import POCKET, ResultWarning, quick_look, warning_records
 from jaxalign.surveys.answer_table import AnswerTable
 from jaxalign.surveys.formats.cultural_bench import country_code
 from jaxalign.surveys.names import group_within
@@ -204,6 +204,8 @@ def run_cultural_bench(settings: Settings, on_progress: OnProgress = ignore) -> 
         if files.is_pocket:
             simulated = ResultWarning("simulated", f"{POCKET} It has read nothing about cultures.")
             result["warnings"].insert(0, simulated.record())
+        look = quick_look(settings.limit, f"{settings.limit} questions of each set were asked")
+        result["warnings"] = [*warning_records([look]), *result["warnings"]]
         result |= {
             "model": files.name,
             "pocket": files.is_pocket,
@@ -282,6 +284,7 @@ def _read(settings: Settings, files: ModelFiles) -> tuple[Prompts, tuple[BenchSe
             countries=settings.countries,
             icl_examples=settings.icl_examples,
             seed=settings.seed,
+            limit=settings.limit,
         )
         for key, path in paths.items()
         if path is not None

@@ -84,6 +84,7 @@ def read_set(
     countries: Sequence[str] = (),
     icl_examples: int = 3,
     seed: int = 0,
+    limit: int | None = None,
 ) -> BenchSet:
     """Read one set and prepare it.
 
@@ -94,6 +95,7 @@ def read_set(
         countries: Codes or names of the countries to keep; none keeps all.
         icl_examples: Number of questions per country that are shown as examples.
         seed: Seed of the examples.
+        limit: Number of questions to keep, spread evenly over the set; None keeps all.
 
     Raises:
         UserError: Something is wrong with the file, it holds something else, or has no question
@@ -107,6 +109,7 @@ def read_set(
     test = read_any(path, _FORMAT_OF[key], quiet=True)  # the run tells its notes
     if countries:
         test = _about(test, [country_code(name) for name in countries], f"`{key}` {path}")
+    test = test.spread(limit)
     codes_Q = tuple(map(country_code, test.countries))
     items = test.items if key == "easy" else judgements(test, judgement)
     examples = _examples(test, codes_Q, icl_examples, seed) if icl_examples else {}
@@ -134,16 +137,7 @@ def _about(test: ChoiceTest, codes: Sequence[str], where: str) -> ChoiceTest:
             raise UserError(f"`countries` {code}: {where} has no question about it; it has {known}")
     kept = [q for q, code in enumerate(found) if code in codes]
 
-    def pick(values: Sequence) -> tuple:
-        return tuple(values[q] for q in kept)
-
-    return dataclasses.replace(
-        test,
-        items=pick(test.items),
-        answers=pick(test.answers),
-        countries=pick(test.countries),
-        groups=pick(test.groups),
-    )
+    return test.at(kept)
 
 
 def _examples(

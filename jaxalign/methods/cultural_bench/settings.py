@@ -61,6 +61,8 @@ class Settings:
     prompts: Path | None = None
     """Folder with your own prompt texts (item.jinja, persona.jinja, judgement.jinja for the rows of
     Hard); default: the package's."""
+    limit: int | None = None
+    """For a quick look: ask this number of questions of each set, spread evenly over it."""
     resamples: int = 10_000
     """Number of resamples of the bootstrap over questions."""
     seed: int = 0
@@ -96,7 +98,9 @@ def check_settings(settings: Settings) -> None:
     for name, least in (("icl_examples", 0), ("runs", 1), ("resamples", 1), ("batch_size", 1)):
         if getattr(settings, name) < least:
             raise UserError(f"`{name}` {getattr(settings, name)}: must be at least {least}")
-    if settings.block_tokens is not None and settings.block_tokens < 1:
-        raise UserError(f"`block_tokens` {settings.block_tokens}: must be at least 1")
+    for name in ("block_tokens", "limit"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UserError(f"`{name}` {value}: must be at least 1")
     if not 0 <= settings.seed < 2**32:
         raise UserError(f"`seed` {settings.seed}: must lie between 0 and 2**32 - 1")

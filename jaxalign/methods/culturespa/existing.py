@@ -57,6 +57,16 @@ class ExistingQuestions:
             topics.append(TopicCount("", 0, 0, self.refused))
         return WrittenQuestions(self.questions, tuple(topics), ())
 
+    def first(self, count: int) -> ExistingQuestions:
+        """Return the first questions of every topic, `count` at most."""
+        seen: Counter[str] = Counter()
+        kept = []
+        for question in self.questions:
+            seen[question.topic] += 1
+            if seen[question.topic] <= count:
+                kept.append(question)
+        return dataclasses.replace(self, questions=tuple(kept))
+
     def describe(self) -> str:
         """Return a line for the log: how many questions on which topics."""
         by_topic = Counter(question.topic or "no topic" for question in self.questions)

@@ -179,7 +179,7 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         ),
         guard=guard,
         guard_name=guard_name,
-        existing=read_existing(settings.questions, survey) if settings.questions else None,
+        existing=_existing(settings, survey),
         presentations=settings.presentations,
     )
     if inputs.existing is None and settings.generator_model is None:
@@ -190,6 +190,13 @@ def read_inputs(settings: CultureSPASettings, files: ModelFiles | None = None) -
         _log.info(inputs.existing.describe())
     _check_longest_example(settings, inputs)
     return inputs
+
+
+def _existing(settings: CultureSPASettings, survey: Survey) -> ExistingQuestions | None:
+    if not settings.questions:
+        return None
+    existing = read_existing(settings.questions, survey)
+    return existing if settings.limit is None else existing.first(settings.limit)
 
 
 def make_style_prompts(

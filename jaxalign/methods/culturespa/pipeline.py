@@ -66,6 +66,7 @@ from jaxalign.methods.culturespa.settings import (
     CultureSPASettings,
     check_settings,
     resolve_settings,
+    setting_sources,
 )
 from jaxalign.methods.culturespa.styles import Style
 from jaxalign.methods.culturespa.training_steps import Steps
@@ -151,7 +152,10 @@ def run_culturespa(
     lm = load_model(inputs.files, mesh=mesh)
     facts = inputs.facts()
     writes_bytes = _written_bytes(settings, inputs, mesh)
-    with Run.create(out, settings, facts, settings.resume, writes_bytes=writes_bytes) as run:
+    origin = setting_sources(settings, files)
+    with Run.create(
+        out, settings, facts, settings.resume, writes_bytes=writes_bytes, sources=origin
+    ) as run:
         for note in run.notes:
             _log.info(note)
         test = ability_test if settings.guard_tasks else None

@@ -84,7 +84,7 @@ from jaxalign.methods.culturespa.instrument import measure_record
 from jaxalign.methods.culturespa.measure import PERSONAS, Answers, Measured
 from jaxalign.methods.culturespa.result_warnings import warnings_of
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
-from jaxalign.methods.culturespa.settings import CultureSPASettings
+from jaxalign.methods.culturespa.settings import CultureSPASettings, setting_sources
 from jaxalign.methods.culturespa.styles import STYLES, reads_answers
 from jaxalign.report.wording import IDENTICAL
 from jaxalign.runs import settings_of, versions
@@ -217,6 +217,7 @@ def make_record(
             "leaky": _leaky_methods() if settings.examples == "paper" else [],
         },
         "settings": settings_of(settings, fixed_only=True),
+        "sources": setting_sources(settings, inputs.files),
         "facts": dict(facts),
         "versions": versions(),
     }

@@ -36,7 +36,12 @@ def warnings_of(
     changed = [name for name in titles if name not in measured.unchanged]
     return warn.warning_records(
         [
+            warn.quick_look(
+                settings.limit,
+                f"{sum(count['left'] for count in written.values()):,} questions were trained on",
+            ),
             _simulated(inputs),
+            _toy_guard(settings, inputs),
             warn.no_option({titles[name]: measured.valid_mass.get(name) for name in titles}),
             warn.one_option(_constants(settings, inputs, measured, titles)),
             # A model that nothing was selected for is the unchanged one, and is named as that.
@@ -53,6 +58,13 @@ def _simulated(inputs: Inputs) -> warn.ResultWarning | None:
     if inputs.survey.simulated:
         return warn.ResultWarning("simulated", warn.SIMULATED)
     return warn.ResultWarning("simulated", warn.POCKET) if inputs.files.is_pocket else None
+
+
+def _toy_guard(settings: CultureSPASettings, inputs: Inputs) -> warn.ResultWarning | None:
+    """Warn where a real model's general abilities were measured by the pocket model's tasks."""
+    if inputs.files.is_pocket or settings.guard is not None or settings.guard_tasks:
+        return None
+    return warn.ResultWarning("toy_guard", warn.TOY_GUARD)
 
 
 def _constants(

@@ -25,11 +25,18 @@ from jaxalign.lm.model import ModelFiles
 from jaxalign.methods.culturespa.styles import P3_CHOICES, Examples, P3Form
 from jaxalign.methods.culturespa.write import PUBLISHED_SAMPLING
 from jaxalign.methods.endpoint import Endpoint
-from jaxalign.runs import may_change
+from jaxalign.runs import may_change, settings_of
 from jaxalign.runtime.platform import target_platform
 from jaxalign.surveys.options import SurveyOptions, check_options
 from jaxalign.surveys.presentations import FORMS, check_presentations, default_presentations
-from jaxalign.training.defaults import PAPER, Default, resolve, resolve_training
+from jaxalign.training.defaults import (
+    PAPER,
+    Default,
+    resolve,
+    resolve_training,
+    sources,
+    training_sources,
+)
 from jaxalign.training.step import TrainConfig
 
 
@@ -60,6 +67,10 @@ class CultureSPASettings(SurveyOptions):
     per_topic: int | None = None
     """Number of questions to write on each topic; default: follows the model, the paper's 1000 for
     a real one and 12 for the pocket model."""
+    limit: int | None = None
+    """For a quick look: write this number of questions on each topic, 2 at least, or read it of the
+    questions that exist; under one seed. Does not touch --per-topic and --seeds where they are
+    given."""
     questions: tuple[Path, ...] = ()
     """Files of existing questions to start from instead of writing new ones: JSON as CultureSPA
     released it, or a survey, such as the questions.json of write-questions. All seeds share
@@ -137,7 +148,7 @@ class CultureSPASettings(SurveyOptions):
     """Also train the end of the turn after the number, as chat trainers do."""
     guard: Path | None = None
     """MMLU-style questions that fine-tuning should not make the model worse at; default: tasks that
-    the pocket model was trained on."""
+    the pocket model was trained on, which say little about another model."""
     guard_tasks: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness, such as hellaswag or mmlu, that measure general abilities in
     place of such questions; needs the extra `eval`."""
@@ -207,6 +218,48 @@ def resolve_settings(
     Returns:
         The resolved settings, and one line per replaced setting with its value and source.
     """
+    if settings.questions:
+        settings = dataclasses.replace(settings, per_topic=0)  # nothing is written
+    resolved, notes = resolve(settings, _model_defaults(settings, files), _NAMES)
+    train, train_notes = resolve_training(settings.train, files, "culturespa")
+    return dataclasses.replace(resolved, train=train), notes + train_notes
+
+
+def setting_sources(settings: CultureSPASettings, files: ModelFiles) -> dict[str, str]:
+    """Return where the values of settings come from: the paper, a measurement, the user.
+
+    Args:
+        settings: The settings, resolved.
+        files: The model.
+    """
+    plain_defaults = settings_of(CultureSPASettings())
+    published = {name: Default(plain_defaults[name], PAPER) for name in _PUBLISHED}
+    found = sources(settings, published | _model_defaults(settings, files))
+    found |= training_sources(settings, files, "culturespa", paper=True)
+    if settings.guard is None and not settings.guard_tasks:
+        found["guard"] = GUARD_OF_POCKET if files.is_pocket else TOY_GUARD
+    return found
+
+
+# Settings with one value for every model, which the paper states.
+_PUBLISHED = (
+    "runs",
+    "examples",
+    "specific_batch",
+    "writing.max_new_tokens",
+    "writing.temperature",
+    "writing.top_p",
+    "answering.temperature",
+    "answering.top_p",
+    "lora.rank",
+    "lora.alpha",
+)
+GUARD_OF_POCKET = "tasks that the pocket model was trained on"
+TOY_GUARD = "toy tasks made for the pocket model; no test is published with the method"
+
+
+def _model_defaults(settings: CultureSPASettings, files: ModelFiles) -> dict[str, Default]:
+    """Return the settings that follow the model or the device."""
     presentations = default_presentations(files.is_pocket)
     if files.is_pocket:
         following = {
@@ -226,17 +279,15 @@ def resolve_settings(
             "p3_form": Default("one_message", PAPER),
             "prompting": Default(True, PAPER),
         }
-    if settings.questions:
-        settings = dataclasses.replace(settings, per_topic=0)  # nothing is written
+    if settings.limit is not None:
+        following["per_topic"] = Default(max(2, settings.limit), "a quick look")
+        following["seeds"] = Default(1, "a quick look")
     platform = target_platform()
     if files.is_pocket:
         block_tokens = Default(_POCKET_BLOCK_TOKENS, FOR_POCKET)
     else:
         block_tokens = Default(default_block_tokens(platform), f"chosen for a {platform}")
-    defaults = following | {"block_tokens": block_tokens}
-    resolved, notes = resolve(settings, defaults, _NAMES)
-    train, train_notes = resolve_training(settings.train, files, "culturespa")
-    return dataclasses.replace(resolved, train=train), notes + train_notes
+    return following | {"block_tokens": block_tokens}
 
 
 _LEAST = {
@@ -249,6 +300,7 @@ _LEAST = {
     "block_tokens": 64,
     "save_every": 1,
     "first_seed": 0,
+    "limit": 1,
 }
 
 

@@ -65,7 +65,7 @@ class Control:
 
         def progress(done: int, fields: Mapping[str, str]) -> Progress:
             task, total = f"gradient step{reading}", settings.gradient_steps
-            return Progress(task, done, total, "candidates", len(names), fields)
+            return Progress(task, done, total, "candidates", len(names), fields=fields)
 
         with contextlib.ExitStack() as stack:
             identity = identity_of(settings, settings.gradient_steps)

@@ -223,6 +223,8 @@ def read_problem(
     check_space(settings, model.config)
     prompts = load_prompts(settings.prompts, language=settings.language, model_folder=model.folder)
     answered = _without_tuned(read_held_out(settings), survey)
+    if settings.limit is not None:
+        answered = answered.spread(settings.limit + settings.icl_examples)
     for asked in {survey.name: survey, answered.name: answered}.values():
         if note := untranslated(settings.language, asked):
             _log.info(note)

@@ -32,7 +32,7 @@
     trivial.USA.{all_middle,uniform_random,smallest_integer,mean_of_others,another_country}
                                                           losses without any model
     constants                                             C by dimension (null: not used)
-    dimensions, mas_weight, settings, facts, versions
+    dimensions, mas_weight, settings, sources, facts, versions
 
     answer_examples                                       a few answers in full
                                                           (`stats.answer_examples`)
@@ -92,6 +92,7 @@ from jaxalign.methods.soft_prompt.measures import (
 from jaxalign.methods.soft_prompt.method_answers import SEEDED, SurveyAnswers, reply_counts
 from jaxalign.methods.soft_prompt.problem import Problem
 from jaxalign.methods.soft_prompt.result_warnings import warnings_of
+from jaxalign.methods.soft_prompt.settings import setting_sources
 from jaxalign.runs import settings_of, versions
 from jaxalign.stats.answer_examples import answer_examples
 from jaxalign.stats.held_out import held_out_record, permutation_test, strongest_baseline
@@ -199,6 +200,7 @@ def make_result(
         "answer_examples": _examples(settings.countries, tuned, held_out),
         **objective.record(),
         "settings": settings_of(settings, fixed_only=True),
+        "sources": setting_sources(settings),
         "facts": dict(facts),
         "versions": versions(),
     }

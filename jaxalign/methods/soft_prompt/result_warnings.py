@@ -32,6 +32,10 @@ def warnings_of(
     titles = {name: known[name].title for name in tuned.methods}
     return warn.warning_records(
         [
+            warn.quick_look(
+                settings.limit,
+                f"{settings.generations} generations, {len(held_out.survey.items)} held-out items",
+            ),
             _simulated(problem),
             warn.no_option({title: _valid_share(tuned, name) for name, title in titles.items()}),
             warn.one_option(_constants(tuned, settings.countries, titles)),

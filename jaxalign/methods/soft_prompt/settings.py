@@ -20,6 +20,7 @@ from jaxalign.runs.settings import also_called
 from jaxalign.surveys.hofstede import DEFAULT_EDITION, DIMENSIONS
 from jaxalign.surveys.options import SurveyOptions, check_options
 from jaxalign.surveys.presentations import check_presentations
+from jaxalign.training.defaults import PAPER, Default, sources
 
 Reading = Literal["expected", "most_likely", "sampled"]
 AnswerForm = Literal["number", "label", "label-per-token", "label-against-prior"]
@@ -106,6 +107,9 @@ class Settings(SurveyOptions):
     by Adam; 0 leaves it out, also with --resume."""
     gradient_rate: float = 0.05
     """Adam's initial learning rate in the gradient control, in units of the search vector."""
+    limit: int | None = None
+    """For a quick look: no more than this number of generations and of steps of the gradient
+    control, and of items of the held-out survey, spread evenly over it."""
     seeds: Annotated[tuple[int, ...], also_called("seed")] = (0,)
     """Seeds of the random draws. Each country is tuned under each of them, all side by side in one
     program. The first one also draws the examples and the resamples of intervals."""
@@ -168,14 +172,33 @@ def entry_labels(entries: Sequence[Entry]) -> tuple[str, ...]:
     return tuple(f"{group} s{seed}" for group, seed in entries)
 
 
-# Nobody has published these for a real model, so their defaults are what suits the pocket model.
-_CHOSEN_ON_POCKET = (
-    "strategy.population",
-    "generations",
-    "prompt.spread",
-    "gradient_steps",
-    "gradient_rate",
-)
+CHOSEN_ON_POCKET = "chosen on the pocket model; nobody has published a value"
+_UNPUBLISHED = "chosen; nobody has published a value"
+# Where the defaults come from.
+_SOURCES = {
+    "strategy.algorithm": PAPER,
+    "strategy.population": CHOSEN_ON_POCKET,
+    "strategy.differential_weight_min": "scipy's: F between 0.5 and 1",
+    "strategy.differential_weight_max": "scipy's: F between 0.5 and 1",
+    "strategy.crossover_rate": "evosax's",
+    "strategy.elitism": "evosax's: best/1/bin",
+    "generations": CHOSEN_ON_POCKET,
+    "prompt.length": _UNPUBLISHED,
+    "prompt.vocabulary_top": "Lester et al. 2021",
+    "prompt.spread": CHOSEN_ON_POCKET,
+    "gradient_steps": CHOSEN_ON_POCKET,
+    "gradient_rate": CHOSEN_ON_POCKET,
+    "constant": _UNPUBLISHED,
+    "mas_weight": "the manual of the VSM 2013",
+    "icl_examples": _UNPUBLISHED,
+}
+
+
+def setting_sources(settings: Settings) -> dict[str, str]:
+    """Return where the values of settings come from: the paper, a measurement, the user."""
+    default = settings_of(Settings())
+    known = {name: Default(default[name], source) for name, source in _SOURCES.items()}
+    return sources(settings, known)
 
 
 def pocket_defaults(settings: Settings) -> str:
@@ -184,15 +207,25 @@ def pocket_defaults(settings: Settings) -> str:
     For runs on other models. Empty if all of them were given other values.
     """
     given, default = settings_of(settings), settings_of(Settings())
-    left = [f"`{name}` {given[name]}" for name in _CHOSEN_ON_POCKET if given[name] == default[name]]
+    chosen = [name for name, source in _SOURCES.items() if source == CHOSEN_ON_POCKET]
+    left = [f"`{name}` {given[name]}" for name in chosen if given[name] == default[name]]
     if not left:
         return ""
     return f"chosen on the pocket model, since nobody has published a value: {', '.join(left)}"
 
 
+def limited(settings: Settings) -> Settings:
+    """Return the settings of the quick look that they ask for; as they are without `limit`."""
+    if settings.limit is None:
+        return settings
+    names = ("generations", "gradient_steps")
+    least = {name: min(getattr(settings, name), max(settings.limit, 1)) for name in names}
+    return dataclasses.replace(settings, **least)
+
+
 def check_settings(settings: Settings) -> None:
     """Raise UserError for values that no search can use."""
-    for name in ("generations", "save_every", "chunk", "replies"):
+    for name in ("generations", "save_every", "chunk", "replies", "limit"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"`{name}` {value} must be at least 1")

@@ -51,7 +51,13 @@ from jaxalign.methods.soft_prompt.search import (
     choose_search_mesh,
     log_int8_change,
 )
-from jaxalign.methods.soft_prompt.settings import Settings, entry_labels, pocket_defaults
+from jaxalign.methods.soft_prompt.settings import (
+    Settings,
+    entry_labels,
+    limited,
+    pocket_defaults,
+    setting_sources,
+)
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.algorithms.differential_evolution import DifferentialEvolution
 from jaxalign.optim.api import Optimizer
@@ -167,6 +173,7 @@ def tune_soft_prompt(
         seeds=tuple(seeds) if seed is None else (seed,),
         **settings,
     )
+    config = limited(config)
     if survey is not None and survey.sha256 == vsm().sha256:
         survey = None
     if out is not None:
@@ -224,6 +231,7 @@ def run_soft_prompt(
     """
     # Read and check everything that is quick, so that bad input is refused before anything is
     # loaded or written.
+    settings = limited(settings)
     out = _directory(settings)
     recorded = check_run(out, settings, settings.resume)
     _log.info(f"run directory: {out}")
@@ -264,7 +272,10 @@ def run_soft_prompt(
     if settings.checkpoints and jax.process_index() == 0:
         check_space(settings.checkpoints, saved_bytes, "checkpoints")
     writes_bytes = kept_bytes + (0 if settings.checkpoints else saved_bytes)
-    with Run.create(out, settings, facts, settings.resume, writes_bytes=writes_bytes) as run:
+    origin = setting_sources(settings)
+    with Run.create(
+        out, settings, facts, settings.resume, writes_bytes=writes_bytes, sources=origin
+    ) as run:
         for note in run.notes:
             _log.info(note)
         # The baselines come first: they take little, and a fault in them shows early.

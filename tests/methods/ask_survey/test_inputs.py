@@ -170,3 +170,15 @@ def test_prompts_that_do_not_fit_are_refused(files, tmp_path):
     wide = prompt_file(tmp_path, "wide", None, 7)
     with pytest.raises(UserError, match="embeddings are 7 wide and the model's 128"):
         read(files, countries=COUNTRIES, prompt=(wide,))
+
+
+def test_a_quick_look_asks_items_from_all_over_the_survey(files):
+    inputs = read(files, countries=COUNTRIES, limit=4)
+    everything = held_out_survey().items
+    step = len(everything) / 4
+    assert [item.id for item in inputs.survey.items] == [
+        everything[int(n * step)].id for n in range(4)
+    ]
+    assert set(inputs.survey.distributions["USA"]) <= {item.id for item in inputs.survey.items}
+    with pytest.raises(UserError, match="`limit` 0: give at least 1"):
+        read(files, limit=0)

@@ -28,9 +28,11 @@ from jaxalign.methods.culturespa.settings import (
     CultureSPASettings,
     check_settings,
     resolve_settings,
+    setting_sources,
 )
 from jaxalign.methods.culturespa.writer import FunctionWriter
 from jaxalign.pocket.society import held_out_survey, society_values_module
+from jaxalign.runs import settings_of
 from jaxalign.surveys.formats import read_answered
 from jaxalign.surveys.survey import Survey, to_json
 from jaxalign.training.defaults import resolve_training
@@ -288,6 +290,27 @@ def test_a_real_model_gets_the_papers_settings_and_the_pocket_model_its_own():
     assert resolve_settings(pocket, open_model()) == (pocket, ())
 
 
+def test_each_default_says_where_it_comes_from():
+    """Nothing that was measured on the pocket model reaches a real one; read off the values, so
+    that a resumed run, which is given all of them, says the same."""
+    record = settings_of(CultureSPASettings(), fixed_only=True)
+    found = {}
+    for name, files in (("pocket", open_model()), ("real", real_files())):
+        settings, _ = resolve_settings(CultureSPASettings(seeds=3), files)
+        found[name] = setting_sources(settings, files)
+        again, _ = resolve_settings(settings, files)
+        assert setting_sources(again, files) == found[name]
+        assert found[name].keys() <= record.keys()
+        assert found[name]["seeds"] == "given"
+        assert found[name]["lora.rank"] == "the paper's"
+    assert found["pocket"]["train.learning_rate"] == "measured on the pocket model"
+    assert found["real"]["train.learning_rate"] == "the paper's"
+    for name, source in found["real"].items():
+        assert "pocket" not in source or name == "guard"
+    given, _ = resolve_settings(CultureSPASettings(guard_tasks=("mmlu",)), real_files())
+    assert "guard" not in setting_sources(given, real_files())
+
+
 def test_the_documented_command_for_8b_gives_what_no_default_can():
     """The rest follows the model."""
     text = culturespa.__doc__
@@ -329,3 +352,11 @@ def test_a_real_model_is_asked_in_two_presentations_and_the_pocket_model_in_one(
     given, notes = resolve_settings(CultureSPASettings(presentations=("D",)), real)
     assert given.presentations == ("D",)
     assert not any("forms" in note for note in notes)
+
+
+def test_a_quick_look_writes_few_questions_under_one_seed():
+    for files in (open_model(), real_files()):
+        settings, _ = resolve_settings(CultureSPASettings(limit=3), files)
+        assert (settings.per_topic, settings.seeds) == (3, 1)
+        given, _ = resolve_settings(CultureSPASettings(limit=1, seeds=2), files)
+        assert (given.per_topic, given.seeds) == (2, 2)

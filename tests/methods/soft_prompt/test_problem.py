@@ -17,7 +17,12 @@ from jaxalign.methods.soft_prompt.problem import (
     recorded_start,
     start_text,
 )
-from jaxalign.methods.soft_prompt.settings import Settings, pocket_defaults
+from jaxalign.methods.soft_prompt.settings import (
+    Settings,
+    limited,
+    pocket_defaults,
+    setting_sources,
+)
 from jaxalign.methods.soft_prompt.space import SoftPromptConfig
 from jaxalign.optim.strategy import Strategy
 from jaxalign.pocket.society import held_out_survey
@@ -261,6 +266,11 @@ def test_a_real_model_is_told_which_settings_were_chosen_on_the_pocket_model():
     assert "`prompt.spread` 0.5, `gradient_steps` 100" in note
     assert "generations" not in note
     assert with_flags(note, Settings).endswith("--gradient-rate 0.05")
+    sources = setting_sources(Settings(generations=500, constant=0.0))
+    assert {sources[name] for name in ("generations", "constant")} == {"given"}
+    assert sources["strategy.algorithm"] == "the paper's"
+    for name in ("strategy.population", "prompt.spread", "gradient_rate"):
+        assert sources[name] == "chosen on the pocket model; nobody has published a value"
 
 
 def test_groups_below_the_country_and_borrowed_wording(tmp_path, monkeypatch, caplog):
@@ -312,3 +322,15 @@ def test_what_is_tuned_is_not_held_out(tmp_path):
     path.write_text(json.dumps(fields))
     said = refusal(Settings(held_out=path, countries=("USA",)))
     assert "every question of it is tuned on" in said
+
+
+def test_a_quick_look_is_short_and_keeps_held_out_items_beside_the_examples():
+    whole = Settings(limit=3, gradient_steps=2, generations=50)
+    settings = limited(whole)
+    assert (settings.generations, settings.gradient_steps, settings.limit) == (3, 2, 3)
+    assert limited(settings) == settings  # as a resumed run has them
+    problem = read_problem(settings)
+    assert len(problem.held_out_survey.items) == 3
+    assert len(problem.answered_survey.items) == 3 + settings.icl_examples
+    assert limited(Settings()) == Settings()
+    assert "`limit` 0" in refusal(Settings(limit=0))
