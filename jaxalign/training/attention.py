@@ -170,6 +170,7 @@ def _attend_in_units(
     q, k, v = (to_lanes(x[0], *lanes) for x in (q, k, v))
     segments_UxM = to_lanes(segments_T, *lanes)
     if fused is not None:
+        # Each unit as a row of its own, so that its tiles are the same wherever it stands.
         o = _attend_by_splash(fused, window, segments_UxM, q, k, v)
         return from_lanes(o, *lanes)[None]
     q, k, v = (x[:, None] for x in (q, k, v))

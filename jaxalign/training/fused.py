@@ -55,6 +55,7 @@ class Fused:
         """
         if self.mesh is None:
             return attend(*arrays)
+        # Seen from one row nothing is split; `vmap` adds the axis of rows to these specifications.
         whole = PartitionSpec()
         return jax.shard_map(
             attend, mesh=self.mesh, in_specs=whole, out_specs=whole, check_vma=False
@@ -99,6 +100,7 @@ def splash_attention(
     length = -(-T // block) * block
     # Computed in the kernel from positions: no mask of all queries and keys exists.
     within = splash_attention_mask.LocalMask((length, length), (window - 1, 0), offset=0)
+    # Tiles of the forward pass, of the gradients of keys and values, and of those of queries.
     tiles: dict[str, Any] = dict.fromkeys(
         ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), block
     )
@@ -114,6 +116,7 @@ def splash_attention(
     heads_first = (
         jnp.swapaxes(jnp.pad(x, ((0, length - T), (0, 0), (0, 0))), 0, 1) for x in (q, k, v)
     )
+    # What fills the last tile belongs to the padding, which no example sees.
     segments = jnp.pad(segments_T, (0, length - T))
     out = kernel(*heads_first, splash_attention_kernel.SegmentIds(segments, segments))
     return jnp.swapaxes(out, 0, 1)[:T]

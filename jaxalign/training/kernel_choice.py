@@ -80,6 +80,7 @@ def choose_kernel(
         UserError: If the kernel named cannot be used on these devices.
     """
     kernels, reason = available_kernels(config, mesh.shape[MODEL], examples, target_platform())
+    # A plan for chips that this machine lacks has devices of its own.
     here = mesh.devices.flat[0] in jax.devices()
     if option != "auto":
         if option not in kernels:
@@ -130,6 +131,7 @@ def measured_choice(
 
         def run(segments_T: jax.Array, *qkv: jax.Array) -> tuple[jax.Array, ...]:
             attend = attend_within(segments_T, window, examples, fused)
+            # Both passes count: a kernel that is fast forward alone does not help training.
             out, backward = jax.vjp(lambda *qkv: attend(*qkv, None) * used, *qkv)
             return out, *backward(g)
 

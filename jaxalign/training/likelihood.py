@@ -83,6 +83,7 @@ def answer_likelihoods(
     length = _rounded(max(longest, min(_SHORTEST_ROW, int(examples.lengths.sum()))))
     packed = pack(examples.lengths, length)
     answers = _rounded(max(int(examples.answers[row].sum()) for row in packed))
+    # Row, window and examples of a row: like all sizes of a program, from a few.
     sizes = length, min(_rounded(longest), length), _rounded(max(map(len, packed)))
     kernel = choose_kernel(config, mesh, *sizes).kernel
     count = shares * max(1, min(tokens_per_pass // length, len(packed)) // shares)

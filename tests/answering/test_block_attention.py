@@ -110,11 +110,11 @@ def test_answers_that_were_begun_continue_with_their_kernel(devices, tmp_path, m
         platforms = ("cpu",)
 
     plan = SimpleNamespace(shape=None)
-    choose = (
-        lambda: batch._kernel_and_file(  # noqa: E731
-            HALF, make_mesh(devices[:1]), plan, tmp_path, "exact-1"
-        )
-    )
+
+    def choose():
+        mesh = make_mesh(devices[:1])
+        return batch._kernel_and_file(HALF, mesh, plan, tmp_path, "exact-1")
+
     assert choose() == ("xla", "exact-1")
     monkeypatch.setitem(KERNELS._entries, "mine", Mine)
     monkeypatch.setattr(batch, "choose_block_kernel", lambda *_: KernelChoice("mine", "fastest"))
