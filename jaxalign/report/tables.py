@@ -19,30 +19,7 @@ from jaxalign.report.document import Cell, Document, Estimate, Figure, Link, Tab
 TABLES = "tables"
 _LONGEST_NAME = 48  # characters of a file's name, without its ending
 _NO_LAST_WORDS = frozenset(
-    ("a", "an", "and", "at", "by", "for", "from", "in", "is", "its", "no", "of", "on", "or")
-    + ("that", "the", "to", "with")
-)
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "at",
-        "by",
-        "for",
-        "from",
-        "in",
-        "is",
-        "its",
-        "no",
-        "of",
-        "on",
-        "or",
-        "that",
-        "the",
-        "to",
-        "with",
-    ]
+    "a an and at by for from in is its no of on or that the to with".split()  # noqa: SIM905
 )
 _LONGEST_TEXT = 28  # characters of a cell, above which LaTeX wraps its column
 _ROWS_OF_A_PAGE = 40
