@@ -18,6 +18,9 @@ from jaxalign.report.document import Cell, Document, Estimate, Figure, Link, Tab
 
 TABLES = "tables"
 _LONGEST_NAME = 48  # characters of a file's name, without its ending
+_NO_LAST_WORDS = frozenset(
+    "a an and at by for from in is its no of on or that the to with".split()  # noqa: SIM905
+)
 _LONGEST_TEXT = 28  # characters of a cell, above which LaTeX wraps its column
 _ROWS_OF_A_PAGE = 40
 
@@ -89,6 +92,8 @@ def file_name(title: str) -> str:
     name = "-".join(words)
     while len(name) > _LONGEST_NAME and len(words) > 1:
         words.pop()
+        while words[-1] in _NO_LAST_WORDS and len(words) > 1:
+            words.pop()
         name = "-".join(words)
     return name[:_LONGEST_NAME] or "table"
 

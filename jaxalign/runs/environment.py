@@ -42,6 +42,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": versions(),
         "platform": platform.platform(),
+        "cpu": describe_cpu(),
         "devices": {
             "backend": jax.default_backend(),
             "kind": devices[0].device_kind,
@@ -50,6 +51,25 @@ def environment() -> dict[str, Any]:
         },
         "git_revision": git_revision(Path(__file__).parents[2]),
     }
+
+
+def describe_cpu(info: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the model of the CPU and its widest vectors, on which last bits depend.
+
+    Args:
+        info: Where Linux describes it; elsewhere the machine's architecture is all that is known.
+    """
+    try:
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    # Each core is described; the first one counts.
+    pairs = (line.split(":", 1) for line in reversed(lines) if ":" in line)
+    fields = {name.strip(): value.split() for name, value in pairs}
+    flags = set(fields.get("flags", []))
+    vectors = [name for name in ("avx2", "avx512f", "amx_bf16") if name in flags]
+    model = " ".join(fields.get("model name", [])) or platform.machine()
+    return f"{model}, {vectors[-1]}" if vectors else model
 
 
 def git_revision(folder: Path) -> str | None:

@@ -13,6 +13,7 @@ from jaxalign.commands.reports.culturespa import write_culturespa_report
 from jaxalign.commands.reports.culturespa_plots import write_plots
 from jaxalign.commands.reports.culturespa_tables import prompting_sentences, show_result
 from jaxalign.core.files import plain, write_json
+from jaxalign.lm.model import open_model
 from jaxalign.methods.culturespa import CultureSPAResult, CultureSPASettings
 from jaxalign.methods.culturespa.inputs import read_inputs
 from jaxalign.methods.culturespa.measure import TUNED, Measured
@@ -35,7 +36,12 @@ def test_a_country_without_a_readable_answer_is_null_and_ends_no_run(tmp_path):
     survey = held_out_survey()
     tables = make_tables(survey, settings.countries)
     inputs = SimpleNamespace(
-        survey=survey, tables=tables, guard_name="", guard=GUARD, presentations=("A",)
+        files=open_model(),
+        survey=survey,
+        tables=tables,
+        guard_name="",
+        guard=GUARD,
+        presentations=("A",),
     )
     random = np.random.default_rng(0)
     shape = (2, 1, 2, len(survey.items))

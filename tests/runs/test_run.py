@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from jaxalign.core.errors import UserError
 from jaxalign.runs import MetricsFile, Run, check_run, may_change, plain, versions, write_json
-from jaxalign.runs.environment import git_revision
+from jaxalign.runs.environment import describe_cpu, git_revision
 
 FACTS = {"model_sha256": "ab" * 32, "survey_sha256": "cd" * 32}
 
@@ -75,6 +76,11 @@ def test_config_holds_all_settings_and_surroundings(tmp_path: Path) -> None:
     assert {"jax", "evosax", "numpy", "python"} <= fields["versions"].keys()
     assert fields["devices"]["count"] == 8
     assert {"platform", "git_revision", "started"} <= fields.keys()
+    info = tmp_path / "cpuinfo"
+    info.write_text("model name\t: A  Chip\nflags\t\t: avx avx2\n\nmodel name\t: B\nflags\t: avx\n")
+    assert describe_cpu(info) == "A Chip, avx2"
+    assert describe_cpu(tmp_path / "none") == platform.machine()
+    assert fields["cpu"] == describe_cpu()
 
 
 def test_git_revision_only_of_the_packages_own_checkout(tmp_path: Path) -> None:

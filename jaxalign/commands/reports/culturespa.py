@@ -196,7 +196,7 @@ def _methods(result: Mapping[str, Any], out: Path) -> Section:
         rows,
         digits=2,
     )
-    panel = Panel("", functools.partial(draw_methods, result=result), (8.6, 4.6), wide=True)
+    panel = Panel("", functools.partial(draw_methods, result=result), (5.0, 4.6))
     figure = Figure(
         "Mean score of each method",
         "One row per method with its mean and intervals, and vertical lines for answers that need "
@@ -352,7 +352,7 @@ def _selections(result: Mapping[str, Any], out: Path) -> Section:
         "The joint model by how its training data were selected",
         "One row per selection with its mean and intervals, and P1, which is not fine-tuned",
         out / "selection.png",
-        drawings("selection", [Panel("", draw, (7.2, 2.8), wide=True)]),
+        drawings("selection", [Panel("", draw, (5.0, 2.8))]),
         table,
         _ROW_KEYS,
     )

@@ -47,6 +47,7 @@ from jaxalign.lm.model import LM, load_model
 from jaxalign.methods.soft_prompt.problem import recorded_start
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
 from jaxalign.methods.soft_prompt.search import Search, choose_execution, choose_search_mesh
+from jaxalign.methods.soft_prompt.settings import pocket_defaults
 from jaxalign.runs import MetricsFile, Run, check_run
 from jaxalign.runs.console import progress_bars
 from jaxalign.runtime.mappings import forget_programs_near_limit
@@ -127,6 +128,9 @@ def sweep(settings: SweepSettings) -> None:
         cells = [cell for group in groups for batch in group.batches for cell in batch.cells]
         records = Records(run, cells)
         show_plan(groups, records.rows)
+        real = [group.problem.settings for group in groups if not group.problem.model.is_pocket]
+        for note in filter(None, dict.fromkeys(map(pocket_defaults, real))):
+            print(note)
         print(f"results go to {out}; stop at any time, the same command continues the sweep")
         programs = run_groups(settings, run, groups, records)
         finish(run, described, [records.rows[cell.number] for cell in cells], programs)
