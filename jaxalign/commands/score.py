@@ -169,7 +169,7 @@ def show(analysis: Mapping[str, Any]) -> None:
         ]
         for name, row in named
     ]
-    columns = ("", "aware", "unaware", *(line.replace("_", " ") for line in LINES))
+    columns = ("", "aware", "unaware", *LINES.values())
     print_table("Cultural alignment score × 100", columns, rows)
     print(
         "aware: asked as a person of the country; unaware: no country named; the other columns "

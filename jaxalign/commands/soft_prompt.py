@@ -32,9 +32,10 @@ from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.tune import run_soft_prompt
 from jaxalign.report.wording import number
 from jaxalign.runs.console import print_abbreviations, print_notes, print_table, progress_bars
+from jaxalign.stats.lines import TRIVIAL_NAMES
 
-# Columns of the table of losses: a line that needs no model, and its heading.
-_LINES = {"all_middle": "all 3", "smallest_integer": "best integers"}
+# Columns of the table of losses that need no model.
+_LINES = ("all_middle", "smallest_integer")
 # Columns of the held-out table: an entry of `result.json`, and the method whose label it has.
 _HELD_OUT = {
     "before": "naive",
@@ -77,7 +78,7 @@ def _print_losses(result: Mapping[str, Any]) -> None:
     sides = record.tuned_on(result), record.never_tuned_on(result)
     rows, others = [], {"naive": methods["naive"].label, "tuned": tuned} if sides[1] else {}
     digits = record.loss_digits(result)
-    lines = _LINES if record.has_scores(result) else {"uniform": "uniform"}
+    lines = _LINES if record.has_scores(result) else ("uniform",)
     for country, entry in result["countries"].items():
         trivial = result["trivial"][country]
         rows.append(
@@ -105,7 +106,7 @@ def _print_losses(result: Mapping[str, Any]) -> None:
             *(methods[key].label for key in compared),
             *(f"{label} on {where}, never tuned on" for label in others.values()),
             f"{tuned} {reading_words(other)}",
-            *lines.values(),
+            *(TRIVIAL_NAMES[name] for name in lines),
         ],
         rows,
     )
@@ -124,7 +125,7 @@ def _print_held_out(result: Mapping[str, Any]) -> None:
             *(methods[name].label for name in _HELD_OUT.values()),
             f"others' {tuned}",
             f"{tuned} - strongest of these baselines [95 %]",
-            *record.HELD_OUT_LINES,
+            *(key.label for key in record.HELD_OUT_LINES.values()),
         ],
         [
             [

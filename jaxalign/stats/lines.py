@@ -36,7 +36,15 @@ LINE_NAMES = {
     "own_mean": "own country's mean answer",
     "random_respondent": "a random respondent of the country",
 }
-"""What reports call the lines."""
+"""What terminal, figures and reports call the lines."""
+TRIVIAL_NAMES = LINE_NAMES | {
+    "all_middle": "answering 3 to everything",
+    "uniform_random": "random answers",
+    "smallest_integer": "best whole answers",
+    "another_country": "another country's scores",
+}
+"""What they call all answers that need no model, those of the six VSM scores
+(`jaxalign.stats.vsm.trivial_lines`) included."""
 
 
 def uniform_shares(tables: Tables) -> np.ndarray:

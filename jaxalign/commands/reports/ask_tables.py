@@ -216,7 +216,7 @@ def vsm_statements(record: Record) -> list[str]:
             said.append(
                 f"{record['rows'][key]['title']}: {number(mean)} points from the published scores "
                 f"({vsm['edition']}), summed over dimensions, mean over {len(by_country)} "
-                f"countries; answering 3 throughout: {number(sum(middle) / len(middle))}."
+                f"countries; answering 3 to everything: {number(sum(middle) / len(middle))}."
             )
     return said
 
@@ -241,7 +241,7 @@ def vsm_tables(record: Record) -> list[Table]:
     if vsm["published"]:
         keys = [key for key, by_country in vsm["distance"].items() if by_country]
         names = {
-            "all_middle": "Answering 3 throughout",
+            "all_middle": "Answering 3 to everything",
             "uniform_random": "Random answers",
             "smallest_integer": "Least with one integer per question",
         }

@@ -11,6 +11,7 @@ from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.methods.base import METHODS
 from jaxalign.methods.culturespa.result import SELECTION_MODELS
 from jaxalign.runs.console import print_abbreviations, print_notes, print_table
+from jaxalign.stats.alignment import LINES
 
 # Columns of counted replies: the key in `result.json` and its heading.
 REPLY_COLUMNS = {
@@ -49,7 +50,7 @@ def show_result(result: Mapping[str, Any]) -> None:
     print_table(
         "Answers that need no model",
         ["answers", "mean score"],
-        [[name.replace("_", " "), line["mean"]] for name, line in result["lines"].items()],
+        [[LINES.get(name, name), line["mean"]] for name, line in result["lines"].items()],
     )
     if rows := reply_rows(result):
         print_table("Sampled replies", ("method", *REPLY_COLUMNS.values()), rows)

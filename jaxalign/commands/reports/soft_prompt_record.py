@@ -12,28 +12,28 @@ from jaxalign.optim.strategy import DIFFERENTIAL_EVOLUTION
 from jaxalign.report.document import Key, is_number
 from jaxalign.report.palette import GREEN, INK, MUTED, ORANGE, SKY, VERMILION
 from jaxalign.report.wording import joined, number
-from jaxalign.stats.lines import LINE_NAMES
+from jaxalign.stats.lines import TRIVIAL_NAMES
 
 Result = Mapping[str, Any]
 
 KEYS = {method.key: method.legend() for method in SOFT_PROMPT_METHODS}
 _TRIVIAL = {
-    "all_middle": Key("answering 3 to everything", MUTED, "", "|"),
-    "uniform_random": Key("random answers", VERMILION, "", "|"),
-    "smallest_integer": Key("best whole answers", INK, "", "|"),
-    "uniform": Key(LINE_NAMES["uniform"], MUTED, "", "|"),
-    "midpoint": Key(LINE_NAMES["midpoint"], SKY, "", "|"),
-    "mean_of_others": Key(LINE_NAMES["mean_of_others"], ORANGE, "", "|"),
-    "another_country": Key("another country's scores", GREEN, "", "|"),
-    "own_mean": Key(LINE_NAMES["own_mean"], INK, "", "|"),
-    "random_respondent": Key(LINE_NAMES["random_respondent"], VERMILION, "", "|"),
+    "all_middle": Key(TRIVIAL_NAMES["all_middle"], MUTED, "", "|"),
+    "uniform_random": Key(TRIVIAL_NAMES["uniform_random"], VERMILION, "", "|"),
+    "smallest_integer": Key(TRIVIAL_NAMES["smallest_integer"], INK, "", "|"),
+    "uniform": Key(TRIVIAL_NAMES["uniform"], MUTED, "", "|"),
+    "midpoint": Key(TRIVIAL_NAMES["midpoint"], SKY, "", "|"),
+    "mean_of_others": Key(TRIVIAL_NAMES["mean_of_others"], ORANGE, "", "|"),
+    "another_country": Key(TRIVIAL_NAMES["another_country"], GREEN, "", "|"),
+    "own_mean": Key(TRIVIAL_NAMES["own_mean"], INK, "", "|"),
+    "random_respondent": Key(TRIVIAL_NAMES["random_respondent"], VERMILION, "", "|"),
 }
 # Those that figures show beside the methods. Random answers lie so far out that they would press
 # everything else together.
 DRAWN_LINES = ("all_middle", "smallest_integer", "uniform", "mean_of_others")
 HELD_OUT_LINES = {
-    "uniform": Key(LINE_NAMES["uniform"], MUTED, "", "|"),
-    "mean_of_others": Key(LINE_NAMES["mean_of_others"], INK, "", "|"),
+    "uniform": Key(TRIVIAL_NAMES["uniform"], MUTED, "", "|"),
+    "mean_of_others": Key(TRIVIAL_NAMES["mean_of_others"], INK, "", "|"),
 }
 # Entries of `held_out` in `result.json`, and the method that each is about.
 HELD_OUT = {

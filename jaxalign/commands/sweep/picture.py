@@ -11,6 +11,7 @@ import numpy as np
 from jaxalign.methods.soft_prompt.result import reading_words
 from jaxalign.report.drawing import new_figure, save_figure
 from jaxalign.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from jaxalign.stats.lines import TRIVIAL_NAMES
 
 # Strategies differ by shape as well as by colour.
 _STYLES = (
@@ -23,17 +24,17 @@ _STYLES = (
     ("#000000", "X"),
 )
 # What strategies are compared with: dashes of different lengths, in grey.
-_LOSS_LINES = {"naive": "plain question", "all_middle": "3 throughout"}
+_LOSS_LINES = {"naive": "plain question", "all_middle": TRIVIAL_NAMES["all_middle"]}
 _SCORE_LINES = {
     "naive": "plain question",
-    "uniform": "uniform answer",
-    "mean_of_others": "mean of other countries",
+    "uniform": TRIVIAL_NAMES["uniform"],
+    "mean_of_others": TRIVIAL_NAMES["mean_of_others"],
 }
 _DASHES = {
     "plain question": (0, (6, 2)),
-    "3 throughout": (0, (1, 2)),
-    "uniform answer": (0, (1, 2)),
-    "mean of other countries": (0, (4, 2, 1, 2)),
+    TRIVIAL_NAMES["all_middle"]: (0, (1, 2)),
+    TRIVIAL_NAMES["uniform"]: (0, (1, 2)),
+    TRIVIAL_NAMES["mean_of_others"]: (0, (4, 2, 1, 2)),
 }
 
 

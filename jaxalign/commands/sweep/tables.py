@@ -9,16 +9,9 @@ from jaxalign.commands.reports.soft_prompt_record import constants_words
 from jaxalign.commands.reports.validity import gate_note
 from jaxalign.methods.soft_prompt.result import reading_words
 from jaxalign.runs.console import print_abbreviations, print_table
-from jaxalign.stats.lines import LINE_NAMES
+from jaxalign.stats.lines import TRIVIAL_NAMES
 
 _NAME = ("model", "strategy", "tokens")
-_TRIVIAL = {
-    "all_middle": "3 throughout",
-    "uniform_random": "random answers",
-    "smallest_integer": "least with whole answers",
-    "mean_of_others": "mean of other countries",
-    "another_country": "another country's scores",
-}
 
 
 _MOST_COLUMNS = 6  # presentations; of more, as with all orders, only averages are shown
@@ -139,12 +132,12 @@ def _words(result: Mapping[str, Any], group: Mapping[str, Any]) -> str:
     """Return what a model's rows stand beside; all its strategies and prompt lengths share it."""
     settings = {"settings": {"anchor": result["anchor"]}}
     losses = [
-        f"{_TRIVIAL.get(name, name)} {value:.1f}"
+        f"{TRIVIAL_NAMES.get(name, name)} {value:.1f}"
         for name, value in group["lines"]["loss"].items()
         if value is not None
     ]
     scores = [
-        f"{LINE_NAMES.get(name, name)} {value:.3f}"
+        f"{TRIVIAL_NAMES.get(name, name)} {value:.3f}"
         for name, value in group["lines"]["held_out"].items()
         if value is not None
     ]
