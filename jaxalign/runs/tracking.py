@@ -99,8 +99,13 @@ class _TensorBoard:
         from tensorboardX import SummaryWriter
 
         if phase not in self._writers:
+            folder = self._folder / phase
+            # Files are named by the second they begin in, so a quick resume would overwrite one.
+            number = len(list(folder.glob("events.out.tfevents.*")))
             purge = {"purge_step": step} if self._resumed else {}
-            self._writers[phase] = SummaryWriter(str(self._folder / phase), **purge)
+            self._writers[phase] = SummaryWriter(
+                str(folder), filename_suffix=f".{number:04}", **purge
+            )
         writer = self._writers[phase]
         for name, value in values.items():
             writer.add_scalar(name, value, step)

@@ -45,7 +45,7 @@ def tracked(out: Path, track: TrackerName) -> None:
 
 def events(folder: Path) -> Iterator[Event]:
     """Yield the events of a folder's files: each has a length, a sum, its content and a sum."""
-    for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda p: p.stat().st_mtime_ns):
+    for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda path: path.suffix):
         content, place = path.read_bytes(), 0
         while place < len(content):
             (length,) = struct.unpack_from("<Q", content, place)
