@@ -28,6 +28,7 @@ from jaxalign.report.palette import (
     PURPLE,
     VERMILION,
 )
+from jaxalign.stats.alignment import LINES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
 
 # Answers without a model that are drawn as vertical lines: name in words, line style, colour.
 SHOWN_LINES = {
-    "random_option": ("random option", ":", MUTED),
-    "midpoint": ("scale midpoint", "-.", MUTED),
-    "another_country": ("another country's majority", "--", ORANGE),
-    "mean_of_others": ("mean of the others' majorities", "-", ORANGE),
-    "own_mean": ("own country's mean answer", "-", GREEN),
+    "random_option": (LINES["random_option"], ":", MUTED),
+    "midpoint": (LINES["midpoint"], "-.", MUTED),
+    "another_country": (LINES["another_country"], "--", ORANGE),
+    "mean_of_others": (LINES["mean_of_others"], "-", ORANGE),
+    "own_mean": (LINES["own_mean"], "-", GREEN),
 }
 
 _MOST_COUNTRIES = 9  # in a column of the figure by country
