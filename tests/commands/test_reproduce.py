@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -15,15 +16,17 @@ import tyro
 from jaxalign.commands import COMMANDS, load
 from jaxalign.commands.reproduce import replay as replay_module
 from jaxalign.commands.reproduce.command import ReproduceSettings, compare_with_paper
+from jaxalign.commands.reproduce.jobs import GUARD, JOBS, shortest_items
 from jaxalign.commands.reproduce.page import NOT_PUBLISHED, _Cells
 from jaxalign.commands.reproduce.published import read_paper
 from jaxalign.commands.reproduce.replay import Replayed, replay
-from jaxalign.commands.reproduce.runs import JOBS, find_runs
+from jaxalign.commands.reproduce.runs import find_runs
 from jaxalign.core.errors import UserError
 from jaxalign.methods.cultural_bench import Settings as BenchSettings
 from jaxalign.methods.culturespa import CultureSPASettings
 from jaxalign.methods.soft_prompt import Settings
 from jaxalign.runs import Run, settings_of
+from jaxalign.surveys.survey import Item, vsm
 from tests.support.report_samples import soft_prompt_sample
 
 DATA = os.environ.get("JAXALIGN_CULTURESPA_DATA")
@@ -89,9 +92,20 @@ def test_every_published_number_has_a_source(name: str) -> None:
 
 @pytest.mark.parametrize(("paper", "model"), [(p, m) for p in PAPERS for m in JOBS[p]])
 def test_the_jobs_are_command_lines(paper: str, model: str) -> None:
-    command, arguments = JOBS[paper][model]
-    config = tyro.cli(load(COMMANDS[command])[1], args=shlex.split(arguments))
-    assert config.model == (None if model == "pocket" else model)
+    for job in JOBS[paper][model]:
+        arguments = job.arguments.format(survey="s.json", countries="USA CHN", guard=GUARD)
+        config = tyro.cli(load(COMMANDS[job.command])[1], args=shlex.split(arguments))
+        assert config.model == (None if model == "pocket" else model)
+
+
+def test_a_small_survey_has_the_shortest_items_of_every_topic() -> None:
+    def item(name: str, topic: str, text: str) -> Item:
+        return Item(name, text, ("yes", "no"), (1, 2), topic=topic)
+
+    items = (item("a", "work", "long question"), item("b", "work", "short"), item("c", "god", "x"))
+    survey = dataclasses.replace(vsm(), name="three", items=items)
+    assert [i.id for i in shortest_items(survey).items] == ["b", "c"]
+    assert [i.id for i in shortest_items(survey, 2).items] == ["a", "b", "c"]
 
 
 def test_a_page_of_the_first_paper_links_what_was_measured_and_names_what_was_not(
@@ -181,7 +195,7 @@ def test_runs_are_made_once_and_studied(tmp_path: Path, monkeypatch: pytest.Monk
         studied.append(path)
         (path / "matrices.json").write_text("{}")
 
-    monkeypatch.setattr("jaxalign.commands.reproduce.runs._run_command", run_command)
+    monkeypatch.setattr("jaxalign.commands.reproduce.jobs._run_command", run_command)
     monkeypatch.delenv("JAXALIGN_CULTURESPA_DATA", raising=False)
     settings = ReproduceSettings("culturespa", models=("pocket",), out=tmp_path / "page")
     for _ in range(2):

@@ -1,14 +1,17 @@
 """Does it help to train toward the distribution of a persona's answers, not its likeliest option?
 
     python -m experiments.culturespa.studies.targets runs/culturespa
+    python -m experiments.culturespa.studies.targets runs/culturespa --presentations A B C D
+    python -m experiments.culturespa.targets --model smollm2 ...     # without a finished run
 
 Trains the joint and the specific models of a finished run again, on the same pairs, from the same
 starts and with the examples in the same order, toward the other target (`--train.target`): the
 probabilities of all options instead of the most likely one, or the reverse. Both are then compared,
 paired by question and seed: the alignment score over all of the run's presentations and in each
 alone, how varied the answers are beside people's (`jaxalign.stats.diversity`), and the guard.
-Writes targets.json into the run; what was trained is in RUN/targets, and an interrupted study
-continues. Takes as long as the run's own joint and specific models.
+`--presentations` asks in other forms than the run was trained in. Writes targets.json into the run;
+what was trained is in RUN/targets, and an interrupted study continues. Takes as long as the run's
+own joint and specific models.
 
 In a single presentation a model already answers with the distribution that it is trained toward, so
 that only the probability of no option at all is left to learn; in several, it is the mean over them
@@ -25,16 +28,14 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.culturespa.studies.finished import Finished, open_run, read_finished, reopen
+from experiments.culturespa.studies.finished import open_run, read_finished, reopen
 from jaxalign.commands.reports.culturespa_measure import diversity_table
 from jaxalign.commands.reports.culturespa_tables import INTERVALS, bounds, mean_cells
 from jaxalign.core.files import write_json
-from jaxalign.lm.lora import Adapter
 from jaxalign.methods.base import JOINT, P1, SPECIFIC
-from jaxalign.methods.culturespa.answer import answer_survey, answer_written
+from jaxalign.methods.culturespa.answer import COMPARED, answer_survey, answer_written
 from jaxalign.methods.culturespa.fine_tune import (
     AdapterFiles,
-    ModelName,
     adapter_folder,
     fine_tune,
     seed_tokens,
@@ -44,10 +45,14 @@ from jaxalign.methods.culturespa.inputs import Experiment
 from jaxalign.methods.culturespa.instrument import diversity_record, over_seeds
 from jaxalign.methods.culturespa.measure import Measured, measure
 from jaxalign.methods.culturespa.result import Scored, guard_record
-from jaxalign.methods.culturespa.select import TRAINED_UNDER
+from jaxalign.methods.culturespa.select import TRAINED_UNDER, Selection
+from jaxalign.methods.culturespa.styles import Style
 from jaxalign.report.document import Estimate, Table
 from jaxalign.runs import may_change
 from jaxalign.runs.console import main, print_table, progress_bars
+from jaxalign.surveys.presentations import check_presentations
+from jaxalign.surveys.responses import Responses
+from jaxalign.surveys.survey import Survey
 
 METHODS = (JOINT.key, SPECIFIC.key)
 TARGETS = ("option", "distribution")
@@ -59,56 +64,77 @@ class TargetsSettings:
 
     run: tyro.conf.Positional[Path] = may_change(Path("runs/culturespa"))
     """Directory of the run."""
+    presentations: tuple[str, ...] | None = may_change(None)
+    """Forms to ask both models in; default: those of the run."""
     quiet: bool = may_change(False)
     """Show no progress bars."""
 
 
 def run(settings: TargetsSettings) -> None:
     """Train toward the other target, and write and print the comparison."""
+    if settings.presentations is not None:
+        check_presentations(settings.presentations)
     finished = read_finished(settings.run)
     finished.require_joint_data()
     with progress_bars(quiet=settings.quiet) as on_progress:
         experiment = reopen(finished, on_progress)
         with open_run(finished, "targets", settings) as opened:
-            measured = measure_both(finished, experiment, opened.out)
-    record = compare(experiment, measured)
+            own = experiment.settings.train.target
+            other = TARGETS[own == TARGETS[0]]
+            study = toward(experiment, other, opened.out)
+            answered = answer_written(experiment, finished.questions)
+            trained = train(study, finished.questions, finished.selected, answered)
+            folders = {name: adapter_folder(experiment.out, name) for name in trained}
+            of_run = AdapterFiles(folders, experiment.lm.files)
+            forms = settings.presentations or experiment.inputs.presentations
+            survey = answer_survey(shown_in(experiment, forms), COMPARED)
+            measured = {
+                own: measure(shown_in(experiment, forms), of_run, survey),
+                other: measure(shown_in(study, forms), trained, survey),
+            }
+    record = compare(shown_in(experiment, forms), measured)
+    record["trained_in"] = list(experiment.inputs.presentations)
     write_json(finished.out / "targets.json", record)
     show(record)
 
 
-def measure_both(finished: Finished, experiment: Experiment, folder: Path) -> dict[str, Measured]:
-    """Return what the models of either target answer; those of the run are not asked again."""
-    own = experiment.settings.train
-    other = TARGETS[own.target == TARGETS[0]]
-    settings = dataclasses.replace(
-        experiment.settings, train=dataclasses.replace(own, target=other)
-    )
-    study = dataclasses.replace(experiment, settings=settings, out=folder)
-    survey = answer_survey(experiment)
-    trained = train(finished, experiment, study)
-    names = list(trained)
-    folders = {name: adapter_folder(experiment.out, name) for name in names}
-    return {
-        own.target: measure(experiment, AdapterFiles(folders, experiment.lm.files), survey),
-        other: measure(study, trained, survey),
-    }
+def toward(experiment: Experiment, target: str, folder: Path) -> Experiment:
+    """Return an experiment that trains toward a target, in a directory of its own."""
+    train = dataclasses.replace(experiment.settings.train, target=target)
+    settings = dataclasses.replace(experiment.settings, train=train)
+    return dataclasses.replace(experiment, settings=settings, out=folder)
+
+
+def shown_in(experiment: Experiment, forms: tuple[str, ...]) -> Experiment:
+    """Return an experiment whose survey is shown in other forms than its examples."""
+    inputs = dataclasses.replace(experiment.inputs, presentations=forms)
+    return dataclasses.replace(experiment, inputs=inputs)
 
 
 def train(
-    finished: Finished, experiment: Experiment, study: Experiment
-) -> Mapping[ModelName, Adapter]:
-    """Train the joint and the specific models toward the study's target."""
+    study: Experiment,
+    questions: Mapping[int, Survey],
+    selected: Mapping[int, Mapping[str, Selection]],
+    answered: Mapping[int, Mapping[Style, Responses]],
+) -> AdapterFiles:
+    """Train the joint and the specific models toward the study's target.
+
+    Args:
+        study: The experiment; its target and its directory count.
+        questions: The written questions by seed.
+        selected: The pairs by seed and model.
+        answered: What the unchanged model answers to the questions, by seed and style.
+    """
     style = TRAINED_UNDER[JOINT.key]
-    answered = answer_written(experiment, finished.questions)
     joint, specifics = {}, {}
-    for seed, selected in finished.selected.items():
-        tokens = seed_tokens(experiment, finished.questions[seed])
-        toward = None
+    for seed, selections in selected.items():
+        tokens = seed_tokens(study, questions[seed])
+        responses = None
         if study.settings.train.target == "distribution":
-            toward = answered[seed][style]
-        joint[seed, JOINT.key] = tokens.examples(selected[JOINT.key], style, toward)
-        for group, selection in selected[JOINT.key].by_group().items():
-            specifics[seed, specific(group)] = tokens.examples(selection, style, toward)
+            responses = answered[seed][style]
+        joint[seed, JOINT.key] = tokens.examples(selections[JOINT.key], style, responses)
+        for group, selection in selections[JOINT.key].by_group().items():
+            specifics[seed, specific(group)] = tokens.examples(selection, style, responses)
     return fine_tune(study, "shared", joint) | fine_tune(study, "specific", specifics)
 
 

@@ -20,16 +20,11 @@ from typing import ClassVar
 
 import tyro
 
+from jaxalign.commands.reproduce.jobs import Study, make_runs
 from jaxalign.commands.reproduce.page import Counts, write_page
 from jaxalign.commands.reproduce.published import PaperName, read_paper
-from jaxalign.commands.reproduce.replay import replay
-from jaxalign.commands.reproduce.runs import (
-    MODELS,
-    ModelName,
-    Study,
-    find_runs,
-    make_runs,
-)
+from jaxalign.commands.reproduce.replay import released_tables, replay
+from jaxalign.commands.reproduce.runs import MODELS, ModelName, find_runs
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import check_path, write_json
 from jaxalign.runs.console import print_table
@@ -53,7 +48,8 @@ class ReproduceSettings:
     """Models that have a column, and of which runs are made."""
     data: Path | None = None
     """Folder with the files that CultureSPA released, or a clone of its repository; default: the
-    folder that the environment variable JAXALIGN_CULTURESPA_DATA names, if there is one."""
+    folder that the environment variable JAXALIGN_CULTURESPA_DATA names, if there is one. Runs that
+    are made then also ask what 18 countries were asked."""
     adapter: Path | None = None
     """Folder of the published adapter; default: one below the folder of the released files."""
     out: Path | None = None
@@ -88,7 +84,8 @@ def compare_with_paper(settings: ReproduceSettings, studies: Mapping[str, Study]
     runs = find_runs(settings.runs) if settings.runs else []
     replayed = replay(paper, data, settings.adapter)
     if not settings.runs:
-        runs = make_runs(settings.paper, settings.models, out, studies, settings.quiet)
+        tables = None if data is None else released_tables(data)
+        runs = make_runs(settings.paper, settings.models, out, studies, tables, settings.quiet)
     models = [MODELS[name] for name in settings.models]
     pages, counts = write_page(settings.paper, paper, runs, replayed, out, models)
     checks = {

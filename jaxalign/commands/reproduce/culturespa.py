@@ -10,6 +10,13 @@ from jaxalign.commands.reproduce.runs import FinishedRun, Measured, setup_cells
 from jaxalign.report.document import Estimate
 
 _PROMPTED = ("joint", "specific")  # models that can be asked under every prompt style
+# Topics of the released survey, as those of the simulated society are called.
+_TOPICS = {
+    "trust and membership": "trust",
+    "science and technology": "science",
+    "religious values": "religion",
+    "ethical values": "ethics",
+}
 
 
 def values(run: FinishedRun) -> dict[str, dict[str, Measured]]:
@@ -73,7 +80,7 @@ def _selected(
     cultures: Counter[str] = Counter()
     for seed in result["selected"].values():
         for topic, row in seed["topics"].items():
-            topics[topic] += sum(row["pairs"].values())
+            topics[_TOPICS.get(topic, topic)] += sum(row["pairs"].values())
         cultures.update(seed["pairs"]["joint"])
     shares = []
     for name, counts in (("topic", topics), ("culture", cultures)):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from jaxalign.commands.reports.validity import gate_note
 from jaxalign.commands.reproduce import culturespa, soft_prompt
+from jaxalign.commands.reproduce.jobs import command_for
 from jaxalign.commands.reproduce.published import Paper, PaperName, PaperTable
 from jaxalign.commands.reproduce.replay import Replayed
-from jaxalign.commands.reproduce.runs import FinishedRun, Measured, command_for
+from jaxalign.commands.reproduce.runs import FinishedRun, Measured
 from jaxalign.core.errors import UserError
 from jaxalign.methods.base import METHODS
 from jaxalign.report.common import make_figure

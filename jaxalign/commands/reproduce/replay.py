@@ -71,9 +71,7 @@ def replay(paper: Paper, folder: Path | None, adapter: Path | None) -> list[Repl
     missing: dict[str, str] = {}
     for key, constant in (("all_middle_0", 0.0), ("all_middle_50", 50.0)):
         values[key] = _all_middle(constant)
-    found = None if folder is None else _below(folder, culturespa.QUESTIONS)
-    if folder is not None and found is None:
-        raise UserError(f"`data` {folder}: no {culturespa.QUESTIONS} in it or below")
+    found = None if folder is None else released_tables(folder)
     if found is not None and any(check.key == "p1" for check in paper.replay):
         for part in (_scores, _similarity, _questions):
             computed, absent = part(folder, found)
@@ -92,6 +90,14 @@ def replay(paper: Paper, folder: Path | None, adapter: Path | None) -> list[Repl
         value = values.get(check.key)
         replayed.append(Replayed(check, value, "" if value is not None else why))
     return replayed
+
+
+def released_tables(folder: Path) -> Path:
+    """Return the folder with the released tables, in a folder or below; UserError if none has."""
+    found = _below(folder, culturespa.QUESTIONS)
+    if found is None:
+        raise UserError(f"`data` {folder}: no {culturespa.QUESTIONS} in it or below")
+    return found
 
 
 def _below(folder: Path, name: str) -> Path | None:

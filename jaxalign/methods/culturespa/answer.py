@@ -154,14 +154,20 @@ def _reading(settings: CultureSPASettings, seed: int) -> Reading:
     return Sampled(settings.runs, settings.answering, seed, settings.batch_size)
 
 
-def answer_survey(experiment: Experiment) -> list[dict[Style, Responses]]:
-    """Ask the unchanged model the survey in every style, once per group of equivalent seeds.
+def answer_survey(
+    experiment: Experiment, styles: Sequence[Style] = STYLES
+) -> list[dict[Style, Responses]]:
+    """Ask the unchanged model the survey, once per group of equivalent seeds.
+
+    Args:
+        experiment: The run.
+        styles: The styles to ask in; default: all.
 
     Returns:
         Responses by style, for each of the settings' `seed_groups`.
     """
     inputs = experiment.inputs
-    asked = in_styles(inputs, STYLES, experiment.groups, inputs.survey)
+    asked = in_styles(inputs, styles, experiment.groups, inputs.survey)
     on_progress = experiment.reporting("2 answer the survey")
     return [
         ask(experiment, experiment.lm, BASE, asked, seeds[0], on_progress)[0]

@@ -33,7 +33,7 @@ from jaxalign.methods.culturespa.answer import (
 from jaxalign.methods.culturespa.fine_tune import ModelName, group_of, label, specific
 from jaxalign.methods.culturespa.inputs import Experiment, Inputs
 from jaxalign.methods.culturespa.select import TRAINED_UNDER
-from jaxalign.methods.culturespa.styles import STYLES, Style
+from jaxalign.methods.culturespa.styles import Style
 from jaxalign.surveys.responses import NOT_ANSWERS, Responses
 
 TUNED = tuple(method.key for method in FINE_TUNED)
@@ -93,7 +93,8 @@ def measure(
     Args:
         experiment: The run.
         adapters: The adapters by seed and model.
-        survey: What the unchanged model answers by style, for each group of equivalent seeds.
+        survey: What the unchanged model answers by style, for each group of equivalent seeds. Those
+            under which models were trained have to be there; the others may be left out.
     """
     replies, right, unchanged, abilities = _ask_each(experiment, adapters)
     groups = experiment.groups
@@ -108,7 +109,7 @@ def measure(
             for method in TUNED
         }
 
-    by_method = {style: [each[style] for each in survey] for style in STYLES} | {
+    by_method = {style: [each[style] for each in survey] for style in survey[0]} | {
         method: [r for name, r in replies.items() if _method(name) == method] for method in TUNED
     }
     return Measured(
@@ -160,7 +161,7 @@ def prompted_answers(
         read: What is taken from them; default: positions of options [R, N, C, Q].
     """
     answers = {}
-    for style in STYLES:
+    for style in survey[0]:
         # Seeds, whatever `read` puts first, groups.
         found = np.stack([read(replies[style]) for replies in survey])
         answers[style] = np.broadcast_to(found, (*found.shape[:2], len(groups), *found.shape[3:]))
