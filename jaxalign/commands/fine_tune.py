@@ -35,6 +35,7 @@ from jaxalign.report.figures import save_training_losses
 from jaxalign.runs import Run, check_run, identity_of, may_change, recorded_facts, with_flags
 from jaxalign.runs.checkpoints import Checkpoints, checkpoint_bytes
 from jaxalign.runs.console import progress_bars
+from jaxalign.runs.tracking import TrackerName
 from jaxalign.training.conversations import hold_out, read_conversations
 from jaxalign.training.defaults import resolve_training, training_sources
 from jaxalign.training.fine_tune import JOINT, merged_model, trained_adapters, trained_model
@@ -90,6 +91,10 @@ class Config:
     """Steps between checkpoints."""
     merge: bool = may_change(False)
     """Also write the whole model with the adapter merged into it."""
+    track: TrackerName | None = may_change(None)
+    """Where the rows of metrics are sent too, as they are written: wandb (Weights & Biases, which
+    follows its own variables, such as WANDB_MODE=offline and WANDB_PROJECT) or tensorboard (events
+    in the run's directory). Each needs the extra of its name: pip install 'jaxalign[wandb]'."""
     quiet: bool = may_change(False)
     """Show no progress bar."""
     verbose: bool = may_change(False)

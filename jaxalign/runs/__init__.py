@@ -4,6 +4,7 @@ run            the directory of one run: claimed by one process, resumed with th
 settings       settings by name, which of them may change, and how the command line spells them
 checkpoints    saved trees of arrays, and which run they belong to
 environment    versions, devices and the git revision that a run records
+tracking       metrics sent on to Weights & Biases or TensorBoard
 notes          what the library says: on the screen, and in the run's directory
 console        the command line: arguments, errors, progress, tables
 """

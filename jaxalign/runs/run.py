@@ -33,6 +33,7 @@ from jaxalign.core.seals import check_sealed, sealed
 from jaxalign.runs.environment import environment, versions
 from jaxalign.runs.notes import keep_notes_in
 from jaxalign.runs.settings import check_facts, check_settings, settings_of
+from jaxalign.runs.tracking import Tracker, check_tracker, numbers, open_tracker
 
 _log = logging.getLogger("jaxalign")
 FORMAT = "jaxalign run 1"
@@ -61,6 +62,7 @@ class Run:
     notes: tuple[str, ...]
     metrics: MetricsFile
     _lock: int | None
+    _tracker: Tracker | None = None
 
     @classmethod
     def create(
@@ -77,7 +79,7 @@ class Run:
 
         Args:
             out: The directory; made if it is missing.
-            config: The settings, a dataclass.
+            config: The settings, a dataclass. With a field `track`, metrics go to that tracker too.
             facts: What a result depends on besides (hashes of model and survey). Like settings,
                 they must be the same when the run is resumed.
             resume: Whether to continue the run in `out`; where there is none, a new one begins.
@@ -100,6 +102,7 @@ class Run:
             lock = _claim(out)
             try:
                 resumed, notes = _begin(out, config, facts, resume, sources or {})
+                tracker = _tracker_of(out, config, resumed)
             except BaseException:
                 os.close(lock)
                 raise
@@ -110,12 +113,25 @@ class Run:
         if getattr(config, "resume", False) and not resumed:
             _log.info(f"{out} holds no run to continue: a new one begins")
         _share_verdict("resumed" if resumed else "new")
-        return cls(out, resumed, True, notes, metrics, lock)
+        return cls(out, resumed, True, notes, metrics, lock, tracker)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to `metrics.jsonl`; call it before saving that step's checkpoint."""
         if self.writes:
             self.metrics.append(row)
+            self.track(row, self.metrics.step)
+
+    def track(self, row: Mapping[str, Any], axis: str = "step", phase: str = "") -> None:
+        """Send a row of metrics to the run's tracker, where it has one.
+
+        Args:
+            row: The row; numbers count, also those of inner objects.
+            axis: The field that orders the rows.
+            phase: The part of the run that counts these steps; "" for the whole run.
+        """
+        if self._tracker is not None:
+            values = {key: value for key, value in row.items() if key != axis}
+            self._tracker.log(phase, axis, int(row[axis]), dict(numbers(values)))
 
     def rewind(self, last: int) -> None:
         """Drop metrics after the checkpointed step `last`; -1 drops all of them."""
@@ -127,8 +143,11 @@ class Run:
         if self.writes:
             write_json(self.out / name, value)
 
-    def close(self) -> None:
-        """Release the directory for other processes."""
+    def close(self, failed: bool = False) -> None:
+        """Release the directory for other processes, and end the tracked run."""
+        if self._tracker is not None:
+            self._tracker.close(failed)
+            self._tracker = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -142,7 +161,7 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(failed=error is not None)
 
 
 def check_run(out: Path, config: Any, resume: bool = False) -> dict[str, Any]:
@@ -153,12 +172,13 @@ def check_run(out: Path, config: Any, resume: bool = False) -> dict[str, Any]:
         than 0.
 
     Raises:
-        UserError: The directory cannot be written to, is in use by another process, holds a run
-            although `resume` is False, holds something that is no run, or holds a run that began
-            with other settings.
+        UserError: The package of a tracker is missing, or the directory cannot be written to, is in
+            use by another process, holds a run although `resume` is False, holds something that is
+            no run, or holds a run that began with other settings.
     """
     if jax.process_index() != 0:
         return {}
+    check_tracker(getattr(config, "track", None))
     check_path(out, "out")
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -195,6 +215,14 @@ def recorded_facts(out: Path, resume: bool) -> dict[str, Any]:
     check_path(out, "out")
     fields = _config_fields(out) if resume and out.is_dir() else None
     return {} if fields is None else fields["facts"]
+
+
+def _tracker_of(out: Path, config: Any, resumed: bool) -> Tracker | None:
+    name = getattr(config, "track", None)
+    if name is None:
+        return None
+    run_id, _ = recorded_run(out)
+    return open_tracker(name, out, run_id[:16], settings_of(config), resumed)
 
 
 def _claim(out: Path) -> int:

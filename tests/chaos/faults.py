@@ -353,9 +353,9 @@ def hostile_files(bench: Bench, job: Job, chance: random.Random) -> Verdict:
     folder = bench.new_folder()
     canary, out = folder / "canary", folder / "run"
     kind = chance.choice([k for k in sorted(FILES) if k != "prompt texts" or job.texts])
-    more = FILES[kind](bench, job, folder, canary, chance)
+    job = FILES[kind](bench, job, folder, canary, chance)
     begun = (out / "config.json").exists()
-    ended = run_here(job.name, [*job.arguments(out, resume=begun), *more])
+    ended = run_here(job.name, job.arguments(out, resume=begun))
     if canary.exists():
         return Verdict(LOST, f"{kind}: the code ran: {ended.said[-2000:]}")
     if ended.code != 0 and not ended.in_one_line:

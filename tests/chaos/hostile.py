@@ -5,6 +5,7 @@ The code would make a file, the canary.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import random
@@ -50,13 +51,22 @@ def _model(folder: Path) -> Path:
     return copy
 
 
+def _of_model(job: Job, model: Path, folder: Path) -> Job:
+    """Return the job with another model; a sweep names it in its file."""
+    if job.name != "sweep":
+        return dataclasses.replace(job, settings=(*job.settings, "--model", str(model)))
+    given, *others = job.settings
+    file = folder / "sweep.toml"
+    models = f"models = [{json.dumps(str(model))}]\n"
+    file.write_text(models + Path(given).read_text("utf-8"), "utf-8")
+    return dataclasses.replace(job, settings=(str(file), *others))
+
+
 def _edit(path: Path, **fields: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | fields), "utf-8")
 
 
-def chat_template(
-    bench: Bench, job: Job, folder: Path, canary: Path, chance: random.Random
-) -> list[str]:
+def chat_template(bench: Bench, job: Job, folder: Path, canary: Path, chance: random.Random) -> Job:
     """A model whose chat template runs code."""
     model = _model(folder)
     path = model / "tokenizer_config.json"
@@ -64,12 +74,10 @@ def chat_template(
     _edit(path, chat_template=_payload(canary, chance) + template)
     if chance.random() < 0.5:
         (model / "chat_template.jinja").write_text(_payload(canary, chance) + template, "utf-8")
-    return ["--model", str(model)]
+    return _of_model(job, model, folder)
 
 
-def tokenizer(
-    bench: Bench, job: Job, folder: Path, canary: Path, chance: random.Random
-) -> list[str]:
+def tokenizer(bench: Bench, job: Job, folder: Path, canary: Path, chance: random.Random) -> Job:
     """A model with modules of its own for its tokenizer, its configuration and itself."""
     model = _model(folder)
     code = f"open({str(canary)!r}, 'w').close()\nclass Evil: pass\n"
@@ -82,12 +90,12 @@ def tokenizer(
     )
     auto = {"AutoConfig": "configuration_evil.Evil", "AutoModelForCausalLM": "modeling_evil.Evil"}
     _edit(model / "config.json", auto_map=auto)
-    return ["--model", str(model)]
+    return _of_model(job, model, folder)
 
 
 def pickled_weights(
     bench: Bench, job: Job, folder: Path, canary: Path, chance: random.Random
-) -> list[str]:
+) -> Job:
     """A model whose weights are a pickle."""
     model = _model(folder)
     if chance.random() < 0.5:
@@ -95,22 +103,20 @@ def pickled_weights(
     evil = pickle.dumps(_Runs(f"touch {canary}"))
     for name in ("pytorch_model.bin", "training_args.bin", "tokenizer.model"):
         (model / name).write_bytes(evil)
-    return ["--model", str(model)]
+    return _of_model(job, model, folder)
 
 
-def prompt_texts(
-    bench: Bench, job: Job, folder: Path, canary: Path, chance: random.Random
-) -> list[str]:
+def prompt_texts(bench: Bench, job: Job, folder: Path, canary: Path, chance: random.Random) -> Job:
     """A folder of prompt texts that run code."""
     texts = folder / "texts"
     shutil.copytree(MODEL_FOLDER / "prompts", texts)
     for path in texts.glob("*.jinja"):
         path.write_text(path.read_text("utf-8") + _payload(canary, chance), "utf-8")
     assert job.texts is not None
-    return [job.texts, str(texts)]
+    return dataclasses.replace(job, settings=(*job.settings, job.texts, str(texts)))
 
 
-def record(bench: Bench, job: Job, folder: Path, canary: Path, chance: random.Random) -> list[str]:
+def record(bench: Bench, job: Job, folder: Path, canary: Path, chance: random.Random) -> Job:
     """A run from a stranger: code in every text of its JSON, and pickles for its arrays."""
     out = folder / "run"
     bench.stopped(job.name, chance, out)
@@ -129,10 +135,10 @@ def record(bench: Bench, job: Job, folder: Path, canary: Path, chance: random.Ra
         path.write_text(json.dumps(evil(json.loads(path.read_text("utf-8")))), "utf-8")
     for path in arrays:
         path.write_bytes(pickle.dumps(_Runs(f"touch {canary}")))
-    return []
+    return job
 
 
-FILES: dict[str, Callable[[Bench, Job, Path, Path, random.Random], list[str]]] = {
+FILES: dict[str, Callable[[Bench, Job, Path, Path, random.Random], Job]] = {
     "chat template": chat_template,
     "tokenizer and modules": tokenizer,
     "pickled weights": pickled_weights,

@@ -20,7 +20,7 @@ from tests.supply_chain.dependencies import (
     requirements_of,
 )
 
-OPTIONAL = ("survey", "gguf", "gcs", "eval", "cuda", "tpu")
+OPTIONAL = ("survey", "gguf", "gcs", "tensorboard", "wandb", "eval", "cuda", "tpu")
 
 
 def test_the_package_declares_what_it_imports() -> None:

@@ -335,6 +335,12 @@ def train(
     )
     _log.debug(trainer.describe())
     log = MetricsFile(folder / f"{program}.jsonl", "step")
+
+    def keep(row: Mapping[str, Any]) -> None:
+        log.append(row)
+        if experiment.run is not None:
+            experiment.run.track(row, phase=program)
+
     identity = identity_of(settings, program, sorted(map(list, drawn_as)))
     with Checkpoints(folder / program, identity=identity) as checkpoints:
         weights = fit(
@@ -343,7 +349,7 @@ def train(
             checkpoints,
             settings.save_every,
             begin=lambda step: log.rewind(step or -1),
-            log=log.append,
+            log=keep,
             held_out=HeldOutLoss(trainer, _by_label(held_out)) if held_out else None,
             on_progress=experiment.reporting(f"4 fine-tune {program}"),
             set_aside=set_aside.__setitem__,

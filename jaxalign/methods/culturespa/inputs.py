@@ -35,6 +35,7 @@ from jaxalign.methods.culturespa.write import WritingSettings, check_requests_fi
 from jaxalign.pocket.general import general_questions
 from jaxalign.pocket.society import held_out_survey, society_values_module
 from jaxalign.prompts import untranslated
+from jaxalign.runs import Run
 from jaxalign.surveys.choice_test import ChoiceTest
 from jaxalign.surveys.formats import read_answered, read_any
 from jaxalign.surveys.names import group_within
@@ -122,6 +123,7 @@ class Experiment:
         out: Directory of the run.
         on_progress: Called by long steps.
         ability_test: What measures general abilities in place of the guard's questions.
+        run: The run, where metrics of training are sent on; None sends none.
     """
 
     settings: CultureSPASettings
@@ -130,6 +132,7 @@ class Experiment:
     out: Path
     on_progress: OnProgress = ignore
     ability_test: AbilityTest | None = None
+    run: Run | None = None
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -159,7 +159,7 @@ def run_culturespa(
         for note in run.notes:
             _log.info(note)
         test = ability_test if settings.guard_tasks else None
-        experiment = Experiment(settings, inputs, lm, out, on_progress, test)
+        experiment = Experiment(settings, inputs, lm, out, on_progress, test, run)
         if steps is not None:
             training_steps.write_steps(out, steps)
         STAGES.begin("write", f"questions for {_seeds_words(settings.seeds)}")

@@ -26,6 +26,7 @@ from jaxalign.methods.culturespa.styles import P3_CHOICES, Examples, P3Form
 from jaxalign.methods.culturespa.write import PUBLISHED_SAMPLING
 from jaxalign.methods.endpoint import Endpoint
 from jaxalign.runs import may_change, settings_of
+from jaxalign.runs.tracking import TrackerName
 from jaxalign.runtime.platform import target_platform
 from jaxalign.surveys.options import SurveyOptions, check_options
 from jaxalign.surveys.presentations import FORMS, check_presentations, default_presentations
@@ -170,6 +171,10 @@ class CultureSPASettings(SurveyOptions):
     """Number of devices that share one copy of the weights; default: as few as memory allows."""
     save_every: int = may_change(50)
     """Number of training steps between checkpoints."""
+    track: TrackerName | None = may_change(None)
+    """Where the rows of metrics are sent too, as they are written: wandb (Weights & Biases, which
+    follows its own variables, such as WANDB_MODE=offline and WANDB_PROJECT) or tensorboard (events
+    in the run's directory). Each needs the extra of its name: pip install 'jaxalign[wandb]'."""
     quiet: bool = may_change(False)
     """Show no progress bars."""
     verbose: bool = may_change(False)

@@ -17,6 +17,7 @@ from jaxalign.optim.evolve import Entry, entries_of
 from jaxalign.optim.strategy import Strategy
 from jaxalign.runs import may_change, settings_of
 from jaxalign.runs.settings import also_called
+from jaxalign.runs.tracking import TrackerName
 from jaxalign.surveys.hofstede import DEFAULT_EDITION, DIMENSIONS
 from jaxalign.surveys.options import SurveyOptions, check_options
 from jaxalign.surveys.presentations import check_presentations
@@ -133,6 +134,10 @@ class Settings(SurveyOptions):
     checkpoints: str | None = may_change(None)
     """Directory of the checkpoints, shared by all processes, or gs://bucket/folder; default: a
     folder in --out."""
+    track: TrackerName | None = may_change(None)
+    """Where the rows of metrics are sent too, as they are written: wandb (Weights & Biases, which
+    follows its own variables, such as WANDB_MODE=offline and WANDB_PROJECT) or tensorboard (events
+    in the run's directory). Each needs the extra of its name: pip install 'jaxalign[wandb]'."""
     quiet: bool = may_change(False)
     """Whether to hide the progress bar."""
     verbose: bool = may_change(False)
