@@ -28,7 +28,13 @@ from jaxalign.commands.reports.ask_tables import VERDICTS
 from jaxalign.commands.reports.validity import judged
 from jaxalign.core.progress import one_step
 from jaxalign.methods.ask_survey import AskSettings, ask_survey
-from jaxalign.runs.console import print_abbreviations, print_notes, print_table, progress_bars
+from jaxalign.runs.console import (
+    print_abbreviations,
+    print_notes,
+    print_table,
+    print_wrapped,
+    progress_bars,
+)
 from jaxalign.stats.alignment import LINES
 
 _MOST_SHOWN = 8  # presentations that are printed; all orders of five options are 120
@@ -44,7 +50,7 @@ def ask(settings: AskSettings) -> None:
     print_notes(verdict_notes(run.record))
     show(judged(run.record, gate_of(run.record)))
     for statement in statements(run.record, run.analyses):
-        print(f"- {statement}")
+        print_wrapped(f"- {statement}")
     titles = (row["title"] for row in run.record["rows"].values())
     print_abbreviations((*titles, *statements(run.record, run.analyses)))
     print(f"everything is in {run.out}")

@@ -31,7 +31,13 @@ from jaxalign.methods.soft_prompt.result import reading_words, readings
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.methods.soft_prompt.tune import run_soft_prompt
 from jaxalign.report.wording import number
-from jaxalign.runs.console import print_abbreviations, print_notes, print_table, progress_bars
+from jaxalign.runs.console import (
+    print_abbreviations,
+    print_notes,
+    print_table,
+    print_wrapped,
+    progress_bars,
+)
 from jaxalign.stats.lines import TRIVIAL_NAMES
 
 # Columns of the table of losses that need no model.
@@ -65,7 +71,7 @@ def print_result(result: Mapping[str, Any]) -> None:
     _print_losses(result)
     _print_held_out(result)
     for statement in statements(result):
-        print(f"- {statement}")
+        print_wrapped(f"- {statement}")
     algorithm, reading = result["settings"]["strategy.algorithm"], readings(result)[0]
     labels = (method.label for method in soft_prompt_methods(algorithm, reading).values())
     print_abbreviations((*labels, *statements(result)))

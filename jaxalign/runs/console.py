@@ -465,7 +465,8 @@ def print_notes(notes: Iterable[_Note], file: TextIO | None = None) -> None:
     console = Console(file=file or drawing_stream(), highlight=False)
     for note in notes:
         lead = (visible(note.lead), _STYLES.get(note.kind, "bold"))
-        console.print(Text.assemble(lead, " ", visible(note.text)), soft_wrap=True)
+        text = Text.assemble(lead, " ", visible(note.text))
+        console.print(text, soft_wrap=not console.is_terminal)
 
 
 def print_abbreviations(texts: Iterable[str], file: TextIO | None = None) -> None:
