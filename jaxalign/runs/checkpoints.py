@@ -66,13 +66,16 @@ class Checkpoints:
         """
         from orbax.checkpoint import v1 as ocp
 
+        from jaxalign.runs.literal_path import LiteralPath
+
         training = ocp.training
         self._keep, self._asynchronous, self._identity = keep, asynchronous, identity
         # What waits for the save that is still being written.
         self._pending: Callable[[], object] | None = None
         self.directory = location(directory)
+        local = isinstance(self.directory, Path)
         self._checkpointer = training.Checkpointer(
-            self.directory,
+            LiteralPath(self.directory) if local else self.directory,
             context=_context(),
             # Save whenever asked: orbax's default skips a step while another is being written.
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),

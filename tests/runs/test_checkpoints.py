@@ -108,6 +108,23 @@ def test_a_relative_directory_works(tmp_path, monkeypatch):
     assert latest_step("here") == 1
 
 
+@pytest.mark.parametrize("name", ["[a-z]", "run[1]", "[!x] *? {a,b}", "**", "new\nline", "%s é"])
+def test_a_name_that_reads_as_a_pattern_is_a_name(name, tmp_path):
+    """Orbax looks for files by a pattern that the directory's own name is part of."""
+    saved = {"x": jnp.arange(4.0), "n": jnp.int32(3)}
+    with Checkpoints(tmp_path / name) as checkpoints:
+        checkpoints.save(1, saved)
+        with checkpoints.part(name) as part:
+            part.save(2, saved)
+    assert latest_step(tmp_path / name) == 1
+    with Checkpoints(tmp_path / name) as again:  # nothing is remembered from the save
+        assert again.restore(abstract_tree(saved))[0] == 1
+        with again.part(name) as part:
+            step, found = part.restore(abstract_tree(saved))
+    assert step == 2
+    assert equal(found, saved)
+
+
 def test_looking_for_a_step_makes_nothing(tmp_path):
     assert latest_step(tmp_path) is None
     assert latest_step(tmp_path / "missing") is None
