@@ -315,6 +315,14 @@ def _checked_prompt(prompt: np.ndarray, path: Path, hidden_size: int | None) -> 
     prompt = np.ascontiguousarray(prompt, dtype=np.float32)
     if not np.isfinite(prompt).all():
         raise UserError(f"{path}: the prompt has {np.sum(~np.isfinite(prompt))} non-finite numbers")
+    # The model divides by the root of a mean square; an infinite one would leave zeros, unseen.
+    squares_M = np.square(prompt, dtype=np.float64).sum(-1)
+    if squares_M.max() > np.finfo(np.float32).max:
+        raise UserError(
+            f"{path}: the prompt's token {int(squares_M.argmax()) + 1} has numbers up to "
+            f"{np.abs(prompt[squares_M.argmax()]).max():.1e}, whose squares overflow in the model; "
+            "its training went wrong"
+        )
     return prompt
 
 

@@ -23,7 +23,7 @@ from jaxalign.lm.peft import (
     save_prompt,
     save_prompt_tuning,
 )
-from jaxalign.lm.transformer import Llama
+from jaxalign.lm.transformer import Llama, rms_norm
 from jaxalign.lm.weights import abstract_params, block_weights, is_weight, weight_tree
 
 D = 12
@@ -78,6 +78,7 @@ def damaged_prompts(folder: Path) -> dict[str, Path]:
         "no-tokens": ({"prompt": PROMPT[:0]}, ours),
         "integers": ({"prompt": PROMPT.astype(np.int32)}, ours),
         "not-finite": ({"prompt": PROMPT * np.float32(np.nan)}, ours),
+        "squares-overflow": ({"prompt": np.full_like(PROMPT, 1e20)}, ours),
     }
     for name, (contents, metadata) in tensors.items():
         files[name] = folder / name
@@ -96,6 +97,21 @@ def test_damaged_prompts_are_named_on_one_line(tmp_path):
     with pytest.raises(UserError, match="non-finite"):
         save_prompt(tmp_path / "nan", PROMPT * np.nan, {})
     assert not (tmp_path / "nan").exists()
+
+
+def test_the_largest_prompt_is_the_one_whose_squares_the_model_can_add(tmp_path):
+    """Beyond it `rms_norm` divides by infinity, and every token reads as zeros."""
+    largest = np.sqrt(np.finfo(np.float32).max / D)
+    scale = jnp.ones(D)
+    for factor, taken in ((0.9, True), (1.1, False)):
+        prompt = np.full((3, D), factor * largest, np.float32)
+        assert bool(rms_norm(jnp.asarray(prompt), scale, 1e-5).any()) == taken
+        if taken:
+            save_prompt(tmp_path / "large", prompt, METADATA)
+            np.testing.assert_array_equal(load_prompt(tmp_path / "large")[0], prompt)
+        else:
+            with pytest.raises(UserError, match=r"the prompt's token 1 .* squares overflow"):
+                save_prompt(tmp_path / "too large", prompt, METADATA)
 
 
 @settings(max_examples=25, deadline=None)
