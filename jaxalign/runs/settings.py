@@ -119,7 +119,8 @@ def _check_equal(out: Path, now: Mapping[str, Any], then: Mapping[str, Any], spe
     more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
     values = "value" if len(names) == 1 else "values"
     raise UserError(
-        f"`resume` {out}: {'; '.join(changes)}{more}; give the old {values}, or another `out`"
+        f"`resume` {out}: {'; '.join(changes)}{more}; give the old {values}, which config.json "
+        "records, or another `out`"
     )
 
 

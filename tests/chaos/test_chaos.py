@@ -70,6 +70,9 @@ def test_a_message_names_a_file_or_the_folder_it_is_in(tmp_path):
     assert not _line_about(ended, tmp_path / "result.json", tmp_path)
     swapped = Ended(2, f"error: {tmp_path}/log.jsonl, line 1: not what was written there", "")
     assert _line_about(swapped, tmp_path / ".log.jsonl.sums", tmp_path)
+    other = f"error: --resume {tmp_path}: --seed was 7 and is 0 now; give the old value, which "
+    other = Ended(2, other + "config.json records, or another --out", "")
+    assert _line_about(other, tmp_path / "config.json", tmp_path) == other.said
     ordinary = Ended(0, "4/6 fine-tune: training 12 models", "")
     assert not _line_about(ordinary, tmp_path / "training" / "3" / "state", tmp_path)
 
