@@ -7,14 +7,14 @@ from typing import Any
 
 from jaxalign.commands.reports.soft_prompt_record import constants_words
 from jaxalign.commands.reports.sweep import strategy_names
-from jaxalign.commands.reports.sweep_words import ranking_words, strategy_words
+from jaxalign.commands.reports.sweep_words import ranking_words
 from jaxalign.commands.reports.validity import gate_note
 from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.methods.soft_prompt.result import reading_words
 from jaxalign.runs.console import print_abbreviations, print_notes, print_table
 from jaxalign.stats.lines import TRIVIAL_NAMES
 
-_NAME = ("model", "strategy", "tokens")
+_NAME = ("model", "strategy", "algorithm", "tokens")
 
 
 _MOST_COLUMNS = 6  # presentations; of more, as with all orders, only averages are shown
@@ -131,9 +131,7 @@ def _gate_line(group: Mapping[str, Any]) -> str:
 
 
 def _name(group: Mapping[str, Any]) -> list[Any]:
-    # A space that no line is broken at.
-    name = strategy_words(group["strategy"], group["algorithm"]).replace(" ", "\xa0")
-    return [group["model"], name, group["prompt_length"]]
+    return [group["model"], group["strategy"], group["algorithm"], group["prompt_length"]]
 
 
 def _words(result: Mapping[str, Any], group: Mapping[str, Any]) -> str:
