@@ -19,7 +19,9 @@ from jaxalign.commands.reports import cultural_bench_report, soft_prompt_report
 from jaxalign.commands.reports.ask import ask_report
 from jaxalign.commands.reports.culturespa import write_culturespa_report
 from jaxalign.commands.reports.culturespa_plots import write_plots
+from jaxalign.commands.reports.sweep import sweep_report
 from jaxalign.commands.resume import command_of, read_settings, run_folder
+from jaxalign.commands.sweep.status import CELLS
 from jaxalign.core.errors import UserError
 from jaxalign.core.json_text import read_object
 
@@ -51,13 +53,15 @@ def write_report_of(run: Path) -> tuple[Path, Path]:
         UserError: There is no run, it is not finished, or runs of its command have no report.
     """
     run = run_folder(run)
-    command = command_of(run, read_settings(run))
+    settings = read_settings(run)
+    command = "sweep" if (run / CELLS).exists() else command_of(run, settings)
     if command not in _WRITERS:
         raise UserError(
             f"`run` {run}: runs of {command} have no report; those of {', '.join(_WRITERS)} have"
         )
     if not (run / "result.json").exists():
-        raise UserError(f"`run` {run}: is not finished; continue it with jaxalign resume {run}")
+        how = "the command that began it" if command == "sweep" else f"jaxalign resume {run}"
+        raise UserError(f"`run` {run}: is not finished; continue it with {how}")
     result = read_object(run / "result.json")
     try:
         return _WRITERS[command](result, run)
@@ -84,4 +88,5 @@ _WRITERS: dict[str, Callable[[Mapping[str, Any], Path], tuple[Path, Path]]] = {
     "culturespa": _culturespa,
     "ask": _ask,
     "cultural-bench": cultural_bench_report,
+    "sweep": sweep_report,
 }

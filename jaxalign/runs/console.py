@@ -508,6 +508,7 @@ def print_table(
         names: Number of columns at the left that name a row.
     """
     import rich.box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -525,10 +526,14 @@ def print_table(
         # Text, not str: names and paths may hold [brackets], which would be read as markup.
         caption = Text(visible(title)) if k == 0 else None
         table = Table(title=caption, title_justify="left", box=rich.box.SIMPLE_HEAD)
-        for i in part:
+        texts = [[visible(columns[i]), *(row[i] for row in cells)] for i in part]
+        wanted = [max(map(cell_len, column)) for column in texts]
+        room = console.width - 3 * len(part) - 1
+        fitted = _fitted([widths[i] for i in part], wanted, room)
+        for i, width in zip(part, fitted, strict=True):
             numbers = all(isinstance(row[i], int | float | None) for row in rows)
             justify = "right" if numbers and rows else "left"
-            table.add_column(Text(visible(columns[i])), justify=justify, min_width=widths[i])
+            table.add_column(Text(visible(columns[i])), justify=justify, width=width)
         for row in cells:
             table.add_row(*(Text(row[i]) for i in part))
         console.print(table)
@@ -539,6 +544,23 @@ def _least_width(name: str, cells: Sequence[str]) -> int:
     pieces = [name.split(), *([cell] if len(cell) <= _UNBROKEN else cell.split() for cell in cells)]
     longest = max((len(piece) for words in pieces for piece in words), default=0)
     return min(longest, _UNBROKEN)
+
+
+def _fitted(least: Sequence[int], wanted: Sequence[int], room: int) -> list[int]:
+    """Return the widths of columns: what they want, or what they need and a share of the rest.
+
+    rich would cut off the last column of a table in which others could still be broken into lines.
+
+    >>> _fitted([4, 7, 5], [4, 20, 12], 24)
+    [4, 15, 5]
+    """
+    if min(room, sum(wanted)) < sum(least):  # a single column may be wider than the terminal
+        return list(least)
+    widths, rest = list(least), room - sum(least)
+    for i, most in enumerate(wanted):
+        more = min(rest, max(most - widths[i], 0))
+        widths[i], rest = widths[i] + more, rest - more
+    return widths
 
 
 def _parts(widths: Sequence[int], most: int, names: int = 1) -> list[list[int]]:

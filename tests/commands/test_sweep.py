@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 
 import jaxalign.commands.sweep.command as module
 import jaxalign.runs.run
+from jaxalign.commands.report import write_report_of
+from jaxalign.commands.reports.sweep_words import ranking_words
 from jaxalign.commands.soft_prompt import tune_prompts
 from jaxalign.commands.sweep import group as sweep_group
 from jaxalign.commands.sweep.command import (
@@ -33,6 +35,7 @@ from jaxalign.commands.sweep.command import (
 from jaxalign.commands.sweep.file import Sweep, read_sweep
 from jaxalign.commands.sweep.picture import write_plot
 from jaxalign.commands.sweep.plan import Batch, Cell, make_batches, make_plan, model_names
+from jaxalign.commands.sweep.ranking import make_rankings
 from jaxalign.commands.sweep.result import make_result
 from jaxalign.commands.sweep.status import show_status
 from jaxalign.commands.sweep.tables import show_result
@@ -371,6 +374,7 @@ def programs_once(monkeypatch):
 
     monkeypatch.setattr(module, "make_search", make)
     monkeypatch.setattr(module, "write_plot", lambda path, result: path.write_bytes(b"plot"))
+    monkeypatch.setattr(module, "sweep_report", lambda result, out: None)
 
 
 @pytest.mark.long
@@ -429,8 +433,16 @@ def test_a_finished_sweep_loads_no_model(file, unbroken, tmp_path, monkeypatch):
     out = shutil.copytree(unbroken, tmp_path / "copy")
     monkeypatch.setattr(module, "load_model", None)
     (out / "result.json").unlink()
+    pages = ("report.md", "report.html", "figures/losses.png")
+    shown = {page: (out / page).read_bytes() for page in pages}
+    assert b"no other strategy has as many evaluations" in shown["report.md"]
+    shutil.rmtree(out / "figures")
     run(file, out, save_prompts=True)
     assert outcome(out) == outcome(unbroken)
+    assert {page: (out / page).read_bytes() for page in pages} == shown
+    (out / "report.html").unlink()
+    assert write_report_of(out) == (out / "report.md", out / "report.html")
+    assert (out / "report.html").read_bytes() == shown["report.html"]
 
 
 @pytest.mark.long
@@ -589,7 +601,11 @@ def made_up(country, seed, loss, strategy="de", held_out=(0.5, 0.9, None)) -> di
         "untuned": reversed_,
         "held_out": held_out and list(held_out),
         "candidates": 10,
+        "valid_mass": 0.9,
     }
+
+
+ALGORITHMS = {name: name for name in ("de", "es", "DifferentialEvolution")} | {"snes": "SNES"}
 
 
 def test_the_result_by_hand(tmp_path, capsys):
@@ -611,7 +627,7 @@ def test_the_result_by_hand(tmp_path, capsys):
             "validity": {"passes": False, "sentence": "Personas do not follow people, r = -0.10."},
         }
     }
-    result = make_result(rows, config, programs)
+    result = make_result(rows, config, programs, ALGORITHMS)
     first, second = result["groups"]
     assert result["presentations"] == {"tuned": ["A"], "untuned": ["B"]}
     spread = dict(first["expected"])
@@ -645,7 +661,8 @@ def test_the_result_by_hand(tmp_path, capsys):
     assert "m: C: PDI 54.0, MAS 31.5 (least squares on DEU). Losses without a model: ans" in said
     assert "Held-out scores without one: uniform answer 0.400" in said
     assert "m: C is not on record" in said
-    assert said.startswith("m: Validity gate: not passed. Personas do not follow people, r = −0.10")
+    assert said.startswith("Warning: few data. The held-out survey has 3 items.")
+    assert "\nm: Validity gate: not passed. Personas do not follow people, r = −0.10" in said
     assert "0.10. Its held-out scores and their differences say nothing.\n" in said
     assert "m: Validity gate: not made." in said
     assert (second["expected"]["mean"], second["expected"]["failed"]) == (None, 1)
@@ -656,7 +673,7 @@ def test_the_result_by_hand(tmp_path, capsys):
 
 def test_the_table_has_room_for_the_default_strategys_name(capsys):
     rows = [made_up("USA", 0, 123.4, "DifferentialEvolution") | {"model": "pocket"}]
-    show_result(make_result(rows, Settings(), {}))
+    show_result(make_result(rows, Settings(), {}, ALGORITHMS))
     assert "DifferentialEvolution" in capsys.readouterr().out
 
 
@@ -664,7 +681,7 @@ def test_the_table_and_the_picture_are_in_the_reading_that_was_tuned(tmp_path, c
     rows = [made_up("USA", seed, 100.0 + 50 * seed) for seed in (0, 1)]
     pictures = []
     for reading in ("expected", "most_likely"):
-        result = make_result(rows, Settings(reading=reading), {})
+        result = make_result(rows, Settings(reading=reading), {}, ALGORITHMS)
         show_result(result)
         write_plot(tmp_path / "sweep.png", result)
         pictures.append((tmp_path / "sweep.png").read_bytes())
@@ -678,6 +695,52 @@ def test_the_table_and_the_picture_are_in_the_reading_that_was_tuned(tmp_path, c
     first = ["125.0", "-192.7", "442.7", "125.0", "125.0", "125.0", "225.0", "225.0", "2.0"]
     assert numbers[0] == first
     assert numbers[1] == ["2.0", "2.0", "2.0", "2.0", "2.0", "2.0", "4.0", "4.0", "125.0"]
+
+
+def test_a_ranking_pairs_cells_at_equal_evaluations_and_says_who_is_told_apart():
+    """By hand: the differences of three seeds, averaged over countries, are 10, 12 and 14."""
+    rows = []
+    for seed, behind in ((0, (8.0, 12.0)), (1, (11.0, 13.0)), (2, (14.0, 14.0))):
+        for country, more in zip(("USA", "CHN"), behind, strict=True):
+            base = 20.0 * seed + (5.0 if country == "CHN" else 0.0)
+            rows += [made_up(country, seed, base, "snes"), made_up(country, seed, base + more)]
+            rows += [made_up(country, seed, base, "es")]
+            rows += [made_up(country, seed, 0.0, "DifferentialEvolution") | {"candidates": 20}]
+    ranking, other = make_rankings(rows, "expected")
+    assert [entry["strategy"] for entry in ranking["strategies"]] == ["snes", "es", "de"]
+    assert (ranking["evaluations"], ranking["prompt_length"]) == (10, 4)
+    assert (other["evaluations"], len(other["strategies"])) == (20, 1)
+    behind = ranking["strategies"][2]["behind"]
+    # Student's t with two degrees of freedom: 4.303 standard errors of 2 / sqrt(3) either way.
+    assert behind["mean"] == 12
+    assert behind["high"] - 12 == pytest.approx(4.3027 * 2 / 3**0.5, rel=1e-3)
+    assert (behind["pairs"], behind["higher"], behind["lower"]) == (6, 6, 0)
+    names = {"snes": "snes (SNES)", "de": "de", "es": "es", "DifferentialEvolution": "DE"}
+    said = ranking_words(ranking, names)
+    assert (
+        "m, 4 tokens, 10 evaluations a search: snes (SNES) has the lowest mean loss, 22.5" in said
+    )
+    assert "es ends at the identical loss in all 6 paired cells." in said
+    assert "de is behind by 12.0 (7.0 to 17.0), higher in 6 of 6 paired cells: told apart." in said
+    alone = ranking_words(other, names)
+    assert "DE has loss 0.0; no other strategy has as many evaluations" in alone
+
+
+def test_a_ranking_of_one_seed_of_failed_searches_and_of_several_lengths():
+    rows = [made_up("USA", 0, 4.0, "snes"), made_up("USA", 0, 1.0)]
+    rows += [made_up("CHN", 0, None), made_up("IND", 0, 90.0, "es")]
+    rows += [row | {"prompt_length": 8} for row in rows[:2]]
+    four, eight, all_lengths = make_rankings(rows, "expected")
+    assert (four["prompt_length"], eight["prompt_length"]) == (4, 8)
+    assert all_lengths["prompt_length"] is None
+    assert [entry["strategy"] for entry in four["strategies"]] == ["de", "snes", "es"]
+    assert four["strategies"][0]["failed"] == 1
+    names = {name: name for name in ("de", "snes", "es")}
+    said = ranking_words(four, names)
+    assert "snes is behind by 3.0, higher in 1 of 1 paired cells: one seed: cannot be told" in said
+    assert "es has no cell in common with it" in said
+    assert "m, all lengths, 10 evaluations" in ranking_words(all_lengths, names)
+    json.dumps(four, allow_nan=False)
 
 
 def test_a_cell_whose_prompt_is_damaged_is_searched_again(tmp_path, capsys):

@@ -343,6 +343,19 @@ def test_table_rounds_and_aligns() -> None:
     assert "  CHN           –   12" in lines
 
 
+def test_a_table_that_nearly_fits_is_not_cut_off() -> None:
+    """Columns that can be broken into lines make room for the last one."""
+    names = ["model", "strategy", "algorithm", "tokens"]
+    columns = [*names, "A (tuned)", "B", "C", "D", "untuned, averaged", "most likely reading"]
+    row = ["pocket", "snes", "DifferentialEvolution", 4, 121.7, 151.3, 125.9, 147.3, 137.9, 201.0]
+    file = io.StringIO()
+    print_table("Loss by presentation", columns, [row], file, names=4)
+    said = file.getvalue()
+    assert max(map(len, said.splitlines())) <= 120
+    for word in ("averaged", "most", "likely", "reading", "137.9", "201.0"):
+        assert word in said
+
+
 def test_square_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     """Topics, countries and paths of users may hold them; rich would fail on a stray [/tag]."""
     print_table("runs [/a]", ["topic [b]"], [["[bold]A[/bold]"], ["x [/tmp/m] y"]])

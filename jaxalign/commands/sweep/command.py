@@ -13,6 +13,7 @@ the bits of a sweep that was never stopped. `jaxalign.commands.sweep.file` docum
        /result.json     the tables: losses and held-out scores of each group with intervals over
                         seeds, beside the plain question and answers that need no model
        /sweep.png       the same as a picture
+       /report.html     who wins at equal evaluations and by how much, with figures; also report.md
        /prompts/        with --save-prompts, each cell's tuned prompt
        /programs.json   by group: prompts computed at a time, the attention kernel, C, the plain
                         question's answers and those that need no model
@@ -33,6 +34,7 @@ from typing import Any, ClassVar
 import tyro
 
 from jaxalign.answering.kernel_choice import KERNEL_OPTIONS
+from jaxalign.commands.reports.sweep import sweep_report
 from jaxalign.commands.sweep.file import Sweep, check_unchanged, read_sweep
 from jaxalign.commands.sweep.group import make_search, program_facts, run_batch
 from jaxalign.commands.sweep.picture import write_plot
@@ -295,10 +297,12 @@ def finish(
     rows: Sequence[dict[str, Any]],
     programs: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Write and print the table, and draw the picture, from the records alone."""
-    result = make_result(rows, described.base_config, programs)
+    """Write and print the table, the picture and the report, from the records alone."""
+    algorithms = {named.name: named.strategy.algorithm for named in described.strategies}
+    result = make_result(rows, described.base_config, programs, algorithms)
     run.write("result.json", result)
     if run.writes:
         write_plot(run.out / "sweep.png", result)
+        sweep_report(result, run.out)
     show_result(result)
-    print(f"everything is in {run.out}")
+    print(f"everything is in {run.out}; read {run.out / 'report.html'}")

@@ -40,7 +40,8 @@ def program_facts(search: Search, lm: LM) -> dict[str, Any]:
 
     That is how it is computed (the chunk, the attention kernel, the replies at a time), C, and what
     its cells are compared with: the plain question, and answers that need no model. `validity` says
-    whether the held-out survey measures anything on the model.
+    whether the held-out survey measures anything on the model; `pocket` and `simulated_held_out`
+    whether either is made up.
     """
     problem, objective, facts = search.problem, search.objective, search.facts
     return {
@@ -49,6 +50,8 @@ def program_facts(search: Search, lm: LM) -> dict[str, Any]:
         "naive": naive_records(problem, lm, objective),
         "lines": line_records(problem, objective),
         "validity": gate_record(problem, lm),
+        "pocket": problem.model.is_pocket,
+        "simulated_held_out": problem.simulated,
     }
 
 

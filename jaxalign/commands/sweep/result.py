@@ -1,10 +1,13 @@
 """The result of a sweep: a row per model, strategy and prompt length.
 
+    warnings                                     what to know before any number: kind and text
+                                                 (`jaxalign.stats.result_warnings`)
     reading                                      the reading that was tuned
     presentations.{tuned,untuned}                names
     edition, dimensions, anchor                  edition and dimensions of the published scores, and
                                                  the countries that C was fitted on
-    groups[].{model,strategy,prompt_length,cells,candidates}
+    groups[].{model,strategy,algorithm,prompt_length,cells,candidates}
+    groups[].valid_mass                          probability that a reply begins with an option
     groups[].constants                           C by dimension (null: not used)
     groups[].READING.{mean,seeds,interval,low,high,countries}; .failed
     groups[].presentations.A.READING             mean loss in one presentation, tuned on or not
@@ -16,6 +19,8 @@
     groups[].lines.{loss,held_out}.NAME          answers that need no model
     groups[].validity                            the validity gate of the model's personas on the
                                                  held-out survey (null: it has no such country)
+    rankings[]                                   who wins at equal evaluations
+                                                 (`jaxalign.commands.sweep.ranking`)
 
 READING is expected or most_likely, and sampled where replies were drawn. `mean` is the mean of the
 cells' losses under the presentations that are tuned on; `seeds` the standard deviation, over seeds,
@@ -38,6 +43,8 @@ from typing import Any
 import numpy as np
 
 from jaxalign.commands.sweep.plan import group_name
+from jaxalign.commands.sweep.ranking import make_rankings
+from jaxalign.commands.sweep.result_warnings import warnings_of
 from jaxalign.core.files import finite_or_none
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.runs import versions
@@ -49,7 +56,10 @@ Row = Mapping[str, Any]
 
 
 def make_result(
-    rows: Sequence[Row], base_config: Settings, programs: Mapping[str, Mapping[str, Any]]
+    rows: Sequence[Row],
+    base_config: Settings,
+    programs: Mapping[str, Mapping[str, Any]],
+    algorithms: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return the content of `result.json`.
 
@@ -57,6 +67,7 @@ def make_result(
         rows: The cells' records, in the order of the sweep.
         base_config: The settings that all cells share.
         programs: The content of `programs.json`, by a group's name.
+        algorithms: The algorithm of each strategy, by the strategy's name.
     """
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
@@ -69,9 +80,11 @@ def make_result(
             {
                 "model": model,
                 "strategy": strategy,
+                "algorithm": algorithms[strategy],
                 "prompt_length": length,
                 "cells": len(cells),
                 "candidates": sum(cell["candidates"] for cell in cells),
+                "valid_mass": mean(cell["valid_mass"] for cell in cells),
                 "constants": facts.get("constants"),
                 **_losses(cells),
                 **_held_out(cells, facts),
@@ -81,6 +94,7 @@ def make_result(
         )
     return finite_or_none(
         {
+            "warnings": warnings_of(rows, programs),
             "cells": len(rows),
             "reading": base_config.reading,
             "presentations": _presentations(rows, base_config),
@@ -88,6 +102,7 @@ def make_result(
             "dimensions": list(DIMENSIONS),
             "anchor": list(base_config.anchor),
             "groups": entries,
+            "rankings": make_rankings(rows, base_config.reading),
             "versions": versions(),
         }
     )

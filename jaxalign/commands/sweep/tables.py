@@ -6,19 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.commands.reports.soft_prompt_record import constants_words
+from jaxalign.commands.reports.sweep import strategy_names
+from jaxalign.commands.reports.sweep_words import ranking_words
 from jaxalign.commands.reports.validity import gate_note
+from jaxalign.commands.reports.warnings import warning_notes
 from jaxalign.methods.soft_prompt.result import reading_words
-from jaxalign.runs.console import print_abbreviations, print_table
+from jaxalign.runs.console import print_abbreviations, print_notes, print_table
 from jaxalign.stats.lines import TRIVIAL_NAMES
 
-_NAME = ("model", "strategy", "tokens")
+_NAME = ("model", "strategy", "algorithm", "tokens")
 
 
 _MOST_COLUMNS = 6  # presentations; of more, as with all orders, only averages are shown
 
 
 def show_result(result: Mapping[str, Any]) -> None:
-    """Print the tables."""
+    """Print warnings, tables, and who wins."""
+    print_notes(warning_notes(result))
     # A gate is a model's: its strategies and prompt lengths share it.
     for line in dict.fromkeys(_gate_line(group) for group in result["groups"]):
         print(line)
@@ -26,9 +30,11 @@ def show_result(result: Mapping[str, Any]) -> None:
     _show_presentations(result)
     _show_held_out(result)
     lines = dict.fromkeys(_words(result, group) for group in result["groups"])
+    names = strategy_names(result)
+    lines |= dict.fromkeys(ranking_words(ranking, names) for ranking in result["rankings"])
     for line in lines:
         print(line)
-    print_abbreviations([*(group["strategy"] for group in result["groups"]), *lines])
+    print_abbreviations([*names.values(), *lines])
 
 
 def _show_losses(result: Mapping[str, Any]) -> None:
@@ -125,7 +131,7 @@ def _gate_line(group: Mapping[str, Any]) -> str:
 
 
 def _name(group: Mapping[str, Any]) -> list[Any]:
-    return [group["model"], group["strategy"], group["prompt_length"]]
+    return [group["model"], group["strategy"], group["algorithm"], group["prompt_length"]]
 
 
 def _words(result: Mapping[str, Any], group: Mapping[str, Any]) -> str:
