@@ -16,7 +16,7 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -320,9 +320,17 @@ class MetricsFile:
         lines = self.path.read_bytes().splitlines(keepends=True)
         ordered = sorted(lines, key=lambda line: key(json.loads(line)))
         if ordered != lines:
-            self._sums.unlink(missing_ok=True)  # none are better than those of another order
-            write_atomically(self.path, b"".join(ordered))
-            write_atomically(self._sums, b"".join(map(_sum, ordered)))
+            self._replace_lines(ordered)
+
+    def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write these rows in place of all that are there."""
+        texts = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
+        self._replace_lines([text.encode() + b"\n" for text in texts])
+
+    def _replace_lines(self, lines: Sequence[bytes]) -> None:
+        self._sums.unlink(missing_ok=True)  # none are better than those of other lines
+        write_atomically(self.path, b"".join(lines))
+        write_atomically(self._sums, b"".join(map(_sum, lines)))
 
     def _check_reaches(self, found: int | None, last: int) -> None:
         """Raise UserError where rows up to step `last` are needed and the last there is before."""

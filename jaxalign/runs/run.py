@@ -40,6 +40,7 @@ FORMAT = "jaxalign run 1"
 CONFIG = "config.json"
 _LOCK = ".lock"
 _LOGS = "logs"
+_OF_SHARDS = ("shards", "prompts")
 _VERDICTS = ("refused", "new", "resumed")
 
 
@@ -308,10 +309,12 @@ def _config_fields(out: Path) -> dict[str, Any] | None:
 def _may_precede_config(name: str) -> bool:
     """Whether a file may be there before `config.json` is.
 
-    The lock and a half-written file may be left by a kill, and a launcher keeps the output of its
-    processes in the folder of logs.
+    The lock and a half-written file may be left by a kill, a launcher keeps the output of its
+    processes in the folder of logs, and the shards of a sweep come before their table.
     """
-    return name in (_LOCK, _LOGS) or (name.startswith(f".{CONFIG}.") and name.endswith(".tmp"))
+    return name in (_LOCK, _LOGS, *_OF_SHARDS) or (
+        name.startswith(f".{CONFIG}.") and name.endswith(".tmp")
+    )
 
 
 def _version_notes(then: Mapping[str, str]) -> tuple[str, ...]:

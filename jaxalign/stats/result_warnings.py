@@ -21,6 +21,7 @@ from jaxalign.stats.presentations import THROUGHOUT, ConstantAnswers
 
 Kind = Literal[
     "limited",
+    "missing",
     "simulated",
     "toy_guard",
     "no_option",

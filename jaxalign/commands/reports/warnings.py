@@ -9,6 +9,7 @@ from jaxalign.report.document import Note
 
 _LEADS = {
     "limited": "A quick look.",
+    "missing": "Not all of it.",
     "simulated": "Simulated.",
     "toy_guard": "Warning: a guard of toy tasks.",
     "no_option": "Warning: replies that name no option.",

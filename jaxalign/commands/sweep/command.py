@@ -3,6 +3,12 @@
     python -m experiments.sweep experiments/sweep/example.toml --out runs/example
     python -m experiments.sweep experiments/sweep/example.toml --out runs/example --status
 
+In parts, on any machines that share a directory (see `jaxalign.commands.sweep.shards`):
+
+    python -m experiments.sweep experiments/sweep/example.toml --out runs/example --shard 1/2
+    python -m experiments.sweep experiments/sweep/example.toml --out runs/example --shard 2/2
+    python -m experiments.sweep experiments/sweep/example.toml --out runs/example --collect
+
 Every cell is one search of `experiments.soft_prompt`, without the baselines. Cells that share a
 compiled program (one model, strategy and prompt length) run side by side in it; the rest wait. Stop
 a sweep whenever you like: the same command continues it, repeats no finished cell, and ends with
@@ -27,24 +33,34 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import tyro
 
-from jaxalign.answering.kernel_choice import KERNEL_OPTIONS
 from jaxalign.commands.reports.sweep import sweep_report
 from jaxalign.commands.sweep.file import Sweep, check_unchanged, read_sweep
 from jaxalign.commands.sweep.group import make_search, program_facts, run_batch
 from jaxalign.commands.sweep.picture import write_plot
 from jaxalign.commands.sweep.plan import Batch, Cell, Group, make_plan, show_plan
+from jaxalign.commands.sweep.programs import PROGRAMS, read_programs
 from jaxalign.commands.sweep.result import make_result
+from jaxalign.commands.sweep.shards import (
+    Shard,
+    check_shards,
+    collect_shards,
+    listed,
+    recorded_shards,
+    shard_facts,
+    show_shards,
+    take_shard,
+)
 from jaxalign.commands.sweep.status import CELLS, StatusBoard, show_status
 from jaxalign.commands.sweep.tables import show_result
 from jaxalign.core.errors import UserError
-from jaxalign.core.json_text import parse_json
-from jaxalign.core.seals import change, check_sealed, sealed
+from jaxalign.core.seals import change, sealed
 from jaxalign.lm.model import LM, load_model
 from jaxalign.methods.soft_prompt.problem import recorded_start
 from jaxalign.methods.soft_prompt.prompt import SoftPrompt
@@ -53,6 +69,7 @@ from jaxalign.methods.soft_prompt.settings import pocket_defaults
 from jaxalign.runs import MetricsFile, Run, check_run
 from jaxalign.runs.console import progress_bars
 from jaxalign.runtime.mappings import forget_programs_near_limit
+from jaxalign.stats.result_warnings import ResultWarning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +82,12 @@ class SweepSettings:
     """The sweep file (TOML), such as experiments/sweep/example.toml."""
     out: Path | None = None
     """Directory of the sweep; default: runs/sweep-<name of the file>."""
+    shard: str | None = None
+    """The part of the sweep to run, such as 2/5: the second of five parts of equal cost, which need
+    no contact. Any machines may run them, into the same directory."""
+    collect: bool = False
+    """Whether to make the table from what the shards in --out have done; needs no model, and names
+    what is missing."""
     status: bool = False
     """Whether to print only how far the sweep in --out has come; needs no device and disturbs
     nothing."""
@@ -78,10 +101,6 @@ class SweepSettings:
     """Whether to show plans, meshes, kernels and memory too; the run's notes.log has them."""
 
 
-PROGRAMS = "programs.json"
-_ANEW = (
-    "delete it to choose anew (cells to come may differ in their last bits), or give another `out`"
-)
 _RECORD_BYTES = 8192  # of a cell
 
 
@@ -89,13 +108,14 @@ class Records:
     """The finished cells, one line each, with one writer; a torn last line is dropped."""
 
     def __init__(self, run: Run, cells: Sequence[Cell]) -> None:
-        """Read the cells that are recorded; UserError if one is not of this sweep."""
+        """Read the cells that are recorded; UserError if one is not of this sweep, or this part."""
         self._file, self._writes = MetricsFile(run.out / CELLS, "cell"), run.writes
+        ids = {cell.number: cell.id for cell in cells}
         if run.writes:
-            self._file.rewind(len(cells))
+            self._file.rewind(sys.maxsize)
         self.rows: dict[int, dict[str, Any]] = {}
         for row in self._file.read():
-            if row["cell"] >= len(cells) or row.get("id") != cells[row["cell"]].id:
+            if ids.get(row["cell"]) != row.get("id", ""):
                 raise UserError(f"{self._file.path}: cell {row['cell']} is not of this sweep")
             self.rows[row["cell"]] = row
 
@@ -112,30 +132,74 @@ class Records:
 
 
 def sweep(settings: SweepSettings) -> None:
-    """Run or continue a sweep, or print its status; see the module's docstring."""
+    """Run or continue a sweep or a part of it, collect parts, or print the status.
+
+    See the module's docstring.
+    """
     out = settings.out or Path("runs") / f"sweep-{settings.file.stem}"
+    shard = Shard.parse(settings.shard) if settings.shard else None
+    if settings.collect and (shard or settings.status):
+        raise UserError("`collect` makes a table of all shards; give neither `shard` nor `status`")
+    folder = shard.folder(out) if shard else out
     if settings.status:
-        return show_status(out)
+        return show_shards(out) if recorded_shards(folder) else show_status(folder)
     described = read_sweep(settings.file)
-    check_unchanged(settings.file, out, described)
-    recorded = check_run(out, described, resume=True)
+    if settings.collect:
+        return collect(settings.file, out, described)
+    shared = check_shards(settings.file, out, described, shard)
+    check_unchanged(settings.file, folder, described)
+    recorded = check_run(folder, described, resume=True)
     try:
-        groups = make_plan(described, settings.cells_per_program, recorded)
+        groups = make_plan(described, settings.cells_per_program, recorded or shared)
     except UserError as error:  # from a value of the file
         raise UserError(f"{settings.file}: {error}") from None
+    known = facts(groups)
+    if shard:
+        groups = take_shard(groups, shard, settings.cells_per_program, described)
+        known |= shard_facts([cell for group in groups for cell in group.cells])
     written = written_bytes(groups, settings.save_prompts)
-    with Run.create(out, described, facts(groups), resume=True, writes_bytes=written) as run:
+    with Run.create(folder, described, known, resume=True, writes_bytes=written) as run:
         for note in run.notes:
             print(note)
-        cells = [cell for group in groups for batch in group.batches for cell in batch.cells]
+        cells = [cell for group in groups for cell in group.cells]
         records = Records(run, cells)
         show_plan(groups, records.rows)
         real = [group.problem.settings for group in groups if not group.problem.model.is_pocket]
         for note in filter(None, dict.fromkeys(map(pocket_defaults, real))):
             print(note)
-        print(f"results go to {out}; stop at any time, the same command continues the sweep")
-        programs = run_groups(settings, run, groups, records)
-        finish(run, described, [records.rows[cell.number] for cell in cells], programs)
+        print(f"results go to {folder}; stop at any time, the same command continues the sweep")
+        programs = run_groups(settings, run, groups, records, out)
+        if shard:
+            print(f"shard {shard}: all {len(cells)} cells are done; when all shards are:")
+            print(f"  jaxalign sweep {settings.file} --out {out} --collect")
+        else:
+            finish(run, described, [records.rows[cell.number] for cell in cells], programs)
+
+
+def collect(file: Path, out: Path, described: Sweep) -> None:
+    """Write and print the table of all shards' cells.
+
+    Raises:
+        UserError: As `collect_shards` does; and, once the table of the others is written, where
+            cells are missing.
+    """
+    found = collect_shards(file, out, described)
+    for note in found.notes:
+        print(f"note: {note}")
+    missing = [cell.id for cell in found.missing]
+    total = len(found.rows) + len(missing)
+    left = f"{len(missing)} of {total} cells are missing: {'; '.join(found.reasons)}"
+    if not found.rows:
+        raise UserError(left)
+    check_run(out, described, resume=True)
+    with Run.create(out, described, found.facts, resume=True) as run:
+        if run.writes:
+            MetricsFile(run.out / CELLS, "cell").replace(found.rows)
+            with sealed(run.out / PROGRAMS):
+                run.write(PROGRAMS, found.programs)
+        finish(run, described, found.rows, found.programs, missing)
+    if missing:
+        raise UserError(f"{left}. The table is of the others; the missing are {listed(missing)}")
 
 
 def facts(groups: Sequence[Group]) -> dict[str, Any]:
@@ -161,8 +225,7 @@ def written_bytes(groups: Sequence[Group], save_prompts: bool) -> float:
     kept, largest = 0.0, 0.0
     for group in groups:
         width = group.problem.model.config.hidden_size
-        cells = sum(len(batch.cells) for batch in group.batches)
-        kept += cells * (_RECORD_BYTES + save_prompts * 4 * group.length * width)
+        kept += len(group.cells) * (_RECORD_BYTES + save_prompts * 4 * group.length * width)
         vectors = max(len(batch.entries) for batch in group.batches)
         vectors *= group.strategy.strategy.population
         dims = group.problem.settings.prompt.dims(width)
@@ -172,27 +235,27 @@ def written_bytes(groups: Sequence[Group], save_prompts: bool) -> float:
 
 
 def run_groups(
-    settings: SweepSettings, run: Run, groups: Sequence[Group], records: Records
+    settings: SweepSettings, run: Run, groups: Sequence[Group], records: Records, out: Path
 ) -> dict[str, dict[str, Any]]:
     """Run every batch that has unfinished cells, group by group; return `programs.json`.
 
-    Groups of one model follow each other, so that it is loaded once.
+    Groups of one model follow each other, so that it is loaded once. Prompts go to the directory
+    `out` of the whole sweep.
     """
-    queue = [(g, [b for b in g.batches if is_unfinished(run.out, b, records)]) for g in groups]
+    queue = [(g, [b for b in g.batches if is_unfinished(out, b, records)]) for g in groups]
     queue = [(group, batches) for group, batches in queue if batches]
     gflop = sum(g.gflop(len(b.entries)) for g, batches in queue for b in batches)
-    cells = sum(len(batch.cells) for group in groups for batch in group.batches)
-    mesh, loaded, lm, programs = None, None, None, read_programs(run)
+    cells = sum(len(group.cells) for group in groups)
+    mesh, loaded, lm, programs = None, None, None, read_programs(run.out) if run.resumed else {}
     with progress_bars(settings.quiet, every_seconds=10) as on_progress:
         board = StatusBoard(run, cells, gflop, on_progress)
         for group, batches in queue:
             if loaded != group.model:
                 lm = search = None  # let go of one model before the next
-                candidates = len(group.batches[0].entries) * group.strategy.strategy.population
+                candidates = group.cells_per_batch * group.strategy.strategy.population
                 mesh = choose_search_mesh(group.problem, candidates, f"{group.model}: ")
-            searches = sum(len(batch.cells) for batch in group.batches)
             recorded = programs.get(group.name, {})
-            execution = choose_execution(group.problem, mesh, recorded, searches)
+            execution = choose_execution(group.problem, mesh, recorded, group.searches)
             if loaded != group.model:
                 lm, loaded = load_model(group.problem.model, mesh=mesh), group.model
             forget_programs_near_limit()  # of the groups before
@@ -202,7 +265,7 @@ def run_groups(
                 with sealed(run.out / PROGRAMS):
                     run.write(PROGRAMS, programs)
             for batch in batches:
-                run_one(settings, run, search, lm, group, batch, records, board)
+                run_one(settings, run, search, lm, group, batch, records, board, out)
     if run.writes:
         shutil.rmtree(run.out / "checkpoints", ignore_errors=True)
     board.finish()
@@ -224,30 +287,6 @@ def is_unfinished(out: Path, batch: Batch, records: Records) -> bool:
     return any(cell.number not in records.rows for cell in batch.cells)
 
 
-def read_programs(run: Run) -> dict[str, dict[str, Any]]:
-    """Return what `programs.json` records, by group; {} for a new sweep.
-
-    A continued sweep keeps the chunk and the kernel, because the last bits depend on them, although
-    what fits or is fastest may have changed since it began.
-    """
-    path = run.out / PROGRAMS
-    if not run.resumed:
-        return {}
-    check_sealed(path, _ANEW)
-    if not path.exists():
-        return {}
-    try:
-        programs = parse_json(path.read_text("utf-8"))
-        if all(
-            type(program["chunk"]) is int and program["attention"] in KERNEL_OPTIONS
-            for program in programs.values()
-        ):
-            return programs
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise UserError(f"{path}: not written by a sweep; {_ANEW}")
-
-
 def run_one(
     settings: SweepSettings,
     run: Run,
@@ -257,6 +296,7 @@ def run_one(
     batch: Batch,
     records: Records,
     board: StatusBoard,
+    out: Path,
 ) -> None:
     """Run one batch from where it was, and record its cells.
 
@@ -282,7 +322,7 @@ def run_one(
                 model=group.problem.model.name,
                 model_sha256=group.problem.model.sha256,
             )
-            path = prompt_file(run.out, cell)
+            path = prompt_file(out, cell)
             with sealed(path):
                 prompt.save(path)
     records.add([record for record, _ in results])
@@ -296,10 +336,24 @@ def finish(
     described: Sweep,
     rows: Sequence[dict[str, Any]],
     programs: Mapping[str, Mapping[str, Any]],
+    missing: Sequence[str] = (),
 ) -> None:
-    """Write and print the table, the picture and the report, from the records alone."""
+    """Write and print the table, the picture and the report, from the records alone.
+
+    Args:
+        run: The sweep's run.
+        described: What the file describes.
+        rows: The records of the cells, in the order of the sweep.
+        programs: The content of `programs.json`.
+        missing: Cells that no shard has run yet.
+    """
     algorithms = {named.name: named.strategy.algorithm for named in described.strategies}
     result = make_result(rows, described.base_config, programs, algorithms)
+    if missing:
+        total = len(rows) + len(missing)
+        said = f"{len(missing)} of {total} cells are missing; this is of the others."
+        result["warnings"].insert(0, ResultWarning("missing", said).record())
+        result |= {"missing": list(missing)}
     run.write("result.json", result)
     if run.writes:
         write_plot(run.out / "sweep.png", result)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -69,6 +69,19 @@ class Group:
     length: int
     problem: Problem
     batches: tuple[Batch, ...]
+    searches: int  # cells of the whole sweep; the batches of a shard hold some of them
+    cells_per_batch: int  # of the whole sweep
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells of all batches."""
+        return [cell for batch in self.batches for cell in batch.cells]
+
+    @property
+    def flops_per_cell(self) -> int:
+        """Matrix-product operations of one search: what a cell costs, on whatever machine."""
+        each = candidate_flops(self.problem.model.config, self.problem.layout).total
+        return int(each) * self.candidates_per_cell
 
     @property
     def candidates_per_cell(self) -> int:
@@ -88,8 +101,7 @@ class Group:
             generations: How many generations of each are counted; default: all.
         """
         fraction = 1 if generations is None else (generations + 1) / (self.generations + 1)
-        each = candidate_flops(self.problem.model.config, self.problem.layout).total / 1e9
-        return each * self.candidates_per_cell * cells * fraction
+        return self.flops_per_cell / 1e9 * cells * fraction
 
 
 def make_plan(
@@ -111,21 +123,38 @@ def make_plan(
     if cells_per_program < 1:
         raise UserError(f"`cells_per_program` {cells_per_program} must be at least 1")
     file_names(sweep.countries)
-    names = model_names(sweep.models)
-    entries = [(country, seed) for seed in sweep.seeds for country in sweep.countries]
-    groups, numbers = [], itertools.count()
+    names, groups = model_names(sweep.models), []
     opened: dict[str, ModelFiles] = {}  # each model is read, and its weights hashed, once
-    axes = itertools.product(sweep.models, sweep.strategies, sweep.prompt_lengths)
-    for model, strategy, length in axes:
+    for (model, strategy, length), cells in zip(_axes(sweep), make_cells(sweep), strict=True):
         name = group_name(names[model], strategy.name, length)
         revision = recorded.get(f"{names[model]}.model_revision")
         settings = sweep.settings(model, strategy.strategy, length)
         problem = read_problem(settings, opened.get(model), revision=revision)
         opened[model] = problem.model
-        cells = [Cell(next(numbers), name, *entry) for entry in entries]
         batches = make_batches(name, cells, cells_per_program, sweep)
-        groups.append(Group(name, names[model], strategy, length, problem, batches))
+        size = len(batches[0].entries)
+        groups.append(
+            Group(name, names[model], strategy, length, problem, batches, len(cells), size)
+        )
     return tuple(groups)
+
+
+def make_cells(sweep: Sweep) -> list[list[Cell]]:
+    """Return the cells of each group, in the order of the file. Reads no model."""
+    names, numbers = model_names(sweep.models), itertools.count()
+    entries = [(country, seed) for seed in sweep.seeds for country in sweep.countries]
+    return [
+        [
+            Cell(next(numbers), group_name(names[model], strategy.name, length), *entry)
+            for entry in entries
+        ]
+        for model, strategy, length in _axes(sweep)
+    ]
+
+
+def _axes(sweep: Sweep) -> Iterator[tuple[str, NamedStrategy, int]]:
+    """Return model, strategy and prompt length of each group."""
+    return itertools.product(sweep.models, sweep.strategies, sweep.prompt_lengths)
 
 
 def group_name(model: str, strategy: str, length: int) -> str:
@@ -174,7 +203,7 @@ def show_plan(groups: Sequence[Group], finished: Collection[int]) -> None:
     """Print the table of groups that a sweep begins with, and its sums."""
     rows = []
     for group in groups:
-        cells = [cell for batch in group.batches for cell in batch.cells]
+        cells = group.cells
         left = sum(cell.number not in finished for cell in cells)
         searches = sum(len(batch.entries) for batch in group.batches)
         rows.append(

@@ -95,8 +95,9 @@ def show_status(out: Path, last: int = 5, clock: Callable[[], float] = time.time
     print(
         f"sweep {out}: {done} of {status['cells']} cells done, {running} running, {queued} queued"
     )
-    if (out / "result.json").exists() and done == status["cells"]:
-        print(f"finished; see {out / 'result.json'}")
+    if done == status["cells"] and not running:
+        at = f"; see {out / 'result.json'}" if (out / "result.json").exists() else ""
+        print(f"finished{at}")
     else:
         if running:
             print(f"  {status['batch']}, generation {status['generation']}/{status['generations']}")
@@ -104,7 +105,7 @@ def show_status(out: Path, last: int = 5, clock: Callable[[], float] = time.time
         left = "not known yet" if left is None else duration(max(0.0, left - age))
         print(f"  time left {left}; last updated {duration(age)} ago")
     reading = recorded_run(out)[1]["base_config.reading"]
-    for row in rows[-last:]:
+    for row in rows[len(rows) - min(last, len(rows)) :]:
         print(f"  {row['id']}  loss {_number(row['loss'][reading])}")
 
 
