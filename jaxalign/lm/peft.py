@@ -32,7 +32,7 @@ from jaxalign.lm.peft_config import Adapted, adapted_layers
 from jaxalign.lm.safetensors_io import check_not_pointer
 from jaxalign.lm.weights import Weight, block_weights
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 _FLOATS = ("F32", "F16", "BF16")
 
 _METADATA = "jaxalign_soft_prompt"  # metadata key of our own files; its value is one JSON object
@@ -334,7 +334,7 @@ def _write_folder(
 ) -> None:
     """Write weights, README and config; a folder with a config is complete at any time."""
     (folder / CONFIG).unlink(missing_ok=True)
-    write_text(folder / "README.md", card)
+    write_text(folder / CARD, card)
     write_atomically(folder / WEIGHTS, save(dict(tensors), metadata={"format": "pt"}))
     write_text(folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
 

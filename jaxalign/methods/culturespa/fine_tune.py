@@ -30,7 +30,7 @@ from jaxalign.core.progress import Progress
 from jaxalign.core.seals import change, check_sealed, sealed
 from jaxalign.lm.lora import Adapter
 from jaxalign.lm.model import ModelFiles
-from jaxalign.lm.peft import CONFIG, WEIGHTS
+from jaxalign.lm.peft import CARD, CONFIG, WEIGHTS
 from jaxalign.methods.culturespa.answer import BASE, ask, in_styles
 from jaxalign.methods.culturespa.dataset import TrainingTokens, training_tokens
 from jaxalign.methods.culturespa.inputs import Experiment, seed_folder
@@ -48,7 +48,7 @@ from jaxalign.training.trainer import HeldOutLoss, Trainer, fit
 ModelName = tuple[int, str]  # the seed, and "joint", "cct", "rds", "cds" or "specific-USA"
 Program = Literal["shared", "specific"]
 
-_ADAPTER_FILES = (WEIGHTS, CONFIG)  # the second is written last
+_ADAPTER_FILES = (CARD, WEIGHTS, CONFIG)  # the last one is written last
 _SPECIFIC = "specific-"
 _SET_ASIDE = "set_aside.json"
 _NAMED = 5  # models that a message names

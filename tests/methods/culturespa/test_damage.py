@@ -15,7 +15,7 @@ STEPS = {
     "questions": (_has_written, ("written.json", "questions.json"), "again from the replies"),
     "adapter": (
         _is_whole,
-        ("adapter_model.safetensors", "adapter_config.json"),
+        ("README.md", "adapter_model.safetensors", "adapter_config.json"),
         "again from the last checkpoint",
     ),
 }

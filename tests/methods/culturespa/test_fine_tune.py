@@ -19,6 +19,7 @@ NAMES = [(0, "joint"), (0, "cct"), (1, "joint")]
 class SavedAdapter:
     def save_peft(self, folder: Path) -> None:
         folder.mkdir(parents=True)
+        (folder / "README.md").write_text("what it is")
         (folder / "adapter_model.safetensors").write_bytes(b"weights")
         (folder / "adapter_config.json").write_text("{}")
 
