@@ -64,7 +64,13 @@ def main() -> int:
     print(f"{time.process_time() - began:.0f} CPU seconds, without those of killed processes")
     print(table([*earlier, *found]))
     if settings.report:
-        command = "python -m tests.chaos --minutes 15 --record runs/chaos.jsonl --report"
+        limits = [
+            f"--{name} {value:g}"
+            for name in ("minutes", "trials")
+            if (value := getattr(settings, name)) is not None
+        ]
+        words = ["python -m tests.chaos", *limits, "--record runs/chaos.jsonl --report"]
+        command = " ".join(words)
         write_page([*earlier, *found], command)
         print(f"{PAGE} is written")
     lost = [trial for trial in found if trial.verdict == LOST]
