@@ -279,6 +279,7 @@ def example_result(
             "penalty": 0.0,
             "gradient_rate": 0.05,
         },
+        "sources": {"generations": "the user"},
         "facts": {"gradient_steps": 100},
         "versions": {"jaxalign": "0"},
     }
