@@ -148,7 +148,7 @@ def test_a_page_of_the_first_paper_links_what_was_measured_and_names_what_was_no
 def test_a_page_of_the_second_paper_takes_values_from_runs_and_their_studies(
     tmp_path: Path,
 ) -> None:
-    settings = CultureSPASettings(countries=("USA", "CHN"), seeds=1, per_topic=2)
+    settings = CultureSPASettings(countries=("USA", "CHN", "NLD"), seeds=1, per_topic=2)
     run = finished(tmp_path / "one", settings, culturespa_result())
     correlation = {"pearson": {"mean": 0.5, "seed_interval": None}}
     (run / "matrices.json").write_text(json.dumps({"methods": {"p1": correlation}}))
@@ -167,6 +167,7 @@ def test_a_page_of_the_second_paper_takes_values_from_runs_and_their_studies(
     assert shown("countries", "p1.CHN") == (60.0, "one/result.json")
     assert shown("main", "joint") == (72.5, "one/result.json")
     assert shown("cultures", "culture.CHN")[0] == 75.0
+    assert shown("cultures", "culture.NLD")[0] == 0.0  # a country without a pair
     assert shown("selection", "crqpc")[0] == 2.5
     assert shown("selection", "rds")[0] == -1.0
     assert shown("correlations", "p1") == (0.5, "one/matrices.json")

@@ -77,7 +77,8 @@ def _selected(
 ) -> tuple[dict[str, Measured], dict[str, Measured]]:
     """Return the shares of the topics and of the countries among the selected pairs."""
     topics: Counter[str] = Counter()
-    cultures: Counter[str] = Counter()
+    # A country of which nothing was selected has a share too: none.
+    cultures = Counter(dict.fromkeys(result["settings"]["countries"], 0))
     for seed in result["selected"].values():
         for topic, row in seed["topics"].items():
             topics[_TOPICS.get(topic, topic)] += sum(row["pairs"].values())
