@@ -147,7 +147,7 @@ def _kernel_and_file(
 ) -> tuple[Kernel, str]:
     """Return the attention kernel and the name of the answers' file.
 
-    Kernels round differently, so each has a file of its own, and a job that was begun continues
+    Kernels round differently, so each has a file of its own, and a job that is resumed continues
     with its kernel, whichever is the fastest now.
     """
     kernels, _ = kernels_of(config, mesh.shape[MODEL], target_platform())
@@ -156,8 +156,8 @@ def _kernel_and_file(
     choice = choose_block_kernel(config, mesh, plan.shape)
     _log.debug(f"exact answers: {choice.describe()}")
     names = {kernel: name if kernel == "xla" else f"{name}-{kernel}" for kernel in kernels}
-    begun = [k for k in kernels if folder and (Path(folder) / f"{names[k]}.npy").exists()]
-    kernel = agreed_choice(kernels, begun[0] if begun else choice.kernel)
+    started = [k for k in kernels if folder and (Path(folder) / f"{names[k]}.npy").exists()]
+    kernel = agreed_choice(kernels, started[0] if started else choice.kernel)
     return kernel, names[kernel]
 
 

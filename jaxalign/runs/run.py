@@ -40,7 +40,8 @@ FORMAT = "jaxalign run 1"
 CONFIG = "config.json"
 _LOCK = ".lock"
 _LOGS = "logs"
-_OF_SHARDS = ("shards", "prompts")
+_SHARDS = "shards"
+_OF_SHARDS = (_SHARDS, "prompts")
 _VERDICTS = ("refused", "new", "resumed")
 
 
@@ -290,7 +291,10 @@ def _config_fields(out: Path) -> dict[str, Any] | None:
     """
     path = out / CONFIG
     if not path.exists():
-        if others := sorted(p.name for p in out.iterdir() if not _may_precede_config(p.name)):
+        names = {path.name for path in out.iterdir()}
+        # The shards of a sweep, and the prompts that they save, come before its table.
+        of_shards = set(_OF_SHARDS) if _SHARDS in names else set()
+        if others := sorted(n for n in names - of_shards if not _may_precede_config(n)):
             raise UserError(
                 f"`out` {out}: holds {others[0]!r} but no {CONFIG} of a run; give another `out`"
             )
@@ -309,12 +313,10 @@ def _config_fields(out: Path) -> dict[str, Any] | None:
 def _may_precede_config(name: str) -> bool:
     """Whether a file may be there before `config.json` is.
 
-    The lock and a half-written file may be left by a kill, a launcher keeps the output of its
-    processes in the folder of logs, and the shards of a sweep come before their table.
+    The lock and a half-written file may be left by a kill, and a launcher keeps the output of its
+    processes in the folder of logs.
     """
-    return name in (_LOCK, _LOGS, *_OF_SHARDS) or (
-        name.startswith(f".{CONFIG}.") and name.endswith(".tmp")
-    )
+    return name in (_LOCK, _LOGS) or (name.startswith(f".{CONFIG}.") and name.endswith(".tmp"))
 
 
 def _version_notes(then: Mapping[str, str]) -> tuple[str, ...]:

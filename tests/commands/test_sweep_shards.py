@@ -107,8 +107,8 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(sweep_file, tmp_path, ca
     record(sweep_file, tmp_path / "a", "2/3", done=1)
     with pytest.raises(UserError) as raised:
         collect(sweep_file, tmp_path / "a")
-    said = "3 of 6 cells are missing: 1 of the 2 cells of shard 2/3; 2 of shards that have not "
-    assert str(raised.value).startswith(said + "begun (3/3). The table is of the others; the ")
+    said = "3 of 6 cells are missing: 1 of the 2 cells of shard 2/3; 2 of shards that were never "
+    assert str(raised.value).startswith(said + "started (3/3). The table is of the others; the ")
     assert "pocket-de-m4-CHN-s1, pocket-de-m4-USA-s2, pocket-de-m4-CHN-s2" in str(raised.value)
     result = json.loads((tmp_path / "a" / "result.json").read_text())
     assert (result["cells"], len(result["missing"])) == (3, 3)
@@ -163,4 +163,4 @@ def test_the_status_is_that_of_all_shards(sweep_file, tmp_path, capsys):
     sweep(SweepSettings(sweep_file, tmp_path / "a", status=True))
     said = capsys.readouterr().out
     assert "shards/1-of-3: still loading and compiling; 2 cells done" in said
-    assert said.splitlines()[-1] == "together 3 cells; shards not begun: 2/3"
+    assert said.splitlines()[-1] == "together 3 cells; shards never started: 2/3"

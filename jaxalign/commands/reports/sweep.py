@@ -53,7 +53,7 @@ _LIMITS = (
     "algorithms, and so may the number at which each does best.",
     "Each algorithm ran with the options of the sweep file. Another choice may change the order.",
     "The best of several strategies is picked by the numbers that it is then judged by; the more "
-    "strategies, the more it owes to luck.",
+    "strategies there are, the likelier it is that chance picked it.",
 )
 
 

@@ -87,13 +87,10 @@ def _rankings(
     model: str, length: int | None, cells: Sequence[Row], reading: str
 ) -> list[dict[str, Any]]:
     """Return one ranking for each number of evaluations that strategies have in common."""
-    by_strategy: dict[str, list[Row]] = {}
-    for row in cells:
-        by_strategy.setdefault(row["strategy"], []).append(row)
     by_evaluations: dict[int, dict[str, list[Row]]] = {}
-    for strategy, own in by_strategy.items():
-        for evaluations in {row["candidates"] for row in own}:
-            by_evaluations.setdefault(evaluations, {})[strategy] = own
+    for row in cells:
+        by_strategy = by_evaluations.setdefault(row["candidates"], {})
+        by_strategy.setdefault(row["strategy"], []).append(row)
     return [
         {
             "model": model,

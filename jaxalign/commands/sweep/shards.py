@@ -59,7 +59,7 @@ class Shard:
 
 
 def recorded_shards(out: Path) -> list[Shard]:
-    """Return the parts of a sweep that have begun, in order of number and index."""
+    """Return the parts of a sweep that were started, in order of number and index."""
     found = []
     for path in (out / SHARDS).glob("*-of-*/config.json"):
         index, _, count = path.parent.name.partition("-of-")
@@ -120,7 +120,7 @@ def check_shards(file: Path, out: Path, sweep: Sweep, shard: Shard | None) -> di
         shard: The part; None for a whole sweep.
 
     Returns:
-        The facts of a part that has begun, which all parts share; {} if none has.
+        The facts of a part that was started, which all parts share; {} if none was.
 
     Raises:
         UserError: A whole sweep meets parts, or a part meets a whole one; or the file has changed
@@ -160,7 +160,7 @@ class Collected:
         programs: The content of `programs.json`, of all parts.
         facts: What all parts share: hashes of models and surveys.
         missing: The cells that are not done.
-        reasons: Why they are not, in words: the parts that have not begun or not ended.
+        reasons: Why they are not, in words: the parts that were never started, or have not ended.
         notes: Lines worth showing the user.
     """
 
@@ -283,12 +283,12 @@ def _reasons(facts: Mapping[Shard, Mapping[str, Any]], missing: Sequence[Cell]) 
             left -= own
     if left:
         absent = listed(_absent(list(facts)))
-        reasons.append(f"{len(left)} of shards that have not begun ({absent})")
+        reasons.append(f"{len(left)} of shards that were never started ({absent})")
     return reasons
 
 
 def _absent(shards: Sequence[Shard]) -> list[str]:
-    """Return the parts that have not begun, of each number of parts that some have begun with."""
+    """Return the parts that were never started, of each number of parts that is in use."""
     known = [Shard(n, i + 1) for n in sorted({s.count for s in shards}) for i in range(n)]
     return [str(shard) for shard in known if shard not in shards]
 
@@ -301,7 +301,9 @@ def show_shards(out: Path) -> None:
         show_status(shard.folder(out), last=0)
         done |= {row["cell"] for row in MetricsFile(shard.folder(out) / CELLS, "cell").read()}
     absent = _absent(shards)
-    print(f"together {len(done)} cells; shards not begun: {listed(absent) if absent else 'none'}")
+    print(
+        f"together {len(done)} cells; shards never started: {listed(absent) if absent else 'none'}"
+    )
 
 
 def listed(names: Sequence[str]) -> str:
