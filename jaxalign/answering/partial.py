@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from jaxalign.answering.blocks import Conversations
 from jaxalign.core.errors import UserError
-from jaxalign.core.files import naming, write_all, write_atomically
+from jaxalign.core.files import naming, write_all, write_array
 
 _log = logging.getLogger("jaxalign")
 
@@ -111,7 +111,7 @@ def open_partial(folder: Path | None, name: str, rows: int, width: int, dtype: A
 def _open(path: Path, empty: np.ndarray) -> np.memmap:
     if not path.exists():
         try:
-            write_atomically(path, lambda file: np.save(file, empty))
+            write_array(path, empty)
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(f"{path.parent}: {error.strerror}; give another folder") from None
     try:

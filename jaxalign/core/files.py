@@ -92,6 +92,16 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
         _replace(path, content)
 
 
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Replace `path`, a .npy file, as a whole, or leave it as it was.
+
+    numpy itself would write past Python, and its error says neither which file nor why.
+    """
+    content = io.BytesIO()
+    np.save(content, array)
+    write_atomically(path, content.getvalue())
+
+
 @contextlib.contextmanager
 def naming(path: Path | str, always: bool = True) -> Iterator[None]:
     """Give a system's error that is raised inside the block the name of the file it is about.

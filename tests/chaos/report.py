@@ -53,6 +53,20 @@ def table(trials: Sequence[Trial]) -> str:
     return "\n".join(rows)
 
 
+def lost_list(trials: Sequence[Trial]) -> str:
+    """Return a line for each trial that was lost; "" if none was."""
+    lost = [t for t in trials if t.verdict == LOST]
+    if not lost:
+        return ""
+    head = "Lost, each with the command that repeats it:"
+    lines = [f"- `--repeat {_quoted(t.fault)} {t.command} {t.seed}`" for t in lost]
+    return "\n".join([head, "", *lines, ""])
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"' if " " in name else name
+
+
 def commands_table(trials: Sequence[Trial]) -> str:
     """Return the table of commands as Markdown."""
     rows = ["| command | tried | survived | named | lost |", "|---|--:|--:|--:|--:|"]
@@ -83,6 +97,7 @@ def write_page(trials: Sequence[Trial], command: str) -> None:
     blanks = {
         "TABLE": table(trials),
         "COMMANDS": commands_table(trials),
+        "LOST": lost_list(trials),
         "DATE": days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}",
         "VERSIONS": _versions(),
         "COMMAND": command,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from jaxalign.core.files import (
     MetricsFile,
     check_new_file,
     staging_folder,
+    write_array,
     write_atomically,
     write_json,
     write_json_lines,
@@ -182,3 +185,18 @@ def test_rows_in_another_order_keep_their_checksums(tmp_path: Path) -> None:
     file.put_in_order(lambda row: row["generation"])
     file.rewind(9)
     assert [row["generation"] for row in file.read()] == [1, 2, 3]
+
+
+def test_an_array_that_cannot_be_written_is_named(tmp_path):
+    """As other files are; numpy alone would only count the numbers that it wrote."""
+    path = tmp_path / "found.npy"
+    write_array(path, np.zeros(4))
+    old, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            write_array(path, np.ones(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (old, hard))
+    assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(path))
+    assert np.load(path).tolist() == [0, 0, 0, 0]

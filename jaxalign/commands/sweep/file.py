@@ -255,7 +255,7 @@ def check_unchanged(path: Path, out: Path, sweep: Sweep) -> None:
             key = name.removeprefix("base_config.")
             raise UserError(
                 f"{path}: {key} was {then.get(name)!r} when the sweep in {out} began and is "
-                f"{now[name]!r} now; put it back, or give another `out`"
+                f"{now[name]!r} now; put back what its config.json records, or give another `out`"
             )
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import numpy as np
 from jaxalign.answering.prefix_tree import Spellings
 from jaxalign.core.errors import UserError
 from jaxalign.core.files import write_atomically, write_json
+from jaxalign.core.seals import change, sealed
 from jaxalign.lm.tokenizer import Tokenizer
 from jaxalign.methods.culturespa.select import TRAINED_UNDER, Pair, Selection
 from jaxalign.methods.culturespa.styles import Style, StylePrompts, encode_styles
@@ -39,6 +41,8 @@ from jaxalign.surveys.survey import Item
 from jaxalign.training.packing import Examples
 
 Row = dict[str, list[Message]]
+DATASET_INFO, PAIRS = "dataset_info.json", "pairs.json"
+_log = logging.getLogger("jaxalign")
 
 _TAGS = {
     "role_tag": "role",
@@ -317,7 +321,7 @@ def write_selected(
     prompts: StylePrompts,
     presentations: Sequence[str] = (PUBLISHED,),
 ) -> None:
-    """Write the training data of one seed, unless it is there already.
+    """Write the training data of one seed, unless it is there already, as it was written.
 
         folder/joint.jsonl, cct.jsonl, ...   conversations to train on
               /dataset_info.json             what LLaMA-Factory reads first
@@ -326,13 +330,19 @@ def write_selected(
 
     Lines are written as they are made. `pairs.json` is written last: it marks the step as done.
     """
-    if (folder / "pairs.json").exists():
+    rows = {method: folder / f"{method}.jsonl" for method in selected}
+    files = (*rows.values(), folder / DATASET_INFO, folder / PAIRS)
+    changed = [f"{path}: {what}; made again" for path in files if (what := change(path))]
+    for note in changed:
+        _log.info(note)
+    if (folder / PAIRS).exists() and not changed:
         return
-    for method, selection in selected.items():
-        lines = row_lines(selection, items, prompts, TRAINED_UNDER[method], presentations)
-        _write_lines(folder / f"{method}.jsonl", lines)
-    write_dataset_info(folder, {method: f"{method}.jsonl" for method in selected})
-    _write_lines(folder / "pairs.json", _pair_lines(selected))
+    with sealed(*files):
+        for method, path in rows.items():
+            style = TRAINED_UNDER[method]
+            _write_lines(path, row_lines(selected[method], items, prompts, style, presentations))
+        write_dataset_info(folder, {method: path.name for method, path in rows.items()})
+        _write_lines(folder / PAIRS, _pair_lines(selected))
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -363,7 +373,7 @@ def write_dataset_info(folder: Path, files: Mapping[str, str]) -> None:
         }
         for name, file in files.items()
     }
-    write_json(folder / "dataset_info.json", entries)
+    write_json(folder / DATASET_INFO, entries)
 
 
 def _items_of(selection: Selection, items: Sequence[Item]) -> list[Item]:

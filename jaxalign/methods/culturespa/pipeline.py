@@ -349,7 +349,8 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
     survey = to_survey(filtered.questions, f"questions after {inputs.survey.name}", source)
     fitting = _fitting(experiment, survey)
     counts = _counts(asked_for, written, filtered, len(fitting.items))
-    with sealed(folder / "written.json", folder / "questions.json"):
+    replies = [path] if (path := folder / "replies.jsonl").exists() else []
+    with sealed(*replies, folder / "written.json", folder / "questions.json"):
         write_json(folder / "written.json", counts)
         write_json(folder / "questions.json", to_json(fitting))  # last: marks the step as done
 
@@ -357,7 +358,7 @@ def _write_seed(experiment: Experiment, seed: int, on_progress: OnProgress) -> N
 def _has_written(folder: Path) -> bool:
     """Return whether a seed's questions are there, as they were written."""
     paths = folder / "written.json", folder / "questions.json"
-    for path in paths:
+    for path in (folder / "replies.jsonl", *paths):
         if (what := change(path)) is not None:
             _log.info(f"{path}: {what}; made again from the replies")
             return False

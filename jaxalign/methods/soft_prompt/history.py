@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.core.errors import UserError
-from jaxalign.core.files import write_atomically
+from jaxalign.core.files import write_array
 from jaxalign.core.seals import change, sealed
 from jaxalign.methods.soft_prompt.settings import Settings
 from jaxalign.runtime.hosts import agreed, agreed_array
@@ -61,7 +61,7 @@ class History:
         if self.writes and generation in self.generations:
             path = self._path(generation)
             with sealed(path):
-                write_atomically(path, lambda file: np.save(file, z_ExZ))
+                write_array(path, z_ExZ)
 
     def read(self, shape: tuple[int, int]) -> dict[int, np.ndarray]:
         """Return the search vectors by generation, float32 [E, Z]; without those that are lost."""

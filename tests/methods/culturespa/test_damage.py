@@ -42,3 +42,13 @@ def test_what_is_damaged_is_named_and_done_again(step: str, tmp_path: Path, capl
         path.unlink()
         assert not is_done(tmp_path)
         write_text(path, path.name)
+
+
+def test_damaged_replies_of_a_step_that_was_done_are_seen(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("replies.jsonl", "written.json", "questions.json")]
+    with sealed(*paths):
+        for path in paths:
+            write_text(path, path.name)
+    assert _has_written(tmp_path)
+    paths[0].write_text("repl")
+    assert not _has_written(tmp_path)

@@ -105,7 +105,12 @@ def test_rows_are_plain_conversations(tmp_path):
         assert all(set(m) == {"role", "content"} for m in row["messages"])
         assert row["messages"][2]["content"] == str(pair.answer)
     names = {"joint.jsonl", "dataset_info.json", "pairs.json"}
-    assert {p.name for p in (tmp_path / "data").iterdir()} == names
+    found = {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir() if p.name[0] != "."}
+    assert set(found) == names
+    for name in names:  # what is damaged is written again
+        (tmp_path / "data" / name).write_bytes(b"x" + found[name][1:])
+        write_selected(tmp_path / "data", {"joint": Selection.of(PAIRS)}, ITEMS, PROMPTS)
+        assert (tmp_path / "data" / name).read_bytes() == found[name]
     pairs = json.loads((tmp_path / "data" / "pairs.json").read_text("utf-8"))
     assert [Pair(*row) for row in pairs["joint"]] == PAIRS
 
