@@ -59,7 +59,8 @@ def lost_list(trials: Sequence[Trial]) -> str:
     if not lost:
         return ""
     head = "Lost, each with the command that repeats it:"
-    lines = [f"- `--repeat {_quoted(t.fault)} {t.command} {t.seed}`" for t in lost]
+    repeat = "python -m tests.chaos --repeat"
+    lines = [f"- `{repeat} {_quoted(t.fault)} {t.command} {t.seed}`" for t in lost]
     return "\n".join([head, "", *lines, ""])
 
 
